@@ -1,0 +1,51 @@
+//! The command line: one file per subcommand.
+
+mod serve;
+mod status;
+mod validate;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Plans a DiCO run, directs its workers and records what they report.
+#[derive(Debug, Parser)]
+#[command(name = "coordinator", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Validate(validate::Validate),
+    Status(status::Status),
+}
+
+/// Runs the program; what goes wrong is one line on stderr.
+#[must_use]
+pub fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Serve(serve) => serve.run(),
+        Command::Validate(validate) => validate.run(),
+        Command::Status(status) => status.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("coordinator: error: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,130 @@
+//! `coordinator serve`: the daemon.
+
+use std::{io::Write, net::SocketAddr, path::PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, ValueEnum};
+use runfile::RunFile;
+use tokio::{net::TcpListener, signal::unix};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    journal::Journal,
+    run::{Outcome, record::Restored},
+    service::{Service, Stop},
+};
+
+/// Serve a run until it is finished.
+///
+/// Prints one line once workers can join: `listening on grpc=ADDRESS http=ADDRESS`. On SIGTERM or SIGINT the workers save
+/// a checkpoint and leave; served again with the same state, the run goes on from there. A second signal ends the
+/// coordinator at once.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  coordinator serve --config configs/demo.yaml --listen 0.0.0.0:7070")]
+pub struct Serve {
+    /// The run file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Where workers and `coordinator status` connect (gRPC); port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
+    listen: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are served; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071")]
+    http: SocketAddr,
+    /// Folder of the journal [default: `coordinator` in the run's output].
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// How logs are written to stderr; RUST_LOG filters them (default: info).
+    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Human,
+    Json,
+}
+
+impl Serve {
+    /// Serves.
+    pub fn run(self) -> anyhow::Result<()> {
+        self.log_format.start();
+        let file = RunFile::load(&self.config)?;
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(self.serve(file))
+    }
+
+    async fn serve(self, file: RunFile) -> anyhow::Result<()> {
+        // Before anything is written: a second coordinator by mistake must not leave traces.
+        let grpc = bind(self.listen, "--listen").await?;
+        let http = bind(self.http, "--http").await?;
+        let state = self.state.unwrap_or_else(|| file.output.join("coordinator"));
+        let journal = Journal::open(&state, &file).with_context(|| format!("state {}", state.display()))?;
+        let restored = only_existing(journal.restore()?);
+        if restored.finished {
+            tracing::info!(state = %state.display(), "the run is finished already");
+        } else if restored.last_generation > 0 {
+            tracing::info!(at = %restored.committed, generation = restored.last_generation, "going on with the run");
+        }
+        let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
+        let (stop, served) = Service { file, restored, journal, grpc, http }.start();
+        tokio::spawn(signals(stop)?);
+        // Whoever started us may not care to read it.
+        _ = writeln!(std::io::stdout(), "{addresses}").and_then(|()| std::io::stdout().flush());
+        match served.await? {
+            Outcome::Finished | Outcome::Stopped => Ok(()),
+            Outcome::Failed(reason) => Err(anyhow!(reason)),
+        }
+    }
+}
+
+/// Forgets checkpoints whose folders are gone.
+fn only_existing(mut restored: Restored) -> Restored {
+    restored.checkpoints.retain(|checkpoint| {
+        let exists = checkpoint.path.is_dir();
+        if !exists {
+            tracing::warn!(path = %checkpoint.path.display(), "a checkpoint in the journal is gone");
+        }
+        exists
+    });
+    restored
+}
+
+async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            bail!("{address} is in use: stop what listens there, or choose another {option} (port 0 takes a free one)")
+        }
+        Err(error) => Err(error).with_context(|| format!("{option} {address}")),
+    }
+}
+
+/// Stops the coordinator on the first signal, and the process on the second.
+fn signals(stop: Stop) -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
+    let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
+    Ok(async move {
+        let mut signal = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        signal().await;
+        stop.stop().await;
+        signal().await;
+        // As a shell reports a process that SIGINT ended.
+        std::process::exit(130);
+    })
+}
+
+impl LogFormat {
+    fn start(self) {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+        match self {
+            Self::Human => logs.init(),
+            Self::Json => logs.json().init(),
+        }
+    }
+}

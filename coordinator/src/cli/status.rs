@@ -1,0 +1,112 @@
+//! `coordinator status`: how a run stands.
+
+use std::{fmt::Write, time::Duration};
+
+use anyhow::Context;
+use clap::Args;
+use proto::v1::{self, admin_client::AdminClient};
+use serde_json::json;
+use tonic::transport::Endpoint;
+
+/// How long the coordinator may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Show how a run stands.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  coordinator status --coordinator http://127.0.0.1:7070 --json")]
+pub struct Status {
+    /// Where the coordinator listens.
+    #[arg(long, value_name = "URL", env = "DICO_COORDINATOR", default_value = "http://127.0.0.1:7070")]
+    coordinator: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    /// Asks and prints.
+    pub fn run(self) -> anyhow::Result<()> {
+        let status = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(self.ask())?;
+        if self.json {
+            println!("{}", as_json(&status));
+        } else {
+            print!("{}", as_table(&status));
+        }
+        Ok(())
+    }
+
+    async fn ask(&self) -> anyhow::Result<v1::StatusResponse> {
+        let endpoint = Endpoint::from_shared(self.coordinator.clone()).context("--coordinator")?.timeout(TIMEOUT);
+        let channel = endpoint.connect_timeout(TIMEOUT).connect().await;
+        let channel = channel.with_context(|| format!("no coordinator answers at {}", self.coordinator))?;
+        let answer = AdminClient::new(channel).status(v1::StatusRequest {}).await;
+        Ok(answer.map_err(|status| anyhow::anyhow!("{}: {}", self.coordinator, status.message()))?.into_inner())
+    }
+}
+
+fn phase(member: &v1::Member) -> String {
+    let name = member.phase().as_str_name();
+    name.strip_prefix("PHASE_").unwrap_or(name).to_lowercase()
+}
+
+fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
+    let position = |position: &v1::Position| json!({ "stage": position.stage, "step": position.step, "generation": position.generation });
+    let member = |member: &v1::Member| {
+        json!({
+            "rank": member.rank,
+            "host": member.host,
+            "device": member.device,
+            "phase": phase(member),
+            "position": member.position.as_ref().map(position),
+            "seconds_since_heard": member.seconds_since_heard,
+        })
+    };
+    json!({
+        "run": status.run,
+        "state": status.state,
+        "reason": status.reason,
+        "generation": status.generation,
+        "stage": status.stage,
+        "stage_name": status.stage_name,
+        "step": status.step,
+        "steps": status.steps,
+        "loss": status.loss,
+        "reward": status.reward,
+        "images_per_second": status.images_per_second,
+        "members": status.members.iter().map(member).collect::<Vec<_>>(),
+    })
+}
+
+fn as_table(status: &v1::StatusResponse) -> String {
+    let mut text = format!("run         {}\nstate       {}", status.run, status.state);
+    if !status.reason.is_empty() {
+        text += &format!(" ({})", status.reason);
+    }
+    text += &format!("\ngeneration  {}\n", status.generation);
+    text += &format!(
+        "stage       {} ({})\nstep        {} of {}\n",
+        status.stage, status.stage_name, status.step, status.steps
+    );
+    text += &format!("loss        {:.4}\n", status.loss);
+    if let Some(reward) = status.reward {
+        text += &format!("reward      {reward:.4}\n");
+    }
+    text += &format!("images/s    {:.1}\n", status.images_per_second);
+    if !status.members.is_empty() {
+        text += &format!(
+            "\n{:>6}  {:<24} {:<8} {:<11} {:>6} {:>9}  {}\n",
+            "rank", "host", "device", "phase", "stage", "step", "heard"
+        );
+    }
+    for member in &status.members {
+        let v1::Position { stage, step, .. } = member.position.unwrap_or_default();
+        let (rank, host, device, heard) = (member.rank, &member.host, &member.device, member.seconds_since_heard);
+        // Writing to a string does not fail.
+        _ = writeln!(
+            text,
+            "{rank:>6}  {host:<24} {device:<8} {:<11} {stage:>6} {step:>9}  {heard:.1} s ago",
+            phase(member)
+        );
+    }
+    text
+}

@@ -1,0 +1,447 @@
+//! The journal: the durable record of a run, in `<state>/journal.sqlite` (SQLite, write-ahead log). Others may read it
+//! while the coordinator writes.
+//!
+//! | table              | a row for every                 | columns                                                        |
+//! |--------------------|---------------------------------|----------------------------------------------------------------|
+//! | `run`              | run (exactly one)               | `name, seed, run_file_json, created`                           |
+//! | `generations`      | generation                      | `number, members_json, cause, formed_at, ready_at, ended_at, ended_because, source, stage, step` |
+//! | `steps`            | step a generation reported      | `stage, step, generation, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds, samples, summaries_json` |
+//! | `checkpoints`      | checkpoint                      | `stage, step, generation, path, parameters_sha256, at, deleted` |
+//! | `evaluations`      | evaluation                      | `stage, step, generation, metrics_json, at`                    |
+//! | `evaluation_items` | image of an evaluation          | `stage, step, generation, image, caption, references_json, scores_json` |
+//! | `events`           | event                           | `at, kind, detail_json`                                        |
+//!
+//! - Times are Unix seconds. `step` counts applied updates everywhere: step `n` of a stage, from 1, consumed the samples
+//!   `(n - 1) * batch .. n * batch`.
+//! - A generation starts at its `(stage, step)`. What an earlier generation recorded beyond the start of a later one was
+//!   given up, unless the later one repeats it: of several rows of a step the one of the highest generation counts.
+//! - `members_json` is a list of `{rank, host, version, device}`; `source` is `rank N`, `checkpoint PATH` or `seed`.
+//! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
+//! - Values that are not finite are NULL.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use proto::v1;
+use runfile::RunFile;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use serde_json::json;
+use statistics::Summary;
+
+use crate::run::{
+    plan::{Boundaries, Boundary, Place},
+    record::{Checkpoint, Happening, Record, Restored},
+    statistics::StepStatistics,
+};
+
+/// Raised when the tables change; another version's journal is refused.
+const VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS run (name TEXT NOT NULL, seed INTEGER NOT NULL, run_file_json TEXT NOT NULL, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS generations (
+    number INTEGER PRIMARY KEY, members_json TEXT NOT NULL, cause TEXT NOT NULL, formed_at REAL NOT NULL, ready_at REAL,
+    ended_at REAL, ended_because TEXT, source TEXT NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS steps (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, loss REAL, learning_rate REAL,
+    gradient_norm REAL, seconds REAL, all_reduce_seconds REAL, samples INTEGER NOT NULL, summaries_json TEXT NOT NULL,
+    PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checkpoints (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, path TEXT NOT NULL,
+    parameters_sha256 TEXT NOT NULL, at REAL NOT NULL, deleted REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS evaluations (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, metrics_json TEXT NOT NULL,
+    at REAL NOT NULL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS evaluation_items (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, image TEXT NOT NULL, caption TEXT NOT NULL,
+    references_json TEXT NOT NULL, scores_json TEXT NOT NULL, PRIMARY KEY (stage, step, generation, image)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, detail_json TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS events_by_kind ON events (kind);
+";
+
+/// What can be wrong with a journal.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its folder or file cannot be used.
+    #[error("{}: {source}", path.display())]
+    Open {
+        /// Folder or file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another coordinator has it.
+    #[error("{}: another coordinator is using this state folder; stop it or choose another --state", path.display())]
+    InUse {
+        /// The state folder.
+        path: PathBuf,
+    },
+    /// It is another run's.
+    #[error("the journal is of a run with other {differing}; use another --state or output for a new run")]
+    OtherRun {
+        /// The keys of the run file that differ.
+        differing: String,
+    },
+    /// It was written by another version of this program.
+    #[error("the journal has version {found}, this program writes version {VERSION}; use another --state or output")]
+    OtherVersion {
+        /// Its version.
+        found: i64,
+    },
+    /// SQLite cannot go on.
+    #[error("journal: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+/// The journal of one run.
+#[derive(Debug)]
+pub struct Journal {
+    connection: Connection,
+    /// Locked for as long as the journal is open.
+    _lock: Option<std::fs::File>,
+}
+
+impl Journal {
+    /// Opens the journal in the folder `state`, and makes both if need be.
+    ///
+    /// # Errors
+    /// When another coordinator uses it, or it is of another run.
+    pub fn open(state: &Path, file: &RunFile) -> Result<Self, Error> {
+        let failed = |path: &Path, source| Error::Open { path: path.to_owned(), source };
+        std::fs::create_dir_all(state).map_err(|source| failed(state, source))?;
+        let path = state.join("lock");
+        let lock = std::fs::File::create(&path).map_err(|source| failed(&path, source))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(Error::InUse { path: state.to_owned() }),
+            Err(std::fs::TryLockError::Error(source)) => return Err(failed(&path, source)),
+        }
+        let journal = Self::new(Connection::open(state.join("journal.sqlite"))?, file)?;
+        Ok(Self { _lock: Some(lock), ..journal })
+    }
+
+    /// The journal behind a connection; empty tables are made if there are none.
+    ///
+    /// # Errors
+    /// When it is of another run.
+    pub fn new(connection: Connection, file: &RunFile) -> Result<Self, Error> {
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "busy_timeout", 5000)?;
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if version != VERSION && version != 0 {
+            return Err(Error::OtherVersion { found: version });
+        }
+        let mut journal = Self { connection, _lock: None };
+        let transaction = journal.connection.transaction()?;
+        transaction.execute_batch(SCHEMA)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        let query = "SELECT run_file_json FROM run";
+        let known: Option<String> = transaction.query_row(query, [], |row| row.get(0)).optional()?;
+        match known {
+            Some(known) => {
+                let differing = differing(&known, file);
+                if !differing.is_empty() {
+                    return Err(Error::OtherRun { differing: differing.join(", ") });
+                }
+            }
+            None => {
+                let text = serde_json::to_string(file).expect("a run file is plain data");
+                // SQLite's integers are signed; the seed keeps its bits, and the JSON has its value.
+                let row = params![file.name, file.seed.cast_signed(), text, now()];
+                transaction.execute("INSERT INTO run VALUES (?, ?, ?, ?)", row)?;
+            }
+        }
+        transaction.commit()?;
+        Ok(journal)
+    }
+
+    /// Writes records, all or none; they are on disk on return.
+    ///
+    /// # Errors
+    /// When SQLite cannot, e.g. because the disk is full.
+    pub fn write(&mut self, records: &[Record]) -> Result<(), Error> {
+        let transaction = self.connection.transaction()?;
+        for record in records {
+            write(&transaction, record)?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// What an earlier coordinator left.
+    ///
+    /// # Errors
+    /// When SQLite cannot read it.
+    pub fn restore(&self) -> Result<Restored, Error> {
+        let connection = &self.connection;
+        let query = "SELECT number, stage, step FROM generations ORDER BY number DESC LIMIT 1";
+        let last = connection.query_row(query, [], |row| Ok((unsigned(row, 0)?, place(row, 1)?))).optional()?;
+        let Some((last_generation, start)) = last else { return Ok(Restored::default()) };
+
+        let query = "SELECT coalesce(max(number), 0) FROM generations WHERE source NOT LIKE 'rank %'";
+        let lineage = connection.query_row(query, [], |row| unsigned(row, 0))?;
+        let query = "SELECT stage, step FROM steps WHERE generation = ? ORDER BY stage DESC, step DESC LIMIT 1";
+        let stepped = connection.query_row(query, [last_generation.cast_signed()], |row| place(row, 0)).optional()?;
+        let committed = stepped.unwrap_or_default().max(start);
+
+        let query = format!(
+            "SELECT stage, step, generation, path, parameters_sha256 FROM checkpoints AS own
+            WHERE deleted IS NULL AND {PRESENT} ORDER BY stage, step"
+        );
+        let checkpoints = connection.prepare(&query)?.query_map([], checkpoint)?.collect::<Result<Vec<_>, _>>()?;
+        let saved = connection
+            .prepare(&format!("SELECT stage, step FROM checkpoints AS own WHERE {PRESENT}"))?
+            .query_map([], |row| Ok((place(row, 0)?, Boundary::Checkpoint)))?
+            .collect::<Result<Boundaries, _>>()?;
+        let evaluated = connection
+            .prepare(&format!("SELECT stage, step FROM evaluations AS own WHERE {PRESENT}"))?
+            .query_map([], |row| Ok((place(row, 0)?, Boundary::Evaluation)))?
+            .collect::<Result<Boundaries, _>>()?;
+
+        let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
+        let latest =
+            |what: Happening| connection.query_row(query, [what.name()], |row| row.get::<_, String>(0)).optional();
+        Ok(Restored {
+            last_generation,
+            lineage,
+            committed,
+            checkpoints,
+            done: &saved | &evaluated,
+            data_set: latest(Happening::Joined)?.and_then(|detail| data_set(&detail)),
+            finished: latest(Happening::Finished)?.is_some(),
+        })
+    }
+}
+
+/// Whether the row `own` is of the present history: no later generation started before it.
+const PRESENT: &str = "NOT EXISTS (SELECT 1 FROM generations AS later
+    WHERE later.number > own.generation AND (later.stage, later.step) < (own.stage, own.step))";
+
+fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(index).map(i64::cast_unsigned)
+}
+
+fn place(row: &Row<'_>, first: usize) -> rusqlite::Result<Place> {
+    Ok(Place { stage: row.get(first)?, step: unsigned(row, first + 1)? })
+}
+
+fn checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
+    Ok(Checkpoint {
+        place: place(row, 0)?,
+        generation: unsigned(row, 2)?,
+        path: row.get::<_, String>(3)?.into(),
+        parameters_sha256: row.get(4)?,
+    })
+}
+
+fn data_set(detail: &str) -> Option<v1::DataSet> {
+    let detail: serde_json::Value = serde_json::from_str(detail).ok()?;
+    let number = |key: &str| detail.get(key)?.as_u64();
+    Some(v1::DataSet {
+        train_images: number("train_images")?,
+        train_captions: number("train_captions")?,
+        skipped_images: number("skipped_images")?,
+        fingerprint: detail.get("fingerprint")?.as_str()?.to_owned(),
+    })
+}
+
+/// The keys that make a run another run, and differ.
+fn differing(known: &str, file: &RunFile) -> Vec<&'static str> {
+    // Unreadable: written by a version that knew other keys. Then everything differs.
+    let Ok(known) = serde_json::from_str::<RunFile>(known) else { return vec!["keys"] };
+    let same = [
+        ("seed", known.seed == file.seed),
+        ("data", known.data == file.data),
+        ("vocabulary", known.vocabulary == file.vocabulary),
+        ("captioner", known.captioner == file.captioner),
+        ("evaluator", known.evaluator == file.evaluator),
+        ("decoding", known.decoding == file.decoding),
+        ("stages", known.stages == file.stages),
+    ];
+    same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+fn write(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
+    let run = |sql: &str, row: &[&dyn rusqlite::ToSql]| to.prepare_cached(sql)?.execute(row).map(|_| ());
+    match record {
+        Record::Formed { generation, members, cause, start, source } => {
+            let member = |(rank, machine): &(u32, crate::run::membership::Machine)| json!({ "rank": rank, "host": machine.host, "version": machine.version, "device": machine.device });
+            let members = serde_json::Value::from_iter(members.iter().map(member)).to_string();
+            let sql = "INSERT INTO generations (number, members_json, cause, formed_at, source, stage, step)
+                VALUES (?, ?, ?, ?, ?, ?, ?)";
+            let step = start.step.cast_signed();
+            run(sql, params![generation.cast_signed(), members, cause, now(), source.to_string(), start.stage, step])
+        }
+        Record::Ready { generation, .. } => {
+            run("UPDATE generations SET ready_at = ? WHERE number = ?", params![now(), generation.cast_signed()])
+        }
+        Record::Ended { generation, reason } => {
+            let sql = "UPDATE generations SET ended_at = ?, ended_because = ? WHERE number = ?";
+            run(sql, params![now(), reason, generation.cast_signed()])
+        }
+        Record::Step(step) => write_step(to, step),
+        Record::Saved(checkpoint) => {
+            let Checkpoint { place, generation, path, parameters_sha256 } = checkpoint;
+            let path = path.to_string_lossy();
+            // A checkpoint of the same place is the same folder: it was written over.
+            run("UPDATE checkpoints SET deleted = ? WHERE path = ? AND deleted IS NULL", params![now(), path])?;
+            let sql = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, NULL)";
+            let (step, generation) = (place.step.cast_signed(), generation.cast_signed());
+            run(sql, params![place.stage, step, generation, path, parameters_sha256, now()])
+        }
+        Record::Deleted(path) => {
+            let sql = "UPDATE checkpoints SET deleted = ? WHERE path = ? AND deleted IS NULL";
+            run(sql, params![now(), path.to_string_lossy()])
+        }
+        Record::Evaluated { place, generation, metrics, items } => {
+            let (stage, step, generation) = (place.stage, place.step.cast_signed(), generation.cast_signed());
+            let sql = "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)";
+            run(sql, params![stage, step, generation, json!(metrics).to_string(), now()])?;
+            let sql = "INSERT OR REPLACE INTO evaluation_items VALUES (?, ?, ?, ?, ?, ?, ?)";
+            for item in items {
+                let (references, scores) = (json!(item.references).to_string(), json!(item.scores).to_string());
+                run(sql, params![stage, step, generation, item.image, item.caption, references, scores])?;
+            }
+            Ok(())
+        }
+        Record::Event { what, detail } => {
+            run("INSERT INTO events VALUES (?, ?, ?)", params![now(), what.name(), detail.to_string()])
+        }
+    }
+}
+
+fn write_step(to: &Transaction<'_>, step: &StepStatistics) -> rusqlite::Result<()> {
+    let summaries: BTreeMap<_, _> = step.summaries.iter().map(|(name, summary)| (*name, summarise(summary))).collect();
+    let row = params![
+        step.place.stage,
+        step.place.step.cast_signed(),
+        step.generation.cast_signed(),
+        step.loss(),
+        step.learning_rate,
+        step.gradient_norm,
+        step.seconds,
+        step.all_reduce_seconds,
+        step.samples.cast_signed(),
+        json!(summaries).to_string(),
+    ];
+    to.prepare_cached("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(row)?;
+    Ok(())
+}
+
+fn summarise(summary: &Summary) -> serde_json::Value {
+    let v1::Summary { count, mean, min, max, .. } = summary.into();
+    let q = |q: f64| summary.quantile(q);
+    json!({
+        "count": count, "mean": mean, "min": min, "max": max,
+        "p05": q(0.05), "p25": q(0.25), "p50": q(0.5), "p75": q(0.75), "p95": q(0.95),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::{membership::Machine, record::Source, testing};
+
+    fn file() -> RunFile {
+        testing::run_file(vec![testing::stage("a", 20, 4, Some(5), Some(5))])
+    }
+
+    fn formed(generation: u64, step: u64, source: Source) -> Record {
+        let members = vec![(3, Machine { host: "here".into(), ..Machine::default() })];
+        Record::Formed { generation, members, cause: "start".into(), start: Place { stage: 0, step }, source }
+    }
+
+    fn step(step: u64, generation: u64) -> Record {
+        let position = v1::Position { stage: 0, step, generation };
+        let report = v1::StepDone {
+            loss_sum: f64::NAN,
+            loss_weight: 1.0,
+            summaries: [("kl".into(), (&Summary::of([0.5, 1.5])).into())].into(),
+            ..Default::default()
+        };
+        Record::Step(StepStatistics::read(&report, &position).unwrap())
+    }
+
+    fn saved(step: u64, generation: u64) -> Checkpoint {
+        let path = format!("/nowhere/checkpoints/0-a-{step:08}").into();
+        Checkpoint { place: Place { stage: 0, step }, generation, path, parameters_sha256: "ab".into() }
+    }
+
+    fn evaluated(step: u64, generation: u64) -> Record {
+        let metrics = [("cider".to_owned(), 1.0)].into();
+        Record::Evaluated { place: Place { stage: 0, step }, generation, metrics, items: vec![] }
+    }
+
+    #[test]
+    fn a_restarted_coordinator_knows_where_the_run_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let detail = json!({ "train_images": 2, "train_captions": 10, "skipped_images": 0, "fingerprint": "f" });
+        let mut records = vec![
+            Record::Event { what: Happening::Joined, detail },
+            formed(1, 0, Source::Seed),
+            Record::Ready { generation: 1, recovery: false },
+        ];
+        records.extend((1..=5).map(|s| step(s, 1)));
+        records.extend([Record::Saved(saved(5, 1)), evaluated(5, 1)]);
+        records.extend((6..=10).map(|s| step(s, 1)));
+        records.extend([Record::Saved(saved(10, 1)), Record::Deleted(saved(5, 1).path), evaluated(10, 1)]);
+        records.extend((11..=15).map(|s| step(s, 1)));
+        records.push(evaluated(15, 1));
+        records.push(Record::Ended { generation: 1, reason: "lost".into() });
+        // All state beyond the checkpoint is gone: so is the evaluation at step 15.
+        records.extend([formed(2, 10, Source::Checkpoint(saved(10, 1).path)), step(11, 2)]);
+        records.extend([formed(3, 11, Source::Member(3)), step(12, 3)]);
+        let mut journal = Journal::open(folder.path(), &file()).unwrap();
+        journal.write(&records).unwrap();
+        drop(journal);
+
+        let at = |step| Place { stage: 0, step };
+        let expected = Restored {
+            last_generation: 3,
+            lineage: 2,
+            committed: at(12),
+            checkpoints: vec![saved(10, 1)],
+            done: [5, 10]
+                .into_iter()
+                .flat_map(|s| [(at(s), Boundary::Checkpoint), (at(s), Boundary::Evaluation)])
+                .collect(),
+            data_set: Some(v1::DataSet {
+                train_images: 2,
+                train_captions: 10,
+                skipped_images: 0,
+                fingerprint: "f".into(),
+            }),
+            finished: false,
+        };
+        let journal = Journal::open(folder.path(), &file()).unwrap();
+        assert_eq!(journal.restore().unwrap(), expected);
+        let summaries: String = journal
+            .connection
+            .query_row("SELECT summaries_json FROM steps WHERE step = 12 AND loss IS NULL", [], |row| row.get(0))
+            .unwrap();
+        let summaries: serde_json::Value = serde_json::from_str(&summaries).unwrap();
+        assert_eq!((&summaries["kl"]["min"], &summaries["kl"]["mean"]), (&json!(0.5), &json!(1.0)));
+    }
+
+    #[test]
+    fn a_journal_belongs_to_one_run_and_one_coordinator() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path(), &file()).unwrap();
+        assert!(matches!(Journal::open(folder.path(), &file()), Err(Error::InUse { .. })));
+        drop(journal);
+        let other = RunFile { seed: 1, ..testing::run_file(vec![testing::stage("b", 20, 4, None, None)]) };
+        let error = Journal::open(folder.path(), &other).unwrap_err().to_string();
+        assert!(error.contains("seed, stages") && error.contains("--state"), "{error}");
+        // How the run is controlled may change.
+        let mut slower = file();
+        slower.control.lost_after = 60.0;
+        Journal::open(folder.path(), &slower).unwrap();
+    }
+}

@@ -1,0 +1,29 @@
+//! The coordinator of a distributed, elastic DiCO run: plans what is trained, directs the workers that train it, and
+//! records what they report. It never sees a tensor and links no libtorch.
+//!
+//! ```text
+//!   run file (YAML)                                     workers
+//!        |                                              |     ^
+//!        v                                      reports |     | directives
+//!      cli  serve, validate, status                     v     |
+//!        |                                        service::grpc     service::http --> Prometheus, probes
+//!        '------------> service::driver <---- Input ----'              ^
+//!                         |        ^                                   |
+//!                   Event |        | Action                            |
+//!                         v        |                                   |
+//!                       run::Run --'   (pure: no clock, no I/O)        |
+//!                                                                      |
+//!                       service::driver -- Record --> journal (SQLite) |
+//!                              |----------- Record --> service::metrics'
+//!                              '----------- captions --> scoring --> Event
+//! ```
+//!
+//! - [`run`]: everything hard is decided here, by a function from events to actions.
+//! - [`service`]: the thin shell of sockets, clock and threads around it.
+//! - [`journal`]: the durable record, and how a restarted coordinator goes on.
+//! - [`cli`]: one file per subcommand.
+
+pub mod cli;
+pub mod journal;
+pub mod run;
+pub mod service;

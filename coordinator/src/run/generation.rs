@@ -1,0 +1,326 @@
+//! Generations: fixed sets of members that train together, from the meeting to the end.
+//!
+//! ```text
+//!                 enough members, all idle              all are ready
+//!      waiting ----------------------------> forming ------------------> running ---> over
+//!         ^                                     |                           |
+//!         |   Abandon, then Idle of everybody   |   a member is lost or      |   a member is lost or fails (at once), or
+//!         '-------------------------------------+---failed (at once)---------'   joins (after the steps that are granted)
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::{v1, v1::directive::Directive};
+use serde_json::json;
+
+use super::{
+    Action, Outcome, Phase, Run, Time, Violation,
+    membership::Standing,
+    one_line,
+    plan::Place,
+    progress::Awaiting,
+    record::{Happening, Record, Source},
+    statistics::Merger,
+};
+
+/// After so many generations in a row that ended with the same fatal failure and no progress, the run fails.
+const SAME_FATAL_FAILURES: u32 = 3;
+/// After so many generations in a row that ended with any other failure and no progress, the run fails.
+const FAILURES: u32 = 5;
+
+/// A generation.
+#[derive(Debug)]
+pub(super) struct Generation {
+    pub number: u64,
+    /// Identity ranks in order; the index is the rank within the generation.
+    pub members: Vec<u32>,
+    pub start: Place,
+    pub ready: BTreeSet<u32>,
+    /// The point up to which directives were sent.
+    pub granted: Place,
+    /// The point that each member has reported.
+    pub progress: BTreeMap<u32, Place>,
+    /// The boundary directive that was sent and that not all members have reported.
+    pub awaiting: Option<Awaiting>,
+    /// Why the generation is to end once what is granted is done.
+    pub ending: Option<String>,
+    pub merger: Merger,
+}
+
+impl Generation {
+    /// Whether all members have reported all steps that were granted.
+    pub fn quiet(&self) -> bool {
+        self.progress.values().all(|reached| *reached == self.granted)
+    }
+}
+
+/// Failures without any progress in between.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    progress: u64,
+    fatal: Option<Fatal>,
+    /// Generation of the last other failure, and how many there were.
+    other: (u64, u32),
+}
+
+#[derive(Debug)]
+struct Fatal {
+    reason: String,
+    generation: u64,
+    count: u32,
+}
+
+impl Failures {
+    /// Counts a failure, once a generation; whether it is one too many.
+    fn count(&mut self, progress: u64, generation: u64, reason: &str, is_fatal: bool) -> bool {
+        if progress != self.progress {
+            *self = Self { progress, ..Self::default() };
+        }
+        if !is_fatal {
+            if self.other.0 != generation {
+                self.other = (generation, self.other.1 + 1);
+            }
+            return self.other.1 >= FAILURES;
+        }
+        match &mut self.fatal {
+            Some(fatal) if fatal.reason == reason => {
+                if fatal.generation != generation {
+                    (fatal.generation, fatal.count) = (generation, fatal.count + 1);
+                }
+                fatal.count >= SAME_FATAL_FAILURES
+            }
+            other => {
+                *other = Some(Fatal { reason: reason.to_owned(), generation, count: 1 });
+                false
+            }
+        }
+    }
+}
+
+/// Where a generation starts, and whose state it takes.
+struct Origin {
+    start: Place,
+    source: Source,
+}
+
+impl Run {
+    /// Forms the next generation when enough members are there and all have let go of the last one.
+    pub(super) fn try_form(&mut self) {
+        let all_idle = self.members.iter().all(|(_, member)| member.standing == Standing::Idle);
+        if !all_idle || self.members.len() < self.file.workers.min as usize {
+            return;
+        }
+        self.flush_statistics();
+        let Origin { start, source } = self.origin();
+        let number = self.last_generation + 1;
+        self.last_generation = number;
+        if !matches!(source, Source::Member(_)) {
+            self.lineage = number;
+        }
+        self.go_to(start, number, &source);
+
+        let members: Vec<_> = self.members.iter().map(|(rank, member)| (rank, member.machine.clone())).collect();
+        let ranks: Vec<u32> = members.iter().map(|(rank, _)| *rank).collect();
+        let cause = self.cause.0.clone();
+        self.record(Record::Formed { generation: number, members, cause, start, source: source.clone() });
+        self.rendezvous(number, &ranks, start, &source);
+        self.generation = Some(Generation {
+            number,
+            progress: ranks.iter().map(|rank| (*rank, start)).collect(),
+            members: ranks,
+            start,
+            ready: BTreeSet::new(),
+            granted: start,
+            awaiting: None,
+            ending: None,
+            merger: Merger::default(),
+        });
+        self.phase = Phase::Forming;
+    }
+
+    /// The furthest state that is left: a member's (of the lowest rank that has it), else a checkpoint's, else the seed's.
+    fn origin(&self) -> Origin {
+        let usable = |position: &v1::Position| position.generation >= self.lineage && self.may_hold(position);
+        let held = self.members.iter().filter_map(|(rank, member)| {
+            let place = Place::from(member.position.as_ref().filter(|position| usable(position))?);
+            Some((place, std::cmp::Reverse(rank)))
+        });
+        let saved = self.checkpoints.values().next_back();
+        match (held.max(), saved) {
+            (Some((start, rank)), saved) if saved.is_none_or(|saved| saved.place <= start) => {
+                Origin { start, source: Source::Member(rank.0) }
+            }
+            (_, Some(saved)) => Origin { start: saved.place, source: Source::Checkpoint(saved.path.clone()) },
+            (_, None) => Origin { start: Place::default(), source: Source::Seed },
+        }
+    }
+
+    /// Moves what is committed to where the next generation starts: back when the state is lost, on when only the reports
+    /// are.
+    fn go_to(&mut self, start: Place, generation: u64, source: &Source) {
+        let from = self.committed;
+        if start == from {
+            return;
+        }
+        let detail = json!({
+            "from": { "stage": from.stage, "step": from.step },
+            "to": { "stage": start.stage, "step": start.step },
+            "generation": generation,
+            "source": source.to_string(),
+        });
+        self.event(if start < from { Happening::RolledBack } else { Happening::Adopted }, detail);
+        self.done.retain(|(place, _)| *place <= start);
+        self.committed = start;
+    }
+
+    fn rendezvous(&mut self, number: u64, ranks: &[u32], start: Place, source: &Source) {
+        let in_generation = |rank: u32| ranks.iter().position(|other| *other == rank).map(|index| index as u32);
+        let members = ranks.iter().filter_map(|rank| self.members.get(*rank));
+        let store_address = members.map(|member| member.store_address.clone()).next().unwrap_or_default();
+        let (source_rank, checkpoint) = match source {
+            Source::Member(rank) => (in_generation(*rank), String::new()),
+            Source::Checkpoint(path) => (None, path.to_string_lossy().into_owned()),
+            Source::Seed => (None, String::new()),
+        };
+        for (index, rank) in ranks.iter().enumerate() {
+            let Some(member) = self.members.get_mut(*rank) else { continue };
+            member.standing = Standing::In(number);
+            let session = member.session;
+            let rendezvous = v1::Rendezvous {
+                rank: index as u32,
+                world_size: ranks.len() as u32,
+                store_address: store_address.clone(),
+                source_rank,
+                checkpoint: checkpoint.clone(),
+                position: Some(start.in_generation(number)),
+            };
+            self.send(session, number, Directive::Rendezvous(rendezvous));
+        }
+    }
+
+    /// Lets the generation train once all of its members are ready.
+    pub(super) fn try_run(&mut self, now: Time) {
+        let Some(generation) = &self.generation else { return };
+        if generation.ready.len() < generation.members.len() {
+            return;
+        }
+        let generation = generation.number;
+        self.phase = Phase::Running;
+        self.record(Record::Ready { generation, recovery: self.cause.1 });
+        self.proceed(now);
+    }
+
+    /// Whether a message of `rank` belongs to the generation that forms or runs. One of an older generation does not; one of
+    /// a generation that never was is a violation.
+    pub(super) fn is_current(&self, rank: u32, number: u64) -> Result<bool, Violation> {
+        if number > self.last_generation {
+            return Err(format!("generation {number} does not exist"));
+        }
+        let live = matches!(self.phase, Phase::Forming | Phase::Running);
+        let standing = self.members.get(rank).map(|member| member.standing);
+        match standing {
+            Some(Standing::In(own)) if own == number => Ok(live),
+            _ if live && number == self.last_generation => Err(format!("it is not in generation {number}")),
+            _ => Ok(false),
+        }
+    }
+
+    pub(super) fn ready(&mut self, rank: u32, ready: &v1::Ready) -> Result<(), Violation> {
+        if !self.is_current(rank, ready.generation)? {
+            return Ok(());
+        }
+        let Some(generation) = &mut self.generation else { return Ok(()) };
+        let at = ready.position.as_ref().map(Place::from);
+        if at != Some(generation.start) {
+            let at = at.map_or_else(|| "nowhere".into(), |at| at.to_string());
+            return Err(format!("it is ready at {at} instead of {}", generation.start));
+        }
+        generation.ready.insert(rank);
+        let position = generation.start.in_generation(generation.number);
+        if let Some(member) = self.members.get_mut(rank) {
+            member.position = Some(position);
+        }
+        Ok(())
+    }
+
+    pub(super) fn idle(&mut self, now: Time, rank: u32, idle: &v1::Idle) -> Result<(), Violation> {
+        if idle.generation > self.last_generation {
+            return Err(format!("generation {} does not exist", idle.generation));
+        }
+        let position = idle.position.filter(|position| self.may_hold(position));
+        let Some(member) = self.members.get_mut(rank) else { return Ok(()) };
+        member.phase = v1::Phase::Idle;
+        match member.standing {
+            Standing::In(generation) if generation > idle.generation => {}
+            Standing::In(_) => {
+                (member.standing, member.position) = (Standing::Idle, position);
+                self.end_generation(now, &format!("rank {rank} let go of the generation"), true);
+            }
+            Standing::LettingGo { generation, .. } if generation > idle.generation => {}
+            Standing::LettingGo { .. } | Standing::Idle => {
+                (member.standing, member.position) = (Standing::Idle, position);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn failed(&mut self, now: Time, rank: u32, failed: &v1::Failed) -> Result<(), Violation> {
+        if failed.generation > self.last_generation {
+            return Err(format!("generation {} does not exist", failed.generation));
+        }
+        let reason = one_line(&failed.reason);
+        let current = matches!(self.phase, Phase::Forming | Phase::Running)
+            && self.members.get(rank).is_some_and(|member| member.standing == Standing::In(failed.generation));
+        let too_many = if failed.fatal {
+            // Others may have noticed first, and ended the generation: the cause counts all the same.
+            self.failures.count(self.progress, failed.generation, &reason, true)
+        } else {
+            current && self.failures.count(self.progress, failed.generation, &reason, false)
+        };
+        let text = format!("rank {rank} failed: {reason}");
+        if failed.fatal {
+            let session = self.members.get(rank).map(|member| member.session);
+            self.remove(now, rank, Happening::Lost, &text);
+            self.actions.extend(session.map(|session| Action::Close { session, refusal: None }));
+        } else if current {
+            if let Some(member) = self.members.get_mut(rank) {
+                // It lets go by itself: whoever reports a failure needs not be told.
+                member.standing = Standing::LettingGo { generation: failed.generation, since: now };
+            }
+            self.end_generation(now, &text, true);
+        }
+        if too_many && !matches!(self.phase, Phase::Over { .. }) {
+            self.conclude(now, Outcome::Failed(format!("generations keep failing without progress: {text}")));
+        }
+        Ok(())
+    }
+
+    /// Ends the generation that forms or runs: tells all that are still in it to let go.
+    pub(super) fn end_generation(&mut self, now: Time, reason: &str, by_failure: bool) {
+        let Some(generation) = &mut self.generation else { return };
+        let number = generation.number;
+        generation.awaiting = None;
+        self.phase = Phase::Waiting;
+        self.cause = (reason.to_owned(), by_failure);
+        for rank in generation.members.clone() {
+            let Some(member) = self.members.get_mut(rank).filter(|member| member.standing == Standing::In(number))
+            else {
+                continue;
+            };
+            member.standing = Standing::LettingGo { generation: number, since: now };
+            let session = member.session;
+            self.send(session, number, Directive::Abandon(v1::Abandon { reason: reason.to_owned() }));
+        }
+        self.record(Record::Ended { generation: number, reason: reason.to_owned() });
+    }
+
+    /// Records the steps that only some members of the last generation reported.
+    pub(super) fn flush_statistics(&mut self) {
+        if let Some(generation) = &mut self.generation {
+            let steps: Vec<_> = generation.merger.drain().collect();
+            for step in steps {
+                self.record_step(step);
+            }
+        }
+    }
+}

@@ -1,0 +1,559 @@
+//! The run: a state machine without clock, sockets, threads or randomness. Events and the time go in, actions come out.
+//!
+//! ```text
+//!   Event: Join, Attach, Message, Closed, Scored, Tick, Shutdown
+//!      |
+//!      v
+//!   Run ---- membership   who has a place, when heard
+//!      |---- plan         what has to happen at a point of the run
+//!      |---- generation   waiting -> forming -> running -> waiting -> ... -> over
+//!      |---- progress     grants, boundaries, commits of the running generation
+//!      |---- statistics   merging the reports of a step
+//!      |---- evaluation   collecting captions and scores
+//!      v
+//!   Action: Admit, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
+//! ```
+//!
+//! Three points of the run matter: `committed` (applied by some member: the samples up to here are used), `granted`
+//! (told to the workers; at most `control.window` ahead), and each member's own progress between the two. Every history
+//! that a worker can hold consumed each sample up to its position exactly once, because state comes only from a member,
+//! a checkpoint or the seed, and each of them names its place in the plan.
+
+pub mod evaluation;
+mod generation;
+pub mod membership;
+pub mod plan;
+mod progress;
+pub mod record;
+#[cfg(test)]
+mod simulation;
+pub mod statistics;
+mod status;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
+
+use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
+use runfile::RunFile;
+use serde_json::json;
+
+use evaluation::Item;
+use generation::{Failures, Generation};
+use membership::{Membership, Overdue, PATIENCE, Standing};
+use plan::{Boundaries, Place, Plan};
+use record::{Checkpoint, Happening, Record, Restored};
+use statistics::StepStatistics;
+
+/// Time since the coordinator started.
+pub type Time = Duration;
+
+/// How long the coordinator waits for its members to go when the run is over.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Longest reason that is taken from a worker, in characters.
+const LONGEST_REASON: usize = 500;
+
+/// Names a join under way, so that its answer finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// Names a worker's stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// What happens to a run.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A worker asks for a place.
+    Join {
+        /// For the answer.
+        request: RequestId,
+        /// A fresh, unguessable name for the place, should it be granted.
+        token: String,
+        /// What the worker said.
+        join: v1::JoinRequest,
+    },
+    /// A worker opened its stream and said who it is.
+    Attach {
+        /// The stream.
+        session: SessionId,
+        /// What the worker said.
+        attach: v1::Attach,
+    },
+    /// A worker said something on its stream.
+    Message {
+        /// The stream.
+        session: SessionId,
+        /// What it said.
+        message: Message,
+    },
+    /// A stream has closed.
+    Closed {
+        /// The stream.
+        session: SessionId,
+    },
+    /// An evaluation that was to be scored is scored.
+    Scored {
+        /// Its number.
+        evaluation: u64,
+        /// Scores by name.
+        metrics: BTreeMap<String, f64>,
+        /// The items, with what scores were added to them.
+        items: Vec<Item>,
+    },
+    /// Time has passed; needed every now and then so that silence is noticed.
+    Tick,
+    /// The coordinator was asked to stop.
+    Shutdown,
+}
+
+/// What is to be done, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Answer a join with a place.
+    Admit {
+        /// The join.
+        request: RequestId,
+        /// The answer.
+        response: v1::JoinResponse,
+    },
+    /// Answer a join with a refusal.
+    Refuse {
+        /// The join.
+        request: RequestId,
+        /// The answer.
+        refusal: Refusal,
+    },
+    /// Say something to a worker.
+    Send {
+        /// Its stream.
+        session: SessionId,
+        /// What to say.
+        directive: v1::Directive,
+    },
+    /// End a worker's stream, after what was sent on it; with an error if one is given.
+    Close {
+        /// Its stream.
+        session: SessionId,
+        /// The error.
+        refusal: Option<Refusal>,
+    },
+    /// Remember something. What [`Record::must_be_durable`] is on disk before the next action.
+    Record(Record),
+    /// Score an evaluation and come back with [`Event::Scored`].
+    Score {
+        /// Its number.
+        evaluation: u64,
+        /// Its items, by image name.
+        items: Vec<Item>,
+    },
+    /// Delete a checkpoint's folder.
+    DeleteCheckpoint(PathBuf),
+    /// Nothing is left to do: stop serving. The last action there is.
+    Exit(Outcome),
+}
+
+/// How a coordinator's life ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The run is complete.
+    Finished,
+    /// The coordinator was asked to stop; another one may go on.
+    Stopped,
+    /// The run cannot go on, for this reason.
+    Failed(String),
+}
+
+/// A worker's wish that is not granted, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its kind, as gRPC knows it.
+    pub kind: RefusalKind,
+    /// The reason, for people.
+    pub reason: String,
+}
+
+/// Kinds of refusals: the gRPC status codes of the same names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// The message makes no sense.
+    InvalidArgument,
+    /// The peer speaks another version of the protocol.
+    FailedPrecondition,
+    /// The rank is taken.
+    AlreadyExists,
+    /// The run is full.
+    ResourceExhausted,
+    /// The session token is unknown.
+    Unauthenticated,
+    /// The run is over.
+    Unavailable,
+}
+
+impl Refusal {
+    pub(crate) fn new(kind: RefusalKind, reason: String) -> Self {
+        Self { kind, reason }
+    }
+}
+
+/// What is wrong with a worker's message: it broke the protocol, and its stream is closed for it.
+type Violation = String;
+
+/// The generation's place in its life; see [`generation`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No generation; waiting for members to come or to let go of the last one.
+    Waiting,
+    /// A generation meets.
+    Forming,
+    /// A generation trains.
+    Running,
+    /// The coordinator waits until this time for its members to go.
+    Over { outcome: Outcome, until: Time },
+}
+
+/// The run.
+#[derive(Debug)]
+pub struct Run {
+    file: RunFile,
+    /// The run file as workers get it.
+    file_json: String,
+    plan: Plan,
+    members: Membership,
+    phase: Phase,
+    /// The generation that forms or runs; while waiting, the one that ended last, whose reports may still arrive.
+    generation: Option<Generation>,
+    /// Number of the last generation.
+    last_generation: u64,
+    /// States from generations before this one are of a history that was given up.
+    lineage: u64,
+    committed: Place,
+    /// Counts everything that counts as progress, to tell a bad day from a run that cannot go on.
+    progress: u64,
+    done: Boundaries,
+    checkpoints: BTreeMap<Place, Checkpoint>,
+    /// Number of the last evaluation or checkpoint directive.
+    last_directive: u64,
+    failures: Failures,
+    /// What the members train on, and who said so.
+    data_set: Option<(String, v1::DataSet)>,
+    /// Why the last generation ended, and whether by failure.
+    cause: (String, bool),
+    latest: Option<StepStatistics>,
+    stopping: bool,
+    exited: bool,
+    actions: Vec<Action>,
+}
+
+impl Run {
+    /// The run of a (checked) file, going on from where an earlier coordinator left it.
+    #[must_use]
+    pub fn new(file: RunFile, restored: Restored) -> Self {
+        let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
+        Self {
+            file_json: serde_json::to_string(&file).expect("a run file is plain data"),
+            plan: Plan::new(&file),
+            file,
+            members: Membership::default(),
+            phase: if restored.finished { finished } else { Phase::Waiting },
+            generation: None,
+            last_generation: restored.last_generation,
+            lineage: restored.lineage,
+            committed: restored.committed,
+            progress: 0,
+            done: restored.done,
+            checkpoints: restored.checkpoints.into_iter().map(|checkpoint| (checkpoint.place, checkpoint)).collect(),
+            last_directive: 0,
+            failures: Failures::default(),
+            data_set: restored.data_set.map(|data_set| ("the members before the restart".into(), data_set)),
+            cause: ("start".into(), false),
+            latest: None,
+            stopping: false,
+            exited: false,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Takes in an event; says what is to be done about it, in order.
+    pub fn on_event(&mut self, now: Time, event: Event) -> Vec<Action> {
+        match event {
+            Event::Join { request, token, join } => match self.join(now, &join, token) {
+                Ok(response) => self.actions.push(Action::Admit { request, response }),
+                Err(refusal) => self.actions.push(Action::Refuse { request, refusal }),
+            },
+            Event::Attach { session, attach } => {
+                if let Err(refusal) = self.attach(now, session, attach) {
+                    self.actions.push(Action::Close { session, refusal: Some(refusal) });
+                }
+            }
+            Event::Message { session, message } => self.message(now, session, message),
+            Event::Closed { session } => {
+                if let Some(rank) = self.members.rank_of(session) {
+                    self.lose(now, rank, "its stream closed");
+                }
+            }
+            Event::Scored { evaluation, metrics, items } => self.scored(evaluation, metrics, items),
+            Event::Tick => self.tick(now),
+            Event::Shutdown => self.stopping = true,
+        }
+        self.settle(now);
+        std::mem::take(&mut self.actions)
+    }
+
+    fn lost_after(&self) -> Duration {
+        Duration::try_from_secs_f64(self.file.control.lost_after).unwrap_or(Duration::MAX)
+    }
+
+    // ------------------------------------------------------------------------------------------------- join, attach
+
+    fn join(&mut self, now: Time, join: &v1::JoinRequest, token: String) -> Result<v1::JoinResponse, Refusal> {
+        if join.protocol_version != PROTOCOL_VERSION {
+            let theirs = join.protocol_version;
+            let reason = format!(
+                "the worker speaks protocol version {theirs}, this coordinator {PROTOCOL_VERSION}: use equal versions"
+            );
+            return Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
+        }
+        if let Some(reason) = self.closed_to_workers() {
+            return Err(Refusal::new(RefusalKind::Unavailable, reason));
+        }
+        let until = now.saturating_add(PATIENCE.max(self.lost_after()));
+        let rank = self.members.reserve(join, token.clone(), self.file.workers.max, until)?;
+        let heartbeat = (self.lost_after() / 5).min(Duration::from_secs(1)).max(Duration::from_millis(1));
+        Ok(v1::JoinResponse {
+            protocol_version: PROTOCOL_VERSION,
+            rank,
+            session_token: token,
+            run_file: self.file_json.clone(),
+            heartbeat_interval_ms: heartbeat.as_millis() as u64,
+        })
+    }
+
+    /// Why no worker is let in any more, if so.
+    fn closed_to_workers(&self) -> Option<String> {
+        match &self.phase {
+            Phase::Over { outcome: Outcome::Finished, .. } => Some("the run is finished".into()),
+            Phase::Over { outcome: Outcome::Failed(reason), .. } => Some(format!("the run has failed: {reason}")),
+            Phase::Over { outcome: Outcome::Stopped, .. } => Some("the coordinator is shutting down".into()),
+            _ if self.stopping => Some("the coordinator is shutting down".into()),
+            _ => None,
+        }
+    }
+
+    fn attach(&mut self, now: Time, session: SessionId, attach: v1::Attach) -> Result<(), Refusal> {
+        if let Some(reason) = self.closed_to_workers() {
+            return Err(Refusal::new(RefusalKind::Unavailable, reason));
+        }
+        let data_set = attach.data_set.unwrap_or_default();
+        if data_set.fingerprint.len() > 128 {
+            return Err(Refusal::new(RefusalKind::InvalidArgument, "data_set.fingerprint is too long".into()));
+        }
+        let rank = self.members.attach(now, session, &attach.session_token, attach.store_address)?;
+        if let Some((of, expected)) = &self.data_set
+            && expected.fingerprint != data_set.fingerprint
+        {
+            let reason = format!(
+                "the data differ: rank {rank} has {} images and {} captions (fingerprint {}), {of} {} and {} ({})",
+                data_set.train_images,
+                data_set.train_captions,
+                data_set.fingerprint.escape_debug(),
+                expected.train_images,
+                expected.train_captions,
+                expected.fingerprint.escape_debug(),
+            );
+            self.evict(now, rank, &reason);
+            return Ok(());
+        }
+        let detail = json!({
+            "rank": rank,
+            "host": self.members.get(rank).map(|member| &member.machine.host),
+            "train_images": data_set.train_images,
+            "train_captions": data_set.train_captions,
+            "skipped_images": data_set.skipped_images,
+            "fingerprint": data_set.fingerprint,
+            "holds": attach.holds.as_ref().map(|position| Place::from(position).to_string()),
+        });
+        self.data_set.get_or_insert_with(|| (format!("rank {rank}"), data_set));
+        // A state of another run, or of a journal that is gone, is not worth an error: it is just not used.
+        let holds = attach.holds.filter(|position| self.may_hold(position));
+        if let Some(member) = self.members.get_mut(rank) {
+            member.position = holds;
+        }
+        self.event(Happening::Joined, detail);
+        if let (Phase::Forming | Phase::Running, Some(generation)) = (&self.phase, &mut self.generation) {
+            generation.ending.get_or_insert_with(|| format!("rank {rank} joined"));
+        }
+        Ok(())
+    }
+
+    /// Whether a worker of this run can be where it says it is.
+    fn may_hold(&self, position: &v1::Position) -> bool {
+        self.plan.contains(position.into()) && position.generation <= self.last_generation
+    }
+
+    // ----------------------------------------------------------------------------------------------------- messages
+
+    fn message(&mut self, now: Time, session: SessionId, message: Message) {
+        // Not a member: its stream is being closed, and what was under way on it means nothing any more.
+        let Some(rank) = self.members.rank_of(session) else { return };
+        if let Some(member) = self.members.get_mut(rank) {
+            member.heard = now;
+        }
+        if let Err(violation) = self.understand(now, rank, message) {
+            let reason = format!("rank {rank} broke the protocol: {violation}");
+            let refusal = Refusal::new(RefusalKind::InvalidArgument, reason.clone());
+            self.actions.push(Action::Close { session, refusal: Some(refusal) });
+            self.remove(now, rank, Happening::Lost, &reason);
+        }
+    }
+
+    fn understand(&mut self, now: Time, rank: u32, message: Message) -> Result<(), Violation> {
+        match message {
+            Message::Attach(_) => Err("attached twice".into()),
+            Message::Heartbeat(heartbeat) => {
+                if let Some(member) = self.members.get_mut(rank) {
+                    member.phase = heartbeat.phase();
+                }
+                Ok(())
+            }
+            Message::Ready(ready) => self.ready(rank, &ready),
+            Message::StepDone(report) => self.step_done(rank, &report),
+            Message::EvaluationItems(items) => self.evaluation_items(rank, items),
+            Message::EvaluationDone(done) => self.evaluation_done(rank, &done),
+            Message::CheckpointDone(done) => self.checkpoint_done(now, rank, done),
+            Message::Advanced(advanced) => self.advanced(rank, &advanced),
+            Message::Idle(idle) => self.idle(now, rank, &idle),
+            Message::Failed(failed) => self.failed(now, rank, &failed),
+            Message::Finished(_) => {
+                if let Some(member) = self.members.get(rank) {
+                    self.actions.push(Action::Close { session: member.session, refusal: None });
+                }
+                self.remove(now, rank, Happening::Left, "finished");
+                Ok(())
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------ leaving
+
+    fn tick(&mut self, now: Time) {
+        self.members.expire(now);
+        let lost_after = self.lost_after();
+        for (rank, overdue) in self.members.overdue(now, lost_after) {
+            match overdue {
+                Overdue::Silent => {
+                    let reason = format!("it was not heard for {} s", lost_after.as_secs_f64());
+                    let session = self.members.get(rank).map(|member| member.session);
+                    self.lose(now, rank, &reason);
+                    self.actions.extend(session.map(|session| Action::Close { session, refusal: None }));
+                }
+                Overdue::HoldingOn(generation) => {
+                    self.evict(now, rank, &format!("it did not let go of generation {generation}"));
+                }
+            }
+        }
+    }
+
+    /// A member is gone without a farewell.
+    fn lose(&mut self, now: Time, rank: u32, why: &str) {
+        self.remove(now, rank, Happening::Lost, &format!("rank {rank} was lost: {why}"));
+    }
+
+    /// Sends a member away.
+    fn evict(&mut self, now: Time, rank: u32, reason: &str) {
+        if let Some(member) = self.members.get(rank) {
+            let session = member.session;
+            self.leave(session, reason);
+            self.actions.push(Action::Close { session, refusal: None });
+        }
+        self.remove(now, rank, Happening::Lost, &format!("rank {rank} was sent away: {reason}"));
+    }
+
+    /// Takes a member off the books; ends the generation that it was in.
+    fn remove(&mut self, now: Time, rank: u32, what: Happening, reason: &str) {
+        let Some(member) = self.members.remove(rank) else { return };
+        self.event(what, json!({ "rank": rank, "host": member.machine.host, "reason": reason }));
+        if self.last_generation == 0 && self.members.is_empty() {
+            // Nothing was trained yet: the next to come may bring other data.
+            self.data_set = None;
+        }
+        if matches!(member.standing, Standing::In(_)) && matches!(self.phase, Phase::Forming | Phase::Running) {
+            self.end_generation(now, reason, true);
+        }
+    }
+
+    fn leave(&mut self, session: SessionId, reason: &str) {
+        let leave = v1::directive::Directive::Leave(v1::Leave { reason: reason.to_owned() });
+        self.send(session, self.last_generation, leave);
+    }
+
+    fn send(&mut self, session: SessionId, generation: u64, directive: v1::directive::Directive) {
+        let directive = v1::Directive { generation, directive: Some(directive) };
+        self.actions.push(Action::Send { session, directive });
+    }
+
+    // --------------------------------------------------------------------------------------------------------- ends
+
+    /// The run is over, one way or another: tells everybody, and waits for them to go.
+    fn conclude(&mut self, now: Time, outcome: Outcome) {
+        let sessions: BTreeSet<SessionId> = self.members.iter().map(|(_, member)| member.session).collect();
+        for session in sessions {
+            match &outcome {
+                Outcome::Finished => {
+                    self.send(session, self.last_generation, v1::directive::Directive::Finish(v1::Finish {}));
+                }
+                Outcome::Stopped => self.leave(session, "the coordinator is shutting down"),
+                Outcome::Failed(reason) => self.leave(session, &format!("the run has failed: {reason}")),
+            }
+        }
+        let (what, reason) = match &outcome {
+            Outcome::Finished => (Happening::Finished, "the run is finished"),
+            Outcome::Stopped => (Happening::Stopped, "the coordinator is shutting down"),
+            Outcome::Failed(reason) => (Happening::Failed, reason.as_str()),
+        };
+        self.flush_statistics();
+        if let (Phase::Forming | Phase::Running, Some(generation)) = (&self.phase, &self.generation) {
+            let (generation, reason) = (generation.number, reason.to_owned());
+            self.record(Record::Ended { generation, reason });
+        }
+        self.event(what, json!({ "at": self.committed.to_string(), "reason": reason }));
+        self.phase = Phase::Over { outcome, until: now.saturating_add(FAREWELL) };
+    }
+
+    fn record(&mut self, record: Record) {
+        self.actions.push(Action::Record(record));
+    }
+
+    fn event(&mut self, what: Happening, detail: serde_json::Value) {
+        self.record(Record::Event { what, detail });
+    }
+
+    /// Does what the present state calls for; every event ends here.
+    fn settle(&mut self, now: Time) {
+        if self.stopping && matches!(self.phase, Phase::Waiting | Phase::Forming) {
+            self.conclude(now, Outcome::Stopped);
+        }
+        match &self.phase {
+            Phase::Waiting => self.try_form(),
+            Phase::Forming => self.try_run(now),
+            Phase::Running => self.proceed(now),
+            Phase::Over { .. } => {}
+        }
+        if let Phase::Over { outcome, until } = &self.phase
+            && (self.members.is_empty() || now >= *until)
+            && !self.exited
+        {
+            self.exited = true;
+            self.actions.push(Action::Exit(outcome.clone()));
+        }
+    }
+}
+
+/// A worker's text as one line of bounded length.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_REASON).collect()
+}

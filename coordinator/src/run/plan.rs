@@ -1,0 +1,227 @@
+//! The plan: what has to happen at a point of the run, derived from the run file and nothing else.
+//!
+//! The batch of a stage is constant, so a point in the run is all there is to know about the data: step `s` of a stage
+//! consumes the samples `s * batch .. (s + 1) * batch` of that stage's infinite, permuted sequence.
+
+use std::{collections::BTreeSet, ops::Range};
+
+use proto::v1;
+use runfile::{RunFile, Stage};
+
+/// A point in the run: `step` updates of stage `stage` are applied. Ordered as the run goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Stage, from 0.
+    pub stage: u32,
+    /// Updates of the stage that are applied.
+    pub step: u64,
+}
+
+impl Place {
+    /// The point after `steps` more updates of the same stage.
+    #[must_use]
+    pub fn after(self, steps: u64) -> Self {
+        Self { stage: self.stage, step: self.step.saturating_add(steps) }
+    }
+
+    /// As the wire says it, for a state agreed upon or reached in `generation`.
+    #[must_use]
+    pub fn in_generation(self, generation: u64) -> v1::Position {
+        v1::Position { stage: self.stage, step: self.step, generation }
+    }
+}
+
+impl From<&v1::Position> for Place {
+    fn from(position: &v1::Position) -> Self {
+        Self { stage: position.stage, step: position.step }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "stage {} step {}", self.stage, self.step)
+    }
+}
+
+/// What interrupts training at some points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Boundary {
+    /// The state is saved.
+    Checkpoint,
+    /// Captions are written and scored.
+    Evaluation,
+}
+
+/// The boundaries that the present history has behind it.
+pub type Boundaries = BTreeSet<(Place, Boundary)>;
+
+/// What has to happen at a point of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Train; nothing interrupts the next `steps` updates.
+    Train {
+        /// Updates up to the next boundary; at least 1.
+        steps: u64,
+    },
+    /// Save the state.
+    Checkpoint,
+    /// Evaluate.
+    Evaluate,
+    /// Begin this stage.
+    Advance {
+        /// The next stage.
+        stage: u32,
+    },
+    /// Nothing is left to do.
+    Finish,
+}
+
+/// The stages of a run and what they demand.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    stages: Vec<Stage>,
+}
+
+impl Plan {
+    /// The plan of a (checked) run file.
+    #[must_use]
+    pub fn new(file: &RunFile) -> Self {
+        Self { stages: file.stages.clone() }
+    }
+
+    /// Whether the run has such a point.
+    #[must_use]
+    pub fn contains(&self, at: Place) -> bool {
+        self.stages.get(at.stage as usize).is_some_and(|stage| at.step <= stage.steps)
+    }
+
+    /// The stage at a point of the run.
+    ///
+    /// # Panics
+    /// When the run has no such point; see [`Plan::contains`].
+    #[must_use]
+    pub fn stage(&self, at: Place) -> &Stage {
+        &self.stages[at.stage as usize]
+    }
+
+    /// What has to happen at `at`, given what is `done`. At a boundary the checkpoint comes first: should the
+    /// evaluation bring a worker down, nothing is lost.
+    #[must_use]
+    pub fn next(&self, at: Place, done: &Boundaries) -> Next {
+        let stage = self.stage(at);
+        let last = at.step >= stage.steps;
+        let due = |every: Option<u64>, boundary| {
+            let falls = last || every.is_some_and(|every| at.step.is_multiple_of(every));
+            falls && at.step > 0 && !done.contains(&(at, boundary))
+        };
+        if due(stage.checkpoint_every, Boundary::Checkpoint) {
+            Next::Checkpoint
+        } else if due(stage.evaluate_every, Boundary::Evaluation) {
+            Next::Evaluate
+        } else if !last {
+            let until = |every: u64| every - at.step % every;
+            let boundaries = [stage.checkpoint_every, stage.evaluate_every].into_iter().flatten().map(until);
+            Next::Train { steps: boundaries.fold(stage.steps - at.step, u64::min) }
+        } else if (at.stage as usize) + 1 < self.stages.len() {
+            Next::Advance { stage: at.stage + 1 }
+        } else {
+            Next::Finish
+        }
+    }
+
+    /// Samples that training has consumed at `at`.
+    #[must_use]
+    pub fn samples_before(&self, at: Place) -> u64 {
+        let samples = |stage: &Stage, steps: u64| steps.saturating_mul(u64::from(stage.batch));
+        let earlier = self.stages[..at.stage as usize].iter().map(|stage| samples(stage, stage.steps));
+        earlier.chain([samples(self.stage(at), at.step)]).fold(0, u64::saturating_add)
+    }
+}
+
+/// The part of `0..batch` that falls to `rank` of `world`: contiguous, and equal but for one sample.
+#[must_use]
+pub fn share(batch: u32, world: u32, rank: u32) -> Range<u32> {
+    let (each, more) = (batch / world, batch % world);
+    let begin = rank * each + rank.min(more);
+    begin..begin + each + u32::from(rank < more)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::run::testing;
+
+    /// Walks the plan from its beginning, doing whatever it says.
+    fn walk(plan: &Plan) -> Vec<(Place, Next)> {
+        let (mut at, mut done, mut said) = (Place::default(), Boundaries::new(), Vec::new());
+        loop {
+            let next = plan.next(at, &done);
+            said.push((at, next));
+            match next {
+                Next::Train { steps } => at = at.after(steps),
+                Next::Checkpoint => _ = done.insert((at, Boundary::Checkpoint)),
+                Next::Evaluate => _ = done.insert((at, Boundary::Evaluation)),
+                Next::Advance { stage } => at = Place { stage, step: 0 },
+                Next::Finish => return said,
+            }
+        }
+    }
+
+    #[test]
+    fn a_stage_ends_with_a_checkpoint_then_an_evaluation() {
+        let plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, Some(2), Some(4))]));
+        let at = |step| Place { stage: 0, step };
+        let expected = [
+            (at(0), Next::Train { steps: 2 }),
+            (at(2), Next::Checkpoint),
+            (at(2), Next::Train { steps: 2 }),
+            (at(4), Next::Checkpoint),
+            (at(4), Next::Evaluate),
+            (at(4), Next::Train { steps: 1 }),
+            (at(5), Next::Checkpoint),
+            (at(5), Next::Evaluate),
+            (at(5), Next::Finish),
+        ];
+        assert_eq!(walk(&plan), expected);
+    }
+
+    #[test]
+    fn stages_follow_each_other_and_count_their_samples() {
+        let plan = Plan::new(&testing::run_file(vec![
+            testing::stage("a", 3, 4, None, None),
+            testing::stage("b", 2, 5, None, None),
+        ]));
+        let said = walk(&plan);
+        assert!(said.contains(&(Place { stage: 0, step: 3 }, Next::Advance { stage: 1 })));
+        assert_eq!(said.last(), Some(&(Place { stage: 1, step: 2 }, Next::Finish)));
+        assert_eq!(plan.samples_before(Place { stage: 1, step: 2 }), 3 * 4 + 2 * 5);
+    }
+
+    proptest! {
+        #[test]
+        fn every_sample_of_a_batch_falls_to_one_rank(batch in 1..500_u32, world in 1..40_u32) {
+            let mut next = 0;
+            for rank in 0..world {
+                let share = share(batch, world, rank);
+                prop_assert_eq!(share.start, next);
+                prop_assert!(share.len() as u32 - batch / world <= 1);
+                next = share.end;
+            }
+            prop_assert_eq!(next, batch);
+        }
+
+        #[test]
+        fn every_step_is_planned_once(
+            steps in 1..60_u64, checkpoint in prop::option::of(1..20_u64), evaluate in prop::option::of(1..20_u64),
+        ) {
+            let file = testing::run_file(vec![testing::stage("a", steps, 4, checkpoint, evaluate)]);
+            let said = walk(&Plan::new(&file));
+            let trained: u64 = said.iter().map(|(_, next)| if let Next::Train { steps } = next { *steps } else { 0 }).sum();
+            prop_assert_eq!(trained, steps);
+            let evaluated = said.iter().filter(|(_, next)| *next == Next::Evaluate).count() as u64;
+            prop_assert_eq!(evaluated, evaluate.map_or(0, |every| (steps - 1) / every) + 1);
+        }
+    }
+}

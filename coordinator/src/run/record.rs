@@ -1,0 +1,173 @@
+//! What is worth remembering: written to the journal, turned into metrics, and read back when a coordinator restarts.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use proto::v1;
+
+use super::{
+    evaluation::Item,
+    membership::Machine,
+    plan::{Boundaries, Place},
+    statistics::StepStatistics,
+};
+
+/// Where a generation takes its state from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A member, by its identity rank.
+    Member(u32),
+    /// A checkpoint's folder.
+    Checkpoint(PathBuf),
+    /// The run's seed.
+    Seed,
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Member(rank) => write!(f, "rank {rank}"),
+            Self::Checkpoint(path) => write!(f, "checkpoint {}", path.display()),
+            Self::Seed => f.write_str("seed"),
+        }
+    }
+}
+
+/// A saved state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The point of the run.
+    pub place: Place,
+    /// The generation that saved it.
+    pub generation: u64,
+    /// Its folder.
+    pub path: PathBuf,
+    /// What all ranks said of their parameters.
+    pub parameters_sha256: String,
+}
+
+/// Something that happened, besides steps, checkpoints and the like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// A worker attached.
+    Joined,
+    /// A member is gone.
+    Lost,
+    /// A member ended as it should.
+    Left,
+    /// Committed steps were given up.
+    RolledBack,
+    /// Steps that nobody reported turned out to be applied.
+    Adopted,
+    /// The ranks' parameters differ.
+    Diverged,
+    /// Members evaluated the same images.
+    Duplicates,
+    /// The run is complete.
+    Finished,
+    /// The run cannot go on.
+    Failed,
+    /// The coordinator was asked to stop.
+    Stopped,
+}
+
+impl Happening {
+    /// Its name in the journal.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Joined => "joined",
+            Self::Lost => "lost",
+            Self::Left => "left",
+            Self::RolledBack => "rollback",
+            Self::Adopted => "adopted",
+            Self::Diverged => "divergence",
+            Self::Duplicates => "duplicates",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One thing to remember.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// A generation was formed. Durable before anybody hears of it, so that no number is used twice.
+    Formed {
+        /// Its number.
+        generation: u64,
+        /// Who is in it: identity rank and machine, in order of rank.
+        members: Vec<(u32, Machine)>,
+        /// Why the one before it ended.
+        cause: String,
+        /// Where it starts.
+        start: Place,
+        /// Whose state it starts from.
+        source: Source,
+    },
+    /// All members of a generation are ready.
+    Ready {
+        /// Its number.
+        generation: u64,
+        /// Whether the one before it was broken by a failure.
+        recovery: bool,
+    },
+    /// A generation ended.
+    Ended {
+        /// Its number.
+        generation: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A step was reported by all members, or by all that could.
+    Step(StepStatistics),
+    /// A checkpoint is complete. Durable before training goes on.
+    Saved(Checkpoint),
+    /// A checkpoint is about to be deleted. Durable before it is: the journal must not promise what is gone.
+    Deleted(PathBuf),
+    /// An evaluation is complete.
+    Evaluated {
+        /// The state that was evaluated.
+        place: Place,
+        /// The generation that did it.
+        generation: u64,
+        /// Scores by name.
+        metrics: BTreeMap<String, f64>,
+        /// All items, by image name.
+        items: Vec<Item>,
+    },
+    /// Something else happened.
+    Event {
+        /// What.
+        what: Happening,
+        /// Its particulars.
+        detail: serde_json::Value,
+    },
+}
+
+impl Record {
+    /// Whether what follows must wait until the record is on disk.
+    #[must_use]
+    pub fn must_be_durable(&self) -> bool {
+        matches!(self, Self::Formed { .. } | Self::Saved(_) | Self::Deleted(_))
+    }
+}
+
+/// What a coordinator knows of its run from an earlier life.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Restored {
+    /// The number of the last generation; 0 of none.
+    pub last_generation: u64,
+    /// The generation that last started from a checkpoint or the seed.
+    pub lineage: u64,
+    /// What was committed.
+    pub committed: Place,
+    /// Checkpoints that are not deleted, in order.
+    pub checkpoints: Vec<Checkpoint>,
+    /// Boundaries that the present history has behind it.
+    pub done: Boundaries,
+    /// What the workers trained on, if any ever attached.
+    pub data_set: Option<v1::DataSet>,
+    /// Whether the run is complete.
+    pub finished: bool,
+}

@@ -1,0 +1,700 @@
+//! The state machine against simulated workers: random joins, deaths, failures, silence and restarts, and what must hold
+//! whatever happens.
+//!
+//! A simulated worker holds the list of steps that its state has been through, and can only train a step when all members
+//! of its generation have come as far, as an all-reduce demands. At the end every step must be in that list once.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use proptest::prelude::*;
+use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive, v1::worker_message::Message};
+use runfile::RunFile;
+
+use super::{
+    Action, Event, Outcome, RequestId, Run, SessionId, Time,
+    plan::{Place, share},
+    record::{Record, Restored, Source},
+    testing,
+};
+
+type History = Vec<Place>;
+
+#[derive(Debug, Default)]
+struct Worker {
+    inbox: VecDeque<v1::Directive>,
+    outbox: VecDeque<Message>,
+    /// All directives it ever received, without those that end a generation.
+    received: Vec<v1::Directive>,
+    world: u32,
+    rank: u32,
+    generation: u64,
+    position: Option<v1::Position>,
+    history: History,
+    open: bool,
+}
+
+/// What all members of a generation share.
+#[derive(Debug, Default)]
+struct Collective {
+    members: Vec<SessionId>,
+    arrived: BTreeMap<SessionId, Place>,
+    /// The source's state, put here when the source arrives.
+    state: Option<History>,
+}
+
+struct World {
+    run: Run,
+    file: RunFile,
+    now: Time,
+    next: u64,
+    workers: BTreeMap<SessionId, Worker>,
+    collectives: BTreeMap<u64, Collective>,
+    checkpoints: BTreeMap<String, History>,
+    records: Vec<Record>,
+    scoring: VecDeque<Event>,
+    outcome: Option<Outcome>,
+    live: Option<u64>,
+}
+
+impl World {
+    fn new(file: RunFile) -> Self {
+        Self {
+            run: Run::new(file.clone(), Restored::default()),
+            file,
+            now: Time::ZERO,
+            next: 0,
+            workers: BTreeMap::new(),
+            collectives: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
+            records: Vec::new(),
+            scoring: VecDeque::new(),
+            outcome: None,
+            live: None,
+        }
+    }
+
+    fn event(&mut self, event: Event) -> Option<v1::JoinResponse> {
+        let mut admitted = None;
+        for action in self.run.on_event(self.now, event) {
+            match action {
+                Action::Admit { response, .. } => admitted = Some(response),
+                Action::Refuse { .. } => {}
+                Action::Send { session, directive } => {
+                    if let Some(worker) = self.workers.get_mut(&session) {
+                        worker.inbox.push_back(directive);
+                    }
+                }
+                Action::Close { session, refusal } => {
+                    assert_eq!(refusal, None, "a correct worker was refused");
+                    if let Some(worker) = self.workers.get_mut(&session) {
+                        worker.open = false;
+                    }
+                }
+                Action::Record(record) => self.remember(record),
+                Action::Score { evaluation, items } => {
+                    self.scoring.push_back(Event::Scored { evaluation, metrics: BTreeMap::new(), items });
+                }
+                Action::DeleteCheckpoint(path) => {
+                    assert!(path.starts_with(self.file.output.join("checkpoints")));
+                    self.checkpoints.remove(path.to_str().unwrap()).expect("only what exists is deleted");
+                }
+                Action::Exit(outcome) => {
+                    assert_eq!(self.outcome.replace(outcome), None, "a run ends once");
+                }
+            }
+        }
+        admitted
+    }
+
+    fn remember(&mut self, record: Record) {
+        match &record {
+            Record::Formed { generation, .. } => {
+                assert_eq!(self.live.replace(*generation), None, "one generation at a time");
+                let formed = |other: &Record| matches!(other, Record::Formed { generation: earlier, .. } if earlier >= generation);
+                assert!(!self.records.iter().any(formed), "generation numbers grow");
+            }
+            Record::Ended { generation, .. } => assert_eq!(self.live.take(), Some(*generation)),
+            _ => {}
+        }
+        self.records.push(record);
+    }
+
+    fn join(&mut self, holding: Option<(v1::Position, History)>) {
+        self.next += 1;
+        let session = SessionId(self.next);
+        let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+        let token = format!("token {}", self.next);
+        let event = Event::Join { request: RequestId(self.next), token: token.clone(), join };
+        if self.event(event).is_none() {
+            return;
+        }
+        let (position, history) = holding.unzip();
+        let history = history.unwrap_or_default();
+        self.workers.insert(session, Worker { open: true, position, history, ..Default::default() });
+        let store_address = format!("host:{}", self.next);
+        let attach = v1::Attach { session_token: token, store_address, holds: position, ..Default::default() };
+        self.event(Event::Attach { session, attach });
+    }
+
+    fn die(&mut self, session: SessionId) -> Worker {
+        let worker = self.workers.remove(&session).expect("the session is a worker's");
+        self.event(Event::Closed { session });
+        worker
+    }
+
+    fn restart_coordinator(&mut self) {
+        for session in self.workers.keys().copied().collect::<Vec<_>>() {
+            self.workers.remove(&session);
+        }
+        self.scoring.clear();
+        self.live = None;
+        let journal = rusqlite::Connection::open_in_memory().unwrap();
+        let mut journal = crate::journal::Journal::new(journal, &self.file).unwrap();
+        journal.write(&self.records).unwrap();
+        self.run = Run::new(self.file.clone(), journal.restore().unwrap());
+    }
+
+    fn sessions(&self) -> Vec<SessionId> {
+        self.workers.keys().copied().collect()
+    }
+
+    /// Lets the coordinator hear one message of a worker.
+    fn deliver(&mut self, session: SessionId) -> bool {
+        let Some(message) = self.workers.get_mut(&session).and_then(|worker| worker.outbox.pop_front()) else {
+            return false;
+        };
+        self.event(Event::Message { session, message });
+        true
+    }
+
+    fn score(&mut self) -> bool {
+        let Some(event) = self.scoring.pop_front() else { return false };
+        self.event(event);
+        true
+    }
+
+    fn fail(&mut self, session: SessionId) {
+        let Some(worker) = self.workers.get_mut(&session) else { return };
+        if worker.generation == 0 || worker.inbox.iter().any(|directive| directive.generation != worker.generation) {
+            return;
+        }
+        let generation = worker.generation;
+        worker.outbox.push_back(Message::Failed(v1::Failed { generation, reason: "broken".into(), fatal: false }));
+        worker.outbox.push_back(Message::Idle(v1::Idle { generation, position: worker.position }));
+        worker.inbox.clear();
+        worker.generation = 0;
+    }
+
+    /// Lets a worker do what it can about its first directive; whether it did anything.
+    fn work(&mut self, session: SessionId) -> bool {
+        let Some(worker) = self.workers.get_mut(&session) else { return false };
+        if !worker.open {
+            self.die(session);
+            return true;
+        }
+        // Whoever is told to let go does so at once, whatever else is in the queue.
+        let abandon = worker.inbox.iter().position(|d| matches!(d.directive, Some(Directive::Abandon(_))));
+        if let Some(index) = abandon {
+            let generation = worker.inbox.drain(..=index).next_back().map_or(0, |directive| directive.generation);
+            worker.outbox.push_back(Message::Idle(v1::Idle { generation, position: worker.position }));
+            worker.generation = 0;
+            return true;
+        }
+        let Some(front) = worker.inbox.front().cloned() else { return false };
+        let number = front.generation;
+        let ordered = matches!(
+            front.directive,
+            Some(Directive::Train(_) | Directive::Checkpoint(_) | Directive::Evaluate(_) | Directive::Advance(_))
+        );
+        if ordered && number != worker.generation {
+            // Sent before the coordinator heard that this worker let go.
+            worker.inbox.pop_front();
+            return true;
+        }
+        let done = match front.directive.clone().expect("a directive says something") {
+            Directive::Rendezvous(rendezvous) => self.meet(session, number, &rendezvous),
+            Directive::Train(train) => self.train(session, number, &train),
+            Directive::Checkpoint(checkpoint) => {
+                let worker = self.workers.get_mut(&session).unwrap();
+                let hash = format!("{:?}", worker.history.len());
+                if worker.rank == 0 {
+                    self.checkpoints.insert(checkpoint.path.clone(), worker.history.clone());
+                }
+                worker.outbox.push_back(Message::CheckpointDone(v1::CheckpointDone {
+                    generation: number,
+                    checkpoint: checkpoint.checkpoint,
+                    parameters_sha256: hash,
+                    path: checkpoint.path,
+                }));
+                true
+            }
+            Directive::Evaluate(evaluate) => {
+                let worker = self.workers.get_mut(&session).unwrap();
+                let (generation, evaluation) = (number, evaluate.evaluation);
+                let image = format!("image {}", worker.rank);
+                let items = vec![v1::EvaluationItem { image, ..Default::default() }];
+                worker.outbox.push_back(Message::EvaluationItems(v1::EvaluationItems {
+                    generation,
+                    evaluation,
+                    items,
+                }));
+                worker.outbox.push_back(Message::EvaluationDone(v1::EvaluationDone { generation, evaluation }));
+                true
+            }
+            Directive::Advance(advance) => {
+                let worker = self.workers.get_mut(&session).unwrap();
+                let stage = advance.stage;
+                worker.position = Some(v1::Position { stage, step: 0, generation: number });
+                worker.outbox.push_back(Message::Advanced(v1::Advanced { generation: number, stage }));
+                true
+            }
+            Directive::Finish(_) => {
+                self.workers.get_mut(&session).unwrap().outbox.push_back(Message::Finished(v1::Finished {}));
+                true
+            }
+            Directive::Leave(_) => {
+                self.workers.get_mut(&session).unwrap().open = false;
+                true
+            }
+            Directive::Abandon(_) => unreachable!("handled above"),
+        };
+        if done && let Some(worker) = self.workers.get_mut(&session) {
+            let front = worker.inbox.pop_front().expect("it was there above");
+            worker.received.push(front);
+        }
+        done
+    }
+
+    /// Takes over the source's state; waits until it is there.
+    fn meet(&mut self, session: SessionId, number: u64, rendezvous: &v1::Rendezvous) -> bool {
+        let worker = self.workers.get_mut(&session).unwrap();
+        let collective = self.collectives.entry(number).or_default();
+        let at = rendezvous.position.unwrap();
+        if !collective.members.contains(&session) {
+            collective.members.push(session);
+            (worker.generation, worker.rank, worker.world) = (number, rendezvous.rank, rendezvous.world_size);
+            if rendezvous.source_rank == Some(rendezvous.rank) {
+                assert_eq!(
+                    worker.position.as_ref().map(Place::from),
+                    Some(Place::from(&at)),
+                    "the source is at the place"
+                );
+                collective.state = Some(worker.history.clone());
+            }
+        }
+        if collective.members.len() < rendezvous.world_size as usize {
+            return false;
+        }
+        worker.history = match rendezvous.source_rank {
+            Some(_) => collective.state.clone().expect("all have arrived, and so has the source"),
+            None if rendezvous.checkpoint.is_empty() => History::new(),
+            None => self.checkpoints[&rendezvous.checkpoint].clone(),
+        };
+        worker.position = Some(at);
+        collective.arrived.insert(session, (&at).into());
+        worker.outbox.push_back(Message::Ready(v1::Ready { generation: number, position: Some(at) }));
+        true
+    }
+
+    /// Trains the first step of a grant that it has not trained yet, if all others have come as far; says whether the grant
+    /// is done.
+    fn train(&mut self, session: SessionId, number: u64, train: &v1::Train) -> bool {
+        let worker = self.workers.get_mut(&session).unwrap();
+        let batch = self.file.stages[train.stage as usize].batch;
+        assert_eq!(share(batch, worker.world, worker.rank), train.share_begin..train.share_end);
+        let at = Place::from(&worker.position.unwrap());
+        assert!(at >= Place { stage: train.stage, step: train.first_step }, "steps are granted in order");
+        let collective = self.collectives.get_mut(&number).unwrap();
+        collective.arrived.insert(session, at);
+        if collective.arrived.len() < worker.world as usize || collective.arrived.values().any(|other| *other < at) {
+            return false;
+        }
+        let reached = at.after(1);
+        worker.history.push(reached);
+        let position = reached.in_generation(number);
+        worker.position = Some(position);
+        collective.arrived.insert(session, reached);
+        let samples = train.share_end - train.share_begin;
+        worker.outbox.push_back(Message::StepDone(v1::StepDone {
+            position: Some(position),
+            loss_weight: 1.0,
+            samples,
+            ..Default::default()
+        }));
+        reached.step == train.first_step + u64::from(train.steps)
+    }
+
+    /// Everybody does all that can be done, until nothing can.
+    fn run_dry(&mut self) {
+        loop {
+            let mut any = self.score();
+            for session in self.sessions() {
+                // A step of a grant counts as work although the directive stays.
+                let before = self.workers.get(&session).and_then(|worker| worker.position);
+                any |= self.work(session);
+                any |= self.workers.get(&session).and_then(|worker| worker.position) != before;
+                while self.deliver(session) {
+                    any = true;
+                }
+            }
+            if !any {
+                return;
+            }
+        }
+    }
+
+    /// All members of a generation were told the same, in the same order.
+    fn check_directives(&self) {
+        let mut of: BTreeMap<u64, Vec<Vec<Directive>>> = BTreeMap::new();
+        for worker in self.workers.values() {
+            let mut mine: BTreeMap<u64, Vec<Directive>> = BTreeMap::new();
+            for directive in &worker.received {
+                let same = match directive.directive.clone().unwrap() {
+                    Directive::Rendezvous(r) => Directive::Rendezvous(v1::Rendezvous { rank: 0, ..r }),
+                    Directive::Train(t) => Directive::Train(v1::Train { share_begin: 0, share_end: 0, ..t }),
+                    other => other,
+                };
+                mine.entry(directive.generation).or_default().push(same);
+            }
+            mine.into_iter().for_each(|(generation, mine)| of.entry(generation).or_default().push(mine));
+        }
+        for told in of.values() {
+            let longest = told.iter().max_by_key(|mine| mine.len()).unwrap();
+            assert!(told.iter().all(|mine| longest.starts_with(mine)), "{told:?}");
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Join,
+    Work(usize),
+    Deliver(usize),
+    Score,
+    Die(usize),
+    Reconnect(usize),
+    Fail(usize),
+    Silence,
+    Flow,
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => Just(Op::Join),
+        30 => any::<usize>().prop_map(Op::Work),
+        30 => any::<usize>().prop_map(Op::Deliver),
+        3 => Just(Op::Score),
+        2 => any::<usize>().prop_map(Op::Die),
+        1 => any::<usize>().prop_map(Op::Reconnect),
+        1 => any::<usize>().prop_map(Op::Fail),
+        1 => Just(Op::Silence),
+        3 => Just(Op::Flow),
+        1 => Just(Op::Restart),
+    ]
+}
+
+fn apply(world: &mut World, op: Op) {
+    let sessions = world.sessions();
+    let pick = |index: usize| sessions.get(index % sessions.len().max(1)).copied();
+    match op {
+        Op::Join => world.join(None),
+        Op::Work(index) => _ = pick(index).map(|session| world.work(session)),
+        Op::Deliver(index) => _ = pick(index).map(|session| world.deliver(session)),
+        Op::Score => _ = world.score(),
+        Op::Die(index) => _ = pick(index).map(|session| world.die(session)),
+        Op::Reconnect(index) => {
+            if let Some(session) = pick(index) {
+                let worker = world.die(session);
+                world.join(worker.position.map(|position| (position, worker.history)));
+            }
+        }
+        Op::Fail(index) => _ = pick(index).map(|session| world.fail(session)),
+        Op::Silence => {
+            world.now += Time::from_secs(11);
+            world.event(Event::Tick);
+        }
+        Op::Flow => {
+            for _ in 0..20 {
+                for session in world.sessions() {
+                    world.work(session);
+                    world.deliver(session);
+                }
+            }
+        }
+        Op::Restart => world.restart_coordinator(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_dies_when_every_step_is_trained_once(
+        ops in prop::collection::vec(op(), 0..250), min in 1..3_u32, window in 1..6_u32, keep in 1..3_u32,
+    ) {
+        let mut file = testing::run_file(vec![
+            testing::stage("a", 11, 8, Some(4), Some(5)),
+            testing::stage("b", 7, 5, None, None),
+        ]);
+        file.workers.min = min;
+        file.control.window = window;
+        file.control.keep_checkpoints = keep;
+        let mut world = World::new(file);
+        for op in ops {
+            if world.outcome.is_some() {
+                break;
+            }
+            apply(&mut world, op);
+            world.check_directives();
+        }
+        // From here on everybody is healthy; enough of them must always get to the end.
+        let mut histories = Vec::new();
+        for _ in 0..50 {
+            if world.outcome.is_some() {
+                break;
+            }
+            world.join(None);
+            world.run_dry();
+            world.check_directives();
+            histories.extend(world.workers.values().map(|worker| worker.history.clone()));
+            world.now += Time::from_secs(1);
+            world.event(Event::Tick);
+        }
+        let outcome = world.outcome.clone();
+        if let Some(Outcome::Failed(reason)) = &outcome {
+            // Only failures without any progress in between may do this.
+            prop_assert!(reason.contains("without progress"), "{}", reason);
+            return Ok(());
+        }
+        prop_assert_eq!(outcome, Some(Outcome::Finished), "{:?}", world.run.status(world.now));
+        let finished = world.records.iter().rev().find_map(|record| match record {
+            Record::Saved(checkpoint) => world.checkpoints.get(checkpoint.path.to_str().unwrap()),
+            _ => None,
+        });
+        let all: History = (1..=11).map(|step| Place { stage: 0, step }).chain((1..=7).map(|step| Place { stage: 1, step })).collect();
+        prop_assert_eq!(finished, Some(&all));
+    }
+}
+
+#[test]
+fn a_quiet_run_goes_straight_to_its_end() {
+    let mut world = World::new(testing::run_file(vec![testing::stage("a", 20, 8, Some(10), None)]));
+    world.join(None);
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Finished));
+    let count = |what: fn(&Record) -> bool| world.records.iter().filter(|record| what(record)).count();
+    assert_eq!(count(|record| matches!(record, Record::Step(_))), 20);
+    assert_eq!(count(|record| matches!(record, Record::Formed { .. })), 1);
+    assert_eq!(count(|record| matches!(record, Record::Evaluated { .. })), 1);
+    assert_eq!(count(|record| matches!(record, Record::Saved(_))), 2);
+}
+
+#[test]
+fn when_all_state_dies_the_last_checkpoint_is_taken() {
+    let mut world = World::new(testing::run_file(vec![testing::stage("a", 20, 8, Some(10), None)]));
+    world.join(None);
+    let session = world.sessions()[0];
+    while world.run.committed.step < 13 {
+        world.work(session);
+        world.deliver(session);
+    }
+    world.die(session);
+    world.join(None);
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Finished));
+    let formed = |record: &Record| match record {
+        Record::Formed { start, source, .. } => Some((start.step, source.clone())),
+        _ => None,
+    };
+    let sources: Vec<_> = world.records.iter().filter_map(formed).collect();
+    assert_eq!(sources[0], (0, Source::Seed));
+    assert!(matches!(&sources[1], (10, Source::Checkpoint(path)) if path.ends_with("checkpoints/0-a-00000010")));
+}
+
+#[test]
+fn a_newcomer_is_taken_in_after_the_steps_that_are_granted() {
+    let mut world = World::new(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    world.join(None);
+    let first = world.sessions()[0];
+    world.work(first);
+    world.deliver(first);
+    assert_eq!(world.run.generation.as_ref().unwrap().granted.step, 8);
+    world.join(None);
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Finished));
+    let second = world.records.iter().find_map(|record| match record {
+        Record::Formed { generation: 2, start, source, members, .. } => {
+            Some((start.step, source.clone(), members.len()))
+        }
+        _ => None,
+    });
+    assert_eq!(second, Some((8, Source::Member(0), 2)));
+}
+
+#[test]
+fn asked_to_stop_it_saves_first() {
+    let mut world = World::new(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    world.join(None);
+    let session = world.sessions()[0];
+    world.work(session);
+    world.deliver(session);
+    world.event(Event::Shutdown);
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Stopped));
+    assert_eq!(world.checkpoints["/nowhere/checkpoints/0-a-00000008"].len(), 8);
+}
+
+#[test]
+fn parameters_that_differ_fail_the_run() {
+    let mut world = World::new(testing::run_file(vec![testing::stage("a", 2, 8, None, None)]));
+    world.file.workers.min = 2;
+    world.run = Run::new(world.file.clone(), Restored::default());
+    world.join(None);
+    world.join(None);
+    let spoilt = world.sessions()[1];
+    let spoil = |message: &mut Message| {
+        if let Message::CheckpointDone(done) = message {
+            done.parameters_sha256 = "other".into();
+        }
+    };
+    for _ in 0..50 {
+        for session in world.sessions() {
+            world.work(session);
+            if session == spoilt
+                && let Some(worker) = world.workers.get_mut(&session)
+            {
+                worker.outbox.iter_mut().for_each(spoil);
+            }
+            world.deliver(session);
+        }
+    }
+    let Some(Outcome::Failed(reason)) = world.outcome else { panic!("{:?}", world.outcome) };
+    assert!(reason.contains("differ") && reason.contains("rank 1 other"), "{reason}");
+}
+
+#[test]
+fn the_same_fatal_failure_again_and_again_fails_the_run() {
+    let mut world = World::new(testing::run_file(vec![testing::stage("a", 2, 8, None, None)]));
+    for generation in 1..=3 {
+        assert_eq!(world.outcome, None);
+        world.join(None);
+        let session = world.sessions()[0];
+        let failed = v1::Failed { generation, reason: "no memory\nleft".into(), fatal: true };
+        world.event(Event::Message { session, message: Message::Failed(failed) });
+        world.workers.remove(&session);
+    }
+    let Some(Outcome::Failed(reason)) = world.outcome else { panic!("{:?}", world.outcome) };
+    assert!(reason.contains("no memory left"), "{reason}");
+}
+
+#[test]
+fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
+    let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
+    file.workers.min = 2;
+    let mut run = Run::new(file, Restored::default());
+    let mut enter = |run: &mut Run, session: u64, fingerprint: &str, now| {
+        let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+        run.on_event(now, Event::Join { request: RequestId(0), token: "token".into(), join });
+        let data_set = Some(v1::DataSet { fingerprint: fingerprint.into(), ..Default::default() });
+        let (session_token, store_address) = ("token".into(), "host:1".into());
+        let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
+        run.on_event(now, Event::Attach { session: SessionId(session), attach })
+    };
+    enter(&mut run, 1, "these", Time::ZERO);
+    let actions = enter(&mut run, 2, "those", Time::ZERO);
+    let Action::Send { session: SessionId(2), directive } = &actions[0] else { panic!("{actions:?}") };
+    let Some(Directive::Leave(leave)) = &directive.directive else { panic!("{directive:?}") };
+    assert!(["these", "those", "rank 0", "rank 1"].iter().all(|part| leave.reason.contains(part)), "{}", leave.reason);
+    assert_eq!(run.members.len(), 1);
+
+    let heard = Time::from_secs(6);
+    enter(&mut run, 3, "these", heard);
+    assert_eq!(run.status(heard).state, "forming");
+    let actions = run.on_event(Time::from_secs(10), Event::Tick);
+    assert!(actions.contains(&Action::Close { session: SessionId(1), refusal: None }), "{actions:?}");
+    let abandon = |action: &Action| match action {
+        Action::Send { session: SessionId(3), directive } => matches!(directive.directive, Some(Directive::Abandon(_))),
+        _ => false,
+    };
+    assert!(actions.iter().any(abandon), "{actions:?}");
+}
+
+/// Any message with any numbers in it.
+fn nonsense() -> impl Strategy<Value = Message> {
+    let number = || prop_oneof![4 => 0..4_u64, 1 => Just(u64::MAX)];
+    let position = (0..3_u32, number(), number());
+    (0..11, number(), number(), position, any::<u32>(), any::<f64>(), any::<bool>()).prop_map(
+        |(kind, generation, id, (stage, step, of), samples, value, flag)| {
+            let position = flag.then_some(v1::Position { stage, step, generation: of });
+            let text = format!("{value}\n");
+            match kind {
+                0 => Message::Attach(v1::Attach::default()),
+                1 => Message::Heartbeat(v1::Heartbeat { phase: samples.cast_signed(), position }),
+                2 => Message::Ready(v1::Ready { generation, position }),
+                3 => {
+                    let (loss_sum, loss_weight, seconds) = (value, value, value);
+                    let report =
+                        v1::StepDone { position, samples, loss_sum, loss_weight, seconds, ..Default::default() };
+                    Message::StepDone(report)
+                }
+                4 => {
+                    let scores = [("pac_s".to_owned(), value)].into();
+                    let items = vec![v1::EvaluationItem { image: text, scores, ..Default::default() }];
+                    Message::EvaluationItems(v1::EvaluationItems { generation, evaluation: id, items })
+                }
+                5 => Message::EvaluationDone(v1::EvaluationDone { generation, evaluation: id }),
+                6 => Message::CheckpointDone(v1::CheckpointDone {
+                    generation,
+                    checkpoint: id,
+                    parameters_sha256: text.clone(),
+                    path: text,
+                }),
+                7 => Message::Advanced(v1::Advanced { generation, stage }),
+                8 => Message::Idle(v1::Idle { generation, position }),
+                9 => Message::Failed(v1::Failed { generation, reason: text, fatal: flag }),
+                _ => Message::Finished(v1::Finished {}),
+            }
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_a_peer_says_brings_the_coordinator_down(
+        said in prop::collection::vec((0..4_u64, nonsense(), any::<bool>()), 0..150),
+    ) {
+        let stages = vec![testing::stage("a", 2, 8, Some(1), Some(1)), testing::stage("b", 1, 8, None, None)];
+        let mut run = Run::new(testing::run_file(stages), Restored::default());
+        let (mut sessions, mut next) = (vec![SessionId(0); 4], 0);
+        for (peer, message, honest) in said {
+            let session = &mut sessions[peer as usize];
+            if run.members.rank_of(*session).is_none() {
+                next += 1;
+                *session = SessionId(next);
+                let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+                run.on_event(Time::ZERO, Event::Join { request: RequestId(next), token: next.to_string(), join });
+                let (session_token, store_address) = (next.to_string(), "host:1".into());
+                let attach = v1::Attach { session_token, store_address, ..Default::default() };
+                run.on_event(Time::ZERO, Event::Attach { session: *session, attach });
+            }
+            // Now and then the truth, so that nonsense is heard in every phase of a generation.
+            let generation = run.generation.as_ref().filter(|_| honest);
+            let message = generation.map_or(message, |generation| {
+                let (number, start) = (generation.number, generation.start);
+                match run.phase {
+                    super::Phase::Waiting => Message::Idle(v1::Idle { generation: number, position: None }),
+                    _ => Message::Ready(v1::Ready { generation: number, position: Some(start.in_generation(number)) }),
+                }
+            });
+            let actions = run.on_event(Time::ZERO, Event::Message { session: *session, message });
+            for action in actions {
+                if let Action::Score { evaluation, items } = action {
+                    run.on_event(Time::ZERO, Event::Scored { evaluation, metrics: BTreeMap::new(), items });
+                }
+            }
+            run.status(Time::ZERO);
+            run.samples_committed();
+        }
+    }
+}

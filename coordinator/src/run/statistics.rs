@@ -1,0 +1,165 @@
+//! Statistics of steps: what the members of a generation report of their shares, merged into one account of the whole.
+
+use std::collections::BTreeMap;
+
+use proto::v1;
+use statistics::{Summary, names};
+
+use super::plan::Place;
+
+/// What a step did, over all shares that were reported.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepStatistics {
+    /// The point that the step reached.
+    pub place: Place,
+    /// The generation that trained it.
+    pub generation: u64,
+    /// Sum of the loss.
+    pub loss_sum: f64,
+    /// Images or tokens that the sum is over.
+    pub loss_weight: f64,
+    /// Samples.
+    pub samples: u64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// Norm of the gradient, before clipping.
+    pub gradient_norm: f64,
+    /// Seconds of the slowest member.
+    pub seconds: f64,
+    /// The longest time that a member spent in the all-reduce, in seconds.
+    pub all_reduce_seconds: f64,
+    /// Distributions over all shares; the keys are of `statistics::names::ALL`.
+    pub summaries: BTreeMap<&'static str, Summary>,
+}
+
+impl StepStatistics {
+    /// Reads a report; says what is wrong with it if a worker cannot have meant it.
+    pub fn read(report: &v1::StepDone, position: &v1::Position) -> Result<Self, String> {
+        let mut summaries = BTreeMap::new();
+        for (name, summary) in &report.summaries {
+            let known = names::ALL.into_iter().find(|known| known == name);
+            let known = known.ok_or_else(|| format!("unknown summary `{}`", name.escape_debug()))?;
+            summaries.insert(known, Summary::try_from(summary).map_err(|error| format!("`{known}` is a {error}"))?);
+        }
+        let durations = [report.seconds, report.all_reduce_seconds, report.loss_weight];
+        if durations.iter().any(|value| !value.is_finite() || *value < 0.0) {
+            return Err("a step's seconds and weight must be finite and not negative".into());
+        }
+        Ok(Self {
+            place: position.into(),
+            generation: position.generation,
+            loss_sum: report.loss_sum,
+            loss_weight: report.loss_weight,
+            samples: report.samples.into(),
+            learning_rate: report.learning_rate,
+            gradient_norm: report.gradient_norm,
+            seconds: report.seconds,
+            all_reduce_seconds: report.all_reduce_seconds,
+            summaries,
+        })
+    }
+
+    /// Loss per image or token.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.loss_weight
+    }
+
+    /// Mean reward of the chosen candidates, where the objective has rewards.
+    #[must_use]
+    pub fn reward(&self) -> Option<f64> {
+        self.summaries.get(names::REWARD_CHOSEN).filter(|summary| summary.count() > 0).map(Summary::mean)
+    }
+
+    /// Samples a second.
+    #[must_use]
+    pub fn images_per_second(&self) -> f64 {
+        if self.seconds > 0.0 { self.samples as f64 / self.seconds } else { 0.0 }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.loss_sum += other.loss_sum;
+        self.loss_weight += other.loss_weight;
+        self.samples += other.samples;
+        // Equal on all ranks, since all apply the same update; the greatest also shows a rank that disagrees.
+        self.gradient_norm = self.gradient_norm.max(other.gradient_norm);
+        self.seconds = self.seconds.max(other.seconds);
+        self.all_reduce_seconds = self.all_reduce_seconds.max(other.all_reduce_seconds);
+        for (name, summary) in other.summaries {
+            self.summaries.entry(name).or_default().merge(&summary);
+        }
+    }
+}
+
+/// Steps of one generation that not all of its members have reported yet. The plan bounds their number: it grants only so
+/// far ahead of the slowest member.
+#[derive(Debug, Default)]
+pub struct Merger {
+    pending: BTreeMap<Place, (usize, StepStatistics)>,
+}
+
+impl Merger {
+    /// Adds one member's report; the step's account once all `world` members have reported it.
+    pub fn add(&mut self, world: usize, report: StepStatistics) -> Option<StepStatistics> {
+        let place = report.place;
+        let reports = match self.pending.get_mut(&place) {
+            Some((reports, step)) => {
+                step.merge(report);
+                *reports += 1;
+                *reports
+            }
+            None => {
+                self.pending.insert(place, (1, report));
+                1
+            }
+        };
+        if reports < world { None } else { self.pending.remove(&place).map(|(_, step)| step) }
+    }
+
+    /// The accounts of the steps that will not be reported any further, in order.
+    pub fn drain(&mut self) -> impl Iterator<Item = StepStatistics> + use<> {
+        std::mem::take(&mut self.pending).into_values().map(|(_, step)| step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(loss_sum: f64, rewards: &[f64]) -> v1::StepDone {
+        v1::StepDone {
+            loss_sum,
+            loss_weight: 2.0,
+            samples: 2,
+            seconds: loss_sum,
+            summaries: [("reward_chosen".into(), (&Summary::of(rewards.iter().copied())).into())].into(),
+            ..v1::StepDone::default()
+        }
+    }
+
+    #[test]
+    fn shares_merge_into_the_whole() {
+        let at = v1::Position { stage: 0, step: 1, generation: 1 };
+        let mut merger = Merger::default();
+        let read = |report: &v1::StepDone| StepStatistics::read(report, &at).unwrap();
+        assert_eq!(merger.add(2, read(&report(1.0, &[0.2, 0.4]))), None);
+        let step = merger.add(2, read(&report(3.0, &[0.6, 0.8]))).unwrap();
+        assert_eq!((step.loss(), step.samples, step.seconds), (1.0, 4, 3.0));
+        assert!((step.reward().unwrap() - 0.5).abs() < 1e-12);
+        assert_eq!(merger.drain().count(), 0);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let at = v1::Position::default();
+        let unknown = v1::StepDone { summaries: [("x".into(), v1::Summary::default())].into(), ..Default::default() };
+        let broken = v1::StepDone {
+            summaries: [("kl".into(), v1::Summary { count: 1, ..Default::default() })].into(),
+            ..Default::default()
+        };
+        let slow = v1::StepDone { seconds: f64::NAN, ..Default::default() };
+        for report in [unknown, broken, slow] {
+            StepStatistics::read(&report, &at).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What people and scripts may ask of a run.
+
+use proto::v1;
+
+use super::{Outcome, Phase, Run, Time, membership::Standing, statistics::StepStatistics};
+
+impl Run {
+    /// The run as it stands.
+    #[must_use]
+    pub fn status(&self, now: Time) -> v1::StatusResponse {
+        let stage = self.plan.stage(self.committed);
+        let (state, reason) = self.state();
+        let member = |(rank, member): (u32, &super::membership::Member)| v1::Member {
+            rank,
+            host: member.machine.host.clone(),
+            device: member.machine.device.clone(),
+            phase: member.phase.into(),
+            position: member.position,
+            seconds_since_heard: now.saturating_sub(member.heard).as_secs_f64(),
+        };
+        v1::StatusResponse {
+            run: self.file.name.clone(),
+            state: state.into(),
+            generation: self.last_generation,
+            stage: self.committed.stage,
+            stage_name: stage.name.clone(),
+            step: self.committed.step,
+            steps: stage.steps,
+            loss: self.latest.as_ref().map_or(0.0, StepStatistics::loss),
+            reward: self.latest.as_ref().and_then(StepStatistics::reward),
+            images_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::images_per_second),
+            members: self.members.iter().map(member).collect(),
+            reason,
+        }
+    }
+
+    /// Whether a generation trains or the run is complete; if not, why.
+    ///
+    /// # Errors
+    /// The reason, in one line.
+    pub fn readiness(&self) -> Result<(), String> {
+        match self.state() {
+            ("running" | "finished", _) => Ok(()),
+            (state, reason) => Err(format!("{state}: {reason}")),
+        }
+    }
+
+    /// Samples that training has consumed for good.
+    #[must_use]
+    pub fn samples_committed(&self) -> u64 {
+        self.plan.samples_before(self.committed)
+    }
+
+    fn state(&self) -> (&'static str, String) {
+        match &self.phase {
+            Phase::Waiting => ("waiting", self.waiting_for()),
+            Phase::Forming => {
+                let ready = self.generation.as_ref().map_or(0, |generation| generation.ready.len());
+                ("forming", format!("{ready} of {} members are ready", self.members.len()))
+            }
+            Phase::Running => ("running", String::new()),
+            Phase::Over { outcome: Outcome::Finished, .. } => ("finished", String::new()),
+            Phase::Over { outcome: Outcome::Failed(reason), .. } => ("failed", reason.clone()),
+            Phase::Over { outcome: Outcome::Stopped, .. } => ("waiting", "the coordinator is shutting down".into()),
+        }
+    }
+
+    fn waiting_for(&self) -> String {
+        let (members, min) = (self.members.len(), self.file.workers.min as usize);
+        if members < min {
+            return format!("{members} of at least {min} workers are attached");
+        }
+        let busy = |(rank, member): (u32, &super::membership::Member)| {
+            (member.standing != Standing::Idle).then(|| rank.to_string())
+        };
+        let busy: Vec<String> = self.members.iter().filter_map(busy).collect();
+        format!("rank {} has yet to let go of generation {}", busy.join(", "), self.last_generation)
+    }
+}

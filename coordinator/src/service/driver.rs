@@ -1,0 +1,256 @@
+//! The one task that owns the run: feeds it events and does what it says.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use proto::v1;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{self, Instant, MissedTickBehavior},
+};
+use tonic::Status;
+use tracing::{info, warn};
+
+use super::{http::Readiness, metrics::Metrics, recorder::Recorder, score};
+use crate::run::{
+    Action, Event, Outcome, RequestId, Run, SessionId,
+    record::{Happening, Record},
+    statistics::StepStatistics,
+};
+
+/// Between ticks; the precision with which silence is noticed.
+const TICK: Duration = Duration::from_millis(100);
+/// Between lines about progress.
+const PROGRESS: Duration = Duration::from_secs(1);
+/// Inputs taken in before metrics and readiness are brought up to date.
+const TURN: usize = 256;
+
+/// What comes in from the network and the system.
+pub enum Input {
+    /// A worker asks for a place.
+    Join {
+        request: u64,
+        token: String,
+        join: v1::JoinRequest,
+        reply: oneshot::Sender<Result<v1::JoinResponse, Status>>,
+    },
+    /// A worker says who it is.
+    Attach { session: SessionId, attach: v1::Attach, line: Line },
+    /// Something else happened.
+    Event(Event),
+    /// Somebody asks how the run stands.
+    Status { reply: oneshot::Sender<v1::StatusResponse> },
+    /// The coordinator is asked to stop.
+    Shutdown,
+}
+
+/// The way to a worker. When it is dropped the stream ends.
+pub struct Line {
+    pub outbound: mpsc::Sender<Result<v1::Directive, Status>>,
+    /// Dropped with the line: tells the task that listens to the worker.
+    pub _hold: oneshot::Sender<()>,
+}
+
+/// The run and all that it acts upon.
+pub struct Driver {
+    pub run: Run,
+    pub recorder: Recorder,
+    pub metrics: Metrics,
+    pub readiness: watch::Sender<Readiness>,
+    /// Nothing outside of this folder is ever deleted.
+    pub checkpoints: PathBuf,
+    /// For events that come back from threads.
+    pub inputs: mpsc::Sender<Input>,
+}
+
+impl Driver {
+    /// Drives the run to its end.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub async fn drive(self, mut waiting: mpsc::Receiver<Input>) -> anyhow::Result<Outcome> {
+        let mut ticks = time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut turn = Turn {
+            driver: self,
+            started: Instant::now(),
+            joins: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            reported: None,
+        };
+        let mut inputs = Vec::with_capacity(TURN);
+        loop {
+            let mut outcome = None;
+            tokio::select! {
+                _ = waiting.recv_many(&mut inputs, TURN) => {
+                    for input in inputs.drain(..) {
+                        let ended = turn.take(input).await?;
+                        outcome = outcome.or(ended);
+                    }
+                }
+                _ = ticks.tick() => outcome = turn.event(Event::Tick).await?,
+            }
+            turn.publish();
+            if let Some(outcome) = outcome {
+                turn.driver.recorder.sync().await?;
+                return Ok(outcome);
+            }
+        }
+    }
+}
+
+struct Turn {
+    driver: Driver,
+    started: Instant,
+    joins: BTreeMap<RequestId, oneshot::Sender<Result<v1::JoinResponse, Status>>>,
+    lines: BTreeMap<SessionId, Line>,
+    /// When progress was last logged.
+    reported: Option<Instant>,
+}
+
+impl Turn {
+    async fn take(&mut self, input: Input) -> anyhow::Result<Option<Outcome>> {
+        let event = match input {
+            Input::Join { request, token, join, reply } => {
+                let request = RequestId(request);
+                self.joins.insert(request, reply);
+                Event::Join { request, token, join }
+            }
+            Input::Attach { session, attach, line } => {
+                self.lines.insert(session, line);
+                Event::Attach { session, attach }
+            }
+            Input::Event(event) => event,
+            Input::Status { reply } => {
+                // Who no longer waits needs no answer.
+                _ = reply.send(self.driver.run.status(self.started.elapsed()));
+                return Ok(None);
+            }
+            Input::Shutdown => {
+                info!("asked to stop");
+                Event::Shutdown
+            }
+        };
+        if let Event::Closed { session } = &event {
+            self.lines.remove(session);
+        }
+        self.event(event).await
+    }
+
+    async fn event(&mut self, event: Event) -> anyhow::Result<Option<Outcome>> {
+        let mut outcome = None;
+        for action in self.driver.run.on_event(self.started.elapsed(), event) {
+            match action {
+                Action::Admit { request, response } => self.answer(request, Ok(response)),
+                Action::Refuse { request, refusal } => {
+                    info!(reason = refusal.reason, "refused a worker");
+                    self.answer(request, Err(refusal.into()));
+                }
+                Action::Send { session, directive } => self.send(session, Ok(directive)),
+                Action::Close { session, refusal } => {
+                    if let Some(refusal) = refusal {
+                        warn!(reason = refusal.reason, "closed a session");
+                        self.send(session, Err(refusal.into()));
+                    }
+                    self.lines.remove(&session);
+                }
+                Action::Record(record) => {
+                    self.tell(&record);
+                    self.driver.metrics.record(&record);
+                    let durable = record.must_be_durable();
+                    self.driver.recorder.write(record).await?;
+                    if durable {
+                        self.driver.recorder.sync().await?;
+                    }
+                }
+                Action::Score { evaluation, items } => {
+                    let inputs = self.driver.inputs.clone();
+                    tokio::task::spawn_blocking(move || {
+                        let (metrics, items) = score::score(items);
+                        // The coordinator is gone: so is the use of the scores.
+                        _ = inputs.blocking_send(Input::Event(Event::Scored { evaluation, metrics, items }));
+                    });
+                }
+                Action::DeleteCheckpoint(path) => self.delete(path),
+                Action::Exit(how) => outcome = Some(how),
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn answer(&mut self, request: RequestId, answer: Result<v1::JoinResponse, Status>) {
+        if let Some(reply) = self.joins.remove(&request) {
+            // Who no longer waits loses its place when the reservation runs out.
+            _ = reply.send(answer);
+        }
+    }
+
+    /// Never waits for a worker: one that does not read what it is sent is gone, and its stream is ended for it.
+    fn send(&mut self, session: SessionId, message: Result<v1::Directive, Status>) {
+        let Some(line) = self.lines.get(&session) else { return };
+        if line.outbound.try_send(message).is_err() {
+            self.lines.remove(&session);
+            let inputs = self.driver.inputs.clone();
+            // On a task of its own, because this one is who empties the channel.
+            tokio::spawn(async move { _ = inputs.send(Input::Event(Event::Closed { session })).await });
+        }
+    }
+
+    fn delete(&self, path: PathBuf) {
+        let below = path.strip_prefix(&self.driver.checkpoints).is_ok_and(|rest| {
+            let mut parts = rest.components();
+            matches!(parts.next(), Some(std::path::Component::Normal(_))) && parts.next().is_none()
+        });
+        if !below {
+            warn!(path = %path.display(), "not deleted: it is no checkpoint of this run");
+            return;
+        }
+        tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => warn!(path = %path.display(), %error, "could not delete an old checkpoint"),
+        });
+    }
+
+    fn publish(&mut self) {
+        let status = self.driver.run.status(self.started.elapsed());
+        self.driver.metrics.publish(&status, self.driver.run.samples_committed());
+        let readiness = self.driver.run.readiness();
+        self.driver.readiness.send_if_modified(|known| std::mem::replace(known, readiness.clone()) != readiness);
+    }
+
+    /// Logs what people want to see.
+    fn tell(&mut self, record: &Record) {
+        match record {
+            Record::Formed { generation, members, start, source, cause } => {
+                let ranks: Vec<u32> = members.iter().map(|(rank, _)| *rank).collect();
+                info!(generation, ?ranks, at = %start, %source, cause, "forming a generation");
+            }
+            Record::Ready { generation, .. } => info!(generation, "training"),
+            Record::Ended { generation, reason } => info!(generation, reason, "the generation ended"),
+            Record::Step(step) => self.tell_progress(step),
+            Record::Saved(saved) => info!(at = %saved.place, path = %saved.path.display(), "checkpoint"),
+            Record::Deleted(path) => info!(path = %path.display(), "deleting an old checkpoint"),
+            Record::Evaluated { place, metrics, .. } => info!(at = %place, ?metrics, "evaluation"),
+            Record::Event { what: what @ (Happening::Joined | Happening::Left | Happening::Finished), detail } => {
+                info!(%detail, "{}", what.name());
+            }
+            Record::Event { what, detail } => warn!(%detail, "{}", what.name()),
+        }
+    }
+
+    fn tell_progress(&mut self, step: &StepStatistics) {
+        if self.reported.is_some_and(|reported| reported.elapsed() < PROGRESS) {
+            return;
+        }
+        self.reported = Some(Instant::now());
+        let status = self.driver.run.status(self.started.elapsed());
+        info!(
+            stage = status.stage_name,
+            step = format_args!("{}/{}", step.place.step, status.steps),
+            loss = step.loss(),
+            reward = step.reward(),
+            images_per_second = step.images_per_second().round(),
+            "progress"
+        );
+    }
+}

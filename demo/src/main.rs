@@ -1,0 +1,72 @@
+//! The demo: draws the built-in world, starts a coordinator and two workers on this machine, shows their progress, and at
+//! the end says what DiCO changed.
+//!
+//! ```text
+//! cluster.rs   starts and watches the processes
+//! progress.rs  what is seen while they work
+//! results.rs   reads the coordinator's journal -> summary.json and the table
+//! curves.rs    the same journal -> curves.png
+//! ```
+
+mod cluster;
+mod curves;
+mod progress;
+mod results;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use runfile::RunFile;
+
+/// Trains an evaluator and a captioner from scratch and fine-tunes the captioner with DiCO, all on this machine.
+#[derive(Parser)]
+#[command(name = "demo", version)]
+struct Demo {
+    /// The run file.
+    #[arg(long, default_value = "configs/demo.yaml", value_name = "FILE")]
+    config: PathBuf,
+    /// Images of the built-in world, over all splits.
+    #[arg(long, default_value_t = 5000, value_name = "N")]
+    images: u32,
+}
+
+fn main() -> std::process::ExitCode {
+    let demo = Demo::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.context("cannot start tokio").and_then(|runtime| runtime.block_on(demo.run()));
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+impl Demo {
+    async fn run(self) -> Result<()> {
+        let started = Instant::now();
+        let run = RunFile::load(&self.config)?;
+        let world = run.data.annotations.parent().context("data.annotations has no folder")?;
+        cluster::synthesize(world, self.images, run.seed).await?;
+        // A demo begins anew; the world, which is the same every time, stays.
+        for folder in ["checkpoints", "coordinator"] {
+            let folder = run.output.join(folder);
+            if folder.exists() {
+                std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+            }
+        }
+        let cluster = cluster::Cluster::start(&self.config, &run).await?;
+        let parameters_sha256 = cluster.watch(progress::Progress::new(&run)).await?;
+        let journal = results::Journal::open(&run.output.join("coordinator/journal.sqlite"))?;
+        let summary = results::Summary::new(&run, &journal, started.elapsed().as_secs_f64(), parameters_sha256)?;
+        let path = run.output.join("summary.json");
+        std::fs::write(&path, serde_json::to_vec_pretty(&summary)?).context("cannot write summary.json")?;
+        let picture = run.output.join("curves.png");
+        curves::draw(&picture, &run, &journal)?;
+        println!("{summary}\nwritten: {}, {}", path.display(), picture.display());
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! BLEU (Papineni et al., ACL 2002), with the smoothing of pycocoevalcap's `bleu_scorer.py`.
+
+use crate::ngrams::{self, Corpus, MAX_ORDER};
+use crate::{Item, Scores};
+
+/// Added to numerators, so that the geometric mean of a caption without matches is not exactly 0.
+const TINY: f64 = 1e-15;
+/// Added to denominators against division by zero.
+const SMALL: f64 = 1e-9;
+
+/// BLEU-1 to BLEU-4, as `Bleu(4)` of pycocoevalcap: clipped n-gram precisions (`Papineni et al.`, "BLEU: a Method for
+/// Automatic Evaluation of Machine Translation", ACL 2002), each `(correct + 1e-15) / (guess + 1e-9)`, their geometric
+/// mean, and the penalty `exp(1 - 1 / ratio)` where the candidate is shorter than the reference whose length is
+/// closest (of two equally close, the shorter).
+///
+/// `corpus` comes from counts and lengths summed over the items. An item without references matches nothing and has
+/// reference length 0, so that its tokens still weigh on the corpus.
+pub fn bleu(items: &[Item]) -> [Scores; MAX_ORDER] {
+    let mut total = Statistics::default();
+    let mut by_order = [(); MAX_ORDER].map(|()| Vec::with_capacity(items.len()));
+    let mut scratch = Scratch::default();
+    for (candidate, references) in Corpus::new(items).items() {
+        let statistics = scratch.statistics(candidate, references);
+        for (values, value) in by_order.iter_mut().zip(statistics.bleu()) {
+            values.push(value);
+        }
+        total.add(&statistics);
+    }
+    let mut corpus = total.bleu().into_iter();
+    by_order.map(|items| Scores { corpus: corpus.next().unwrap_or_default(), items })
+}
+
+/// What BLEU needs to know of one item, or summed over several.
+#[derive(Debug, Default, PartialEq)]
+struct Statistics {
+    /// N-grams of the candidate found in the references, by order.
+    correct: [u64; MAX_ORDER],
+    /// N-grams of the candidate, by order.
+    guess: [u64; MAX_ORDER],
+    candidate_length: u64,
+    reference_length: u64,
+}
+
+impl Statistics {
+    fn add(&mut self, other: &Self) {
+        for order in 0..MAX_ORDER {
+            self.correct[order] += other.correct[order];
+            self.guess[order] += other.guess[order];
+        }
+        self.candidate_length += other.candidate_length;
+        self.reference_length += other.reference_length;
+    }
+
+    fn bleu(&self) -> [f64; MAX_ORDER] {
+        let ratio = (self.candidate_length as f64 + TINY) / (self.reference_length as f64 + SMALL);
+        let penalty = if ratio < 1.0 { (1.0 - 1.0 / ratio).exp() } else { 1.0 };
+        let mut product = 1.0;
+        std::array::from_fn(|order| {
+            product *= (self.correct[order] as f64 + TINY) / (self.guess[order] as f64 + SMALL);
+            product.powf(1.0 / (order + 1) as f64) * penalty
+        })
+    }
+}
+
+/// Buffers kept from item to item.
+#[derive(Default)]
+struct Scratch {
+    candidate: ngrams::Sparse<u32>,
+    reference: ngrams::Sparse<u32>,
+    /// For each n-gram of the candidate, the highest count in any one reference.
+    allowed: Vec<u32>,
+}
+
+impl Scratch {
+    fn statistics<'a>(&mut self, candidate: &[u32], references: impl Iterator<Item = &'a [u32]> + Clone) -> Statistics {
+        let closest = references.clone().map(<[_]>::len).min_by_key(|&len| (len.abs_diff(candidate.len()), len));
+        let mut statistics = Statistics {
+            correct: [0; MAX_ORDER],
+            guess: std::array::from_fn(|order| candidate.len().saturating_sub(order) as u64),
+            candidate_length: candidate.len() as u64,
+            reference_length: closest.unwrap_or(0) as u64,
+        };
+
+        ngrams::count(candidate, &mut self.candidate);
+        self.allowed.clear();
+        self.allowed.resize(self.candidate.len(), 0);
+        for reference in references {
+            ngrams::count(reference, &mut self.reference);
+            ngrams::join(&self.candidate, &self.reference, |index, _, count| {
+                self.allowed[index] = self.allowed[index].max(count);
+            });
+        }
+        for (&(ngram, count), &allowed) in self.candidate.iter().zip(&self.allowed) {
+            statistics.correct[ngram.order()] += u64::from(count.min(allowed));
+        }
+        statistics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(candidate: &str, references: &[&str]) -> Item {
+        Item { candidate: candidate.into(), references: references.iter().map(|&text| text.into()).collect() }
+    }
+
+    fn values(items: &[Item]) -> [f64; MAX_ORDER] {
+        bleu(items).map(|scores| scores.corpus)
+    }
+
+    fn assert_near(got: [f64; MAX_ORDER], expected: [f64; MAX_ORDER]) {
+        for (got, expected) in got.into_iter().zip(expected) {
+            assert!((got - expected).abs() <= 1e-8, "{got} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn identical_candidate_scores_one() {
+        assert_near(values(&[item("a red kite flies", &["A red kite flies.", "kite"])]), [1.0; 4]);
+    }
+
+    #[test]
+    fn disjoint_candidate_scores_the_smoothing_only() {
+        let [one, two, ..] = values(&[item("a b c d", &["e f g h"])]);
+        assert!((one - 1e-15 / 4.0).abs() < 1e-24);
+        assert!((two - (1e-30_f64 / 12.0).sqrt()).abs() < 1e-24);
+    }
+
+    #[test]
+    fn counts_are_clipped_to_one_reference() {
+        // Papineni's example: 2 of 7, as no reference has "the" more than twice.
+        let [one, ..] = values(&[item("the the the the the the the", &["the cat is on the mat", "the cat sat"])]);
+        assert!((one - 2.0 / 7.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn short_candidate_is_penalised() {
+        let penalty = (1.0_f64 - 8.0 / 4.0).exp();
+        assert_near(values(&[item("a b c d", &["a b c d e f g h"])]), [penalty; 4]);
+    }
+
+    #[test]
+    fn of_two_closest_lengths_the_shorter_counts() {
+        // 2 and 6 are as far from 4; with 6 there would be a penalty.
+        assert_near(values(&[item("a b c d", &["a b c d e f", "a b"])]), [1.0; 4]);
+    }
+
+    #[test]
+    fn corpus_pools_counts() {
+        let scores = &bleu(&[item("a b", &["a b"]), item("a b c d e f", &["u v w x y z"])])[0];
+        assert!((scores.corpus - 2.0 / 8.0).abs() < 1e-9, "{scores:?}");
+    }
+
+    #[test]
+    fn empty_input_scores_zero() {
+        for scores in bleu(&[]) {
+            assert_eq!(scores, Scores { corpus: 0.0, items: vec![] });
+        }
+        for scores in bleu(&[item("", &["a b"]), item("", &[])]) {
+            assert_eq!(scores, Scores { corpus: 0.0, items: vec![0.0, 0.0] });
+        }
+        for scores in bleu(&[item("a b", &[]), item("a b", &[""])]) {
+            assert!(scores.corpus < 1e-3 && scores.items[0] < 1e-3 && scores.items[0] == scores.items[1]);
+        }
+    }
+}

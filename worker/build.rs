@@ -1,0 +1,28 @@
+//! Compiles the Gloo shim against libtorch's own headers, and tells the loader where libtorch lives.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+fn main() {
+    // torch-sys found libtorch (LIBTORCH, LIBTORCH_USE_PYTORCH or .libtorch) and passes its library folder on.
+    let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes libtorch's library folder"));
+    let lib = std::path::absolute(&lib).expect("the library folder has an absolute path");
+    let include = lib.parent().unwrap_or(Path::new("/")).join("include");
+    println!("cargo:rerun-if-changed=gloo");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .include("gloo/include")
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        .file("gloo/shim.cpp")
+        .warnings(false)
+        .compile("dico_gloo");
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    for library in ["torch_cpu", "c10"] {
+        println!("cargo:rustc-link-lib={library}");
+    }
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // The CPU library names CUDA libraries that only the loader, through the rpath, has to find.
+    println!("cargo:rustc-link-arg=-Wl,--allow-shlib-undefined");
+}

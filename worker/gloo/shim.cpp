@@ -1,0 +1,150 @@
+// A C interface to what the worker needs of libtorch's Gloo: a rendezvous store, a process group, three collectives.
+//
+// Every function that can fail returns null (or -1) and leaves the reason in a buffer of ERROR_LENGTH bytes; no exception
+// crosses into Rust. Tensors are `at::Tensor*`, as in tch.
+
+#define USE_C10D_GLOO
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <exception>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr size_t ERROR_LENGTH = 512;
+
+using StorePtr = c10::intrusive_ptr<c10d::TCPStore>;
+using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroupGloo>;
+
+// A collective in flight, with the tensors that it reads and writes kept alive.
+struct Work {
+  c10::intrusive_ptr<c10d::Work> work;
+  std::vector<at::Tensor> input;
+  std::vector<std::vector<at::Tensor>> output;
+};
+
+void report(char* error, const char* text) {
+  std::strncpy(error, text, ERROR_LENGTH - 1);
+  error[ERROR_LENGTH - 1] = '\0';
+  // c10 appends a stack trace on further lines.
+  if (char* end = std::strchr(error, '\n')) *end = '\0';
+}
+
+template <typename F>
+auto guarded(char* error, F&& body) -> decltype(body()) {
+  try {
+    return body();
+  } catch (const std::exception& e) {
+    report(error, e.what());
+  } catch (...) {
+    report(error, "unknown exception");
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Serves a store on the listening socket `fd`, which it takes over.
+void* dico_store_serve(int fd, const char* host, uint16_t port, char* error) {
+  return guarded(error, [&]() -> void* {
+    c10d::TCPStoreOptions options;
+    options.isServer = true;
+    options.waitWorkers = false;
+    options.port = port;
+    options.masterListenFd = fd;
+    return new StorePtr(c10::make_intrusive<c10d::TCPStore>(std::string(host), options));
+  });
+}
+
+void dico_store_free(void* store) {
+  delete static_cast<StorePtr*>(store);
+}
+
+// Meets the other `size - 1` ranks through the store at `store_host:store_port`, under keys of its own `prefix`. Blocks
+// until all are connected or the time is over.
+void* dico_gloo_new(const char* store_host, uint16_t store_port, const char* prefix, const char* own_host, int rank,
+                    int size, int64_t timeout_ms, char* error) {
+  return guarded(error, [&]() -> void* {
+    const std::chrono::milliseconds timeout(timeout_ms);
+    c10d::TCPStoreOptions store_options;
+    store_options.port = store_port;
+    store_options.waitWorkers = false;
+    store_options.timeout = timeout;
+    auto tcp = c10::make_intrusive<c10d::TCPStore>(std::string(store_host), store_options);
+    auto store = c10::make_intrusive<c10d::PrefixStore>(std::string(prefix), tcp);
+    auto options = c10d::ProcessGroupGloo::Options::create(timeout);
+    options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(std::string(own_host)));
+    return new GroupPtr(c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, size, options));
+  });
+}
+
+void dico_gloo_free(void* group) {
+  delete static_cast<GroupPtr*>(group);
+}
+
+// Sums the tensor over all ranks, in place.
+void* dico_gloo_all_reduce(void* group, void* tensor, char* error) {
+  return guarded(error, [&]() -> void* {
+    auto* work = new Work{{}, {*static_cast<at::Tensor*>(tensor)}, {}};
+    work->work = (*static_cast<GroupPtr*>(group))->allreduce(work->input);
+    return work;
+  });
+}
+
+void* dico_gloo_broadcast(void* group, void* tensor, int root, char* error) {
+  return guarded(error, [&]() -> void* {
+    auto* work = new Work{{}, {*static_cast<at::Tensor*>(tensor)}, {}};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    work->work = (*static_cast<GroupPtr*>(group))->broadcast(work->input, options);
+    return work;
+  });
+}
+
+// Gathers every rank's tensor (all of one shape) into `outputs`, in order of rank.
+void* dico_gloo_all_gather(void* group, void* tensor, void** outputs, int count, char* error) {
+  return guarded(error, [&]() -> void* {
+    auto* work = new Work{{}, {*static_cast<at::Tensor*>(tensor)}, {{}}};
+    for (int i = 0; i < count; ++i) work->output[0].push_back(*static_cast<at::Tensor*>(outputs[i]));
+    work->work = (*static_cast<GroupPtr*>(group))->allgather(work->output, work->input);
+    return work;
+  });
+}
+
+// Waits at most `timeout_ms`: 1 when the work is complete, 0 when it is still under way, -1 when it failed.
+int dico_work_wait(void* handle, int64_t timeout_ms, char* error) {
+  auto& work = static_cast<Work*>(handle)->work;
+  if (!work->isCompleted()) {
+    try {
+      work->wait(std::chrono::milliseconds(timeout_ms));
+    } catch (...) {
+      // Out of time, or failed: told apart below.
+    }
+    if (!work->isCompleted()) return 0;
+  }
+  try {
+    if (work->isSuccess()) return 1;
+    std::rethrow_exception(work->exception());
+  } catch (const std::exception& e) {
+    report(error, e.what());
+  } catch (...) {
+    report(error, "unknown exception");
+  }
+  return -1;
+}
+
+void dico_work_free(void* work) {
+  delete static_cast<Work*>(work);
+}
+
+}  // extern "C"

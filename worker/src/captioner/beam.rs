@@ -1,0 +1,241 @@
+//! Beam search with the semantics of Hugging Face `generate` (`num_beams = num_return_sequences = k`, `early_stopping =
+//! False`): 2k candidates a step, finished captions scored by log-probability over length, and an end as soon as no open
+//! beam can beat the worst finished one.
+
+use tch::Tensor;
+
+use super::Search;
+
+/// A caption that was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hypothesis {
+    /// Without the begin token; with the end token, unless it was cut at the length limit.
+    pub tokens: Vec<i64>,
+    /// Log-probability over length to the power of the length penalty.
+    pub score: f64,
+}
+
+/// Something that knows the next token's distribution for `images * beams` captions in parallel.
+pub trait Steps {
+    /// Appends `tokens` (`[rows]`) to all captions and returns the log-probabilities `[rows, vocabulary]` of what follows.
+    /// First, where given, row i goes on from what row `origins[i]` was.
+    fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor;
+}
+
+/// The best `search.beams` captions of each of `images` images, best first.
+pub fn search(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<Hypothesis>> {
+    let k = search.beams;
+    let mut states: Vec<Image> = (0..images).map(|_| Image::new(search)).collect();
+    let mut origins: Option<Vec<i64>> = None;
+    for length in 1..search.max_length {
+        let open = || states.iter().flat_map(|state| &state.open);
+        let tokens: Vec<i64> = open().map(|beam| *beam.tokens.last().unwrap_or(&search.begin)).collect();
+        let sums: Vec<f32> = open().map(|beam| beam.log_probability).collect();
+        let log_probabilities = steps.next(&tokens, origins.as_deref());
+        let vocabulary = log_probabilities.size()[1];
+        let sums = Tensor::from_slice(&sums).to_device(log_probabilities.device()).unsqueeze(1);
+        let totals = (log_probabilities + sums).view([images as i64, k as i64 * vocabulary]);
+        // Of 2k candidates at most k end, so k always remain open.
+        let (sums, indices) = totals.topk(2 * k as i64, 1, true, true);
+        let sums = Vec::<f32>::try_from(sums.flatten(0, 1)).expect("log-probabilities are f32");
+        let indices = Vec::<i64>::try_from(indices.flatten(0, 1)).expect("indices are i64");
+        let mut next_origins = Vec::with_capacity(images * k);
+        for (image, state) in states.iter_mut().enumerate() {
+            let range = image * 2 * k..(image + 1) * 2 * k;
+            let candidates = sums[range.clone()].iter().zip(&indices[range]).map(|(&log_probability, &index)| Candidate {
+                log_probability,
+                beam: (index / vocabulary) as usize,
+                token: index % vocabulary,
+            });
+            let from = state.advance(candidates, length, search);
+            next_origins.extend(from.into_iter().map(|beam| (image * k + beam) as i64));
+        }
+        if states.iter().all(|state| state.done) {
+            break;
+        }
+        origins = Some(next_origins);
+    }
+    states.into_iter().map(|state| state.finish(search)).collect()
+}
+
+struct Candidate {
+    log_probability: f32,
+    beam: usize,
+    token: i64,
+}
+
+#[derive(Clone)]
+struct Beam {
+    tokens: Vec<i64>,
+    log_probability: f32,
+}
+
+/// One image's beams.
+struct Image {
+    open: Vec<Beam>,
+    /// Best first, at most k.
+    finished: Vec<Hypothesis>,
+    done: bool,
+}
+
+impl Image {
+    fn new(search: &Search) -> Self {
+        // All beams start alike, so all but the first are kept from being chosen at the first step.
+        let beam = |i| Beam { tokens: Vec::new(), log_probability: if i == 0 { 0.0 } else { -1e9 } };
+        Self { open: (0..search.beams).map(beam).collect(), finished: Vec::new(), done: false }
+    }
+
+    /// Takes the step's candidates, best first; captions are `length` tokens long with them. Returns the beam that each
+    /// open beam goes on from.
+    fn advance(
+        &mut self,
+        candidates: impl Iterator<Item = Candidate>,
+        length: usize,
+        search: &Search,
+    ) -> Vec<usize> {
+        if self.done {
+            return (0..search.beams).collect();
+        }
+        let mut open = Vec::with_capacity(search.beams);
+        let mut origins = Vec::with_capacity(search.beams);
+        let mut best = f32::NEG_INFINITY;
+        for (rank, candidate) in candidates.enumerate() {
+            best = best.max(candidate.log_probability);
+            let mut tokens = self.open[candidate.beam].tokens.clone();
+            tokens.push(candidate.token);
+            if candidate.token == search.end {
+                // An end outside the k best would not have been chosen by a plain search.
+                if rank < search.beams {
+                    self.add(tokens, candidate.log_probability, search);
+                }
+            } else if open.len() < search.beams {
+                open.push(Beam { tokens, log_probability: candidate.log_probability });
+                origins.push(candidate.beam);
+            }
+        }
+        self.open = open;
+        let attainable = score(best, length, search);
+        self.done = self.finished.len() == search.beams && self.finished[search.beams - 1].score >= attainable;
+        origins
+    }
+
+    fn add(&mut self, tokens: Vec<i64>, log_probability: f32, search: &Search) {
+        let score = score(log_probability, tokens.len(), search);
+        let place = self.finished.partition_point(|other| other.score >= score);
+        self.finished.insert(place, Hypothesis { tokens, score });
+        self.finished.truncate(search.beams);
+    }
+
+    /// At the length limit open beams count as finished.
+    fn finish(mut self, search: &Search) -> Vec<Hypothesis> {
+        if !self.done {
+            for beam in std::mem::take(&mut self.open) {
+                self.add(beam.tokens, beam.log_probability, search);
+            }
+        }
+        self.finished
+    }
+}
+
+fn score(log_probability: f32, length: usize, search: &Search) -> f64 {
+    f64::from(log_probability) / (length as f64).powf(search.length_penalty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seeds;
+
+    const BEGIN: i64 = 3;
+    const END: i64 = 0;
+    const VOCABULARY: usize = 4;
+
+    /// A toy language: the next token's distribution is an arbitrary but fixed function of all tokens so far.
+    fn distribution(seed: u64, image: usize, prefix: &[i64]) -> Vec<f32> {
+        let state = prefix.iter().fold(seeds::combine(seed, &[image as u64]), |s, &t| seeds::combine(s, &[t as u64]));
+        let logits = (0..VOCABULARY).map(|t| (seeds::combine(state, &[t as u64]) % 1000) as f32 / 250.0);
+        let logits: Vec<f32> = logits.collect();
+        let total = logits.iter().map(|x| x.exp()).sum::<f32>().ln();
+        logits.iter().map(|x| x - total).collect()
+    }
+
+    struct Toy {
+        seed: u64,
+        beams: usize,
+        rows: Vec<Vec<i64>>,
+    }
+
+    impl Steps for Toy {
+        fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
+            if let Some(origins) = origins {
+                self.rows = origins.iter().map(|&row| self.rows[row as usize].clone()).collect();
+            }
+            self.rows.iter_mut().zip(tokens).for_each(|(row, &token)| row.push(token));
+            let rows = self.rows.iter().enumerate();
+            let values: Vec<f32> =
+                rows.flat_map(|(row, prefix)| distribution(self.seed, row / self.beams, prefix)).collect();
+            Tensor::from_slice(&values).view([self.rows.len() as i64, VOCABULARY as i64])
+        }
+    }
+
+    /// Every caption that ends or reaches the limit, scored, best first.
+    fn exhaustive(seed: u64, image: usize, settings: &Search) -> Vec<Hypothesis> {
+        let mut all = Vec::new();
+        let mut open = vec![(vec![BEGIN], 0.0_f32)];
+        while let Some((prefix, sum)) = open.pop() {
+            for (token, log_probability) in distribution(seed, image, &prefix).into_iter().enumerate() {
+                let mut tokens = prefix.clone();
+                tokens.push(token as i64);
+                if token as i64 == END || tokens.len() == settings.max_length {
+                    let tokens = tokens[1..].to_vec();
+                    let score = score(sum + log_probability, tokens.len(), settings);
+                    all.push(Hypothesis { tokens, score });
+                } else {
+                    open.push((tokens, sum + log_probability));
+                }
+            }
+        }
+        all.sort_by(|a, b| b.score.total_cmp(&a.score));
+        all
+    }
+
+    fn run(seed: u64, images: usize, settings: &Search) -> Vec<Vec<Hypothesis>> {
+        let mut toy = Toy { seed, beams: settings.beams, rows: vec![Vec::new(); images * settings.beams] };
+        search(&mut toy, images, settings)
+    }
+
+    #[test]
+    fn a_search_wide_enough_finds_what_an_exhaustive_one_finds() {
+        // 3 x 3 x 3 = 27 prefixes can be open at most, so no candidate is ever pruned.
+        for (seed, length_penalty) in [(1, 1.0), (2, 0.0), (3, 2.0), (4, 1.0)] {
+            let settings = Search { beams: 40, max_length: 5, length_penalty, begin: BEGIN, end: END };
+            for (image, found) in run(seed, 3, &settings).into_iter().enumerate() {
+                let expected = exhaustive(seed, image, &settings);
+                for (found, expected) in found.iter().zip(&expected).take(10) {
+                    assert_eq!(found.tokens, expected.tokens);
+                    assert!((found.score - expected.score).abs() < 1e-5);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_beam_is_greedy_search() {
+        let settings = Search { beams: 1, max_length: 6, length_penalty: 1.0, begin: BEGIN, end: END };
+        let mut prefix = vec![BEGIN];
+        while prefix.len() < 6 && (prefix.len() == 1 || prefix[prefix.len() - 1] != END) {
+            let next = distribution(9, 0, &prefix);
+            prefix.push((0..VOCABULARY).max_by(|&a, &b| next[a].total_cmp(&next[b])).unwrap() as i64);
+        }
+        assert_eq!(run(9, 1, &settings)[0][0].tokens, prefix[1..]);
+    }
+
+    #[test]
+    fn images_of_a_batch_do_not_disturb_each_other() {
+        let settings = Search { beams: 3, max_length: 8, length_penalty: 1.0, begin: BEGIN, end: END };
+        let together = run(5, 4, &settings);
+        assert!(together.iter().all(|found| found.len() == 3));
+        let alone = run(5, 1, &settings);
+        assert_eq!(together[0], alone[0]);
+    }
+}

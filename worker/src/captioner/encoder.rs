@@ -1,0 +1,92 @@
+use tch::Tensor;
+
+use super::Config;
+use crate::nn::{Builder, Embedding, LayerNorm, Linear, Mode, attention, merge_heads, split_heads};
+
+/// Deviation of BERT's and GPT-2's initial weights.
+const INITIAL: f64 = 0.02;
+/// BERT's layer norms use a smaller epsilon than most.
+const EPSILON: f64 = 1e-12;
+
+/// The projection from the vision tower (`encoder.vis_enc_to_enc_proj`) and a BERT over it (`encoder.encoder.*`).
+pub struct Encoder {
+    projection: Linear,
+    position: Embedding,
+    token_type: Embedding,
+    norm: LayerNorm,
+    layers: Vec<Layer>,
+}
+
+struct Layer {
+    heads: i64,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    attention_output: Linear,
+    attention_norm: LayerNorm,
+    intermediate: Linear,
+    output: Linear,
+    output_norm: LayerNorm,
+}
+
+impl Encoder {
+    pub fn new(builder: &mut Builder, config: &Config) -> Self {
+        let width = config.width;
+        let embeddings = "encoder.encoder.embeddings";
+        Self {
+            projection: Linear::new(builder, "encoder.vis_enc_to_enc_proj", config.vision_width, width, INITIAL),
+            position: Embedding::new(
+                builder,
+                &format!("{embeddings}.position_embeddings"),
+                config.vision_tokens.max(512),
+                width,
+                INITIAL,
+            ),
+            token_type: Embedding::new(builder, &format!("{embeddings}.token_type_embeddings"), 2, width, INITIAL),
+            norm: LayerNorm::new(builder, &format!("{embeddings}.LayerNorm"), width, EPSILON),
+            layers: (0..config.encoder_layers)
+                .map(|i| Layer::new(builder, &format!("encoder.encoder.encoder.layer.{i}"), config))
+                .collect(),
+        }
+    }
+
+    /// The vision tower's hidden states `[images, tokens, vision width]` to `[images, tokens, width]`.
+    pub fn forward(&self, vision: &Tensor, mode: Mode) -> Tensor {
+        let x = self.projection.forward(vision) + self.position.first(vision.size()[1]) + self.token_type.first(1);
+        let x = mode.drop(self.norm.forward(&x));
+        self.layers.iter().fold(x, |x, layer| layer.forward(&x, mode))
+    }
+}
+
+impl Layer {
+    fn new(builder: &mut Builder, name: &str, config: &Config) -> Self {
+        let (width, inner) = (config.width, config.encoder_inner);
+        let mut linear = |part: &str, inputs, outputs| {
+            Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, INITIAL)
+        };
+        let [query, key, value] = ["query", "key", "value"].map(|p| linear(&format!("attention.self.{p}"), width, width));
+        let attention_output = linear("attention.output.dense", width, width);
+        let intermediate = linear("intermediate.dense", width, inner);
+        let output = linear("output.dense", inner, width);
+        Self {
+            heads: config.heads,
+            query,
+            key,
+            value,
+            attention_output,
+            attention_norm: LayerNorm::new(builder, &format!("{name}.attention.output.LayerNorm"), width, EPSILON),
+            intermediate,
+            output,
+            output_norm: LayerNorm::new(builder, &format!("{name}.output.LayerNorm"), width, EPSILON),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
+        let [query, key, value] =
+            [&self.query, &self.key, &self.value].map(|linear| split_heads(&linear.forward(x), self.heads));
+        let attended = merge_heads(&attention(&query, &key, &value, None, mode));
+        let x = self.attention_norm.forward(&(x + mode.drop(self.attention_output.forward(&attended))));
+        let hidden = self.intermediate.forward(&x).gelu("none");
+        self.output_norm.forward(&(&x + mode.drop(self.output.forward(&hidden))))
+    }
+}

@@ -1,0 +1,98 @@
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tch::Device;
+
+use crate::session::{self, Options};
+
+/// Where launchers put a process's rank.
+const RANK_VARIABLES: [&str; 3] = ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX"];
+
+#[derive(clap::Args)]
+#[command(after_help = "Example: worker join --coordinator http://10.0.0.1:7070 --device cuda:0")]
+pub struct Join {
+    /// The coordinator's gRPC address.
+    #[arg(long, env = "DICO_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
+    coordinator: String,
+    /// This worker's identity in the cluster [default: RANK, SLURM_PROCID or JOB_COMPLETION_INDEX, else the coordinator's
+    /// choice].
+    #[arg(long, value_name = "N")]
+    rank: Option<u32>,
+    /// Where to compute: cpu or cuda:N.
+    #[arg(long, default_value = "cpu", value_parser = device, value_name = "DEVICE")]
+    device: Device,
+    /// Threads for computing on the CPU [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Address at which other workers reach this one [default: that of the route to the coordinator].
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<IpAddr>,
+    /// Seconds to go on trying when the coordinator cannot be reached.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    join_timeout: u64,
+}
+
+impl Join {
+    pub fn run(self) -> Result<(), String> {
+        let rank = match self.rank {
+            Some(rank) => Some(rank),
+            None => rank_of_environment(|name| std::env::var(name).ok())?,
+        };
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads.into());
+        }
+        if self.device.is_cuda() && !tch::Cuda::is_available() {
+            return Err("no CUDA device can be used: libtorch has no CUDA here; use --device cpu".to_owned());
+        }
+        let options = Options {
+            coordinator: self.coordinator,
+            rank,
+            device: self.device,
+            host: self.host,
+            patience: Duration::from_secs(self.join_timeout),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        runtime.map_err(|error| error.to_string())?.block_on(session::run(options))
+    }
+}
+
+fn rank_of_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Option<u32>, String> {
+    let Some((name, value)) = RANK_VARIABLES.iter().find_map(|&name| Some((name, variable(name)?))) else {
+        return Ok(None);
+    };
+    value.parse().map(Some).map_err(|_| format!("environment variable {name} is {value:?}, not a rank"))
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", number)) if number.parse::<u8>().is_ok() => Ok(Device::Cuda(number.parse().unwrap_or_default())),
+        _ => Err("expected cpu or cuda:N".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_launcher_that_knows_the_rank_is_heard() {
+        let environment = |name: &str| match name {
+            "SLURM_PROCID" => Some("3".to_owned()),
+            "JOB_COMPLETION_INDEX" => Some("9".to_owned()),
+            _ => None,
+        };
+        assert_eq!(rank_of_environment(environment), Ok(Some(3)));
+        assert_eq!(rank_of_environment(|_| None), Ok(None));
+        let error = rank_of_environment(|_| Some("one".to_owned())).unwrap_err();
+        assert_eq!(error, "environment variable RANK is \"one\", not a rank");
+    }
+
+    #[test]
+    fn devices_are_parsed() {
+        assert_eq!(device("cpu"), Ok(Device::Cpu));
+        assert_eq!(device("cuda:3"), Ok(Device::Cuda(3)));
+        assert!(["gpu", "cuda:x", "cuda:-1", ""].iter().all(|text| device(text).is_err()));
+    }
+}

@@ -1,0 +1,43 @@
+//! One file per subcommand.
+
+mod join;
+mod synthesize;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Trains image captioners as one of a coordinator's workers.
+#[derive(Parser)]
+#[command(name = "worker", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Take part in a coordinator's run until it is complete.
+    Join(join::Join),
+    /// Draw the built-in world: images, captions and scene graphs.
+    Synthesize(synthesize::Synthesize),
+}
+
+/// Runs the command line; an error is one line on stderr and exit code 1.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let result = match cli.command {
+        Command::Join(join) => join.run(),
+        Command::Synthesize(synthesize) => synthesize.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("worker: error: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}

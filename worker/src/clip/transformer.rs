@@ -1,0 +1,68 @@
+use tch::{Kind, Tensor};
+
+use super::Tower;
+use crate::nn::{Builder, LayerNorm, Linear, Mode, attention, merge_heads, split_heads};
+
+/// A stack of pre-norm residual blocks, `{name}.resblocks.*`.
+pub struct Transformer {
+    blocks: Vec<Block>,
+}
+
+struct Block {
+    heads: i64,
+    ln_1: LayerNorm,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor,
+    out_proj: Linear,
+    ln_2: LayerNorm,
+    c_fc: Linear,
+    c_proj: Linear,
+}
+
+impl Transformer {
+    /// Starts as OpenAI's `initialize_parameters` does.
+    pub fn new(builder: &mut Builder, name: &str, tower: Tower) -> Self {
+        let blocks = (0..tower.layers).map(|i| Block::new(builder, &format!("{name}.resblocks.{i}"), tower)).collect();
+        Self { blocks }
+    }
+
+    /// `[batch, length, width]`, shape kept; `mask` is added to the attention scores.
+    pub fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
+        self.blocks.iter().fold(x, |x, block| block.forward(x, mask))
+    }
+}
+
+impl Block {
+    fn new(builder: &mut Builder, name: &str, Tower { width, layers, heads }: Tower) -> Self {
+        let into = (width as f64).powf(-0.5);
+        let out = into * (2.0 * layers as f64).powf(-0.5);
+        let hidden = (2.0 * width as f64).powf(-0.5);
+        Self {
+            heads,
+            ln_1: LayerNorm::new(builder, &format!("{name}.ln_1"), width, 1e-5),
+            in_proj_weight: builder.normal(&format!("{name}.attn.in_proj_weight"), &[3 * width, width], into),
+            in_proj_bias: builder.constant(&format!("{name}.attn.in_proj_bias"), &[3 * width], 0.0),
+            out_proj: Linear::new(builder, &format!("{name}.attn.out_proj"), width, width, out),
+            ln_2: LayerNorm::new(builder, &format!("{name}.ln_2"), width, 1e-5),
+            c_fc: Linear::new(builder, &format!("{name}.mlp.c_fc"), width, 4 * width, hidden),
+            c_proj: Linear::new(builder, &format!("{name}.mlp.c_proj"), 4 * width, width, out),
+        }
+    }
+
+    fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
+        let projected = self.ln_1.forward(&x).linear(&self.in_proj_weight, Some(&self.in_proj_bias));
+        let [query, key, value] = [0, 1, 2].map(|i| {
+            let width = projected.size()[2] / 3;
+            split_heads(&projected.narrow(2, i * width, width).contiguous(), self.heads)
+        });
+        let x = x + self.out_proj.forward(&merge_heads(&attention(&query, &key, &value, mask, Mode::Evaluate)));
+        let hidden = self.c_fc.forward(&self.ln_2.forward(&x));
+        x + self.c_proj.forward(&quick_gelu(&hidden))
+    }
+}
+
+/// OpenAI's approximation of the GELU: x sigmoid(1.702 x).
+fn quick_gelu(x: &Tensor) -> Tensor {
+    debug_assert_eq!(x.kind(), Kind::Float);
+    x * (x * 1.702).sigmoid()
+}

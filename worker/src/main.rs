@@ -1,0 +1,7 @@
+//! `worker`: see `worker --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dico_worker::cli::main()
+}

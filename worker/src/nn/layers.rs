@@ -1,0 +1,156 @@
+use tch::{Kind, Tensor};
+
+use super::Builder;
+
+/// Whether activations are dropped.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    /// Nothing is dropped.
+    Evaluate,
+    /// Each activation is dropped with this probability.
+    Train {
+        /// In 0..1.
+        dropout: f64,
+    },
+}
+
+impl Mode {
+    /// The probability of dropping.
+    #[must_use]
+    pub fn dropout(self) -> f64 {
+        match self {
+            Self::Evaluate => 0.0,
+            Self::Train { dropout } => dropout,
+        }
+    }
+
+    /// Drops activations of `x`.
+    #[must_use]
+    pub fn drop(self, x: Tensor) -> Tensor {
+        if self.dropout() > 0.0 { x.dropout(self.dropout(), true) } else { x }
+    }
+}
+
+/// y = x W^T + b, with W `[outputs, inputs]`.
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// Parameters `{name}.weight` and `{name}.bias`.
+    pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
+        Self {
+            weight: builder.normal(&format!("{name}.weight"), &[outputs, inputs], deviation),
+            bias: builder.constant(&format!("{name}.bias"), &[outputs], 0.0),
+        }
+    }
+
+    /// `[.., inputs]` to `[.., outputs]`.
+    #[must_use]
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, Some(&self.bias))
+    }
+}
+
+/// GPT-2's transposed linear layer: y = x W + b, with W `[inputs, outputs]`.
+pub struct Conv1d {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Conv1d {
+    /// Parameters `{name}.weight` and `{name}.bias`.
+    pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
+        Self {
+            weight: builder.normal(&format!("{name}.weight"), &[inputs, outputs], deviation),
+            bias: builder.constant(&format!("{name}.bias"), &[outputs], 0.0),
+        }
+    }
+
+    /// `[.., inputs]` to `[.., outputs]`.
+    #[must_use]
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight.transpose(0, 1), Some(&self.bias))
+    }
+}
+
+/// Layer normalisation over the last dimension.
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: f64,
+}
+
+impl LayerNorm {
+    /// Parameters `{name}.weight` and `{name}.bias`.
+    pub fn new(builder: &mut Builder, name: &str, width: i64, epsilon: f64) -> Self {
+        Self {
+            weight: builder.constant(&format!("{name}.weight"), &[width], 1.0),
+            bias: builder.constant(&format!("{name}.bias"), &[width], 0.0),
+            epsilon,
+        }
+    }
+
+    /// Shape is kept.
+    #[must_use]
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.epsilon, false)
+    }
+}
+
+/// A table of vectors, `[entries, width]`.
+pub struct Embedding {
+    weight: Tensor,
+}
+
+impl Embedding {
+    /// Parameter `{name}.weight`.
+    pub fn new(builder: &mut Builder, name: &str, entries: i64, width: i64, deviation: f64) -> Self {
+        Self { weight: builder.normal(&format!("{name}.weight"), &[entries, width], deviation) }
+    }
+
+    /// Indices `[..]` to vectors `[.., width]`.
+    #[must_use]
+    pub fn forward(&self, indices: &Tensor) -> Tensor {
+        Tensor::embedding(&self.weight, indices, -1, false, false)
+    }
+
+    /// The first `count` vectors, `[count, width]`.
+    #[must_use]
+    pub fn first(&self, count: i64) -> Tensor {
+        self.weight.narrow(0, 0, count)
+    }
+
+    /// The table itself.
+    #[must_use]
+    pub fn table(&self) -> &Tensor {
+        &self.weight
+    }
+}
+
+/// `[batch, length, heads * width]` to `[batch, heads, length, width]`.
+#[must_use]
+pub fn split_heads(x: &Tensor, heads: i64) -> Tensor {
+    let (batch, length, width) = x.size3().expect("activations are [batch, length, width]");
+    x.view([batch, length, heads, width / heads]).transpose(1, 2)
+}
+
+/// `[batch, heads, length, width]` to `[batch, length, heads * width]`.
+#[must_use]
+pub fn merge_heads(x: &Tensor) -> Tensor {
+    let (batch, heads, length, width) = x.size4().expect("attention is [batch, heads, length, width]");
+    x.transpose(1, 2).reshape([batch, length, heads * width])
+}
+
+/// Scaled dot-product attention over `[batch, heads, length, width]`; `mask` is added to the scores.
+#[must_use]
+pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Tensor {
+    Tensor::scaled_dot_product_attention(query, key, value, mask, mode.dropout(), false, None, false)
+}
+
+/// Additive mask `[length, length]` that hides every later position.
+#[must_use]
+pub fn causal_mask(length: i64, like: &Tensor) -> Tensor {
+    Tensor::full([length, length], f64::NEG_INFINITY, (Kind::Float, like.device())).triu(1)
+}

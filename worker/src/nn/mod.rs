@@ -1,0 +1,7 @@
+//! Parameters in one flat buffer, and the few layers that both models are made of.
+
+mod layers;
+mod parameters;
+
+pub use layers::{Conv1d, Embedding, LayerNorm, Linear, Mode, attention, causal_mask, merge_heads, split_heads};
+pub use parameters::{Builder, Mismatch, Parameters};

@@ -1,0 +1,251 @@
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// Makes a model's parameters under their checkpoint names, then lays them out as [`Parameters`].
+///
+/// Each parameter is drawn from a generator seeded by the model's seed and the parameter's name, so adding a layer does
+/// not change how the others start.
+pub struct Builder {
+    seed: u64,
+    device: Device,
+    made: Vec<(String, Tensor)>,
+}
+
+impl Builder {
+    /// A builder for a model on `device`.
+    #[must_use]
+    pub fn new(seed: u64, device: Device) -> Self {
+        Self { seed, device, made: Vec::new() }
+    }
+
+    /// A parameter drawn from a normal distribution around 0.
+    pub fn normal(&mut self, name: &str, shape: &[i64], deviation: f64) -> Tensor {
+        tch::manual_seed(crate::seeds::derive(self.seed, name) as i64);
+        let values = Tensor::randn(shape, (Kind::Float, Device::Cpu)) * deviation;
+        self.add(name, values)
+    }
+
+    /// A parameter that starts at `value`.
+    pub fn constant(&mut self, name: &str, shape: &[i64], value: f64) -> Tensor {
+        self.add(name, Tensor::full(shape, value, (Kind::Float, Device::Cpu)))
+    }
+
+    fn add(&mut self, name: &str, values: Tensor) -> Tensor {
+        let tensor = values.to_device(self.device);
+        self.made.push((name.to_owned(), tensor.shallow_clone()));
+        tensor
+    }
+
+    /// Moves all parameters made so far into one buffer; the tensors handed out become views of it.
+    #[must_use]
+    pub fn finish(self) -> Parameters {
+        let total = self.made.iter().map(|(_, tensor)| tensor.numel() as i64).sum();
+        let flat = Tensor::zeros([total], (Kind::Float, self.device));
+        let mut offset = 0;
+        let mut entries = Vec::with_capacity(self.made.len());
+        for (name, mut tensor) in self.made {
+            let length = tensor.numel() as i64;
+            let mut view = flat.narrow(0, offset, length).view(tensor.size().as_slice());
+            view.copy_(&tensor);
+            tensor.set_data(&view);
+            entries.push(Entry { name, offset, length, tensor });
+            offset += length;
+        }
+        Parameters { flat, gradient: None, entries }
+    }
+}
+
+struct Entry {
+    name: String,
+    offset: i64,
+    length: i64,
+    tensor: Tensor,
+}
+
+/// All parameters of a model, as views of one contiguous buffer, in a fixed order.
+///
+/// While a model is trained its gradients are views of a second such buffer, so an all-reduce, a norm or an optimizer
+/// step is a handful of operations whatever the number of layers.
+pub struct Parameters {
+    flat: Tensor,
+    /// Every gradient, then the weight of the samples that they are a sum over, `[total + 1]`.
+    gradient: Option<Tensor>,
+    entries: Vec<Entry>,
+}
+
+impl Parameters {
+    /// Every value, `[total]`; writing to it changes the model.
+    #[must_use]
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// While the model is trained: its gradients and, as last value, room for the weight that they will be divided by, so
+    /// that one all-reduce sums both over all ranks. `[total + 1]`.
+    #[must_use]
+    pub fn gradient_and_weight(&self) -> Option<&Tensor> {
+        self.gradient.as_ref()
+    }
+
+    /// Lets backward passes add to the gradients, which start at zero.
+    pub fn start_training(&mut self) {
+        if self.gradient.is_some() {
+            return;
+        }
+        let gradient = Tensor::zeros([self.flat.size()[0] + 1], (Kind::Float, self.flat.device()));
+        for entry in &self.entries {
+            let leaf = entry.tensor.set_requires_grad(true);
+            // A backward pass defines the leaf's gradient; from then on autograd adds to that tensor in place, so it can
+            // be given the buffer as its memory.
+            (&leaf * 0.0).sum(Kind::Float).backward();
+            let view = gradient.narrow(0, entry.offset, entry.length).view(leaf.size().as_slice());
+            leaf.grad().set_data(&view);
+        }
+        self.gradient = Some(gradient);
+    }
+
+    /// Freezes the model and gives the gradients' memory back.
+    pub fn stop_training(&mut self) {
+        if self.gradient.take().is_none() {
+            return;
+        }
+        for entry in &mut self.entries {
+            entry.tensor.zero_grad();
+            entry.tensor.grad().set_data(&Tensor::zeros([0], (Kind::Float, self.flat.device())));
+            entry.tensor = entry.tensor.set_requires_grad(false);
+        }
+    }
+
+    /// 1 where a value belongs to a matrix (which weight decay applies to) and 0 where to a vector, `[total]`.
+    #[must_use]
+    pub fn matrices(&self) -> Tensor {
+        let mask = self.flat.zeros_like();
+        for entry in self.entries.iter().filter(|entry| entry.tensor.dim() > 1) {
+            _ = mask.narrow(0, entry.offset, entry.length).fill_(1.0);
+        }
+        mask
+    }
+
+    /// Parameters by name, in order.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.entries.iter().map(|entry| (entry.name.as_str(), &entry.tensor))
+    }
+
+    /// Views of a buffer laid out like the parameters (an optimizer moment, say), by name.
+    pub fn views<'a>(&'a self, buffer: &'a Tensor) -> impl Iterator<Item = (&'a str, Tensor)> {
+        self.entries.iter().map(|entry| {
+            let view = buffer.narrow(0, entry.offset, entry.length).view(entry.tensor.size().as_slice());
+            (entry.name.as_str(), view)
+        })
+    }
+
+    /// Copies `values` into `buffer`, which is laid out like the parameters; all names and shapes must fit.
+    ///
+    /// # Errors
+    /// Everything missing, extra or misshapen, at once; then nothing was copied.
+    pub fn copy_into(&self, buffer: &Tensor, values: &BTreeMap<String, Tensor>) -> Result<(), Mismatch> {
+        let mut mismatch = Mismatch::default();
+        for entry in &self.entries {
+            match values.get(&entry.name) {
+                None => mismatch.missing.push(entry.name.clone()),
+                Some(value) if value.size() != entry.tensor.size() => {
+                    mismatch.misshapen.push(format!("{} {:?}, not {:?}", entry.name, value.size(), entry.tensor.size()));
+                }
+                Some(_) => {}
+            }
+        }
+        let known = |name: &str| self.entries.iter().any(|entry| entry.name == name);
+        mismatch.extra.extend(values.keys().filter(|name| !known(name)).cloned());
+        if !mismatch.is_empty() {
+            return Err(mismatch);
+        }
+        no_grad(|| {
+            for (name, mut view) in self.views(buffer) {
+                view.copy_(&values[name]);
+            }
+        });
+        Ok(())
+    }
+
+    /// Feeds every value, in order, to a hash.
+    pub fn hash_into(&self, hash: &mut Sha256) {
+        let values = self.flat.to_device(Device::Cpu);
+        let mut bytes = vec![0_u8; values.numel() * 4];
+        values.copy_data_u8(&mut bytes, values.numel());
+        hash.update(&bytes);
+    }
+}
+
+/// How named tensors differ from what a model needs.
+#[derive(Debug, Default)]
+pub struct Mismatch {
+    missing: Vec<String>,
+    extra: Vec<String>,
+    misshapen: Vec<String>,
+}
+
+impl Mismatch {
+    fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.extra.is_empty() && self.misshapen.is_empty()
+    }
+}
+
+impl std::error::Error for Mismatch {}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = [("missing", &self.missing), ("extra", &self.extra), ("misshapen", &self.misshapen)];
+        let mut separator = "";
+        for (what, names) in parts.iter().filter(|(_, names)| !names.is_empty()) {
+            write!(f, "{separator}{what}: {}", names.join(", "))?;
+            separator = "; ";
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> (Tensor, Tensor, Parameters) {
+        let mut builder = Builder::new(1, Device::Cpu);
+        let weight = builder.normal("weight", &[2, 3], 1.0);
+        let bias = builder.constant("bias", &[2], 0.5);
+        (weight, bias, builder.finish())
+    }
+
+    #[test]
+    fn tensors_handed_out_are_views_of_the_buffer() {
+        let (weight, bias, parameters) = model();
+        _ = parameters.flat().shallow_clone().fill_(3.0);
+        assert_eq!((weight.double_value(&[1, 2]), bias.double_value(&[0])), (3.0, 3.0));
+    }
+
+    #[test]
+    fn gradients_accumulate_in_the_buffer() {
+        let (weight, bias, mut parameters) = model();
+        parameters.start_training();
+        for _ in 0..2 {
+            (weight.sum(Kind::Float) * 2.0 + bias.sum(Kind::Float)).backward();
+        }
+        let expected = [4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 2.0, 2.0, 0.0_f32];
+        assert_eq!(Vec::<f32>::try_from(parameters.gradient_and_weight().unwrap()).unwrap(), expected);
+        parameters.stop_training();
+        assert!(!weight.requires_grad());
+        parameters.start_training();
+        (weight.sum(Kind::Float) * 2.0).backward();
+        assert_eq!(parameters.gradient_and_weight().unwrap().sum(Kind::Float).double_value(&[]), 12.0);
+    }
+
+    #[test]
+    fn everything_that_does_not_fit_is_listed_at_once() {
+        let (_, _, parameters) = model();
+        let values = [("weight", [3, 2]), ("other", [1, 1])];
+        let values = values.map(|(name, shape)| (name.to_owned(), Tensor::zeros(shape, (Kind::Float, Device::Cpu))));
+        let error = parameters.copy_into(parameters.flat(), &values.into()).unwrap_err().to_string();
+        assert_eq!(error, "missing: bias; extra: other; misshapen: weight [3, 2], not [2, 3]");
+    }
+}

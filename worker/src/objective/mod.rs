@@ -1,0 +1,25 @@
+//! What a stage minimises, one file per objective.
+//!
+//! Every objective returns a *sum* over this rank's samples and the weight it is to be divided by. Gradients and weights are
+//! summed over all ranks before the division, so the update does not depend on how a batch was shared out.
+
+pub mod contrastive;
+pub mod cross_entropy;
+pub mod dico;
+
+use std::collections::BTreeMap;
+
+use statistics::Summary;
+use tch::Tensor;
+
+/// What an objective says of this rank's samples.
+pub struct Outcome {
+    /// Scalar to differentiate: the gradients of all ranks' losses add up to `weight` times those of the mean.
+    pub loss: Tensor,
+    /// This rank's part of the global sum of losses.
+    pub loss_sum: f64,
+    /// This rank's part of what the sums are divided by (images or tokens).
+    pub weight: f64,
+    /// Distributions over this rank's samples, under the names of [`statistics::names`].
+    pub summaries: BTreeMap<&'static str, Summary>,
+}

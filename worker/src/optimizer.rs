@@ -1,0 +1,127 @@
+//! Adam and AdamW over a model's flat buffer, and the learning rate's schedule.
+
+use runfile::{Schedule, Shape};
+use tch::{Tensor, no_grad};
+
+use crate::nn::Parameters;
+
+/// Adam (Kingma and Ba 2015), with decoupled weight decay (Loshchilov and Hutter 2019) on matrices.
+pub struct Adam {
+    settings: runfile::Optimizer,
+    /// First moment, `[total]`.
+    pub first: Tensor,
+    /// Second moment, `[total]`.
+    pub second: Tensor,
+    decayed: Option<Tensor>,
+}
+
+impl Adam {
+    /// Moments at zero.
+    #[must_use]
+    pub fn new(parameters: &Parameters, settings: &runfile::Optimizer) -> Self {
+        Self {
+            settings: settings.clone(),
+            first: parameters.flat().zeros_like(),
+            second: parameters.flat().zeros_like(),
+            decayed: (settings.weight_decay > 0.0).then(|| parameters.matrices()),
+        }
+    }
+
+    /// Update number `step` (from 1) with `gradient`, which is scaled down in place when it is too long. Returns the
+    /// gradient's norm before that.
+    pub fn update(&mut self, parameters: &Parameters, gradient: &Tensor, step: u64, learning_rate: f64) -> f64 {
+        let runfile::Optimizer { betas: [beta_1, beta_2], epsilon, weight_decay, clip_norm, .. } = self.settings;
+        no_grad(|| {
+            let norm = gradient.norm().double_value(&[]);
+            if let Some(most) = clip_norm
+                && norm > most
+            {
+                _ = gradient.shallow_clone().g_mul_scalar_(most / (norm + 1e-6));
+            }
+            let mut flat = parameters.flat().shallow_clone();
+            if let Some(matrices) = &self.decayed {
+                flat -= (&flat * matrices) * (learning_rate * weight_decay);
+            }
+            _ = self.first.g_mul_scalar_(beta_1);
+            self.first += gradient * (1.0 - beta_1);
+            _ = self.second.g_mul_scalar_(beta_2);
+            self.second += gradient.square() * (1.0 - beta_2);
+            let step = step as f64;
+            let root = (&self.second / (1.0 - beta_2.powf(step))).sqrt_() + epsilon;
+            flat -= &self.first / root * (learning_rate / (1.0 - beta_1.powf(step)));
+            norm
+        })
+    }
+}
+
+/// The learning rate of update number `step` (from 1) of `steps`, as a fraction of the peak.
+#[must_use]
+pub fn rate(schedule: &Schedule, step: u64, steps: u64) -> f64 {
+    let (step, steps) = (step as f64, steps as f64);
+    let warmup = schedule.warmup * steps;
+    if step < warmup {
+        return step / warmup;
+    }
+    match schedule.shape {
+        Shape::Constant => 1.0,
+        Shape::Cosine => {
+            let done = (step - warmup) / (steps - warmup + 1.0);
+            0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::nn::Builder;
+
+    #[test]
+    fn updates_are_those_of_a_double_precision_adam() {
+        let mut builder = Builder::new(3, Device::Cpu);
+        _ = builder.normal("matrix", &[2, 2], 1.0);
+        _ = builder.normal("vector", &[2], 1.0);
+        let parameters = builder.finish();
+        let settings = runfile::Optimizer {
+            learning_rate: 0.1,
+            betas: [0.9, 0.99],
+            epsilon: 1e-8,
+            weight_decay: 0.5,
+            clip_norm: Some(1.0),
+        };
+        let mut adam = Adam::new(&parameters, &settings);
+        let mut x: Vec<f64> = Vec::<f32>::try_from(parameters.flat()).unwrap().into_iter().map(f64::from).collect();
+        let (mut m, mut v) = ([0.0; 6], [0.0; 6]);
+        for step in 1..=5_u64 {
+            let gradient: Vec<f64> = (0..6).map(|i| ((i as f64) - 2.5) * step as f64 * 0.25).collect();
+            let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+            let flat: Vec<f32> = gradient.iter().map(|&g| g as f32).collect();
+            let found = adam.update(&parameters, &Tensor::from_slice(&flat), step, 0.1);
+            assert!((found - norm).abs() < 1e-5);
+            for i in 0..6 {
+                let g = gradient[i] * (1.0 / norm).min(1.0);
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.99 * v[i] + 0.01 * g * g;
+                if i < 4 {
+                    x[i] -= 0.1 * 0.5 * x[i];
+                }
+                let (m_hat, v_hat) = (m[i] / (1.0 - 0.9_f64.powi(step as i32)), v[i] / (1.0 - 0.99_f64.powi(step as i32)));
+                x[i] -= 0.1 * m_hat / (v_hat.sqrt() + 1e-8);
+            }
+        }
+        for (found, expected) in Vec::<f32>::try_from(parameters.flat()).unwrap().into_iter().zip(x) {
+            assert!((f64::from(found) - expected).abs() < 1e-4, "{found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn schedules_warm_up_and_fall() {
+        let constant = Schedule { shape: Shape::Constant, warmup: 0.1 };
+        assert_eq!([1, 5, 10, 100].map(|step| rate(&constant, step, 100)), [0.1, 0.5, 1.0, 1.0]);
+        let cosine = Schedule { shape: Shape::Cosine, warmup: 0.0 };
+        let rates: Vec<f64> = (1..=100).map(|step| rate(&cosine, step, 100)).collect();
+        assert!(rates.windows(2).all(|pair| pair[0] > pair[1]) && rates[99] > 0.0 && rates[0] > 0.99);
+    }
+}

@@ -1,0 +1,326 @@
+//! The training thread: executes the coordinator's directives in order and reports what came of them.
+//!
+//! ```text
+//!   session (tokio)                      training thread (libtorch)
+//!     | -- Order{directive, flag} -------> | rendezvous, train, evaluate, checkpoint, advance
+//!     | <----------------- reports ------- | Ready, StepDone, EvaluationItems, ..., Idle
+//!     | -- flag.raise() on Abandon ------> | ends a wait in the collective at once
+//! ```
+
+mod checkpoint;
+mod evaluation;
+mod state;
+mod step;
+
+use std::net::IpAddr;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
+use runfile::{Objective, RunFile};
+use tch::Device;
+
+use crate::captioner::Search;
+use crate::collective::{AbandonFlag, Broken, Collective, Gloo, Solo};
+use crate::data::{DataSet, Loader};
+use crate::text::Vocabulary;
+use state::State;
+use step::{Ahead, Pairs};
+
+/// How long the members of a generation wait for each other before they report failure.
+const MEETING_PATIENCE: Duration = Duration::from_secs(60);
+/// Threads that decode images.
+const DECODING_THREADS: usize = 2;
+
+/// A directive, and the flag that is raised when its generation is abandoned.
+pub struct Order {
+    /// What to do.
+    pub directive: v1::Directive,
+    /// Of the directive's generation.
+    pub abandon: AbandonFlag,
+}
+
+/// What the heartbeat tells; written by the training thread, read by the session.
+#[derive(Clone, Default)]
+pub struct Progress(Arc<Mutex<v1::Heartbeat>>);
+
+impl Progress {
+    /// The latest.
+    #[must_use]
+    pub fn heartbeat(&self) -> v1::Heartbeat {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut v1::Heartbeat)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn phase(&self, phase: v1::Phase) {
+        self.update(|beat| beat.phase = phase.into());
+    }
+}
+
+/// Where reports go.
+pub type Reports = tokio::sync::mpsc::Sender<Message>;
+
+/// Why a directive was not completed.
+enum Stop {
+    /// The generation is over; the next one may go on.
+    Broken(Broken),
+    /// This worker cannot go on.
+    Fatal(String),
+}
+
+impl From<Broken> for Stop {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+
+impl From<crate::data::Error> for Stop {
+    fn from(error: crate::data::Error) -> Self {
+        Self::Fatal(error.to_string())
+    }
+}
+
+/// How the training thread ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// The run is complete; the SHA-256 of this worker's parameters.
+    Finished(String),
+    /// The session closed its end.
+    Closed,
+    /// This worker cannot go on, for this reason.
+    Failed(String),
+}
+
+/// Models, data and the collective of the current generation.
+pub struct Trainer {
+    run: RunFile,
+    device: Device,
+    host: IpAddr,
+    data: Arc<DataSet>,
+    pairs: Pairs,
+    scenes: Option<world::Scenes>,
+    vocabulary: Vocabulary,
+    loader: Loader,
+    ahead: Ahead,
+    state: State,
+    collective: Option<Box<dyn Collective>>,
+    abandon: AbandonFlag,
+    /// Generations up to this one are over for this worker.
+    let_go: u64,
+    progress: Progress,
+    reports: Reports,
+}
+
+impl Trainer {
+    /// Reads the data and makes the models of `run`, on `device`.
+    ///
+    /// # Errors
+    /// What is wrong with the data, naming the file.
+    pub fn new(
+        run: RunFile,
+        device: Device,
+        host: IpAddr,
+        progress: Progress,
+        reports: Reports,
+    ) -> Result<Self, String> {
+        let data = Arc::new(DataSet::load(&run.data).map_err(|error| error.to_string())?);
+        let scenes = run.data.scenes.as_deref().map(world::Scenes::load).transpose().map_err(|error| error.to_string())?;
+        let vocabulary = match run.vocabulary {
+            runfile::Vocabulary::Full => Vocabulary::full(),
+            runfile::Vocabulary::Corpus => {
+                Vocabulary::of_corpus(data.train.iter().flat_map(|item| &item.captions).map(String::as_str))
+            }
+        };
+        let state = State::new(&run, vocabulary.size(), device);
+        let size = state.clip_config.image_size as u32;
+        let loader = Loader::new(Arc::clone(&data), size, DECODING_THREADS, run.data.skip_corrupt);
+        progress.phase(v1::Phase::Idle);
+        Ok(Self {
+            run,
+            device,
+            host,
+            pairs: Pairs::new(data.train.iter().map(|item| item.captions.len())),
+            data,
+            scenes,
+            vocabulary,
+            loader,
+            ahead: Ahead::default(),
+            state,
+            collective: None,
+            abandon: AbandonFlag::default(),
+            let_go: 0,
+            progress,
+            reports,
+        })
+    }
+
+    /// What the coordinator is told of the data.
+    #[must_use]
+    pub fn data_set(&self) -> v1::DataSet {
+        v1::DataSet {
+            train_images: self.data.train.len() as u64,
+            train_captions: self.data.train_captions(),
+            skipped_images: self.data.skipped,
+            fingerprint: self.data.fingerprint(),
+        }
+    }
+
+    /// Executes orders until the run is complete, the session closes its end, or this worker cannot go on.
+    pub fn run(mut self, orders: &Receiver<Order>) -> End {
+        while let Ok(Order { directive, abandon }) = orders.recv() {
+            let generation = directive.generation;
+            let Some(kind) = directive.directive else { continue };
+            if generation <= self.let_go && !matches!(kind, Kind::Abandon(_)) {
+                continue;
+            }
+            if let Kind::Rendezvous(_) = &kind {
+                self.abandon = abandon;
+            }
+            match self.execute(generation, kind) {
+                Ok(false) => {}
+                Ok(true) => return End::Finished(self.state.parameters_sha256()),
+                Err(Stop::Broken(broken)) => {
+                    self.leave_generation(generation);
+                    if let Broken::Failed(reason) = broken {
+                        self.report(Message::Failed(v1::Failed { generation, reason, fatal: false }));
+                    }
+                }
+                Err(Stop::Fatal(reason)) => {
+                    self.leave_generation(generation);
+                    self.report(Message::Failed(v1::Failed { generation, reason: reason.clone(), fatal: true }));
+                    return End::Failed(reason);
+                }
+            }
+            self.progress.phase(v1::Phase::Idle);
+        }
+        End::Closed
+    }
+
+    /// Whether the run is complete.
+    fn execute(&mut self, generation: u64, kind: Kind) -> Result<bool, Stop> {
+        match kind {
+            Kind::Rendezvous(rendezvous) => self.rendezvous(generation, &rendezvous)?,
+            Kind::Train(window) => self.train(generation, &window)?,
+            Kind::Evaluate(v1::Evaluate { evaluation }) => {
+                self.progress.phase(v1::Phase::Evaluate);
+                self.evaluate(generation, evaluation)?;
+                self.report(Message::EvaluationDone(v1::EvaluationDone { generation, evaluation }));
+            }
+            Kind::Checkpoint(v1::Checkpoint { checkpoint, path }) => {
+                self.progress.phase(v1::Phase::Checkpoint);
+                let writes = self.collective()?.rank() == 0;
+                let path = if writes { self.write_checkpoint(&path)? } else { String::new() };
+                let parameters_sha256 = self.state.parameters_sha256();
+                let done = v1::CheckpointDone { generation, checkpoint, parameters_sha256, path };
+                self.report(Message::CheckpointDone(done));
+            }
+            Kind::Advance(v1::Advance { stage }) => {
+                self.state.enter_stage(&self.run, stage as usize);
+                self.moved(generation);
+                self.report(Message::Advanced(v1::Advanced { generation, stage }));
+            }
+            Kind::Abandon(_) => {
+                self.leave_generation(generation);
+                self.report(Message::Idle(v1::Idle { generation, position: self.state.position }));
+            }
+            Kind::Finish(_) => {
+                self.report(Message::Finished(v1::Finished {}));
+                return Ok(true);
+            }
+            // The session handles it.
+            Kind::Leave(_) => {}
+        }
+        Ok(false)
+    }
+
+    fn rendezvous(&mut self, generation: u64, order: &v1::Rendezvous) -> Result<(), Stop> {
+        self.progress.phase(v1::Phase::Rendezvous);
+        let (rank, world_size) = (order.rank as usize, order.world_size as usize);
+        let position = order.position.ok_or_else(|| Stop::Fatal("rendezvous without a position".into()))?;
+        if rank >= world_size || position.stage as usize >= self.run.stages.len() {
+            return Err(Stop::Fatal(format!("rendezvous as rank {rank} of {world_size} in stage {}", position.stage)));
+        }
+        self.collective = None;
+        let collective: Box<dyn Collective> = if world_size == 1 {
+            Box::new(Solo)
+        } else {
+            let flag = self.abandon.clone();
+            let address = &order.store_address;
+            Box::new(Gloo::meet(address, generation, self.host, rank, world_size, MEETING_PATIENCE, flag)?)
+        };
+        let source = match (order.source_rank, order.checkpoint.as_str()) {
+            (Some(source), _) => source as usize,
+            (None, "") => {
+                self.state.reset(&self.run);
+                0
+            }
+            (None, path) => {
+                if rank == 0 {
+                    self.read_checkpoint(path)?;
+                }
+                0
+            }
+        };
+        self.state.adopt(&self.run, position, source, collective.as_ref())?;
+        self.collective = Some(collective);
+        self.moved(generation);
+        tracing::info!(generation, rank, world_size, stage = position.stage, step = position.step, "generation formed");
+        self.report(Message::Ready(v1::Ready { generation, position: self.state.position }));
+        Ok(())
+    }
+
+    fn train(&mut self, generation: u64, window: &v1::Train) -> Result<(), Stop> {
+        let position = self.state.position.unwrap_or_default();
+        if window.stage != position.stage || window.first_step != position.step {
+            let reason = format!("told to train from {window:?} at {position:?}");
+            return Err(Stop::Broken(Broken::Failed(reason)));
+        }
+        for _ in 0..window.steps {
+            let done = self.step(generation, window)?;
+            self.report(Message::StepDone(done));
+        }
+        Ok(())
+    }
+
+    fn collective(&self) -> Result<&dyn Collective, Stop> {
+        let missing = || Stop::Broken(Broken::Failed("directive outside a generation".into()));
+        self.collective.as_deref().ok_or_else(missing)
+    }
+
+    fn leave_generation(&mut self, generation: u64) {
+        self.collective = None;
+        self.let_go = self.let_go.max(generation);
+    }
+
+    /// Notes that the state was last changed in `generation`.
+    fn moved(&mut self, generation: u64) {
+        if let Some(position) = &mut self.state.position {
+            position.generation = generation;
+        }
+        self.progress.update(|beat| beat.position = self.state.position);
+    }
+
+    fn report(&self, message: Message) {
+        // The session is gone when this fails; the closed order channel then ends the thread.
+        _ = self.reports.blocking_send(message);
+    }
+
+    fn search(&self) -> Search {
+        let decoding = &self.run.decoding;
+        Search {
+            beams: decoding.beams as usize,
+            max_length: decoding.max_length as usize,
+            length_penalty: decoding.length_penalty,
+            begin: self.vocabulary.begin(),
+            end: self.vocabulary.end(),
+        }
+    }
+
+    fn objective(&self, stage: usize) -> Objective {
+        self.run.stages[stage].objective
+    }
+}

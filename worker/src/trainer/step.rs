@@ -1,0 +1,249 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use proto::v1;
+use runfile::Objective;
+use statistics::Summary;
+use tch::no_grad;
+
+use super::{Stop, Trainer};
+use crate::captioner::Captions;
+use crate::collective::Broken;
+use crate::data::{Batch, Pending, Sample, permutation};
+use crate::nn::Mode;
+use crate::objective::{Outcome, contrastive, cross_entropy, dico};
+use crate::optimizer::rate;
+use crate::seeds;
+use crate::text::TokenBatch;
+
+/// Batches decoded ahead of the step that needs them.
+const AHEAD: u64 = 4;
+
+/// A batch's place in the plan: stage, step and this rank's share.
+type Place = (u32, u64, u32, u32);
+
+/// Batches under way, in order of step.
+#[derive(Default)]
+pub struct Ahead(VecDeque<(Place, Pending)>);
+
+impl Trainer {
+    /// One update of the stage's model.
+    pub(super) fn step(&mut self, generation: u64, window: &v1::Train) -> Result<v1::StepDone, Stop> {
+        let started = Instant::now();
+        let position = self.state.position.unwrap_or_default();
+        if self.abandon.is_raised() {
+            return Err(Broken::Abandoned.into());
+        }
+        self.progress.phase(v1::Phase::Load);
+        let batch = self.next_batch(window, position.step)?;
+        if batch.skipped > 0 {
+            tracing::warn!(step = position.step, skipped = batch.skipped, "images that could not be decoded were left out");
+        }
+        self.progress.phase(v1::Phase::Compute);
+        let rank = self.collective()?.rank();
+        // Dropout follows from the step alone, so that a resumed run draws what an uninterrupted one would.
+        let numbers = [u64::from(position.stage), position.step, rank as u64];
+        tch::manual_seed(seeds::combine(self.run.seed, &numbers) as i64);
+        let total = self.accumulate(position.stage as usize, &batch)?;
+
+        self.progress.phase(v1::Phase::AllReduce);
+        let stage = &self.run.stages[position.stage as usize];
+        let trained = self.state.trained(stage.objective);
+        let exchanged = trained.gradient_and_weight().expect("the stage's model is in training");
+        let parameters = exchanged.size()[0] - 1;
+        _ = exchanged.get(parameters).fill_(total.weight);
+        let reducing = Instant::now();
+        self.collective()?.all_reduce(exchanged)?;
+        let all_reduce_seconds = reducing.elapsed().as_secs_f64();
+
+        let weight = exchanged.double_value(&[parameters]);
+        let gradient = exchanged.narrow(0, 0, parameters);
+        _ = gradient.shallow_clone().g_mul_scalar_(1.0 / weight);
+        let step = position.step + 1;
+        let learning_rate = stage.optimizer.learning_rate * rate(&stage.schedule, step, stage.steps);
+        let norm = gradient.norm().double_value(&[]);
+        if !norm.is_finite() {
+            let (name, loss) = (&stage.name, total.loss_sum / total.weight);
+            return Err(Stop::Fatal(format!(
+                "the gradient of stage {name} is not finite at step {step} (loss {loss}): lower its learning rate"
+            )));
+        }
+        let trained = match stage.objective {
+            Objective::Contrastive => self.state.evaluator.parameters(),
+            Objective::CrossEntropy | Objective::Dico => self.state.captioner.parameters(),
+        };
+        self.state.optimizer.update(trained, &gradient, step, learning_rate);
+        self.state.position = Some(v1::Position { step, ..position });
+        self.moved(generation);
+        Ok(v1::StepDone {
+            position: self.state.position,
+            loss_sum: total.loss_sum,
+            loss_weight: total.weight,
+            samples: batch.samples.len() as u32,
+            learning_rate,
+            gradient_norm: norm,
+            seconds: started.elapsed().as_secs_f64(),
+            all_reduce_seconds,
+            summaries: total.summaries.iter().map(|(&name, summary)| (name.to_owned(), summary.into())).collect(),
+        })
+    }
+
+    /// This rank's batch of step `step`; those of the steps after it are started on.
+    fn next_batch(&mut self, window: &v1::Train, step: u64) -> Result<Batch, Stop> {
+        let place = |step| (window.stage, step, window.share_begin, window.share_end);
+        if self.ahead.0.front().is_some_and(|(first, _)| *first != place(step)) {
+            self.ahead.0.clear();
+        }
+        let started = step + self.ahead.0.len() as u64;
+        let last = self.run.stages[window.stage as usize].steps.min(step + AHEAD);
+        for step in started..last.max(step + 1) {
+            let pending = self.loader.train(self.samples(place(step)));
+            self.ahead.0.push_back((place(step), pending));
+        }
+        let (_, pending) = self.ahead.0.pop_front().expect("at least this step's batch was started");
+        let batch = pending.wait()?;
+        if batch.samples.is_empty() {
+            return Err(Stop::Fatal(format!("no image of this rank's share of step {step} can be decoded")));
+        }
+        Ok(batch)
+    }
+
+    /// The samples at a place of the plan. Cross-entropy goes through all pairs of image and caption; the others through all
+    /// images, the contrastive objective with another of an image's captions each epoch.
+    fn samples(&self, (stage, step, begin, end): Place) -> Vec<Sample> {
+        let settings = &self.run.stages[stage as usize];
+        let key = seeds::combine(self.run.seed, &[u64::from(stage)]);
+        let cursor = step * u64::from(settings.batch);
+        let images = &self.data.train;
+        let indices = cursor + u64::from(begin)..cursor + u64::from(end);
+        match settings.objective {
+            Objective::CrossEntropy => indices
+                .map(|index| {
+                    let (_, pair) = permutation::sample(self.pairs.total(), index, key);
+                    self.pairs.sample(pair)
+                })
+                .collect(),
+            Objective::Contrastive | Objective::Dico => indices
+                .map(|index| {
+                    let (epoch, image) = permutation::sample(images.len() as u64, index, key);
+                    let captions = images[image as usize].captions.len() as u64;
+                    let caption = (epoch + seeds::combine(key, &[image])) % captions;
+                    Sample { image: image as usize, caption: caption as usize }
+                })
+                .collect(),
+        }
+    }
+
+    /// Adds the gradients of a batch up, part by part.
+    fn accumulate(&self, stage: usize, batch: &Batch) -> Result<Total, Stop> {
+        let settings = &self.run.stages[stage];
+        let gradient = self.state.trained(settings.objective).gradient_and_weight();
+        _ = gradient.expect("the stage's model is in training").shallow_clone().zero_();
+        let samples = batch.samples.len();
+        let part = settings.micro_batch.map_or(samples, |part| part as usize);
+        let mut total = Total::default();
+        for from in (0..samples).step_by(part) {
+            let to = samples.min(from + part);
+            let outcome = self.outcome(stage, batch, from, to)?;
+            outcome.loss.backward();
+            total.add(outcome);
+        }
+        Ok(total)
+    }
+
+    fn outcome(&self, stage: usize, batch: &Batch, from: usize, to: usize) -> Result<Outcome, Stop> {
+        let settings = &self.run.stages[stage];
+        let images = batch.images(from, to, self.device);
+        let vision = &self.state.evaluator.vision;
+        let frozen = || no_grad(|| vision.hidden(&images));
+        let mode = Mode::Train { dropout: self.run.captioner.dropout };
+        let captions = |most| {
+            let caption = |sample: &Sample| self.data.train[sample.image].captions[sample.caption].as_str();
+            let texts = batch.samples[from..to].iter().map(caption);
+            texts.map(|text| self.vocabulary.encode(text, most)).collect::<Vec<_>>()
+        };
+        Ok(match settings.objective {
+            Objective::Contrastive => {
+                let texts = captions(self.state.clip_config.context_length as usize);
+                let texts = TokenBatch::new(&texts, self.vocabulary.pad(), self.device);
+                let evaluator = &self.state.evaluator;
+                let images = vision.embed(&vision.hidden(&images));
+                contrastive::outcome(&images, &evaluator.text.embed(&texts), &evaluator.logit_scale(), self.collective()?)?
+            }
+            Objective::CrossEntropy => {
+                let texts = captions(self.run.decoding.max_length as usize);
+                let captions = Captions::new(&texts, 1, self.vocabulary.pad(), self.device);
+                cross_entropy::outcome(&self.state.captioner, &frozen(), &captions, mode)
+            }
+            Objective::Dico => {
+                let context = dico::Context {
+                    reference: self.state.reference.as_ref().expect("a DiCO stage begins with a reference"),
+                    evaluator: &self.state.evaluator,
+                    context_length: self.state.clip_config.context_length as usize,
+                    vocabulary: &self.vocabulary,
+                    search: self.search(),
+                    settings: &settings.dico,
+                };
+                dico::outcome(&self.state.captioner, &frozen(), &context, mode)
+            }
+        })
+    }
+}
+
+/// Sums over the parts of a batch.
+#[derive(Default)]
+struct Total {
+    loss_sum: f64,
+    weight: f64,
+    summaries: BTreeMap<&'static str, Summary>,
+}
+
+impl Total {
+    fn add(&mut self, outcome: Outcome) {
+        self.loss_sum += outcome.loss_sum;
+        self.weight += outcome.weight;
+        for (name, summary) in outcome.summaries {
+            self.summaries.entry(name).or_default().merge(&summary);
+        }
+    }
+}
+
+/// Numbers the pairs of image and caption of a split.
+pub struct Pairs {
+    /// Pairs of all images before each, and of all.
+    before: Vec<u64>,
+}
+
+impl Pairs {
+    /// Of images with so many captions each.
+    pub fn new(captions: impl Iterator<Item = usize>) -> Self {
+        let mut before = vec![0];
+        let mut total = 0;
+        before.extend(captions.map(|count| {
+            total += count as u64;
+            total
+        }));
+        Self { before }
+    }
+
+    fn total(&self) -> u64 {
+        *self.before.last().expect("there is always the zero at the front")
+    }
+
+    fn sample(&self, pair: u64) -> Sample {
+        let image = self.before.partition_point(|&before| before <= pair) - 1;
+        Sample { image, caption: (pair - self.before[image]) as usize }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_numbered_image_by_image() {
+        let pairs = Pairs::new([2, 1, 3].into_iter());
+        let all: Vec<_> = (0..pairs.total()).map(|pair| pairs.sample(pair)).map(|s| (s.image, s.caption)).collect();
+        assert_eq!(all, [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2)]);
+    }
+}

@@ -1,0 +1,108 @@
+//! The words of the caption language, shared by the writer and the grammar. All are plain lower-case English; a phrase's
+//! words are separated by single spaces.
+
+use std::collections::BTreeSet;
+
+use crate::scene::{Colour, Relation, Shape, Size};
+
+/// What a caption may start with before it names anything.
+pub(crate) const INTROS: [&str; 3] = ["there is", "a picture of", "a drawing of"];
+
+/// What separates things between which no relation is claimed.
+pub(crate) const AND: &str = "and";
+
+/// The article before `word`.
+pub(crate) fn article(word: &str) -> &'static str {
+    if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
+}
+
+impl Shape {
+    /// The shape's name.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Circle => "circle",
+            Self::Square => "square",
+            Self::Triangle => "triangle",
+            Self::Star => "star",
+            Self::Cross => "cross",
+            Self::Ring => "ring",
+        }
+    }
+}
+
+impl Colour {
+    /// The colour's name.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Red => "red",
+            Self::Orange => "orange",
+            Self::Yellow => "yellow",
+            Self::Green => "green",
+            Self::Blue => "blue",
+            Self::Purple => "purple",
+        }
+    }
+}
+
+impl Size {
+    /// The words that mean the size.
+    #[must_use]
+    pub const fn words(self) -> [&'static str; 2] {
+        match self {
+            Self::Large => ["large", "big"],
+            Self::Small => ["small", "little"],
+        }
+    }
+}
+
+impl Relation {
+    /// The phrases that mean the relation. None starts another, so a reader needs no look-ahead.
+    #[must_use]
+    pub const fn phrases(self) -> [&'static str; 3] {
+        match self {
+            Self::LeftOf => ["left of", "to the left of", "on the left of"],
+            Self::RightOf => ["right of", "to the right of", "on the right of"],
+            Self::Above => ["above", "over", "higher than"],
+            Self::Below => ["below", "under", "lower than"],
+        }
+    }
+}
+
+/// Every word that a caption may have, in alphabetical order.
+#[must_use]
+pub fn vocabulary() -> Vec<&'static str> {
+    let phrases = ["a", "an", AND]
+        .into_iter()
+        .chain(INTROS)
+        .chain(Shape::ALL.map(Shape::word))
+        .chain(Colour::ALL.map(Colour::word))
+        .chain(Size::ALL.into_iter().flat_map(Size::words))
+        .chain(Relation::ALL.into_iter().flat_map(Relation::phrases));
+    phrases.flat_map(|phrase| phrase.split(' ')).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_one_token_of_clip() {
+        let tokenizer = instant_clip_tokenizer::Tokenizer::new();
+        for word in vocabulary() {
+            let mut tokens = Vec::new();
+            tokenizer.encode(word, &mut tokens);
+            assert_eq!(tokens.len(), 1, "{word}");
+            assert!(word.bytes().all(|byte| byte.is_ascii_lowercase()), "{word}");
+        }
+    }
+
+    #[test]
+    fn no_relation_phrase_starts_another() {
+        let phrases: Vec<_> = Relation::ALL.into_iter().flat_map(Relation::phrases).collect();
+        for a in &phrases {
+            assert_eq!(phrases.iter().filter(|b| format!("{b} ").starts_with(&format!("{a} "))).count(), 1, "{a}");
+        }
+    }
+}
