@@ -74,11 +74,8 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Another coordinator has it.
-    #[error("{}: another coordinator is using this state folder; stop it or choose another --state", path.display())]
-    InUse {
-        /// The state folder.
-        path: PathBuf,
-    },
+    #[error("another coordinator is using this folder; stop it or choose another --state")]
+    InUse,
     /// It is another run's.
     #[error("the journal is of a run with other {differing}; use another --state or output for a new run")]
     OtherRun {
@@ -116,7 +113,7 @@ impl Journal {
         let lock = std::fs::File::create(&path).map_err(|source| failed(&path, source))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(Error::InUse { path: state.to_owned() }),
+            Err(std::fs::TryLockError::WouldBlock) => return Err(Error::InUse),
             Err(std::fs::TryLockError::Error(source)) => return Err(failed(&path, source)),
         }
         let journal = Self::new(Connection::open(state.join("journal.sqlite"))?, file)?;
@@ -434,7 +431,7 @@ mod tests {
     fn a_journal_belongs_to_one_run_and_one_coordinator() {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::open(folder.path(), &file()).unwrap();
-        assert!(matches!(Journal::open(folder.path(), &file()), Err(Error::InUse { .. })));
+        assert!(matches!(Journal::open(folder.path(), &file()), Err(Error::InUse)));
         drop(journal);
         let other = RunFile { seed: 1, ..testing::run_file(vec![testing::stage("b", 20, 4, None, None)]) };
         let error = Journal::open(folder.path(), &other).unwrap_err().to_string();

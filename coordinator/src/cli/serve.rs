@@ -1,6 +1,10 @@
 //! `coordinator serve`: the daemon.
 
-use std::{io::Write, net::SocketAddr, path::PathBuf};
+use std::{
+    io::{IsTerminal, Write},
+    net::SocketAddr,
+    path::PathBuf,
+};
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
@@ -121,7 +125,9 @@ fn signals(stop: Stop) -> std::io::Result<impl Future<Output = ()>> {
 impl LogFormat {
     fn start(self) {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+        let colours = std::io::stderr().is_terminal();
+        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let logs = logs.with_target(false).with_ansi(colours);
         match self {
             Self::Human => logs.init(),
             Self::Json => logs.json().init(),

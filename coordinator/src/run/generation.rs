@@ -295,9 +295,10 @@ impl Run {
         Ok(())
     }
 
-    /// Ends the generation that forms or runs: tells all that are still in it to let go.
+    /// Ends the generation that forms or runs, if one does: tells all that are still in it to let go.
     pub(super) fn end_generation(&mut self, now: Time, reason: &str, by_failure: bool) {
-        let Some(generation) = &mut self.generation else { return };
+        let live = matches!(self.phase, Phase::Forming | Phase::Running);
+        let Some(generation) = self.generation.as_mut().filter(|_| live) else { return };
         let number = generation.number;
         generation.awaiting = None;
         self.phase = Phase::Waiting;

@@ -481,7 +481,7 @@ impl Run {
             // Nothing was trained yet: the next to come may bring other data.
             self.data_set = None;
         }
-        if matches!(member.standing, Standing::In(_)) && matches!(self.phase, Phase::Forming | Phase::Running) {
+        if matches!(member.standing, Standing::In(_)) {
             self.end_generation(now, reason, true);
         }
     }

@@ -352,6 +352,8 @@ impl World {
                 let same = match directive.directive.clone().unwrap() {
                     Directive::Rendezvous(r) => Directive::Rendezvous(v1::Rendezvous { rank: 0, ..r }),
                     Directive::Train(t) => Directive::Train(v1::Train { share_begin: 0, share_end: 0, ..t }),
+                    // Also for those who are not in the generation, as everybody goes home.
+                    Directive::Finish(_) | Directive::Leave(_) => continue,
                     other => other,
                 };
                 mine.entry(directive.generation).or_default().push(same);
@@ -427,7 +429,7 @@ fn apply(world: &mut World, op: Op) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 20000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_dies_when_every_step_is_trained_once(
@@ -593,7 +595,7 @@ fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
     let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
     file.workers.min = 2;
     let mut run = Run::new(file, Restored::default());
-    let mut enter = |run: &mut Run, session: u64, fingerprint: &str, now| {
+    let enter = |run: &mut Run, session: u64, fingerprint: &str, now| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
         run.on_event(now, Event::Join { request: RequestId(0), token: "token".into(), join });
         let data_set = Some(v1::DataSet { fingerprint: fingerprint.into(), ..Default::default() });
@@ -693,8 +695,8 @@ proptest! {
                     run.on_event(Time::ZERO, Event::Scored { evaluation, metrics: BTreeMap::new(), items });
                 }
             }
-            run.status(Time::ZERO);
-            run.samples_committed();
+            assert!(!run.status(Time::ZERO).state.is_empty());
+            assert!(run.samples_committed() <= 2 * 8 + 8);
         }
     }
 }

@@ -91,7 +91,7 @@ impl Driver {
             }
             turn.publish();
             if let Some(outcome) = outcome {
-                turn.driver.recorder.sync().await?;
+                turn.driver.recorder.finish().await?;
                 return Ok(outcome);
             }
         }

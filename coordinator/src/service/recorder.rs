@@ -48,6 +48,20 @@ impl Recorder {
         Ok(())
     }
 
+    /// Waits until all records are on disk and the journal is closed.
+    pub async fn finish(mut self) -> Result<(), Error> {
+        self.sync().await?;
+        drop(self.orders);
+        let thread = self.thread.take();
+        let join = move || thread.map(std::thread::JoinHandle::join);
+        match tokio::task::spawn_blocking(join).await {
+            Ok(Some(Ok(result))) => result,
+            Ok(Some(Err(panic))) => std::panic::resume_unwind(panic),
+            // Ended before; what for was said then.
+            Ok(None) | Err(_) => Ok(()),
+        }
+    }
+
     /// Why the thread ended; it only does so by itself when it could not write.
     fn broken(&mut self) -> Result<(), Error> {
         match self.thread.take().map(std::thread::JoinHandle::join) {

@@ -157,7 +157,7 @@ impl Steps for Incremental<'_> {
         let origins = origins.map(|rows| Tensor::from_slice(rows).to_device(device));
         for (block, layer) in self.decoder.blocks.iter().zip(&mut self.layers) {
             let (query, new) = block.self_attention_inputs(&x);
-            let mut extend = |cache: &mut Tensor, new: &Tensor| {
+            let extend = |cache: &mut Tensor, new: &Tensor| {
                 if let Some(origins) = &origins {
                     let kept = cache.narrow(2, 0, position);
                     let reordered = kept.index_select(0, origins);

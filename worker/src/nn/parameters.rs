@@ -99,7 +99,9 @@ impl Parameters {
             let leaf = entry.tensor.set_requires_grad(true);
             // A backward pass defines the leaf's gradient; from then on autograd adds to that tensor in place, so it can
             // be given the buffer as its memory.
-            (&leaf * 0.0).sum(Kind::Float).backward();
+            if !leaf.grad().defined() {
+                (&leaf * 0.0).sum(Kind::Float).backward();
+            }
             let view = gradient.narrow(0, entry.offset, entry.length).view(leaf.size().as_slice());
             leaf.grad().set_data(&view);
         }
@@ -112,7 +114,6 @@ impl Parameters {
             return;
         }
         for entry in &mut self.entries {
-            entry.tensor.zero_grad();
             entry.tensor.grad().set_data(&Tensor::zeros([0], (Kind::Float, self.flat.device())));
             entry.tensor = entry.tensor.set_requires_grad(false);
         }

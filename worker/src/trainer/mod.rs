@@ -187,6 +187,7 @@ impl Trainer {
                     self.leave_generation(generation);
                     if let Broken::Failed(reason) = broken {
                         self.report(Message::Failed(v1::Failed { generation, reason, fatal: false }));
+                        self.report(Message::Idle(v1::Idle { generation, position: self.state.position }));
                     }
                 }
                 Err(Stop::Fatal(reason)) => {

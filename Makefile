@@ -1,0 +1,27 @@
+# Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
+
+.PHONY: demo test lint libtorch
+.DEFAULT_GOAL := demo
+
+# Two or more processes share the cores here; each computes on one thread.
+export OMP_NUM_THREADS ?= 1
+
+## Train, fine-tune and compare on this machine: see README.md.
+demo: libtorch
+	cargo build --release --locked -p dico-coordinator -p dico-worker -p dico-demo
+	target/release/demo
+
+## All tests, with real processes on loopback.
+test: libtorch
+	cargo test --workspace --locked
+
+## Formatting and clippy; warnings are errors.
+lint: libtorch
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+## A CPU libtorch in .libtorch, unless the user has one (LIBTORCH, LIBTORCH_USE_PYTORCH).
+libtorch:
+ifeq ($(LIBTORCH)$(LIBTORCH_USE_PYTORCH),)
+	@tools/fetch-libtorch
+endif

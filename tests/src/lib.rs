@@ -1,0 +1,228 @@
+//! What the end-to-end tests share: a small world, a run file, and real processes on loopback that end with the test.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Longer than any wait of these tests on a busy machine; reaching it is a failure, not a measurement.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The program called `name`, built from this tree with the tests' own profile.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        // .../target/PROFILE/deps/TEST
+        let test = std::env::current_exe().expect("a test knows its own path");
+        let folder = test.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps").to_owned();
+        let mut build = Command::new(env!("CARGO"));
+        build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "-p", "dico-coordinator", "-p", "dico-worker"]);
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().expect("cargo is there").success(), "the programs under test do not build");
+        folder
+    });
+    folder.join(name)
+}
+
+/// A command that runs `name` alone on one thread, without the caller's launcher variables.
+#[must_use]
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(program(name));
+    command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
+    for variable in ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "DICO_COORDINATOR"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Runs `name` to its end.
+#[must_use]
+pub fn run(name: &str, arguments: &[&str]) -> Output {
+    command(name).args(arguments).output().expect("the program starts")
+}
+
+/// What a program said on stderr in its last line, after `NAME: error: `.
+#[must_use]
+pub fn error_line(output: &Output) -> String {
+    assert!(!output.status.success(), "it should have failed");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line = text.lines().last().unwrap_or_default();
+    line.split_once(": error: ").unwrap_or_else(|| panic!("no error line in {text:?}")).1.to_owned()
+}
+
+/// A folder with a small world and a run file in it, gone with the test.
+pub struct Place {
+    folder: TempDir,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Place {
+    /// Draws a world of 60 images.
+    #[must_use]
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let world = folder.path().join("world");
+        let drawn = run("worker", &["synthesize", "--out", &world.to_string_lossy(), "--images", "60", "--seed", "3"]);
+        assert!(drawn.status.success(), "{drawn:?}");
+        Self { folder }
+    }
+
+    /// A path inside it.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a run file for `workers` workers: a few steps of each stage, then `more` of YAML.
+    #[must_use]
+    pub fn run_file(&self, name: &str, workers: u32, more: &str) -> PathBuf {
+        let folder = self.folder.path().display();
+        let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
+        let text = format!(
+            "name: test\nseed: 11\noutput: {folder}/{name}\nworkers: {{ min: {workers}, max: {workers} }}\n\
+             data:\n  annotations: {folder}/world/dataset.json\n  images: {folder}/world/images\n  \
+             scenes: {folder}/world/scenes.json\nvocabulary: corpus\nevaluator: {{ preset: tiny }}\n\
+             captioner: {{ preset: tiny, dropout: 0.0 }}\ndecoding: {{ beams: 3, max_length: 12 }}\nstages:\n  \
+             - {{ name: evaluator, objective: contrastive, steps: 4, batch: 12, {optimizer} }}\n  \
+             - {{ name: xe, objective: cross_entropy, steps: 6, batch: 12, micro_batch: 4, checkpoint_every: 4, {optimizer} }}\n  \
+             - {{ name: dico, objective: dico, steps: 4, batch: 6, evaluate_every: 2, {optimizer} }}\n{more}"
+        );
+        let path = self.path(&format!("{name}.yaml"));
+        std::fs::write(&path, text).expect("the run file can be written");
+        path
+    }
+
+    /// The parameters in the last checkpoint of a run, by name.
+    #[must_use]
+    pub fn parameters(&self, name: &str) -> BTreeMap<String, Vec<f32>> {
+        let folder = std::fs::read_dir(self.path(name).join("checkpoints")).expect("the run has checkpoints");
+        let last = folder.map(|entry| entry.expect("a folder can be listed").path()).max().expect("there is a checkpoint");
+        let bytes = std::fs::read(last.join("models.safetensors")).expect("a checkpoint has models");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("they are safetensors");
+        let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        tensors.iter().map(|(name, view)| (name.to_owned(), values(view.data()))).collect()
+    }
+}
+
+/// A process that is killed when the test is over.
+pub struct Process {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`; its stderr goes to `log`.
+    #[must_use]
+    pub fn start(command: &mut Command, log: PathBuf) -> Self {
+        let file = std::fs::File::create(&log).expect("a log can be written");
+        let mut child = command.stdout(Stdio::piped()).stderr(file).spawn().expect("the program starts");
+        let stdout = BufReader::new(child.stdout.take().expect("stdout was asked for"));
+        Self { child, stdout, log }
+    }
+
+    /// The next line of stdout.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("stdout can be read");
+        assert!(!line.is_empty(), "it ended: {}", self.log());
+        line
+    }
+
+    /// All of stderr so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill is there").success());
+    }
+
+    /// Whether it ended well, and the rest of its stdout.
+    pub fn finish(mut self) -> (bool, String) {
+        let started = Instant::now();
+        let status = loop {
+            match self.child.try_wait().expect("a child can be waited for") {
+                Some(status) => break status,
+                None if started.elapsed() > PATIENCE => panic!("it does not end: {}", self.log()),
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).expect("stdout can be read");
+        if !status.success() {
+            eprintln!("{}", self.log());
+        }
+        (status.success(), rest)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// A coordinator on ports of the system's choosing.
+pub struct Coordinator {
+    /// The process.
+    pub process: Process,
+    /// Its gRPC URL.
+    pub url: String,
+    /// Its HTTP address, host:port.
+    pub http: String,
+}
+
+impl Coordinator {
+    /// Starts it and waits until it listens.
+    #[must_use]
+    pub fn start(place: &Place, run_file: &Path) -> Self {
+        let mut command = command("coordinator");
+        command.arg("serve").arg("--config").arg(run_file).args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        let mut process = Process::start(&mut command, place.path("coordinator.log"));
+        let line = process.line();
+        let address = |key| line.split_whitespace().find_map(|word| word.strip_prefix(key)).expect("an address").to_owned();
+        Self { url: format!("http://{}", address("grpc=")), http: address("http="), process }
+    }
+
+    /// A worker of this coordinator.
+    #[must_use]
+    pub fn worker(&self, place: &Place, rank: u32) -> Process {
+        let mut command = command("worker");
+        command.args(["join", "--coordinator", &self.url, "--rank", &rank.to_string(), "--threads", "1"]);
+        Process::start(&mut command, place.path(&format!("worker-{rank}.log")))
+    }
+}
+
+/// Runs a run file to its end; the hash that each worker says its parameters have.
+#[must_use]
+pub fn complete(place: &Place, run_file: &Path, workers: u32) -> Vec<String> {
+    let coordinator = Coordinator::start(place, run_file);
+    let workers: Vec<Process> = (0..workers).map(|rank| coordinator.worker(place, rank)).collect();
+    let hashes = workers.into_iter().map(|worker| {
+        let (well, printed) = worker.finish();
+        assert!(well);
+        let hash = printed.split_whitespace().find_map(|word| word.strip_prefix("parameters_sha256="));
+        hash.expect("a worker that finished says so").to_owned()
+    });
+    let hashes = hashes.collect();
+    assert!(coordinator.process.finish().0);
+    hashes
+}

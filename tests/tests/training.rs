@@ -1,0 +1,58 @@
+//! What a run computes does not depend on how it was run.
+
+use dico_tests::{Coordinator, Place, complete};
+
+#[test]
+fn the_same_seed_and_world_size_give_the_same_bits() {
+    let place = Place::new();
+    let first = complete(&place, &place.run_file("first", 2, ""), 2);
+    let second = complete(&place, &place.run_file("second", 2, ""), 2);
+    assert_eq!(first[0], first[1], "ranks differ");
+    assert_eq!(first, second, "runs differ");
+}
+
+#[test]
+fn two_workers_do_what_one_does_at_the_same_global_batch() {
+    let place = Place::new();
+    let one = complete(&place, &place.run_file("one", 1, ""), 1);
+    let two = complete(&place, &place.run_file("two", 2, ""), 2);
+    // The sums are taken in another order, so the bits differ, or this compares one run with itself.
+    assert_ne!(one[0], two[0]);
+    let (one, two) = (place.parameters("one"), place.parameters("two"));
+    assert_eq!(one.keys().collect::<Vec<_>>(), two.keys().collect::<Vec<_>>());
+    for (name, values) in &one {
+        for (a, b) in values.iter().zip(&two[name]) {
+            assert!((a - b).abs() < 2e-5, "{name}: {a} and {b}");
+        }
+    }
+}
+
+#[test]
+fn a_run_that_was_stopped_and_resumed_equals_one_that_was_not() {
+    let place = Place::new();
+    let dropout = "control: { window: 1 }\n";
+    let whole = complete(&place, &place.run_file("whole", 2, dropout), 2);
+    let run_file = place.run_file("stopped", 2, dropout);
+    let coordinator = Coordinator::start(&place, &run_file);
+    let workers: Vec<_> = (0..2).map(|rank| coordinator.worker(&place, rank)).collect();
+    wait_for_a_checkpoint(&place);
+    coordinator.process.terminate();
+    for worker in workers {
+        // Told to leave, a worker says why and does not claim to have finished.
+        let (well, printed) = worker.finish();
+        assert!(!well && printed.is_empty());
+    }
+    assert!(coordinator.process.finish().0);
+    let resumed = complete(&place, &run_file, 2);
+    assert_eq!(whole, resumed);
+}
+
+/// Until the first of the stopped run's checkpoints is complete.
+fn wait_for_a_checkpoint(place: &Place) {
+    let path = place.path("stopped").join("checkpoints/0-evaluator-00000004");
+    let started = std::time::Instant::now();
+    while !path.exists() {
+        assert!(started.elapsed().as_secs() < 120, "no checkpoint at {}", path.display());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
