@@ -50,7 +50,8 @@ impl Process {
     fn start(name: String, mut command: Command, folder: &Path) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-        let mut child = command.stdout(Stdio::piped()).stderr(file).spawn().with_context(|| format!("cannot start {name}"))?;
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(file).spawn().with_context(|| format!("cannot start {name}"))?;
         let stdout = child.stdout.take().context("stdout was asked for")?;
         Ok(Self { name, child, stdout: BufReader::new(stdout), log })
     }

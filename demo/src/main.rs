@@ -19,6 +19,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 use runfile::RunFile;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Trains an evaluator and a captioner from scratch and fine-tunes the captioner with DiCO, all on this machine.
 #[derive(Parser)]
@@ -35,7 +36,15 @@ struct Demo {
 fn main() -> std::process::ExitCode {
     let demo = Demo::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime.context("cannot start tokio").and_then(|runtime| runtime.block_on(demo.run()));
+    let result = runtime.context("cannot start tokio").and_then(|runtime| {
+        runtime.block_on(async {
+            // Dropping the run ends its processes.
+            tokio::select! {
+                result = demo.run() => result,
+                result = interrupted() => result,
+            }
+        })
+    });
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
@@ -43,6 +52,16 @@ fn main() -> std::process::ExitCode {
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+/// Until somebody wants the demo to end.
+async fn interrupted() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        result = tokio::signal::ctrl_c() => result?,
+    }
+    anyhow::bail!("interrupted")
 }
 
 impl Demo {

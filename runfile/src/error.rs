@@ -56,9 +56,8 @@ impl Error {
 }
 
 fn unknown(what: &str, found: &str, expected: &[&str]) -> String {
-    let nearest = expected.iter().max_by(|a, b| {
-        strsim::jaro_winkler(a, found).total_cmp(&strsim::jaro_winkler(b, found))
-    });
+    let nearest =
+        expected.iter().max_by(|a, b| strsim::jaro_winkler(a, found).total_cmp(&strsim::jaro_winkler(b, found)));
     match nearest {
         Some(near) if strsim::jaro_winkler(near, found) > 0.7 => {
             format!("unknown {what} `{found}`: did you mean `{near}`?")

@@ -277,7 +277,9 @@ impl RunFile {
         need(self.control.keep_checkpoints >= 1, "control.keep_checkpoints", "must be at least 1")?;
         need(!self.stages.is_empty(), "stages", "must name at least one stage")?;
         for (i, stage) in self.stages.iter().enumerate() {
-            stage.check(&self.workers, self.decoding.beams).map_err(|(key, problem)| (format!("stages[{i}].{key}"), problem))?;
+            stage
+                .check(&self.workers, self.decoding.beams)
+                .map_err(|(key, problem)| (format!("stages[{i}].{key}"), problem))?;
             let repeated = self.stages[..i].iter().any(|other| other.name == stage.name);
             need(!repeated, &format!("stages[{i}].name"), "is the name of an earlier stage")?;
         }

@@ -29,7 +29,14 @@ pub mod names {
 
     /// All of them.
     pub const ALL: [&str; 8] = [
-        REWARD_CHOSEN, REWARD_REJECTED, REWARD_MARGIN, IMPLICIT_ACCURACY, KL, GAMMA_ENTROPY, CAPTION_LENGTH, REPETITION,
+        REWARD_CHOSEN,
+        REWARD_REJECTED,
+        REWARD_MARGIN,
+        IMPLICIT_ACCURACY,
+        KL,
+        GAMMA_ENTROPY,
+        CAPTION_LENGTH,
+        REPETITION,
     ];
 }
 

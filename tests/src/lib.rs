@@ -21,7 +21,14 @@ pub fn program(name: &str) -> PathBuf {
         let test = std::env::current_exe().expect("a test knows its own path");
         let folder = test.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps").to_owned();
         let mut build = Command::new(env!("CARGO"));
-        build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "-p", "dico-coordinator", "-p", "dico-worker"]);
+        build.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+            "build",
+            "--quiet",
+            "-p",
+            "dico-coordinator",
+            "-p",
+            "dico-worker",
+        ]);
         if folder.ends_with("release") {
             build.arg("--release");
         }
@@ -108,7 +115,8 @@ impl Place {
     #[must_use]
     pub fn parameters(&self, name: &str) -> BTreeMap<String, Vec<f32>> {
         let folder = std::fs::read_dir(self.path(name).join("checkpoints")).expect("the run has checkpoints");
-        let last = folder.map(|entry| entry.expect("a folder can be listed").path()).max().expect("there is a checkpoint");
+        let last =
+            folder.map(|entry| entry.expect("a folder can be listed").path()).max().expect("there is a checkpoint");
         let bytes = std::fs::read(last.join("models.safetensors")).expect("a checkpoint has models");
         let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("they are safetensors");
         let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
@@ -198,7 +206,8 @@ impl Coordinator {
         command.arg("serve").arg("--config").arg(run_file).args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
         let mut process = Process::start(&mut command, place.path("coordinator.log"));
         let line = process.line();
-        let address = |key| line.split_whitespace().find_map(|word| word.strip_prefix(key)).expect("an address").to_owned();
+        let address =
+            |key| line.split_whitespace().find_map(|word| word.strip_prefix(key)).expect("an address").to_owned();
         Self { url: format!("http://{}", address("grpc=")), http: address("http="), process }
     }
 

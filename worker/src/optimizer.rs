@@ -107,7 +107,8 @@ mod tests {
                 if i < 4 {
                     x[i] -= 0.1 * 0.5 * x[i];
                 }
-                let (m_hat, v_hat) = (m[i] / (1.0 - 0.9_f64.powi(step as i32)), v[i] / (1.0 - 0.99_f64.powi(step as i32)));
+                let (m_hat, v_hat) =
+                    (m[i] / (1.0 - 0.9_f64.powi(step as i32)), v[i] / (1.0 - 0.99_f64.powi(step as i32)));
                 x[i] -= 0.1 * m_hat / (v_hat.sqrt() + 1e-8);
             }
         }

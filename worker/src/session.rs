@@ -66,7 +66,9 @@ pub async fn run(options: Options) -> Result<(), String> {
             }
             Over::Failed(reason) => return Err(reason),
             Over::Disconnected(reason) => {
-                tracing::warn!("connection to the coordinator lost ({reason}): letting go of the generation, then rejoining");
+                tracing::warn!(
+                    "connection to the coordinator lost ({reason}): letting go of the generation, then rejoining"
+                );
                 holds = training.let_go().await?;
                 (client, place) = join(&options, host, Some(place.rank)).await?;
             }

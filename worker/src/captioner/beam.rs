@@ -42,10 +42,8 @@ pub fn search(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<
         let mut next_origins = Vec::with_capacity(images * k);
         for (image, state) in states.iter_mut().enumerate() {
             let range = image * 2 * k..(image + 1) * 2 * k;
-            let candidates = sums[range.clone()].iter().zip(&indices[range]).map(|(&log_probability, &index)| Candidate {
-                log_probability,
-                beam: (index / vocabulary) as usize,
-                token: index % vocabulary,
+            let candidates = sums[range.clone()].iter().zip(&indices[range]).map(|(&log_probability, &index)| {
+                Candidate { log_probability, beam: (index / vocabulary) as usize, token: index % vocabulary }
             });
             let from = state.advance(candidates, length, search);
             next_origins.extend(from.into_iter().map(|beam| (image * k + beam) as i64));
@@ -87,12 +85,7 @@ impl Image {
 
     /// Takes the step's candidates, best first; captions are `length` tokens long with them. Returns the beam that each
     /// open beam goes on from.
-    fn advance(
-        &mut self,
-        candidates: impl Iterator<Item = Candidate>,
-        length: usize,
-        search: &Search,
-    ) -> Vec<usize> {
+    fn advance(&mut self, candidates: impl Iterator<Item = Candidate>, length: usize, search: &Search) -> Vec<usize> {
         if self.done {
             return (0..search.beams).collect();
         }

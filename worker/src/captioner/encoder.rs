@@ -61,10 +61,10 @@ impl Encoder {
 impl Layer {
     fn new(builder: &mut Builder, name: &str, config: &Config) -> Self {
         let (width, inner) = (config.width, config.encoder_inner);
-        let mut linear = |part: &str, inputs, outputs| {
-            Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, INITIAL)
-        };
-        let [query, key, value] = ["query", "key", "value"].map(|p| linear(&format!("attention.self.{p}"), width, width));
+        let mut linear =
+            |part: &str, inputs, outputs| Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, INITIAL);
+        let [query, key, value] =
+            ["query", "key", "value"].map(|p| linear(&format!("attention.self.{p}"), width, width));
         let attention_output = linear("attention.output.dense", width, width);
         let intermediate = linear("intermediate.dense", width, inner);
         let output = linear("output.dense", inner, width);

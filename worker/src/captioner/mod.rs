@@ -148,7 +148,8 @@ impl Captioner {
         let real = positions.unsqueeze(0).lt_tensor(&(&captions.lengths - 1).unsqueeze(1));
         let index = real.flatten(0, 1).nonzero().squeeze_dim(1);
         let logits = self.decoder.logits(&hidden.flatten(0, 1).index_select(0, &index));
-        let chosen = logits.gather(1, &targets.flatten(0, 1).index_select(0, &index).unsqueeze(1), false).squeeze_dim(1);
+        let chosen =
+            logits.gather(1, &targets.flatten(0, 1).index_select(0, &index).unsqueeze(1), false).squeeze_dim(1);
         let row = index.divide_scalar_mode(length - 1, "floor").to_kind(Kind::Int64);
         Packed { values: chosen - logits.logsumexp(1, false), row, rows }
     }

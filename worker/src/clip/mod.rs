@@ -51,7 +51,7 @@ impl Config {
         match preset {
             Preset::Tiny => Self {
                 image_size: 64,
-                patch_size: 8,
+                patch_size: 16,
                 vision: Tower { width: 96, layers: 3, heads: 4 },
                 text: Tower { width: 96, layers: 2, heads: 4 },
                 context_length: 48,

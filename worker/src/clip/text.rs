@@ -1,8 +1,11 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{Config, transformer::Transformer, unit};
 use crate::nn::{Builder, Embedding, LayerNorm, causal_mask};
 use crate::text::TokenBatch;
+
+/// Texts that are run to the length of the longest of them.
+const GROUP: i64 = 32;
 
 /// The text transformer, `transformer.*`.
 pub struct Text {
@@ -25,17 +28,47 @@ impl Text {
         }
     }
 
-    /// Texts with begin and end, `[batch, length]`, to unit embeddings `[batch, embedding]`.
+    /// Texts with begin and end, `[batch, length]`, to unit embeddings `[batch, embedding]`. Texts longer than the context are
+    /// cut by the caller.
     ///
-    /// The tower is causal and reads its answer off the end token, so it runs only as far as the longest text; longer ones
-    /// than the context are cut by the caller.
+    /// The tower is causal and reads its answer off the end token, so a text is run only as far as it goes: the batch is
+    /// taken apart into groups of like length, which changes nothing but the padding that is computed for nobody.
     #[must_use]
     pub fn embed(&self, texts: &TokenBatch) -> Tensor {
-        let (batch, length) = texts.ids.size2().expect("texts are [batch, length]");
-        let x = self.token_embedding.forward(&texts.ids) + self.positional_embedding.narrow(0, 0, length);
-        let hidden = self.transformer.forward(x, Some(&causal_mask(length, &texts.ids)));
-        let rows = Tensor::arange(batch, (tch::Kind::Int64, texts.ids.device())) * length;
-        let last = hidden.flatten(0, 1).index_select(0, &(rows + &texts.lengths - 1));
-        unit(&self.ln_final.forward(&last).matmul(&self.text_projection))
+        let (lengths, order) = texts.lengths.sort(0, false);
+        let ids = texts.ids.index_select(0, &order);
+        let groups = lengths.split(GROUP, 0).into_iter().zip(ids.split(GROUP, 0));
+        let embedded = groups.map(|(lengths, ids)| self.embed_group(&ids, &lengths)).collect::<Vec<_>>();
+        unit(&Tensor::cat(&embedded, 0).index_select(0, &order.argsort(0, false)))
+    }
+
+    fn embed_group(&self, ids: &Tensor, lengths: &Tensor) -> Tensor {
+        let longest = lengths.max().int64_value(&[]);
+        let ids = ids.narrow(1, 0, longest);
+        let x = self.token_embedding.forward(&ids) + self.positional_embedding.narrow(0, 0, longest);
+        let hidden = self.transformer.forward(x, Some(&causal_mask(longest, &ids)));
+        let rows = Tensor::arange(ids.size()[0], (Kind::Int64, ids.device())) * longest;
+        let last = hidden.flatten(0, 1).index_select(0, &(rows + lengths - 1));
+        self.ln_final.forward(&last).matmul(&self.text_projection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use runfile::Preset;
+    use tch::Device;
+
+    use super::*;
+    use crate::clip::Clip;
+
+    #[test]
+    fn a_text_is_embedded_alike_whatever_stands_beside_it() {
+        let clip = Clip::new(&Config::preset(Preset::Tiny, 50), 1, Device::Cpu);
+        let texts: Vec<Vec<i64>> = (0..80).map(|i| (0..2 + i * 7 % 30).map(|j| (i + j) % 50).collect()).collect();
+        let together = clip.text.embed(&TokenBatch::new(&texts, 49, Device::Cpu));
+        for (number, text) in texts.iter().enumerate().step_by(9) {
+            let alone = clip.text.embed(&TokenBatch::new(std::slice::from_ref(text), 49, Device::Cpu));
+            assert!(together.narrow(0, number as i64, 1).allclose(&alone, 1e-4, 1e-5, false), "text {number}");
+        }
     }
 }

@@ -25,7 +25,11 @@ impl Vision {
             patch_size: patch,
             conv1: builder.normal("visual.conv1.weight", &[width, 3, patch, patch], (3.0 * fan_in).powf(-0.5)),
             class_embedding: builder.normal("visual.class_embedding", &[width], scale),
-            positional_embedding: builder.normal("visual.positional_embedding", &[config.vision_tokens(), width], scale),
+            positional_embedding: builder.normal(
+                "visual.positional_embedding",
+                &[config.vision_tokens(), width],
+                scale,
+            ),
             ln_pre: LayerNorm::new(builder, "visual.ln_pre", width, 1e-5),
             transformer: Transformer::new(builder, "visual.transformer", config.vision),
             ln_post: LayerNorm::new(builder, "visual.ln_post", width, 1e-5),
@@ -37,7 +41,8 @@ impl Vision {
     /// norm: what the captioner sees.
     #[must_use]
     pub fn hidden(&self, images: &Tensor) -> Tensor {
-        let patches = images.conv2d(&self.conv1, None::<&Tensor>, self.patch_size, 0, 1, 1).flatten(2, -1).transpose(1, 2);
+        let patches =
+            images.conv2d(&self.conv1, None::<&Tensor>, self.patch_size, 0, 1, 1).flatten(2, -1).transpose(1, 2);
         let (batch, _, width) = patches.size3().expect("patches are [batch, patches, width]");
         let class = self.class_embedding.expand([batch, 1, width], false);
         let x = Tensor::cat(&[class, patches], 1) + &self.positional_embedding;

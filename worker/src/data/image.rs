@@ -48,16 +48,20 @@ fn fit(decoded: &DynamicImage, size: u32) -> Result<Pixels, String> {
     let scale = f64::from(size) / f64::from(width.min(height));
     let scaled = |side: u32| ((f64::from(side) * scale) as u32).max(size);
     let (wide, high) = (scaled(width), scaled(height));
-    let source = Image::from_vec_u8(width, height, rgb.into_raw(), PixelType::U8x3).map_err(|error| error.to_string())?;
+    let source =
+        Image::from_vec_u8(width, height, rgb.into_raw(), PixelType::U8x3).map_err(|error| error.to_string())?;
     // What the centre crop of the scaled image covers in the original.
     let part = |side: u32, scaled: u32| {
         let unit = f64::from(side) / f64::from(scaled);
         (f64::from((scaled - size).div_ceil(2)) * unit, f64::from(size) * unit)
     };
     let ((left, crop_width), (top, crop_height)) = (part(width, wide), part(height, high));
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-        .crop(left, top, crop_width, crop_height);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).crop(
+        left,
+        top,
+        crop_width,
+        crop_height,
+    );
     let mut target = Image::new(size, size, PixelType::U8x3);
     Resizer::new().resize(&source, &mut target, &options).map_err(|error| error.to_string())?;
     Ok(target.into_vec())

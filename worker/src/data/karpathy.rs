@@ -78,7 +78,8 @@ mod tests {
     #[test]
     fn a_path_out_of_the_folder_is_refused() {
         for name in ["../secret.jpg", "/etc/passwd"] {
-            let text = format!(r#"{{"images": [{{"filename": "{name}", "split": "train", "sentences": [{{"raw": "a"}}]}}]}}"#);
+            let text =
+                format!(r#"{{"images": [{{"filename": "{name}", "split": "train", "sentences": [{{"raw": "a"}}]}}]}}"#);
             assert!(read_text(&text).unwrap_err().to_string().contains("leads out of"));
         }
     }

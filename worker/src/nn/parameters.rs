@@ -152,7 +152,12 @@ impl Parameters {
             match values.get(&entry.name) {
                 None => mismatch.missing.push(entry.name.clone()),
                 Some(value) if value.size() != entry.tensor.size() => {
-                    mismatch.misshapen.push(format!("{} {:?}, not {:?}", entry.name, value.size(), entry.tensor.size()));
+                    mismatch.misshapen.push(format!(
+                        "{} {:?}, not {:?}",
+                        entry.name,
+                        value.size(),
+                        entry.tensor.size()
+                    ));
                 }
                 Some(_) => {}
             }

@@ -109,7 +109,8 @@ fn summaries(
     let (chosen, rejected) = (rewards.masked_select(&is_chosen), rewards.masked_select(&is_chosen.logical_not()));
     let (images, k) = rewards.size2().expect("rewards are [images, candidates]");
     let mean_rejected = rejected.view([images, k - 1]).mean_dim(1, false, rewards.kind());
-    let entropy = -(&preference.gamma * preference.gamma.clamp_min(1e-30).log()).sum_dim_intlist(1, false, rewards.kind());
+    let entropy =
+        -(&preference.gamma * preference.gamma.clamp_min(1e-30).log()).sum_dim_intlist(1, false, rewards.kind());
     let lengths = || candidates.iter().flatten().map(|candidate| candidate.tokens.len() as f64);
     BTreeMap::from([
         (names::REWARD_MARGIN, Summary::of(values(&(&chosen - mean_rejected)))),
@@ -145,9 +146,8 @@ mod tests {
         let margin = difference(chosen) - others().map(|j| weight(j) / total * difference(j)).sum::<f64>();
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let slope = -beta * sigmoid(-beta * margin);
-        let gradient = (0..rewards.len())
-            .map(|j| if j == chosen { slope } else { -slope * weight(j) / total })
-            .collect();
+        let gradient =
+            (0..rewards.len()).map(|j| if j == chosen { slope } else { -slope * weight(j) / total }).collect();
         (-sigmoid(beta * margin).ln(), gradient)
     }
 

@@ -77,7 +77,8 @@ impl Trainer {
 
     /// Takes over the state that the folder `path` holds.
     pub(super) fn read_checkpoint(&mut self, path: &str) -> Result<(), Stop> {
-        self.read(Path::new(path)).map_err(|problem| Stop::Fatal(format!("cannot read checkpoint {path}: {problem}")))?;
+        self.read(Path::new(path))
+            .map_err(|problem| Stop::Fatal(format!("cannot read checkpoint {path}: {problem}")))?;
         tracing::info!(path, "checkpoint read");
         Ok(())
     }
@@ -108,7 +109,10 @@ impl Trainer {
         }
         let found = self.state.parameters_sha256();
         if found != manifest.parameters_sha256 {
-            return Err(format!("it is damaged: its parameters have SHA-256 {found}, not {}", manifest.parameters_sha256));
+            return Err(format!(
+                "it is damaged: its parameters have SHA-256 {found}, not {}",
+                manifest.parameters_sha256
+            ));
         }
         self.state.position = Some(v1::Position { stage: manifest.stage, step: manifest.step, generation: 0 });
         Ok(())
@@ -124,9 +128,13 @@ fn remove(folder: &Path) -> std::io::Result<()> {
 
 /// The tensors whose name begins with `prefix` and a dot, under the rest of it.
 fn take_prefix(tensors: &mut BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap<String, Tensor> {
-    let names: Vec<String> =
-        tensors.keys().filter(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'))).cloned().collect();
-    let taken = names.into_iter().filter_map(|name| Some((name[prefix.len() + 1..].to_owned(), tensors.remove(&name)?)));
+    let names: Vec<String> = tensors
+        .keys()
+        .filter(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')))
+        .cloned()
+        .collect();
+    let taken =
+        names.into_iter().filter_map(|name| Some((name[prefix.len() + 1..].to_owned(), tensors.remove(&name)?)));
     taken.collect()
 }
 

@@ -36,9 +36,11 @@ impl Trainer {
             let candidates = self.candidates(from, hidden);
             let texts: Vec<String> = candidates.iter().map(|candidate| candidate.caption.clone()).collect();
             let scores = self.evaluator_scores(&texts, from, &all);
-            let items = candidates.into_iter().zip(scores).enumerate().map(|(i, (candidate, scores))| {
-                self.item(&self.data.validation[from + i], candidate, scores)
-            });
+            let items = candidates
+                .into_iter()
+                .zip(scores)
+                .enumerate()
+                .map(|(i, (candidate, scores))| self.item(&self.data.validation[from + i], candidate, scores));
             let items = items.collect();
             self.report(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, items }));
             if self.abandon.is_raised() {

@@ -128,7 +128,8 @@ impl Trainer {
         reports: Reports,
     ) -> Result<Self, String> {
         let data = Arc::new(DataSet::load(&run.data).map_err(|error| error.to_string())?);
-        let scenes = run.data.scenes.as_deref().map(world::Scenes::load).transpose().map_err(|error| error.to_string())?;
+        let scenes =
+            run.data.scenes.as_deref().map(world::Scenes::load).transpose().map_err(|error| error.to_string())?;
         let vocabulary = match run.vocabulary {
             runfile::Vocabulary::Full => Vocabulary::full(),
             runfile::Vocabulary::Corpus => {

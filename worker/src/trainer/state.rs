@@ -89,7 +89,9 @@ impl State {
     /// Models by name, in order.
     pub fn models(&self) -> impl Iterator<Item = (&'static str, &Parameters)> {
         let reference = self.reference.as_ref().map(|reference| ("reference", reference.parameters()));
-        [("evaluator", self.evaluator.parameters()), ("captioner", self.captioner.parameters())].into_iter().chain(reference)
+        [("evaluator", self.evaluator.parameters()), ("captioner", self.captioner.parameters())]
+            .into_iter()
+            .chain(reference)
     }
 
     fn buffers(&self) -> Vec<&Tensor> {

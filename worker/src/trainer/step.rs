@@ -37,7 +37,11 @@ impl Trainer {
         self.progress.phase(v1::Phase::Load);
         let batch = self.next_batch(window, position.step)?;
         if batch.skipped > 0 {
-            tracing::warn!(step = position.step, skipped = batch.skipped, "images that could not be decoded were left out");
+            tracing::warn!(
+                step = position.step,
+                skipped = batch.skipped,
+                "images that could not be decoded were left out"
+            );
         }
         self.progress.phase(v1::Phase::Compute);
         let rank = self.collective()?.rank();
@@ -117,12 +121,13 @@ impl Trainer {
         let images = &self.data.train;
         let indices = cursor + u64::from(begin)..cursor + u64::from(end);
         match settings.objective {
-            Objective::CrossEntropy => indices
-                .map(|index| {
-                    let (_, pair) = permutation::sample(self.pairs.total(), index, key);
-                    self.pairs.sample(pair)
-                })
-                .collect(),
+            Objective::CrossEntropy => {
+                let pair = |index| permutation::sample(self.pairs.total(), index, key).1;
+                let mut samples: Vec<Sample> = indices.map(|index| self.pairs.sample(pair(index))).collect();
+                // The order within a share is free: captions of like length side by side leave little to pad.
+                samples.sort_by_key(|sample| images[sample.image].captions[sample.caption].len());
+                samples
+            }
             Objective::Contrastive | Objective::Dico => indices
                 .map(|index| {
                     let (epoch, image) = permutation::sample(images.len() as u64, index, key);
@@ -168,7 +173,12 @@ impl Trainer {
                 let texts = TokenBatch::new(&texts, self.vocabulary.pad(), self.device);
                 let evaluator = &self.state.evaluator;
                 let images = vision.embed(&vision.hidden(&images));
-                contrastive::outcome(&images, &evaluator.text.embed(&texts), &evaluator.logit_scale(), self.collective()?)?
+                contrastive::outcome(
+                    &images,
+                    &evaluator.text.embed(&texts),
+                    &evaluator.logit_scale(),
+                    self.collective()?,
+                )?
             }
             Objective::CrossEntropy => {
                 let texts = captions(self.run.decoding.max_length as usize);
