@@ -27,17 +27,21 @@ impl Adam {
         }
     }
 
-    /// Update number `step` (from 1) with `gradient`, which is scaled down in place when it is too long. Returns the
-    /// gradient's norm before that.
-    pub fn update(&mut self, parameters: &Parameters, gradient: &Tensor, step: u64, learning_rate: f64) -> f64 {
-        let runfile::Optimizer { betas: [beta_1, beta_2], epsilon, weight_decay, clip_norm, .. } = self.settings;
+    /// Scales `gradient` down in place when it is longer than allowed. Returns its norm before that.
+    pub fn clip(&self, gradient: &Tensor) -> f64 {
+        let norm = gradient.norm().double_value(&[]);
+        if let Some(most) = self.settings.clip_norm
+            && norm > most
+        {
+            _ = gradient.shallow_clone().g_mul_scalar_(most / (norm + 1e-6));
+        }
+        norm
+    }
+
+    /// Update number `step` (from 1) with `gradient`.
+    pub fn update(&mut self, parameters: &Parameters, gradient: &Tensor, step: u64, learning_rate: f64) {
+        let runfile::Optimizer { betas: [beta_1, beta_2], epsilon, weight_decay, .. } = self.settings;
         no_grad(|| {
-            let norm = gradient.norm().double_value(&[]);
-            if let Some(most) = clip_norm
-                && norm > most
-            {
-                _ = gradient.shallow_clone().g_mul_scalar_(most / (norm + 1e-6));
-            }
             let mut flat = parameters.flat().shallow_clone();
             if let Some(matrices) = &self.decayed {
                 flat -= (&flat * matrices) * (learning_rate * weight_decay);
@@ -49,8 +53,7 @@ impl Adam {
             let step = step as f64;
             let root = (&self.second / (1.0 - beta_2.powf(step))).sqrt_() + epsilon;
             flat -= &self.first / root * (learning_rate / (1.0 - beta_1.powf(step)));
-            norm
-        })
+        });
     }
 }
 
@@ -98,8 +101,9 @@ mod tests {
             let gradient: Vec<f64> = (0..6).map(|i| ((i as f64) - 2.5) * step as f64 * 0.25).collect();
             let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
             let flat: Vec<f32> = gradient.iter().map(|&g| g as f32).collect();
-            let found = adam.update(&parameters, &Tensor::from_slice(&flat), step, 0.1);
-            assert!((found - norm).abs() < 1e-5);
+            let flat = Tensor::from_slice(&flat);
+            assert!((adam.clip(&flat) - norm).abs() < 1e-5);
+            adam.update(&parameters, &flat, step, 0.1);
             for i in 0..6 {
                 let g = gradient[i] * (1.0 / norm).min(1.0);
                 m[i] = 0.9 * m[i] + 0.1 * g;

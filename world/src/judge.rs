@@ -30,7 +30,7 @@ pub fn judge(caption: &str, scene: &Scene) -> Verdict {
 }
 
 fn holds(claims: &Claims, scene: &Scene) -> bool {
-    // Also bounds the search: a scene has at most four objects.
+    // Also bounds the search: a scene has few objects.
     claims.phrases.len() <= scene.objects().len() && matches(claims, scene, &mut Vec::new())
 }
 

@@ -3,7 +3,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | `scene` | what a scene is: two to four coloured shapes, and how they lie to each other |
+//! | `scene` | what a scene is: two or three coloured shapes, and how they lie to each other |
 //! | `compose` | invents a scene |
 //! | `draw` | scene → 64×64 image |
 //! | `words` | the words of the caption language, shared by the next two |

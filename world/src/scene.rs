@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub const SIDE: u8 = 64;
 
 /// How many objects a scene has.
-pub const OBJECTS: RangeInclusive<usize> = 2..=4;
+pub const OBJECTS: RangeInclusive<usize> = 2..=3;
 
 /// The writer asserts a relation only from this difference of centres on, in pixels, and only along the dominant axis.
 pub const ASSERTED_FROM: u8 = 12;
@@ -57,7 +57,7 @@ impl Colour {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Size {
-    /// About 18 pixels across.
+    /// About 14 pixels across.
     Large,
     /// About 10 pixels across.
     Small,
@@ -71,7 +71,7 @@ impl Size {
     #[must_use]
     pub fn radius(self) -> f32 {
         match self {
-            Self::Large => 9.0,
+            Self::Large => 7.0,
             Self::Small => 5.0,
         }
     }
@@ -154,7 +154,7 @@ pub struct Scene {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SceneError {
     /// Not [`OBJECTS`] many.
-    #[error("a scene has 2 to 4 objects, not {0}")]
+    #[error("a scene has 2 or 3 objects, not {0}")]
     Count(usize),
     /// Two that only their places tell apart.
     #[error("two objects of a scene have the same shape, colour and size")]

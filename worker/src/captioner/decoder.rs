@@ -3,9 +3,6 @@ use tch::{Kind, Tensor};
 use super::{Config, beam::Steps};
 use crate::nn::{Builder, Conv1d, Embedding, LayerNorm, Mode, attention, causal_mask, merge_heads, split_heads};
 
-/// Deviation of GPT-2's initial weights.
-const INITIAL: f64 = 0.02;
-
 /// A GPT-2 with cross-attention, `decoder.transformer.*`; the output is tied to the token embedding.
 pub struct Decoder {
     tokens: Embedding,
@@ -38,8 +35,8 @@ impl Decoder {
     pub fn new(builder: &mut Builder, config: &Config) -> Self {
         let (name, width) = ("decoder.transformer", config.width);
         Self {
-            tokens: Embedding::new(builder, &format!("{name}.wte"), config.vocabulary_size, width, INITIAL),
-            positions: Embedding::new(builder, &format!("{name}.wpe"), config.positions, width, INITIAL),
+            tokens: Embedding::new(builder, &format!("{name}.wte"), config.vocabulary_size, width, config.initial),
+            positions: Embedding::new(builder, &format!("{name}.wpe"), config.positions, width, config.initial),
             blocks: (0..config.decoder_layers).map(|i| Block::new(builder, &format!("{name}.h.{i}"), config)).collect(),
             norm: LayerNorm::new(builder, &format!("{name}.ln_f"), width, 1e-5),
         }
@@ -85,7 +82,7 @@ impl Block {
             // GPT-2 scales the projections that end in the residual stream by the number of residual layers.
             let into_stream = part.ends_with("c_proj");
             let scale = if into_stream { (2.0 * config.decoder_layers as f64).powf(-0.5) } else { 1.0 };
-            Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, INITIAL * scale)
+            Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, config.initial * scale)
         };
         Self {
             heads: config.heads,

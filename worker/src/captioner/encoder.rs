@@ -3,8 +3,6 @@ use tch::Tensor;
 use super::Config;
 use crate::nn::{Builder, Embedding, LayerNorm, Linear, Mode, attention, merge_heads, split_heads};
 
-/// Deviation of BERT's and GPT-2's initial weights.
-const INITIAL: f64 = 0.02;
 /// BERT's layer norms use a smaller epsilon than most.
 const EPSILON: f64 = 1e-12;
 
@@ -34,15 +32,15 @@ impl Encoder {
         let width = config.width;
         let embeddings = "encoder.encoder.embeddings";
         Self {
-            projection: Linear::new(builder, "encoder.vis_enc_to_enc_proj", config.vision_width, width, INITIAL),
+            projection: Linear::new(builder, "encoder.vis_enc_to_enc_proj", config.vision_width, width, config.initial),
             position: Embedding::new(
                 builder,
                 &format!("{embeddings}.position_embeddings"),
                 config.vision_tokens.max(512),
                 width,
-                INITIAL,
+                config.initial_positions,
             ),
-            token_type: Embedding::new(builder, &format!("{embeddings}.token_type_embeddings"), 2, width, INITIAL),
+            token_type: Embedding::new(builder, &format!("{embeddings}.token_type_embeddings"), 2, width, config.initial),
             norm: LayerNorm::new(builder, &format!("{embeddings}.LayerNorm"), width, EPSILON),
             layers: (0..config.encoder_layers)
                 .map(|i| Layer::new(builder, &format!("encoder.encoder.encoder.layer.{i}"), config))
@@ -62,7 +60,7 @@ impl Layer {
     fn new(builder: &mut Builder, name: &str, config: &Config) -> Self {
         let (width, inner) = (config.width, config.encoder_inner);
         let mut linear =
-            |part: &str, inputs, outputs| Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, INITIAL);
+            |part: &str, inputs, outputs| Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, config.initial);
         let [query, key, value] =
             ["query", "key", "value"].map(|p| linear(&format!("attention.self.{p}"), width, width));
         let attention_output = linear("attention.output.dense", width, width);

@@ -67,10 +67,8 @@ impl State {
             reference
         });
         self.stage = stage;
-        self.position = Some(v1::Position { stage: stage as u32, ..self.position.unwrap_or_default() });
-        if let Some(position) = &mut self.position {
-            position.step = 0;
-        }
+        let generation = self.position.unwrap_or_default().generation;
+        self.position = Some(v1::Position { stage: stage as u32, step: 0, generation });
         match settings.objective {
             Objective::Contrastive => self.evaluator.parameters_mut().start_training(),
             Objective::CrossEntropy | Objective::Dico => self.captioner.parameters_mut().start_training(),
@@ -84,6 +82,15 @@ impl State {
             Objective::Contrastive => self.evaluator.parameters(),
             Objective::CrossEntropy | Objective::Dico => self.captioner.parameters(),
         }
+    }
+
+    /// Update number `step` (from 1) of the model that `objective` trains.
+    pub fn update(&mut self, objective: Objective, gradient: &Tensor, step: u64, learning_rate: f64) {
+        let trained = match objective {
+            Objective::Contrastive => self.evaluator.parameters(),
+            Objective::CrossEntropy | Objective::Dico => self.captioner.parameters(),
+        };
+        self.optimizer.update(trained, gradient, step, learning_rate);
     }
 
     /// Models by name, in order.

@@ -65,18 +65,14 @@ impl Trainer {
         _ = gradient.shallow_clone().g_mul_scalar_(1.0 / weight);
         let step = position.step + 1;
         let learning_rate = stage.optimizer.learning_rate * rate(&stage.schedule, step, stage.steps);
-        let norm = gradient.norm().double_value(&[]);
+        let norm = self.state.optimizer.clip(&gradient);
         if !norm.is_finite() {
             let (name, loss) = (&stage.name, total.loss_sum / total.weight);
             return Err(Stop::Fatal(format!(
                 "the gradient of stage {name} is not finite at step {step} (loss {loss}): lower its learning rate"
             )));
         }
-        let trained = match stage.objective {
-            Objective::Contrastive => self.state.evaluator.parameters(),
-            Objective::CrossEntropy | Objective::Dico => self.state.captioner.parameters(),
-        };
-        self.state.optimizer.update(trained, &gradient, step, learning_rate);
+        self.state.update(stage.objective, &gradient, step, learning_rate);
         self.state.position = Some(v1::Position { step, ..position });
         self.moved(generation);
         Ok(v1::StepDone {
