@@ -12,7 +12,7 @@ use crate::scene::{Object, Relation, Scene};
 use crate::words::{AND, INTROS, article};
 
 /// The levels of an image's captions, in their order; shift the mixture here.
-pub const LEVELS: [Level; 5] = [Level::Terse, Level::Tinted, Level::Coloured, Level::Related, Level::Full];
+pub const LEVELS: [Level; 5] = [Level::Terse, Level::Tinted, Level::Coloured, Level::Sized, Level::Full];
 
 /// No caption has more words.
 pub const MAX_WORDS: usize = 34;
@@ -22,12 +22,12 @@ pub const MAX_WORDS: usize = 34;
 pub enum Level {
     /// The most salient object, and the next unless the first stands out by its size, by shape: "a star".
     Terse,
-    /// The two most salient objects by shape, and the colour of the first: "a red star and a ring".
+    /// The two most salient objects by shape, and the colour of the first: "a red star and a cross".
     Tinted,
-    /// All objects with colours, in any order: "there is a red star and a blue ring".
+    /// All objects with colours, in any order: "there is a red star and a blue cross".
     Coloured,
-    /// Any two objects with sizes and colours, and how they lie: "a big red star above a small blue ring".
-    Related,
+    /// All objects with sizes and colours, in any order: "a big red star and a small blue cross".
+    Sized,
     /// All objects with sizes and colours, in any order, and how some neighbours in that order lie.
     Full,
 }
@@ -59,9 +59,9 @@ fn write(scene: &Scene, level: Level, rng: &mut ChaCha8Rng) -> String {
                 text.noun(None, Some(object.colour.word()), object);
             }
         }
-        Level::Related => {
+        Level::Sized => {
             text.intro(rng);
-            text.described(&shuffled(scene, rng)[..2], 1.0, rng);
+            text.described(&shuffled(scene, rng), 0.0, rng);
         }
         Level::Full => {
             text.intro(rng);

@@ -123,12 +123,13 @@ mod tests {
 
     #[test]
     fn reads_what_it_says() {
-        let claims = parse("there is a big red circle above an orange star and a ring to the left of a little cross");
+        let claims =
+            parse("there is a big red circle above an orange star and a triangle to the left of a little cross");
         let expected = Claims {
             phrases: vec![
                 noun(Some(Size::Large), Some(Colour::Red), Shape::Circle),
                 noun(None, Some(Colour::Orange), Shape::Star),
-                noun(None, None, Shape::Ring),
+                noun(None, None, Shape::Triangle),
                 noun(Some(Size::Small), None, Shape::Cross),
             ],
             links: vec![
@@ -141,7 +142,7 @@ mod tests {
 
     #[test]
     fn relations_link_neighbours() {
-        let claims = parse("a ring over a star left of a cross").unwrap();
+        let claims = parse("a triangle over a star left of a cross").unwrap();
         assert_eq!(claims.links[1], Link { subject: 1, relation: Relation::LeftOf, object: 2 });
         assert_eq!(claims.details(), 5);
     }
@@ -191,7 +192,7 @@ mod tests {
 
     #[test]
     fn length_is_bounded() {
-        let of = |nouns: usize| vec!["a ring"; nouns].join(" and ");
+        let of = |nouns: usize| vec!["a star"; nouns].join(" and ");
         assert_eq!(parse(&of(21)).unwrap().phrases.len(), 21);
         assert_eq!(parse(&of(22)), None, "65 words");
         assert_eq!(parse(&of(1_000_000)), None);

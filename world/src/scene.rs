@@ -27,12 +27,11 @@ pub enum Shape {
     Triangle,
     Star,
     Cross,
-    Ring,
 }
 
 impl Shape {
     /// Every shape.
-    pub const ALL: [Self; 6] = [Self::Circle, Self::Square, Self::Triangle, Self::Star, Self::Cross, Self::Ring];
+    pub const ALL: [Self; 5] = [Self::Circle, Self::Square, Self::Triangle, Self::Star, Self::Cross];
 }
 
 /// The paint of an object.

@@ -26,7 +26,6 @@ impl Shape {
             Self::Triangle => "triangle",
             Self::Star => "star",
             Self::Cross => "cross",
-            Self::Ring => "ring",
         }
     }
 }

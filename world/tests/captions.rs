@@ -19,7 +19,7 @@ fn check(scene: &Scene, seed: u64) -> Result<(), TestCaseError> {
             Level::Terse => 1..=2,
             Level::Tinted => 3..=3,
             Level::Coloured => 2 * all..=2 * all,
-            Level::Related => 6..=7,
+            Level::Sized => 3 * all..=3 * all,
             Level::Full => 3 * all..=4 * all - 1,
         };
         prop_assert!(details.contains(&verdict.details), "{level:?}: {caption:?}");

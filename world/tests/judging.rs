@@ -39,7 +39,7 @@ fn truths() {
 #[test]
 fn lies() {
     for (caption, details) in [
-        ("a ring", 1),
+        ("a star", 1),
         ("a blue star", 2),
         ("a large star", 2),
         ("a circle below a star", 3),
@@ -48,7 +48,7 @@ fn lies() {
         ("a circle above a circle", 3),
         ("a star and a red star", 3),
         ("a circle and a square and a star and a star", 4),
-        ("a picture of a circle and a square and a star and a ring and a cross", 5),
+        ("a picture of a circle and a square and a star and a triangle and a cross", 5),
     ] {
         assert_eq!(judge(caption, &scene()), Verdict { grammatical: true, truthful: false, details }, "{caption}");
     }

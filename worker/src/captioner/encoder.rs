@@ -40,7 +40,13 @@ impl Encoder {
                 width,
                 config.initial_positions,
             ),
-            token_type: Embedding::new(builder, &format!("{embeddings}.token_type_embeddings"), 2, width, config.initial),
+            token_type: Embedding::new(
+                builder,
+                &format!("{embeddings}.token_type_embeddings"),
+                2,
+                width,
+                config.initial,
+            ),
             norm: LayerNorm::new(builder, &format!("{embeddings}.LayerNorm"), width, EPSILON),
             layers: (0..config.encoder_layers)
                 .map(|i| Layer::new(builder, &format!("encoder.encoder.encoder.layer.{i}"), config))
@@ -59,8 +65,9 @@ impl Encoder {
 impl Layer {
     fn new(builder: &mut Builder, name: &str, config: &Config) -> Self {
         let (width, inner) = (config.width, config.encoder_inner);
-        let mut linear =
-            |part: &str, inputs, outputs| Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, config.initial);
+        let mut linear = |part: &str, inputs, outputs| {
+            Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, config.initial)
+        };
         let [query, key, value] =
             ["query", "key", "value"].map(|p| linear(&format!("attention.self.{p}"), width, width));
         let attention_output = linear("attention.output.dense", width, width);

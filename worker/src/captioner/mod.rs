@@ -188,7 +188,6 @@ pub struct Packed {
 
 impl Packed {
     /// Sum over each caption's tokens, `[captions]`.
-    #[must_use]
     pub fn sums(&self) -> Tensor {
         Tensor::zeros([self.rows], (self.values.kind(), self.values.device())).index_add(0, &self.row, &self.values)
     }

@@ -112,7 +112,6 @@ impl Clip {
     }
 
     /// Factor from cosine to logit, a scalar; clipped at 100 as the authors do.
-    #[must_use]
     pub fn logit_scale(&self) -> Tensor {
         self.logit_scale.clamp_max(100_f64.ln()).exp()
     }
@@ -120,7 +119,6 @@ impl Clip {
 
 /// PAC-S without its text prefix, as DiCO's reward uses it: 2 max(cos, 0) (Sarto et al. 2023). Both `[.., embedding]`, unit
 /// length.
-#[must_use]
 pub fn pac_s(images: &Tensor, texts: &Tensor) -> Tensor {
     (images * texts).sum_dim_intlist(-1, false, Kind::Float).clamp_min(0.0) * 2.0
 }

@@ -33,7 +33,6 @@ impl Text {
     ///
     /// The tower is causal and reads its answer off the end token, so a text is run only as far as it goes: the batch is
     /// taken apart into groups of like length, which changes nothing but the padding that is computed for nobody.
-    #[must_use]
     pub fn embed(&self, texts: &TokenBatch) -> Tensor {
         let (lengths, order) = texts.lengths.sort(0, false);
         let ids = texts.ids.index_select(0, &order);

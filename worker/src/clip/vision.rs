@@ -39,7 +39,6 @@ impl Vision {
 
     /// Normalised pixels `[batch, 3, size, size]` to hidden states `[batch, 1 + patches, width]`, before the last layer
     /// norm: what the captioner sees.
-    #[must_use]
     pub fn hidden(&self, images: &Tensor) -> Tensor {
         let patches =
             images.conv2d(&self.conv1, None::<&Tensor>, self.patch_size, 0, 1, 1).flatten(2, -1).transpose(1, 2);
@@ -50,7 +49,6 @@ impl Vision {
     }
 
     /// Hidden states to unit embeddings `[batch, embedding]`.
-    #[must_use]
     pub fn embed(&self, hidden: &Tensor) -> Tensor {
         unit(&self.ln_post.forward(&hidden.select(1, 0)).matmul(&self.projection))
     }

@@ -237,14 +237,14 @@ mod tests {
 
     fn world<T: Send>(size: usize, body: impl Fn(Gloo) -> T + Sync) -> Vec<T> {
         let store = Store::serve(HOST).unwrap();
-        let (store, body) = (&store, &body);
+        let (address, body) = (store.address(), &body);
         std::thread::scope(|scope| {
             let ranks: Vec<_> = (0..size)
                 .map(|rank| {
                     scope.spawn(move || {
                         let patience = Duration::from_secs(30);
                         let flag = AbandonFlag::default();
-                        body(Gloo::meet(store.address(), 1, HOST, rank, size, patience, flag).unwrap())
+                        body(Gloo::meet(address, 1, HOST, rank, size, patience, flag).unwrap())
                     })
                 })
                 .collect();

@@ -40,7 +40,6 @@ pub struct Batch {
 
 impl Batch {
     /// Normalised pixels `[batch, 3, size, size]` of samples `from..to`, on `device`.
-    #[must_use]
     pub fn images(&self, from: usize, to: usize, device: Device) -> Tensor {
         let pixels = self.pixels.narrow(0, from as i64, (to - from) as i64).to_device(device);
         let constant = |values: [f32; 3]| Tensor::from_slice(&values).to_device(device);

@@ -25,7 +25,6 @@ impl Mode {
     }
 
     /// Drops activations of `x`.
-    #[must_use]
     pub fn drop(self, x: Tensor) -> Tensor {
         if self.dropout() > 0.0 { x.dropout(self.dropout(), true) } else { x }
     }
@@ -47,7 +46,6 @@ impl Linear {
     }
 
     /// `[.., inputs]` to `[.., outputs]`.
-    #[must_use]
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, Some(&self.bias))
     }
@@ -69,7 +67,6 @@ impl Conv1d {
     }
 
     /// `[.., inputs]` to `[.., outputs]`.
-    #[must_use]
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight.transpose(0, 1), Some(&self.bias))
     }
@@ -93,7 +90,6 @@ impl LayerNorm {
     }
 
     /// Shape is kept.
-    #[must_use]
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.epsilon, false)
     }
@@ -111,46 +107,39 @@ impl Embedding {
     }
 
     /// Indices `[..]` to vectors `[.., width]`.
-    #[must_use]
     pub fn forward(&self, indices: &Tensor) -> Tensor {
         Tensor::embedding(&self.weight, indices, -1, false, false)
     }
 
     /// The first `count` vectors, `[count, width]`.
-    #[must_use]
     pub fn first(&self, count: i64) -> Tensor {
         self.weight.narrow(0, 0, count)
     }
 
     /// The table itself.
-    #[must_use]
     pub fn table(&self) -> &Tensor {
         &self.weight
     }
 }
 
 /// `[batch, length, heads * width]` to `[batch, heads, length, width]`.
-#[must_use]
 pub fn split_heads(x: &Tensor, heads: i64) -> Tensor {
     let (batch, length, width) = x.size3().expect("activations are [batch, length, width]");
     x.view([batch, length, heads, width / heads]).transpose(1, 2)
 }
 
 /// `[batch, heads, length, width]` to `[batch, length, heads * width]`.
-#[must_use]
 pub fn merge_heads(x: &Tensor) -> Tensor {
     let (batch, heads, length, width) = x.size4().expect("attention is [batch, heads, length, width]");
     x.transpose(1, 2).reshape([batch, length, heads * width])
 }
 
 /// Scaled dot-product attention over `[batch, heads, length, width]`; `mask` is added to the scores.
-#[must_use]
 pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Tensor {
     Tensor::scaled_dot_product_attention(query, key, value, mask, mode.dropout(), false, None, false)
 }
 
 /// Additive mask `[length, length]` that hides every later position.
-#[must_use]
 pub fn causal_mask(length: i64, like: &Tensor) -> Tensor {
     Tensor::full([length, length], f64::NEG_INFINITY, (Kind::Float, like.device())).triu(1)
 }

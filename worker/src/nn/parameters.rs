@@ -77,7 +77,6 @@ pub struct Parameters {
 
 impl Parameters {
     /// Every value, `[total]`; writing to it changes the model.
-    #[must_use]
     pub fn flat(&self) -> &Tensor {
         &self.flat
     }
@@ -120,7 +119,6 @@ impl Parameters {
     }
 
     /// 1 where a value belongs to a matrix (which weight decay applies to) and 0 where to a vector, `[total]`.
-    #[must_use]
     pub fn matrices(&self) -> Tensor {
         let mask = self.flat.zeros_like();
         for entry in self.entries.iter().filter(|entry| entry.tensor.dim() > 1) {

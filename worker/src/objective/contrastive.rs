@@ -66,10 +66,10 @@ mod tests {
     fn the_loss_is_that_of_a_double_precision_computation_by_hand() {
         let logits: [[f64; 3]; 3] = [[2.0, -1.0, 0.5], [0.0, 1.5, 1.0], [-0.5, 0.25, 3.0]];
         let mut expected = 0.0;
-        for i in 0..3 {
-            let row = logits[i].iter().map(|x| x.exp()).sum::<f64>().ln();
-            let column = (0..3).map(|j| logits[j][i].exp()).sum::<f64>().ln();
-            expected += 0.5 * (row - logits[i][i]) + 0.5 * (column - logits[i][i]);
+        for (i, row) in logits.iter().enumerate() {
+            let total = |scores: [f64; 3]| scores.iter().map(|x| x.exp()).sum::<f64>().ln();
+            let column = logits.map(|row| row[i]);
+            expected += 0.5 * (total(*row) - row[i]) + 0.5 * (total(column) - row[i]);
         }
         let flat: Vec<f64> = logits.into_iter().flatten().collect();
         let loss = symmetric_cross_entropy(&Tensor::from_slice(&flat).view([3, 3]));
