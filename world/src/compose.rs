@@ -20,16 +20,16 @@ pub fn compose(seed: u64) -> Scene {
 
     let mut objects: Vec<Object> = Vec::with_capacity(count);
     for (x, y) in cells.into_iter().take(count) {
-        // Kinds are many and objects few: a draw is rarely refused.
+        // Colours differ, so that a small model need not tell which of two like things has which attribute.
         let object = loop {
             let object = something_at(x, y, &mut rng);
-            if objects.iter().all(|other| other.kind() != object.kind()) {
+            if objects.iter().all(|other| other.colour != object.colour) {
                 break object;
             }
         };
         objects.push(object);
     }
-    Scene::new(objects).expect("cells lie in the image, and twins were refused")
+    Scene::new(objects).expect("cells lie in the image, and no two objects are alike")
 }
 
 fn something_at(x: u8, y: u8, rng: &mut ChaCha8Rng) -> Object {
