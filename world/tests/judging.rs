@@ -39,7 +39,7 @@ fn truths() {
 #[test]
 fn lies() {
     for (caption, details) in [
-        ("a star", 1),
+        ("a triangle", 1),
         ("a blue star", 2),
         ("a large star", 2),
         ("a circle below a star", 3),
