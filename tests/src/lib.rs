@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -12,30 +11,18 @@ use tempfile::TempDir;
 /// Longer than any wait of these tests on a busy machine; reaching it is a failure, not a measurement.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The program called `name`, built from this tree with the tests' own profile.
+/// The program called `name`, as built beside these tests.
+///
+/// # Panics
+/// It was not built: cargo builds the programs when it tests the whole workspace.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        // .../target/PROFILE/deps/TEST
-        let test = std::env::current_exe().expect("a test knows its own path");
-        let folder = test.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps").to_owned();
-        let mut build = Command::new(env!("CARGO"));
-        build.current_dir(env!("CARGO_MANIFEST_DIR")).args([
-            "build",
-            "--quiet",
-            "-p",
-            "dico-coordinator",
-            "-p",
-            "dico-worker",
-        ]);
-        if folder.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().expect("cargo is there").success(), "the programs under test do not build");
-        folder
-    });
-    folder.join(name)
+    // .../target/PROFILE/deps/TEST
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let folder = test.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps");
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is missing: run `cargo test --workspace`", path.display());
+    path
 }
 
 /// A command that runs `name` alone on one thread, without the caller's launcher variables.
