@@ -38,7 +38,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn from_yaml(path: &Path, error: &Yaml) -> Self {
+    pub(crate) fn from_yaml(path: &Path, text: &str, error: &Yaml) -> Self {
         let error = error.without_snippet();
         let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
         let problem = match error {
@@ -46,13 +46,25 @@ impl Error {
             Yaml::SerdeUnknownVariant { variant, expected, .. } => unknown("value", variant, expected),
             other => {
                 // The message repeats the location and, for multi-line ones, a snippet: one line is enough here.
-                let text = other.to_string();
-                let first = text.lines().next().unwrap_or_default();
-                first.split(" at line ").next().unwrap_or(first).to_owned()
+                let message = other.to_string();
+                let first = message.lines().next().unwrap_or_default();
+                let problem = first.split(" at line ").next().unwrap_or(first);
+                match word_at(text, line, column) {
+                    Some(word) => format!("{problem}: `{word}`"),
+                    None => problem.to_owned(),
+                }
             }
         };
         Self::Syntax { path: path.to_owned(), line, column, problem }
     }
+}
+
+/// The word that stands at a place, both counted from 1.
+fn word_at(text: &str, line: u64, column: u64) -> Option<String> {
+    let line = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
+    let rest = line.chars().skip(usize::try_from(column).ok()?.checked_sub(1)?);
+    let word: String = rest.take_while(|c| !c.is_whitespace() && !",}]".contains(*c)).take(40).collect();
+    (!word.is_empty()).then_some(word)
 }
 
 fn unknown(what: &str, found: &str, expected: &[&str]) -> String {

@@ -26,7 +26,7 @@ impl RunFile {
 
     /// Parses and checks `text`; `path` is only for messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
-        let run: Self = serde_saphyr::from_str(text).map_err(|error| Error::from_yaml(path, &error))?;
+        let run: Self = serde_saphyr::from_str(text).map_err(|error| Error::from_yaml(path, text, &error))?;
         run.check().map_err(|(key, problem)| Error::Value { path: path.to_owned(), key, problem })?;
         Ok(run)
     }

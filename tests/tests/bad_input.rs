@@ -64,6 +64,7 @@ fn an_annotation_of_a_missing_or_corrupt_image_is_refused_or_skipped_and_counted
     let error = worker_error(&place, &run_file);
     assert!(error.contains(train(0)) && error.contains("data.skip_corrupt"), "{error}");
 
+    let run_file = place.run_file("skipping", 1, "");
     let skipping = std::fs::read_to_string(&run_file).unwrap().replace("data:\n", "data:\n  skip_corrupt: true\n");
     std::fs::write(&run_file, skipping).unwrap();
     let coordinator = Coordinator::start(&place, &run_file);
