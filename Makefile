@@ -1,6 +1,6 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo test lint libtorch
+.PHONY: demo test lint parity libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -8,8 +8,8 @@ export OMP_NUM_THREADS ?= 1
 
 ## Train, fine-tune and compare on this machine: see README.md.
 demo: libtorch
-	cargo build --release --locked -p dico-coordinator -p dico-worker -p dico-demo
-	target/release/demo
+	cargo build --workspace --bins --locked
+	target/debug/demo
 
 ## All tests, with real processes on loopback.
 test: libtorch
@@ -19,6 +19,11 @@ test: libtorch
 lint: libtorch
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+## Models, tokens, pixels and folders against transformers, open_clip and torchvision at full size; needs 12 GB of disk.
+parity: libtorch
+	tests/parity/run full
+	tests/parity/check
 
 ## A CPU libtorch in .libtorch, unless the user has one (LIBTORCH, LIBTORCH_USE_PYTORCH).
 libtorch:

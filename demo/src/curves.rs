@@ -22,17 +22,22 @@ pub fn draw(path: &Path, run: &RunFile, journal: &Journal) -> Result<()> {
     let rewarded: Vec<&(&str, Vec<Step>)> =
         stages.iter().filter(|(_, steps)| steps.iter().any(|step| step.reward.is_some())).collect();
     let columns = stages.len() + rewarded.len();
-    // Scoped, so that the file is complete before errors of writing it would be lost.
-    let root = BitMapBackend::new(path, (CHART.0 * columns as u32, CHART.1)).into_drawing_area();
-    root.fill(&WHITE).context("cannot draw")?;
-    let areas = root.split_evenly((1, columns));
-    for ((name, steps), area) in stages.iter().zip(&areas) {
-        loss(area, &format!("{name}: loss"), steps)?;
+    let (width, height) = (CHART.0 * columns as u32, CHART.1);
+    let mut pixels = vec![0; (width * height * 3) as usize];
+    {
+        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+        root.fill(&WHITE).context("cannot draw")?;
+        let areas = root.split_evenly((1, columns));
+        for ((name, steps), area) in stages.iter().zip(&areas) {
+            loss(area, &format!("{name}: loss"), steps)?;
+        }
+        for ((name, steps), area) in rewarded.into_iter().zip(&areas[stages.len()..]) {
+            reward(area, &format!("{name}: reward of the chosen, 5-95%"), steps)?;
+        }
+        root.present().context("cannot draw")?;
     }
-    for ((name, steps), area) in rewarded.into_iter().zip(&areas[stages.len()..]) {
-        reward(area, &format!("{name}: reward of the chosen, 5-95%"), steps)?;
-    }
-    root.present().with_context(|| format!("cannot write {}", path.display()))
+    image::save_buffer(path, &pixels, width, height, image::ColorType::Rgb8)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;

@@ -68,7 +68,8 @@ impl Demo {
     async fn run(self) -> Result<()> {
         let started = Instant::now();
         let run = RunFile::load(&self.config)?;
-        let world = run.data.annotations.parent().context("data.annotations has no folder")?;
+        let karpathy = run.data.karpathy.as_ref().context("the demo's data are in Karpathy's format")?;
+        let world = karpathy.annotations.parent().context("data.karpathy.annotations has no folder")?;
         cluster::synthesize(world, self.images, run.seed).await?;
         // A demo begins anew; the world, which is the same every time, stays.
         for folder in ["checkpoints", "coordinator"] {

@@ -32,10 +32,35 @@ impl RunFile {
     }
 
     fn absolutise(&mut self) -> std::io::Result<()> {
-        let paths = [&mut self.output, &mut self.data.annotations, &mut self.data.images];
-        for path in paths.into_iter().chain(self.data.scenes.as_mut()) {
+        for path in self.paths_mut() {
             *path = std::path::absolute(&*path)?;
         }
+        if let Some(tars) = &mut self.data.webdataset {
+            for pattern in [&mut tars.train, &mut tars.validation].into_iter().chain(tars.test.as_mut()) {
+                if !pattern.contains("://") {
+                    *pattern = std::path::absolute(&*pattern)?.to_string_lossy().into_owned();
+                }
+            }
+        }
         Ok(())
+    }
+
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut std::path::PathBuf> {
+        let Data { karpathy, coco, scenes, features, .. } = &mut self.data;
+        let karpathy = karpathy.as_mut().map(|Karpathy { annotations, images }| [annotations, images]);
+        let coco = coco.as_mut().map(|Coco { train, validation, test }| [Some(train), Some(validation), test.as_mut()]);
+        let coco = coco.into_iter().flatten().flatten();
+        let coco = coco.flat_map(|CocoSplit { annotations, images }| [annotations, images]);
+        let optional = [
+            scenes,
+            features,
+            &mut self.captioner.weights,
+            &mut self.captioner.vision,
+            &mut self.evaluator.weights,
+        ];
+        std::iter::once(&mut self.output)
+            .chain(karpathy.into_iter().flatten())
+            .chain(coco)
+            .chain(optional.into_iter().flatten())
     }
 }

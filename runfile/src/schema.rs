@@ -44,20 +44,75 @@ pub struct Workers {
     pub max: u32,
 }
 
-/// Images and captions on disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Images and captions: exactly one of `karpathy`, `coco` and `webdataset`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
+    /// One annotation file for all splits.
+    #[serde(default)]
+    pub karpathy: Option<Karpathy>,
+    /// One annotation file a split.
+    #[serde(default)]
+    pub coco: Option<Coco>,
+    /// Tars of images and captions.
+    #[serde(default)]
+    pub webdataset: Option<WebDataset>,
+    /// Scene graphs of the built-in world; with them evaluations also report `grammatical`, `truthful` and `details`.
+    #[serde(default)]
+    pub scenes: Option<PathBuf>,
+    /// Folder of feature stores, one a split, that `worker encode` wrote: images are then neither read nor encoded.
+    #[serde(default)]
+    pub features: Option<PathBuf>,
+    /// Leave out (and count) images that are missing or cannot be decoded, instead of refusing to start.
+    #[serde(default)]
+    pub skip_corrupt: bool,
+}
+
+/// Karpathy's splits of COCO, Flickr8k and Flickr30k.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Karpathy {
     /// Karpathy's `dataset_*.json`.
     pub annotations: PathBuf,
     /// Folder below which the annotations' `filepath`/`filename` lie.
     pub images: PathBuf,
-    /// Scene graphs of the built-in world; with them evaluations also report `grammatical`, `truthful` and `details`.
+}
+
+/// COCO's own caption annotations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Coco {
+    /// Trained on.
+    pub train: CocoSplit,
+    /// Evaluated on.
+    pub validation: CocoSplit,
+    /// Never used in training.
     #[serde(default)]
-    pub scenes: Option<PathBuf>,
-    /// Leave out (and count) images that are missing or cannot be decoded, instead of refusing to start.
+    pub test: Option<CocoSplit>,
+}
+
+/// A split of COCO.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CocoSplit {
+    /// `captions_*.json`.
+    pub annotations: PathBuf,
+    /// Folder of its images.
+    pub images: PathBuf,
+}
+
+/// Tars with a `key.jpg` and a `key.txt` (one caption) or `key.json` (all captions) for each image. Each split is a path or an
+/// `s3://` URL with brace patterns, such as `s3://data/coco-{000..113}.tar`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebDataset {
+    /// Trained on.
+    pub train: String,
+    /// Evaluated on.
+    pub validation: String,
+    /// Never used in training.
     #[serde(default)]
-    pub skip_corrupt: bool,
+    pub test: Option<String>,
 }
 
 /// Which tokens models trained from scratch know.
@@ -85,19 +140,30 @@ pub enum Preset {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Captioner {
-    /// Its size.
-    pub preset: Preset,
+    /// Its size, to start from scratch.
+    #[serde(default)]
+    pub preset: Option<Preset>,
+    /// A folder that `worker import` or a run wrote, to start from: its captioner, vision tower and vocabulary.
+    #[serde(default)]
+    pub weights: Option<PathBuf>,
+    /// CLIP weights whose frozen vision tower it sees through. Absent: the evaluator's.
+    #[serde(default)]
+    pub vision: Option<PathBuf>,
     /// Probability of dropping an activation while training.
     #[serde(default = "default_dropout")]
     pub dropout: f64,
 }
 
-/// The model that judges captions.
+/// The model that judges captions: either a size, to be trained by a contrastive stage, or weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluator {
-    /// Its size.
-    pub preset: Preset,
+    /// Its size, to start from scratch.
+    #[serde(default)]
+    pub preset: Option<Preset>,
+    /// CLIP weights, such as PAC-S.
+    #[serde(default)]
+    pub weights: Option<PathBuf>,
 }
 
 /// Beam search, with the semantics of Hugging Face `generate`.
@@ -110,6 +176,8 @@ pub struct Decoding {
     pub max_length: u32,
     /// Scores are divided by length to this power.
     pub length_penalty: f64,
+    /// Count the begin token in the length of captions that were cut at the limit, as the DiCO release does.
+    pub begin_counts_when_cut: bool,
 }
 
 /// One stage of training.
@@ -244,7 +312,7 @@ fn default_epsilon() -> f64 {
 
 impl Default for Decoding {
     fn default() -> Self {
-        Self { beams: 5, max_length: 30, length_penalty: 1.0 }
+        Self { beams: 5, max_length: 30, length_penalty: 1.0, begin_counts_when_cut: false }
     }
 }
 
@@ -260,6 +328,13 @@ impl Default for Control {
     }
 }
 
+impl Data {
+    fn sources(&self) -> usize {
+        let Self { karpathy, coco, webdataset, .. } = self;
+        [karpathy.is_some(), coco.is_some(), webdataset.is_some()].into_iter().filter(|&given| given).count()
+    }
+}
+
 type Problem = (String, String);
 
 impl RunFile {
@@ -268,6 +343,22 @@ impl RunFile {
         need(!self.name.is_empty() && file_name(&self.name), "name", "must be letters, digits, `-`, `_` or `.`")?;
         need(self.workers.min >= 1, "workers.min", "must be at least 1")?;
         need(self.workers.max >= self.workers.min, "workers.max", "must not be below workers.min")?;
+        need(self.data.sources() == 1, "data", "needs exactly one of `karpathy`, `coco` and `webdataset`")?;
+        let Captioner { preset, weights, vision, .. } = &self.captioner;
+        need(preset.is_some() != weights.is_some(), "captioner", "needs either `preset` or `weights`")?;
+        need(
+            weights.is_none() || vision.is_none(),
+            "captioner.vision",
+            "comes with captioner.weights: take one of the two out",
+        )?;
+        let Evaluator { preset, weights } = &self.evaluator;
+        need(preset.is_some() != weights.is_some(), "evaluator", "needs either `preset` or `weights`")?;
+        let trains_evaluator = self.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
+        need(
+            self.data.features.is_none() || (self.evaluator.weights.is_some() && !trains_evaluator),
+            "data.features",
+            "can only be of frozen towers: give evaluator.weights and no contrastive stage",
+        )?;
         need((0.0..1.0).contains(&self.captioner.dropout), "captioner.dropout", "must be in 0..1")?;
         need((1..=64).contains(&self.decoding.beams), "decoding.beams", "must be in 1..=64")?;
         need((3..=77).contains(&self.decoding.max_length), "decoding.max_length", "must be in 3..=77")?;

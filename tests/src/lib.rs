@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: a small world, a run file, and real processes on loopback that end with the test.
 
+pub mod clip;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -86,7 +88,7 @@ impl Place {
         let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
         let text = format!(
             "name: test\nseed: 11\noutput: {folder}/{name}\nworkers: {{ min: {workers}, max: {workers} }}\n\
-             data:\n  annotations: {folder}/world/dataset.json\n  images: {folder}/world/images\n  \
+             data:\n  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}\n  \
              scenes: {folder}/world/scenes.json\nvocabulary: corpus\nevaluator: {{ preset: tiny }}\n\
              captioner: {{ preset: tiny, dropout: 0.0 }}\ndecoding: {{ beams: 3, max_length: 12 }}\nstages:\n  \
              - {{ name: evaluator, objective: contrastive, steps: 4, batch: 12, {optimizer} }}\n  \
@@ -101,14 +103,27 @@ impl Place {
     /// The parameters in the last checkpoint of a run, by name.
     #[must_use]
     pub fn parameters(&self, name: &str) -> BTreeMap<String, Vec<f32>> {
-        let folder = std::fs::read_dir(self.path(name).join("checkpoints")).expect("the run has checkpoints");
-        let last =
-            folder.map(|entry| entry.expect("a folder can be listed").path()).max().expect("there is a checkpoint");
-        let bytes = std::fs::read(last.join("models.safetensors")).expect("a checkpoint has models");
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("they are safetensors");
-        let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        tensors.iter().map(|(name, view)| (name.to_owned(), values(view.data()))).collect()
+        let last = self.last_checkpoint(name);
+        let models = ["evaluator", "captioner", "reference"].map(|model| (model, last.join(format!("{model}.safetensors"))));
+        let models = models.into_iter().filter(|(_, path)| path.exists());
+        models.flat_map(|(model, path)| tensors(&path).into_iter().map(move |(n, v)| (format!("{model}.{n}"), v))).collect()
     }
+
+    /// The folder of a run's last checkpoint.
+    #[must_use]
+    pub fn last_checkpoint(&self, name: &str) -> PathBuf {
+        let folder = std::fs::read_dir(self.path(name).join("checkpoints")).expect("the run has checkpoints");
+        folder.map(|entry| entry.expect("a folder can be listed").path()).max().expect("there is a checkpoint")
+    }
+}
+
+/// The tensors of a safetensors file of 32-bit numbers.
+#[must_use]
+pub fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(path).expect("the file can be read");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("they are safetensors");
+    let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    tensors.iter().map(|(name, view)| (name.to_owned(), values(view.data()))).collect()
 }
 
 /// A process that is killed when the test is over.

@@ -3,12 +3,15 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`captioner`] | the model that is trained: encoder, decoder, beam search |
+//! | [`models`] | which models a run has, what they start from, and what the frozen towers see |
 //! | [`clip`] | vision and text towers; the evaluator and the captioner's eyes |
 //! | [`objective`] | what a stage minimises, one file per objective |
 //! | [`optimizer`] | Adam, and the learning rate's schedule |
 //! | [`collective`] | all-reduce, broadcast and gather between the ranks of a generation |
-//! | [`data`] | annotation formats, decoding, the order of samples, the loader |
+//! | [`data`] | the order of samples, and the loader that prepares batches ahead |
+//! | [`sight`] | the feature stores that a run's models can use |
 //! | [`text`] | tokens and vocabularies |
+//! | [`tensors`] | between the bytes of files and libtorch's tensors |
 //! | [`nn`] | layers, and parameters in one flat buffer |
 //! | [`trainer`] | the training thread, which executes directives |
 //! | [`session`] | the connection to the coordinator |
@@ -21,10 +24,15 @@ pub mod cli;
 pub mod clip;
 pub mod collective;
 pub mod data;
+#[cfg(test)]
+mod golden;
+pub mod models;
 pub mod nn;
 pub mod objective;
 pub mod optimizer;
 pub mod seeds;
 pub mod session;
+pub mod sight;
+pub mod tensors;
 pub mod text;
 pub mod trainer;

@@ -1,13 +1,53 @@
-//! Text to tokens and back: CLIP's byte-pair encoding, and the vocabulary that a run's own models know.
+//! Text to tokens and back: CLIP's byte-pair encoding as Hugging Face's `CLIPTokenizer` does it, and the vocabulary that a
+//! run's own models know.
 
 use std::collections::BTreeSet;
 
 use instant_clip_tokenizer::{Token, Tokenizer};
+use regex::Regex;
 use tch::{Device, Tensor};
+use unicode_normalization::UnicodeNormalization;
+use weights::folder;
 
-/// CLIP's begin, end (and the captioner's pad) token.
+/// CLIP's begin and end token.
 const CLIP_BEGIN: u16 = 49_406;
 const CLIP_END: u16 = 49_407;
+/// The two as they are written, which a text may contain.
+const WRITTEN_BEGIN: &str = "<|startoftext|>";
+const WRITTEN_END: &str = "<|endoftext|>";
+/// What is merged on its own: common contractions, runs of letters, single digits, runs of anything else.
+const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
+/// Words are looked at this far, in bytes. Merging takes time quadratic in a word's length, and the context ends long before.
+const LONGEST_WORD: usize = 2048;
+
+/// CLIP's byte-pair encoding.
+struct Bpe {
+    merges: Tokenizer,
+    words: Regex,
+}
+
+impl Bpe {
+    fn new() -> Self {
+        Self { merges: Tokenizer::new(), words: Regex::new(WORDS).expect("the pattern is valid") }
+    }
+
+    /// CLIP's tokens of `text`, word by word, without begin and end.
+    fn encode(&self, text: &str, mut take: impl FnMut(&[Token]) -> bool) {
+        let normalised: String = text.nfc().flat_map(char::to_lowercase).collect();
+        let mut tokens = Vec::new();
+        for word in self.words.find_iter(&normalised) {
+            tokens.clear();
+            match word.as_str() {
+                WRITTEN_BEGIN => tokens.push(self.merges.start_of_text()),
+                WRITTEN_END => tokens.push(self.merges.end_of_text()),
+                word => self.merges.encode(&word[..word.floor_char_boundary(LONGEST_WORD)], &mut tokens),
+            }
+            if !take(&tokens) {
+                return;
+            }
+        }
+    }
+}
 
 /// Token sequences of different lengths, padded at the end.
 pub struct TokenBatch {
@@ -34,7 +74,7 @@ impl TokenBatch {
 
 /// CLIP's tokens, or those of them that a corpus uses, numbered without gaps; then begin, end and pad.
 pub struct Vocabulary {
-    tokenizer: Tokenizer,
+    bpe: Bpe,
     /// CLIP's number of each of ours, ascending, without begin, end and pad.
     tokens: Vec<u16>,
 }
@@ -49,26 +89,41 @@ impl Vocabulary {
     /// All of CLIP's tokens: begin 49406, end 49407, pad 49408, as published.
     #[must_use]
     pub fn full() -> Self {
-        Self { tokenizer: Tokenizer::new(), tokens: (0..CLIP_BEGIN).collect() }
+        Self { bpe: Bpe::new(), tokens: (0..CLIP_BEGIN).collect() }
     }
 
     /// Only the tokens of `texts`.
     pub fn of_corpus<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
-        let tokenizer = Tokenizer::new();
+        let bpe = Bpe::new();
         let mut used = BTreeSet::new();
-        let mut tokens = Vec::new();
         for text in texts {
-            tokens.clear();
-            tokenizer.encode(text, &mut tokens);
-            used.extend(tokens.iter().map(|token| token.to_u16()));
+            bpe.encode(text, |tokens| {
+                used.extend(tokens.iter().map(|token| token.to_u16()));
+                true
+            });
         }
-        Self { tokenizer, tokens: used.into_iter().filter(|&token| token < CLIP_BEGIN).collect() }
+        Self { bpe, tokens: used.into_iter().filter(|&token| token < CLIP_BEGIN).collect() }
     }
 
-    /// CLIP's number of each token, ascending, without begin, end and pad.
+    /// The vocabulary that a model folder names.
     #[must_use]
-    pub fn tokens(&self) -> &[u16] {
-        &self.tokens
+    pub fn stored(stored: &folder::Vocabulary) -> Self {
+        match stored {
+            folder::Vocabulary::Full => Self::full(),
+            folder::Vocabulary::Tokens(tokens) => {
+                let known = tokens.iter().copied().filter(|&token| token < CLIP_BEGIN);
+                Self { bpe: Bpe::new(), tokens: known.collect() }
+            }
+        }
+    }
+
+    /// How a model folder names it.
+    #[must_use]
+    pub fn to_stored(&self) -> folder::Vocabulary {
+        if self.tokens.len() == usize::from(CLIP_BEGIN) {
+            return folder::Vocabulary::Full;
+        }
+        folder::Vocabulary::Tokens(self.tokens.clone())
     }
 
     /// Tokens, begin, end and pad included.
@@ -99,13 +154,24 @@ impl Vocabulary {
     /// are left out.
     #[must_use]
     pub fn encode(&self, text: &str, most: usize) -> Vec<i64> {
-        let mut tokens = Vec::new();
-        self.tokenizer.encode(text, &mut tokens);
-        let known = tokens.iter().filter_map(|token| self.tokens.binary_search(&token.to_u16()).ok());
+        let room = most.saturating_sub(1).max(1);
         let mut ids = vec![self.begin()];
-        ids.extend(known.map(|index| index as i64).take(most.saturating_sub(2)));
+        self.bpe.encode(text, |tokens| {
+            ids.extend(tokens.iter().filter_map(|token| self.id(token.to_u16())));
+            ids.len() < room
+        });
+        ids.truncate(room);
         ids.push(self.end());
         ids
+    }
+
+    /// Our number of one of CLIP's tokens.
+    fn id(&self, token: u16) -> Option<i64> {
+        match token {
+            CLIP_BEGIN => Some(self.begin()),
+            CLIP_END => Some(self.end()),
+            token => self.tokens.binary_search(&token).ok().map(|index| index as i64),
+        }
     }
 
     /// The text of some tokens, up to the first end.
@@ -114,9 +180,9 @@ impl Vocabulary {
         let tokens = ids.iter().take_while(|&&id| id != self.end()).filter_map(|&id| {
             let clip = *self.tokens.get(usize::try_from(id).ok()?)?;
             debug_assert!(clip < CLIP_END);
-            Token::from_u16(clip, &self.tokenizer)
+            Token::from_u16(clip, &self.bpe.merges)
         });
-        self.tokenizer.decode(tokens).trim().to_owned()
+        self.bpe.merges.decode(tokens).trim().to_owned()
     }
 }
 
@@ -147,5 +213,29 @@ mod tests {
         let vocabulary = Vocabulary::full();
         let ids = vocabulary.encode(&"circle ".repeat(100), 77);
         assert_eq!((ids.len(), ids[76]), (77, vocabulary.end()));
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        /// Text, tokens between begin and end, and, where the slow tokenizer reads otherwise, its tokens.
+        groups: std::collections::BTreeMap<String, Vec<Vec<serde_json::Value>>>,
+    }
+
+    #[test]
+    fn tokens_are_those_of_hugging_faces_tokenizer() {
+        let golden: Golden = crate::golden::json("tokens.json");
+        let vocabulary = Vocabulary::full();
+        let mut wrong = Vec::new();
+        let entries: Vec<_> = golden.groups.iter().flat_map(|(group, entries)| entries.iter().map(move |e| (group, e))).collect();
+        for (group, entry) in &entries {
+            let text = entry[0].as_str().unwrap();
+            let expected: Vec<i64> = serde_json::from_value(entry[1].clone()).unwrap();
+            let found = vocabulary.encode(text, 77);
+            if found[1..found.len() - 1] != expected {
+                wrong.push(format!("{group}: {text:?} gives {found:?}, not {expected:?}"));
+            }
+        }
+        assert!(entries.len() >= 5000);
+        assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), entries.len(), wrong[..wrong.len().min(20)].join("\n"));
     }
 }

@@ -1,12 +1,19 @@
-//! `coordinator validate`: checks a run file without starting anything.
+//! `coordinator validate`: checks a run file, and all that it names, without starting anything.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use clap::Args;
+use dataset::{DataSet, Split, preprocess};
+use features::{Dtype, Manifest, Rows, Store, Tower};
 use runfile::{RunFile, Stage};
+use weights::folder::Folder;
+use weights::{Clip, VisionArchitecture};
 
-/// Check a run file, and that the data it names exist.
+/// Tokens that the text tower of a published CLIP knows.
+const CLIP_TOKENS: usize = 49_408;
+
+/// Check a run file: that everything it names exists and fits together.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  coordinator validate --config configs/demo.yaml")]
 pub struct Validate {
@@ -16,20 +23,100 @@ pub struct Validate {
 }
 
 impl Validate {
-    /// Prints one line if all is well.
+    /// Prints what was found if all is well.
     pub fn run(self) -> anyhow::Result<()> {
         let file = RunFile::load(&self.config)?;
-        let config = self.config.display();
-        let data = &file.data;
-        let annotations = data.annotations.display();
-        ensure!(data.annotations.is_file(), "{config}: data.annotations: there is no file {annotations}");
-        ensure!(data.images.is_dir(), "{config}: data.images: there is no folder {}", data.images.display());
-        if let Some(scenes) = &data.scenes {
-            ensure!(scenes.is_file(), "{config}: data.scenes: there is no file {}", scenes.display());
-        }
+        let found = check(&file).with_context(|| self.config.display().to_string())?;
         println!("OK: {}: {}", file.name, summary(&file));
+        found.iter().for_each(|line| println!("    {line}"));
         Ok(())
     }
+}
+
+/// What a run file names, in lines for people.
+fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
+    let data = DataSet::load(&file.data).context("data")?;
+    if let Some(scenes) = &file.data.scenes {
+        ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
+    }
+    let mut found = vec![images(&data)];
+    let evaluator = file.evaluator.weights.as_deref().map(|path| clip(path).context("evaluator.weights")).transpose()?;
+    if let Some(clip) = &evaluator {
+        let known = clip.architecture().text.vocabulary_size;
+        let path = clip.path().display();
+        ensure!(known == CLIP_TOKENS, "evaluator.weights: {path}: it knows {known} tokens, CLIP's are {CLIP_TOKENS}");
+        found.push(format!("evaluator: {}, sees {}", path, tower(&clip.architecture().tower())));
+    }
+    let mut vision = evaluator.as_ref().map(|clip| (clip.architecture().tower(), of_clip(clip)));
+    if let Some(path) = &file.captioner.vision {
+        let clip = clip(path).context("captioner.vision")?;
+        found.push(format!("captioner: sees {} through {}", tower(&clip.architecture().tower()), path.display()));
+        vision = Some((clip.architecture().tower(), of_clip(&clip)));
+    }
+    if let Some(path) = &file.captioner.weights {
+        let (architecture, seen) = captioner(file, path).context("captioner.weights")?;
+        found.push(format!("captioner: {}, sees {}", path.display(), tower(&architecture)));
+        vision = Some((architecture, seen));
+    }
+    if let (Some(folder), Some(evaluator), Some(vision)) = (&file.data.features, &evaluator, &vision) {
+        stores(folder, &data, evaluator, vision).context("data.features")?;
+        found.push(format!("features: {}", folder.display()));
+    }
+    Ok(found)
+}
+
+fn images(data: &DataSet) -> String {
+    let [train, validation, test] = Split::ALL.map(|split| data.split(split).len());
+    let skipped = if data.skipped() > 0 { format!(", {} left out", data.skipped()) } else { String::new() };
+    format!("data: {train} training images with {} captions, {validation} validation, {test} test{skipped}", data.train_captions())
+}
+
+fn clip(path: &Path) -> anyhow::Result<Clip> {
+    let clip = Clip::open(path)?;
+    clip.tensors()?;
+    Ok(clip)
+}
+
+fn of_clip(clip: &Clip) -> Tower {
+    let image_size = clip.architecture().image_size as u32;
+    Tower { weights: clip.path().to_owned(), sha256: clip.sha256(), image_size }
+}
+
+/// What an imported captioner, or one of another run, sees through.
+fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture, Tower)> {
+    let folder = Folder::open(path)?;
+    let manifest = folder.manifest();
+    let vision = folder.vision()?;
+    let architecture = manifest.vision.architecture.clone();
+    let (width, seen) = (manifest.captioner.vision_width, architecture.width());
+    ensure!(width == seen, "{}: its captioner wants hidden states of {width}, its tower has {seen}", path.display());
+    let (positions, longest) = (manifest.captioner.positions, file.decoding.max_length as usize);
+    ensure!(longest <= positions, "decoding.max_length is {longest}, the captioner has {positions} positions");
+    let image_size = architecture.image_size as u32;
+    let tower = Tower { weights: vision.path().to_owned(), sha256: vision.sha256(), image_size };
+    Ok((architecture, tower))
+}
+
+fn stores(
+    folder: &Path,
+    data: &DataSet,
+    evaluator: &Clip,
+    (architecture, vision): &(VisionArchitecture, Tower),
+) -> anyhow::Result<()> {
+    for split in [Split::Train, Split::Validation] {
+        let images = (data.split(split).len() as u64, data.names_sha256(split));
+        let shape = [architecture.tokens(), architecture.width(), evaluator.architecture().embedding];
+        let rows = Rows { shape: shape.map(|size| size as u64), dtype: Dtype::F32 };
+        let towers = [vision.clone(), of_clip(evaluator)];
+        let wanted =
+            Manifest::new(split.name().to_owned(), images, preprocess::DESCRIPTION.to_owned(), towers, rows);
+        Store::open(&folder.join(split.name()), &wanted)?;
+    }
+    Ok(())
+}
+
+fn tower(vision: &VisionArchitecture) -> String {
+    format!("{} hidden states of {} at {} pixels", vision.tokens(), vision.width(), vision.image_size)
 }
 
 fn summary(file: &RunFile) -> String {

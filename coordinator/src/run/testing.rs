@@ -19,7 +19,7 @@ fn base() -> RunFile {
 name: test
 output: /nowhere
 workers: { min: 1, max: 4 }
-data: { annotations: annotations.json, images: images }
+data: { karpathy: { annotations: annotations.json, images: images } }
 captioner: { preset: tiny }
 evaluator: { preset: tiny }
 stages: [{ name: base, objective: cross_entropy, steps: 1, batch: 4, optimizer: { learning_rate: 1.0e-3 } }]

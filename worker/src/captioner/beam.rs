@@ -1,6 +1,9 @@
 //! Beam search with the semantics of Hugging Face `generate` (`num_beams = num_return_sequences = k`, `early_stopping =
-//! False`): 2k candidates a step, finished captions scored by log-probability over length, and an end as soon as no open
-//! beam can beat the worst finished one.
+//! False`): 2k candidates a step, finished captions scored by log-probability over length, and an end as soon as no
+//! candidate can beat the worst finished one.
+//!
+//! These are transformers' until 4.49 (`BeamSearchScorer`); from 4.50 on a search ends when the best candidate *that goes on*
+//! cannot, which is a little sooner.
 
 use tch::Tensor;
 
@@ -99,7 +102,7 @@ impl Image {
             if candidate.token == search.end {
                 // An end outside the k best would not have been chosen by a plain search.
                 if rank < search.beams {
-                    self.add(tokens, candidate.log_probability, search);
+                    self.add(tokens, score(candidate.log_probability, length, search), search);
                 }
             } else if open.len() < search.beams {
                 open.push(Beam { tokens, log_probability: candidate.log_probability });
@@ -112,8 +115,7 @@ impl Image {
         origins
     }
 
-    fn add(&mut self, tokens: Vec<i64>, log_probability: f32, search: &Search) {
-        let score = score(log_probability, tokens.len(), search);
+    fn add(&mut self, tokens: Vec<i64>, score: f64, search: &Search) {
         let place = self.finished.partition_point(|other| other.score >= score);
         self.finished.insert(place, Hypothesis { tokens, score });
         self.finished.truncate(search.beams);
@@ -123,7 +125,8 @@ impl Image {
     fn finish(mut self, search: &Search) -> Vec<Hypothesis> {
         if !self.done {
             for beam in std::mem::take(&mut self.open) {
-                self.add(beam.tokens, beam.log_probability, search);
+                let length = beam.tokens.len() + usize::from(search.begin_counts_when_cut);
+                self.add(beam.tokens, score(beam.log_probability, length, search), search);
             }
         }
         self.finished
@@ -142,6 +145,10 @@ mod tests {
     const BEGIN: i64 = 3;
     const END: i64 = 0;
     const VOCABULARY: usize = 4;
+
+    fn search_for(beams: usize, max_length: usize, length_penalty: f64) -> Search {
+        Search { beams, max_length, length_penalty, begin_counts_when_cut: false, begin: BEGIN, end: END }
+    }
 
     /// A toy language: the next token's distribution is an arbitrary but fixed function of all tokens so far.
     fn distribution(seed: u64, image: usize, prefix: &[i64]) -> Vec<f32> {
@@ -201,7 +208,7 @@ mod tests {
     fn a_search_wide_enough_finds_what_an_exhaustive_one_finds() {
         // 3 x 3 x 3 = 27 prefixes can be open at most, so no candidate is ever pruned.
         for (seed, length_penalty) in [(1, 1.0), (2, 0.0), (3, 2.0), (4, 1.0)] {
-            let settings = Search { beams: 40, max_length: 5, length_penalty, begin: BEGIN, end: END };
+            let settings = search_for(40, 5, length_penalty);
             for (image, found) in run(seed, 3, &settings).into_iter().enumerate() {
                 let expected = exhaustive(seed, image, &settings);
                 for (found, expected) in found.iter().zip(&expected).take(10) {
@@ -214,7 +221,7 @@ mod tests {
 
     #[test]
     fn one_beam_is_greedy_search() {
-        let settings = Search { beams: 1, max_length: 6, length_penalty: 1.0, begin: BEGIN, end: END };
+        let settings = search_for(1, 6, 1.0);
         let mut prefix = vec![BEGIN];
         while prefix.len() < 6 && (prefix.len() == 1 || prefix[prefix.len() - 1] != END) {
             let next = distribution(9, 0, &prefix);
@@ -225,7 +232,7 @@ mod tests {
 
     #[test]
     fn images_of_a_batch_do_not_disturb_each_other() {
-        let settings = Search { beams: 3, max_length: 8, length_penalty: 1.0, begin: BEGIN, end: END };
+        let settings = search_for(3, 8, 1.0);
         let together = run(5, 4, &settings);
         assert!(together.iter().all(|found| found.len() == 3));
         let alone = run(5, 1, &settings);

@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use super::{Config, beam::Steps};
+use super::{CaptionerArchitecture, Initial, beam::Steps};
 use crate::nn::{Builder, Conv1d, Embedding, LayerNorm, Mode, attention, causal_mask, merge_heads, split_heads};
 
 /// A GPT-2 with cross-attention, `decoder.transformer.*`; the output is tied to the token embedding.
@@ -32,12 +32,16 @@ struct KeyValue {
 }
 
 impl Decoder {
-    pub fn new(builder: &mut Builder, config: &Config) -> Self {
-        let (name, width) = ("decoder.transformer", config.width);
+    pub fn new(builder: &mut Builder, sizes: &CaptionerArchitecture, initial: Initial) -> Self {
+        let name = "decoder.transformer";
+        let [width, vocabulary, positions] =
+            [sizes.width, sizes.vocabulary_size, sizes.positions].map(|size| size as i64);
         Self {
-            tokens: Embedding::new(builder, &format!("{name}.wte"), config.vocabulary_size, width, config.initial),
-            positions: Embedding::new(builder, &format!("{name}.wpe"), config.positions, width, config.initial),
-            blocks: (0..config.decoder_layers).map(|i| Block::new(builder, &format!("{name}.h.{i}"), config)).collect(),
+            tokens: Embedding::new(builder, &format!("{name}.wte"), vocabulary, width, initial.weights),
+            positions: Embedding::new(builder, &format!("{name}.wpe"), positions, width, initial.weights),
+            blocks: (0..sizes.decoder_layers)
+                .map(|i| Block::new(builder, &format!("{name}.h.{i}"), sizes, initial))
+                .collect(),
             norm: LayerNorm::new(builder, &format!("{name}.ln_f"), width, 1e-5),
         }
     }
@@ -75,17 +79,17 @@ impl Decoder {
 }
 
 impl Block {
-    fn new(builder: &mut Builder, name: &str, config: &Config) -> Self {
-        let width = config.width;
+    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerArchitecture, initial: Initial) -> Self {
+        let (width, inner) = (sizes.width as i64, sizes.decoder_inner as i64);
         let norm = |builder: &mut Builder, part: &str| LayerNorm::new(builder, &format!("{name}.{part}"), width, 1e-5);
         let linear = |builder: &mut Builder, part: &str, inputs, outputs| {
             // GPT-2 scales the projections that end in the residual stream by the number of residual layers.
             let into_stream = part.ends_with("c_proj");
-            let scale = if into_stream { (2.0 * config.decoder_layers as f64).powf(-0.5) } else { 1.0 };
-            Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, config.initial * scale)
+            let scale = if into_stream { (2.0 * sizes.decoder_layers as f64).powf(-0.5) } else { 1.0 };
+            Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weights * scale)
         };
         Self {
-            heads: config.heads,
+            heads: sizes.heads as i64,
             ln_1: norm(builder, "ln_1"),
             c_attn: linear(builder, "attn.c_attn", width, 3 * width),
             c_proj: linear(builder, "attn.c_proj", width, width),
@@ -94,8 +98,8 @@ impl Block {
             cross_key_value: linear(builder, "crossattention.c_attn", width, 2 * width),
             cross_proj: linear(builder, "crossattention.c_proj", width, width),
             ln_2: norm(builder, "ln_2"),
-            c_fc: linear(builder, "mlp.c_fc", width, 4 * width),
-            mlp_proj: linear(builder, "mlp.c_proj", 4 * width, width),
+            c_fc: linear(builder, "mlp.c_fc", width, inner),
+            mlp_proj: linear(builder, "mlp.c_proj", inner, width),
         }
     }
 

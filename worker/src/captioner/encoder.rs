@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::Config;
+use super::{CaptionerArchitecture, Initial};
 use crate::nn::{Builder, Embedding, LayerNorm, Linear, Mode, attention, merge_heads, split_heads};
 
 /// BERT's layer norms use a smaller epsilon than most.
@@ -28,28 +28,21 @@ struct Layer {
 }
 
 impl Encoder {
-    pub fn new(builder: &mut Builder, config: &Config) -> Self {
-        let width = config.width;
-        let embeddings = "encoder.encoder.embeddings";
+    pub fn new(builder: &mut Builder, sizes: &CaptionerArchitecture, initial: Initial) -> Self {
+        let [vision_width, width, positions] =
+            [sizes.vision_width, sizes.width, sizes.encoder_positions].map(|size| size as i64);
+        let mut table = |part: &str, entries, deviation| {
+            Embedding::new(builder, &format!("encoder.encoder.embeddings.{part}"), entries, width, deviation)
+        };
+        let position = table("position_embeddings", positions, initial.positions);
+        let token_type = table("token_type_embeddings", 2, initial.weights);
         Self {
-            projection: Linear::new(builder, "encoder.vis_enc_to_enc_proj", config.vision_width, width, config.initial),
-            position: Embedding::new(
-                builder,
-                &format!("{embeddings}.position_embeddings"),
-                config.vision_tokens.max(512),
-                width,
-                config.initial_positions,
-            ),
-            token_type: Embedding::new(
-                builder,
-                &format!("{embeddings}.token_type_embeddings"),
-                2,
-                width,
-                config.initial,
-            ),
-            norm: LayerNorm::new(builder, &format!("{embeddings}.LayerNorm"), width, EPSILON),
-            layers: (0..config.encoder_layers)
-                .map(|i| Layer::new(builder, &format!("encoder.encoder.encoder.layer.{i}"), config))
+            projection: Linear::new(builder, "encoder.vis_enc_to_enc_proj", vision_width, width, initial.weights),
+            position,
+            token_type,
+            norm: LayerNorm::new(builder, "encoder.encoder.embeddings.LayerNorm", width, EPSILON),
+            layers: (0..sizes.encoder_layers)
+                .map(|i| Layer::new(builder, &format!("encoder.encoder.encoder.layer.{i}"), sizes, initial))
                 .collect(),
         }
     }
@@ -63,10 +56,10 @@ impl Encoder {
 }
 
 impl Layer {
-    fn new(builder: &mut Builder, name: &str, config: &Config) -> Self {
-        let (width, inner) = (config.width, config.encoder_inner);
+    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerArchitecture, initial: Initial) -> Self {
+        let (width, inner) = (sizes.width as i64, sizes.encoder_inner as i64);
         let mut linear = |part: &str, inputs, outputs| {
-            Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, config.initial)
+            Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weights)
         };
         let [query, key, value] =
             ["query", "key", "value"].map(|p| linear(&format!("attention.self.{p}"), width, width));
@@ -74,7 +67,7 @@ impl Layer {
         let intermediate = linear("intermediate.dense", width, inner);
         let output = linear("output.dense", inner, width);
         Self {
-            heads: config.heads,
+            heads: sizes.heads as i64,
             query,
             key,
             value,

@@ -7,78 +7,75 @@
 pub mod beam;
 mod decoder;
 mod encoder;
+#[cfg(test)]
+pub(crate) mod golden;
+
+use std::collections::BTreeMap;
 
 use runfile::Preset;
 use tch::{Device, Kind, Tensor, no_grad};
+pub use weights::CaptionerArchitecture;
 
-use crate::nn::{Builder, Mode, Parameters};
+use crate::nn::{Builder, Mismatch, Mode, Parameters};
 use beam::Hypothesis;
 use decoder::Decoder;
 use encoder::Encoder;
 
-/// Sizes of the captioner.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// Width of the vision tower's hidden states.
-    pub vision_width: i64,
-    /// Positions of the vision tower's output.
-    pub vision_tokens: i64,
-    /// Width of encoder and decoder.
-    pub width: i64,
-    /// Attention heads of both.
-    pub heads: i64,
-    /// Layers of the encoder.
-    pub encoder_layers: i64,
-    /// Width of the encoder's feed-forward layers.
-    pub encoder_inner: i64,
-    /// Layers of the decoder.
-    pub decoder_layers: i64,
-    /// Most positions of a caption.
-    pub positions: i64,
-    /// Tokens known, begin, end and pad included.
-    pub vocabulary_size: i64,
-    /// Deviation of the initial weights.
-    pub initial: f64,
-    /// Deviation of the encoder's initial position embeddings.
-    pub initial_positions: f64,
+/// How a captioner that is trained from scratch begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Initial {
+    /// Deviation of the weights.
+    weights: f64,
+    /// Deviation of the encoder's position embeddings.
+    positions: f64,
 }
 
-impl Config {
-    /// The named size, to see through a vision tower of the given width and tokens.
-    #[must_use]
-    pub fn preset(preset: Preset, vision: (i64, i64), vocabulary_size: i64) -> Self {
-        let (vision_width, vision_tokens) = vision;
-        match preset {
-            Preset::Tiny => Self {
-                vision_width,
-                vision_tokens,
-                width: 96,
-                heads: 4,
-                encoder_layers: 2,
-                encoder_inner: 384,
-                decoder_layers: 2,
-                positions: 77,
-                vocabulary_size,
-                // What 0.02 is to the width of BERT and GPT-2.
-                initial: 0.06,
-                // As loud as the hidden states that they are added to, so that where things are is not drowned out by what
-                // they are: a tower trained for minutes keeps places less well than the published ones.
-                initial_positions: 0.5,
-            },
-            Preset::Dico => Self {
-                vision_width,
-                vision_tokens,
-                width: 512,
-                heads: 8,
-                encoder_layers: 3,
-                encoder_inner: 2048,
-                decoder_layers: 3,
-                positions: 1024,
-                vocabulary_size,
-                initial: 0.02,
-                initial_positions: 0.02,
-            },
+/// The architecture of a captioner that is trained from scratch, to see `vision_tokens` hidden states of `vision_width`.
+#[must_use]
+pub fn preset(
+    preset: Preset,
+    vision_width: usize,
+    vision_tokens: usize,
+    vocabulary_size: usize,
+) -> CaptionerArchitecture {
+    let encoder_positions = vision_tokens.max(512);
+    match preset {
+        Preset::Tiny => CaptionerArchitecture {
+            vision_width,
+            width: 96,
+            heads: 4,
+            encoder_layers: 2,
+            encoder_inner: 384,
+            encoder_positions,
+            decoder_layers: 2,
+            decoder_inner: 384,
+            positions: 77,
+            vocabulary_size,
+        },
+        Preset::Dico => CaptionerArchitecture {
+            vision_width,
+            width: 512,
+            heads: 8,
+            encoder_layers: 3,
+            encoder_inner: 2048,
+            encoder_positions,
+            decoder_layers: 3,
+            decoder_inner: 2048,
+            positions: 1024,
+            vocabulary_size,
+        },
+    }
+}
+
+impl Initial {
+    /// 0.02 at the width of the published captioner, as BERT and GPT-2 begin, and more where it is narrower.
+    fn of(architecture: &CaptionerArchitecture) -> Self {
+        if architecture.width >= 512 {
+            return Self { weights: 0.02, positions: 0.02 };
         }
+        // Positions as loud as the hidden states that they are added to, so that where things are is not drowned out by
+        // what they are: a tower trained for minutes keeps places less well than the published ones.
+        Self { weights: 0.06, positions: 0.5 }
     }
 }
 
@@ -110,6 +107,9 @@ pub struct Search {
     pub max_length: usize,
     /// Scores are divided by length to this power.
     pub length_penalty: f64,
+    /// Whether the begin token counts in the length of captions that were cut at the limit, as it does in transformers until
+    /// 4.35, which the DiCO release uses.
+    pub begin_counts_when_cut: bool,
     /// The token that begins and the one that ends a caption.
     pub begin: i64,
     /// See `begin`.
@@ -118,6 +118,7 @@ pub struct Search {
 
 /// Encoder and decoder.
 pub struct Captioner {
+    architecture: CaptionerArchitecture,
     encoder: Encoder,
     decoder: Decoder,
     parameters: Parameters,
@@ -126,11 +127,44 @@ pub struct Captioner {
 impl Captioner {
     /// A model with parameters drawn from `seed`.
     #[must_use]
-    pub fn new(config: &Config, seed: u64, device: Device) -> Self {
-        let mut builder = Builder::new(seed, device);
-        let encoder = Encoder::new(&mut builder, config);
-        let decoder = Decoder::new(&mut builder, config);
-        Self { encoder, decoder, parameters: builder.finish() }
+    pub fn new(architecture: CaptionerArchitecture, seed: u64, device: Device) -> Self {
+        Self::build(architecture, Builder::new(seed, device))
+    }
+
+    /// A model with the parameters `values`.
+    ///
+    /// # Errors
+    /// Everything missing, extra or misshapen, at once.
+    pub fn with(
+        architecture: CaptionerArchitecture,
+        values: &BTreeMap<String, Tensor>,
+        device: Device,
+    ) -> Result<Self, Mismatch> {
+        let captioner = Self::build(architecture, Builder::blank(device));
+        captioner.parameters.copy_into(captioner.parameters.flat(), values)?;
+        Ok(captioner)
+    }
+
+    /// A frozen model with this one's parameters as they are now.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let flat = self.parameters.flat();
+        let copy = Self::build(self.architecture.clone(), Builder::blank(flat.device()));
+        no_grad(|| copy.parameters.flat().shallow_clone().copy_(flat));
+        copy
+    }
+
+    fn build(architecture: CaptionerArchitecture, mut builder: Builder) -> Self {
+        let initial = Initial::of(&architecture);
+        let encoder = Encoder::new(&mut builder, &architecture, initial);
+        let decoder = Decoder::new(&mut builder, &architecture, initial);
+        Self { architecture, encoder, decoder, parameters: builder.finish() }
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn architecture(&self) -> &CaptionerArchitecture {
+        &self.architecture
     }
 
     /// All parameters.

@@ -1,8 +1,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tch::Device;
-
+use super::device::Compute;
 use crate::session::{self, Options};
 
 /// Where launchers put a process's rank.
@@ -18,12 +17,8 @@ pub struct Join {
     /// choice].
     #[arg(long, value_name = "N")]
     rank: Option<u32>,
-    /// Where to compute: cpu or cuda:N.
-    #[arg(long, default_value = "cpu", value_parser = device, value_name = "DEVICE")]
-    device: Device,
-    /// Threads for computing on the CPU [default: all cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    compute: Compute,
     /// Address at which other workers reach this one [default: that of the route to the coordinator].
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
@@ -38,16 +33,10 @@ impl Join {
             Some(rank) => Some(rank),
             None => rank_of_environment(|name| std::env::var(name).ok())?,
         };
-        if let Some(threads) = self.threads {
-            tch::set_num_threads(threads.into());
-        }
-        if self.device.is_cuda() && !tch::Cuda::is_available() {
-            return Err("no CUDA device can be used: libtorch has no CUDA here; use --device cpu".to_owned());
-        }
         let options = Options {
             coordinator: self.coordinator,
             rank,
-            device: self.device,
+            device: self.compute.prepare()?,
             host: self.host,
             patience: Duration::from_secs(self.join_timeout),
         };
@@ -61,15 +50,6 @@ fn rank_of_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Opti
         return Ok(None);
     };
     value.parse().map(Some).map_err(|_| format!("environment variable {name} is {value:?}, not a rank"))
-}
-
-fn device(text: &str) -> Result<Device, String> {
-    match text.split_once(':') {
-        None if text == "cpu" => Ok(Device::Cpu),
-        None if text == "cuda" => Ok(Device::Cuda(0)),
-        Some(("cuda", number)) if number.parse::<u8>().is_ok() => Ok(Device::Cuda(number.parse().unwrap_or_default())),
-        _ => Err("expected cpu or cuda:N".to_owned()),
-    }
 }
 
 #[cfg(test)]
@@ -87,12 +67,5 @@ mod tests {
         assert_eq!(rank_of_environment(|_| None), Ok(None));
         let error = rank_of_environment(|_| Some("one".to_owned())).unwrap_err();
         assert_eq!(error, "environment variable RANK is \"one\", not a rank");
-    }
-
-    #[test]
-    fn devices_are_parsed() {
-        assert_eq!(device("cpu"), Ok(Device::Cpu));
-        assert_eq!(device("cuda:3"), Ok(Device::Cuda(3)));
-        assert!(["gpu", "cuda:x", "cuda:-1", ""].iter().all(|text| device(text).is_err()));
     }
 }

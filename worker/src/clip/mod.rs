@@ -2,86 +2,93 @@
 //!
 //! Parameter names are those of OpenAI's release, which PAC-S ships too.
 
+#[cfg(test)]
+pub(crate) mod golden;
 mod text;
 mod transformer;
 mod vision;
 
+use std::collections::BTreeMap;
+
 use runfile::Preset;
 use tch::{Device, Kind, Tensor};
+use weights::clip::{Text as TextArchitecture, Vision as VisionKind};
+pub use weights::{Architecture, VisionArchitecture};
 
 pub use text::Text;
-pub use vision::Vision;
+pub use vision::{Pool, Vision};
 
-use crate::nn::{Builder, Parameters};
+use crate::nn::{Builder, Mismatch, Parameters};
 
-/// Sizes of the two towers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Pixels on a side.
-    pub image_size: i64,
-    /// Pixels on a side of a patch.
-    pub patch_size: i64,
-    /// Width, layers and heads of the vision tower.
-    pub vision: Tower,
-    /// Width, layers and heads of the text tower.
-    pub text: Tower,
-    /// Most tokens of a text, begin and end included.
-    pub context_length: i64,
-    /// Tokens known.
-    pub vocabulary_size: i64,
-    /// Width of the space that images and texts share.
-    pub embedding: i64,
+/// The architecture of a model that is trained from scratch, for a vocabulary of `vocabulary_size` tokens.
+#[must_use]
+pub fn preset(preset: Preset, vocabulary_size: usize) -> Architecture {
+    match preset {
+        Preset::Tiny => Architecture {
+            image_size: 64,
+            vision: VisionKind::Transformer { patch_size: 16, width: 96, layers: 3, heads: 4 },
+            text: TextArchitecture { width: 96, layers: 2, heads: 4, context_length: 48, vocabulary_size },
+            embedding: 96,
+        },
+        // ViT-B/32.
+        Preset::Dico => Architecture {
+            image_size: 224,
+            vision: VisionKind::Transformer { patch_size: 32, width: 768, layers: 12, heads: 12 },
+            text: TextArchitecture { width: 512, layers: 12, heads: 8, context_length: 77, vocabulary_size },
+            embedding: 512,
+        },
+    }
 }
 
-/// Size of a transformer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tower {
-    /// Width of the residual stream.
-    pub width: i64,
-    /// Residual blocks.
-    pub layers: i64,
-    /// Attention heads.
-    pub heads: i64,
+/// A vision tower alone, frozen: what a captioner sees through.
+pub struct Eyes {
+    architecture: VisionArchitecture,
+    vision: Vision,
+    parameters: Parameters,
 }
 
-impl Config {
-    /// The named size, for a vocabulary of `vocabulary_size` tokens.
-    #[must_use]
-    pub fn preset(preset: Preset, vocabulary_size: i64) -> Self {
-        match preset {
-            Preset::Tiny => Self {
-                image_size: 64,
-                patch_size: 16,
-                vision: Tower { width: 96, layers: 3, heads: 4 },
-                text: Tower { width: 96, layers: 2, heads: 4 },
-                context_length: 48,
-                vocabulary_size,
-                embedding: 96,
-            },
-            // ViT-B/32.
-            Preset::Dico => Self {
-                image_size: 224,
-                patch_size: 32,
-                vision: Tower { width: 768, layers: 12, heads: 12 },
-                text: Tower { width: 512, layers: 12, heads: 8 },
-                context_length: 77,
-                vocabulary_size,
-                embedding: 512,
-            },
-        }
+impl Eyes {
+    /// A tower with the parameters `values`, which may hold those of a whole CLIP.
+    ///
+    /// # Errors
+    /// Everything missing or misshapen, at once.
+    pub fn new(
+        architecture: VisionArchitecture,
+        values: &BTreeMap<String, Tensor>,
+        device: Device,
+    ) -> Result<Self, Mismatch> {
+        let mut builder = Builder::blank(device);
+        let vision = Vision::new(&mut builder, architecture.image_size, &architecture.vision);
+        let parameters = builder.finish();
+        let needed = parameters.named().filter_map(|(name, _)| Some((name.to_owned(), values.get(name)?.shallow_clone())));
+        parameters.copy_into(parameters.flat(), &needed.collect())?;
+        Ok(Self { architecture, vision, parameters })
     }
 
-    /// Positions of the vision tower's output: the class token and the patches.
+    /// Its sizes.
     #[must_use]
-    pub fn vision_tokens(&self) -> i64 {
-        (self.image_size / self.patch_size).pow(2) + 1
+    pub fn architecture(&self) -> &VisionArchitecture {
+        &self.architecture
+    }
+
+    /// See [`Vision::hidden`].
+    pub fn hidden(&self, images: &Tensor) -> Tensor {
+        self.vision.hidden(images)
+    }
+
+    /// Its parameters.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
     }
 }
 
 /// Both towers and the temperature that they were trained with.
 pub struct Clip {
-    /// Images to hidden states and embeddings.
+    architecture: Architecture,
+    /// Images to hidden states.
     pub vision: Vision,
+    pool: Pool,
     /// Texts to embeddings.
     pub text: Text,
     logit_scale: Tensor,
@@ -91,13 +98,42 @@ pub struct Clip {
 impl Clip {
     /// A model with parameters drawn from `seed`.
     #[must_use]
-    pub fn new(config: &Config, seed: u64, device: Device) -> Self {
-        let mut builder = Builder::new(seed, device);
-        let vision = Vision::new(&mut builder, config);
-        let text = Text::new(&mut builder, config);
+    pub fn new(architecture: Architecture, seed: u64, device: Device) -> Self {
+        Self::build(architecture, Builder::new(seed, device))
+    }
+
+    /// A model with the parameters `values`.
+    ///
+    /// # Errors
+    /// Everything missing, extra or misshapen, at once.
+    pub fn with(
+        architecture: Architecture,
+        values: &BTreeMap<String, Tensor>,
+        device: Device,
+    ) -> Result<Self, Mismatch> {
+        let clip = Self::build(architecture, Builder::blank(device));
+        clip.parameters.copy_into(clip.parameters.flat(), values)?;
+        Ok(clip)
+    }
+
+    fn build(architecture: Architecture, mut builder: Builder) -> Self {
+        let vision = Vision::new(&mut builder, architecture.image_size, &architecture.vision);
+        let pool = Pool::new(&mut builder, &architecture);
+        let text = Text::new(&mut builder, &architecture);
         // The authors start at a temperature of 0.07.
         let logit_scale = builder.constant("logit_scale", &[], (1.0_f64 / 0.07).ln());
-        Self { vision, text, logit_scale, parameters: builder.finish() }
+        Self { architecture, vision, pool, text, logit_scale, parameters: builder.finish() }
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// Hidden states of [`Clip::vision`] to unit embeddings `[batch, embedding]`.
+    pub fn embed(&self, hidden: &Tensor) -> Tensor {
+        unit(&self.pool.embed(hidden))
     }
 
     /// All parameters.

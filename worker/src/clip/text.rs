@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
+use weights::clip::Architecture;
 
-use super::{Config, transformer::Transformer, unit};
+use super::{transformer::Transformer, unit};
 use crate::nn::{Builder, Embedding, LayerNorm, causal_mask};
 use crate::text::TokenBatch;
 
@@ -17,14 +18,16 @@ pub struct Text {
 }
 
 impl Text {
-    pub(super) fn new(builder: &mut Builder, config: &Config) -> Self {
-        let width = config.text.width;
+    pub(super) fn new(builder: &mut Builder, architecture: &Architecture) -> Self {
+        let tower = &architecture.text;
+        let [width, context, vocabulary, embedding] =
+            [tower.width, tower.context_length, tower.vocabulary_size, architecture.embedding].map(|size| size as i64);
         Self {
-            token_embedding: Embedding::new(builder, "token_embedding", config.vocabulary_size, width, 0.02),
-            positional_embedding: builder.normal("positional_embedding", &[config.context_length, width], 0.01),
-            transformer: Transformer::new(builder, "transformer", config.text),
+            token_embedding: Embedding::new(builder, "token_embedding", vocabulary, width, 0.02),
+            positional_embedding: builder.normal("positional_embedding", &[context, width], 0.01),
+            transformer: Transformer::new(builder, "transformer", (tower.width, tower.layers, tower.heads)),
             ln_final: LayerNorm::new(builder, "ln_final", width, 1e-5),
-            text_projection: builder.normal("text_projection", &[width, config.embedding], (width as f64).powf(-0.5)),
+            text_projection: builder.normal("text_projection", &[width, embedding], (width as f64).powf(-0.5)),
         }
     }
 
@@ -58,11 +61,11 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::clip::Clip;
+    use crate::clip::{Clip, preset};
 
     #[test]
     fn a_text_is_embedded_alike_whatever_stands_beside_it() {
-        let clip = Clip::new(&Config::preset(Preset::Tiny, 50), 1, Device::Cpu);
+        let clip = Clip::new(preset(Preset::Tiny, 50), 1, Device::Cpu);
         let texts: Vec<Vec<i64>> = (0..80).map(|i| (0..2 + i * 7 % 30).map(|j| (i + j) % 50).collect()).collect();
         let together = clip.text.embed(&TokenBatch::new(&texts, 49, Device::Cpu));
         for (number, text) in texts.iter().enumerate().step_by(9) {

@@ -1,6 +1,5 @@
 use tch::{Kind, Tensor};
 
-use super::Tower;
 use crate::nn::{Builder, LayerNorm, Linear, Mode, attention, merge_heads, split_heads};
 
 /// A stack of pre-norm residual blocks, `{name}.resblocks.*`.
@@ -20,9 +19,10 @@ struct Block {
 }
 
 impl Transformer {
-    /// Starts as OpenAI's `initialize_parameters` does.
-    pub fn new(builder: &mut Builder, name: &str, tower: Tower) -> Self {
-        let blocks = (0..tower.layers).map(|i| Block::new(builder, &format!("{name}.resblocks.{i}"), tower)).collect();
+    /// Width, layers and heads. Starts as OpenAI's `initialize_parameters` does.
+    pub fn new(builder: &mut Builder, name: &str, (width, layers, heads): (usize, usize, usize)) -> Self {
+        let sizes = (width as i64, layers as i64, heads as i64);
+        let blocks = (0..layers).map(|i| Block::new(builder, &format!("{name}.resblocks.{i}"), sizes)).collect();
         Self { blocks }
     }
 
@@ -33,7 +33,7 @@ impl Transformer {
 }
 
 impl Block {
-    fn new(builder: &mut Builder, name: &str, Tower { width, layers, heads }: Tower) -> Self {
+    fn new(builder: &mut Builder, name: &str, (width, layers, heads): (i64, i64, i64)) -> Self {
         let into = (width as f64).powf(-0.5);
         let out = into * (2.0 * layers as f64).powf(-0.5);
         let hidden = (2.0 * width as f64).powf(-0.5);

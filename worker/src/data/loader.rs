@@ -1,12 +1,13 @@
-//! Decodes batches ahead of the training thread, on threads of its own.
+//! Prepares batches ahead of the training thread, on threads of its own: decodes images, or reads rows of a feature store.
 
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use dataset::{DataSet, Split};
+use features::{Dtype, Store};
 use tch::{Device, Kind, Tensor};
-
-use super::{DataSet, Error, decode};
 
 /// CLIP's channel means and deviations, of values in 0..1.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -21,56 +22,86 @@ pub struct Sample {
     pub caption: usize,
 }
 
-/// Which split.
+/// Pixels on a side that the two vision towers want.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Split {
-    Train,
-    Validation,
+pub struct Sizes {
+    /// Of the captioner's.
+    pub captioner: u32,
+    /// Of the evaluator's.
+    pub evaluator: u32,
 }
 
-/// Decoded samples.
+/// Where batches come from.
+pub struct Source {
+    /// Images and captions.
+    pub data: Arc<DataSet>,
+    /// What pixels are wanted.
+    pub sizes: Sizes,
+    /// Read in place of images: the stores of the training and the validation split.
+    pub stores: Option<[Store; 2]>,
+    /// Leave images out that cannot be decoded.
+    pub skip_corrupt: bool,
+}
+
+/// Prepared samples.
 pub struct Batch {
-    /// Bytes `[batch, size, size, 3]`.
-    pixels: Tensor,
+    /// What is there of the images.
+    pub views: Views,
     /// The samples, without those whose image could not be decoded.
     pub samples: Vec<Sample>,
     /// How many could not be.
     pub skipped: u64,
 }
 
-impl Batch {
-    /// Normalised pixels `[batch, 3, size, size]` of samples `from..to`, on `device`.
-    pub fn images(&self, from: usize, to: usize, device: Device) -> Tensor {
-        let pixels = self.pixels.narrow(0, from as i64, (to - from) as i64).to_device(device);
-        let constant = |values: [f32; 3]| Tensor::from_slice(&values).to_device(device);
-        let values = pixels.to_kind(Kind::Float) / 255.0;
-        ((values - constant(MEAN)) / constant(DEVIATION)).permute([0, 3, 1, 2]).contiguous()
-    }
+/// What is there of a batch's images.
+pub enum Views {
+    /// Bytes `[batch, size, size, 3]`.
+    Pixels {
+        /// As the captioner's tower wants them.
+        captioner: Tensor,
+        /// As the evaluator's does, where that is another size.
+        evaluator: Option<Tensor>,
+    },
+    /// What the frozen towers made of them, in a store's type.
+    Features {
+        /// Hidden states of the captioner's tower, `[batch, tokens, width]`.
+        hidden: Tensor,
+        /// Unit embeddings of the evaluator, `[batch, embedding]`.
+        embeddings: Tensor,
+    },
+}
+
+/// Normalises images `range` of bytes `[batch, size, size, 3]` to `[images, 3, size, size]` on `device`.
+pub fn normalise(pixels: &Tensor, range: Range<usize>, device: Device) -> Tensor {
+    let pixels = pixels.narrow(0, range.start as i64, range.len() as i64).to_device(device);
+    let constant = |values: [f32; 3]| Tensor::from_slice(&values).to_device(device);
+    let values = pixels.to_kind(Kind::Float) / 255.0;
+    ((values - constant(MEAN)) / constant(DEVIATION)).permute([0, 3, 1, 2]).contiguous()
 }
 
 struct Job {
     split: Split,
     samples: Vec<Sample>,
-    done: std::sync::mpsc::SyncSender<Result<Batch, Error>>,
+    done: SyncSender<Result<Batch, String>>,
 }
 
 /// A batch under way.
-pub struct Pending(Receiver<Result<Batch, Error>>);
+pub struct Pending(Receiver<Result<Batch, String>>);
 
 impl Pending {
     /// Waits for it.
     ///
     /// # Errors
-    /// An image could not be decoded and may not be skipped.
+    /// An image could not be decoded and may not be skipped, or a feature store is damaged.
     ///
     /// # Panics
-    /// A decoding thread panicked.
-    pub fn wait(self) -> Result<Batch, Error> {
-        self.0.recv().expect("decoding threads answer every job")
+    /// A loading thread panicked.
+    pub fn wait(self) -> Result<Batch, String> {
+        self.0.recv().expect("loading threads answer every job")
     }
 }
 
-/// Threads that decode images.
+/// Threads that prepare batches.
 pub struct Loader {
     /// Taken when dropped, which ends the threads.
     jobs: Option<Sender<Job>>,
@@ -78,20 +109,21 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Starts `threads` threads that decode images of `data` to `size` x `size` pixels.
+    /// Starts `threads` threads.
     #[must_use]
-    pub fn new(data: Arc<DataSet>, size: u32, threads: usize, skip_corrupt: bool) -> Self {
+    pub fn new(source: Source, threads: usize) -> Self {
+        let source = Arc::new(source);
         let (sender, receiver) = channel::<Job>();
         let receiver = Arc::new(Mutex::new(receiver));
         let threads = (0..threads.max(1))
             .map(|_| {
-                let (data, receiver) = (Arc::clone(&data), Arc::clone(&receiver));
+                let (source, receiver) = (Arc::clone(&source), Arc::clone(&receiver));
                 std::thread::spawn(move || {
                     loop {
                         let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
                         let Ok(job) = job else { return };
                         // A batch that nobody waits for any more is of no interest.
-                        _ = job.done.send(load(&data, &job, size, skip_corrupt));
+                        _ = job.done.send(source.load(job.split, job.samples));
                     }
                 })
             })
@@ -105,16 +137,16 @@ impl Loader {
         self.start(Split::Train, samples)
     }
 
-    /// Starts on images `from..to` of the validation split.
+    /// Starts on images `from..to` of a split.
     #[must_use]
-    pub fn validation(&self, from: usize, to: usize) -> Pending {
-        self.start(Split::Validation, (from..to).map(|image| Sample { image, caption: 0 }).collect())
+    pub fn images(&self, split: Split, from: usize, to: usize) -> Pending {
+        self.start(split, (from..to).map(|image| Sample { image, caption: 0 }).collect())
     }
 
     fn start(&self, split: Split, samples: Vec<Sample>) -> Pending {
         let (done, pending) = sync_channel(1);
         let jobs = self.jobs.as_ref().expect("jobs are only taken by drop");
-        jobs.send(Job { split, samples, done }).expect("decoding threads live as long as the loader");
+        jobs.send(Job { split, samples, done }).expect("loading threads live as long as the loader");
         Pending(pending)
     }
 }
@@ -129,25 +161,76 @@ impl Drop for Loader {
     }
 }
 
-fn load(data: &DataSet, job: &Job, size: u32, skip_corrupt: bool) -> Result<Batch, Error> {
-    let items = match job.split {
-        Split::Train => &data.train,
-        Split::Validation => &data.validation,
-    };
-    let mut pixels = Vec::with_capacity(job.samples.len() * (size * size * 3) as usize);
-    let mut samples = Vec::with_capacity(job.samples.len());
-    for &sample in &job.samples {
-        match decode(&items[sample.image].path, size) {
-            Ok(decoded) => {
-                pixels.extend(decoded);
-                samples.push(sample);
-            }
-            Err(error) if skip_corrupt => tracing::warn!("leaving out {error}"),
-            Err(error) => return Err(error),
+impl Source {
+    fn load(&self, split: Split, samples: Vec<Sample>) -> Result<Batch, String> {
+        let store = self.stores.as_ref().and_then(|[train, validation]| match split {
+            Split::Train => Some(train),
+            Split::Validation => Some(validation),
+            Split::Test => None,
+        });
+        match store {
+            Some(store) => read_rows(store, &samples),
+            None => self.decode(split, &samples),
         }
     }
-    let side = i64::from(size);
-    let pixels = Tensor::from_slice(&pixels).view([samples.len() as i64, side, side, 3]);
-    let skipped = (job.samples.len() - samples.len()) as u64;
-    Ok(Batch { pixels, samples, skipped })
+
+    fn decode(&self, split: Split, wanted: &[Sample]) -> Result<Batch, String> {
+        let Sizes { captioner, evaluator } = self.sizes;
+        let sizes = if captioner == evaluator { vec![captioner] } else { vec![captioner, evaluator] };
+        let mut pixels = vec![Vec::new(); sizes.len()];
+        let mut samples = Vec::with_capacity(wanted.len());
+        for &sample in wanted {
+            let item = &self.data.split(split)[sample.image];
+            let decoded: Result<Vec<_>, _> = sizes.iter().map(|&size| self.data.pixels(item, size)).collect();
+            match decoded {
+                Ok(decoded) => {
+                    pixels.iter_mut().zip(decoded).for_each(|(all, one)| all.extend(one));
+                    samples.push(sample);
+                }
+                Err(error) if self.skip_corrupt => tracing::warn!("leaving out {error}"),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        let mut tensors = pixels.iter().zip(&sizes).map(|(pixels, &size)| {
+            let side = i64::from(size);
+            Tensor::from_slice(pixels).view([samples.len() as i64, side, side, 3])
+        });
+        let captioner = tensors.next().expect("there is always one size");
+        let views = Views::Pixels { captioner, evaluator: tensors.next() };
+        let skipped = (wanted.len() - samples.len()) as u64;
+        Ok(Batch { views, samples, skipped })
+    }
+}
+
+fn read_rows(store: &Store, wanted: &[Sample]) -> Result<Batch, String> {
+    let manifest = store.manifest();
+    let [tokens, width, embedding] = [manifest.tokens, manifest.width, manifest.embedding].map(|size| size as i64);
+    let split_at = (tokens * width) as usize * manifest.dtype.size();
+    let (mut hidden, mut embeddings, mut samples) = (Vec::new(), Vec::new(), Vec::with_capacity(wanted.len()));
+    for &sample in wanted {
+        let (first, second) = store.row(sample.image).map_err(|error| error.to_string())?.split_at(split_at);
+        // The store's mark of an image that could not be decoded.
+        if second.iter().any(|&byte| byte != 0) {
+            hidden.extend_from_slice(first);
+            embeddings.extend_from_slice(second);
+            samples.push(sample);
+        }
+    }
+    let (kind, images) = (kind(manifest.dtype), samples.len() as i64);
+    let views = Views::Features {
+        hidden: Tensor::from_data_size(&hidden, &[images, tokens, width], kind),
+        embeddings: Tensor::from_data_size(&embeddings, &[images, embedding], kind),
+    };
+    let skipped = (wanted.len() - samples.len()) as u64;
+    Ok(Batch { views, samples, skipped })
+}
+
+/// libtorch's name of a store's type.
+#[must_use]
+pub fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::Bf16 => Kind::BFloat16,
+    }
 }

@@ -95,6 +95,33 @@ impl LayerNorm {
     }
 }
 
+/// Batch normalisation of `[batch, channels, ..]` by running statistics, which are not trained here.
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+}
+
+impl BatchNorm {
+    /// Parameters `{name}.weight`, `.bias`, `.running_mean` and `.running_var`.
+    pub fn new(builder: &mut Builder, name: &str, channels: i64) -> Self {
+        let mut constant = |part: &str, value| builder.constant(&format!("{name}.{part}"), &[channels], value);
+        Self {
+            weight: constant("weight", 1.0),
+            bias: constant("bias", 0.0),
+            running_mean: constant("running_mean", 0.0),
+            running_var: constant("running_var", 1.0),
+        }
+    }
+
+    /// Shape is kept.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let Self { weight, bias, running_mean, running_var } = self;
+        x.batch_norm(Some(weight), Some(bias), Some(running_mean), Some(running_var), false, 0.1, 1e-5, true)
+    }
+}
+
 /// A table of vectors, `[entries, width]`.
 pub struct Embedding {
     weight: Tensor,

@@ -8,7 +8,8 @@ use tch::{Device, Kind, Tensor, no_grad};
 /// Each parameter is drawn from a generator seeded by the model's seed and the parameter's name, so adding a layer does
 /// not change how the others start.
 pub struct Builder {
-    seed: u64,
+    /// None where the values do not matter because others will be copied over them.
+    seed: Option<u64>,
     device: Device,
     made: Vec<(String, Tensor)>,
 }
@@ -17,12 +18,19 @@ impl Builder {
     /// A builder for a model on `device`.
     #[must_use]
     pub fn new(seed: u64, device: Device) -> Self {
-        Self { seed, device, made: Vec::new() }
+        Self { seed: Some(seed), device, made: Vec::new() }
+    }
+
+    /// A builder for a model whose parameters will be overwritten: drawing hundreds of millions of them takes seconds.
+    #[must_use]
+    pub fn blank(device: Device) -> Self {
+        Self { seed: None, device, made: Vec::new() }
     }
 
     /// A parameter drawn from a normal distribution around 0.
     pub fn normal(&mut self, name: &str, shape: &[i64], deviation: f64) -> Tensor {
-        tch::manual_seed(crate::seeds::derive(self.seed, name) as i64);
+        let Some(seed) = self.seed else { return self.constant(name, shape, 0.0) };
+        tch::manual_seed(crate::seeds::derive(seed, name) as i64);
         let values = Tensor::randn(shape, (Kind::Float, Device::Cpu)) * deviation;
         self.add(name, values)
     }

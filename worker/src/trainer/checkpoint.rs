@@ -1,30 +1,32 @@
-//! A checkpoint is a folder: `models.safetensors` (every model under its name), `optimizer.safetensors` (both moments) and
-//! `state.json` (where in the run it was taken, and the vocabulary). It appears under its name only when it is complete.
+//! A checkpoint is a model folder ([`weights::folder`]) with what it takes to go on: a safetensors file for each of the run's
+//! own models, `optimizer.safetensors` (both moments) and `state.json` (where in the run it was taken). It appears under its
+//! name only when it is complete.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
 use proto::v1;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
+use weights::Archive;
 
 use super::{Stop, Trainer};
+use crate::tensors;
 
 /// Raised when older programs cannot read newer checkpoints.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+const STATE: &str = "state.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
 
 #[derive(Serialize, Deserialize)]
-struct Manifest {
+struct Place {
     format: u32,
     run: String,
     stage: u32,
     stage_name: String,
     step: u64,
     parameters_sha256: String,
-    /// CLIP's number of each of the models' tokens, without begin, end and pad.
-    vocabulary: Vec<u16>,
 }
 
 impl Trainer {
@@ -34,22 +36,23 @@ impl Trainer {
         if !folder.starts_with(&self.run.output) || path.contains("..") {
             return Err(Stop::Fatal(format!("told to write to {path}, outside {}", self.run.output.display())));
         }
-        let failed = |error: std::io::Error| Stop::Fatal(format!("cannot write checkpoint {path}: {error}"));
-        self.write(folder).map_err(failed)?;
+        self.write(folder).map_err(|problem| Stop::Fatal(format!("cannot write checkpoint {path}: {problem}")))?;
         tracing::info!(path, "checkpoint written");
         Ok(path.to_owned())
     }
 
-    fn write(&self, folder: &Path) -> std::io::Result<()> {
-        let parent = folder.parent().ok_or_else(|| std::io::Error::other("a folder needs a parent"))?;
-        std::fs::create_dir_all(parent)?;
+    fn write(&self, folder: &Path) -> Result<(), String> {
+        let text = |error: std::io::Error| error.to_string();
+        let parent = folder.parent().ok_or("a folder needs a parent")?;
+        std::fs::create_dir_all(parent).map_err(text)?;
         let scratch = folder.with_extension("partial");
-        remove(&scratch)?;
-        std::fs::create_dir(&scratch)?;
-        let models = self.state.models().flat_map(|(model, parameters)| {
-            parameters.named().map(move |(name, tensor)| (format!("{model}.{name}"), tensor.shallow_clone()))
-        });
-        write_tensors(&scratch.join("models.safetensors"), models)?;
+        remove(&scratch).map_err(text)?;
+        std::fs::create_dir(&scratch).map_err(text)?;
+        let manifest = self.origins.manifest(&self.state.models);
+        manifest.write(&scratch).map_err(|error| error.to_string())?;
+        for (model, parameters) in self.state.own() {
+            write_tensors(&scratch.join(file_name(model)), parameters.named())?;
+        }
         let position = self.state.position.unwrap_or_default();
         let stage = &self.run.stages[position.stage as usize];
         let trained = self.state.trained(stage.objective);
@@ -57,22 +60,21 @@ impl Trainer {
         let moments = moments.into_iter().flat_map(|(moment, buffer)| {
             trained.views(buffer).map(move |(name, view)| (format!("{moment}.{name}"), view))
         });
-        write_tensors(&scratch.join("optimizer.safetensors"), moments)?;
-        let manifest = Manifest {
+        write_tensors(&scratch.join(OPTIMIZER), moments)?;
+        let place = Place {
             format: FORMAT,
             run: self.run.name.clone(),
             stage: position.stage,
             stage_name: stage.name.clone(),
             step: position.step,
             parameters_sha256: self.state.parameters_sha256(),
-            vocabulary: self.vocabulary.tokens().to_vec(),
         };
-        let file = File::create(scratch.join("state.json"))?;
-        serde_json::to_writer_pretty(&file, &manifest)?;
-        file.sync_all()?;
-        remove(folder)?;
-        std::fs::rename(&scratch, folder)?;
-        File::open(parent)?.sync_all()
+        let file = File::create(scratch.join(STATE)).map_err(text)?;
+        serde_json::to_writer_pretty(&file, &place).map_err(|error| error.to_string())?;
+        file.sync_all().map_err(text)?;
+        remove(folder).map_err(text)?;
+        std::fs::rename(&scratch, folder).map_err(text)?;
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(text)
     }
 
     /// Takes over the state that the folder `path` holds.
@@ -84,39 +86,41 @@ impl Trainer {
     }
 
     fn read(&mut self, folder: &Path) -> Result<(), String> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let manifest = std::fs::read(folder.join("state.json")).map_err(|error| format!("state.json: {error}"))?;
-        let manifest: Manifest = serde_json::from_slice(&manifest).map_err(|error| format!("state.json: {error}"))?;
-        if manifest.format != FORMAT {
-            return Err(format!("it has format {}, this program reads {FORMAT}", manifest.format));
+        let place = std::fs::read(folder.join(STATE)).map_err(|error| format!("{STATE}: {error}"))?;
+        let place: Place = serde_json::from_slice(&place).map_err(|error| format!("{STATE}: {error}"))?;
+        if place.format != FORMAT {
+            return Err(format!("it has format {}, this program reads {FORMAT}", place.format));
         }
-        if manifest.vocabulary != self.vocabulary.tokens() {
+        let models = weights::folder::Folder::open(folder).map_err(|error| error.to_string())?;
+        if models.manifest().vocabulary != self.origins.captioner_vocabulary.to_stored() {
             return Err("it was made with another vocabulary".to_owned());
         }
-        let stage = self.run.stages.get(manifest.stage as usize).filter(|stage| stage.name == manifest.stage_name);
-        let objective = stage.ok_or_else(|| format!("the run has no stage {}", manifest.stage_name))?.objective;
-        self.state.enter_stage(&self.run, manifest.stage as usize);
-        let mut models = read_tensors(&folder.join("models.safetensors"))?;
-        for (model, parameters) in self.state.models() {
-            let values = take_prefix(&mut models, model);
-            parameters.copy_into(parameters.flat(), &values).map_err(|error| text(&error))?;
+        let stage = self.run.stages.get(place.stage as usize).filter(|stage| stage.name == place.stage_name);
+        let objective = stage.ok_or_else(|| format!("the run has no stage {}", place.stage_name))?.objective;
+        self.state.enter_stage(&self.run, place.stage as usize);
+        for (model, parameters) in self.state.own() {
+            let values = read_tensors(&folder.join(file_name(model)))?;
+            let copied = parameters.copy_into(parameters.flat(), &values);
+            copied.map_err(|mismatch| format!("{}: {mismatch}", file_name(model)))?;
         }
-        let mut moments = read_tensors(&folder.join("optimizer.safetensors"))?;
+        let mut moments = read_tensors(&folder.join(OPTIMIZER))?;
         let trained = self.state.trained(objective);
         for (moment, buffer) in [("first", &self.state.optimizer.first), ("second", &self.state.optimizer.second)] {
-            let values = take_prefix(&mut moments, moment);
-            trained.copy_into(buffer, &values).map_err(|error| text(&error))?;
+            let copied = trained.copy_into(buffer, &take_prefix(&mut moments, moment));
+            copied.map_err(|mismatch| format!("{OPTIMIZER}: {mismatch}"))?;
         }
         let found = self.state.parameters_sha256();
-        if found != manifest.parameters_sha256 {
-            return Err(format!(
-                "it is damaged: its parameters have SHA-256 {found}, not {}",
-                manifest.parameters_sha256
-            ));
+        if found != place.parameters_sha256 {
+            let wanted = place.parameters_sha256;
+            return Err(format!("it is damaged: its parameters have SHA-256 {found}, not {wanted}"));
         }
-        self.state.position = Some(v1::Position { stage: manifest.stage, step: manifest.step, generation: 0 });
+        self.state.position = Some(v1::Position { stage: place.stage, step: place.step, generation: 0 });
         Ok(())
     }
+}
+
+fn file_name(model: &str) -> String {
+    format!("{model}.safetensors")
 }
 
 fn remove(folder: &Path) -> std::io::Result<()> {
@@ -138,34 +142,16 @@ fn take_prefix(tensors: &mut BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap
     taken.collect()
 }
 
-fn write_tensors(path: &Path, tensors: impl Iterator<Item = (String, Tensor)>) -> std::io::Result<()> {
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
-        .map(|(name, tensor)| {
-            let tensor = tensor.to_device(Device::Cpu).contiguous();
-            let mut bytes = vec![0; tensor.numel() * 4];
-            tensor.copy_data_u8(&mut bytes, tensor.numel());
-            (name, tensor.size().iter().map(|&side| side as usize).collect(), bytes)
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).expect("bytes and shape come from one tensor");
-        (name.as_str(), view)
-    });
-    let file = File::create(path)?;
-    safetensors::serialize_to_file(views, None, path).map_err(std::io::Error::other)?;
-    file.sync_all()
+fn write_tensors(
+    path: &Path,
+    tensors: impl Iterator<Item = (impl Into<String>, impl std::borrow::Borrow<Tensor>)>,
+) -> Result<(), String> {
+    let tensors: Vec<_> =
+        tensors.map(|(name, tensor)| (name.into(), tensors::to_weights(tensor.borrow()))).collect();
+    weights::write_safetensors(path, &tensors).map_err(|error| error.to_string())
 }
 
 fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, String> {
-    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let bytes = std::fs::read(path).map_err(|error| named(&error))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| named(&error))?;
-    let tensors = file.iter().map(|(name, view)| {
-        if view.dtype() != Dtype::F32 {
-            return Err(named(&format!("{name} is {:?}, not F32", view.dtype())));
-        }
-        let shape: Vec<i64> = view.shape().iter().map(|&side| side as i64).collect();
-        Ok((name.to_owned(), Tensor::from_data_size(view.data(), &shape, Kind::Float)))
-    });
-    tensors.collect()
+    let archive = Archive::open(path).map_err(|error| error.to_string())?;
+    Ok(tensors::from_weights(archive.tensors()))
 }

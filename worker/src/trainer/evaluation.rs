@@ -1,12 +1,13 @@
 use std::collections::HashMap;
+use std::ops::Range;
 
+use dataset::{Item, Split};
 use proto::v1::{self, worker_message::Message};
 use runfile::Objective;
 use tch::{Kind, Tensor, no_grad};
 
 use super::{Stop, Trainer};
 use crate::clip::pac_s;
-use crate::data::Item;
 use crate::text::TokenBatch;
 
 /// Images captioned at once.
@@ -20,16 +21,13 @@ impl Trainer {
     pub(super) fn evaluate(&self, generation: u64, evaluation: u64) -> Result<(), Stop> {
         let collective = self.collective()?;
         let (rank, world) = (collective.rank(), collective.world_size());
-        let images = self.data.validation.len();
+        let images = self.data.split(Split::Validation).len();
         let per_rank = images.div_ceil(world);
         let share = (rank * per_rank).min(images)..((rank + 1) * per_rank).min(images);
-        let hidden = self.validation_hidden(share.clone())?;
-        let embedding = self.state.clip_config.embedding;
-        let own = no_grad(|| {
-            let embedded: Vec<Tensor> = hidden.iter().map(|hidden| self.state.evaluator.vision.embed(hidden)).collect();
-            let missing = Tensor::zeros([(per_rank - share.len()) as i64, embedding], (Kind::Float, self.device));
-            Tensor::cat(&embedded.iter().chain([&missing]).collect::<Vec<_>>(), 0)
-        });
+        let (hidden, embeddings) = self.validation_sight(share.clone())?;
+        let embedding = self.state.models.evaluator.architecture().embedding as i64;
+        let missing = Tensor::zeros([(per_rank - share.len()) as i64, embedding], (Kind::Float, self.device));
+        let own = Tensor::cat(&embeddings.iter().chain([&missing]).collect::<Vec<_>>(), 0);
         let all = Tensor::cat(&collective.all_gather(&own)?, 0).narrow(0, 0, images as i64);
         for (number, hidden) in hidden.iter().enumerate() {
             let from = share.start + number * BATCH;
@@ -40,7 +38,7 @@ impl Trainer {
                 .into_iter()
                 .zip(scores)
                 .enumerate()
-                .map(|(i, (candidate, scores))| self.item(&self.data.validation[from + i], candidate, scores));
+                .map(|(i, (candidate, scores))| self.item(&self.data.split(Split::Validation)[from + i], candidate, scores));
             let items = items.collect();
             self.report(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, items }));
             if self.abandon.is_raised() {
@@ -50,41 +48,44 @@ impl Trainer {
         Ok(())
     }
 
-    fn validation_hidden(&self, share: std::ops::Range<usize>) -> Result<Vec<Tensor>, Stop> {
+    /// Hidden states and embeddings of some validation images, batch by batch.
+    fn validation_sight(&self, share: Range<usize>) -> Result<(Vec<Tensor>, Vec<Tensor>), Stop> {
         let parts = share.clone().step_by(BATCH).map(|from| (from, share.end.min(from + BATCH)));
-        let pending: Vec<_> = parts.map(|(from, to)| (to - from, self.loader.validation(from, to))).collect();
-        pending
-            .into_iter()
-            .map(|(count, pending)| {
-                let batch = pending.wait()?;
-                if batch.skipped > 0 {
-                    let reason = format!("{} validation images cannot be decoded: take them out", batch.skipped);
-                    return Err(Stop::Fatal(reason));
-                }
-                let images = batch.images(0, count, self.device);
-                Ok(no_grad(|| self.state.evaluator.vision.hidden(&images)))
-            })
-            .collect()
+        let pending: Vec<_> = parts
+            .map(|(from, to)| (to - from, self.loader.images(Split::Validation, from, to)))
+            .collect();
+        let sights = pending.into_iter().map(|(count, pending)| {
+            let batch = pending.wait()?;
+            if batch.skipped > 0 {
+                let reason = format!("{} validation images cannot be decoded: take them out", batch.skipped);
+                return Err(Stop::Fatal(reason));
+            }
+            let hidden = self.state.models.hidden(&batch, 0..count);
+            let embeddings = self.state.models.embeddings(&batch, 0..count, &hidden);
+            Ok((hidden, embeddings))
+        });
+        sights.collect()
     }
 
     fn candidates(&self, from: usize, hidden: &Tensor) -> Vec<Candidate> {
-        let items = &self.data.validation[from..from + hidden.size()[0] as usize];
+        let items = &self.data.split(Split::Validation)[from..from + hidden.size()[0] as usize];
         let stage = self.state.position.unwrap_or_default().stage as usize;
         if self.objective(stage) == Objective::Contrastive {
             return items.iter().enumerate().map(|(i, item)| Candidate::written(item, from + i)).collect();
         }
-        let found = self.state.captioner.search(hidden, &self.search());
-        let captions = found.iter().map(|beams| self.vocabulary.decode(&beams[0].tokens));
+        let found = self.state.models.captioner.search(hidden, &self.search());
+        let captions = found.iter().map(|beams| self.origins.captioner_vocabulary.decode(&beams[0].tokens));
         captions.zip(items).map(|(caption, item)| Candidate { caption, references: item.captions.clone() }).collect()
     }
 
     /// PAC-S and, of a caption's cosines with all validation images, whether its own image's is the highest.
     fn evaluator_scores(&self, texts: &[String], from: usize, images: &Tensor) -> Vec<(f64, f64)> {
-        let most = self.state.clip_config.context_length as usize;
-        let texts: Vec<Vec<i64>> = texts.iter().map(|text| self.vocabulary.encode(text, most)).collect();
-        let texts = TokenBatch::new(&texts, self.vocabulary.pad(), self.device);
+        let (evaluator, vocabulary) = (&self.state.models.evaluator, &self.origins.evaluator_vocabulary);
+        let most = evaluator.architecture().text.context_length;
+        let texts: Vec<Vec<i64>> = texts.iter().map(|text| vocabulary.encode(text, most)).collect();
+        let texts = TokenBatch::new(&texts, vocabulary.end(), self.device);
         no_grad(|| {
-            let texts = self.state.evaluator.text.embed(&texts);
+            let texts = evaluator.text.embed(&texts);
             let count = texts.size()[0];
             let pac_s = pac_s(&images.narrow(0, from as i64, count), &texts);
             let cosines = texts.matmul(&images.transpose(0, 1));

@@ -17,21 +17,24 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use dataset::{DataSet, Split};
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
 use runfile::{Objective, RunFile};
+use sha2::{Digest, Sha256};
 use tch::Device;
 
 use crate::captioner::Search;
 use crate::collective::{AbandonFlag, Broken, Collective, Gloo, Solo};
-use crate::data::{DataSet, Loader};
-use crate::text::Vocabulary;
+use crate::data::{Loader, Source};
+use crate::models::Origins;
+use crate::sight;
 use state::State;
 use step::{Ahead, Pairs};
 
 /// How long the members of a generation wait for each other before they report failure.
 const MEETING_PATIENCE: Duration = Duration::from_secs(60);
-/// Threads that decode images.
-const DECODING_THREADS: usize = 2;
+/// Threads that prepare batches.
+const LOADING_THREADS: usize = 2;
 
 /// A directive, and the flag that is raised when its generation is abandoned.
 pub struct Order {
@@ -78,9 +81,9 @@ impl From<Broken> for Stop {
     }
 }
 
-impl From<crate::data::Error> for Stop {
-    fn from(error: crate::data::Error) -> Self {
-        Self::Fatal(error.to_string())
+impl From<String> for Stop {
+    fn from(reason: String) -> Self {
+        Self::Fatal(reason)
     }
 }
 
@@ -103,7 +106,7 @@ pub struct Trainer {
     data: Arc<DataSet>,
     pairs: Pairs,
     scenes: Option<world::Scenes>,
-    vocabulary: Vocabulary,
+    origins: Origins,
     loader: Loader,
     ahead: Ahead,
     state: State,
@@ -130,25 +133,23 @@ impl Trainer {
         let data = Arc::new(DataSet::load(&run.data).map_err(|error| error.to_string())?);
         let scenes =
             run.data.scenes.as_deref().map(world::Scenes::load).transpose().map_err(|error| error.to_string())?;
-        let vocabulary = match run.vocabulary {
-            runfile::Vocabulary::Full => Vocabulary::full(),
-            runfile::Vocabulary::Corpus => {
-                Vocabulary::of_corpus(data.train.iter().flat_map(|item| &item.captions).map(String::as_str))
-            }
-        };
-        let state = State::new(&run, vocabulary.size(), device);
-        let size = state.clip_config.image_size as u32;
-        let loader = Loader::new(Arc::clone(&data), size, DECODING_THREADS, run.data.skip_corrupt);
+        let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
+        let origins = Origins::open(&run, captions)?;
+        let state = State::new(&run, &origins, device)?;
+        let stores = sight::stores(&run, &data, &origins, &state.models)?;
+        let skip_corrupt = run.data.skip_corrupt;
+        let source = Source { data: Arc::clone(&data), sizes: state.models.sizes(), stores, skip_corrupt };
+        let pairs = Pairs::new(data.split(Split::Train).iter().map(|item| item.captions.len()));
         progress.phase(v1::Phase::Idle);
         Ok(Self {
             run,
             device,
             host,
-            pairs: Pairs::new(data.train.iter().map(|item| item.captions.len())),
             data,
+            pairs,
             scenes,
-            vocabulary,
-            loader,
+            origins,
+            loader: Loader::new(source, LOADING_THREADS),
             ahead: Ahead::default(),
             state,
             collective: None,
@@ -159,14 +160,16 @@ impl Trainer {
         })
     }
 
-    /// What the coordinator is told of the data.
+    /// What the coordinator is told of the data; the fingerprint covers the weights that were read, too.
     #[must_use]
     pub fn data_set(&self) -> v1::DataSet {
+        let mut fingerprint = Sha256::new_with_prefix(self.data.fingerprint());
+        self.origins.frozen_sha256().for_each(|sha256| fingerprint.update(sha256));
         v1::DataSet {
-            train_images: self.data.train.len() as u64,
+            train_images: self.data.split(Split::Train).len() as u64,
             train_captions: self.data.train_captions(),
-            skipped_images: self.data.skipped,
-            fingerprint: self.data.fingerprint(),
+            skipped_images: self.data.skipped(),
+            fingerprint: format!("{:x}", fingerprint.finalize()),
         }
     }
 
@@ -257,7 +260,10 @@ impl Trainer {
         let source = match (order.source_rank, order.checkpoint.as_str()) {
             (Some(source), _) => source as usize,
             (None, "") => {
-                self.state.reset(&self.run);
+                // Before the first generation the state is what it starts from.
+                if self.state.position.is_some() {
+                    self.state = State::new(&self.run, &self.origins, self.device)?;
+                }
                 0
             }
             (None, path) => {
@@ -317,8 +323,9 @@ impl Trainer {
             beams: decoding.beams as usize,
             max_length: decoding.max_length as usize,
             length_penalty: decoding.length_penalty,
-            begin: self.vocabulary.begin(),
-            end: self.vocabulary.end(),
+            begin_counts_when_cut: decoding.begin_counts_when_cut,
+            begin: self.origins.captioner_vocabulary.begin(),
+            end: self.origins.captioner_vocabulary.end(),
         }
     }
 

@@ -3,75 +3,53 @@ use runfile::{Objective, RunFile};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
 
-use crate::captioner::{self, Captioner};
-use crate::clip::{self, Clip};
+use crate::captioner::Captioner;
 use crate::collective::{Broken, Collective};
+use crate::models::{Models, Origins};
 use crate::nn::Parameters;
 use crate::optimizer::Adam;
-use crate::seeds;
 
 /// Everything that training changes: what a newcomer has to be given and a checkpoint has to hold.
 pub struct State {
     /// The last update applied; none before the first generation.
     pub position: Option<v1::Position>,
-    pub clip_config: clip::Config,
-    pub evaluator: Clip,
-    captioner_config: captioner::Config,
-    pub captioner: Captioner,
+    pub models: Models,
     /// The captioner as it was when a DiCO stage began.
     pub reference: Option<Captioner>,
     /// Of the model that the stage trains.
     pub optimizer: Adam,
+    /// Whether the evaluator is anything else than what every worker reads from the same file.
+    evaluator_is_own: bool,
     stage: usize,
-    device: Device,
 }
 
 impl State {
-    /// The state that `run`'s seed gives, at the beginning of its first stage.
-    pub fn new(run: &RunFile, vocabulary_size: i64, device: Device) -> Self {
-        let clip_config = clip::Config::preset(run.evaluator.preset, vocabulary_size);
-        let vision = (clip_config.vision.width, clip_config.vision_tokens());
-        let captioner_config = captioner::Config::preset(run.captioner.preset, vision, vocabulary_size);
-        let evaluator = Clip::new(&clip_config, seeds::derive(run.seed, "evaluator"), device);
-        let captioner = Captioner::new(&captioner_config, seeds::derive(run.seed, "captioner"), device);
-        let optimizer = Adam::new(evaluator.parameters(), &run.stages[0].optimizer);
-        let mut state = Self {
-            position: None,
-            clip_config,
-            evaluator,
-            captioner_config,
-            captioner,
-            reference: None,
-            optimizer,
-            stage: 0,
-            device,
-        };
+    /// The state before any training, at the beginning of `run`'s first stage.
+    ///
+    /// # Errors
+    /// The models do not fit their weights or each other.
+    pub fn new(run: &RunFile, origins: &Origins, device: Device) -> Result<Self, String> {
+        let models = origins.models(device)?;
+        let optimizer = Adam::new(models.captioner.parameters(), &run.stages[0].optimizer);
+        let evaluator_is_own = origins.evaluator_is_own();
+        let mut state = Self { position: None, models, reference: None, optimizer, evaluator_is_own, stage: 0 };
         state.enter_stage(run, 0);
         state.position = None;
-        state
-    }
-
-    /// Goes back to what the seed gives.
-    pub fn reset(&mut self, run: &RunFile) {
-        *self = Self::new(run, self.clip_config.vocabulary_size, self.device);
+        Ok(state)
     }
 
     /// Begins stage `stage` at step 0: its model is trained, with fresh moments, and all else is frozen.
     pub fn enter_stage(&mut self, run: &RunFile, stage: usize) {
         let settings = &run.stages[stage];
-        self.evaluator.parameters_mut().stop_training();
-        self.captioner.parameters_mut().stop_training();
-        self.reference = (settings.objective == Objective::Dico).then(|| {
-            let reference = Captioner::new(&self.captioner_config, 0, self.device);
-            no_grad(|| reference.parameters().flat().shallow_clone().copy_(self.captioner.parameters().flat()));
-            reference
-        });
+        self.models.evaluator.parameters_mut().stop_training();
+        self.models.captioner.parameters_mut().stop_training();
+        self.reference = (settings.objective == Objective::Dico).then(|| self.models.captioner.copy());
         self.stage = stage;
         let generation = self.position.unwrap_or_default().generation;
         self.position = Some(v1::Position { stage: stage as u32, step: 0, generation });
         match settings.objective {
-            Objective::Contrastive => self.evaluator.parameters_mut().start_training(),
-            Objective::CrossEntropy | Objective::Dico => self.captioner.parameters_mut().start_training(),
+            Objective::Contrastive => self.models.evaluator.parameters_mut().start_training(),
+            Objective::CrossEntropy | Objective::Dico => self.models.captioner.parameters_mut().start_training(),
         }
         self.optimizer = Adam::new(self.trained(settings.objective), &settings.optimizer);
     }
@@ -79,30 +57,30 @@ impl State {
     /// The parameters that `objective` trains.
     pub fn trained(&self, objective: Objective) -> &Parameters {
         match objective {
-            Objective::Contrastive => self.evaluator.parameters(),
-            Objective::CrossEntropy | Objective::Dico => self.captioner.parameters(),
+            Objective::Contrastive => self.models.evaluator.parameters(),
+            Objective::CrossEntropy | Objective::Dico => self.models.captioner.parameters(),
         }
     }
 
     /// Update number `step` (from 1) of the model that `objective` trains.
     pub fn update(&mut self, objective: Objective, gradient: &Tensor, step: u64, learning_rate: f64) {
         let trained = match objective {
-            Objective::Contrastive => self.evaluator.parameters(),
-            Objective::CrossEntropy | Objective::Dico => self.captioner.parameters(),
+            Objective::Contrastive => self.models.evaluator.parameters(),
+            Objective::CrossEntropy | Objective::Dico => self.models.captioner.parameters(),
         };
         self.optimizer.update(trained, gradient, step, learning_rate);
     }
 
-    /// Models by name, in order.
-    pub fn models(&self) -> impl Iterator<Item = (&'static str, &Parameters)> {
+    /// The run's own models by name, in order: those that are no copies of a file that every worker has.
+    pub fn own(&self) -> impl Iterator<Item = (&'static str, &Parameters)> {
+        let evaluator = self.evaluator_is_own.then(|| ("evaluator", self.models.evaluator.parameters()));
+        let captioner = ("captioner", self.models.captioner.parameters());
         let reference = self.reference.as_ref().map(|reference| ("reference", reference.parameters()));
-        [("evaluator", self.evaluator.parameters()), ("captioner", self.captioner.parameters())]
-            .into_iter()
-            .chain(reference)
+        evaluator.into_iter().chain([captioner]).chain(reference)
     }
 
     fn buffers(&self) -> Vec<&Tensor> {
-        let models = self.models().map(|(_, parameters)| parameters.flat());
+        let models = self.own().map(|(_, parameters)| parameters.flat());
         models.chain([&self.optimizer.first, &self.optimizer.second]).collect()
     }
 
@@ -115,7 +93,7 @@ impl State {
         collective: &dyn Collective,
     ) -> Result<(), Broken> {
         let here = self.position.is_some_and(|own| own == position);
-        let flag = Tensor::from_slice(&[i64::from(!here)]).to_device(self.device);
+        let flag = Tensor::from_slice(&[i64::from(!here)]).to_device(self.optimizer.first.device());
         collective.all_reduce(&flag)?;
         if flag.int64_value(&[0]) > 0 {
             if self.stage != position.stage as usize {
@@ -127,10 +105,10 @@ impl State {
         Ok(())
     }
 
-    /// SHA-256 over all parameters of all models.
+    /// SHA-256 over all parameters of the run's own models.
     pub fn parameters_sha256(&self) -> String {
         let mut hash = Sha256::new();
-        for (_, parameters) in self.models() {
+        for (_, parameters) in self.own() {
             parameters.hash_into(&mut hash);
         }
         format!("{:x}", hash.finalize())

@@ -1,11 +1,13 @@
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::Instant;
 
+use dataset::Split;
 use proto::v1;
 use runfile::Objective;
 use statistics::Summary;
-use tch::no_grad;
 
+use super::state::State;
 use super::{Stop, Trainer};
 use crate::captioner::Captions;
 use crate::collective::Broken;
@@ -14,7 +16,7 @@ use crate::nn::Mode;
 use crate::objective::{Outcome, contrastive, cross_entropy, dico};
 use crate::optimizer::rate;
 use crate::seeds;
-use crate::text::TokenBatch;
+use crate::text::{TokenBatch, Vocabulary};
 
 /// Batches decoded ahead of the step that needs them.
 const AHEAD: u64 = 4;
@@ -114,7 +116,7 @@ impl Trainer {
         let settings = &self.run.stages[stage as usize];
         let key = seeds::combine(self.run.seed, &[u64::from(stage)]);
         let cursor = step * u64::from(settings.batch);
-        let images = &self.data.train;
+        let images = self.data.split(Split::Train);
         let indices = cursor + u64::from(begin)..cursor + u64::from(end);
         match settings.objective {
             Objective::CrossEntropy => {
@@ -144,53 +146,53 @@ impl Trainer {
         let part = settings.micro_batch.map_or(samples, |part| part as usize);
         let mut total = Total::default();
         for from in (0..samples).step_by(part) {
-            let to = samples.min(from + part);
-            let outcome = self.outcome(stage, batch, from, to)?;
+            let outcome = self.outcome(stage, batch, from..samples.min(from + part))?;
             outcome.loss.backward();
             total.add(outcome);
         }
         Ok(total)
     }
 
-    fn outcome(&self, stage: usize, batch: &Batch, from: usize, to: usize) -> Result<Outcome, Stop> {
+    fn outcome(&self, stage: usize, batch: &Batch, range: Range<usize>) -> Result<Outcome, Stop> {
         let settings = &self.run.stages[stage];
-        let images = batch.images(from, to, self.device);
-        let vision = &self.state.evaluator.vision;
-        let frozen = || no_grad(|| vision.hidden(&images));
+        let State { models, reference, .. } = &self.state;
         let mode = Mode::Train { dropout: self.run.captioner.dropout };
-        let captions = |most| {
-            let caption = |sample: &Sample| self.data.train[sample.image].captions[sample.caption].as_str();
-            let texts = batch.samples[from..to].iter().map(caption);
-            texts.map(|text| self.vocabulary.encode(text, most)).collect::<Vec<_>>()
+        let captions = |vocabulary: &Vocabulary, most| {
+            let caption = |sample: &Sample| &self.data.split(Split::Train)[sample.image].captions[sample.caption];
+            let texts = batch.samples[range.clone()].iter().map(caption);
+            texts.map(|text| vocabulary.encode(text, most)).collect::<Vec<_>>()
         };
         Ok(match settings.objective {
             Objective::Contrastive => {
-                let texts = captions(self.state.clip_config.context_length as usize);
-                let texts = TokenBatch::new(&texts, self.vocabulary.pad(), self.device);
-                let evaluator = &self.state.evaluator;
-                let images = vision.embed(&vision.hidden(&images));
+                let (evaluator, vocabulary) = (&models.evaluator, &self.origins.evaluator_vocabulary);
+                let texts = captions(vocabulary, evaluator.architecture().text.context_length);
+                let texts = TokenBatch::new(&texts, vocabulary.end(), self.device);
+                let images = models.evaluator_pixels(batch, range)?;
                 contrastive::outcome(
-                    &images,
+                    &evaluator.embed(&evaluator.vision.hidden(&images)),
                     &evaluator.text.embed(&texts),
                     &evaluator.logit_scale(),
                     self.collective()?,
                 )?
             }
             Objective::CrossEntropy => {
-                let texts = captions(self.run.decoding.max_length as usize);
-                let captions = Captions::new(&texts, 1, self.vocabulary.pad(), self.device);
-                cross_entropy::outcome(&self.state.captioner, &frozen(), &captions, mode)
+                let vocabulary = &self.origins.captioner_vocabulary;
+                let texts = captions(vocabulary, self.run.decoding.max_length as usize);
+                let captions = Captions::new(&texts, 1, vocabulary.pad(), self.device);
+                cross_entropy::outcome(&models.captioner, &models.hidden(batch, range), &captions, mode)
             }
             Objective::Dico => {
                 let context = dico::Context {
-                    reference: self.state.reference.as_ref().expect("a DiCO stage begins with a reference"),
-                    evaluator: &self.state.evaluator,
-                    context_length: self.state.clip_config.context_length as usize,
-                    vocabulary: &self.vocabulary,
+                    reference: reference.as_ref().expect("a DiCO stage begins with a reference"),
+                    evaluator: &models.evaluator,
+                    captioner_vocabulary: &self.origins.captioner_vocabulary,
+                    evaluator_vocabulary: &self.origins.evaluator_vocabulary,
                     search: self.search(),
                     settings: &settings.dico,
                 };
-                dico::outcome(&self.state.captioner, &frozen(), &context, mode)
+                let hidden = models.hidden(batch, range.clone());
+                let embeddings = models.embeddings(batch, range, &hidden);
+                dico::outcome(&models.captioner, &hidden, &embeddings, &context, mode)
             }
         })
     }

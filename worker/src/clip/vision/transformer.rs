@@ -1,23 +1,22 @@
 use tch::Tensor;
 
-use super::{Config, transformer::Transformer, unit};
+use crate::clip::transformer::Transformer;
 use crate::nn::{Builder, LayerNorm};
 
-/// The vision transformer, `visual.*`.
-pub struct Vision {
+/// A vision transformer up to its last block.
+pub struct VisionTransformer {
     patch_size: i64,
     conv1: Tensor,
     class_embedding: Tensor,
     positional_embedding: Tensor,
     ln_pre: LayerNorm,
     transformer: Transformer,
-    ln_post: LayerNorm,
-    projection: Tensor,
 }
 
-impl Vision {
-    pub(super) fn new(builder: &mut Builder, config: &Config) -> Self {
-        let (width, patch) = (config.vision.width, config.patch_size);
+impl VisionTransformer {
+    pub fn new(builder: &mut Builder, image_size: usize, patch_size: usize, tower: (usize, usize, usize)) -> Self {
+        let (width, patch) = (tower.0 as i64, patch_size as i64);
+        let tokens = (image_size / patch_size).pow(2) as i64 + 1;
         let scale = (width as f64).powf(-0.5);
         // PyTorch's convolutions start uniform within 1 / sqrt(fan-in); this is the normal of the same variance.
         let fan_in = (3 * patch * patch) as f64;
@@ -25,20 +24,12 @@ impl Vision {
             patch_size: patch,
             conv1: builder.normal("visual.conv1.weight", &[width, 3, patch, patch], (3.0 * fan_in).powf(-0.5)),
             class_embedding: builder.normal("visual.class_embedding", &[width], scale),
-            positional_embedding: builder.normal(
-                "visual.positional_embedding",
-                &[config.vision_tokens(), width],
-                scale,
-            ),
+            positional_embedding: builder.normal("visual.positional_embedding", &[tokens, width], scale),
             ln_pre: LayerNorm::new(builder, "visual.ln_pre", width, 1e-5),
-            transformer: Transformer::new(builder, "visual.transformer", config.vision),
-            ln_post: LayerNorm::new(builder, "visual.ln_post", width, 1e-5),
-            projection: builder.normal("visual.proj", &[width, config.embedding], scale),
+            transformer: Transformer::new(builder, "visual.transformer", tower),
         }
     }
 
-    /// Normalised pixels `[batch, 3, size, size]` to hidden states `[batch, 1 + patches, width]`, before the last layer
-    /// norm: what the captioner sees.
     pub fn hidden(&self, images: &Tensor) -> Tensor {
         let patches =
             images.conv2d(&self.conv1, None::<&Tensor>, self.patch_size, 0, 1, 1).flatten(2, -1).transpose(1, 2);
@@ -47,9 +38,24 @@ impl Vision {
         let x = Tensor::cat(&[class, patches], 1) + &self.positional_embedding;
         self.transformer.forward(self.ln_pre.forward(&x), None)
     }
+}
 
-    /// Hidden states to unit embeddings `[batch, embedding]`.
+/// Layer norm and projection of the class token.
+pub struct ClassToken {
+    ln_post: LayerNorm,
+    projection: Tensor,
+}
+
+impl ClassToken {
+    pub fn new(builder: &mut Builder, width: usize, embedding: usize) -> Self {
+        let width = width as i64;
+        Self {
+            ln_post: LayerNorm::new(builder, "visual.ln_post", width, 1e-5),
+            projection: builder.normal("visual.proj", &[width, embedding as i64], (width as f64).powf(-0.5)),
+        }
+    }
+
     pub fn embed(&self, hidden: &Tensor) -> Tensor {
-        unit(&self.ln_post.forward(&hidden.select(1, 0)).matmul(&self.projection))
+        self.ln_post.forward(&hidden.select(1, 0)).matmul(&self.projection)
     }
 }

@@ -9,6 +9,9 @@
 //!
 //! Gradients flow through log p only.
 
+#[cfg(test)]
+mod golden;
+
 use std::collections::{BTreeMap, HashSet};
 
 use statistics::{Summary, names};
@@ -27,28 +30,35 @@ pub struct Context<'a> {
     pub reference: &'a Captioner,
     /// Judges the candidates.
     pub evaluator: &'a Clip,
-    /// Most tokens of the evaluator's texts.
-    pub context_length: usize,
-    /// Of captioner and evaluator.
-    pub vocabulary: &'a Vocabulary,
+    /// Of policy and reference.
+    pub captioner_vocabulary: &'a Vocabulary,
+    /// Of the evaluator.
+    pub evaluator_vocabulary: &'a Vocabulary,
     /// How candidates are proposed.
     pub search: Search,
     /// beta and tau.
     pub settings: &'a runfile::Dico,
 }
 
-/// The loss of the images with hidden states `vision` under the current policy.
+/// The loss of some images under the current policy: `vision` are their hidden states, `embeddings` the evaluator's unit
+/// embeddings of them, `[images, embedding]`.
 #[must_use]
-pub fn outcome(policy: &Captioner, vision: &Tensor, context: &Context<'_>, mode: Mode) -> Outcome {
+pub fn outcome(
+    policy: &Captioner,
+    vision: &Tensor,
+    embeddings: &Tensor,
+    context: &Context<'_>,
+    mode: Mode,
+) -> Outcome {
     let candidates = policy.search(vision, &context.search);
-    let rewards = no_grad(|| rewards(vision, &candidates, context));
+    let rewards = no_grad(|| rewards(embeddings, &candidates, context));
     let (images, k) = rewards.size2().expect("rewards are [images, candidates]");
     let sequences: Vec<Vec<i64>> = candidates
         .iter()
         .flatten()
-        .map(|candidate| std::iter::once(context.vocabulary.begin()).chain(candidate.tokens.iter().copied()).collect())
+        .map(|candidate| std::iter::once(context.captioner_vocabulary.begin()).chain(candidate.tokens.iter().copied()).collect())
         .collect();
-    let captions = Captions::new(&sequences, k, context.vocabulary.pad(), vision.device());
+    let captions = Captions::new(&sequences, k, context.captioner_vocabulary.pad(), vision.device());
     let reference = no_grad(|| context.reference.token_log_probabilities(vision, &captions, Mode::Evaluate).sums());
     let policy = policy.token_log_probabilities(vision, &captions, mode).sums();
     let difference = (policy - reference).view([images, k]);
@@ -61,15 +71,15 @@ pub fn outcome(policy: &Captioner, vision: &Tensor, context: &Context<'_>, mode:
 }
 
 /// PAC-S of every candidate, `[images, candidates]`.
-fn rewards(vision: &Tensor, candidates: &[Vec<Hypothesis>], context: &Context<'_>) -> Tensor {
-    let Context { evaluator, vocabulary, .. } = context;
+fn rewards(embeddings: &Tensor, candidates: &[Vec<Hypothesis>], context: &Context<'_>) -> Tensor {
+    let Context { evaluator, captioner_vocabulary, evaluator_vocabulary, .. } = context;
+    let most = evaluator.architecture().text.context_length;
     // Through text, as any evaluator would read it: its tokens need not be the captioner's.
-    let texts = candidates.iter().flatten().map(|candidate| vocabulary.decode(&candidate.tokens));
-    let texts: Vec<Vec<i64>> = texts.map(|text| vocabulary.encode(&text, context.context_length)).collect();
-    let texts = evaluator.text.embed(&TokenBatch::new(&texts, vocabulary.pad(), vision.device()));
-    let images = evaluator.vision.embed(vision).unsqueeze(1);
-    let (count, _, width) = images.size3().expect("embeddings are [images, 1, embedding]");
-    pac_s(&images, &texts.view([count, -1, width]))
+    let texts = candidates.iter().flatten().map(|candidate| captioner_vocabulary.decode(&candidate.tokens));
+    let texts: Vec<Vec<i64>> = texts.map(|text| evaluator_vocabulary.encode(&text, most)).collect();
+    let texts = TokenBatch::new(&texts, evaluator_vocabulary.end(), embeddings.device());
+    let (images, width) = embeddings.size2().expect("embeddings are [images, embedding]");
+    pac_s(&embeddings.unsqueeze(1), &evaluator.text.embed(&texts).view([images, -1, width]))
 }
 
 /// Which candidate of each image is best, and how the others are weighed against it.

@@ -1,0 +1,179 @@
+use image::{ImageFormat, RgbImage};
+use proptest::prelude::*;
+use tar::{Builder, Header};
+
+use super::*;
+use crate::store::Version;
+
+fn png(width: u32) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    RgbImage::new(width, 2).write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = Builder::new(Vec::new());
+    for (path, content) in members {
+        let mut header = Header::new_gnu();
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, path, *content).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+fn version(tar: &[u8]) -> Version {
+    Version::of(tar.len() as u64, "tag")
+}
+
+fn build(members: &[(&str, &[u8])]) -> Vec<Sample> {
+    let tar = tar(members);
+    Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap().samples
+}
+
+#[test]
+fn members_are_grouped_by_key() {
+    let (image, json) = (png(3), br#"["Two dogs.", " A dog \n"]"#);
+    let members: [(&str, &[u8]); 12] = [
+        ("train/0001.jpg", &image),
+        ("train/0001.txt", b" A cat.\n"),
+        ("a.b/0002.JPEG", &image),
+        ("a.b/0002.json", json),
+        ("0003.txt", b"ignored beside json"),
+        ("0003.json", br#"{"captions": ["x"], "other": {"y": [1]}}"#),
+        ("0003.png", &image),
+        ("0003.seg.png", b"another extension"),
+        ("0004.webp", &image),
+        ("0004.json", br#"{"width": 7}"#),
+        ("0004.txt", b"metadata has no captions"),
+        ("readme.md", b"of no use"),
+    ];
+    let samples = build(&members);
+    let keys: Vec<_> = samples.iter().map(|sample| sample.key.as_str()).collect();
+    assert_eq!(keys, ["train/0001", "a.b/0002", "0003", "0004"]);
+    let captions: Vec<_> = samples.iter().map(|sample| sample.captions.join("|")).collect();
+    assert_eq!(captions, ["A cat.", "Two dogs.|A dog", "x", "metadata has no captions"]);
+    let tar = tar(&members);
+    for Sample { image: extent, problem, .. } in samples {
+        let Extent { offset, length } = extent.unwrap();
+        assert_eq!((&tar[offset as usize..][..length as usize], problem), (&image[..], None));
+    }
+}
+
+#[test]
+fn hidden_files_are_passed_over() {
+    assert_eq!(build(&[("._a.jpg", b"x"), (".DS_Store", b"x"), ("folder/.b.txt", b"x"), ("noextension", b"x")]), []);
+}
+
+#[test]
+fn an_empty_tar_has_no_samples() {
+    assert_eq!(build(&[]), []);
+}
+
+#[test]
+fn broken_samples_are_noted_and_the_others_kept() {
+    let (image, long) = (png(3), vec![b'a'; (LONGEST_TEXT + 1) as usize]);
+    let samples = build(&[
+        ("silent.png", &image),
+        ("blank.png", &image),
+        ("blank.txt", b" \n"),
+        ("blind.txt", b"a"),
+        ("twice.png", &image),
+        ("twice.jpg", &image),
+        ("twice.txt", b"a"),
+        ("long.png", &image),
+        ("long.txt", &long),
+        ("binary.png", &image),
+        ("binary.txt", b"\xFF\xFE"),
+        ("json.png", &image),
+        ("json.json", b"[1]"),
+        ("deep.png", &image),
+        ("deep.json", "[".repeat(1_000_000).as_bytes()),
+        ("torn.png", &image[..20]),
+        ("torn.txt", b"a"),
+        ("good.png", &image),
+        ("good.txt", b"a"),
+    ]);
+    let problem = |key: &str| samples.iter().find(|sample| sample.key == key).unwrap().problem.clone();
+    for (key, expected) in [
+        ("silent", "an image without captions"),
+        ("blank", "an image without captions"),
+        ("blind", "captions without an image"),
+        ("twice", "more than one image"),
+        ("long", "long.txt: 1048577 bytes: more than 1048576"),
+        ("binary", "binary.txt: invalid utf-8"),
+        ("json", "json.json: "),
+        ("deep", "deep.json: "),
+        ("torn", "torn.png: "),
+    ] {
+        let problem = problem(key).unwrap();
+        assert!(problem.starts_with(expected) && problem.len() < 300, "{key}: {problem}");
+    }
+    assert_eq!(problem("good"), None);
+}
+
+#[test]
+fn an_image_with_a_long_prologue_is_looked_at_whole() {
+    let mut jpeg = Vec::new();
+    image::codecs::jpeg::JpegEncoder::new(&mut jpeg).encode_image(&RgbImage::new(9, 9)).unwrap();
+    let comment = [&[0xFF, 0xFE, 0xFF, 0xFF][..], &[b' '; 0xFFFD]].concat();
+    let late = [&jpeg[..2], &comment, &comment, &jpeg[2..]].concat();
+    let samples = build(&[("a.jpg", &late), ("a.txt", b"a"), ("b.png", &png(3)), ("b.txt", b"b")]);
+    assert!(samples.iter().all(|sample| sample.problem.is_none()), "{samples:?}");
+}
+
+#[test]
+fn an_index_is_read_back() {
+    let tar = tar(&[("a.png", &png(3)), ("a.txt", "Ä \"cat\"".as_bytes()), ("b.txt", b"alone")]);
+    let index = Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap();
+    let json = index.to_json().unwrap();
+    assert_eq!(Index::parse(&json, &version(&tar)), Ok(Some(index)));
+}
+
+#[test]
+fn an_index_of_another_version_is_none() {
+    let tar = tar(&[]);
+    let json = Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap().to_json().unwrap();
+    let other = tar.len() as u64;
+    for version in [Version::of(other, "new tag"), Version::of(other + 512, "tag")] {
+        assert_eq!(Index::parse(&json, &version), Ok(None));
+    }
+    let later = String::from_utf8(json).unwrap().replace("\"format\":1", "\"format\":2");
+    assert_eq!(Index::parse(later.as_bytes(), &version(&tar)), Ok(None));
+    for text in ["", "{", "[]", &"[".repeat(1_000_000)] {
+        assert_eq!(Index::parse(text.as_bytes(), &version(&tar)), Ok(None));
+    }
+}
+
+#[test]
+fn an_index_that_lies_is_refused() {
+    let version = Version::of(10_000, "tag");
+    let parse = |sample: &str| {
+        let text = format!(r#"{{"format": 1, "size": 10000, "tag": "tag", "samples": [{sample}]}}"#);
+        Index::parse(text.as_bytes(), &version)
+    };
+    assert!(parse(r#"{"key": "a", "image": {"offset": 512, "length": 9488}, "captions": ["a"]}"#).unwrap().is_some());
+    for (offset, length) in [(512, 9489), (u64::MAX, 1), (1, u64::MAX), (10_001, 0)] {
+        let sample =
+            format!(r#"{{"key": "a", "image": {{"offset": {offset}, "length": {length}}}, "captions": ["a"]}}"#);
+        assert!(parse(&sample).unwrap_err().contains("outside of the tar"), "{sample}");
+    }
+    for sample in
+        [r#"{"key": "a", "captions": ["a"]}"#, r#"{"key": "a", "image": {"offset": 0, "length": 1}, "captions": []}"#]
+    {
+        assert!(parse(sample).unwrap_err().contains("lacks its image or captions"), "{sample}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn keys_end_at_the_first_dot_of_the_name(folder in "([a-z.]{1,5}/){0,3}", stem in "[a-zé_-]{1,6}", middle in "(\\.[a-z]{1,3})?") {
+        let path = format!("{folder}{stem}{middle}.jpg");
+        let found = classify(&path).map(|(key, _)| key.to_owned());
+        prop_assert_eq!(found, middle.is_empty().then(|| format!("{folder}{stem}")));
+    }
+
+    #[test]
+    fn arbitrary_paths_and_indices_never_panic(path in ".{0,30}", json in ".{0,60}") {
+        let _ = (classify(&path), Index::parse(json.as_bytes(), &Version::of(1, "t")));
+    }
+}

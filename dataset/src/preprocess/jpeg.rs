@@ -1,0 +1,99 @@
+//! JPEG through libjpeg-turbo's decoder (in MozJPEG's copy, which builds with a C compiler alone), because Pillow uses it:
+//! decoders in Rust interpolate chroma differently, by several levels.
+
+use std::io::{BufRead, Error, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use mozjpeg::{ColorSpace, Decompress};
+
+use super::{MOST_BYTES, Picture, within_pixels};
+
+/// Whether these first bytes of a file are a JPEG's.
+pub fn is_jpeg(start: &[u8]) -> bool {
+    start.starts_with(&[0xFF, 0xD8, 0xFF])
+}
+
+/// Width and height.
+pub fn dimensions(reader: impl BufRead) -> Result<(u32, u32), String> {
+    guarded(|| size(&open(reader)?))
+}
+
+/// The image in colours.
+pub fn decode(encoded: &[u8]) -> Result<Picture, String> {
+    guarded(|| {
+        let decoder = open(encoded)?;
+        let (width, height) = size(&decoder)?;
+        within_pixels(width, height)?;
+        let ink = is_ink(decoder.color_space());
+        let channels = if ink { 4 } else { 3 };
+        let bytes = u64::from(width) * u64::from(height) * channels;
+        if bytes > MOST_BYTES {
+            return Err(format!("{bytes} bytes when decoded: more than {MOST_BYTES}"));
+        }
+        let space = if ink { ColorSpace::JCS_CMYK } else { ColorSpace::JCS_RGB };
+        let mut started = decoder.to_colorspace(space).map_err(|error| error.to_string())?;
+        let samples = started.read_scanlines::<u8>().map_err(|error| error.to_string())?;
+        started.finish().map_err(|error| error.to_string())?;
+        let pixels = if ink { paper_to_light(&samples) } else { samples };
+        Ok(Picture { width: width as usize, height: height as usize, pixels })
+    })
+}
+
+fn open<R: BufRead>(reader: R) -> Result<Decompress<Complete<R>>, String> {
+    Decompress::new_reader(Complete { reader }).map_err(|error| error.to_string())
+}
+
+fn size<R>(decoder: &Decompress<R>) -> Result<(u32, u32), String> {
+    let side = |length: usize| u32::try_from(length).map_err(|error| error.to_string());
+    Ok((side(decoder.width())?, side(decoder.height())?))
+}
+
+fn is_ink(space: ColorSpace) -> bool {
+    matches!(space, ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK)
+}
+
+/// Inverted inks, as Adobe writes them and Pillow assumes, to colours the way Pillow's `cmyk2rgb` does.
+fn paper_to_light(inks: &[u8]) -> Vec<u8> {
+    let (pixels, _) = inks.as_chunks::<4>();
+    pixels
+        .iter()
+        .flat_map(|&[cyan, magenta, yellow, black]| [cyan, magenta, yellow].map(|ink| light(ink, black)))
+        .collect()
+}
+
+fn light(inverted_ink: u8, inverted_black: u8) -> u8 {
+    let product = u32::from(!inverted_ink) * u32::from(inverted_black) + 128;
+    let absorbed = ((product >> 8) + product) >> 8;
+    inverted_black.saturating_sub(u8::try_from(absorbed).unwrap_or(u8::MAX))
+}
+
+/// libjpeg reports errors by unwinding out of the call; without a message of the panic handler.
+fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|reason| {
+        Err(reason.downcast::<String>().map_or_else(|_| "damaged JPEG".to_owned(), |reason| *reason))
+    })
+}
+
+/// Fails where the bytes end; libjpeg would go on and paint the rest grey.
+struct Complete<R> {
+    reader: R,
+}
+
+impl<R: BufRead> Read for Complete<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.reader.read(buffer)
+    }
+}
+
+impl<R: BufRead> BufRead for Complete<R> {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        match self.reader.fill_buf()? {
+            [] => Err(Error::other("truncated")),
+            buffer => Ok(buffer),
+        }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.reader.consume(amount);
+    }
+}

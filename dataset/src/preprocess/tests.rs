@@ -1,0 +1,177 @@
+use image::codecs::jpeg::JpegEncoder;
+use image::{GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
+use proptest::prelude::*;
+
+use super::*;
+
+fn noise(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| {
+        Rgb([(x * 37 + y * 91) as u8, (x * y * 7) as u8, ((x * 5) ^ (y * 3)) as u8])
+    })
+}
+
+fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.into().write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+fn jpeg(image: &RgbImage) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, 95).encode_image(image).unwrap();
+    bytes
+}
+
+fn checked(bytes: &[u8]) -> Result<(), String> {
+    check(Cursor::new(bytes))
+}
+
+#[test]
+fn lossless_formats_give_back_every_pixel() {
+    for format in [ImageFormat::Png, ImageFormat::WebP] {
+        let bytes = encoded(noise(20, 20), format);
+        checked(&bytes).unwrap();
+        assert_eq!(square(&bytes, 20).unwrap(), noise(20, 20).into_raw(), "{format:?}");
+    }
+}
+
+#[test]
+fn a_jpeg_gives_back_its_colours() {
+    let bytes = jpeg(&RgbImage::from_pixel(33, 17, Rgb([200, 40, 90])));
+    checked(&bytes).unwrap();
+    for pixel in square(&bytes, 24).unwrap().chunks(3) {
+        assert!(pixel.iter().zip([200u8, 40, 90]).all(|(&found, value)| found.abs_diff(value) <= 3), "{pixel:?}");
+    }
+}
+
+#[test]
+fn grey_jpegs_become_colours() {
+    let mut bytes = Vec::new();
+    JpegEncoder::new(&mut bytes).encode_image(&GrayImage::from_pixel(16, 16, Luma([77]))).unwrap();
+    assert!(square(&bytes, 8).unwrap().iter().all(|value| value.abs_diff(77) <= 1));
+}
+
+#[test]
+fn inverted_inks_become_colours() {
+    // No ink at all, all inks, cyan alone: as Adobe stores them, inverted.
+    for (inks, colour) in [([255; 4], [255; 3]), ([0; 4], [0; 3]), ([0, 255, 255, 255], [0, 255, 255])] {
+        let mut encoder = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_CMYK);
+        encoder.set_size(16, 16);
+        let mut started = encoder.start_compress(Vec::new()).unwrap();
+        started.write_scanlines(&inks.repeat(16 * 16)).unwrap();
+        let bytes = started.finish().unwrap();
+        for pixel in square(&bytes, 8).unwrap().chunks(3) {
+            assert!(pixel.iter().zip(colour).all(|(&found, value)| found.abs_diff(value) <= 2), "{inks:?}: {pixel:?}");
+        }
+    }
+}
+
+#[test]
+fn orientation_is_not_applied() {
+    let plain = jpeg(&noise(40, 24));
+    let exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
+    let turned = [&plain[..2], &[0xFF, 0xE1], &length, exif, &plain[2..]].concat();
+    assert_eq!(square(&turned, 16).unwrap(), square(&plain, 16).unwrap());
+}
+
+#[test]
+fn alpha_is_dropped_and_sixteen_bits_become_eight() {
+    let convert = |image: DynamicImage| square(&encoded(image, ImageFormat::Png), 2).unwrap()[..3].to_vec();
+    assert_eq!(convert(ImageBuffer::from_pixel(2, 2, Rgba([9u8, 8, 7, 0])).into()), [9, 8, 7]);
+    assert_eq!(convert(ImageBuffer::from_pixel(2, 2, LumaA([9u8, 0])).into()), [9; 3]);
+    assert_eq!(convert(ImageBuffer::from_pixel(2, 2, Rgb([0xFFu16, 0x1FF, 0xFFFF])).into()), [0, 1, 255]);
+    assert_eq!(convert(ImageBuffer::from_pixel(2, 2, Rgba([0xFFu16, 0x1FF, 0xFFFF, 0])).into()), [0, 1, 255]);
+    assert_eq!(convert(ImageBuffer::from_pixel(2, 2, LumaA([0x1FFu16, 0])).into()), [1; 3]);
+    assert_eq!(convert(ImageBuffer::from_pixel(2, 2, Luma([200u16])).into()), [200; 3]);
+    assert_eq!(convert(ImageBuffer::from_pixel(2, 2, Luma([256u16])).into()), [255; 3]);
+}
+
+#[test]
+fn images_cut_short_anywhere_are_errors() {
+    for bytes in [jpeg(&noise(19, 11)), encoded(noise(19, 11), ImageFormat::Png)] {
+        square(&bytes, 8).unwrap();
+        for length in 0..bytes.len() {
+            // A PNG whose pixels are complete is taken without its last chunk.
+            if let Ok(pixels) = square(&bytes[..length], 8) {
+                assert!(bytes.len() - length <= 12 && pixels == square(&bytes, 8).unwrap(), "{length} bytes");
+            }
+            let _ = checked(&bytes[..length]);
+        }
+    }
+    let bytes = encoded(noise(19, 11), ImageFormat::WebP);
+    for length in 0..bytes.len() {
+        let _ = (checked(&bytes[..length]), square(&bytes[..length], 8));
+    }
+}
+
+#[test]
+fn absurd_sizes_are_refused_before_anything_is_allocated() {
+    let mut png = encoded(noise(4, 4), ImageFormat::Png);
+    png[16..24].copy_from_slice(&[0, 1, 0x86, 0xA0, 0, 1, 0x86, 0xA0]);
+    let sum = crc(&png[12..29]);
+    png[29..33].copy_from_slice(&sum.to_be_bytes());
+    let mut jpeg = jpeg(&noise(4, 4));
+    let frame = jpeg.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+    jpeg[frame + 5..frame + 9].copy_from_slice(&[0xFF, 0xDC, 0xFF, 0xDC]);
+    for bytes in [png, jpeg] {
+        for problem in [square(&bytes, 8).unwrap_err(), checked(&bytes).unwrap_err()] {
+            assert!(problem.contains("more than"), "{problem}");
+        }
+    }
+}
+
+/// CRC-32 of PNG chunks, bit by bit.
+fn crc(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |sum, &byte| {
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0xEDB8_8320 & (sum & 1).wrapping_neg()))
+    })
+}
+
+#[test]
+fn nothing_is_no_image() {
+    for bytes in [&b""[..], b"\xFF\xD8\xFF", b"GIF89a", b"text"] {
+        assert!(square(bytes, 8).is_err() && checked(bytes).is_err());
+    }
+    assert!(square(&jpeg(&noise(4, 4)), 0).is_err());
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(
+        magic in prop::sample::select(vec![&b""[..], b"\xFF\xD8\xFF", b"\x89PNG\r\n\x1a\n", b"RIFF\x40\0\0\0WEBPVP8 ", b"RIFF\x40\0\0\0WEBPVP8L"]),
+        tail in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let bytes = [magic, &tail].concat();
+        let _ = (checked(&bytes), square(&bytes, 8));
+    }
+
+    #[test]
+    fn damaged_images_never_panic(
+        kind in 0usize..3,
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let mut bytes = match kind {
+            0 => jpeg(&noise(19, 11)),
+            1 => encoded(noise(19, 11), ImageFormat::Png),
+            _ => encoded(noise(19, 11), ImageFormat::WebP),
+        };
+        for (place, value) in damage {
+            let place = place.index(bytes.len());
+            bytes[place] = value;
+        }
+        // Sizes are left alone where decoding them would only take long.
+        if checked(&bytes).is_ok() && dimensions(&bytes) < 1 << 20 {
+            let _ = square(&bytes, 8);
+        }
+    }
+}
+
+fn dimensions(bytes: &[u8]) -> u64 {
+    let size = if jpeg::is_jpeg(bytes) {
+        jpeg::dimensions(bytes)
+    } else {
+        sniff(Cursor::new(bytes)).unwrap().into_dimensions().map_err(|error| error.to_string())
+    };
+    size.map_or(0, |(width, height)| u64::from(width) * u64::from(height))
+}

@@ -1,0 +1,303 @@
+//! Tars in folders and S3 buckets, through one interface: the crate `object_store`, driven by a small runtime of its own.
+
+use std::collections::HashMap;
+use std::fmt::{Debug, Formatter};
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{ClientConfigKey, GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt};
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::Error;
+use crate::members::Forward;
+
+/// Longest text of a store's own message that is shown.
+const LONGEST_MESSAGE: usize = 400;
+
+/// How buckets are reached.
+#[derive(Clone, Debug)]
+pub struct Access {
+    s3: AmazonS3Builder,
+}
+
+impl Access {
+    /// As the environment says: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`,
+    /// `AWS_ALLOW_HTTP` and so on.
+    pub fn environment() -> Self {
+        let mut s3 = AmazonS3Builder::from_env();
+        if std::env::var_os("AWS_TIMEOUT").is_none() {
+            // The default bounds whole requests to 30 seconds, too short to stream a tar; what must not last is silence.
+            let key = |key| AmazonS3ConfigKey::Client(key);
+            s3 = s3.with_config(key(ClientConfigKey::Timeout), "1 day");
+            s3 = s3.with_config(key(ClientConfigKey::ReadTimeout), "30 seconds");
+        }
+        Self { s3 }
+    }
+
+    fn bucket(&self, name: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
+        // Only the first call can succeed; a provider that the program chose before is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Ok(Arc::new(self.s3.clone().with_bucket_name(name).build()?))
+    }
+}
+
+#[cfg(test)]
+impl From<AmazonS3Builder> for Access {
+    fn from(s3: AmazonS3Builder) -> Self {
+        Self { s3 }
+    }
+}
+
+/// Opens folders and buckets. All calls block.
+pub struct Stores {
+    access: Access,
+    folders: Arc<dyn ObjectStore>,
+    buckets: HashMap<String, Arc<dyn ObjectStore>>,
+    runtime: Option<Runtime>,
+    handle: Handle,
+}
+
+impl Debug for Stores {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Stores").field("buckets", &self.buckets.keys()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Stores {
+    fn drop(&mut self) {
+        // Waiting for its threads would panic where the owner is dropped by asynchronous code.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A file or an object in a bucket.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Path or URL.
+    pub place: String,
+    key: Key,
+    store: Arc<dyn ObjectStore>,
+    local: bool,
+}
+
+impl Object {
+    /// The object of the same name with more at its end.
+    pub fn with_ending(&self, ending: &str) -> Result<Self, Error> {
+        let place = format!("{}{ending}", self.place);
+        let key = Key::parse(format!("{}{ending}", self.key)).map_err(|error| Error::format(&place, error))?;
+        Ok(Self { place, key, store: self.store.clone(), local: self.local })
+    }
+
+    fn failed(&self, error: &object_store::Error) -> Error {
+        Error::Store { place: self.place.clone(), problem: describe(error) }
+    }
+}
+
+/// What an object was when it was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Bytes.
+    pub size: u64,
+    /// Changes whenever the content does: time of the last change of a file, entity tag of an object.
+    pub tag: String,
+    /// To be sent along when the same content is meant.
+    condition: Option<String>,
+}
+
+#[cfg(test)]
+impl Version {
+    /// As a store would tell it.
+    pub fn of(size: u64, tag: &str) -> Self {
+        Self { size, tag: tag.to_owned(), condition: None }
+    }
+}
+
+impl Stores {
+    /// Nothing is opened before it is needed.
+    ///
+    /// # Errors
+    /// The system gives no threads.
+    pub fn new(access: Access) -> Result<Self, Error> {
+        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("dataset").enable_all().build();
+        let runtime = runtime.map_err(|source| Error::Read { place: "threads for reading tars".to_owned(), source })?;
+        let handle = runtime.handle().clone();
+        let folders = Arc::new(LocalFileSystem::new());
+        Ok(Self { access, folders, buckets: HashMap::new(), runtime: Some(runtime), handle })
+    }
+
+    /// The file or object of this path or `s3://bucket/key`; it need not exist.
+    ///
+    /// # Errors
+    /// The name is not of this form, its folder does not exist, or the settings for buckets are wrong.
+    pub fn locate(&mut self, name: &str) -> Result<Object, Error> {
+        let place = name.to_owned();
+        let Some((scheme, rest)) = name.split_once("://") else {
+            let key = file_key(Path::new(name)).map_err(|problem| Error::format(&place, problem))?;
+            return Ok(Object { place, key, store: self.folders.clone(), local: true });
+        };
+        let (bucket, key) = match rest.split_once('/') {
+            Some((bucket, key)) if scheme == "s3" && !bucket.is_empty() && !key.is_empty() => (bucket, key),
+            _ => return Err(Error::format(place, "is neither a path nor of the form s3://bucket/key")),
+        };
+        let key = Key::parse(key).map_err(|error| Error::format(&place, error))?;
+        let store = match self.buckets.get(bucket) {
+            Some(store) => store.clone(),
+            None => {
+                let store = self.access.bucket(bucket);
+                let store = store.map_err(|error| Error::Store { place: place.clone(), problem: describe(&error) })?;
+                self.buckets.insert(bucket.to_owned(), store.clone());
+                store
+            }
+        };
+        Ok(Object { place, key, store, local: false })
+    }
+
+    /// Size and version.
+    pub fn version(&self, object: &Object) -> Result<Version, Error> {
+        let meta = self.handle.block_on(object.store.head(&object.key)).map_err(|error| object.failed(&error))?;
+        Ok(version(object, meta))
+    }
+
+    /// All of a small object; none if there is none, or none to be seen.
+    pub fn small(&self, object: &Object, limit: u64) -> Result<Option<Bytes>, Error> {
+        let fetched = self.handle.block_on(async {
+            let found = object.store.get(&object.key).await?;
+            if found.meta.size > limit { Ok(None) } else { found.bytes().await.map(Some) }
+        });
+        match fetched {
+            Ok(bytes) => Ok(bytes),
+            // Buckets that must not be listed answer so for what does not exist.
+            Err(object_store::Error::NotFound { .. } | object_store::Error::PermissionDenied { .. }) => Ok(None),
+            Err(error) => Err(object.failed(&error)),
+        }
+    }
+
+    /// Writes all of an object at once: readers see the old content or the new one.
+    pub fn write(&self, object: &Object, content: Vec<u8>) -> Result<(), Error> {
+        let written = self.handle.block_on(object.store.put(&object.key, content.into()));
+        written.map(|_| ()).map_err(|error| object.failed(&error))
+    }
+
+    /// Part of an object, whose version must still be this one.
+    pub fn part(&self, object: &Object, version: &Version, range: Range<u64>) -> Result<Bytes, Error> {
+        let length = range.end.saturating_sub(range.start);
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(range)),
+            if_match: version.condition.clone(),
+            ..GetOptions::default()
+        };
+        let fetch = async { object.store.get_opts(&object.key, options).await?.bytes().await };
+        let bytes = self.handle.block_on(fetch).map_err(|error| object.failed(&error))?;
+        if bytes.len() as u64 != length {
+            return Err(Error::format(&object.place, format!("{} bytes instead of {length}: truncated?", bytes.len())));
+        }
+        Ok(bytes)
+    }
+
+    /// The object from its start, in one pass, whose version must still be this one.
+    pub fn pass(&self, object: &Object, version: &Version) -> Result<Pass, Error> {
+        let options = GetOptions { if_match: version.condition.clone(), ..GetOptions::default() };
+        let opened = self.handle.block_on(object.store.get_opts(&object.key, options));
+        Ok(match opened.map_err(|error| object.failed(&error))?.payload {
+            GetResultPayload::File(file, _) => Pass::File(BufReader::new(file)),
+            GetResultPayload::Stream(chunks) => {
+                Pass::Stream { chunks, rest: Bytes::new(), handle: self.handle.clone() }
+            }
+        })
+    }
+}
+
+fn version(object: &Object, meta: ObjectMeta) -> Version {
+    let modified = meta.last_modified.timestamp_millis().to_string();
+    let tag = if object.local { modified } else { meta.e_tag.clone().unwrap_or(modified) };
+    // Weak tags never match.
+    let condition = meta.e_tag.filter(|tag| !tag.starts_with("W/"));
+    Version { size: meta.size, tag, condition }
+}
+
+/// Links and `..` in the folder's name are resolved: keys have none.
+fn file_key(path: &Path) -> Result<Key, String> {
+    let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err("is no file".to_owned());
+    };
+    let folder = std::fs::canonicalize(folder).map_err(|error| format!("folder {}: {error}", folder.display()))?;
+    Key::from_absolute_path(folder.join(name)).map_err(|error| error.to_string())
+}
+
+/// A store's message in one line, with the remedy where there is one.
+fn describe(error: &object_store::Error) -> String {
+    use object_store::Error as Problem;
+    match error {
+        Problem::NotFound { .. } => "not found".to_owned(),
+        Problem::PermissionDenied { .. } => {
+            "access denied (403): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy".to_owned()
+        }
+        Problem::Unauthenticated { .. } => {
+            "not authenticated (401): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()
+        }
+        Problem::Precondition { .. } => "has changed since it was indexed: start again".to_owned(),
+        other => {
+            let message = other.to_string();
+            let words: Vec<&str> = message.split_whitespace().collect();
+            words.join(" ").chars().take(LONGEST_MESSAGE).collect()
+        }
+    }
+}
+
+/// An object that is read from its start to its end.
+pub enum Pass {
+    /// Skips without reading.
+    File(BufReader<File>),
+    /// Skips by throwing away.
+    Stream {
+        /// As the network delivers.
+        chunks: BoxStream<'static, object_store::Result<Bytes>>,
+        /// What was delivered and not yet read.
+        rest: Bytes,
+        /// Waits for the network.
+        handle: Handle,
+    },
+}
+
+impl Forward for Pass {
+    fn skip(&mut self, bytes: u64) -> std::io::Result<()> {
+        match self {
+            Self::File(file) => match i64::try_from(bytes) {
+                Ok(bytes) => file.seek_relative(bytes),
+                Err(_) => file.seek(SeekFrom::End(0)).map(|_| ()),
+            },
+            Self::Stream { .. } => std::io::copy(&mut self.by_ref().take(bytes), &mut std::io::sink()).map(|_| ()),
+        }
+    }
+}
+
+impl Read for Pass {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::File(file) => file.read(buffer),
+            Self::Stream { chunks, rest, handle } => {
+                while rest.is_empty() {
+                    match handle.block_on(chunks.next()) {
+                        Some(chunk) => *rest = chunk.map_err(|error| std::io::Error::other(describe(&error)))?,
+                        None => return Ok(0),
+                    }
+                }
+                let chunk = rest.split_to(rest.len().min(buffer.len()));
+                buffer[..chunk.len()].copy_from_slice(&chunk);
+                Ok(chunk.len())
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, MANIFEST};
+
+/// Raised when older programs cannot read newer stores.
+const FORMAT: u32 = 1;
+/// A manifest is never longer.
+const LONGEST: u64 = 1 << 20;
+/// More than any row needs; keeps a wrong manifest from asking for absurd sizes.
+const LARGEST_SIDE: u64 = 1 << 24;
+
+/// Type of a store's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit: the numbers as they were computed.
+    F32,
+    /// IEEE 16-bit.
+    F16,
+    /// The upper half of a 32-bit number.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of a number.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A frozen tower.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tower {
+    /// Where its weights were read; only for people.
+    pub weights: PathBuf,
+    /// SHA-256 of those.
+    pub sha256: String,
+    /// Pixels on a side of the images that it saw.
+    pub image_size: u32,
+}
+
+/// What the rows of a store are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    format: u32,
+    /// Which split: train, val or test.
+    pub split: String,
+    /// Images of the split.
+    pub images: u64,
+    /// SHA-256 over their names, in order.
+    pub names_sha256: String,
+    /// What was done to the images before the towers saw them.
+    pub preprocessing: String,
+    /// Gave the hidden states.
+    pub vision: Tower,
+    /// Gave the embedding.
+    pub evaluator: Tower,
+    /// Hidden states of an image.
+    pub tokens: u64,
+    /// Width of a hidden state.
+    pub width: u64,
+    /// Width of an embedding.
+    pub embedding: u64,
+    /// Type of the numbers.
+    pub dtype: Dtype,
+}
+
+/// What a run needs a store to be made of.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    /// Hidden states of an image, their width, and the width of an embedding.
+    pub shape: [u64; 3],
+    /// Type of the numbers.
+    pub dtype: Dtype,
+}
+
+impl Manifest {
+    /// Of `images` images called `names_sha256` of `split`, seen by two towers.
+    #[must_use]
+    pub fn new(
+        split: String,
+        (images, names_sha256): (u64, String),
+        preprocessing: String,
+        [vision, evaluator]: [Tower; 2],
+        Rows { shape: [tokens, width, embedding], dtype }: Rows,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            split,
+            images,
+            names_sha256,
+            preprocessing,
+            vision,
+            evaluator,
+            tokens,
+            width,
+            embedding,
+            dtype,
+        }
+    }
+
+    /// Numbers of a row.
+    #[must_use]
+    pub fn row_numbers(&self) -> usize {
+        (self.tokens * self.width + self.embedding) as usize
+    }
+
+    /// Bytes of a row.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        self.row_numbers() * self.dtype.size()
+    }
+
+    /// Of the store in `folder`, if there is one.
+    pub(crate) fn read(folder: &Path) -> Result<Option<Self>, Error> {
+        let path = folder.join(MANIFEST);
+        let failed = |source| Error::File { path: path.clone(), source };
+        let wrong = |problem: String| Error::Manifest { path: path.clone(), problem };
+        match std::fs::metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+            Ok(file) if file.len() > LONGEST => return Err(wrong(format!("{} bytes are no manifest", file.len()))),
+            Ok(_) => {}
+        }
+        let bytes = std::fs::read(&path).map_err(failed)?;
+        let manifest: Self = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        if manifest.format != FORMAT {
+            return Err(wrong(format!("it has format {}, this program reads {FORMAT}", manifest.format)));
+        }
+        let Self { images, tokens, width, embedding, .. } = manifest;
+        let row = [tokens, width, embedding].iter().all(|side| (1..LARGEST_SIDE).contains(side));
+        if !row || tokens * width >= LARGEST_SIDE * 256 || images > u64::from(u32::MAX) {
+            return Err(wrong(format!("{images} images of {tokens} x {width} + {embedding} numbers cannot be")));
+        }
+        Ok(Some(manifest))
+    }
+
+    /// Writes it to `folder`, where it appears whole.
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), Error> {
+        let path = folder.join(MANIFEST);
+        let scratch = folder.join(format!("{MANIFEST}.partial"));
+        let failed = |source| Error::File { path: path.clone(), source };
+        let text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
+        std::fs::write(&scratch, text).map_err(failed)?;
+        std::fs::rename(&scratch, &path).map_err(failed)
+    }
+
+    /// Refuses a store whose rows are not those that `wanted` says. Files may have moved: only their hashes count.
+    pub(crate) fn expect(&self, folder: &Path, wanted: &Self) -> Result<(), Error> {
+        let shape = |m: &Self| format!("{} x {} + {}", m.tokens, m.width, m.embedding);
+        let size = |tower: &Tower| format!("{} pixels", tower.image_size);
+        let images = |m: &Self| format!("{} images with SHA-256 {}", m.images, m.names_sha256);
+        let compared = [
+            ("vision tower", self.vision.sha256.clone(), wanted.vision.sha256.clone()),
+            ("evaluator", self.evaluator.sha256.clone(), wanted.evaluator.sha256.clone()),
+            ("image size", size(&self.vision), size(&wanted.vision)),
+            ("image size of the evaluator", size(&self.evaluator), size(&wanted.evaluator)),
+            ("split", self.split.clone(), wanted.split.clone()),
+            ("list of images", images(self), images(wanted)),
+            ("preprocessing", self.preprocessing.clone(), wanted.preprocessing.clone()),
+            ("shape", shape(self), shape(wanted)),
+        ];
+        match compared.into_iter().find(|(_, found, wanted)| found != wanted) {
+            None => Ok(()),
+            Some((what, found, wanted)) => Err(Error::Differs { path: folder.to_owned(), what, found, wanted }),
+        }
+    }
+}

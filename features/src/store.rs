@@ -1,0 +1,62 @@
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::{CHECKSUM, CHECKSUMS, Error, FEATURES, Manifest};
+
+/// A complete store, read at random.
+pub struct Store {
+    folder: PathBuf,
+    manifest: Manifest,
+    features: Mmap,
+    checksums: Vec<u8>,
+}
+
+impl Store {
+    /// Opens the store in `folder`, whose rows must be those that `wanted` says; its type of numbers is the store's own.
+    ///
+    /// # Errors
+    /// There is none, it is incomplete, or it was made of something else.
+    pub fn open(folder: &Path, wanted: &Manifest) -> Result<Self, Error> {
+        let failed = |name: &str| {
+            let path = folder.join(name);
+            move |source| Error::File { path, source }
+        };
+        let missing = || failed(crate::MANIFEST)(std::io::ErrorKind::NotFound.into());
+        let manifest = Manifest::read(folder)?.ok_or_else(missing)?;
+        manifest.expect(folder, wanted)?;
+        let checksums = std::fs::read(folder.join(CHECKSUMS)).map_err(failed(CHECKSUMS))?;
+        let file = File::open(folder.join(FEATURES)).map_err(failed(FEATURES))?;
+        // SAFETY: a complete store is never written again by this program (a writer takes rows on only while there are
+        // fewer than images); every row is checked by its sum before it is used.
+        let features = unsafe { Mmap::map(&file) }.map_err(failed(FEATURES))?;
+        let rows = (checksums.len() / CHECKSUM).min(features.len() / manifest.row_bytes()) as u64;
+        if rows != manifest.images {
+            return Err(Error::Incomplete { path: folder.to_owned(), rows, images: manifest.images });
+        }
+        Ok(Self { folder: folder.to_owned(), manifest, features, checksums })
+    }
+
+    /// What its rows are.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The numbers of image `row`: hidden states, then embedding.
+    ///
+    /// # Errors
+    /// They are not what was written.
+    ///
+    /// # Panics
+    /// There is no such row.
+    pub fn row(&self, row: usize) -> Result<&[u8], Error> {
+        let length = self.manifest.row_bytes();
+        let bytes = &self.features[row * length..][..length];
+        if crc32fast::hash(bytes).to_le_bytes() != self.checksums[row * CHECKSUM..][..CHECKSUM] {
+            return Err(Error::Damaged { path: self.folder.clone(), row: row as u64 });
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,239 @@
+"""Expected tokens of odd and ordinary strings under CLIP's tokenizer.
+
+Writes tokens.json. The tokens are those of transformers' CLIPTokenizerFast, which the published code uses (by way of
+AutoTokenizer). The slow CLIPTokenizer, which first repairs texts with ftfy, sometimes reads otherwise; what it says is
+written beside where it does.
+"""
+
+import gzip
+import importlib.resources
+import json
+import random
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ftfy
+import tokenizers
+from transformers import AddedToken, CLIPTokenizer, CLIPTokenizerFast
+from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+import cases
+
+SEED = 20240814
+CONTEXT_LENGTH = 77
+MERGES = 49152 - 256 - 2
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+COUNTS = {"golden": 330, "full": 3000}
+
+WORDS = (
+    "a the of on in with two three man woman child dog cat horse zebra giraffe train bus bicycle skateboard surfboard "
+    "riding standing sitting holding eating playing next to near under over street beach kitchen table pizza sandwich "
+    "umbrella traffic light fire hydrant stop sign bench bird elephant bear backpack frisbee snowboard tennis racket "
+    "red blue green yellow black white large small old young group of people person wearing hat shirt looking at "
+    "camera photo picture view close-up black-and-white antique façade café naïve jalapeño piñata São Tomé"
+).split()
+SCRIPTS = (
+    (0x00C0, 0x024F),
+    (0x0370, 0x03FF),
+    (0x0400, 0x04FF),
+    (0x0531, 0x0587),
+    (0x05D0, 0x05EA),
+    (0x0620, 0x064A),
+    (0x0905, 0x0939),
+    (0x0E01, 0x0E30),
+    (0x10A0, 0x10FF),
+    (0x1100, 0x11FF),
+    (0x13A0, 0x13F5),
+    (0x1E00, 0x1EFF),
+    (0x3041, 0x3096),
+    (0x30A1, 0x30FA),
+    (0x4E00, 0x9FA0),
+    (0xAC00, 0xD7A3),
+    (0x10400, 0x1044F),
+    (0x1D400, 0x1D7FF),
+)
+MARKS = "\u0301\u0300\u0308\u0303\u0327\u0323\u0304\u030a\u20dd\u0345\u064b\u093c\u3099"
+EMOJI = tuple("😀 👩‍👩‍👧‍👦 👨🏽‍🚀 🏳️‍🌈 🇮🇹 🇺🇳 ❤️ ❤ ☺️ 1️⃣ 🧑‍🎄 🐈‍⬛ 👍🏿 🫠 🏴󠁧󠁢󠁥󠁮󠁧󠁿 ⚽ 🤷🏻‍♀️".split())
+SPACES = (" ", "  ", "\t", "\n", "\r\n", *"\u00a0\u200b\u2009\u3000\u2028\u202f\ufeff\u0085\x0b\x1c")
+DIGITS = "0123456789²³½¼٣٤५६๓Ⅳⅷ①⑳０９𝟘𝟡㉈百"
+PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~…—–‘’“”«»¿¡§¶•™©®°±×÷€£¥₹♪♥★→"
+CONTRACTIONS = tuple(
+    (
+        "it's IT'S don't DON'T we'll WE'LL I'm i'M they've they'RE he'd HE'D 's ''s rock'n'roll o'clock it’s "
+        "don’t y'all'd've 't'is 'LLama 'reed x'ſ"
+    ).split()
+)
+CASES = tuple("İstanbul I ı ß ẞ ΑΣ ΣΑΣ ὈΔΥΣΣΕΎΣ ǅ ǆ ŉ ﬁ ﬀ ﬃ Å K Ω Ａｂｃ ſ ΐ Ԧ Ꭰ ꭰ 𐐀 ᾈ Ǆ Ⓐ ㎏ ℌ 𝕳".split())
+ENTITIES = tuple("&amp; &lt; &gt; &quot; &#39; &nbsp; &eacute; &#x1F600; &unknown; &amp;amp; &AMP &".split())
+SPECIALS = tuple(
+    f"{BEGIN} {END} <start_of_text> <end_of_text> <|ENDOFTEXT|> <|endoftext| <|pad|> </w> <s> endoftext".split()
+)
+MOJIBAKE = ("Ã©", "â€™", "â€œhiâ€\x9d", "Â£", "ï»¿", "schÃ¶n", "âœ”", "ð\x9f\x98\x80", "\x92", "‘a’")
+
+CONTROLS = (*range(32), *range(127, 160), 0xAD, 0x200D, 0x200E, 0xFFFD, 0xFFFF)
+
+Draw = Callable[[random.Random], str]
+
+
+def assigned(draw: random.Random, ranges: tuple[tuple[int, int], ...]) -> str:
+    """One character that has a meaning, from one of the ranges."""
+    while True:
+        character = chr(draw.randint(*draw.choice(ranges)))
+        if unicodedata.category(character) not in ("Cn", "Cs", "Co"):
+            return character
+
+
+def caption(draw: random.Random) -> str:
+    text = " ".join(draw.choices(WORDS, k=draw.randint(3, 12)))
+    text = draw.choice((str, str.capitalize, str.upper, str.title))(text)
+    return text + draw.choice(("", ".", " .", "!", ",", "  "))
+
+
+def scripts(draw: random.Random) -> str:
+    """Words of one script each."""
+    words = []
+    for _ in range(draw.randint(1, 3)):
+        script = (draw.choice(SCRIPTS),)
+        words.append("".join(assigned(draw, script) for _ in range(draw.randint(1, 4))))
+    return " ".join(words)
+
+
+def anything(draw: random.Random) -> str:
+    """Characters of the first two planes."""
+    return "".join(assigned(draw, ((0x20, 0x1FFFF),)) for _ in range(draw.randint(1, 4)))
+
+
+def combining(draw: random.Random) -> str:
+    count = draw.randint(1, 4)
+    letters = [draw.choice("aeiouncAEIOUNCéüñक가") + draw.choice(MARKS) * draw.randint(0, 2) for _ in range(count)]
+    text = draw.choice(("", draw.choice(MARKS))) + "".join(letters)
+    return unicodedata.normalize(draw.choice(("NFC", "NFD", "NFKC", "NFKD")), text) if draw.random() < 0.7 else text
+
+
+def normal_forms(draw: random.Random) -> str:
+    return unicodedata.normalize(draw.choice(("NFC", "NFD")), scripts(draw))
+
+
+def mixed(parts: tuple[str, ...] | str, joiners: tuple[str, ...] = ("", " ")) -> Draw:
+    """A few of the parts, some next to a word."""
+
+    def text(draw: random.Random) -> str:
+        chosen = [draw.choice(parts) if draw.random() < 0.7 else draw.choice(WORDS) for _ in range(draw.randint(1, 5))]
+        joined = chosen[0]
+        for part in chosen[1:]:
+            joined += draw.choice(joiners) + part
+        return joined
+
+    return text
+
+
+def spaces(draw: random.Random) -> str:
+    def gap() -> str:
+        return "".join(draw.choices(SPACES, k=draw.randint(0, 3)))
+
+    return gap() + "".join(draw.choice(WORDS) + gap() for _ in range(draw.randint(0, 4)))
+
+
+def controls(draw: random.Random) -> str:
+    characters = [chr(draw.choice(CONTROLS)) for _ in range(draw.randint(1, 3))]
+    return draw.choice(WORDS) + "".join(draw.choice((c, c + draw.choice(WORDS))) for c in characters)
+
+
+def repeats(draw: random.Random) -> str:
+    return draw.choice("a!.0é世😀 -_") * draw.randint(2, 12) + draw.choice(("", draw.choice(WORDS)))
+
+
+GROUPS: dict[str, Draw] = {
+    "caption": caption,
+    "scripts": scripts,
+    "anything": anything,
+    "combining": combining,
+    "normal forms": normal_forms,
+    "emoji": mixed(EMOJI),
+    "spaces": spaces,
+    "contractions": mixed(CONTRACTIONS),
+    "digits": mixed(DIGITS),
+    "punctuation": mixed(PUNCTUATION),
+    "controls": controls,
+    "entities": mixed(ENTITIES),
+    "specials": mixed(SPECIALS),
+    "cases": mixed(CASES),
+    "mojibake": mixed(MOJIBAKE),
+    "repeats": repeats,
+}
+
+
+def long_texts(draw: random.Random) -> list[str]:
+    """Around and beyond the context length, by words, by characters and by bytes."""
+    exact = ["dog " * count for count in (74, 75, 76, 77, 200)]
+    return exact + ["x" * 400, "世界" * 60, "😀" * 40, "a " * 5000, ".," * 90, " ".join(draw.choices(WORDS, k=120))]
+
+
+def plain_texts() -> list[str]:
+    """The empty string, and every character below U+0250 by itself."""
+    return ["", " ", "\n", *(chr(code) for code in range(0x250))]
+
+
+def strings(size: str) -> Iterator[tuple[str, str]]:
+    """Group and text, no text twice."""
+    draw = random.Random(SEED)
+    seen: set[str] = set()
+    fixed = {"plain": plain_texts(), "long": long_texts(draw)}
+    drawn = {name: [text(draw) for _ in range(COUNTS[size])] for name, text in GROUPS.items()}
+    for name, texts in (fixed | drawn).items():
+        for text in texts:
+            if text not in seen:
+                seen.add(text)
+                yield name, text
+
+
+def tokenizer_files(folder: Path) -> tuple[str, str]:
+    """vocab.json and merges.txt, from the merges that open_clip carries; numbered as OpenAI numbers them."""
+    resource = importlib.resources.files("open_clip") / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(resource.read_bytes()).decode().split("\n")
+    merges = lines[1 : MERGES + 1]
+    letters = list(bytes_to_unicode().values())
+    merged = ["".join(merge.split()) for merge in merges]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *merged, BEGIN, END]
+    vocabulary, ranks = folder / "vocab.json", folder / "merges.txt"
+    vocabulary.write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    ranks.write_text("\n".join([lines[0], *merges]) + "\n")
+    return str(vocabulary), str(ranks)
+
+
+def load() -> tuple[CLIPTokenizerFast, CLIPTokenizer]:
+    """Set up as openai/clip-vit-large-patch14 does."""
+    texts = {"unk_token": END, "bos_token": BEGIN, "eos_token": END}
+    special = {name: AddedToken(text, normalized=True) for name, text in texts.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        files = tokenizer_files(Path(folder))
+        settings = special | {"pad_token": END, "model_max_length": CONTEXT_LENGTH}
+        return CLIPTokenizerFast(*files, **settings), CLIPTokenizer(*files, **settings)
+
+
+def inner(tokenizer: CLIPTokenizerFast | CLIPTokenizer, text: str) -> list[int]:
+    """Tokens between begin and end, at most 75."""
+    return tokenizer(text, truncation=True, max_length=CONTEXT_LENGTH)["input_ids"][1:-1]
+
+
+def main() -> None:
+    arguments = cases.arguments(__doc__)
+    fast, slow = load()
+    groups: dict[str, list[list]] = {}
+    differing = 0
+    for group, text in strings(arguments.size):
+        read, read_slowly = inner(fast, text), inner(slow, text)
+        differing += read != read_slowly
+        groups.setdefault(group, []).append([text, read] if read == read_slowly else [text, read, read_slowly])
+    versions = cases.versions() | {"tokenizers": tokenizers.__version__, "ftfy": ftfy.__version__}
+    cases.write_json(arguments.out / "tokens.json", {"versions": versions, "groups": groups})
+    total = sum(map(len, groups.values()))
+    print(f"{total} strings; the slow tokenizer differs in {differing}")
+    for name, entries in groups.items():
+        print(f"  {name}: {len(entries)}, {sum(len(entry) == 3 for entry in entries)} differ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+//! CLIP weights at random: the layout of the published ones, small.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use weights::{Dtype, Tensor};
+
+const WIDTH: usize = 64;
+const EMBEDDING: usize = 32;
+
+/// Writes weights under OpenAI's names as safetensors: images of 32 x 32, 4 patches, one layer a tower, CLIP's vocabulary.
+///
+/// # Panics
+/// The file cannot be written.
+pub fn write(path: &Path, seed: u64) {
+    let mut shapes = vec![
+        ("visual.conv1.weight".to_owned(), vec![WIDTH, 3, 16, 16]),
+        ("visual.class_embedding".to_owned(), vec![WIDTH]),
+        ("visual.positional_embedding".to_owned(), vec![5, WIDTH]),
+        ("visual.proj".to_owned(), vec![WIDTH, EMBEDDING]),
+        ("token_embedding.weight".to_owned(), vec![49_408, WIDTH]),
+        ("positional_embedding".to_owned(), vec![77, WIDTH]),
+        ("text_projection".to_owned(), vec![WIDTH, EMBEDDING]),
+        ("logit_scale".to_owned(), vec![]),
+    ];
+    for norm in ["visual.ln_pre", "visual.ln_post", "ln_final"] {
+        shapes.extend(with_bias(norm, vec![WIDTH]));
+    }
+    for block in ["visual.transformer.resblocks.0", "transformer.resblocks.0"] {
+        let part = |name: &str| format!("{block}.{name}");
+        shapes.extend(with_bias(&part("ln_1"), vec![WIDTH]));
+        shapes.extend(with_bias(&part("ln_2"), vec![WIDTH]));
+        shapes.push((part("attn.in_proj_weight"), vec![3 * WIDTH, WIDTH]));
+        shapes.push((part("attn.in_proj_bias"), vec![3 * WIDTH]));
+        shapes.extend(with_bias(&part("attn.out_proj"), vec![WIDTH, WIDTH]));
+        shapes.extend(with_bias(&part("mlp.c_fc"), vec![4 * WIDTH, WIDTH]));
+        shapes.extend(with_bias(&part("mlp.c_proj"), vec![WIDTH, 4 * WIDTH]));
+    }
+    let mut state = seed;
+    let tensors: Vec<_> = shapes.into_iter().map(|(name, shape)| (name, random(shape, &mut state))).collect();
+    weights::write_safetensors(path, &tensors).expect("the weights can be written");
+}
+
+fn with_bias(name: &str, shape: Vec<usize>) -> [(String, Vec<usize>); 2] {
+    let bias = vec![shape[0]];
+    [(format!("{name}.weight"), shape), (format!("{name}.bias"), bias)]
+}
+
+/// Numbers in -0.1..0.1, by a linear congruential generator: nothing depends on their quality.
+fn random(shape: Vec<usize>, state: &mut u64) -> Tensor<'static> {
+    let count = shape.iter().product::<usize>();
+    let numbers = (0..count).flat_map(|_| {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((*state >> 40) as f32 / 2_f32.powi(24) * 0.2 - 0.1).to_le_bytes()
+    });
+    Tensor { dtype: Dtype::F32, bytes: Cow::Owned(numbers.collect()), shape }
+}

@@ -1,0 +1,147 @@
+//! Published weights: features encoded once, captions for images, and folders that go out and come back.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use dico_tests::{Place, clip, command, complete, error_line, run, tensors};
+
+/// A run that sees through one CLIP and is judged by another, with `data` and `more` besides.
+fn run_file(place: &Place, name: &str, data: &str, captioner: &str) -> PathBuf {
+    let folder = place.path("").display().to_string();
+    let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
+    let text = format!(
+        "name: test\nseed: 5\noutput: {folder}/{name}\nworkers: {{ min: 1, max: 1 }}\n\
+         data:\n  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}\n{data}\
+         captioner: {{ {captioner}, dropout: 0.0 }}\nevaluator: {{ weights: {folder}/evaluator.safetensors }}\n\
+         decoding: {{ beams: 3, max_length: 8 }}\nstages:\n  \
+         - {{ name: xe, objective: cross_entropy, steps: 3, batch: 8, {optimizer} }}\n  \
+         - {{ name: dico, objective: dico, steps: 2, batch: 4, {optimizer} }}\n"
+    );
+    let path = place.path(&format!("{name}.yaml"));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn place() -> (Place, String) {
+    let place = Place::new();
+    clip::write(&place.path("evaluator.safetensors"), 1);
+    clip::write(&place.path("eyes.safetensors"), 2);
+    let scratch = format!("preset: tiny, vision: {}", place.path("eyes.safetensors").display());
+    (place, scratch)
+}
+
+fn encode(place: &Place, run_file: &Path, split: &str) -> std::process::Output {
+    let (config, out) = (run_file.to_string_lossy().into_owned(), place.path("features").to_string_lossy().into_owned());
+    let arguments = ["encode", "--config", &config, "--split", split, "--out", &out, "--dtype", "f32", "--batch", "7"];
+    run("worker", &arguments)
+}
+
+#[test]
+fn training_from_stored_features_gives_what_training_from_images_does() {
+    let (place, scratch) = place();
+    let vocabulary = "vocabulary: corpus\n";
+    let without = run_file(&place, "without", vocabulary, &scratch);
+    for split in ["train", "val"] {
+        assert!(encode(&place, &without, split).status.success());
+    }
+    let features = format!("  features: {}\n{vocabulary}", place.path("features").display());
+    let with = run_file(&place, "with", &features, &scratch);
+    let validated = run("coordinator", &["validate", "--config", &with.to_string_lossy()]);
+    assert!(validated.status.success(), "{validated:?}");
+    complete(&place, &without, 1);
+    // Nothing but the annotations and the store is read.
+    for image in std::fs::read_dir(place.path("world/images")).unwrap() {
+        let path = image.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    complete(&place, &with, 1);
+    let (without, with) = (place.parameters("without"), place.parameters("with"));
+    assert_eq!(without.keys().collect::<Vec<_>>(), with.keys().collect::<Vec<_>>());
+    assert!(without.keys().any(|name| name.starts_with("reference.")));
+    for (name, values) in &without {
+        for (a, b) in values.iter().zip(&with[name]) {
+            assert!((a - b).abs() < 2e-5, "{name}: {a} and {b}");
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_encoding_goes_on_and_other_weights_are_refused_with_both_hashes() {
+    let (place, scratch) = place();
+    let config = run_file(&place, "run", "", &scratch);
+    assert!(encode(&place, &config, "val").status.success());
+    let (features, checksums) = (place.path("features/val/features.bin"), place.path("features/val/checksums.bin"));
+    let (whole, sums) = (std::fs::read(&features).unwrap(), std::fs::read(&checksums).unwrap());
+    // As a crash in the middle of a row leaves it.
+    std::fs::write(&features, &whole[..whole.len() / 2 + 3]).unwrap();
+    assert!(encode(&place, &config, "val").status.success());
+    assert!(std::fs::read(&features).unwrap() == whole && std::fs::read(&checksums).unwrap() == sums);
+
+    let old = sha256_in(&place.path("features/val/manifest.json"));
+    clip::write(&place.path("eyes.safetensors"), 3);
+    let error = error_line(&encode(&place, &config, "val"));
+    assert!(error.contains("another vision tower") && error.contains(&old), "{error}");
+    let hashes = error.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 64).count();
+    assert_eq!(hashes, 2, "{error}");
+}
+
+/// The vision tower's hash in a manifest.
+fn sha256_in(manifest: &Path) -> String {
+    let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+    manifest["vision"]["sha256"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_checkpoint_captions_images_and_survives_export_and_import() {
+    let (place, scratch) = place();
+    complete(&place, &run_file(&place, "run", "", &scratch), 1);
+    let checkpoint = place.last_checkpoint("run").to_string_lossy().into_owned();
+    let mut images = std::fs::read_dir(place.path("world/images")).unwrap();
+    let [first, second] = [(); 2].map(|()| images.next().unwrap().unwrap().path().to_string_lossy().into_owned());
+    let missing = place.path("missing.jpg").to_string_lossy().into_owned();
+
+    let plain = run("worker", &["caption", "--checkpoint", &checkpoint, "--max-length", "8", &first, &second]);
+    let plain = String::from_utf8(plain.stdout).unwrap();
+    let lines: Vec<_> = plain.lines().map(|line| line.split_once('\t').unwrap()).collect();
+    assert_eq!(lines.iter().map(|line| line.0).collect::<Vec<_>>(), [&first, &second]);
+
+    let arguments = ["caption", "--checkpoint", &checkpoint, "--max-length", "8", "--beams", "4", "--json", "-"];
+    let mut child = command("worker");
+    let mut child = child.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    write!(child.stdin.take().unwrap(), "{second}\n{missing}\n\n{first}\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    // The others are captioned all the same.
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("missing.jpg"));
+    let found: Vec<serde_json::Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[0]["image"], second.as_str());
+    let scores: Vec<f64> =
+        found[0]["captions"].as_array().unwrap().iter().map(|caption| caption["score"].as_f64().unwrap()).collect();
+    assert_eq!(scores.len(), 4);
+    assert!(scores.is_sorted_by(|a, b| a >= b));
+
+    let [released, imported, again] = ["released", "imported", "again"].map(|name| place.path(name));
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    for (program, from, to) in
+        [("export", &PathBuf::from(&checkpoint), &released), ("import", &released, &imported), ("export", &imported, &again)]
+    {
+        let output = run("worker", &[program, "--from", &text(from), "--to", &text(to)]);
+        assert!(output.status.success(), "{program}: {output:?}");
+    }
+    for name in ["config.json", "model.safetensors"] {
+        assert!(std::fs::read(released.join(name)).unwrap() == std::fs::read(again.join(name)).unwrap(), "{name}");
+    }
+    let trained = tensors(&Path::new(&checkpoint).join("captioner.safetensors"));
+    assert_eq!(tensors(&imported.join("captioner.safetensors")), trained);
+    let recaptioned = run("worker", &["caption", "--checkpoint", &text(&imported), "--max-length", "8", &first, &second]);
+    assert_eq!(String::from_utf8(recaptioned.stdout).unwrap(), plain);
+
+    // And a run can begin with it.
+    let start = format!("weights: {}", imported.display());
+    complete(&place, &run_file(&place, "second", "", &start), 1);
+    let error = error_line(&run("worker", &["export", "--from", &checkpoint, "--to", &text(&released)]));
+    assert!(error.contains("exists"), "{error}");
+}

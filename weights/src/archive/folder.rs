@@ -1,0 +1,64 @@
+//! Folders as Hugging Face lays them out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+use serde::Deserialize;
+
+use super::{Archive, find};
+use crate::error::Error;
+use crate::file::{MappedFile, read_json};
+
+/// Most shards: the largest published models have some hundred.
+const MOST_SHARDS: usize = 1024;
+
+/// What may be there, in order of preference.
+const CANDIDATES: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// Says which shard holds which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Opens the folder `path`.
+pub fn open(path: &Path) -> Result<Archive, Error> {
+    let name = CANDIDATES
+        .into_iter()
+        .find(|name| path.join(name).exists())
+        .ok_or_else(|| Error::format(path, format!("holds no weights: looked for {}", CANDIDATES.join(", "))))?;
+    let file = path.join(name);
+    let mut archive = Archive { path: path.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
+    if name.ends_with(".json") {
+        add_shards(&mut archive, &file)?;
+    } else {
+        let file = MappedFile::open(&file)?;
+        let found = find(file.path(), file.bytes())?;
+        archive.add(file, found)?;
+    }
+    archive.check_sharing()?;
+    Ok(archive)
+}
+
+fn add_shards(archive: &mut Archive, index: &Path) -> Result<(), Error> {
+    let Index { weight_map } = read_json(index)?;
+    let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
+    if shards.len() > MOST_SHARDS {
+        return Err(Error::format(index, format!("names more than {MOST_SHARDS} shards")));
+    }
+    for shard in shards {
+        // Links inside the folder are followed: a download cache keeps its files behind them.
+        if !matches!(Path::new(shard).components().collect::<Vec<_>>().as_slice(), [Component::Normal(_)]) {
+            return Err(Error::format(index, format!("the shard {shard} leads out of the folder")));
+        }
+        let file = MappedFile::open(&archive.path.join(shard))?;
+        let mut found = find(file.path(), file.bytes())?;
+        found.retain(|(name, ..)| weight_map.get(name).is_some_and(|holder| holder == shard));
+        archive.add(file, found)?;
+    }
+    match weight_map.iter().find(|(name, _)| !archive.tensors.contains_key(*name)) {
+        Some((name, shard)) => Err(Error::tensor(index, name, format!("is not in its shard {shard}"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,64 @@
+//! Pickles, as far as they hold tensors.
+//!
+//! A pickle is a program for a stack machine; Python's lets it call anything. This one ([`machine`]) calls what is on a list
+//! ([`global`]), which is tensors, plain containers and TorchScript's modules, and refuses the rest by name. Opcodes are those
+//! of Python's `pickletools`; how tensors are put into them is PyTorch's `torch/serialization.py`, `torch/_utils.py` and
+//! `torch/csrc/jit/serialization/pickler.cpp`.
+
+mod global;
+mod machine;
+mod opcode;
+mod reader;
+mod search;
+mod value;
+
+#[cfg(test)]
+pub mod assembler;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+pub(super) use value::View;
+
+/// Longest pickle that is run, in bytes: that of a state dict has some hundred bytes a tensor.
+const LONGEST: usize = 16 << 20;
+/// Most values that a pickle may make.
+const MOST_VALUES: usize = 1 << 20;
+/// Most tensors and modules that a pickle may name.
+const MOST_NAMES: usize = 1 << 16;
+
+/// Why a pickle is not read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("the pickle ends too early")]
+    Truncated,
+    #[error(
+        "the pickle is longer than {LONGEST} bytes: save a state dict alone, without the rest of a training's state"
+    )]
+    TooLong,
+    #[error("the pickle makes too many {0}: save a state dict alone, without the rest of a training's state")]
+    TooMany(&'static str),
+    #[error("refused: the pickle asks for {0}, which is no tensor; save a state dict of tensors alone")]
+    Asked(String),
+    #[error("refused: the pickle has opcode {0:#04x}, with which PyTorch saves no tensor")]
+    Opcode(u8),
+    #[error("the pickle is malformed: {0}")]
+    Malformed(&'static str),
+    #[error(
+        "holds no tensors by name: a state dict is looked for at the top, under \"state_dict\" and under \"model\""
+    )]
+    NoTensors,
+}
+
+/// The tensors of a pickle, by name.
+///
+/// They are looked for in a dictionary at the top, under `state_dict` or under `model`, or in the attributes of a TorchScript
+/// module, where a name is the path of attributes.
+pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, View<'_>>, Fault> {
+    if bytes.len() > LONGEST {
+        return Err(Fault::TooLong);
+    }
+    let (values, root) = machine::run(bytes)?;
+    search::named_tensors(&values, root)
+}

@@ -1,0 +1,50 @@
+use super::Fault;
+
+/// What is left of a pickle's bytes.
+pub struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    pub fn take(&mut self, length: usize) -> Result<&'a [u8], Fault> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(Fault::Truncated)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(Fault::Truncated)?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    pub fn byte(&mut self) -> Result<u8, Fault> {
+        self.array().map(|[byte]| byte)
+    }
+
+    /// A length of `N` bytes, little-endian, and as many bytes.
+    pub fn counted<const N: usize>(&mut self) -> Result<&'a [u8], Fault> {
+        let mut length = [0; 8];
+        let written: [u8; N] = self.array()?;
+        for (place, byte) in length.iter_mut().zip(written) {
+            *place = byte;
+        }
+        self.take(usize::try_from(u64::from_le_bytes(length)).map_err(|_| Fault::Truncated)?)
+    }
+
+    /// Up to the next line break, which is consumed too.
+    pub fn line(&mut self) -> Result<&'a str, Fault> {
+        let length = self.rest.iter().position(|&byte| byte == b'\n').ok_or(Fault::Truncated)?;
+        let line = self.take(length)?;
+        self.take(1)?;
+        text(line)
+    }
+}
+
+pub fn text(bytes: &[u8]) -> Result<&str, Fault> {
+    std::str::from_utf8(bytes).map_err(|_| Fault::Malformed("a text is not UTF-8"))
+}

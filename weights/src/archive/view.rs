@@ -1,0 +1,129 @@
+//! Where in a file a tensor's elements lie.
+
+use std::ops::Range;
+
+use crate::tensor::{Dtype, byte_length};
+
+/// Where a tensor's elements lie; checked against the file when it was made.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Row-major, in these bytes of the file.
+    InOrder(Range<usize>),
+    /// In any other order.
+    Strided(Strided),
+}
+
+/// Elements at regular distances.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Strided {
+    /// Bytes of the file that they lie in.
+    storage: Range<usize>,
+    /// Of the first, in elements from the beginning of the storage.
+    offset: usize,
+    /// From one to the next of each dimension, in elements.
+    strides: Vec<usize>,
+}
+
+impl Layout {
+    /// The layout of elements of `size` bytes, or none if one of them would lie outside the storage.
+    pub fn new(
+        storage: Range<usize>,
+        size: usize,
+        offset: usize,
+        shape: &[usize],
+        strides: Vec<usize>,
+    ) -> Option<Self> {
+        let elements = byte_length(Dtype::U8, shape)?;
+        let start = storage.start.checked_add(offset.checked_mul(size)?)?;
+        if elements == 0 {
+            return Some(Self::InOrder(storage.start..storage.start));
+        }
+        let furthest = shape
+            .iter()
+            .zip(&strides)
+            .try_fold(offset, |sum, (&side, &stride)| sum.checked_add(side.checked_sub(1)?.checked_mul(stride)?))?;
+        let end = storage.start.checked_add(furthest.checked_add(1)?.checked_mul(size)?)?;
+        if end > storage.end {
+            return None;
+        }
+        Some(if in_order(shape, &strides) {
+            Self::InOrder(start..end)
+        } else {
+            Self::Strided(Strided { storage, offset, strides })
+        })
+    }
+}
+
+/// Whether elements of these strides lie one after the other; that of a dimension of one element is never taken.
+fn in_order(shape: &[usize], strides: &[usize]) -> bool {
+    let mut expected = 1_usize;
+    shape.iter().zip(strides).rev().all(|(&side, &stride)| {
+        let fits = side == 1 || stride == expected;
+        expected = expected.saturating_mul(side);
+        fits
+    })
+}
+
+impl Strided {
+    /// The elements in order, or none if the file is not the one that the layout was made for.
+    pub fn gather(&self, file: &[u8], shape: &[usize], size: usize) -> Option<Vec<u8>> {
+        let storage = file.get(self.storage.clone())?;
+        let elements: usize = shape.iter().product();
+        let mut gathered = Vec::with_capacity(elements.checked_mul(size)?);
+        let mut index = vec![0; shape.len()];
+        let mut at = self.offset;
+        for _ in 0..elements {
+            gathered.extend_from_slice(storage.get(at * size..(at + 1) * size)?);
+            // As an odometer counts: the last dimension first, and from one that is full on to the one before it.
+            for ((place, &side), &stride) in index.iter_mut().zip(shape).zip(&self.strides).rev() {
+                *place += 1;
+                at += stride;
+                if *place < side {
+                    break;
+                }
+                at -= side * stride;
+                *place = 0;
+            }
+        }
+        Some(gathered)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gathered(shape: &[usize], strides: &[usize], offset: usize) -> Option<Vec<u8>> {
+        let file: Vec<u8> = (0..100).collect();
+        match Layout::new(10..22, 1, offset, shape, strides.to_vec())? {
+            Layout::InOrder(range) => file.get(range).map(<[u8]>::to_vec),
+            Layout::Strided(strided) => strided.gather(&file, shape, 1),
+        }
+    }
+
+    #[test]
+    fn elements_are_gathered_in_order() {
+        assert_eq!(gathered(&[2, 3], &[3, 1], 1), Some(vec![11, 12, 13, 14, 15, 16]));
+        assert_eq!(gathered(&[3, 2], &[1, 3], 0), Some(vec![10, 13, 11, 14, 12, 15]));
+        assert_eq!(gathered(&[2, 2, 2], &[6, 1, 2], 3), None, "the last would be the storage's thirteenth");
+        assert_eq!(gathered(&[2, 2, 2], &[6, 1, 2], 2), Some(vec![12, 14, 13, 15, 18, 20, 19, 21]));
+        assert_eq!(gathered(&[2, 2], &[0, 1], 4), Some(vec![14, 15, 14, 15]));
+        assert_eq!(gathered(&[], &[], 11), Some(vec![21]));
+        assert_eq!(gathered(&[3, 0], &[usize::MAX, 1], 0), Some(vec![]));
+    }
+
+    #[test]
+    fn elements_outside_the_storage_are_refused() {
+        assert_eq!(gathered(&[13], &[1], 0), None);
+        assert_eq!(gathered(&[2], &[12], 0), None);
+        assert_eq!(gathered(&[], &[], 12), None);
+        assert_eq!(gathered(&[2], &[usize::MAX], 1), None);
+        assert_eq!(gathered(&[usize::MAX, 2], &[0, 0], 0), None);
+        assert_eq!(gathered(&[2], &[1], usize::MAX), None);
+    }
+
+    #[test]
+    fn the_stride_of_a_single_element_does_not_matter() {
+        assert_eq!(Layout::new(0..12, 2, 1, &[1, 4], vec![77, 1]), Some(Layout::InOrder(2..10)));
+    }
+}

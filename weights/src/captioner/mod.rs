@@ -1,0 +1,244 @@
+//! The captioner as DiCO's authors publish it: a folder of Hugging Face's with a `config.json` and weights, in which an encoder
+//! (a CLIP vision transformer, a projection and a BERT) and a decoder (a GPT-2 with cross-attention) lie.
+
+mod config;
+mod export;
+mod names;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use config::config_json;
+pub use export::{vision_to_released, write_safetensors};
+pub use names::VISION_PREFIX;
+
+use crate::archive::Archive;
+use crate::clip::{Vision, count_blocks};
+use crate::error::Error;
+use crate::file::read_json;
+use crate::renaming::Renaming;
+use crate::tensor::Tensor;
+use names::{OUTPUT, Part, WORDS};
+
+/// Sizes of encoder and decoder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptionerArchitecture {
+    /// Width of the vision tower's hidden states.
+    pub vision_width: usize,
+    /// Width of encoder and decoder.
+    pub width: usize,
+    /// Attention heads of either.
+    pub heads: usize,
+    /// Layers of the encoder.
+    pub encoder_layers: usize,
+    /// Width between the two halves of the encoder's feed-forward layers.
+    pub encoder_inner: usize,
+    /// Positions that the encoder has embeddings for.
+    pub encoder_positions: usize,
+    /// Layers of the decoder.
+    pub decoder_layers: usize,
+    /// Width between the two halves of the decoder's feed-forward layers.
+    pub decoder_inner: usize,
+    /// Positions that the decoder has embeddings for.
+    pub positions: usize,
+    /// Tokens known, begin, end and pad included.
+    pub vocabulary_size: usize,
+}
+
+/// Sizes of a captioner's vision tower.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VisionArchitecture {
+    /// Pixels on a side.
+    pub image_size: usize,
+    /// The tower; Hugging Face knows transformers only.
+    pub vision: Vision,
+}
+
+impl VisionArchitecture {
+    /// Width of the hidden states; see [`Vision::hidden_width`].
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.vision.hidden_width()
+    }
+
+    /// Hidden states of an image; see [`Vision::tokens`].
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.vision.tokens(self.image_size)
+    }
+}
+
+/// An opened folder. Its configuration and its weights have been found to agree.
+pub struct Released {
+    archive: Archive,
+    config: Value,
+    captioner: CaptionerArchitecture,
+    vision: VisionArchitecture,
+    vision_prefix: &'static str,
+    vision_names: Renaming,
+    /// Names in the file, by published name.
+    captioner_names: BTreeMap<String, String>,
+    unused: Vec<String>,
+}
+
+impl Released {
+    /// Opens the folder.
+    ///
+    /// # Errors
+    /// Names the file and the setting or tensor that is damaged, not supported, or at odds with the others.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join("config.json");
+        let config: Value = read_json(&path)?;
+        let (captioner, vision) = config::read(&path, &config)?;
+        let archive = Archive::open(folder)?;
+        let vision_prefix = names::vision_prefix(&archive);
+        let mut vision_names = Renaming::default();
+        let mut captioner_names = BTreeMap::new();
+        let mut unused = Vec::new();
+        for name in archive.names() {
+            match names::part(name, vision_prefix) {
+                Part::Vision(renamed) => vision_names.add(folder, name, renamed)?,
+                Part::Captioner => {
+                    captioner_names.insert(name.to_owned(), name.to_owned());
+                }
+                Part::Unused => unused.push(name.to_owned()),
+            }
+        }
+        // Of tensors that are one and the same, writers of safetensors keep whichever they like.
+        if archive.shape(OUTPUT).is_some() {
+            captioner_names.entry(WORDS.to_owned()).or_insert_with(|| OUTPUT.to_owned());
+        }
+        let released =
+            Self { archive, config, captioner, vision, vision_prefix, vision_names, captioner_names, unused };
+        released.check_tie()?;
+        released.check_captioner()?;
+        released.check_vision()?;
+        Ok(released)
+    }
+
+    /// Content of `config.json`.
+    #[must_use]
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Sizes of encoder and decoder.
+    #[must_use]
+    pub fn captioner(&self) -> &CaptionerArchitecture {
+        &self.captioner
+    }
+
+    /// Sizes of the vision tower.
+    #[must_use]
+    pub fn vision(&self) -> &VisionArchitecture {
+        &self.vision
+    }
+
+    /// What stands before the names of the vision tower in this folder; for [`vision_to_released`].
+    #[must_use]
+    pub fn vision_prefix(&self) -> &str {
+        self.vision_prefix
+    }
+
+    /// See [`Archive::sha256`].
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        self.archive.sha256()
+    }
+
+    /// Parameters of encoder and decoder under their published names, sorted: `encoder.vis_enc_to_enc_proj.*`,
+    /// `encoder.encoder.*`, `decoder.transformer.*`. What is unknown is among them, for the caller to find it too much.
+    #[must_use]
+    pub fn captioner_tensors(&self) -> Vec<(String, Tensor<'_>)> {
+        let names = self.captioner_names.iter();
+        names.filter_map(|(name, old)| Some((name.clone(), self.archive.get(old)?))).collect()
+    }
+
+    /// Parameters of the vision tower under OpenAI's names, sorted: `visual.*`. There is no `visual.proj`.
+    ///
+    /// # Errors
+    /// Names tensors that do not fit together.
+    pub fn vision_tensors(&self) -> Result<Vec<(String, Tensor<'_>)>, Error> {
+        self.vision_names.tensors(&self.archive)
+    }
+
+    /// What no computation needs but an exact export gives back, sorted by name: the encoder's word embeddings and pooler,
+    /// causal masks, position numbers, and `decoder.lm_head.weight`, which equals the decoder's word embeddings.
+    #[must_use]
+    pub fn unused_tensors(&self) -> Vec<(String, Tensor<'_>)> {
+        self.unused.iter().filter_map(|name| Some((name.clone(), self.archive.get(name)?))).collect()
+    }
+
+    fn check_tie(&self) -> Result<(), Error> {
+        match (self.archive.get(OUTPUT), self.archive.get(WORDS)) {
+            (Some(output), Some(words)) if output != words => {
+                let problem = format!("differs from {WORDS}; only tied ones are supported");
+                Err(Error::tensor(self.archive.path(), OUTPUT, problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A configuration can say anything; sizes that the weights bear out are no larger than the files.
+    fn check_captioner(&self) -> Result<(), Error> {
+        let CaptionerArchitecture { vision_width, width, vocabulary_size, positions, .. } = self.captioner;
+        let CaptionerArchitecture { encoder_inner, encoder_positions, decoder_inner, .. } = self.captioner;
+        let expected = [
+            (names::PROJECTION, [width, vision_width]),
+            ("encoder.encoder.embeddings.position_embeddings.weight", [encoder_positions, width]),
+            ("encoder.encoder.encoder.layer.0.intermediate.dense.weight", [encoder_inner, width]),
+            (WORDS, [vocabulary_size, width]),
+            ("decoder.transformer.wpe.weight", [positions, width]),
+            // GPT-2's linear layers keep inputs first.
+            ("decoder.transformer.h.0.mlp.c_fc.weight", [width, decoder_inner]),
+        ];
+        for (name, expected) in expected {
+            let found = self.captioner_names.get(name).and_then(|old| self.archive.shape(old));
+            self.check_shape(name, found, &expected)?;
+        }
+        let names = || self.captioner_names.keys().map(String::as_str);
+        let encoder = count_blocks(names(), "encoder.encoder.encoder.layer.");
+        self.check_layers("encoder.encoder.num_hidden_layers", self.captioner.encoder_layers, encoder)?;
+        let decoder = count_blocks(names(), "decoder.transformer.h.");
+        self.check_layers("decoder.n_layer", self.captioner.decoder_layers, decoder)
+    }
+
+    fn check_vision(&self) -> Result<(), Error> {
+        let Vision::Transformer { patch_size, width, layers, .. } = self.vision.vision else { return Ok(()) };
+        let shapes = self.vision_names.shapes(&self.archive)?;
+        let found = |name: &str| shapes.get(name).map(Vec::as_slice);
+        let patches = "visual.conv1.weight";
+        self.check_shape(patches, found(patches), &[width, 3, patch_size, patch_size])?;
+        let positions = "visual.positional_embedding";
+        let tokens = self.vision.vision.tokens(self.vision.image_size);
+        self.check_shape(positions, found(positions), &[tokens, width])?;
+        let counted = count_blocks(shapes.keys().map(String::as_str), "visual.transformer.resblocks.");
+        self.check_layers("encoder.vision_encoder.num_hidden_layers", layers, counted)
+    }
+
+    fn check_shape(&self, name: &str, found: Option<&[usize]>, expected: &[usize]) -> Result<(), Error> {
+        let problem = match found {
+            Some(found) if found == expected => return Ok(()),
+            Some(found) => format!("has shape {found:?}; config.json makes it {expected:?}"),
+            None => "is missing".to_owned(),
+        };
+        Err(Error::tensor(self.archive.path(), name, problem))
+    }
+
+    fn check_layers(&self, key: &str, said: usize, counted: Result<usize, (String, String)>) -> Result<(), Error> {
+        let folder = self.archive.path();
+        match counted {
+            Ok(counted) if counted == said => Ok(()),
+            Ok(counted) => {
+                Err(Error::setting(&folder.join("config.json"), key, format!("is {said}; the weights have {counted}")))
+            }
+            Err((tensor, problem)) => Err(Error::tensor(folder, &tensor, problem)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

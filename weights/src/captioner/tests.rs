@@ -1,0 +1,255 @@
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::*;
+use crate::testing::{counting, values, write_shapes};
+
+fn sizes() -> (CaptionerArchitecture, VisionArchitecture) {
+    let captioner = CaptionerArchitecture {
+        vision_width: 8,
+        width: 4,
+        heads: 2,
+        encoder_layers: 1,
+        encoder_inner: 6,
+        encoder_positions: 9,
+        decoder_layers: 2,
+        decoder_inner: 10,
+        positions: 7,
+        vocabulary_size: 11,
+    };
+    let vision = Vision::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
+    (captioner, VisionArchitecture { image_size: 4, vision })
+}
+
+/// Names and shapes of a published captioner of those sizes.
+fn shapes(prefix: &str) -> Vec<(String, Vec<usize>)> {
+    let mut shapes: Vec<(String, Vec<usize>)> = [
+        ("encoder.vis_enc_to_enc_proj.weight", vec![4, 8]),
+        ("encoder.vis_enc_to_enc_proj.bias", vec![4]),
+        ("encoder.encoder.embeddings.word_embeddings.weight", vec![1, 4]),
+        ("encoder.encoder.embeddings.position_embeddings.weight", vec![9, 4]),
+        ("encoder.encoder.embeddings.position_ids", vec![1, 9]),
+        ("encoder.encoder.encoder.layer.0.intermediate.dense.weight", vec![6, 4]),
+        ("encoder.encoder.pooler.dense.weight", vec![4, 4]),
+        ("decoder.transformer.wte.weight", vec![11, 4]),
+        ("decoder.transformer.wpe.weight", vec![7, 4]),
+        ("decoder.transformer.h.0.mlp.c_fc.weight", vec![4, 10]),
+        ("decoder.transformer.h.0.attn.bias", vec![1, 1, 7, 7]),
+        ("decoder.transformer.h.0.attn.c_attn.bias", vec![12]),
+        ("decoder.transformer.h.1.crossattention.masked_bias", vec![]),
+        ("decoder.transformer.h.1.ln_1.bias", vec![4]),
+    ]
+    .map(|(name, shape)| (name.to_owned(), shape))
+    .into();
+    for (name, shape) in [
+        ("embeddings.class_embedding", vec![8]),
+        ("embeddings.position_ids", vec![1, 5]),
+        ("embeddings.patch_embedding.weight", vec![8, 3, 2, 2]),
+        ("embeddings.position_embedding.weight", vec![5, 8]),
+        ("pre_layrnorm.weight", vec![8]),
+        ("encoder.layers.0.self_attn.q_proj.weight", vec![8, 8]),
+        ("encoder.layers.0.self_attn.k_proj.weight", vec![8, 8]),
+        ("encoder.layers.0.self_attn.v_proj.weight", vec![8, 8]),
+        ("encoder.layers.0.mlp.fc1.bias", vec![32]),
+    ] {
+        shapes.push((format!("{prefix}{name}"), shape));
+    }
+    shapes
+}
+
+fn folder(config: &Value, shapes: &[(String, Vec<usize>)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    write_shapes(&folder.path().join("model.safetensors"), shapes);
+    folder
+}
+
+fn open(config: &Value, shapes: &[(String, Vec<usize>)]) -> Result<Released, Error> {
+    Released::open(folder(config, shapes).path())
+}
+
+fn config() -> Value {
+    let (captioner, vision) = sizes();
+    config_json(&captioner, &vision)
+}
+
+fn problem(config: &Value, shapes: &[(String, Vec<usize>)]) -> String {
+    open(config, shapes).map(|_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn a_published_folder_is_taken_apart_and_put_together_again() {
+    for prefix in [VISION_PREFIX, "encoder.vision_encoder.vision_model."] {
+        let published = folder(&config(), &shapes(prefix));
+        let released = Released::open(published.path()).unwrap();
+        assert_eq!((released.captioner(), released.vision()), (&sizes().0, &sizes().1));
+        assert_eq!((released.config(), released.vision_prefix()), (&config(), prefix));
+        let vision: BTreeMap<_, _> = released.vision_tensors().unwrap().into_iter().collect();
+        assert!(vision.keys().all(|name| name.starts_with("visual.")));
+        assert_eq!(vision["visual.transformer.resblocks.0.attn.in_proj_weight"].shape, [24, 8]);
+        let captioner: Vec<String> = released.captioner_tensors().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(captioner.len(), 9);
+        assert!(captioner.contains(&"decoder.transformer.h.0.attn.c_attn.bias".to_owned()));
+        let unused: Vec<String> = released.unused_tensors().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(
+            unused,
+            [
+                "decoder.transformer.h.0.attn.bias",
+                "decoder.transformer.h.1.crossattention.masked_bias",
+                "encoder.encoder.embeddings.position_ids",
+                "encoder.encoder.embeddings.word_embeddings.weight",
+                "encoder.encoder.pooler.dense.weight",
+                &format!("{prefix}embeddings.position_ids"),
+            ]
+        );
+        let mut tensors = vision_to_released(vision.into_iter().collect(), released.vision_prefix()).unwrap();
+        tensors.extend(released.captioner_tensors());
+        tensors.extend(released.unused_tensors());
+        let again = tempfile::tempdir().unwrap();
+        let path = again.path().join("model.safetensors");
+        write_safetensors(&path, &tensors).unwrap();
+        let original = std::fs::read(published.path().join("model.safetensors")).unwrap();
+        assert!(std::fs::read(path).unwrap() == original, "the file is the same, byte for byte");
+    }
+}
+
+#[test]
+fn the_output_stands_in_for_the_word_embeddings_that_it_is_tied_to() {
+    let mut tied = shapes(VISION_PREFIX);
+    for (name, _) in &mut tied {
+        if name == WORDS {
+            *name = OUTPUT.to_owned();
+        }
+    }
+    let released = open(&config(), &tied).unwrap();
+    let captioner: BTreeMap<_, _> = released.captioner_tensors().into_iter().collect();
+    assert_eq!(values(&captioner[WORDS]), values(&counting(&[11, 4], 7000)));
+    let mut untied = shapes(VISION_PREFIX);
+    untied.push((OUTPUT.to_owned(), vec![11, 4]));
+    assert!(
+        problem(&config(), &untied).contains("decoder.lm_head.weight: differs from decoder.transformer.wte.weight")
+    );
+}
+
+#[test]
+fn a_configuration_that_the_weights_do_not_bear_out_is_refused() {
+    for (pointer, value, expected) in [
+        ("/decoder/n_layer", 3, "config.json: decoder.n_layer: is 3; the weights have 2"),
+        ("/encoder/encoder/num_hidden_layers", 2, "encoder.encoder.num_hidden_layers: is 2; the weights have 1"),
+        ("/encoder/vision_encoder/num_hidden_layers", 9, "encoder.vision_encoder.num_hidden_layers: is 9; the weights"),
+        ("/decoder/vocab_size", 1 << 20, "decoder.transformer.wte.weight: has shape [11, 4]; config.json makes it"),
+        ("/decoder/n_inner", 11, "decoder.transformer.h.0.mlp.c_fc.weight: has shape [4, 10]"),
+        ("/decoder/n_positions", 8, "decoder.transformer.wpe.weight: has shape"),
+        ("/encoder/vision_encoder/image_size", 2, "visual.positional_embedding: has shape [5, 8]"),
+        ("/encoder/vision_encoder/patch_size", 1, "is less than the 17 positions of the vision tower"),
+    ] {
+        let mut config = config();
+        *config.pointer_mut(pointer).unwrap() = json!(value);
+        let text = problem(&config, &shapes(VISION_PREFIX));
+        assert!(text.contains(expected), "{text}");
+    }
+    let mut without = shapes(VISION_PREFIX);
+    without.retain(|(name, _)| name != names::PROJECTION);
+    assert!(problem(&config(), &without).ends_with("encoder.vis_enc_to_enc_proj.weight: is missing"));
+}
+
+#[test]
+fn settings_that_make_for_another_computation_are_refused_by_name() {
+    for (section, key, value) in [
+        ("", "model_type", json!("bert")),
+        ("/decoder", "activation_function", json!("relu")),
+        ("/decoder", "layer_norm_epsilon", json!(1e-6)),
+        ("/decoder", "reorder_and_upcast_attn", json!(true)),
+        ("/decoder", "scale_attn_by_inverse_layer_idx", json!(true)),
+        ("/decoder", "cross_attention_hidden_size", json!(1024)),
+        ("/decoder", "add_cross_attention", json!(false)),
+        ("/decoder", "tie_word_embeddings", json!(false)),
+        ("/decoder", "n_embd", json!(8)),
+        ("/decoder", "n_head", json!(3)),
+        ("/decoder", "n_layer", json!(-1)),
+        ("/decoder", "n_layer", json!(0)),
+        ("/decoder", "n_positions", json!(1e3)),
+        ("/decoder", "vocab_size", json!(u64::MAX)),
+        ("/encoder/encoder", "hidden_act", json!("gelu_new")),
+        ("/encoder/encoder", "position_embedding_type", json!("relative_key")),
+        ("/encoder/vision_encoder", "hidden_act", json!("gelu")),
+        ("/encoder/vision_encoder", "layer_norm_eps", json!(1e-6)),
+        ("/encoder/vision_encoder", "intermediate_size", json!(31)),
+        ("/encoder/vision_encoder", "num_attention_heads", json!(3)),
+    ] {
+        let mut config = config();
+        config.pointer_mut(section).unwrap()[key] = value;
+        let text = problem(&config, &shapes(VISION_PREFIX));
+        let named = format!(
+            "config.json: {}{key}: ",
+            section.trim_start_matches('/').replace('/', ".") + if section.is_empty() { "" } else { "." }
+        );
+        assert!(text.contains(&named) || (key.starts_with("n_") && text.contains("decoder.")), "{named} {text}");
+    }
+    let mut config = config();
+    config["encoder"]["encoder"]["hidden_size"] = json!(8);
+    config["decoder"]["n_embd"] = json!(8);
+    let text = problem(&config, &shapes(VISION_PREFIX));
+    assert!(text.contains("encoder.encoder.hidden_size: equals the width of the vision tower"), "{text}");
+    config["encoder"].as_object_mut().unwrap().remove("vision_encoder");
+    assert!(problem(&config, &shapes(VISION_PREFIX)).contains("encoder.vision_encoder: is missing"));
+    assert!(problem(&json!([]), &shapes(VISION_PREFIX)).contains("is no JSON object"));
+}
+
+#[test]
+fn what_transformers_leaves_out_has_its_default() {
+    let config = json!({
+        "model_type": "vision-encoder-decoder",
+        "encoder": {"vision_encoder": {"vision_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}}, "encoder": {}},
+        "decoder": {"add_cross_attention": true, "n_inner": null},
+    });
+    let (captioner, vision) = config::read("config.json".as_ref(), &config).unwrap();
+    let expected = CaptionerArchitecture {
+        vision_width: 1024,
+        width: 768,
+        heads: 12,
+        encoder_layers: 12,
+        encoder_inner: 3072,
+        encoder_positions: 512,
+        decoder_layers: 12,
+        decoder_inner: 3072,
+        positions: 1024,
+        vocabulary_size: 50_257,
+    };
+    assert_eq!(captioner, expected);
+    assert_eq!((vision.image_size, vision.vision.tokens(vision.image_size)), (224, 50));
+}
+
+#[test]
+fn begin_end_and_pad_are_the_last_tokens() {
+    let (mut captioner, vision) = sizes();
+    captioner.vocabulary_size = 49_409;
+    let config = config_json(&captioner, &vision);
+    let tokens = ["bos_token_id", "eos_token_id", "pad_token_id"].map(|key| config["decoder"][key].as_u64());
+    assert_eq!(tokens, [Some(49_406), Some(49_407), Some(49_408)]);
+}
+
+#[test]
+fn tensors_without_a_place_are_named() {
+    let text = vision_to_released(vec![("visual.layer1.0.conv1.weight".to_owned(), counting(&[1], 0))], VISION_PREFIX);
+    assert!(text.unwrap_err().to_string().starts_with("visual.layer1.0.conv1.weight: has no place"));
+    let name = "visual.transformer.resblocks.0.attn.in_proj_bias".to_owned();
+    let text = vision_to_released(vec![(name, counting(&[4], 0))], VISION_PREFIX).unwrap_err().to_string();
+    assert!(text.ends_with("is no query, key and value"));
+    assert_eq!(vision_to_released(vec![("visual.proj".to_owned(), counting(&[1], 0))], "").unwrap(), []);
+}
+
+#[test]
+fn what_cannot_be_written_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let broken = Tensor { shape: vec![3], ..counting(&[2], 0) };
+    let text = write_safetensors(&path, &[("a".to_owned(), broken)]).unwrap_err().to_string();
+    assert!(text.ends_with("a: has 8 bytes, which [3] does not take"), "{text}");
+    let twice = [("a".to_owned(), counting(&[2], 0)), ("a".to_owned(), counting(&[2], 0))];
+    assert!(write_safetensors(&path, &twice).unwrap_err().to_string().ends_with("a: is there twice"));
+    std::fs::create_dir(&path).unwrap();
+    assert!(write_safetensors(&path, &twice[..1]).is_err());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "only the folder that was in the way");
+}

@@ -1,0 +1,201 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::captioner::VisionArchitecture;
+
+/// Width of an attention head in all published models.
+const HEAD_WIDTH: usize = 64;
+
+/// Sizes of a CLIP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Architecture {
+    /// Pixels on a side.
+    pub image_size: usize,
+    /// The vision tower.
+    pub vision: Vision,
+    /// The text tower.
+    pub text: Text,
+    /// Width of the space that images and texts share.
+    pub embedding: usize,
+}
+
+/// Sizes of a vision tower.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Vision {
+    /// A vision transformer.
+    Transformer {
+        /// Pixels on a side of a patch.
+        patch_size: usize,
+        /// Width of the residual stream.
+        width: usize,
+        /// Residual blocks.
+        layers: usize,
+        /// Attention heads.
+        heads: usize,
+    },
+    /// OpenAI's modified ResNet.
+    ResNet {
+        /// Residual blocks of each stage.
+        blocks: [usize; 4],
+        /// Channels of the first stage's bottlenecks.
+        width: usize,
+        /// Heads of the attention that pools.
+        heads: usize,
+    },
+}
+
+/// Sizes of a text tower.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Text {
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Residual blocks.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Most tokens of a text, begin and end included.
+    pub context_length: usize,
+    /// Tokens known.
+    pub vocabulary_size: usize,
+}
+
+impl Vision {
+    /// Width of the hidden states: of the residual stream, or the last stage's channels.
+    #[must_use]
+    pub fn hidden_width(&self) -> usize {
+        match self {
+            Self::Transformer { width, .. } => *width,
+            Self::ResNet { width, .. } => width.saturating_mul(32),
+        }
+    }
+
+    /// Positions of the hidden states for images of `image_size` pixels on a side: the class token and the patches, or the
+    /// last stage's pixels.
+    #[must_use]
+    pub fn tokens(&self, image_size: usize) -> usize {
+        let (side, class) = match self {
+            Self::Transformer { patch_size, .. } => (image_size.checked_div(*patch_size).unwrap_or(0), 1),
+            Self::ResNet { .. } => (image_size / 32, 0),
+        };
+        side.saturating_mul(side).saturating_add(class)
+    }
+}
+
+impl Architecture {
+    /// Sizes of the vision tower alone.
+    #[must_use]
+    pub fn tower(&self) -> VisionArchitecture {
+        VisionArchitecture { image_size: self.image_size, vision: self.vision.clone() }
+    }
+
+    /// Width of the vision tower's hidden states; see [`Vision::hidden_width`].
+    #[must_use]
+    pub fn vision_width(&self) -> usize {
+        self.vision.hidden_width()
+    }
+
+    /// Positions of the vision tower's hidden states; see [`Vision::tokens`].
+    #[must_use]
+    pub fn vision_tokens(&self) -> usize {
+        self.vision.tokens(self.image_size)
+    }
+
+    /// The sizes that tensors of these shapes have under OpenAI's names, found as its `build_model` does
+    /// (`clip/model.py`). The error is the tensor that does not fit, and why.
+    pub(super) fn from_shapes(shapes: &Shapes) -> Result<Self, Misfit> {
+        let shapes = Named(shapes);
+        let (image_size, vision) = if shapes.0.contains_key("visual.layer1.0.conv1.weight") {
+            shapes.resnet()?
+        } else {
+            shapes.transformer()?
+        };
+        let [_, embedding] = shapes.of("text_projection")?;
+        Ok(Self { image_size, vision, text: shapes.text()?, embedding })
+    }
+}
+
+/// Shapes of tensors by name.
+pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
+/// The tensor that does not fit, and why.
+pub(crate) type Misfit = (String, String);
+
+struct Named<'a>(&'a Shapes);
+
+impl Named<'_> {
+    /// The shape of a tensor of `N` dimensions, none of them empty.
+    fn of<const N: usize>(&self, name: &str) -> Result<[usize; N], Misfit> {
+        let shape = self.0.get(name).ok_or_else(|| (name.to_owned(), "is missing".to_owned()))?;
+        match <[usize; N]>::try_from(shape.as_slice()) {
+            Ok(sides) if !sides.contains(&0) => Ok(sides),
+            _ => Err((
+                name.to_owned(),
+                format!("has shape {shape:?}; it should have {N} dimensions, none of them empty"),
+            )),
+        }
+    }
+
+    fn transformer(&self) -> Result<(usize, Vision), Misfit> {
+        let name = "visual.conv1.weight";
+        let [width, _, _, patch_size] = self.of(name)?;
+        let side = self.side("visual.positional_embedding")?;
+        let image_size = side.checked_mul(patch_size).ok_or_else(|| (name.to_owned(), "is too large".to_owned()))?;
+        let layers = self.count("visual.transformer.resblocks.")?;
+        Ok((image_size, Vision::Transformer { patch_size, width, layers, heads: heads(name, width)? }))
+    }
+
+    fn resnet(&self) -> Result<(usize, Vision), Misfit> {
+        let name = "visual.layer1.0.conv1.weight";
+        let [width, ..] = self.of::<4>(name)?;
+        let pooled = "visual.attnpool.positional_embedding";
+        let side = self.side(pooled)?;
+        let [_, hidden] = self.of(pooled)?;
+        if width.checked_mul(32) != Some(hidden) {
+            return Err((pooled.to_owned(), format!("has width {hidden}, not 32 times the first stage's {width}")));
+        }
+        let image_size = side.checked_mul(32).ok_or_else(|| (pooled.to_owned(), "is too large".to_owned()))?;
+        let [first, second, third, fourth] = [1, 2, 3, 4].map(|stage| self.count(&format!("visual.layer{stage}.")));
+        let blocks = [first?, second?, third?, fourth?];
+        Ok((image_size, Vision::ResNet { blocks, width, heads: heads(pooled, hidden)? }))
+    }
+
+    fn text(&self) -> Result<Text, Misfit> {
+        let [context_length, _] = self.of("positional_embedding")?;
+        let [vocabulary_size, _] = self.of("token_embedding.weight")?;
+        let name = "ln_final.weight";
+        let [width] = self.of(name)?;
+        let layers = self.count("transformer.resblocks.")?;
+        Ok(Text { width, layers, heads: heads(name, width)?, context_length, vocabulary_size })
+    }
+
+    fn count(&self, prefix: &str) -> Result<usize, Misfit> {
+        count_blocks(self.0.keys().map(String::as_str), prefix)
+    }
+
+    /// Side of the square that positions are of, beside one for the whole.
+    fn side(&self, name: &str) -> Result<usize, Misfit> {
+        let [positions, _] = self.of(name)?;
+        let side = (positions - 1).isqrt();
+        if side == 0 || side * side + 1 != positions {
+            return Err((name.to_owned(), format!("has {positions} positions, which is no square and one")));
+        }
+        Ok(side)
+    }
+}
+
+/// How many blocks of these names there are below `prefix`, numbered from 0 without gaps.
+pub(crate) fn count_blocks<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Result<usize, Misfit> {
+    let below = names.filter_map(|name| name.strip_prefix(prefix));
+    let numbers: BTreeSet<&str> = below.filter_map(|rest| rest.split('.').next()).collect();
+    match (0..numbers.len()).find(|number| !numbers.contains(number.to_string().as_str())) {
+        None if !numbers.is_empty() => Ok(numbers.len()),
+        missing => Err((format!("{prefix}{}", missing.unwrap_or(0)), "is missing".to_owned())),
+    }
+}
+
+fn heads(name: &str, width: usize) -> Result<usize, Misfit> {
+    match width % HEAD_WIDTH {
+        0 => Ok(width / HEAD_WIDTH),
+        _ => Err((name.to_owned(), format!("makes for a width of {width}, no multiple of a head's {HEAD_WIDTH}"))),
+    }
+}

@@ -1,0 +1,96 @@
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+/// What is wrong with published weights, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be, is damaged, or is of a kind that is not supported.
+    #[error("{}: {problem}", path.display())]
+    Format {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it and, where there is one, the remedy.
+        problem: String,
+    },
+    /// A tensor is missing, malformed or does not fit the others.
+    #[error("{}: {tensor}: {problem}", path.display())]
+    Tensor {
+        /// The file or folder.
+        path: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A setting of a configuration file is malformed or not supported.
+    #[error("{}: {key}: {problem}", path.display())]
+    Setting {
+        /// The configuration file.
+        path: PathBuf,
+        /// Path of the setting, e.g. `decoder.n_layer`.
+        key: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A tensor of a model in memory has no place in the published layout.
+    #[error("{tensor}: {problem}")]
+    Export {
+        /// Name of the tensor.
+        tensor: String,
+        /// Why it has none.
+        problem: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { path, source }
+    }
+
+    pub(crate) fn format(path: &Path, problem: impl Display) -> Self {
+        Self::Format { path: path.to_owned(), problem: printable(&problem.to_string()) }
+    }
+
+    pub(crate) fn tensor(path: &Path, tensor: &str, problem: impl Display) -> Self {
+        Self::Tensor { path: path.to_owned(), tensor: printable(tensor), problem: printable(&problem.to_string()) }
+    }
+
+    pub(crate) fn setting(path: &Path, key: &str, problem: impl Display) -> Self {
+        Self::Setting { path: path.to_owned(), key: printable(key), problem: printable(&problem.to_string()) }
+    }
+
+    pub(crate) fn export(tensor: &str, problem: impl Display) -> Self {
+        Self::Export { tensor: printable(tensor), problem: printable(&problem.to_string()) }
+    }
+}
+
+/// Text that a file chose, fit for a line of a log: without line breaks and terminal sequences, and not endless.
+pub(crate) fn printable(text: &str) -> String {
+    const LONGEST: usize = 400;
+    let mut line: String = text.chars().take(LONGEST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_a_file_cannot_break_a_line_of_the_log() {
+        let error = Error::format(Path::new("a.pt"), format!("asks for a\n\u{1b}[2Jb{}", "x".repeat(10_000)));
+        let line = error.to_string();
+        assert!(line.starts_with("a.pt: asks for a\u{fffd}\u{fffd}[2Jb") && line.len() < 500, "{line}");
+    }
+}

@@ -1,0 +1,56 @@
+//! Files as bytes: mapped where they are large, read where they are small.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::error::Error;
+
+/// Longest JSON file that is read, in bytes: the index of the largest published model has a few hundred thousand.
+const LONGEST_JSON: u64 = 64 << 20;
+
+/// A file's bytes, brought into memory as they are looked at.
+pub(crate) struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl MappedFile {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let file = open(path)?;
+        // SAFETY: the map is read-only and its bytes are only ever looked at as bytes, of which every value is valid. What
+        // remains is that weights must not be written to in place or cut short while they are being read, as with every
+        // reader that maps them; a file that is replaced by renaming, as downloads and `write_safetensors` do, stays whole.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::file(path))?;
+        Ok(Self { path: path.to_owned(), map })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    // Asked before opening, because opening a pipe waits for its other end.
+    if !std::fs::metadata(path).map_err(Error::file(path))?.is_file() {
+        return Err(Error::format(path, "is no regular file"));
+    }
+    File::open(path).map_err(Error::file(path))
+}
+
+/// Parses the JSON file at `path`.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let mut bytes = Vec::new();
+    let file = open(path)?;
+    file.take(LONGEST_JSON + 1).read_to_end(&mut bytes).map_err(Error::file(path))?;
+    if bytes.len() as u64 > LONGEST_JSON {
+        return Err(Error::format(path, format!("is longer than {LONGEST_JSON} bytes")));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| Error::format(path, error))
+}

@@ -1,0 +1,74 @@
+//! Settings of a `config.json`, as transformers writes it.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::Error;
+
+/// Largest size that is believed; the weights are asked too.
+const LARGEST: usize = 1 << 24;
+
+/// An object of the file.
+pub(crate) struct Section<'a> {
+    path: &'a Path,
+    /// Keys that lead to it, each with a dot after it.
+    prefix: String,
+    settings: &'a Map<String, Value>,
+}
+
+impl<'a> Section<'a> {
+    pub fn top(path: &'a Path, config: &'a Value) -> Result<Self, Error> {
+        let settings = config.as_object().ok_or_else(|| Error::format(path, "is no JSON object"))?;
+        Ok(Self { path, prefix: String::new(), settings })
+    }
+
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.settings.get(key)
+    }
+
+    pub fn section(&self, key: &str) -> Result<Self, Error> {
+        let settings = self.settings.get(key).and_then(Value::as_object);
+        let settings = settings.ok_or_else(|| self.wrong(key, "is missing, or no object"))?;
+        Ok(Section { path: self.path, prefix: format!("{}{key}.", self.prefix), settings })
+    }
+
+    pub fn wrong(&self, key: &str, problem: impl std::fmt::Display) -> Error {
+        Error::setting(self.path, &format!("{}{key}", self.prefix), problem)
+    }
+
+    /// A setting that may be left out, but not have another value than the supported ones.
+    pub fn require(&self, key: &str, supported: &[Value]) -> Result<(), Error> {
+        match self.settings.get(key) {
+            Some(found) if !supported.contains(found) => {
+                let supported: Vec<String> = supported.iter().map(Value::to_string).collect();
+                Err(self.wrong(key, format!("is {found}; only {} is supported", supported.join(" or "))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn size(&self, key: &str, default: usize) -> Result<usize, Error> {
+        let found = match self.settings.get(key) {
+            None | Some(Value::Null) => return Ok(default),
+            Some(found) => found,
+        };
+        let size = found.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.filter(|size| (1..=LARGEST).contains(size))
+            .ok_or_else(|| self.wrong(key, format!("is {found}; it has to be from 1 to {LARGEST}")))
+    }
+
+    /// Attention heads of a model of the given width.
+    pub fn heads(&self, key: &str, width: usize) -> Result<usize, Error> {
+        let heads = self.size(key, 12)?;
+        if width.is_multiple_of(heads) {
+            Ok(heads)
+        } else {
+            Err(self.wrong(key, format!("is {heads}, which does not divide {width}")))
+        }
+    }
+
+    pub fn agree(&self, key: &str, value: usize, other: &str, expected: usize) -> Result<(), Error> {
+        if value == expected { Ok(()) } else { Err(self.wrong(key, format!("is {value}, but {other} is {expected}"))) }
+    }
+}

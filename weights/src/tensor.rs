@@ -1,0 +1,154 @@
+use std::borrow::Cow;
+
+/// Type of a tensor's elements.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dtype {
+    /// One byte, 0 or 1.
+    Bool,
+    /// Unsigned, 8 bits.
+    U8,
+    /// Signed, 8 bits.
+    I8,
+    /// Signed, 16 bits.
+    I16,
+    /// Signed, 32 bits.
+    I32,
+    /// Signed, 64 bits.
+    I64,
+    /// IEEE 754 half precision.
+    F16,
+    /// The upper half of an `F32`.
+    Bf16,
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 double precision.
+    F64,
+}
+
+impl Dtype {
+    /// Bytes of an element.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::Bool | Self::U8 | Self::I8 => 1,
+            Self::I16 | Self::F16 | Self::Bf16 => 2,
+            Self::I32 | Self::F32 => 4,
+            Self::I64 | Self::F64 => 8,
+        }
+    }
+}
+
+/// A tensor, row-major and little-endian.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tensor<'a> {
+    /// Type of the elements.
+    pub dtype: Dtype,
+    /// Length of each dimension; a scalar has none.
+    pub shape: Vec<usize>,
+    /// The elements, borrowed from the file where they lie there in order.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> Tensor<'a> {
+    /// The same tensor, no longer borrowing from its file.
+    #[must_use]
+    pub fn into_owned(self) -> Tensor<'static> {
+        Tensor { dtype: self.dtype, shape: self.shape, bytes: Cow::Owned(self.bytes.into_owned()) }
+    }
+
+    /// A matrix with rows and columns exchanged, or none if it is no matrix.
+    pub(crate) fn transposed(&self) -> Option<Tensor<'static>> {
+        let &[rows, columns] = self.shape.as_slice() else { return None };
+        let row = columns.checked_mul(self.dtype.size())?;
+        let mut bytes = Vec::with_capacity(self.bytes.len());
+        for start in (0..row).step_by(self.dtype.size()) {
+            for row in self.bytes.chunks_exact(row) {
+                bytes.extend_from_slice(row.get(start..start + self.dtype.size())?);
+            }
+        }
+        Some(Tensor { dtype: self.dtype, shape: vec![columns, rows], bytes: Cow::Owned(bytes) })
+    }
+
+    /// One below the other, or none if they do not fit.
+    pub(crate) fn stacked(parts: &[Tensor<'_>; 3]) -> Option<Tensor<'static>> {
+        let shape = stacked_shape(parts.each_ref().map(|part| part.shape.as_slice()))?;
+        let dtype = parts[0].dtype;
+        if parts.iter().any(|part| part.dtype != dtype) {
+            return None;
+        }
+        let bytes = parts.each_ref().map(|part| part.bytes.as_ref()).concat();
+        Some(Tensor { dtype, shape, bytes: Cow::Owned(bytes) })
+    }
+
+    /// Inverse of [`Tensor::stacked`], or none if the first dimension is no multiple of three.
+    pub(crate) fn thirds(&self) -> Option<[Tensor<'static>; 3]> {
+        let (&rows, rest) = self.shape.split_first()?;
+        if !rows.is_multiple_of(3) || Some(self.bytes.len()) != byte_length(self.dtype, &self.shape) {
+            return None;
+        }
+        let shape: Vec<usize> = std::iter::once(rows / 3).chain(rest.iter().copied()).collect();
+        let third = self.bytes.len() / 3;
+        let part = |i: usize| {
+            let bytes = self.bytes.iter().skip(i * third).take(third).copied().collect();
+            Tensor { dtype: self.dtype, shape: shape.clone(), bytes: Cow::Owned(bytes) }
+        };
+        Some([part(0), part(1), part(2)])
+    }
+}
+
+/// Shape of three tensors one below the other, or none if they do not fit.
+pub(crate) fn stacked_shape(parts: [&[usize]; 3]) -> Option<Vec<usize>> {
+    let (first, rest) = parts[0].split_first()?;
+    if parts.iter().any(|part| *part != parts[0]) {
+        return None;
+    }
+    Some(std::iter::once(first.checked_mul(3)?).chain(rest.iter().copied()).collect())
+}
+
+/// Bytes that a tensor takes, or none if no memory could hold it.
+pub(crate) fn byte_length(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    // A length of zero makes the product zero, but only if the others are looked at in an order that does not overflow.
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    shape.iter().try_fold(dtype.size(), |bytes, &side| bytes.checked_mul(side))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(shape: &[usize], values: &[u8]) -> Tensor<'static> {
+        Tensor { dtype: Dtype::U8, shape: shape.to_vec(), bytes: Cow::Owned(values.to_vec()) }
+    }
+
+    #[test]
+    fn a_matrix_is_transposed_whatever_the_size_of_its_elements() {
+        assert_eq!(bytes(&[2, 3], &[1, 2, 3, 4, 5, 6]).transposed(), Some(bytes(&[3, 2], &[1, 4, 2, 5, 3, 6])));
+        let wide = Tensor { dtype: Dtype::F16, ..bytes(&[2, 2], &[1, 10, 2, 20, 3, 30, 4, 40]) };
+        assert_eq!(wide.transposed().unwrap().bytes.as_ref(), [1, 10, 3, 30, 2, 20, 4, 40]);
+        assert_eq!(bytes(&[0, 3], &[]).transposed(), Some(bytes(&[3, 0], &[])));
+        assert_eq!(bytes(&[3, 0], &[]).transposed(), Some(bytes(&[0, 3], &[])));
+        assert_eq!(bytes(&[6], &[1, 2, 3, 4, 5, 6]).transposed(), None);
+    }
+
+    #[test]
+    fn thirds_undo_stacking() {
+        let parts = [bytes(&[1, 2], &[1, 2]), bytes(&[1, 2], &[3, 4]), bytes(&[1, 2], &[5, 6])];
+        let stacked = Tensor::stacked(&parts).unwrap();
+        assert_eq!(stacked, bytes(&[3, 2], &[1, 2, 3, 4, 5, 6]));
+        assert_eq!(stacked.thirds(), Some(parts.clone()));
+        let [first, second, _] = parts;
+        assert_eq!(Tensor::stacked(&[first, second, bytes(&[2], &[5, 6])]), None);
+        assert_eq!(bytes(&[2, 3], &[0; 6]).thirds(), None);
+        assert_eq!(bytes(&[], &[0]).thirds(), None);
+    }
+
+    #[test]
+    fn a_length_that_no_memory_could_hold_is_none() {
+        assert_eq!(byte_length(Dtype::F32, &[2, 3]), Some(24));
+        assert_eq!(byte_length(Dtype::F32, &[]), Some(4));
+        assert_eq!(byte_length(Dtype::F32, &[usize::MAX, 2]), None);
+        assert_eq!(byte_length(Dtype::F32, &[usize::MAX, 2, 0]), Some(0));
+    }
+}

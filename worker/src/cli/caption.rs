@@ -1,0 +1,148 @@
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
+
+use dataset::{preprocess, read_file};
+use serde::Serialize;
+use tch::{Device, Tensor};
+use weights::folder::Folder;
+
+use super::device::Compute;
+use crate::captioner::beam::Hypothesis;
+use crate::captioner::{Captioner, Search};
+use crate::clip::Eyes;
+use crate::data::normalise;
+use crate::models::{open_captioner, open_eyes};
+use crate::text::Vocabulary;
+
+/// Images captioned at once.
+const BATCH: usize = 16;
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  worker caption --checkpoint runs/demo/checkpoints/2-dico-00000050 photo.jpg\n  \
+                        find photos -name '*.jpg' | worker caption --checkpoint dico-vit-l14 --json -")]
+pub struct Caption {
+    /// A checkpoint, or a folder that `worker import` made.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// Captions searched at once.
+    #[arg(long, default_value_t = 5, value_name = "K", value_parser = clap::value_parser!(u16).range(1..=64))]
+    beams: u16,
+    /// Longest caption, in tokens, begin and end included.
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u16).range(3..))]
+    max_length: u16,
+    /// One JSON object a line and image, with every beam and its score.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    compute: Compute,
+    /// Image files; `-` reads their paths from standard input, one a line.
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Captioned<'a> {
+    image: &'a Path,
+    captions: Vec<Scored>,
+}
+
+#[derive(Serialize)]
+struct Scored {
+    caption: String,
+    score: f64,
+}
+
+impl Caption {
+    pub fn run(self) -> Result<(), String> {
+        let device = self.compute.prepare()?;
+        let folder = Folder::open(&self.checkpoint).map_err(|error| error.to_string())?;
+        let vocabulary = Vocabulary::stored(&folder.manifest().vocabulary);
+        let captioner = open_captioner(&folder, device)?;
+        let positions = captioner.architecture().positions;
+        if usize::from(self.max_length) > positions {
+            return Err(format!("--max-length {}: the captioner has {positions} positions", self.max_length));
+        }
+        let search = Search {
+            beams: self.beams.into(),
+            max_length: self.max_length.into(),
+            length_penalty: 1.0,
+            begin_counts_when_cut: false,
+            begin: vocabulary.begin(),
+            end: vocabulary.end(),
+        };
+        let writer = Writer { eyes: open_eyes(&folder, device)?, captioner, vocabulary, search, device, json: self.json };
+        let mut failed = 0;
+        let mut batch = Vec::with_capacity(BATCH);
+        for path in paths(&self.images) {
+            batch.push(path?);
+            if batch.len() == BATCH {
+                failed += writer.caption(&std::mem::take(&mut batch))?;
+            }
+        }
+        failed += writer.caption(&batch)?;
+        if failed > 0 { Err(format!("{failed} images could not be captioned")) } else { Ok(()) }
+    }
+}
+
+/// The paths that were given, those of standard input in the place of `-`.
+fn paths(images: &[PathBuf]) -> impl Iterator<Item = Result<PathBuf, String>> {
+    images.iter().flat_map(|path| -> Box<dyn Iterator<Item = Result<PathBuf, String>>> {
+        if path.as_os_str() != "-" {
+            return Box::new(std::iter::once(Ok(path.clone())));
+        }
+        let lines = std::io::stdin().lock().lines();
+        let lines = lines.map(|line| line.map_err(|error| format!("standard input: {error}")));
+        Box::new(lines.filter(|line| line.as_ref().map_or(true, |line| !line.is_empty())).map(|line| line.map(PathBuf::from)))
+    })
+}
+
+struct Writer {
+    eyes: Eyes,
+    captioner: Captioner,
+    vocabulary: Vocabulary,
+    search: Search,
+    device: Device,
+    json: bool,
+}
+
+impl Writer {
+    /// Prints a line for each image. Returns how many could not be read; each of them was named on standard error.
+    fn caption(&self, paths: &[PathBuf]) -> Result<usize, String> {
+        let size = self.eyes.architecture().image_size as u32;
+        let read = |path: &Path| {
+            let encoded = read_file(path).map_err(|error| error.to_string())?;
+            preprocess::square(&encoded, size).map_err(|problem| format!("{}: {problem}", path.display()))
+        };
+        let (mut readable, mut pixels) = (Vec::new(), Vec::new());
+        for path in paths {
+            match read(path) {
+                Ok(decoded) => {
+                    readable.push(path);
+                    pixels.extend(decoded);
+                }
+                Err(problem) => eprintln!("worker: {problem}"),
+            }
+        }
+        if !readable.is_empty() {
+            let (count, side) = (readable.len(), i64::from(size));
+            let pixels = Tensor::from_slice(&pixels).view([count as i64, side, side, 3]);
+            let hidden = tch::no_grad(|| self.eyes.hidden(&normalise(&pixels, 0..count, self.device)));
+            let found = self.captioner.search(&hidden, &self.search);
+            let mut out = std::io::stdout().lock();
+            for (path, beams) in readable.iter().zip(found) {
+                writeln!(out, "{}", self.line(path, &beams)).map_err(|error| format!("standard output: {error}"))?;
+            }
+        }
+        Ok(paths.len() - readable.len())
+    }
+
+    fn line(&self, image: &Path, beams: &[Hypothesis]) -> String {
+        let scored = |beam: &Hypothesis| Scored { caption: self.vocabulary.decode(&beam.tokens), score: beam.score };
+        let captions: Vec<Scored> = beams.iter().map(scored).collect();
+        if self.json {
+            return serde_json::to_string(&Captioned { image, captions }).expect("strings and numbers are JSON");
+        }
+        let best = captions.into_iter().next().map(|best| best.caption).unwrap_or_default();
+        format!("{}\t{best}", image.display())
+    }
+}

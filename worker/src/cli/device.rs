@@ -1,0 +1,49 @@
+use tch::Device;
+
+/// Where to compute.
+#[derive(clap::Args)]
+pub struct Compute {
+    /// Where to compute: cpu or cuda:N.
+    #[arg(long, default_value = "cpu", value_parser = parse, value_name = "DEVICE")]
+    device: Device,
+    /// Threads for computing on the CPU [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+impl Compute {
+    /// Sets the threads, and says which device it is.
+    ///
+    /// # Errors
+    /// libtorch cannot use that device.
+    pub fn prepare(&self) -> Result<Device, String> {
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads.into());
+        }
+        if self.device.is_cuda() && !tch::Cuda::is_available() {
+            return Err("no CUDA device can be used: libtorch has no CUDA here; use --device cpu".to_owned());
+        }
+        Ok(self.device)
+    }
+}
+
+fn parse(text: &str) -> Result<Device, String> {
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", number)) if number.parse::<u8>().is_ok() => Ok(Device::Cuda(number.parse().unwrap_or_default())),
+        _ => Err("expected cpu or cuda:N".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_parsed() {
+        assert_eq!(parse("cpu"), Ok(Device::Cpu));
+        assert_eq!(parse("cuda:3"), Ok(Device::Cuda(3)));
+        assert!(["gpu", "cuda:x", "cuda:-1", ""].iter().all(|text| parse(text).is_err()));
+    }
+}

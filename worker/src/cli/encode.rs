@@ -1,0 +1,119 @@
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dataset::{DataSet, Split};
+use features::{Dtype, Manifest, Writer};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use runfile::RunFile;
+use tch::{Device, Tensor};
+
+use super::device::Compute;
+use crate::data::{Batch, Loader, Source, kind};
+use crate::models::{Models, Origins};
+use crate::{sight, tensors};
+
+/// Batches prepared ahead of the one that is encoded.
+const AHEAD: usize = 4;
+
+#[derive(clap::Args)]
+#[command(after_help = "Example: worker encode --config configs/coco-vit-l14.yaml --split train --out features\n\n\
+                        The store is written to OUT/SPLIT; set data.features to OUT to train from it. An interrupted \
+                        run is continued by the same command.")]
+pub struct Encode {
+    /// The run file: names the data and the towers.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Which split: train, val or test.
+    #[arg(long, value_name = "SPLIT")]
+    split: Split,
+    /// Folder of the stores; this one goes to OUT/SPLIT.
+    #[arg(long, value_name = "OUT")]
+    out: PathBuf,
+    /// Type of the numbers: f32, f16 or bf16.
+    #[arg(long, default_value = "f16", value_parser = dtype, value_name = "TYPE")]
+    dtype: Dtype,
+    /// Images encoded at once.
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+impl Encode {
+    pub fn run(self) -> Result<(), String> {
+        let device = self.compute.prepare()?;
+        let run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
+        let data = Arc::new(DataSet::load(&run.data).map_err(|error| error.to_string())?);
+        let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
+        let origins = Origins::open(&run, captions)?;
+        let models = origins.models(device)?;
+        let manifest = sight::manifest(&data, self.split, &origins, &models, self.dtype)?;
+        let folder = sight::path(&self.out, self.split);
+        let mut writer = Writer::open(&folder, manifest.clone()).map_err(|error| error.to_string())?;
+        let skip_corrupt = run.data.skip_corrupt;
+        let source = Source { data, sizes: models.sizes(), stores: None, skip_corrupt };
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let skipped = self.encode(&models, &manifest, &Loader::new(source, threads), &mut writer)?;
+        let (images, folder) = (manifest.images, folder.display());
+        let left_out = if skipped > 0 { format!("; {skipped} could not be decoded and will be left out") } else { String::new() };
+        println!("{folder}: {images} images, {} bytes each{left_out}", manifest.row_bytes());
+        Ok(())
+    }
+
+    /// Encodes what is missing. Returns how many images could not be decoded.
+    fn encode(&self, models: &Models, manifest: &Manifest, loader: &Loader, writer: &mut Writer) -> Result<u64, String> {
+        let images = manifest.images as usize;
+        let bar = progress_bar(manifest.images);
+        bar.set_position(writer.rows());
+        bar.reset_eta();
+        let first = writer.rows() as usize;
+        let mut parts = (first..images).step_by(self.batch.into()).map(|from| from..images.min(from + usize::from(self.batch)));
+        let start = |range: std::ops::Range<usize>| (range.clone(), loader.images(self.split, range.start, range.end));
+        let mut pending: std::collections::VecDeque<_> = parts.by_ref().take(AHEAD).map(start).collect();
+        let mut skipped = 0;
+        while let Some((range, batch)) = pending.pop_front() {
+            let batch = batch.wait()?;
+            pending.extend(parts.next().map(start));
+            skipped += batch.skipped;
+            writer.append(&rows(models, manifest, &batch, range)).map_err(|error| error.to_string())?;
+            bar.set_position(writer.rows());
+        }
+        bar.finish();
+        Ok(skipped)
+    }
+}
+
+/// The rows of images `range`; of those that could not be decoded they are all zero, which no embedding is.
+fn rows(models: &Models, manifest: &Manifest, batch: &Batch, range: std::ops::Range<usize>) -> Vec<u8> {
+    let length = manifest.row_bytes();
+    let mut rows = vec![0; length * range.len()];
+    let count = batch.samples.len();
+    if count == 0 {
+        return rows;
+    }
+    let hidden = models.hidden(batch, 0..count);
+    let embeddings = models.embeddings(batch, 0..count, &hidden);
+    let numbers = Tensor::cat(&[hidden.flatten(1, -1), embeddings], 1).to_kind(kind(manifest.dtype));
+    let bytes = tensors::bytes(&numbers.to_device(Device::Cpu));
+    for (sample, row) in batch.samples.iter().zip(bytes.chunks(length)) {
+        rows[(sample.image - range.start) * length..][..length].copy_from_slice(row);
+    }
+    rows
+}
+
+/// Drawn on a terminal; elsewhere the last line says it all.
+fn progress_bar(images: u64) -> ProgressBar {
+    let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} images  {per_sec}  {eta} left");
+    ProgressBar::with_draw_target(Some(images), target).with_style(style.unwrap_or(ProgressStyle::default_bar()))
+}
+
+fn dtype(text: &str) -> Result<Dtype, String> {
+    match text {
+        "f32" => Ok(Dtype::F32),
+        "f16" => Ok(Dtype::F16),
+        "bf16" => Ok(Dtype::Bf16),
+        _ => Err("expected f32, f16 or bf16".to_owned()),
+    }
+}

@@ -1,0 +1,35 @@
+use std::path::PathBuf;
+
+use weights::folder::{Folder, Vocabulary};
+use weights::write_safetensors;
+
+#[derive(clap::Args)]
+#[command(after_help = "Example: worker export --from runs/coco/checkpoints/1-dico-00250000 --to dico-mine")]
+pub struct Export {
+    /// A checkpoint, or a folder that `worker import` made.
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
+    /// The Hugging Face folder to make: config.json and model.safetensors.
+    #[arg(long, value_name = "HF_DIR")]
+    to: PathBuf,
+}
+
+impl Export {
+    pub fn run(self) -> Result<(), String> {
+        let text = |error: weights::Error| error.to_string();
+        let folder = Folder::open(&self.from).map_err(text)?;
+        if folder.manifest().vocabulary != Vocabulary::Full {
+            let from = self.from.display();
+            return Err(format!("{from}: its captioner knows a corpus's tokens only; the published layout needs CLIP's"));
+        }
+        let (vision, kept) = (folder.vision().map_err(text)?, folder.released().map_err(text)?);
+        let (config, tensors) = folder.to_released(&vision, kept.as_ref()).map_err(text)?;
+        super::new_folder(&self.to, |to| {
+            let config = serde_json::to_vec_pretty(&config).map_err(|error| error.to_string())?;
+            std::fs::write(to.join("config.json"), config).map_err(|error| error.to_string())?;
+            write_safetensors(&to.join("model.safetensors"), &tensors).map_err(text)
+        })?;
+        println!("{}: {} tensors", self.to.display(), tensors.len());
+        Ok(())
+    }
+}

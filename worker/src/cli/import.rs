@@ -1,0 +1,47 @@
+use std::path::PathBuf;
+
+use weights::Released;
+use weights::folder::{self, Manifest, VisionTower, Vocabulary};
+use weights::write_safetensors;
+
+use crate::text;
+
+#[derive(clap::Args)]
+#[command(after_help = "Example: worker import --from dico-ViTL14 --to models/dico-vit-l14")]
+pub struct Import {
+    /// The published folder: config.json and its weights.
+    #[arg(long, value_name = "HF_DIR")]
+    from: PathBuf,
+    /// The model folder to make.
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+}
+
+impl Import {
+    pub fn run(self) -> Result<(), String> {
+        let text = |error: weights::Error| error.to_string();
+        let released = Released::open(&self.from).map_err(text)?;
+        let known = text::Vocabulary::full().size();
+        if released.captioner().vocabulary_size as i64 != known {
+            let found = released.captioner().vocabulary_size;
+            return Err(format!("{}: it knows {found} tokens, CLIP's and a pad are {known}", self.from.display()));
+        }
+        super::new_folder(&self.to, |folder| {
+            let vision = released.vision_tensors().map_err(text)?;
+            write_safetensors(&folder.join(folder::CAPTIONER), &released.captioner_tensors()).map_err(text)?;
+            write_safetensors(&folder.join(folder::VISION), &vision).map_err(text)?;
+            write_safetensors(&folder.join(folder::RELEASED), &released.unused_tensors()).map_err(text)?;
+            let config = serde_json::to_vec_pretty(released.config()).map_err(|error| error.to_string())?;
+            std::fs::write(folder.join(folder::CONFIG), config).map_err(|error| error.to_string())?;
+            let tower = VisionTower {
+                architecture: released.vision().clone(),
+                path: folder::VISION.into(),
+                sha256: None,
+                published_prefix: Some(released.vision_prefix().to_owned()),
+            };
+            Manifest::new(Vocabulary::Full, released.captioner().clone(), tower).write(folder).map_err(text)
+        })?;
+        println!("{}: a captioner of {} tensors", self.to.display(), released.captioner_tensors().len());
+        Ok(())
+    }
+}

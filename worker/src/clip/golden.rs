@@ -1,0 +1,125 @@
+//! Towers against transformers' `CLIPModel` and open_clip's `ModifiedResNet`.
+
+use serde::Deserialize;
+use tch::{Device, Tensor, no_grad};
+use weights::{Architecture, Text as TextSizes, Vision as VisionSizes};
+
+use super::*;
+use crate::golden::{self, Gains, assert_close};
+use crate::text::TokenBatch;
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+    files: Vec<Files>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    architecture: Sizes,
+    images: i64,
+    texts: Vec<Vec<i64>>,
+    hidden_shape: Vec<i64>,
+    hidden_strides: [i64; 2],
+}
+
+#[derive(Deserialize)]
+struct Files {
+    name: String,
+    architecture: Sizes,
+    dtype: String,
+    files: Vec<String>,
+}
+
+#[derive(Deserialize)]
+pub struct Sizes {
+    image_size: usize,
+    patch_size: usize,
+    width: usize,
+    layers: usize,
+    blocks: Vec<usize>,
+    text_width: usize,
+    text_layers: usize,
+    context_length: usize,
+    vocabulary_size: usize,
+    embedding: usize,
+}
+
+impl Sizes {
+    /// Heads are 64 wide, as in all published models.
+    pub fn architecture(&self) -> Architecture {
+        let vision = match self.blocks.as_slice().try_into() {
+            Ok(blocks) => VisionSizes::ResNet { blocks, width: self.width, heads: self.width * 32 / 64 },
+            Err(_) => VisionSizes::Transformer {
+                patch_size: self.patch_size,
+                width: self.width,
+                layers: self.layers,
+                heads: self.width / 64,
+            },
+        };
+        let text = TextSizes {
+            width: self.text_width,
+            layers: self.text_layers,
+            heads: self.text_width / 64,
+            context_length: self.context_length,
+            vocabulary_size: self.vocabulary_size,
+        };
+        Architecture { image_size: self.image_size, vision, text, embedding: self.embedding }
+    }
+}
+
+/// A model by formula.
+pub fn by_formula(sizes: &Sizes, prefix: &str) -> Clip {
+    let clip = Clip::build(sizes.architecture(), Builder::blank(Device::Cpu));
+    golden::fill(clip.parameters(), prefix, &Gains::new());
+    clip
+}
+
+/// Pixels by formula, `[count, 3, size, size]`.
+pub fn pixels(sizes: &Sizes, name: &str, count: i64) -> Tensor {
+    let side = sizes.image_size as i64;
+    let images = (0..count).map(|number| golden::input(&format!("{name}.pixels{number}"), &[3, side, side]));
+    Tensor::stack(&images.collect::<Vec<_>>(), 0)
+}
+
+#[test]
+fn towers_agree_with_transformers_and_open_clip() {
+    let golden: Golden = golden::json("clip/clip.json");
+    assert!(golden.cases.len() >= 2);
+    for Case { name, architecture, images, texts, hidden_shape, hidden_strides } in golden.cases {
+        let expected = golden::tensors(&format!("clip/{name}.safetensors"));
+        let clip = by_formula(&architecture, "");
+        let pixels = pixels(&architecture, &name, images);
+        no_grad(|| {
+            let hidden = clip.vision.hidden(&pixels);
+            assert_eq!(hidden.size(), hidden_shape, "{name}");
+            let [tokens, channels] = hidden_strides;
+            let shown = hidden.slice(1, None, None, tokens).slice(2, None, None, channels);
+            assert_close(&format!("{name} hidden"), &shown, &expected["hidden"], 1e-4);
+            assert_close(&format!("{name} images"), &clip.embed(&hidden), &expected["image_embeddings"], 1e-4);
+            let texts = TokenBatch::new(&texts, 0, Device::Cpu);
+            assert_close(&format!("{name} texts"), &clip.text.embed(&texts), &expected["text_embeddings"], 1e-4);
+        });
+    }
+}
+
+#[test]
+fn weights_come_alike_from_safetensors_pickles_and_torchscript() {
+    let golden: Golden = golden::json("clip/clip.json");
+    assert!(!golden.files.is_empty());
+    for Files { name, architecture, dtype, files } in golden.files {
+        let expected = by_formula(&architecture, "");
+        assert_eq!(files.len(), if architecture.blocks.is_empty() { 3 } else { 2 }, "{name}");
+        for file in files {
+            let read = weights::Clip::open(&golden::path(&format!("clip/{file}"))).unwrap();
+            assert_eq!(*read.architecture(), architecture.architecture(), "{file}");
+            let values = crate::tensors::from_weights(read.tensors().unwrap());
+            let clip = Clip::with(read.architecture().clone(), &values, Device::Cpu).unwrap();
+            for ((parameter, found), (_, expected)) in clip.parameters().named().zip(expected.parameters().named()) {
+                let expected = if dtype == "f16" { expected.to_kind(Kind::Half) } else { expected.shallow_clone() };
+                assert_eq!(*found, expected.to_kind(Kind::Float), "{file}: {parameter}");
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Images to hidden states (what a captioner sees) and hidden states to embeddings (what an evaluator compares).
+
+mod resnet;
+mod transformer;
+
+use tch::Tensor;
+use weights::clip::{self as architecture, Architecture};
+
+use self::resnet::{AttentionPool, ModifiedResNet};
+use self::transformer::{ClassToken, VisionTransformer};
+use crate::nn::Builder;
+
+/// A vision tower, `visual.*`.
+pub enum Vision {
+    /// A vision transformer.
+    Transformer(VisionTransformer),
+    /// CLIP's modified ResNet.
+    ResNet(ModifiedResNet),
+}
+
+impl Vision {
+    pub(super) fn new(builder: &mut Builder, image_size: usize, vision: &architecture::Vision) -> Self {
+        match *vision {
+            architecture::Vision::Transformer { patch_size, width, layers, heads } => {
+                Self::Transformer(VisionTransformer::new(builder, image_size, patch_size, (width, layers, heads)))
+            }
+            architecture::Vision::ResNet { blocks, width, .. } => {
+                Self::ResNet(ModifiedResNet::new(builder, blocks, width))
+            }
+        }
+    }
+
+    /// Normalised pixels `[batch, 3, size, size]` to hidden states `[batch, tokens, width]`: a transformer's class token and
+    /// patches before the last layer norm, or the cells of a ResNet's last feature map, row by row.
+    pub fn hidden(&self, images: &Tensor) -> Tensor {
+        match self {
+            Self::Transformer(tower) => tower.hidden(images),
+            Self::ResNet(tower) => tower.hidden(images),
+        }
+    }
+}
+
+/// What makes an embedding of hidden states.
+pub enum Pool {
+    /// Of a transformer's class token.
+    ClassToken(ClassToken),
+    /// Of a ResNet's whole feature map.
+    Attention(AttentionPool),
+}
+
+impl Pool {
+    pub(super) fn new(builder: &mut Builder, architecture: &Architecture) -> Self {
+        let embedding = architecture.embedding;
+        match architecture.vision {
+            architecture::Vision::Transformer { width, .. } => {
+                Self::ClassToken(ClassToken::new(builder, width, embedding))
+            }
+            architecture::Vision::ResNet { heads, .. } => {
+                let (width, tokens) = (architecture.vision_width(), architecture.vision_tokens());
+                Self::Attention(AttentionPool::new(builder, (width, tokens, heads), embedding))
+            }
+        }
+    }
+
+    /// Hidden states `[batch, tokens, width]` to embeddings `[batch, embedding]`, of any length.
+    pub fn embed(&self, hidden: &Tensor) -> Tensor {
+        match self {
+            Self::ClassToken(pool) => pool.embed(hidden),
+            Self::Attention(pool) => pool.embed(hidden),
+        }
+    }
+}

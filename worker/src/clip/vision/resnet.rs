@@ -1,0 +1,152 @@
+//! The modified ResNet of CLIP (Radford et al. 2021, section 2.4): a stem of three convolutions, average pooling before every
+//! convolution that would stride, and attention pooling at the end. It is only ever loaded: batch norms use their running
+//! statistics.
+
+use tch::Tensor;
+
+use crate::nn::{BatchNorm, Builder, Linear, Mode, attention, merge_heads, split_heads};
+
+/// A bottleneck's output is this many times as wide as its middle.
+const EXPANSION: i64 = 4;
+
+/// The tower up to its last feature map.
+pub struct ModifiedResNet {
+    stem: [Convolution; 3],
+    blocks: Vec<Bottleneck>,
+}
+
+impl ModifiedResNet {
+    pub fn new(builder: &mut Builder, blocks: [usize; 4], width: usize) -> Self {
+        let width = width as i64;
+        let half = width / 2;
+        let stem = [
+            Convolution::new(builder, "visual", "1", (3, half), 3, 2),
+            Convolution::new(builder, "visual", "2", (half, half), 3, 1),
+            Convolution::new(builder, "visual", "3", (half, width), 3, 1),
+        ];
+        let mut inputs = width;
+        let mut made = Vec::with_capacity(blocks.iter().sum());
+        for (stage, count) in blocks.into_iter().enumerate() {
+            let middle = width << stage;
+            for block in 0..count {
+                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+                let name = format!("visual.layer{}.{block}", stage + 1);
+                made.push(Bottleneck::new(builder, &name, inputs, middle, stride));
+                inputs = middle * EXPANSION;
+            }
+        }
+        Self { stem, blocks: made }
+    }
+
+    pub fn hidden(&self, images: &Tensor) -> Tensor {
+        let x = self.stem.iter().fold(images.shallow_clone(), |x, convolution| convolution.forward(&x).relu());
+        let x = self.blocks.iter().fold(average(&x, 2), |x, block| block.forward(&x));
+        x.flatten(2, -1).transpose(1, 2).contiguous()
+    }
+}
+
+/// A convolution without bias, and a batch norm.
+struct Convolution {
+    weight: Tensor,
+    stride: i64,
+    norm: BatchNorm,
+}
+
+impl Convolution {
+    /// Parameters `{name}.conv{number}.weight` and `{name}.bn{number}.*`.
+    fn new(builder: &mut Builder, name: &str, number: &str, channels: (i64, i64), side: i64, stride: i64) -> Self {
+        let (convolution, norm) = (format!("{name}.conv{number}"), format!("{name}.bn{number}"));
+        Self::named(builder, &convolution, &norm, channels, side, stride)
+    }
+
+    fn named(
+        builder: &mut Builder,
+        convolution: &str,
+        norm: &str,
+        (inputs, outputs): (i64, i64),
+        side: i64,
+        stride: i64,
+    ) -> Self {
+        let deviation = (2.0 / (inputs * side * side) as f64).sqrt();
+        let shape = [outputs, inputs, side, side];
+        let weight = builder.normal(&format!("{convolution}.weight"), &shape, deviation);
+        Self { weight, stride, norm: BatchNorm::new(builder, norm, outputs) }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let padding = self.weight.size()[2] / 2;
+        self.norm.forward(&x.conv2d(&self.weight, None::<&Tensor>, self.stride, padding, 1, 1))
+    }
+}
+
+struct Bottleneck {
+    first: Convolution,
+    second: Convolution,
+    third: Convolution,
+    stride: i64,
+    downsample: Option<Convolution>,
+}
+
+impl Bottleneck {
+    fn new(builder: &mut Builder, name: &str, inputs: i64, middle: i64, stride: i64) -> Self {
+        let outputs = middle * EXPANSION;
+        let (convolution, norm) = (format!("{name}.downsample.0"), format!("{name}.downsample.1"));
+        Self {
+            first: Convolution::new(builder, name, "1", (inputs, middle), 1, 1),
+            second: Convolution::new(builder, name, "2", (middle, middle), 3, 1),
+            third: Convolution::new(builder, name, "3", (middle, outputs), 1, 1),
+            stride,
+            downsample: (stride > 1 || inputs != outputs)
+                .then(|| Convolution::named(builder, &convolution, &norm, (inputs, outputs), 1, 1)),
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let out = self.second.forward(&self.first.forward(x).relu()).relu();
+        let out = self.third.forward(&average(&out, self.stride));
+        match &self.downsample {
+            Some(downsample) => out + downsample.forward(&average(x, self.stride)),
+            None => out + x,
+        }
+        .relu()
+    }
+}
+
+/// Average pooling over squares of `side`.
+fn average(x: &Tensor, side: i64) -> Tensor {
+    if side == 1 { x.shallow_clone() } else { x.avg_pool2d(side, side, 0, false, true, None) }
+}
+
+/// The mean of the feature map asks the whole of it.
+pub struct AttentionPool {
+    heads: i64,
+    positional_embedding: Tensor,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+}
+
+impl AttentionPool {
+    pub fn new(builder: &mut Builder, (width, tokens, heads): (usize, usize, usize), embedding: usize) -> Self {
+        let width = width as i64;
+        let deviation = (width as f64).powf(-0.5);
+        let mut linear = |part: &str, outputs| {
+            Linear::new(builder, &format!("visual.attnpool.{part}_proj"), width, outputs, deviation)
+        };
+        let [query, key, value] = ["q", "k", "v"].map(|part| linear(part, width));
+        let out = linear("c", embedding as i64);
+        let shape = [tokens as i64 + 1, width];
+        let positional_embedding = builder.normal("visual.attnpool.positional_embedding", &shape, deviation);
+        Self { heads: heads as i64, positional_embedding, query, key, value, out }
+    }
+
+    pub fn embed(&self, hidden: &Tensor) -> Tensor {
+        let mean = hidden.mean_dim(1, true, hidden.kind());
+        let x = Tensor::cat(&[&mean, hidden], 1) + &self.positional_embedding;
+        let query = split_heads(&self.query.forward(&x.narrow(1, 0, 1)), self.heads);
+        let [key, value] = [&self.key, &self.value].map(|linear| split_heads(&linear.forward(&x), self.heads));
+        let pooled = merge_heads(&attention(&query, &key, &value, None, Mode::Evaluate));
+        self.out.forward(&pooled).squeeze_dim(1)
+    }
+}

@@ -1,0 +1,297 @@
+//! The models of a run: which there are, what they start from, and what the frozen towers see of a batch.
+//!
+//! ```text
+//!   images --> eyes or evaluator.vision --> hidden states --> captioner --> candidates
+//!      \-----> evaluator.vision, pool ---> embeddings ---\                     |
+//!                                     rewards <--- evaluator.text <--- text <--+
+//! ```
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use features::Tower;
+use runfile::{Objective, Preset, RunFile};
+use tch::{Device, Kind, Tensor, no_grad};
+use weights::VisionArchitecture;
+use weights::folder::{self, Folder};
+
+use crate::captioner::{self, Captioner};
+use crate::clip::{self, Clip, Eyes};
+use crate::data::{Batch, Sizes, Views, normalise};
+use crate::nn::Mismatch;
+use crate::seeds;
+use crate::tensors;
+use crate::text::Vocabulary;
+
+/// What a model starts from.
+enum Origin<T> {
+    /// The run's seed.
+    Seed(Preset),
+    /// Weights that are there.
+    Weights(T),
+}
+
+/// What the models of a run start from, and stay if they are not trained.
+pub struct Origins {
+    seed: u64,
+    evaluator: Origin<weights::Clip>,
+    captioner: Origin<Folder>,
+    /// CLIP weights of the captioner's own vision tower.
+    vision: Option<weights::Clip>,
+    /// Of the captioner.
+    pub captioner_vocabulary: Arc<Vocabulary>,
+    /// Of the evaluator.
+    pub evaluator_vocabulary: Arc<Vocabulary>,
+    /// What the captioner sees through, where that is a file and stays as it is.
+    vision_tower: Option<Tower>,
+    /// The evaluator, where that is a file and stays as it is.
+    evaluator_tower: Option<Tower>,
+}
+
+impl Origins {
+    /// Opens the weights that `run` names; `captions` are those that a vocabulary of the corpus is made of.
+    ///
+    /// # Errors
+    /// A file is missing or holds no such model.
+    pub fn open<'a>(run: &RunFile, captions: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+        let text = |error: weights::Error| error.to_string();
+        let clip = |path: &Path| weights::Clip::open(path).map_err(text);
+        let evaluator = match (&run.evaluator.weights, run.evaluator.preset) {
+            (Some(path), _) => Origin::Weights(clip(path)?),
+            (None, preset) => Origin::Seed(preset.ok_or("evaluator needs either `preset` or `weights`")?),
+        };
+        let captioner = match (&run.captioner.weights, run.captioner.preset) {
+            (Some(path), _) => Origin::Weights(Folder::open(path).map_err(text)?),
+            (None, preset) => Origin::Seed(preset.ok_or("captioner needs either `preset` or `weights`")?),
+        };
+        let of_run = Arc::new(match run.vocabulary {
+            runfile::Vocabulary::Full => Vocabulary::full(),
+            runfile::Vocabulary::Corpus => Vocabulary::of_corpus(captions),
+        });
+        let captioner_vocabulary = match &captioner {
+            Origin::Weights(folder) => Arc::new(Vocabulary::stored(&folder.manifest().vocabulary)),
+            Origin::Seed(_) => Arc::clone(&of_run),
+        };
+        let evaluator_vocabulary = match &evaluator {
+            Origin::Weights(_) => Arc::new(Vocabulary::full()),
+            Origin::Seed(_) => of_run,
+        };
+        let vision = run.captioner.vision.as_deref().map(clip).transpose()?;
+        let trained = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
+        let evaluator_tower = match &evaluator {
+            Origin::Weights(clip) if !trained => Some(tower(clip.path(), clip.sha256(), clip.architecture().image_size)),
+            _ => None,
+        };
+        let vision_tower = match (&vision, &captioner) {
+            (Some(clip), _) => Some(tower(clip.path(), clip.sha256(), clip.architecture().image_size)),
+            (None, Origin::Weights(folder)) => {
+                let weights = folder.vision().map_err(text)?;
+                Some(tower(weights.path(), weights.sha256(), folder.manifest().vision.architecture.image_size))
+            }
+            (None, Origin::Seed(_)) => evaluator_tower.clone(),
+        };
+        Ok(Self {
+            seed: run.seed,
+            evaluator,
+            captioner,
+            vision,
+            captioner_vocabulary,
+            evaluator_vocabulary,
+            vision_tower,
+            evaluator_tower,
+        })
+    }
+
+    /// Where the towers' weights came from; none unless both stay as they were read.
+    #[must_use]
+    pub fn towers(&self) -> Option<[Tower; 2]> {
+        Some([self.vision_tower.clone()?, self.evaluator_tower.clone()?])
+    }
+
+    /// SHA-256 of every file that a worker reads for itself and that therefore has to be the same for all.
+    pub fn frozen_sha256(&self) -> impl Iterator<Item = &str> {
+        [&self.vision_tower, &self.evaluator_tower].into_iter().flatten().map(|tower| tower.sha256.as_str())
+    }
+
+    /// Whether the evaluator changes, or came from the seed, and so belongs into checkpoints.
+    #[must_use]
+    pub fn evaluator_is_own(&self) -> bool {
+        self.evaluator_tower.is_none()
+    }
+
+    /// What a model folder with the captioner of `models` has to say.
+    #[must_use]
+    pub fn manifest(&self, models: &Models) -> folder::Manifest {
+        let (path, sha256) = match &self.vision_tower {
+            Some(tower) => (tower.weights.clone(), Some(tower.sha256.clone())),
+            None => (PathBuf::from("evaluator.safetensors"), None),
+        };
+        let vision = folder::VisionTower { architecture: models.seen(), path, sha256, published_prefix: None };
+        let captioner = models.captioner.architecture().clone();
+        folder::Manifest::new(self.captioner_vocabulary.to_stored(), captioner, vision)
+    }
+
+    /// The models as they are before any training.
+    ///
+    /// # Errors
+    /// Weights do not fit their architecture, or the models do not fit each other.
+    pub fn models(&self, device: Device) -> Result<Models, String> {
+        let (evaluator, eyes) = (self.evaluator(device)?, self.eyes(device)?);
+        let seen = eyes.as_ref().map_or_else(|| evaluator.architecture().tower(), |eyes| eyes.architecture().clone());
+        let captioner = self.captioner(&seen, device)?;
+        Ok(Models { evaluator, eyes, captioner })
+    }
+
+    fn evaluator(&self, device: Device) -> Result<Clip, String> {
+        match &self.evaluator {
+            Origin::Seed(preset) => {
+                let architecture = clip::preset(*preset, self.evaluator_vocabulary.pad() as usize);
+                Ok(Clip::new(architecture, seeds::derive(self.seed, "evaluator"), device))
+            }
+            Origin::Weights(clip) => {
+                let (known, needed) = (clip.architecture().text.vocabulary_size, self.evaluator_vocabulary.pad());
+                if known as i64 != needed {
+                    let path = clip.path().display();
+                    return Err(format!("{path}: its text tower knows {known} tokens, CLIP's are {needed}"));
+                }
+                let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
+                let made = Clip::with(clip.architecture().clone(), &values, device);
+                made.map_err(|mismatch| wrong(clip.path(), &mismatch))
+            }
+        }
+    }
+
+    fn eyes(&self, device: Device) -> Result<Option<Eyes>, String> {
+        match (&self.vision, &self.captioner) {
+            (Some(clip), _) => {
+                let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
+                let made = Eyes::new(clip.architecture().tower(), &values, device);
+                made.map(Some).map_err(|mismatch| wrong(clip.path(), &mismatch))
+            }
+            (None, Origin::Weights(folder)) => open_eyes(folder, device).map(Some),
+            (None, Origin::Seed(_)) => Ok(None),
+        }
+    }
+
+    fn captioner(&self, seen: &VisionArchitecture, device: Device) -> Result<Captioner, String> {
+        match &self.captioner {
+            Origin::Seed(preset) => {
+                let vocabulary = self.captioner_vocabulary.size() as usize;
+                let architecture = captioner::preset(*preset, seen.width(), seen.tokens(), vocabulary);
+                Ok(Captioner::new(architecture, seeds::derive(self.seed, "captioner"), device))
+            }
+            Origin::Weights(folder) => open_captioner(folder, device),
+        }
+    }
+}
+
+fn tower(path: &Path, sha256: String, image_size: usize) -> Tower {
+    Tower { weights: path.to_owned(), sha256, image_size: image_size as u32 }
+}
+
+/// The vision tower that a folder's captioner sees through.
+///
+/// # Errors
+/// It is missing, or its tensors are not those of its architecture.
+pub fn open_eyes(folder: &Folder, device: Device) -> Result<Eyes, String> {
+    let text = |error: weights::Error| error.to_string();
+    let weights = folder.vision().map_err(text)?;
+    let values = tensors::from_weights(weights.tensors().map_err(text)?);
+    let made = Eyes::new(folder.manifest().vision.architecture.clone(), &values, device);
+    made.map_err(|mismatch| wrong(weights.path(), &mismatch))
+}
+
+/// The captioner that a folder holds.
+///
+/// # Errors
+/// Its tensors are not those of its architecture.
+pub fn open_captioner(folder: &Folder, device: Device) -> Result<Captioner, String> {
+    let values = tensors::from_weights(folder.captioner());
+    let made = Captioner::with(folder.manifest().captioner.clone(), &values, device);
+    made.map_err(|mismatch| wrong(folder.path(), &mismatch))
+}
+
+fn wrong(path: &Path, mismatch: &Mismatch) -> String {
+    format!("{}: {mismatch}", path.display())
+}
+
+/// The models of a run.
+pub struct Models {
+    /// Judges captions.
+    pub evaluator: Clip,
+    /// The captioner's own vision tower; none where it sees through the evaluator's.
+    pub eyes: Option<Eyes>,
+    /// Writes captions.
+    pub captioner: Captioner,
+}
+
+impl Models {
+    /// Sizes of the vision tower that the captioner sees through.
+    #[must_use]
+    pub fn seen(&self) -> VisionArchitecture {
+        match &self.eyes {
+            Some(eyes) => eyes.architecture().clone(),
+            None => self.evaluator.architecture().tower(),
+        }
+    }
+
+    /// Pixels that the two vision towers want.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            captioner: self.seen().image_size as u32,
+            evaluator: self.evaluator.architecture().image_size as u32,
+        }
+    }
+
+    /// What the captioner sees of samples `range` of a batch: hidden states `[images, tokens, width]`.
+    pub fn hidden(&self, batch: &Batch, range: Range<usize>) -> Tensor {
+        let device = self.captioner.parameters().flat().device();
+        match &batch.views {
+            Views::Features { hidden, .. } => part(hidden, range, device),
+            Views::Pixels { captioner, .. } => {
+                let images = normalise(captioner, range, device);
+                no_grad(|| match &self.eyes {
+                    Some(eyes) => eyes.hidden(&images),
+                    None => self.evaluator.vision.hidden(&images),
+                })
+            }
+        }
+    }
+
+    /// The evaluator's unit embeddings of samples `range` of a batch, `[images, embedding]`. `hidden` is what the captioner
+    /// sees of them.
+    pub fn embeddings(&self, batch: &Batch, range: Range<usize>, hidden: &Tensor) -> Tensor {
+        match &batch.views {
+            Views::Features { embeddings, .. } => part(embeddings, range, hidden.device()),
+            Views::Pixels { captioner, evaluator } => no_grad(|| match &self.eyes {
+                None => self.evaluator.embed(hidden),
+                Some(_) => {
+                    let pixels = evaluator.as_ref().unwrap_or(captioner);
+                    let images = normalise(pixels, range, hidden.device());
+                    self.evaluator.embed(&self.evaluator.vision.hidden(&images))
+                }
+            }),
+        }
+    }
+
+    /// What the evaluator is trained on: normalised pixels `[images, 3, size, size]` of samples `range` of a batch.
+    ///
+    /// # Errors
+    /// The batch comes from a feature store, which only frozen towers can use.
+    pub fn evaluator_pixels(&self, batch: &Batch, range: Range<usize>) -> Result<Tensor, String> {
+        match &batch.views {
+            Views::Features { .. } => Err("data.features cannot be used in a contrastive stage".to_owned()),
+            Views::Pixels { captioner, evaluator } => {
+                let device = self.evaluator.parameters().flat().device();
+                Ok(normalise(evaluator.as_ref().unwrap_or(captioner), range, device))
+            }
+        }
+    }
+}
+
+/// Rows of a store's tensor in the type that models compute in.
+fn part(rows: &Tensor, range: Range<usize>, device: Device) -> Tensor {
+    rows.narrow(0, range.start as i64, range.len() as i64).to_device(device).to_kind(Kind::Float)
+}

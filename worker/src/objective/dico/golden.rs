@@ -1,0 +1,146 @@
+//! One whole step against PyTorch: candidates, rewards, loss, every gradient and every updated parameter.
+
+use serde::Deserialize;
+use weights::folder;
+
+use super::*;
+use crate::captioner::golden as captioner;
+use crate::clip::golden as clip;
+use crate::golden::{self, Gains, assert_close};
+use crate::optimizer::Adam;
+
+#[derive(Deserialize)]
+struct Golden {
+    sizes: captioner::Sizes,
+    gains: Gains,
+    policy: String,
+    reference: String,
+    evaluator: Evaluator,
+    search: Searched,
+    beta: f64,
+    adam: Settings,
+    words: Vec<Word>,
+    candidates: Vec<Vec<Vec<i64>>>,
+    rewards: Vec<Vec<f64>>,
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+struct Evaluator {
+    prefix: String,
+    architecture: clip::Sizes,
+}
+
+#[derive(Deserialize)]
+struct Searched {
+    beams: usize,
+    max_length: usize,
+    length_penalty: f64,
+    cut_counts_begin: bool,
+}
+
+#[derive(Deserialize)]
+struct Settings {
+    lr: f64,
+    betas: [f64; 2],
+    eps: f64,
+}
+
+#[derive(Deserialize)]
+struct Word {
+    clip: u16,
+}
+
+#[derive(Deserialize)]
+struct Step {
+    tau: f64,
+    margin: Vec<f64>,
+    loss: f64,
+}
+
+#[test]
+fn a_whole_step_is_that_of_pytorch() {
+    let golden: Golden = golden::json("dico/dico.json");
+    let sizes = &golden.sizes;
+    let images = golden.candidates.len() as i64;
+    let hidden = captioner::hidden(sizes, (0..images).map(|number| format!("dico.image{number}")));
+    let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix);
+    let pixels = clip::pixels(&golden.evaluator.architecture, "dico", images);
+    let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
+    let reference = captioner::by_formula(sizes, &golden.reference, &golden.gains);
+    let words = golden.words.iter().map(|word| word.clip).collect();
+    let captioner_vocabulary = Vocabulary::stored(&folder::Vocabulary::Tokens(words));
+    let Searched { beams, max_length, length_penalty, cut_counts_begin } = golden.search;
+    for Step { tau, margin, loss } in &golden.steps {
+        let context = Context {
+            reference: &reference,
+            evaluator: &evaluator,
+            captioner_vocabulary: &captioner_vocabulary,
+            evaluator_vocabulary: &Vocabulary::full(),
+            search: Search {
+                beams,
+                max_length,
+                length_penalty,
+                begin_counts_when_cut: cut_counts_begin,
+                begin: sizes.begin,
+                end: sizes.end,
+            },
+            settings: &runfile::Dico { beta: golden.beta, tau: *tau },
+        };
+        let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains);
+        let candidates = policy.search(&hidden, &context.search);
+        let tokens: Vec<Vec<_>> =
+            candidates.iter().map(|found| found.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
+        assert_eq!(tokens, golden.candidates);
+        let rewards = no_grad(|| rewards(&embeddings, &candidates, &context));
+        let expected = Tensor::from_slice2(&golden.rewards);
+        assert_close("rewards", &rewards, &expected, 1e-5);
+
+        policy.parameters_mut().start_training();
+        let outcome = outcome(&policy, &hidden, &embeddings, &context, Mode::Train { dropout: 0.0 });
+        assert!((outcome.loss_sum / outcome.weight - loss).abs() < 1e-4, "{} is not {loss}", outcome.loss_sum);
+        assert_eq!(outcome.summaries[names::IMPLICIT_ACCURACY].mean(), share(margin, |margin| margin > 0.0));
+        outcome.loss.backward();
+        let parameters = policy.parameters();
+        let exchanged = parameters.gradient_and_weight().unwrap();
+        let gradient = exchanged.narrow(0, 0, exchanged.size()[0] - 1) / outcome.weight;
+        let expected = golden::tensors(&format!("dico/tau{tau}.safetensors"));
+        compare(parameters.views(&gradient), &expected, "gradient", sizes, |_, _| 1e-4);
+
+        let Settings { lr, betas, eps } = golden.adam;
+        let settings = runfile::Optimizer { learning_rate: lr, betas, epsilon: eps, weight_decay: 0.0, clip_norm: None };
+        Adam::new(parameters, &settings).update(parameters, &gradient, 1, lr);
+        if expected.keys().any(|name| name.starts_with("updated.")) {
+            let updated = parameters.named().map(|(name, value)| (name, value.shallow_clone()));
+            // Adam's first step is nearly the sign of the gradient: where that is nothing but rounding, as of the keys'
+            // biases, so is the step.
+            compare(updated, &expected, "updated", sizes, |name, expected| {
+                let gradient = expected[&format!("gradient.{name}")].abs();
+                if gradient.max().double_value(&[]) < 1e-6 { 2.0 * lr } else { 1e-4 }
+            });
+        }
+    }
+}
+
+fn share(values: &[f64], holds: impl Fn(f64) -> bool) -> f64 {
+    values.iter().filter(|&&value| holds(value)).count() as f64 / values.len() as f64
+}
+
+fn compare<'a>(
+    found: impl Iterator<Item = (&'a str, Tensor)>,
+    expected: &BTreeMap<String, Tensor>,
+    what: &str,
+    sizes: &captioner::Sizes,
+    tolerance: impl Fn(&str, &BTreeMap<String, Tensor>) -> f64,
+) {
+    let mut compared = 0;
+    for (name, value) in found {
+        // Of the encoder's positions only those that there are hidden states for are kept.
+        let positions = name.ends_with("embeddings.position_embeddings.weight");
+        let value = if positions { value.narrow(0, 0, sizes.vision_tokens) } else { value };
+        assert_close(&format!("{what} of {name}"), &value, &expected[&format!("{what}.{name}")], tolerance(name, expected));
+        compared += 1;
+    }
+    let known = expected.keys().filter(|name| name.starts_with(&format!("{what}."))).count();
+    assert_eq!(compared, known, "{what}s");
+}

@@ -1,0 +1,53 @@
+//! What feature stores a run's models can use: which there have to be, and what they have to be made of.
+
+use std::path::Path;
+
+use dataset::{DataSet, Split, preprocess};
+use features::{Dtype, Manifest, Rows, Store, Tower};
+use runfile::RunFile;
+
+use crate::models::{Models, Origins};
+
+/// What the rows of the store of `split` have to be.
+///
+/// # Errors
+/// A tower is not frozen, so what it sees changes.
+pub fn manifest(
+    data: &DataSet,
+    split: Split,
+    origins: &Origins,
+    models: &Models,
+    dtype: Dtype,
+) -> Result<Manifest, String> {
+    let towers: [Tower; 2] = origins.towers().ok_or(
+        "features can only be stored of frozen towers: give evaluator.weights, and captioner.vision if it differs",
+    )?;
+    let seen = models.seen();
+    let shape = [seen.tokens(), seen.width(), models.evaluator.architecture().embedding].map(|size| size as u64);
+    let images = (data.split(split).len() as u64, data.names_sha256(split));
+    Ok(Manifest::new(split.name().to_owned(), images, preprocess::DESCRIPTION.to_owned(), towers, Rows { shape, dtype }))
+}
+
+/// The stores that `run` names, of the training and the validation split.
+///
+/// # Errors
+/// One is missing, incomplete or made of something else.
+pub fn stores(
+    run: &RunFile,
+    data: &DataSet,
+    origins: &Origins,
+    models: &Models,
+) -> Result<Option<[Store; 2]>, String> {
+    let Some(folder) = &run.data.features else { return Ok(None) };
+    let open = |split: Split| {
+        let wanted = manifest(data, split, origins, models, Dtype::F32)?;
+        Store::open(&path(folder, split), &wanted).map_err(|error| error.to_string())
+    };
+    Ok(Some([open(Split::Train)?, open(Split::Validation)?]))
+}
+
+/// Where the store of `split` lies below the folder that a run file names.
+#[must_use]
+pub fn path(folder: &Path, split: Split) -> std::path::PathBuf {
+    folder.join(split.name())
+}
