@@ -2,6 +2,7 @@
 //! run's own models know.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 
 use instant_clip_tokenizer::{Token, Tokenizer};
 use regex::Regex;
@@ -13,39 +14,50 @@ use weights::folder;
 const CLIP_BEGIN: u16 = 49_406;
 const CLIP_END: u16 = 49_407;
 /// The two as they are written, which a text may contain.
-const WRITTEN_BEGIN: &str = "<|startoftext|>";
-const WRITTEN_END: &str = "<|endoftext|>";
+const WRITTEN: &str = r"<\|startoftext\|>|<\|endoftext\|>";
 /// What is merged on its own: common contractions, runs of letters, single digits, runs of anything else.
-const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
+const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
 /// Words are looked at this far, in bytes. Merging takes time quadratic in a word's length, and the context ends long before.
 const LONGEST_WORD: usize = 2048;
 
 /// CLIP's byte-pair encoding.
 struct Bpe {
     merges: Tokenizer,
+    written: Regex,
     words: Regex,
 }
 
 impl Bpe {
     fn new() -> Self {
-        Self { merges: Tokenizer::new(), words: Regex::new(WORDS).expect("the pattern is valid") }
+        let regex = |pattern| Regex::new(pattern).expect("the pattern is valid");
+        Self { merges: Tokenizer::new(), written: regex(WRITTEN), words: regex(WORDS) }
     }
 
-    /// CLIP's tokens of `text`, word by word, without begin and end.
-    fn encode(&self, text: &str, mut take: impl FnMut(&[Token]) -> bool) {
+    /// Hands CLIP's tokens of `text` on, word by word and without begin and end, until `take` wants no more.
+    fn encode(&self, text: &str, mut take: impl FnMut(&[Token]) -> ControlFlow<()>) {
         let normalised: String = text.nfc().flat_map(char::to_lowercase).collect();
-        let mut tokens = Vec::new();
-        for word in self.words.find_iter(&normalised) {
-            tokens.clear();
-            match word.as_str() {
-                WRITTEN_BEGIN => tokens.push(self.merges.start_of_text()),
-                WRITTEN_END => tokens.push(self.merges.end_of_text()),
-                word => self.merges.encode(&word[..word.floor_char_boundary(LONGEST_WORD)], &mut tokens),
-            }
-            if !take(&tokens) {
-                return;
-            }
+        // Ends where `take` does: nothing is left to do then.
+        _ = self.encode_normalised(&normalised, &mut take);
+    }
+
+    fn encode_normalised(&self, text: &str, take: &mut impl FnMut(&[Token]) -> ControlFlow<()>) -> ControlFlow<()> {
+        let mut start = 0;
+        for written in self.written.find_iter(text) {
+            self.encode_words(&text[start..written.start()], take)?;
+            let begins = written.as_str().contains("start");
+            take(&[if begins { self.merges.start_of_text() } else { self.merges.end_of_text() }])?;
+            start = written.end();
         }
+        self.encode_words(&text[start..], take)
+    }
+
+    fn encode_words(&self, text: &str, take: &mut impl FnMut(&[Token]) -> ControlFlow<()>) -> ControlFlow<()> {
+        let mut tokens = Vec::new();
+        self.words.find_iter(text).map(|word| word.as_str()).try_for_each(|word| {
+            tokens.clear();
+            self.merges.encode(&word[..word.floor_char_boundary(LONGEST_WORD)], &mut tokens);
+            take(&tokens)
+        })
     }
 }
 
@@ -99,7 +111,7 @@ impl Vocabulary {
         for text in texts {
             bpe.encode(text, |tokens| {
                 used.extend(tokens.iter().map(|token| token.to_u16()));
-                true
+                ControlFlow::Continue(())
             });
         }
         Self { bpe, tokens: used.into_iter().filter(|&token| token < CLIP_BEGIN).collect() }
@@ -158,7 +170,7 @@ impl Vocabulary {
         let mut ids = vec![self.begin()];
         self.bpe.encode(text, |tokens| {
             ids.extend(tokens.iter().filter_map(|token| self.id(token.to_u16())));
-            ids.len() < room
+            if ids.len() < room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         ids.truncate(room);
         ids.push(self.end());

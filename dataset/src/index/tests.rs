@@ -164,6 +164,13 @@ fn an_index_that_lies_is_refused() {
     }
 }
 
+#[test]
+fn an_index_of_an_absurdly_large_image_is_refused() {
+    let text = r#"{"format": 1, "size": 9000000000, "tag": "tag",
+                   "samples": [{"key": "a", "image": {"offset": 512, "length": 8000000000}, "captions": ["a"]}]}"#;
+    assert!(Index::parse(text.as_bytes(), &Version::of(9_000_000_000, "tag")).is_err());
+}
+
 proptest! {
     #[test]
     fn keys_end_at_the_first_dot_of_the_name(folder in "([a-z.]{1,5}/){0,3}", stem in "[a-zé_-]{1,6}", middle in "(\\.[a-z]{1,3})?") {
