@@ -25,7 +25,8 @@ impl Writer {
         };
         std::fs::create_dir_all(folder).map_err(failed(""))?;
         let open = |name: &str| {
-            let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(folder.join(name));
+            let options =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(folder.join(name));
             options.map_err(failed(name))
         };
         let checksums = open(CHECKSUMS)?;
@@ -54,6 +55,15 @@ impl Writer {
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// Forgets rows after the first `rows`.
+    ///
+    /// # Errors
+    /// The files cannot be cut.
+    pub fn keep(&mut self, rows: u64) -> Result<(), Error> {
+        self.rows = self.rows.min(rows);
+        self.seek().map_err(|source| Error::File { path: self.folder.join(FEATURES), source })
     }
 
     /// Appends whole rows; they are safe when this returns.
@@ -164,7 +174,8 @@ mod tests {
         assert!(text.contains("has 2 of 5 images"), "{text}");
         let mut writer = Writer::open(folder.path(), manifest()).unwrap();
         assert_eq!(writer.rows(), 2);
-        writer.append(&rows(2..5)).unwrap();
+        writer.keep(1).unwrap();
+        writer.append(&rows(1..5)).unwrap();
         assert!(Store::open(folder.path(), &manifest()).is_ok());
     }
 

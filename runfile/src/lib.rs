@@ -51,13 +51,8 @@ impl RunFile {
         let coco = coco.as_mut().map(|Coco { train, validation, test }| [Some(train), Some(validation), test.as_mut()]);
         let coco = coco.into_iter().flatten().flatten();
         let coco = coco.flat_map(|CocoSplit { annotations, images }| [annotations, images]);
-        let optional = [
-            scenes,
-            features,
-            &mut self.captioner.weights,
-            &mut self.captioner.vision,
-            &mut self.evaluator.weights,
-        ];
+        let optional =
+            [scenes, features, &mut self.captioner.weights, &mut self.captioner.vision, &mut self.evaluator.weights];
         std::iter::once(&mut self.output)
             .chain(karpathy.into_iter().flatten())
             .chain(coco)

@@ -104,9 +104,12 @@ impl Place {
     #[must_use]
     pub fn parameters(&self, name: &str) -> BTreeMap<String, Vec<f32>> {
         let last = self.last_checkpoint(name);
-        let models = ["evaluator", "captioner", "reference"].map(|model| (model, last.join(format!("{model}.safetensors"))));
+        let models =
+            ["evaluator", "captioner", "reference"].map(|model| (model, last.join(format!("{model}.safetensors"))));
         let models = models.into_iter().filter(|(_, path)| path.exists());
-        models.flat_map(|(model, path)| tensors(&path).into_iter().map(move |(n, v)| (format!("{model}.{n}"), v))).collect()
+        models
+            .flat_map(|(model, path)| tensors(&path).into_iter().map(move |(n, v)| (format!("{model}.{n}"), v)))
+            .collect()
     }
 
     /// The folder of a run's last checkpoint.

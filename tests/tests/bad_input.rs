@@ -20,7 +20,7 @@ fn an_unknown_or_mistyped_key_is_named_with_its_place_and_the_nearest_valid_key(
     let error = validate(&place, &good(&place).replace("seed: 11", "sede: 11"));
     assert!(error.ends_with("bad.yaml:2:1: unknown key `sede`: did you mean `seed`?"), "{error}");
     let error = validate(&place, &good(&place).replace("steps: 6", "steps: many"));
-    assert!(error.contains("bad.yaml:15:") && error.contains("many"), "{error}");
+    assert!(error.contains("bad.yaml:14:") && error.contains("many"), "{error}");
     let error = validate(&place, &good(&place).replace("objective: dico", "objective: diko"));
     assert!(error.contains("unknown value `diko`: did you mean `dico`?"), "{error}");
     let error = validate(&place, &good(&place).replace("steps: 6", "steps: 0"));

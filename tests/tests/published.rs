@@ -32,7 +32,8 @@ fn place() -> (Place, String) {
 }
 
 fn encode(place: &Place, run_file: &Path, split: &str) -> std::process::Output {
-    let (config, out) = (run_file.to_string_lossy().into_owned(), place.path("features").to_string_lossy().into_owned());
+    let (config, out) =
+        (run_file.to_string_lossy().into_owned(), place.path("features").to_string_lossy().into_owned());
     let arguments = ["encode", "--config", &config, "--split", split, "--out", &out, "--dtype", "f32", "--batch", "7"];
     run("worker", &arguments)
 }
@@ -109,7 +110,8 @@ fn a_checkpoint_captions_images_and_survives_export_and_import() {
 
     let arguments = ["caption", "--checkpoint", &checkpoint, "--max-length", "8", "--beams", "4", "--json", "-"];
     let mut child = command("worker");
-    let mut child = child.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        child.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     write!(child.stdin.take().unwrap(), "{second}\n{missing}\n\n{first}\n").unwrap();
     let output = child.wait_with_output().unwrap();
     // The others are captioned all the same.
@@ -125,9 +127,11 @@ fn a_checkpoint_captions_images_and_survives_export_and_import() {
 
     let [released, imported, again] = ["released", "imported", "again"].map(|name| place.path(name));
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    for (program, from, to) in
-        [("export", &PathBuf::from(&checkpoint), &released), ("import", &released, &imported), ("export", &imported, &again)]
-    {
+    for (program, from, to) in [
+        ("export", &PathBuf::from(&checkpoint), &released),
+        ("import", &released, &imported),
+        ("export", &imported, &again),
+    ] {
         let output = run("worker", &[program, "--from", &text(from), "--to", &text(to)]);
         assert!(output.status.success(), "{program}: {output:?}");
     }
@@ -136,7 +140,8 @@ fn a_checkpoint_captions_images_and_survives_export_and_import() {
     }
     let trained = tensors(&Path::new(&checkpoint).join("captioner.safetensors"));
     assert_eq!(tensors(&imported.join("captioner.safetensors")), trained);
-    let recaptioned = run("worker", &["caption", "--checkpoint", &text(&imported), "--max-length", "8", &first, &second]);
+    let recaptioned =
+        run("worker", &["caption", "--checkpoint", &text(&imported), "--max-length", "8", &first, &second]);
     assert_eq!(String::from_utf8(recaptioned.stdout).unwrap(), plain);
 
     // And a run can begin with it.

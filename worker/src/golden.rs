@@ -52,9 +52,9 @@ pub fn input(case: &str, shape: &[i64]) -> Tensor {
 }
 
 fn values(name: &str, shape: &[i64], base: f32, scale: f32) -> Tensor {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let seed = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     let count = shape.iter().product::<i64>() as u64;
     let unit = |i: u64| (seeds::mix(seed.wrapping_add(i)) >> 40) as f32 / (1 << 24) as f32 - 0.5;
     let values: Vec<f32> = (0..count).map(|i| base + scale * unit(i)).collect();

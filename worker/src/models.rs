@@ -80,7 +80,9 @@ impl Origins {
         let vision = run.captioner.vision.as_deref().map(clip).transpose()?;
         let trained = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
         let evaluator_tower = match &evaluator {
-            Origin::Weights(clip) if !trained => Some(tower(clip.path(), clip.sha256(), clip.architecture().image_size)),
+            Origin::Weights(clip) if !trained => {
+                Some(tower(clip.path(), clip.sha256(), clip.architecture().image_size))
+            }
             _ => None,
         };
         let vision_tower = match (&vision, &captioner) {
@@ -239,10 +241,7 @@ impl Models {
     /// Pixels that the two vision towers want.
     #[must_use]
     pub fn sizes(&self) -> Sizes {
-        Sizes {
-            captioner: self.seen().image_size as u32,
-            evaluator: self.evaluator.architecture().image_size as u32,
-        }
+        Sizes { captioner: self.seen().image_size as u32, evaluator: self.evaluator.architecture().image_size as u32 }
     }
 
     /// What the captioner sees of samples `range` of a batch: hidden states `[images, tokens, width]`.

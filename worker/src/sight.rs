@@ -25,19 +25,20 @@ pub fn manifest(
     let seen = models.seen();
     let shape = [seen.tokens(), seen.width(), models.evaluator.architecture().embedding].map(|size| size as u64);
     let images = (data.split(split).len() as u64, data.names_sha256(split));
-    Ok(Manifest::new(split.name().to_owned(), images, preprocess::DESCRIPTION.to_owned(), towers, Rows { shape, dtype }))
+    Ok(Manifest::new(
+        split.name().to_owned(),
+        images,
+        preprocess::DESCRIPTION.to_owned(),
+        towers,
+        Rows { shape, dtype },
+    ))
 }
 
 /// The stores that `run` names, of the training and the validation split.
 ///
 /// # Errors
 /// One is missing, incomplete or made of something else.
-pub fn stores(
-    run: &RunFile,
-    data: &DataSet,
-    origins: &Origins,
-    models: &Models,
-) -> Result<Option<[Store; 2]>, String> {
+pub fn stores(run: &RunFile, data: &DataSet, origins: &Origins, models: &Models) -> Result<Option<[Store; 2]>, String> {
     let Some(folder) = &run.data.features else { return Ok(None) };
     let open = |split: Split| {
         let wanted = manifest(data, split, origins, models, Dtype::F32)?;

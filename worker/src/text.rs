@@ -238,7 +238,8 @@ mod tests {
         let golden: Golden = crate::golden::json("tokens.json");
         let vocabulary = Vocabulary::full();
         let mut wrong = Vec::new();
-        let entries: Vec<_> = golden.groups.iter().flat_map(|(group, entries)| entries.iter().map(move |e| (group, e))).collect();
+        let entries: Vec<_> =
+            golden.groups.iter().flat_map(|(group, entries)| entries.iter().map(move |e| (group, e))).collect();
         for (group, entry) in &entries {
             let text = entry[0].as_str().unwrap();
             let expected: Vec<i64> = serde_json::from_value(entry[1].clone()).unwrap();
@@ -248,6 +249,12 @@ mod tests {
             }
         }
         assert!(entries.len() >= 5000);
-        assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), entries.len(), wrong[..wrong.len().min(20)].join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "{} of {} differ:\n{}",
+            wrong.len(),
+            entries.len(),
+            wrong[..wrong.len().min(20)].join("\n")
+        );
     }
 }

@@ -40,7 +40,8 @@ fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
         ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
     }
     let mut found = vec![images(&data)];
-    let evaluator = file.evaluator.weights.as_deref().map(|path| clip(path).context("evaluator.weights")).transpose()?;
+    let evaluator =
+        file.evaluator.weights.as_deref().map(|path| clip(path).context("evaluator.weights")).transpose()?;
     if let Some(clip) = &evaluator {
         let known = clip.architecture().text.vocabulary_size;
         let path = clip.path().display();
@@ -68,7 +69,10 @@ fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
 fn images(data: &DataSet) -> String {
     let [train, validation, test] = Split::ALL.map(|split| data.split(split).len());
     let skipped = if data.skipped() > 0 { format!(", {} left out", data.skipped()) } else { String::new() };
-    format!("data: {train} training images with {} captions, {validation} validation, {test} test{skipped}", data.train_captions())
+    format!(
+        "data: {train} training images with {} captions, {validation} validation, {test} test{skipped}",
+        data.train_captions()
+    )
 }
 
 fn clip(path: &Path) -> anyhow::Result<Clip> {
@@ -108,8 +112,7 @@ fn stores(
         let shape = [architecture.tokens(), architecture.width(), evaluator.architecture().embedding];
         let rows = Rows { shape: shape.map(|size| size as u64), dtype: Dtype::F32 };
         let towers = [vision.clone(), of_clip(evaluator)];
-        let wanted =
-            Manifest::new(split.name().to_owned(), images, preprocess::DESCRIPTION.to_owned(), towers, rows);
+        let wanted = Manifest::new(split.name().to_owned(), images, preprocess::DESCRIPTION.to_owned(), towers, rows);
         Store::open(&folder.join(split.name()), &wanted)?;
     }
     Ok(())

@@ -77,9 +77,12 @@ impl Service {
         inputs: mpsc::Sender<driver::Input>,
         waiting: mpsc::Receiver<driver::Input>,
     ) -> anyhow::Result<Outcome> {
-        let metrics = Metrics::new(&self.file);
+        let mut metrics = Metrics::new(&self.file);
         let checkpoints: PathBuf = self.file.output.join("checkpoints");
-        let (readiness, ready) = watch::channel(Err("starting".to_owned()));
+        let run = Run::new(self.file, self.restored);
+        // Whoever asks first is told how the run stands, too.
+        metrics.publish(&run.status(time::Duration::ZERO), run.samples_committed());
+        let (readiness, ready) = watch::channel(run.readiness());
         let (over, closing) = watch::channel(());
         let closed = |mut closing: watch::Receiver<()>| async move { _ = closing.changed().await };
 
@@ -94,14 +97,7 @@ impl Service {
             .serve_with_incoming_shutdown(incoming, closed(closing));
         let grpc = tokio::spawn(grpc);
 
-        let driver = Driver {
-            run: Run::new(self.file, self.restored),
-            recorder: Recorder::start(self.journal),
-            metrics,
-            readiness,
-            checkpoints,
-            inputs,
-        };
+        let driver = Driver { run, recorder: Recorder::start(self.journal), metrics, readiness, checkpoints, inputs };
         let outcome = driver.drive(waiting).await;
         drop(over);
         // What is left are connections whose peers do not close them: they are cut.

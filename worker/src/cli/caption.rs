@@ -70,7 +70,8 @@ impl Caption {
             begin: vocabulary.begin(),
             end: vocabulary.end(),
         };
-        let writer = Writer { eyes: open_eyes(&folder, device)?, captioner, vocabulary, search, device, json: self.json };
+        let writer =
+            Writer { eyes: open_eyes(&folder, device)?, captioner, vocabulary, search, device, json: self.json };
         let mut failed = 0;
         let mut batch = Vec::with_capacity(BATCH);
         for path in paths(&self.images) {
@@ -92,7 +93,11 @@ fn paths(images: &[PathBuf]) -> impl Iterator<Item = Result<PathBuf, String>> {
         }
         let lines = std::io::stdin().lock().lines();
         let lines = lines.map(|line| line.map_err(|error| format!("standard input: {error}")));
-        Box::new(lines.filter(|line| line.as_ref().map_or(true, |line| !line.is_empty())).map(|line| line.map(PathBuf::from)))
+        Box::new(
+            lines
+                .filter(|line| line.as_ref().map_or(true, |line| !line.is_empty()))
+                .map(|line| line.map(PathBuf::from)),
+        )
     })
 }
 

@@ -56,19 +56,32 @@ impl Encode {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let skipped = self.encode(&models, &manifest, &Loader::new(source, threads), &mut writer)?;
         let (images, folder) = (manifest.images, folder.display());
-        let left_out = if skipped > 0 { format!("; {skipped} could not be decoded and will be left out") } else { String::new() };
+        let left_out =
+            if skipped > 0 { format!("; {skipped} could not be decoded and will be left out") } else { String::new() };
         println!("{folder}: {images} images, {} bytes each{left_out}", manifest.row_bytes());
         Ok(())
     }
 
     /// Encodes what is missing. Returns how many images could not be decoded.
-    fn encode(&self, models: &Models, manifest: &Manifest, loader: &Loader, writer: &mut Writer) -> Result<u64, String> {
+    fn encode(
+        &self,
+        models: &Models,
+        manifest: &Manifest,
+        loader: &Loader,
+        writer: &mut Writer,
+    ) -> Result<u64, String> {
         let images = manifest.images as usize;
+        // Rounding depends on which images are computed together: a batch that was begun is begun anew, so that an
+        // interrupted store equals one that was not, bit by bit.
+        let whole =
+            writer.rows() - if writer.rows() < manifest.images { writer.rows() % u64::from(self.batch) } else { 0 };
+        writer.keep(whole).map_err(|error| error.to_string())?;
         let bar = progress_bar(manifest.images);
         bar.set_position(writer.rows());
         bar.reset_eta();
         let first = writer.rows() as usize;
-        let mut parts = (first..images).step_by(self.batch.into()).map(|from| from..images.min(from + usize::from(self.batch)));
+        let mut parts =
+            (first..images).step_by(self.batch.into()).map(|from| from..images.min(from + usize::from(self.batch)));
         let start = |range: std::ops::Range<usize>| (range.clone(), loader.images(self.split, range.start, range.end));
         let mut pending: std::collections::VecDeque<_> = parts.by_ref().take(AHEAD).map(start).collect();
         let mut skipped = 0;
@@ -104,7 +117,8 @@ fn rows(models: &Models, manifest: &Manifest, batch: &Batch, range: std::ops::Ra
 
 /// Drawn on a terminal; elsewhere the last line says it all.
 fn progress_bar(images: u64) -> ProgressBar {
-    let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} images  {per_sec}  {eta} left");
     ProgressBar::with_draw_target(Some(images), target).with_style(style.unwrap_or(ProgressStyle::default_bar()))
 }

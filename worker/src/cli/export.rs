@@ -20,7 +20,9 @@ impl Export {
         let folder = Folder::open(&self.from).map_err(text)?;
         if folder.manifest().vocabulary != Vocabulary::Full {
             let from = self.from.display();
-            return Err(format!("{from}: its captioner knows a corpus's tokens only; the published layout needs CLIP's"));
+            return Err(format!(
+                "{from}: its captioner knows a corpus's tokens only; the published layout needs CLIP's"
+            ));
         }
         let (vision, kept) = (folder.vision().map_err(text)?, folder.released().map_err(text)?);
         let (config, tensors) = folder.to_released(&vision, kept.as_ref()).map_err(text)?;

@@ -60,7 +60,8 @@ impl Eyes {
         let mut builder = Builder::blank(device);
         let vision = Vision::new(&mut builder, architecture.image_size, &architecture.vision);
         let parameters = builder.finish();
-        let needed = parameters.named().filter_map(|(name, _)| Some((name.to_owned(), values.get(name)?.shallow_clone())));
+        let needed =
+            parameters.named().filter_map(|(name, _)| Some((name.to_owned(), values.get(name)?.shallow_clone())));
         parameters.copy_into(parameters.flat(), &needed.collect())?;
         Ok(Self { architecture, vision, parameters })
     }

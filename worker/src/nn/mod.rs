@@ -3,5 +3,7 @@
 mod layers;
 mod parameters;
 
-pub use layers::{BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, causal_mask, merge_heads, split_heads};
+pub use layers::{
+    BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, causal_mask, merge_heads, split_heads,
+};
 pub use parameters::{Builder, Mismatch, Parameters};

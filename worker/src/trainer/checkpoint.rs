@@ -146,8 +146,7 @@ fn write_tensors(
     path: &Path,
     tensors: impl Iterator<Item = (impl Into<String>, impl std::borrow::Borrow<Tensor>)>,
 ) -> Result<(), String> {
-    let tensors: Vec<_> =
-        tensors.map(|(name, tensor)| (name.into(), tensors::to_weights(tensor.borrow()))).collect();
+    let tensors: Vec<_> = tensors.map(|(name, tensor)| (name.into(), tensors::to_weights(tensor.borrow()))).collect();
     weights::write_safetensors(path, &tensors).map_err(|error| error.to_string())
 }
 

@@ -34,11 +34,9 @@ impl Trainer {
             let candidates = self.candidates(from, hidden);
             let texts: Vec<String> = candidates.iter().map(|candidate| candidate.caption.clone()).collect();
             let scores = self.evaluator_scores(&texts, from, &all);
-            let items = candidates
-                .into_iter()
-                .zip(scores)
-                .enumerate()
-                .map(|(i, (candidate, scores))| self.item(&self.data.split(Split::Validation)[from + i], candidate, scores));
+            let items = candidates.into_iter().zip(scores).enumerate().map(|(i, (candidate, scores))| {
+                self.item(&self.data.split(Split::Validation)[from + i], candidate, scores)
+            });
             let items = items.collect();
             self.report(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, items }));
             if self.abandon.is_raised() {
@@ -51,9 +49,8 @@ impl Trainer {
     /// Hidden states and embeddings of some validation images, batch by batch.
     fn validation_sight(&self, share: Range<usize>) -> Result<(Vec<Tensor>, Vec<Tensor>), Stop> {
         let parts = share.clone().step_by(BATCH).map(|from| (from, share.end.min(from + BATCH)));
-        let pending: Vec<_> = parts
-            .map(|(from, to)| (to - from, self.loader.images(Split::Validation, from, to)))
-            .collect();
+        let pending: Vec<_> =
+            parts.map(|(from, to)| (to - from, self.loader.images(Split::Validation, from, to))).collect();
         let sights = pending.into_iter().map(|(count, pending)| {
             let batch = pending.wait()?;
             if batch.skipped > 0 {

@@ -108,7 +108,8 @@ fn a_whole_step_is_that_of_pytorch() {
         compare(parameters.views(&gradient), &expected, "gradient", sizes, |_, difference| difference);
 
         let Settings { lr, betas, eps } = golden.adam;
-        let settings = runfile::Optimizer { learning_rate: lr, betas, epsilon: eps, weight_decay: 0.0, clip_norm: None };
+        let settings =
+            runfile::Optimizer { learning_rate: lr, betas, epsilon: eps, weight_decay: 0.0, clip_norm: None };
         Adam::new(parameters, &settings).update(parameters, &gradient, 1, lr);
         if expected.keys().any(|name| name.starts_with("updated.")) {
             let updated = parameters.named().map(|(name, value)| (name, value.shallow_clone()));

@@ -43,20 +43,16 @@ pub struct Context<'a> {
 /// The loss of some images under the current policy: `vision` are their hidden states, `embeddings` the evaluator's unit
 /// embeddings of them, `[images, embedding]`.
 #[must_use]
-pub fn outcome(
-    policy: &Captioner,
-    vision: &Tensor,
-    embeddings: &Tensor,
-    context: &Context<'_>,
-    mode: Mode,
-) -> Outcome {
+pub fn outcome(policy: &Captioner, vision: &Tensor, embeddings: &Tensor, context: &Context<'_>, mode: Mode) -> Outcome {
     let candidates = policy.search(vision, &context.search);
     let rewards = no_grad(|| rewards(embeddings, &candidates, context));
     let (images, k) = rewards.size2().expect("rewards are [images, candidates]");
     let sequences: Vec<Vec<i64>> = candidates
         .iter()
         .flatten()
-        .map(|candidate| std::iter::once(context.captioner_vocabulary.begin()).chain(candidate.tokens.iter().copied()).collect())
+        .map(|candidate| {
+            std::iter::once(context.captioner_vocabulary.begin()).chain(candidate.tokens.iter().copied()).collect()
+        })
         .collect();
     let captions = Captions::new(&sequences, k, context.captioner_vocabulary.pad(), vision.device());
     let reference = no_grad(|| context.reference.token_log_probabilities(vision, &captions, Mode::Evaluate).sums());
