@@ -226,7 +226,6 @@ impl Coordinator {
 }
 
 /// Runs a run file to its end; the hash that each worker says its parameters have.
-#[must_use]
 pub fn complete(place: &Place, run_file: &Path, workers: u32) -> Vec<String> {
     let coordinator = Coordinator::start(place, run_file);
     let workers: Vec<Process> = (0..workers).map(|rank| coordinator.worker(place, rank)).collect();
