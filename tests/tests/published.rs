@@ -150,3 +150,32 @@ fn a_checkpoint_captions_images_and_survives_export_and_import() {
     let error = error_line(&run("worker", &["export", "--from", &checkpoint, "--to", &text(&released)]));
     assert!(error.contains("exists"), "{error}");
 }
+
+#[test]
+fn validation_names_what_is_missing_or_does_not_fit() {
+    let (place, scratch) = place();
+    let good = std::fs::read_to_string(run_file(&place, "run", "", &scratch)).unwrap();
+    let validate = |text: &str| {
+        std::fs::write(place.path("run.yaml"), text).unwrap();
+        run("coordinator", &["validate", "--config", &place.path("run.yaml").to_string_lossy()])
+    };
+    let output = validate(&good);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("training images") && said.contains("5 hidden states of 64 at 32 pixels"), "{said}");
+
+    let error = error_line(&validate(&good.replace("evaluator.safetensors", "nowhere.pth")));
+    assert!(error.contains("evaluator.weights") && error.contains("nowhere.pth"), "{error}");
+    let error = error_line(&validate(&good.replace("eyes.safetensors", "world/dataset.json")));
+    assert!(error.contains("captioner.vision") && error.contains("dataset.json"), "{error}");
+    let error = error_line(&validate(&good.replace("data:\n", "data:\n  features: nowhere\n")));
+    assert!(error.contains("data.features") && error.contains("nowhere/train"), "{error}");
+    let error = error_line(&validate(&good.replace(&scratch, &format!("weights: {}", place.path("world").display()))));
+    assert!(error.contains("captioner.weights") && error.contains("is no model folder"), "{error}");
+    let error = error_line(&validate(&good.replace("karpathy:", "coco: {}\n  karpathy:")));
+    assert!(error.contains("missing field"), "{error}");
+
+    let weights = std::fs::read(place.path("evaluator.safetensors")).unwrap();
+    std::fs::write(place.path("evaluator.safetensors"), &weights[..weights.len() / 2]).unwrap();
+    let error = error_line(&validate(&good));
+    assert!(error.contains("evaluator.weights") && error.contains("evaluator.safetensors"), "{error}");
+}

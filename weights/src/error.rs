@@ -30,6 +30,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Tensors are not those of the model.
+    #[error("{}: {problem}", path.display())]
+    Misfit {
+        /// The file or folder.
+        path: PathBuf,
+        /// Everything missing, extra or misshapen.
+        problem: String,
+    },
     /// A setting of a configuration file is malformed or not supported.
     #[error("{}: {key}: {problem}", path.display())]
     Setting {

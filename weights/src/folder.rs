@@ -14,13 +14,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::file::read_json;
+use crate::shapes::compare;
 use crate::{
-    Archive, CaptionerArchitecture, Clip, Dtype, Error, Tensor, VISION_PREFIX, VisionArchitecture, config_json,
+    Archive, CaptionerArchitecture, Clip, Dtype, Error, Tensor, VISION_PREFIX, Vision, VisionArchitecture, config_json,
     vision_to_released,
 };
 
 /// Raised when older programs cannot read newer folders.
 const FORMAT: u32 = 1;
+/// CLIP's tokens, and a pad.
+const FULL: usize = 49_409;
 /// File names in a model folder.
 pub const MANIFEST: &str = "models.json";
 /// See [`MANIFEST`].
@@ -93,11 +96,42 @@ impl Manifest {
             let problem = format!("it has format {}, this program reads {FORMAT}", self.format);
             return Err(Error::format(path, problem));
         }
-        let ascending = |tokens: &Vec<u16>| tokens.windows(2).all(|pair| pair[0] < pair[1]);
-        match &self.vocabulary {
-            Vocabulary::Tokens(tokens) if !ascending(tokens) => Err(Error::setting(path, "vocabulary", "must ascend")),
-            _ => Ok(()),
+        let heads = match &self.vision.architecture.vision {
+            Vision::Transformer { heads, width, .. } => (*heads, *width),
+            Vision::ResNet { heads, width, .. } => (*heads, width.saturating_mul(32)),
+        };
+        for (key, (heads, width)) in
+            [("captioner.heads", (self.captioner.heads, self.captioner.width)), ("vision.architecture.heads", heads)]
+        {
+            if heads == 0 || width % heads != 0 {
+                return Err(Error::setting(path, key, format!("{heads} heads cannot share a width of {width}")));
+            }
         }
+        let tower = &self.vision.architecture;
+        if let Vision::Transformer { patch_size, .. } = tower.vision
+            && !(1..=tower.image_size).contains(&patch_size)
+        {
+            let problem = format!("{patch_size} do not fit into an image of {}", tower.image_size);
+            return Err(Error::setting(path, "vision.architecture.patch_size", problem));
+        }
+        if tower.tokens() > self.captioner.encoder_positions || tower.width() != self.captioner.vision_width {
+            let (tokens, width) = (tower.tokens(), tower.width());
+            let problem = format!("{tokens} hidden states of {width} do not fit the captioner");
+            return Err(Error::setting(path, "vision.architecture", problem));
+        }
+        let ascending = |tokens: &Vec<u16>| tokens.windows(2).all(|pair| pair[0] < pair[1]);
+        let known = match &self.vocabulary {
+            Vocabulary::Full => FULL,
+            Vocabulary::Tokens(tokens) if !ascending(tokens) => {
+                return Err(Error::setting(path, "vocabulary", "must ascend"));
+            }
+            Vocabulary::Tokens(tokens) => tokens.len().saturating_add(3),
+        };
+        if known != self.captioner.vocabulary_size {
+            let problem = format!("has {known} tokens; the captioner knows {}", self.captioner.vocabulary_size);
+            return Err(Error::setting(path, "vocabulary", problem));
+        }
+        Ok(())
     }
 }
 
@@ -123,6 +157,8 @@ impl Folder {
         let manifest: Manifest = read_json(&manifest_path)?;
         manifest.check(&manifest_path)?;
         let captioner = Archive::open(&path.join(CAPTIONER))?;
+        let needed = manifest.captioner.shapes().map_err(|problem| Error::format(&manifest_path, problem))?;
+        compare(captioner.path(), &needed, &captioner.shapes())?;
         Ok(Self { path: path.to_owned(), manifest, captioner })
     }
 
@@ -154,7 +190,7 @@ impl Folder {
             if path.components().count() != 1 {
                 return Err(Error::setting(&self.path.join(MANIFEST), "vision.path", "must be a file of the folder"));
             }
-            return Archive::open(&self.path.join(path)).map(VisionWeights::Own);
+            return self.own_tower(Archive::open(&self.path.join(path))?);
         };
         let archive = Archive::open(path)?;
         let found = archive.sha256();
@@ -163,8 +199,25 @@ impl Folder {
             return Err(Error::format(path, problem));
         }
         // Another folder's tower, or a whole CLIP.
-        let tower_alone = archive.names().all(|name| name.starts_with("visual."));
-        if tower_alone { Ok(VisionWeights::Own(archive)) } else { Clip::open(path).map(VisionWeights::Elsewhere) }
+        if archive.names().all(|name| name.starts_with("visual.")) {
+            return self.own_tower(archive);
+        }
+        let clip = Clip::open(path)?;
+        if clip.architecture().tower() != self.manifest.vision.architecture {
+            let problem = format!("is of another architecture than {} says", self.path.join(MANIFEST).display());
+            return Err(Error::format(path, problem));
+        }
+        Ok(VisionWeights::Elsewhere(clip))
+    }
+
+    /// A tower, perhaps with the rest of a CLIP beside it, whose sizes the manifest says.
+    fn own_tower(&self, archive: Archive) -> Result<VisionWeights, Error> {
+        let architecture = &self.manifest.vision.architecture;
+        let needed = architecture.shapes().map_err(|problem| Error::format(&self.path.join(MANIFEST), problem))?;
+        let mut found = archive.shapes();
+        found.retain(|name, _| needed.contains_key(name));
+        compare(archive.path(), &needed, &found)?;
+        Ok(VisionWeights::Own(archive))
     }
 
     /// What an import kept for an exact export: the published configuration and the tensors that no computation uses.
@@ -272,4 +325,95 @@ impl Folder {
 /// Whether a tensor of a CLIP is part of the tower that the published layout has: it ends with the last layer norm.
 fn in_tower(name: &str) -> bool {
     name.starts_with("visual.") && name != "visual.proj"
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::write_shapes;
+
+    fn manifest() -> Manifest {
+        let captioner = CaptionerArchitecture {
+            vision_width: 8,
+            width: 4,
+            heads: 2,
+            encoder_layers: 1,
+            encoder_inner: 6,
+            encoder_positions: 9,
+            decoder_layers: 1,
+            decoder_inner: 10,
+            positions: 7,
+            vocabulary_size: 5,
+        };
+        let vision = Vision::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
+        let architecture = VisionArchitecture { image_size: 4, vision };
+        let vision = VisionTower { architecture, path: VISION.into(), sha256: None, published_prefix: None };
+        Manifest::new(Vocabulary::Tokens(vec![3, 17]), captioner, vision)
+    }
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = manifest();
+        manifest.write(folder.path()).unwrap();
+        let shapes = |shapes: crate::Shapes| shapes.into_iter().collect::<Vec<_>>();
+        write_shapes(&folder.path().join(CAPTIONER), &shapes(manifest.captioner.shapes().unwrap()));
+        write_shapes(&folder.path().join(VISION), &shapes(manifest.vision.architecture.shapes().unwrap()));
+        folder
+    }
+
+    fn problem(change: impl FnOnce(&mut Manifest)) -> String {
+        let folder = folder();
+        let mut manifest = manifest();
+        change(&mut manifest);
+        manifest.write(folder.path()).unwrap();
+        let opened = Folder::open(folder.path()).and_then(|folder| folder.vision().map(|_| ()));
+        opened.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let folder = folder();
+        let opened = Folder::open(folder.path()).unwrap();
+        assert_eq!(*opened.manifest(), manifest());
+        assert_eq!(opened.vision().unwrap().tensors().unwrap().len(), 17);
+        assert!(opened.released().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_manifest_that_the_files_do_not_bear_out_is_refused() {
+        let wide = problem(|manifest| manifest.captioner.decoder_inner = 1 << 40);
+        assert!(wide.contains("misshapen: decoder.transformer.h.0.mlp.c_fc.bias [10], not [1099511627776]"), "{wide}");
+        assert!(problem(|manifest| manifest.captioner.encoder_layers = usize::MAX).contains("layers are more than"));
+        assert!(problem(|manifest| manifest.captioner.heads = 0).contains("0 heads cannot share a width of 4"));
+        assert!(
+            problem(|manifest| manifest.vision.path = "../vision.safetensors".into()).contains("must be a file of")
+        );
+        assert!(problem(|manifest| manifest.vision.architecture.image_size = 6).contains("10 hidden states of 8"));
+        assert!(problem(|manifest| manifest.vocabulary = Vocabulary::Full).contains("has 49409 tokens"));
+        let descending = problem(|manifest| manifest.vocabulary = Vocabulary::Tokens(vec![17, 3]));
+        assert!(descending.contains("vocabulary: must ascend"), "{descending}");
+        let elsewhere = problem(|manifest| {
+            manifest.vision.path = "/nowhere/ViT-L-14.pt".into();
+            manifest.vision.sha256 = Some("0".into());
+        });
+        assert!(elsewhere.contains("/nowhere/ViT-L-14.pt"), "{elsewhere}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_manifest_makes_it_panic(text in ".*", place in 0..400_usize, byte: u8) {
+            let folder = folder();
+            let path = folder.path().join(MANIFEST);
+            let mut mutated = std::fs::read(&path).unwrap();
+            let place = place % mutated.len();
+            mutated[place] = byte;
+            for content in [text.into_bytes(), mutated, b"[".repeat(100_000)] {
+                std::fs::write(&path, content).unwrap();
+                // Most are refused; some mutations only rename things.
+                _ = Folder::open(folder.path()).and_then(|folder| folder.vision().map(|_| ()));
+            }
+        }
+    }
 }

@@ -17,6 +17,7 @@ mod file;
 pub mod folder;
 mod renaming;
 mod settings;
+mod shapes;
 mod tensor;
 #[cfg(test)]
 mod testing;
@@ -28,4 +29,5 @@ pub use captioner::{
 };
 pub use clip::{Architecture, Clip, Text, Vision};
 pub use error::Error;
+pub use shapes::Shapes;
 pub use tensor::{Dtype, Tensor};

@@ -294,3 +294,34 @@ impl Models {
 fn part(rows: &Tensor, range: Range<usize>, device: Device) -> Tensor {
     rows.narrow(0, range.start as i64, range.len() as i64).to_device(device).to_kind(Kind::Float)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weights::{Architecture, Text, Vision};
+
+    /// Names and shapes of a model's parameters.
+    fn shapes(parameters: &crate::nn::Parameters) -> weights::Shapes {
+        let size = |tensor: &Tensor| tensor.size().iter().map(|&side| side as usize).collect();
+        parameters.named().map(|(name, tensor)| (name.to_owned(), size(tensor))).collect()
+    }
+
+    #[test]
+    fn models_have_the_parameters_that_weights_are_checked_for() {
+        let text = Text { width: 64, layers: 1, heads: 1, context_length: 5, vocabulary_size: 7 };
+        for vision in [
+            Vision::Transformer { patch_size: 4, width: 64, layers: 2, heads: 1 },
+            Vision::ResNet { blocks: [2, 1, 1, 1], width: 8, heads: 4 },
+        ] {
+            let architecture = Architecture { image_size: 32, vision, text: text.clone(), embedding: 6 };
+            let clip = Clip::new(architecture.clone(), 1, Device::Cpu);
+            assert_eq!(shapes(clip.parameters()), architecture.shapes().unwrap());
+            let values = clip.parameters().named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
+            let eyes = Eyes::new(architecture.tower(), &values.collect(), Device::Cpu).unwrap();
+            assert_eq!(shapes(eyes.parameters()), architecture.tower().shapes().unwrap());
+        }
+        let architecture = captioner::preset(Preset::Tiny, 64, 65, 50);
+        let captioner = Captioner::new(architecture.clone(), 1, Device::Cpu);
+        assert_eq!(shapes(captioner.parameters()), architecture.shapes().unwrap());
+    }
+}

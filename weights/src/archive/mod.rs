@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 use crate::file::MappedFile;
+use crate::shapes::Shapes;
 use crate::tensor::{Dtype, Tensor, byte_length};
 pub(crate) use safetensors::stored;
 use view::Layout;
@@ -135,6 +136,11 @@ impl Archive {
             Layout::Strided(strided) => Cow::Owned(strided.gather(bytes, &entry.shape, entry.dtype.size())?),
         };
         Some(Tensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
+    }
+
+    /// The shape of every tensor.
+    pub(crate) fn shapes(&self) -> Shapes {
+        self.names().filter_map(|name| Some((name.to_owned(), self.shape(name)?.to_vec()))).collect()
     }
 
     /// Every tensor, sorted by name.

@@ -16,10 +16,11 @@ pub use export::{vision_to_released, write_safetensors};
 pub use names::VISION_PREFIX;
 
 use crate::archive::Archive;
-use crate::clip::{Vision, count_blocks};
+use crate::clip::Vision;
 use crate::error::Error;
 use crate::file::read_json;
 use crate::renaming::Renaming;
+use crate::shapes::{Shapes, compare};
 use crate::tensor::Tensor;
 use names::{OUTPUT, Part, WORDS};
 
@@ -114,8 +115,7 @@ impl Released {
         let released =
             Self { archive, config, captioner, vision, vision_prefix, vision_names, captioner_names, unused };
         released.check_tie()?;
-        released.check_captioner()?;
-        released.check_vision()?;
+        released.check_shapes()?;
         Ok(released)
     }
 
@@ -183,60 +183,20 @@ impl Released {
     }
 
     /// A configuration can say anything; sizes that the weights bear out are no larger than the files.
-    fn check_captioner(&self) -> Result<(), Error> {
-        let CaptionerArchitecture { vision_width, width, vocabulary_size, positions, .. } = self.captioner;
-        let CaptionerArchitecture { encoder_inner, encoder_positions, decoder_inner, .. } = self.captioner;
-        let expected = [
-            (names::PROJECTION, [width, vision_width]),
-            ("encoder.encoder.embeddings.position_embeddings.weight", [encoder_positions, width]),
-            ("encoder.encoder.encoder.layer.0.intermediate.dense.weight", [encoder_inner, width]),
-            (WORDS, [vocabulary_size, width]),
-            ("decoder.transformer.wpe.weight", [positions, width]),
-            // GPT-2's linear layers keep inputs first.
-            ("decoder.transformer.h.0.mlp.c_fc.weight", [width, decoder_inner]),
-        ];
-        for (name, expected) in expected {
-            let found = self.captioner_names.get(name).and_then(|old| self.archive.shape(old));
-            self.check_shape(name, found, &expected)?;
-        }
-        let names = || self.captioner_names.keys().map(String::as_str);
-        let encoder = count_blocks(names(), "encoder.encoder.encoder.layer.");
-        self.check_layers("encoder.encoder.num_hidden_layers", self.captioner.encoder_layers, encoder)?;
-        let decoder = count_blocks(names(), "decoder.transformer.h.");
-        self.check_layers("decoder.n_layer", self.captioner.decoder_layers, decoder)
-    }
-
-    fn check_vision(&self) -> Result<(), Error> {
-        let Vision::Transformer { patch_size, width, layers, .. } = self.vision.vision else { return Ok(()) };
-        let shapes = self.vision_names.shapes(&self.archive)?;
-        let found = |name: &str| shapes.get(name).map(Vec::as_slice);
-        let patches = "visual.conv1.weight";
-        self.check_shape(patches, found(patches), &[width, 3, patch_size, patch_size])?;
-        let positions = "visual.positional_embedding";
-        let tokens = self.vision.vision.tokens(self.vision.image_size);
-        self.check_shape(positions, found(positions), &[tokens, width])?;
-        let counted = count_blocks(shapes.keys().map(String::as_str), "visual.transformer.resblocks.");
-        self.check_layers("encoder.vision_encoder.num_hidden_layers", layers, counted)
-    }
-
-    fn check_shape(&self, name: &str, found: Option<&[usize]>, expected: &[usize]) -> Result<(), Error> {
-        let problem = match found {
-            Some(found) if found == expected => return Ok(()),
-            Some(found) => format!("has shape {found:?}; config.json makes it {expected:?}"),
-            None => "is missing".to_owned(),
-        };
-        Err(Error::tensor(self.archive.path(), name, problem))
-    }
-
-    fn check_layers(&self, key: &str, said: usize, counted: Result<usize, (String, String)>) -> Result<(), Error> {
-        let folder = self.archive.path();
-        match counted {
-            Ok(counted) if counted == said => Ok(()),
-            Ok(counted) => {
-                Err(Error::setting(&folder.join("config.json"), key, format!("is {said}; the weights have {counted}")))
-            }
-            Err((tensor, problem)) => Err(Error::tensor(folder, &tensor, problem)),
-        }
+    fn check_shapes(&self) -> Result<(), Error> {
+        let path = self.archive.path();
+        let absurd = |problem: String| Error::format(&path.join("config.json"), problem);
+        let mut needed = self.captioner.shapes().map_err(absurd)?;
+        let mut found: Shapes = self
+            .captioner_names
+            .iter()
+            .filter_map(|(name, old)| Some((name.clone(), self.archive.shape(old)?.to_vec())))
+            .collect();
+        needed.extend(self.vision.shapes().map_err(absurd)?);
+        let width = self.vision.width();
+        needed.extend(["weight", "bias"].map(|part| (format!("visual.ln_post.{part}"), vec![width])));
+        found.extend(self.vision_names.shapes(&self.archive)?);
+        compare(path, &needed, &found)
     }
 }
 

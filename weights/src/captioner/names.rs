@@ -9,8 +9,6 @@ pub const VISION_PREFIX: &str = "encoder.vision_encoder.";
 /// The same where the tower was saved in its `CLIPVisionModel`.
 const WRAPPED_VISION_PREFIX: &str = "encoder.vision_encoder.vision_model.";
 
-/// From the vision tower's width to the encoder's.
-pub const PROJECTION: &str = "encoder.vis_enc_to_enc_proj.weight";
 /// The decoder's word embeddings.
 pub const WORDS: &str = "decoder.transformer.wte.weight";
 /// The decoder's projection to its vocabulary, tied to [`WORDS`].

@@ -184,7 +184,7 @@ impl Named<'_> {
 }
 
 /// How many blocks of these names there are below `prefix`, numbered from 0 without gaps.
-pub(crate) fn count_blocks<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Result<usize, Misfit> {
+fn count_blocks<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Result<usize, Misfit> {
     let below = names.filter_map(|name| name.strip_prefix(prefix));
     let numbers: BTreeSet<&str> = below.filter_map(|rest| rest.split('.').next()).collect();
     match (0..numbers.len()).find(|number| !numbers.contains(number.to_string().as_str())) {

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-pub(crate) use architecture::count_blocks;
 pub use architecture::{Architecture, Text, Vision};
 
 use crate::archive::Archive;
@@ -16,6 +15,7 @@ use crate::error::Error;
 use crate::file::read_json;
 use crate::renaming::{Renamed, Renaming};
 use crate::settings::Section;
+use crate::shapes::compare;
 use crate::tensor::Tensor;
 
 /// The weights of a CLIP. Its sizes are found from the shapes of its tensors, as OpenAI's `build_model` does.
@@ -39,6 +39,8 @@ impl Clip {
         if layout == Layout::HuggingFace {
             check_settings(path, &architecture)?;
         }
+        let needed = architecture.shapes().map_err(|problem| Error::format(path, problem))?;
+        compare(path, &needed, &shapes)?;
         Ok(Self { archive, renaming, architecture })
     }
 
