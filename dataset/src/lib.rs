@@ -127,8 +127,8 @@ pub struct DataSet {
 }
 
 impl DataSet {
-    /// Reads the annotations of all splits and looks at every image's header; tars are indexed instead, once, and their
-    /// index is kept beside them.
+    /// Reads the annotations of all splits and looks at every image's header, unless a feature store stands in for them; tars
+    /// are indexed instead, once, and their index is kept beside them.
     ///
     /// # Errors
     /// Annotations cannot be read or are not in their format; the split for training or validation is empty; or an image is
@@ -139,19 +139,22 @@ impl DataSet {
         }
         if let Some(karpathy) = &settings.karpathy {
             let splits = karpathy::read_splits(&karpathy.annotations, &karpathy.images)?;
-            return Self::of_files(splits, settings.skip_corrupt)?.complete(karpathy.annotations.display());
+            return Self::of_files(splits, settings)?.complete(karpathy.annotations.display());
         }
         if let Some(coco) = &settings.coco {
-            return Self::of_files(coco::read_splits(coco)?, settings.skip_corrupt)?
-                .complete(coco.train.annotations.display());
+            return Self::of_files(coco::read_splits(coco)?, settings)?.complete(coco.train.annotations.display());
         }
         Err(Error::format("data", "needs exactly one of `karpathy`, `coco` and `webdataset`"))
     }
 
-    fn of_files(mut splits: Splits, skip_corrupt: bool) -> Result<Self, Error> {
+    fn of_files(mut splits: Splits, settings: &runfile::Data) -> Result<Self, Error> {
         let mut skipped = 0;
+        // A feature store stands in for the images, unless they say which of them it left out.
+        if settings.features.is_some() && !settings.skip_corrupt {
+            return Ok(Self { splits, skipped, shards: None });
+        }
         for split in Split::ALL {
-            skipped += checks::keep_images(splits.get_mut(split), skip_corrupt)?;
+            skipped += checks::keep_images(splits.get_mut(split), settings.skip_corrupt)?;
         }
         Ok(Self { splits, skipped, shards: None })
     }

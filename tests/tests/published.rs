@@ -51,12 +51,8 @@ fn training_from_stored_features_gives_what_training_from_images_does() {
     let validated = run("coordinator", &["validate", "--config", &with.to_string_lossy()]);
     assert!(validated.status.success(), "{validated:?}");
     complete(&place, &without, 1);
-    // Nothing but the annotations and the store is read.
-    for image in std::fs::read_dir(place.path("world/images")).unwrap() {
-        let path = image.unwrap().path();
-        let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-    }
+    // Nothing but the annotations and the stores is read.
+    std::fs::remove_dir_all(place.path("world/images")).unwrap();
     complete(&place, &with, 1);
     let (without, with) = (place.parameters("without"), place.parameters("with"));
     assert_eq!(without.keys().collect::<Vec<_>>(), with.keys().collect::<Vec<_>>());

@@ -104,11 +104,11 @@ fn hugging_face() -> Vec<(String, Vec<usize>)> {
             shapes.push((format!("{block}.{module}.weight"), vec![64, 64]));
             shapes.push((format!("{block}.{module}.bias"), vec![64]));
         }
-        for (module, shape) in [("layer_norm1", vec![64]), ("layer_norm2", vec![64]), ("mlp.fc1", vec![8, 64])] {
+        for (module, shape) in [("layer_norm1", vec![64]), ("layer_norm2", vec![64]), ("mlp.fc1", vec![256, 64])] {
             shapes.push((format!("{block}.{module}.weight"), shape.clone()));
             shapes.push((format!("{block}.{module}.bias"), vec![shape[0]]));
         }
-        shapes.push((format!("{block}.mlp.fc2.weight"), vec![64, 8]));
+        shapes.push((format!("{block}.mlp.fc2.weight"), vec![64, 256]));
         shapes.push((format!("{block}.mlp.fc2.bias"), vec![64]));
     }
     shapes
@@ -153,25 +153,47 @@ fn a_missing_query_is_noticed() {
     assert!(text.contains("transformer.resblocks.0.attn.in_proj_bias: needs a query, a key and a value"), "{text}");
 }
 
+fn small() -> Architecture {
+    let vision = Vision::Transformer { patch_size: 2, width: 64, layers: 2, heads: 1 };
+    let text = Text { width: 64, layers: 1, heads: 1, context_length: 5, vocabulary_size: 9 };
+    Architecture { image_size: 4, vision, text, embedding: 64 }
+}
+
 #[test]
 fn openais_layout_is_read_as_it_is_but_for_bookkeeping() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clip.safetensors");
     for prefix in ["", "module."] {
-        let mut shapes = vit_shapes(64, 2, 2, 4, 64);
-        shapes.insert("token_embedding.weight".to_owned(), vec![9, 64]);
-        for name in ["input_resolution", "visual.bn1.num_batches_tracked", "extra.weight"] {
+        let mut shapes = small().shapes().unwrap();
+        for name in ["input_resolution", "visual.bn1.num_batches_tracked"] {
             shapes.insert(name.to_owned(), vec![1]);
         }
         let tensors: Vec<_> =
             shapes.iter().map(|(name, shape)| (format!("{prefix}{name}"), counting(shape, 0))).collect();
         write_safetensors(&path, &tensors).unwrap();
         let clip = Clip::open(&path).unwrap();
+        assert_eq!(*clip.architecture(), small());
         let names: Vec<String> = clip.tensors().unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), shapes.len() - 2);
-        assert!(names.contains(&"extra.weight".to_owned()) && names.contains(&"visual.conv1.weight".to_owned()));
+        assert!(names.contains(&"visual.conv1.weight".to_owned()));
         assert_eq!(clip.sha256(), Archive::open(&path).unwrap().sha256());
     }
+}
+
+#[test]
+fn everything_missing_extra_and_misshapen_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clip.safetensors");
+    let mut shapes = small().shapes().unwrap();
+    shapes.remove("visual.ln_pre.bias");
+    shapes.remove("transformer.resblocks.0.mlp.c_fc.weight");
+    shapes.insert("extra.weight".to_owned(), vec![1]);
+    shapes.insert("visual.ln_post.weight".to_owned(), vec![65]);
+    write_shapes(&path, &shapes.into_iter().collect::<Vec<_>>());
+    let text = Clip::open(&path).map(|_| ()).unwrap_err().to_string();
+    let expected = "missing: transformer.resblocks.0.mlp.c_fc.weight, visual.ln_pre.bias; extra: extra.weight; \
+                    misshapen: visual.ln_post.weight [65], not [64]";
+    assert!(text.ends_with(expected), "{text}");
 }
 
 #[test]
