@@ -86,3 +86,31 @@ pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f6
     assert!(difference <= tolerance, "{what} differs by {difference}");
     println!("{what}: at most {difference:.1e} apart");
 }
+
+#[derive(serde::Deserialize)]
+struct Rule {
+    examples: Vec<Example>,
+}
+
+#[derive(serde::Deserialize)]
+struct Example {
+    name: String,
+    shape: Vec<i64>,
+    base: f32,
+    scale: f32,
+    first: Vec<f32>,
+    last: f32,
+}
+
+#[test]
+fn the_rule_gives_what_it_gives_in_python() {
+    let rule: Rule = json("formula.json");
+    assert!(!rule.examples.is_empty());
+    for Example { name, shape, base, scale, first, last } in rule.examples {
+        let made = Vec::<f32>::try_from(values(&name, &shape, base, scale).flatten(0, -1)).unwrap();
+        assert_eq!((&made[..first.len()], made.last()), (first.as_slice(), Some(&last)), "{name}");
+        if !name.starts_with("input.") {
+            assert_eq!(base_and_scale(&name, &shape), (base, scale), "{name}");
+        }
+    }
+}

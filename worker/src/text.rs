@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_those_of_hugging_faces_tokenizer() {
+    fn golden_tokens_are_those_of_hugging_faces_tokenizer() {
         let golden: Golden = crate::golden::json("tokens.json");
         let vocabulary = Vocabulary::full();
         let mut wrong = Vec::new();
