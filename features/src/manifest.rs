@@ -1,3 +1,5 @@
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -149,7 +151,8 @@ impl Manifest {
         let scratch = folder.join(format!("{MANIFEST}.partial"));
         let failed = |source| Error::File { path: path.clone(), source };
         let text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
-        std::fs::write(&scratch, text).map_err(failed)?;
+        let written = File::create(&scratch).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
+        written.map_err(failed)?;
         std::fs::rename(&scratch, &path).map_err(failed)
     }
 

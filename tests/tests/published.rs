@@ -148,6 +148,19 @@ fn a_checkpoint_captions_images_and_survives_export_and_import() {
 }
 
 #[test]
+fn a_run_begins_with_the_captioner_of_another_and_sees_as_that_one_did() {
+    let (place, _) = place();
+    // Its captioner sees through an evaluator of its own.
+    complete(&place, &place.run_file("first", 1, ""), 1);
+    let start = format!("weights: {}", place.last_checkpoint("first").display());
+    complete(&place, &run_file(&place, "second", "", &start), 1);
+    let image = std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path();
+    let checkpoint = place.last_checkpoint("second").to_string_lossy().into_owned();
+    let output = run("worker", &["caption", "--checkpoint", &checkpoint, &image.to_string_lossy()]);
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
 fn validation_names_what_is_missing_or_does_not_fit() {
     let (place, scratch) = place();
     let good = std::fs::read_to_string(run_file(&place, "run", "", &scratch)).unwrap();

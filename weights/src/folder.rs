@@ -9,6 +9,8 @@
 //!
 //! A vision tower that was never trained stays in the file that it was read from; the manifest names that file and its hash.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -88,7 +90,8 @@ impl Manifest {
     pub fn write(&self, folder: &Path) -> Result<(), Error> {
         let path = folder.join(MANIFEST);
         let text = serde_json::to_vec_pretty(self).map_err(|error| Error::format(&path, error))?;
-        std::fs::write(&path, text).map_err(Error::file(&path))
+        let written = File::create(&path).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
+        written.map_err(Error::file(&path))
     }
 
     fn check(&self, path: &Path) -> Result<(), Error> {
@@ -124,6 +127,9 @@ impl Manifest {
             Vocabulary::Full => FULL,
             Vocabulary::Tokens(tokens) if !ascending(tokens) => {
                 return Err(Error::setting(path, "vocabulary", "must ascend"));
+            }
+            Vocabulary::Tokens(tokens) if tokens.last().is_some_and(|&last| usize::from(last) >= FULL - 3) => {
+                return Err(Error::setting(path, "vocabulary", "must leave begin and end out"));
             }
             Vocabulary::Tokens(tokens) => tokens.len().saturating_add(3),
         };
@@ -198,8 +204,8 @@ impl Folder {
             let problem = format!("has SHA-256 {found}, {} was trained with {sha256}", self.path.display());
             return Err(Error::format(path, problem));
         }
-        // Another folder's tower, or a whole CLIP.
-        if archive.names().all(|name| name.starts_with("visual.")) {
+        // Under OpenAI's names the tower can be read as it is, whatever is beside it; else it is in another layout.
+        if archive.shape("visual.conv1.weight").is_some() {
             return self.own_tower(archive);
         }
         let clip = Clip::open(path)?;

@@ -12,6 +12,7 @@
 //! | [`sight`] | the feature stores that a run's models can use |
 //! | [`text`] | tokens and vocabularies |
 //! | [`tensors`] | between the bytes of files and libtorch's tensors |
+//! | [`files`] | files and folders that appear only when they are complete |
 //! | [`nn`] | layers, and parameters in one flat buffer |
 //! | [`trainer`] | the training thread, which executes directives |
 //! | [`session`] | the connection to the coordinator |
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod clip;
 pub mod collective;
 pub mod data;
+pub mod files;
 #[cfg(test)]
 mod golden;
 pub mod models;

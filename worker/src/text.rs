@@ -122,10 +122,7 @@ impl Vocabulary {
     pub fn stored(stored: &folder::Vocabulary) -> Self {
         match stored {
             folder::Vocabulary::Full => Self::full(),
-            folder::Vocabulary::Tokens(tokens) => {
-                let known = tokens.iter().copied().filter(|&token| token < CLIP_BEGIN);
-                Self { bpe: Bpe::new(), tokens: known.collect() }
-            }
+            folder::Vocabulary::Tokens(tokens) => Self { bpe: Bpe::new(), tokens: tokens.clone() },
         }
     }
 

@@ -92,8 +92,6 @@ fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture,
     let manifest = folder.manifest();
     let vision = folder.vision()?;
     let architecture = manifest.vision.architecture.clone();
-    let (width, seen) = (manifest.captioner.vision_width, architecture.width());
-    ensure!(width == seen, "{}: its captioner wants hidden states of {width}, its tower has {seen}", path.display());
     let (positions, longest) = (manifest.captioner.positions, file.decoding.max_length as usize);
     ensure!(longest <= positions, "decoding.max_length is {longest}, the captioner has {positions} positions");
     let image_size = architecture.image_size as u32;

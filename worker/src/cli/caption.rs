@@ -1,4 +1,7 @@
+use std::borrow::Cow;
+use std::ffi::OsString;
 use std::io::{BufRead, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use dataset::{preprocess, read_file};
@@ -42,7 +45,7 @@ pub struct Caption {
 
 #[derive(Serialize)]
 struct Captioned<'a> {
-    image: &'a Path,
+    image: Cow<'a, str>,
     captions: Vec<Scored>,
 }
 
@@ -91,13 +94,11 @@ fn paths(images: &[PathBuf]) -> impl Iterator<Item = Result<PathBuf, String>> {
         if path.as_os_str() != "-" {
             return Box::new(std::iter::once(Ok(path.clone())));
         }
-        let lines = std::io::stdin().lock().lines();
-        let lines = lines.map(|line| line.map_err(|error| format!("standard input: {error}")));
-        Box::new(
-            lines
-                .filter(|line| line.as_ref().map_or(true, |line| !line.is_empty()))
-                .map(|line| line.map(PathBuf::from)),
-        )
+        let lines = std::io::stdin().lock().split(b'\n').map(|line| match line {
+            Ok(line) => Ok(PathBuf::from(OsString::from_vec(line))),
+            Err(error) => Err(format!("standard input: {error}")),
+        });
+        Box::new(lines.filter(|line| !line.as_ref().is_ok_and(|path| path.as_os_str().is_empty())))
     })
 }
 
@@ -145,6 +146,7 @@ impl Writer {
         let scored = |beam: &Hypothesis| Scored { caption: self.vocabulary.decode(&beam.tokens), score: beam.score };
         let captions: Vec<Scored> = beams.iter().map(scored).collect();
         if self.json {
+            let image = image.to_string_lossy();
             return serde_json::to_string(&Captioned { image, captions }).expect("strings and numbers are JSON");
         }
         let best = captions.into_iter().next().map(|best| best.caption).unwrap_or_default();

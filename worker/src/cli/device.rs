@@ -20,8 +20,11 @@ impl Compute {
         if let Some(threads) = self.threads {
             tch::set_num_threads(threads.into());
         }
-        if self.device.is_cuda() && !tch::Cuda::is_available() {
-            return Err("no CUDA device can be used: libtorch has no CUDA here; use --device cpu".to_owned());
+        if let Device::Cuda(number) = self.device {
+            let visible = tch::Cuda::device_count();
+            if number as i64 >= visible {
+                return Err(format!("cuda:{number} cannot be used: libtorch sees {visible} CUDA devices here"));
+            }
         }
         Ok(self.device)
     }

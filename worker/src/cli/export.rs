@@ -3,6 +3,8 @@ use std::path::PathBuf;
 use weights::folder::{Folder, Vocabulary};
 use weights::write_safetensors;
 
+use crate::files;
+
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker export --from runs/coco/checkpoints/1-dico-00250000 --to dico-mine")]
 pub struct Export {
@@ -26,9 +28,9 @@ impl Export {
         }
         let (vision, kept) = (folder.vision().map_err(text)?, folder.released().map_err(text)?);
         let (config, tensors) = folder.to_released(&vision, kept.as_ref()).map_err(text)?;
-        super::new_folder(&self.to, |to| {
+        files::new_folder(&self.to, |to| {
             let config = serde_json::to_vec_pretty(&config).map_err(|error| error.to_string())?;
-            std::fs::write(to.join("config.json"), config).map_err(|error| error.to_string())?;
+            files::write(&to.join("config.json"), &config)?;
             write_safetensors(&to.join("model.safetensors"), &tensors).map_err(text)
         })?;
         println!("{}: {} tensors", self.to.display(), tensors.len());

@@ -4,7 +4,7 @@ use weights::Released;
 use weights::folder::{self, Manifest, VisionTower, Vocabulary};
 use weights::write_safetensors;
 
-use crate::text;
+use crate::{files, text};
 
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker import --from dico-ViTL14 --to models/dico-vit-l14")]
@@ -26,13 +26,13 @@ impl Import {
             let found = released.captioner().vocabulary_size;
             return Err(format!("{}: it knows {found} tokens, CLIP's and a pad are {known}", self.from.display()));
         }
-        super::new_folder(&self.to, |folder| {
+        files::new_folder(&self.to, |folder| {
             let vision = released.vision_tensors().map_err(text)?;
             write_safetensors(&folder.join(folder::CAPTIONER), &released.captioner_tensors()).map_err(text)?;
             write_safetensors(&folder.join(folder::VISION), &vision).map_err(text)?;
             write_safetensors(&folder.join(folder::RELEASED), &released.unused_tensors()).map_err(text)?;
             let config = serde_json::to_vec_pretty(released.config()).map_err(|error| error.to_string())?;
-            std::fs::write(folder.join(folder::CONFIG), config).map_err(|error| error.to_string())?;
+            files::write(&folder.join(folder::CONFIG), &config)?;
             let tower = VisionTower {
                 architecture: released.vision().clone(),
                 path: folder::VISION.into(),

@@ -8,7 +8,6 @@ mod import;
 mod join;
 mod synthesize;
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -58,22 +57,4 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Makes the folder `path` with what `fill` writes to it; it appears only when it is complete.
-fn new_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-    if path.exists() {
-        return Err(format!("{} exists: choose another folder or remove it", path.display()));
-    }
-    let scratch = path.with_extension("partial");
-    match std::fs::remove_dir_all(&scratch) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    std::fs::create_dir_all(&scratch).map_err(failed)?;
-    fill(&scratch).and_then(|()| std::fs::rename(&scratch, path).map_err(failed)).inspect_err(|_| {
-        // What went wrong is told already; a scratch folder that stays is overwritten by the next attempt.
-        _ = std::fs::remove_dir_all(&scratch);
-    })
 }

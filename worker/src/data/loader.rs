@@ -169,9 +169,39 @@ impl Source {
             Split::Test => None,
         });
         match store {
-            Some(store) => read_rows(store, &samples),
+            Some(store) => self.read_rows(store, split, &samples),
             None => self.decode(split, &samples),
         }
+    }
+
+    fn read_rows(&self, store: &Store, split: Split, wanted: &[Sample]) -> Result<Batch, String> {
+        let manifest = store.manifest();
+        let [tokens, width, embedding] = [manifest.tokens, manifest.width, manifest.embedding].map(|size| size as i64);
+        let split_at = (tokens * width) as usize * manifest.dtype.size();
+        let (mut hidden, mut embeddings, mut samples) = (Vec::new(), Vec::new(), Vec::with_capacity(wanted.len()));
+        for &sample in wanted {
+            let (first, second) = store.row(sample.image).map_err(|error| error.to_string())?.split_at(split_at);
+            if second.iter().any(|&byte| byte != 0) {
+                hidden.extend_from_slice(first);
+                embeddings.extend_from_slice(second);
+                samples.push(sample);
+                continue;
+            }
+            // The store's mark of an image that could not be decoded.
+            let name = &self.data.split(split)[sample.image].name;
+            let problem = format!("{name} could not be decoded when features were stored");
+            if !self.skip_corrupt {
+                return Err(format!("{problem}: set data.skip_corrupt to leave such images out"));
+            }
+            tracing::warn!("leaving out an image: {problem}");
+        }
+        let (kind, images) = (kind(manifest.dtype), samples.len() as i64);
+        let views = Views::Features {
+            hidden: Tensor::from_data_size(&hidden, &[images, tokens, width], kind),
+            embeddings: Tensor::from_data_size(&embeddings, &[images, embedding], kind),
+        };
+        let skipped = (wanted.len() - samples.len()) as u64;
+        Ok(Batch { views, samples, skipped })
     }
 
     fn decode(&self, split: Split, wanted: &[Sample]) -> Result<Batch, String> {
@@ -200,29 +230,6 @@ impl Source {
         let skipped = (wanted.len() - samples.len()) as u64;
         Ok(Batch { views, samples, skipped })
     }
-}
-
-fn read_rows(store: &Store, wanted: &[Sample]) -> Result<Batch, String> {
-    let manifest = store.manifest();
-    let [tokens, width, embedding] = [manifest.tokens, manifest.width, manifest.embedding].map(|size| size as i64);
-    let split_at = (tokens * width) as usize * manifest.dtype.size();
-    let (mut hidden, mut embeddings, mut samples) = (Vec::new(), Vec::new(), Vec::with_capacity(wanted.len()));
-    for &sample in wanted {
-        let (first, second) = store.row(sample.image).map_err(|error| error.to_string())?.split_at(split_at);
-        // The store's mark of an image that could not be decoded.
-        if second.iter().any(|&byte| byte != 0) {
-            hidden.extend_from_slice(first);
-            embeddings.extend_from_slice(second);
-            samples.push(sample);
-        }
-    }
-    let (kind, images) = (kind(manifest.dtype), samples.len() as i64);
-    let views = Views::Features {
-        hidden: Tensor::from_data_size(&hidden, &[images, tokens, width], kind),
-        embeddings: Tensor::from_data_size(&embeddings, &[images, embedding], kind),
-    };
-    let skipped = (wanted.len() - samples.len()) as u64;
-    Ok(Batch { views, samples, skipped })
 }
 
 /// libtorch's name of a store's type.

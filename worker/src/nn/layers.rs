@@ -117,8 +117,9 @@ impl BatchNorm {
 
     /// Shape is kept.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let Self { weight, bias, running_mean, running_var } = self;
-        x.batch_norm(Some(weight), Some(bias), Some(running_mean), Some(running_var), false, 0.1, 1e-5, true)
+        let Self { weight, bias, .. } = self;
+        let [running_mean, running_var] = [&self.running_mean, &self.running_var].map(Tensor::detach);
+        x.batch_norm(Some(weight), Some(bias), Some(&running_mean), Some(&running_var), false, 0.1, 1e-5, true)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use proto::v1;
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,8 @@ impl Trainer {
     /// Writes the state to the folder `path` and returns it.
     pub(super) fn write_checkpoint(&self, path: &str) -> Result<String, Stop> {
         let folder = Path::new(path);
-        if !folder.starts_with(&self.run.output) || path.contains("..") {
+        let below = folder.strip_prefix(&self.run.output);
+        if !below.is_ok_and(|below| below.components().all(|part| matches!(part, Component::Normal(_)))) {
             return Err(Stop::Fatal(format!("told to write to {path}, outside {}", self.run.output.display())));
         }
         self.write(folder).map_err(|problem| Stop::Fatal(format!("cannot write checkpoint {path}: {problem}")))?;
@@ -45,7 +46,7 @@ impl Trainer {
         let text = |error: std::io::Error| error.to_string();
         let parent = folder.parent().ok_or("a folder needs a parent")?;
         std::fs::create_dir_all(parent).map_err(text)?;
-        let scratch = folder.with_extension("partial");
+        let scratch = crate::files::scratch(folder);
         remove(&scratch).map_err(text)?;
         std::fs::create_dir(&scratch).map_err(text)?;
         let manifest = self.origins.manifest(&self.state.models);

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use dataset::{Item, Split};
@@ -12,6 +12,19 @@ use crate::text::TokenBatch;
 
 /// Images captioned at once.
 const BATCH: usize = 50;
+/// Batches prepared ahead of the one that is captioned.
+const AHEAD: usize = 4;
+
+/// What came of looking at some validation images.
+#[derive(Default)]
+struct Sighted {
+    /// Which images could be decoded, ascending.
+    numbers: Vec<usize>,
+    /// Of each of them.
+    candidates: Vec<Candidate>,
+    /// Unit embeddings of all of them, batch by batch.
+    embeddings: Vec<Tensor>,
+}
 
 impl Trainer {
     /// Captions this rank's share of the validation split and scores what can be scored here.
@@ -24,70 +37,81 @@ impl Trainer {
         let images = self.data.split(Split::Validation).len();
         let per_rank = images.div_ceil(world);
         let share = (rank * per_rank).min(images)..((rank + 1) * per_rank).min(images);
-        let (hidden, embeddings) = self.validation_sight(share.clone())?;
+        let Sighted { numbers, candidates, embeddings } = self.caption(share.clone())?;
         let embedding = self.state.models.evaluator.architecture().embedding as i64;
-        let missing = Tensor::zeros([(per_rank - share.len()) as i64, embedding], (Kind::Float, self.device));
-        let own = Tensor::cat(&embeddings.iter().chain([&missing]).collect::<Vec<_>>(), 0);
+        let own = Tensor::zeros([per_rank as i64, embedding], (Kind::Float, self.device));
+        let places: Vec<i64> = numbers.iter().map(|number| (number - share.start) as i64).collect();
+        let embeddings = Tensor::cat(&[own.narrow(0, 0, 0)].into_iter().chain(embeddings).collect::<Vec<_>>(), 0);
+        let own = own.index_copy(0, &Tensor::from_slice(&places).to_device(self.device), &embeddings);
         let all = Tensor::cat(&collective.all_gather(&own)?, 0).narrow(0, 0, images as i64);
-        for (number, hidden) in hidden.iter().enumerate() {
-            let from = share.start + number * BATCH;
-            let candidates = self.candidates(from, hidden);
-            let texts: Vec<String> = candidates.iter().map(|candidate| candidate.caption.clone()).collect();
-            let scores = self.evaluator_scores(&texts, from, &all);
-            let items = candidates.into_iter().zip(scores).enumerate().map(|(i, (candidate, scores))| {
-                self.item(&self.data.split(Split::Validation)[from + i], candidate, scores)
+        let mut candidates = candidates.into_iter();
+        for numbers in numbers.chunks(BATCH) {
+            self.not_abandoned()?;
+            let candidates: Vec<Candidate> = candidates.by_ref().take(numbers.len()).collect();
+            let scores = self.evaluator_scores(&candidates, numbers, &all);
+            let items = numbers.iter().zip(candidates).zip(scores).map(|((&number, candidate), scores)| {
+                self.item(&self.data.split(Split::Validation)[number], candidate, scores)
             });
             let items = items.collect();
             self.report(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, items }));
-            if self.abandon.is_raised() {
-                return Err(crate::collective::Broken::Abandoned.into());
-            }
         }
         Ok(())
     }
 
-    /// Hidden states and embeddings of some validation images, batch by batch.
-    fn validation_sight(&self, share: Range<usize>) -> Result<(Vec<Tensor>, Vec<Tensor>), Stop> {
-        let parts = share.clone().step_by(BATCH).map(|from| (from, share.end.min(from + BATCH)));
-        let pending: Vec<_> =
-            parts.map(|(from, to)| (to - from, self.loader.images(Split::Validation, from, to))).collect();
-        let sights = pending.into_iter().map(|(count, pending)| {
-            let batch = pending.wait()?;
-            if batch.skipped > 0 {
-                let reason = format!("{} validation images cannot be decoded: take them out", batch.skipped);
-                return Err(Stop::Fatal(reason));
+    /// A caption for each image of a share of the validation split, but for those that cannot be decoded and may be left
+    /// out. Hidden states, which are large, are let go batch by batch.
+    fn caption(&self, share: Range<usize>) -> Result<Sighted, Stop> {
+        let mut sighted = Sighted::default();
+        let mut parts = share.clone().step_by(BATCH).map(|from| from..share.end.min(from + BATCH));
+        let start = |part: Range<usize>| self.loader.images(Split::Validation, part.start, part.end);
+        let mut pending: VecDeque<_> = parts.by_ref().take(AHEAD).map(start).collect();
+        while let Some(batch) = pending.pop_front() {
+            self.not_abandoned()?;
+            let batch = batch.wait()?;
+            pending.extend(parts.next().map(start));
+            if batch.samples.is_empty() {
+                continue;
             }
-            let hidden = self.state.models.hidden(&batch, 0..count);
-            let embeddings = self.state.models.embeddings(&batch, 0..count, &hidden);
-            Ok((hidden, embeddings))
-        });
-        sights.collect()
+            let numbers: Vec<usize> = batch.samples.iter().map(|sample| sample.image).collect();
+            let hidden = self.state.models.hidden(&batch, 0..numbers.len());
+            sighted.embeddings.push(self.state.models.embeddings(&batch, 0..numbers.len(), &hidden));
+            sighted.candidates.extend(self.candidates(&numbers, &hidden));
+            sighted.numbers.extend(numbers);
+        }
+        Ok(sighted)
     }
 
-    fn candidates(&self, from: usize, hidden: &Tensor) -> Vec<Candidate> {
-        let items = &self.data.split(Split::Validation)[from..from + hidden.size()[0] as usize];
+    fn candidates(&self, numbers: &[usize], hidden: &Tensor) -> Vec<Candidate> {
+        let items = numbers.iter().map(|&number| (number, &self.data.split(Split::Validation)[number]));
         let stage = self.state.position.unwrap_or_default().stage as usize;
         if self.objective(stage) == Objective::Contrastive {
-            return items.iter().enumerate().map(|(i, item)| Candidate::written(item, from + i)).collect();
+            return items.map(|(number, item)| Candidate::written(item, number)).collect();
         }
         let found = self.state.models.captioner.search(hidden, &self.search());
         let captions = found.iter().map(|beams| self.origins.captioner_vocabulary.decode(&beams[0].tokens));
-        captions.zip(items).map(|(caption, item)| Candidate { caption, references: item.captions.clone() }).collect()
+        captions
+            .zip(items)
+            .map(|(caption, (_, item))| Candidate { caption, references: item.captions.clone() })
+            .collect()
     }
 
-    /// PAC-S and, of a caption's cosines with all validation images, whether its own image's is the highest.
-    fn evaluator_scores(&self, texts: &[String], from: usize, images: &Tensor) -> Vec<(f64, f64)> {
+    /// PAC-S of candidates of images `numbers` and, of a caption's cosines with all validation images, whether its own
+    /// image's is the highest.
+    fn evaluator_scores(&self, candidates: &[Candidate], numbers: &[usize], images: &Tensor) -> Vec<(f64, f64)> {
         let (evaluator, vocabulary) = (&self.state.models.evaluator, &self.origins.evaluator_vocabulary);
         let most = evaluator.architecture().text.context_length;
-        let texts: Vec<Vec<i64>> = texts.iter().map(|text| vocabulary.encode(text, most)).collect();
+        let texts: Vec<Vec<i64>> =
+            candidates.iter().map(|candidate| vocabulary.encode(&candidate.caption, most)).collect();
         let texts = TokenBatch::new(&texts, vocabulary.end(), self.device);
+        let numbers: Vec<i64> = numbers.iter().map(|&number| number as i64).collect();
+        let numbers = Tensor::from_slice(&numbers).to_device(self.device);
         no_grad(|| {
             let texts = evaluator.text.embed(&texts);
-            let count = texts.size()[0];
-            let pac_s = pac_s(&images.narrow(0, from as i64, count), &texts);
+            let pac_s = pac_s(&images.index_select(0, &numbers), &texts);
             let cosines = texts.matmul(&images.transpose(0, 1));
-            let own = cosines.diagonal(from as i64, 0, 1).unsqueeze(1);
+            let own = cosines.gather(1, &numbers.unsqueeze(1), false);
             let better = cosines.gt_tensor(&own).sum_dim_intlist(1, false, Kind::Int64);
+            let count = texts.size()[0];
             (0..count).map(|i| (pac_s.double_value(&[i]), f64::from(better.int64_value(&[i]) == 0))).collect()
         })
     }

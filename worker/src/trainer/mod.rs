@@ -136,6 +136,11 @@ impl Trainer {
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
         let origins = Origins::open(&run, captions)?;
         let state = State::new(&run, &origins, device)?;
+        let positions = state.models.captioner.architecture().positions;
+        if run.decoding.max_length as usize > positions {
+            let longest = run.decoding.max_length;
+            return Err(format!("decoding.max_length is {longest}, the captioner has {positions} positions"));
+        }
         let stores = sight::stores(&run, &data, &origins, &state.models)?;
         let skip_corrupt = run.data.skip_corrupt;
         let source = Source { data: Arc::clone(&data), sizes: state.models.sizes(), stores, skip_corrupt };
@@ -260,8 +265,7 @@ impl Trainer {
         let source = match (order.source_rank, order.checkpoint.as_str()) {
             (Some(source), _) => source as usize,
             (None, "") => {
-                // Before the first generation the state is what it starts from.
-                if self.state.position.is_some() {
+                if !self.state.untouched {
                     self.state = State::new(&self.run, &self.origins, self.device)?;
                 }
                 0
@@ -294,6 +298,11 @@ impl Trainer {
         Ok(())
     }
 
+    /// Ends long work of a generation that is over: whoever holds on to one is sent away.
+    fn not_abandoned(&self) -> Result<(), Stop> {
+        if self.abandon.is_raised() { Err(Broken::Abandoned.into()) } else { Ok(()) }
+    }
+
     fn collective(&self) -> Result<&dyn Collective, Stop> {
         let missing = || Stop::Broken(Broken::Failed("directive outside a generation".into()));
         self.collective.as_deref().ok_or_else(missing)
@@ -302,6 +311,8 @@ impl Trainer {
     fn leave_generation(&mut self, generation: u64) {
         self.collective = None;
         self.let_go = self.let_go.max(generation);
+        // Another's state may have arrived in part: then there is none.
+        self.progress.update(|beat| beat.position = self.state.position);
     }
 
     /// Notes that the state was last changed in `generation`.

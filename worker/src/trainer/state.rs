@@ -11,8 +11,10 @@ use crate::optimizer::Adam;
 
 /// Everything that training changes: what a newcomer has to be given and a checkpoint has to hold.
 pub struct State {
-    /// The last update applied; none before the first generation.
+    /// The last update applied; none before the first generation, and while another's state has not arrived whole.
     pub position: Option<v1::Position>,
+    /// Whether the models are what they start from.
+    pub untouched: bool,
     pub models: Models,
     /// The captioner as it was when a DiCO stage began.
     pub reference: Option<Captioner>,
@@ -32,7 +34,8 @@ impl State {
         let models = origins.models(device)?;
         let optimizer = Adam::new(models.captioner.parameters(), &run.stages[0].optimizer);
         let evaluator_is_own = origins.evaluator_is_own();
-        let mut state = Self { position: None, models, reference: None, optimizer, evaluator_is_own, stage: 0 };
+        let mut state =
+            Self { position: None, untouched: true, models, reference: None, optimizer, evaluator_is_own, stage: 0 };
         state.enter_stage(run, 0);
         state.position = None;
         Ok(state)
@@ -99,9 +102,15 @@ impl State {
             if self.stage != position.stage as usize {
                 self.enter_stage(run, position.stage as usize);
             }
+            if collective.rank() != source {
+                // A peer that dies now leaves a mixture behind, which must not be taken for a state.
+                self.position = None;
+                self.untouched = false;
+            }
             no_grad(|| self.buffers().into_iter().try_for_each(|buffer| collective.broadcast(buffer, source)))?;
         }
         self.position = Some(position);
+        self.untouched = false;
         Ok(())
     }
 
@@ -112,5 +121,71 @@ impl State {
             parameters.hash_into(&mut hash);
         }
         format!("{:x}", hash.finalize())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::path::Path;
+
+    use super::*;
+
+    const RUN: &str = "
+name: test
+output: /nowhere
+workers: { min: 1, max: 2 }
+data: { karpathy: { annotations: annotations.json, images: images } }
+vocabulary: corpus
+captioner: { preset: tiny }
+evaluator: { preset: tiny }
+stages:
+  - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+  - { name: dico, objective: dico, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+";
+
+    /// Rank 1 of two, whose source dies after so many buffers.
+    struct Dying(Cell<usize>);
+
+    impl Collective for Dying {
+        fn rank(&self) -> usize {
+            1
+        }
+
+        fn world_size(&self) -> usize {
+            2
+        }
+
+        fn all_reduce(&self, _: &Tensor) -> Result<(), Broken> {
+            Ok(())
+        }
+
+        fn broadcast(&self, tensor: &Tensor, _: usize) -> Result<(), Broken> {
+            let left = self.0.get().checked_sub(1).ok_or_else(|| Broken::Failed("the source died".into()))?;
+            self.0.set(left);
+            _ = tensor.shallow_clone().fill_(0.5);
+            Ok(())
+        }
+
+        fn all_gather(&self, _: &Tensor) -> Result<Vec<Tensor>, Broken> {
+            Err(Broken::Failed("not asked for here".into()))
+        }
+    }
+
+    #[test]
+    fn a_state_that_arrived_in_part_is_no_state() {
+        let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
+        let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
+        let target = v1::Position { stage: 1, step: 3, generation: 4 };
+        for arrived in 0..3 {
+            let mut state = State::new(&run, &origins, Device::Cpu).unwrap();
+            assert!(state.untouched && state.position.is_none());
+            state.position = Some(v1::Position { stage: 0, step: 2, generation: 3 });
+            assert!(state.adopt(&run, target, 0, &Dying(Cell::new(arrived))).is_err());
+            assert_eq!((state.position, state.untouched), (None, false), "{arrived} buffers arrived");
+        }
+        let mut state = State::new(&run, &origins, Device::Cpu).unwrap();
+        state.adopt(&run, target, 0, &Dying(Cell::new(100))).unwrap();
+        assert_eq!((state.position, state.untouched), (Some(target), false));
     }
 }

@@ -10,7 +10,6 @@ use statistics::Summary;
 use super::state::State;
 use super::{Stop, Trainer};
 use crate::captioner::Captions;
-use crate::collective::Broken;
 use crate::data::{Batch, Pending, Sample, permutation};
 use crate::nn::Mode;
 use crate::objective::{Outcome, contrastive, cross_entropy, dico};
@@ -33,9 +32,7 @@ impl Trainer {
     pub(super) fn step(&mut self, generation: u64, window: &v1::Train) -> Result<v1::StepDone, Stop> {
         let started = Instant::now();
         let position = self.state.position.unwrap_or_default();
-        if self.abandon.is_raised() {
-            return Err(Broken::Abandoned.into());
-        }
+        self.not_abandoned()?;
         self.progress.phase(v1::Phase::Load);
         let batch = self.next_batch(window, position.step)?;
         if batch.skipped > 0 {
@@ -146,6 +143,7 @@ impl Trainer {
         let part = settings.micro_batch.map_or(samples, |part| part as usize);
         let mut total = Total::default();
         for from in (0..samples).step_by(part) {
+            self.not_abandoned()?;
             let outcome = self.outcome(stage, batch, from..samples.min(from + part))?;
             outcome.loss.backward();
             total.add(outcome);
