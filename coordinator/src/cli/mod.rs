@@ -34,10 +34,21 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("coordinator: error: {}", format!("{error:#}").replace('\n', " "));
+            eprintln!("coordinator: error: {}", line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes in one line; what an error says of its cause is not said again.
+fn line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = if line.is_empty() { cause } else { format!("{line}: {cause}") };
+        }
+    }
+    line.replace('\n', " ")
 }
 
 #[cfg(test)]
