@@ -8,4 +8,4 @@ pub mod v1 {
 }
 
 /// Raised whenever a change makes older peers misunderstand newer ones. Exchanged at join; a mismatch is refused.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;

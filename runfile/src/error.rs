@@ -67,7 +67,8 @@ fn word_at(text: &str, line: u64, column: u64) -> Option<String> {
     (!word.is_empty()).then_some(word)
 }
 
-fn unknown(what: &str, found: &str, expected: &[&str]) -> String {
+/// Names the valid word that is nearest to a wrong one, or all of them.
+pub(crate) fn unknown(what: &str, found: &str, expected: &[&str]) -> String {
     let nearest =
         expected.iter().max_by(|a, b| strsim::jaro_winkler(a, found).total_cmp(&strsim::jaro_winkler(b, found)));
     match nearest {

@@ -46,16 +46,18 @@ impl RunFile {
     }
 
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut std::path::PathBuf> {
-        let Data { karpathy, coco, scenes, features, .. } = &mut self.data;
+        let Data { karpathy, coco, scenes, features, positives, .. } = &mut self.data;
         let karpathy = karpathy.as_mut().map(|Karpathy { annotations, images }| [annotations, images]);
         let coco = coco.as_mut().map(|Coco { train, validation, test }| [Some(train), Some(validation), test.as_mut()]);
         let coco = coco.into_iter().flatten().flatten();
         let coco = coco.flat_map(|CocoSplit { annotations, images }| [annotations, images]);
-        let optional =
-            [scenes, features, &mut self.captioner.weights, &mut self.captioner.vision, &mut self.evaluator.weights];
+        let positives = positives.as_mut().map(|Positives { images, captions }| [images, captions]);
+        let Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &mut self.scoring;
+        let models = [&mut self.captioner.weights, &mut self.captioner.vision, &mut self.evaluator.weights];
+        let optional = [scenes, features, meteor_jar, meteor_paraphrases, spice_jar].into_iter().chain(models);
         std::iter::once(&mut self.output)
             .chain(karpathy.into_iter().flatten())
             .chain(coco)
-            .chain(optional.into_iter().flatten())
+            .chain(optional.chain(positives.into_iter().flatten()).flatten())
     }
 }

@@ -8,37 +8,7 @@ use std::collections::BTreeMap;
 
 use proto::v1;
 
-/// Names of the distributions that a step reports; a bounded set, because they become metric labels.
-pub mod names {
-    /// The evaluator's score of each image's best candidate.
-    pub const REWARD_CHOSEN: &str = "reward_chosen";
-    /// The scores of the others.
-    pub const REWARD_REJECTED: &str = "reward_rejected";
-    /// Best minus mean of the others, in reward.
-    pub const REWARD_MARGIN: &str = "reward_margin";
-    /// 1 where the implicit reward prefers the chosen candidate, else 0.
-    pub const IMPLICIT_ACCURACY: &str = "implicit_accuracy";
-    /// log p - log p_ref of candidates, per token: an estimate of KL(policy || reference).
-    pub const KL: &str = "kl";
-    /// Entropy of the weights over the rejected candidates, in nats.
-    pub const GAMMA_ENTROPY: &str = "gamma_entropy";
-    /// Tokens of a candidate, end included.
-    pub const CAPTION_LENGTH: &str = "caption_length";
-    /// Share of a candidate's tokens that repeat an earlier one.
-    pub const REPETITION: &str = "repetition";
-
-    /// All of them.
-    pub const ALL: [&str; 8] = [
-        REWARD_CHOSEN,
-        REWARD_REJECTED,
-        REWARD_MARGIN,
-        IMPLICIT_ACCURACY,
-        KL,
-        GAMMA_ENTROPY,
-        CAPTION_LENGTH,
-        REPETITION,
-    ];
-}
+pub mod names;
 
 /// Relative accuracy of quantiles.
 const ACCURACY: f64 = 0.01;

@@ -1,0 +1,158 @@
+//! What types alone cannot say of a run file.
+
+use statistics::names::{self, Better};
+
+use super::{
+    Baseline, Captioner, Contrastive, Data, Evaluator, EvaluatorScore, Objective, Reward, Rule, RunFile, Stage, Workers,
+};
+use crate::error::unknown;
+
+impl Data {
+    fn sources(&self) -> usize {
+        let Self { karpathy, coco, webdataset, .. } = self;
+        [karpathy.is_some(), coco.is_some(), webdataset.is_some()].into_iter().filter(|&given| given).count()
+    }
+}
+
+type Problem = (String, String);
+
+impl RunFile {
+    /// Checks what types alone cannot say. The error is the key's path and what is wrong with it.
+    pub(crate) fn check(&self) -> Result<(), Problem> {
+        need(!self.name.is_empty() && file_name(&self.name), "name", "must be letters, digits, `-`, `_` or `.`")?;
+        need(self.workers.min >= 1, "workers.min", "must be at least 1")?;
+        need(self.workers.max >= self.workers.min, "workers.max", "must not be below workers.min")?;
+        need(self.data.sources() == 1, "data", "needs exactly one of `karpathy`, `coco` and `webdataset`")?;
+        let Captioner { preset, weights, vision, .. } = &self.captioner;
+        need(preset.is_some() != weights.is_some(), "captioner", "needs either `preset` or `weights`")?;
+        need(
+            weights.is_none() || vision.is_none(),
+            "captioner.vision",
+            "comes with captioner.weights: take one of the two out",
+        )?;
+        let Evaluator { preset, weights, .. } = &self.evaluator;
+        need(preset.is_some() != weights.is_some(), "evaluator", "needs either `preset` or `weights`")?;
+        let trains_evaluator = self.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
+        need(
+            self.data.features.is_none() || (self.evaluator.weights.is_some() && !trains_evaluator),
+            "data.features",
+            "can only be of frozen towers: give evaluator.weights and no contrastive stage",
+        )?;
+        need((0.0..1.0).contains(&self.captioner.dropout), "captioner.dropout", "must be in 0..1")?;
+        need((1..=64).contains(&self.decoding.beams), "decoding.beams", "must be in 1..=64")?;
+        need((3..=77).contains(&self.decoding.max_length), "decoding.max_length", "must be in 3..=77")?;
+        need(self.decoding.length_penalty.is_finite(), "decoding.length_penalty", "must be finite")?;
+        need(positive(self.control.lost_after), "control.lost_after", "must be above 0 seconds")?;
+        need(self.control.window >= 1, "control.window", "must be at least 1")?;
+        need(self.control.keep_checkpoints >= 1, "control.keep_checkpoints", "must be at least 1")?;
+        need(!self.stages.is_empty(), "stages", "must name at least one stage")?;
+        for (i, stage) in self.stages.iter().enumerate() {
+            let place = |(key, problem): Problem| (format!("stages[{i}].{key}"), problem);
+            stage.check(&self.workers, self.decoding.beams).map_err(place)?;
+            stage.check_against(&self.data, &self.evaluator).map_err(place)?;
+            let repeated = self.stages[..i].iter().any(|other| other.name == stage.name);
+            need(!repeated, &format!("stages[{i}].name"), "is the name of an earlier stage")?;
+        }
+        Ok(())
+    }
+}
+
+impl Stage {
+    fn check(&self, workers: &Workers, beams: u32) -> Result<(), Problem> {
+        need(!self.name.is_empty() && file_name(&self.name), "name", "must be letters, digits, `-`, `_` or `.`")?;
+        need(self.steps >= 1, "steps", "must be at least 1")?;
+        need(self.batch >= workers.max, "batch", "must give every one of workers.max a sample")?;
+        need(self.micro_batch != Some(0), "micro_batch", "must be at least 1")?;
+        need(self.evaluate_every != Some(0), "evaluate_every", "must be at least 1")?;
+        need(self.checkpoint_every != Some(0), "checkpoint_every", "must be at least 1")?;
+        let contrastive = self.objective == Objective::Contrastive;
+        need(!contrastive || self.micro_batch.is_none(), "micro_batch", "cannot split a contrastive batch")?;
+        need(self.objective != Objective::Dico || beams >= 2, "objective", "dico needs decoding.beams of at least 2")?;
+        need(positive(self.dico.beta), "dico.beta", "must be above 0")?;
+        need(not_negative(self.dico.tau), "dico.tau", "must be 0 or above")?;
+        let alone = self.objective == Objective::Scst && self.scst.baseline == Baseline::Mean && beams < 2;
+        need(!alone, "scst.baseline", "`mean` of a single candidate is its own reward: raise decoding.beams")?;
+        need(not_negative(self.contrastive.generated_images), "contrastive.generated_images", "must be 0 or above")?;
+        need(
+            not_negative(self.contrastive.generated_captions),
+            "contrastive.generated_captions",
+            "must be 0 or above",
+        )?;
+        if let Some(metric) = &self.metric {
+            let known: Vec<&str> = higher_is_better().collect();
+            need(known.contains(&metric.as_str()), "metric", &unknown("metric", metric, &known))?;
+        }
+        need(self.patience != Some(0), "patience", "must be at least 1")?;
+        need(self.patience.is_none() || self.metric.is_some(), "patience", "needs `metric`, to tell what is better")?;
+        for (i, rule) in self.guard.iter().enumerate() {
+            rule.check().map_err(|(key, problem)| (format!("guard[{i}].{key}"), problem))?;
+        }
+        let optimizer = &self.optimizer;
+        need(positive(optimizer.learning_rate), "optimizer.learning_rate", "must be above 0")?;
+        let decay = |beta: &f64| (0.0..1.0).contains(beta);
+        need(optimizer.betas.iter().all(decay), "optimizer.betas", "must be in 0..1")?;
+        need(positive(optimizer.epsilon), "optimizer.epsilon", "must be above 0")?;
+        need(optimizer.weight_decay >= 0.0, "optimizer.weight_decay", "must be 0 or above")?;
+        need(optimizer.clip_norm.is_none_or(positive), "optimizer.clip_norm", "must be above 0")?;
+        need((0.0..=1.0).contains(&self.schedule.warmup), "schedule.warmup", "must be a fraction in 0..=1")
+    }
+
+    /// Checks what the stage needs of the rest of the run.
+    fn check_against(&self, data: &Data, evaluator: &Evaluator) -> Result<(), Problem> {
+        let Contrastive { generated_images, generated_captions } = self.contrastive;
+        let positives = data.positives.as_ref();
+        let images = positives.is_some_and(|positives| positives.images.is_some());
+        let captions = positives.is_some_and(|positives| positives.captions.is_some());
+        need(images || generated_images == 0.0, "contrastive.generated_images", "needs data.positives.images")?;
+        need(captions || generated_captions == 0.0, "contrastive.generated_captions", "needs data.positives.captions")?;
+        let (key, rewards) = match self.objective {
+            Objective::Dico => ("dico.reward", &self.dico.reward),
+            Objective::Scst => ("scst.reward", &self.scst.reward),
+            Objective::Contrastive | Objective::CrossEntropy => return Ok(()),
+        };
+        need(rewards.values().any(|&weight| weight != 0.0), key, "needs at least one reward")?;
+        need(rewards.values().all(|weight| weight.is_finite()), key, "needs finite weights")?;
+        let given = evaluator.score;
+        let other = match given {
+            EvaluatorScore::PacS => Reward::ClipS,
+            EvaluatorScore::ClipS => Reward::PacS,
+        };
+        let problem = format!("the evaluator gives {}: reward that, or set evaluator.score", given.name());
+        need(!rewards.contains_key(&other), key, &problem)
+    }
+}
+
+impl Rule {
+    fn check(&self) -> Result<(), Problem> {
+        let known: Vec<&str> = names::ALL.into_iter().chain(names::EVALUATION.map(|(name, _)| name)).collect();
+        need(known.contains(&self.metric.as_str()), "metric", &unknown("metric", &self.metric, &known))?;
+        need(self.above.is_some() != self.below.is_some(), "metric", "needs either `above` or `below`")?;
+        let bound = self.above.or(self.below);
+        need(bound.is_some_and(f64::is_finite), "above", "must be finite")?;
+        need(self.for_ >= 1, "for", "must be at least 1")
+    }
+}
+
+/// Scores of evaluations that are the better the higher they are.
+fn higher_is_better() -> impl Iterator<Item = &'static str> {
+    names::EVALUATION.into_iter().filter(|(_, better)| *better == Better::Higher).map(|(name, _)| name)
+}
+
+fn need(holds: bool, key: &str, problem: &str) -> Result<(), Problem> {
+    if holds { Ok(()) } else { Err((key.to_owned(), problem.to_owned())) }
+}
+
+fn not_negative(value: f64) -> bool {
+    value >= 0.0 && value.is_finite()
+}
+
+fn positive(value: f64) -> bool {
+    value > 0.0 && value.is_finite()
+}
+
+/// Names become parts of paths and metric labels.
+fn file_name(name: &str) -> bool {
+    name.len() <= 64
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}

@@ -1,0 +1,89 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Images and captions: exactly one of `karpathy`, `coco` and `webdataset`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// One annotation file for all splits.
+    #[serde(default)]
+    pub karpathy: Option<Karpathy>,
+    /// One annotation file a split.
+    #[serde(default)]
+    pub coco: Option<Coco>,
+    /// Tars of images and captions.
+    #[serde(default)]
+    pub webdataset: Option<WebDataset>,
+    /// Scene graphs of the built-in world; with them evaluations also report `grammatical`, `truthful` and `details`.
+    #[serde(default)]
+    pub scenes: Option<PathBuf>,
+    /// Generated images and captions of training images, for contrastive stages that weigh them in.
+    #[serde(default)]
+    pub positives: Option<Positives>,
+    /// Folder of feature stores, one a split, that `worker encode` wrote: images are then neither read nor encoded.
+    #[serde(default)]
+    pub features: Option<PathBuf>,
+    /// Leave out (and count) images that are missing or cannot be decoded, instead of refusing to start.
+    #[serde(default)]
+    pub skip_corrupt: bool,
+}
+
+/// Karpathy's splits of COCO, Flickr8k and Flickr30k.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Karpathy {
+    /// Karpathy's `dataset_*.json`.
+    pub annotations: PathBuf,
+    /// Folder below which the annotations' `filepath`/`filename` lie.
+    pub images: PathBuf,
+}
+
+/// COCO's own caption annotations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Coco {
+    /// Trained on.
+    pub train: CocoSplit,
+    /// Evaluated on.
+    pub validation: CocoSplit,
+    /// Never used in training.
+    #[serde(default)]
+    pub test: Option<CocoSplit>,
+}
+
+/// A split of COCO.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CocoSplit {
+    /// `captions_*.json`.
+    pub annotations: PathBuf,
+    /// Folder of its images.
+    pub images: PathBuf,
+}
+
+/// Tars with a `key.jpg` and a `key.txt` (one caption) or `key.json` (all captions) for each image. Each split is a path or an
+/// `s3://` URL with brace patterns, such as `s3://data/coco-{000..113}.tar`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebDataset {
+    /// Trained on.
+    pub train: String,
+    /// Evaluated on.
+    pub validation: String,
+    /// Never used in training.
+    #[serde(default)]
+    pub test: Option<String>,
+}
+
+/// Extra positive pairs of the training split, as PAC-S is trained with: each is of the same image as the real pair.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Positives {
+    /// Folder of generated images, under the names of the real ones (their last part).
+    #[serde(default)]
+    pub images: Option<PathBuf>,
+    /// JSON object of generated captions: name of the image (its last part) to a list.
+    #[serde(default)]
+    pub captions: Option<PathBuf>,
+}

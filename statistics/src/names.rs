@@ -1,0 +1,70 @@
+//! Names of what is measured. The sets are bounded, because they become metric labels.
+
+/// The evaluator's score of each image's best candidate.
+pub const REWARD_CHOSEN: &str = "reward_chosen";
+/// The scores of the others.
+pub const REWARD_REJECTED: &str = "reward_rejected";
+/// Best minus mean of the others, in reward.
+pub const REWARD_MARGIN: &str = "reward_margin";
+/// 1 where the implicit reward prefers the chosen candidate, else 0.
+pub const IMPLICIT_ACCURACY: &str = "implicit_accuracy";
+/// log p - log p_ref of candidates, per token: an estimate of KL(policy || reference).
+pub const KL: &str = "kl";
+/// Entropy of the weights over the rejected candidates, in nats.
+pub const GAMMA_ENTROPY: &str = "gamma_entropy";
+/// Tokens of a candidate, end included.
+pub const CAPTION_LENGTH: &str = "caption_length";
+/// Share of a candidate's tokens that repeat an earlier one.
+pub const REPETITION: &str = "repetition";
+
+/// The distributions that a step reports.
+pub const ALL: [&str; 8] =
+    [REWARD_CHOSEN, REWARD_REJECTED, REWARD_MARGIN, IMPLICIT_ACCURACY, KL, GAMMA_ENTROPY, CAPTION_LENGTH, REPETITION];
+
+/// In which direction a score gets better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// The higher the better.
+    Higher,
+    /// The lower the better.
+    Lower,
+    /// Neither: it only describes.
+    Neither,
+}
+
+/// The scores that an evaluation may report, and when they are good.
+pub const EVALUATION: [(&str, Better); 28] = [
+    // Against the evaluator and against references, by the evaluator.
+    ("pac_s", Better::Higher),
+    ("ref_pac_s", Better::Higher),
+    ("clip_s", Better::Higher),
+    ("ref_clip_s", Better::Higher),
+    // Against references.
+    ("bleu_1", Better::Higher),
+    ("bleu_2", Better::Higher),
+    ("bleu_3", Better::Higher),
+    ("bleu_4", Better::Higher),
+    ("meteor", Better::Higher),
+    ("rouge_l", Better::Higher),
+    ("cider", Better::Higher),
+    ("spice", Better::Higher),
+    // Which image a caption finds among all, by the evaluator.
+    ("retrieval_r1", Better::Higher),
+    ("retrieval_r5", Better::Higher),
+    ("retrieval_r10", Better::Higher),
+    ("retrieval_mrr", Better::Higher),
+    // Fluency.
+    ("rep_1", Better::Lower),
+    ("rep_2", Better::Lower),
+    ("rep_3", Better::Lower),
+    ("rep_4", Better::Lower),
+    ("incorrect_endings", Better::Lower),
+    ("distinct_1", Better::Neither),
+    ("distinct_2", Better::Neither),
+    ("vocabulary_size", Better::Neither),
+    ("mean_length", Better::Neither),
+    // Of the built-in world's judge.
+    ("grammatical", Better::Higher),
+    ("truthful", Better::Higher),
+    ("details", Better::Higher),
+];
