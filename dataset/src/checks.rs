@@ -66,6 +66,7 @@ mod tests {
             .enumerate()
             .map(|(i, path)| Item {
                 name: i.to_string(),
+                id: None,
                 captions: vec!["a".to_owned()],
                 image: ImageRef::File((*path).to_owned()),
             })

@@ -62,7 +62,7 @@ fn read_split(settings: &CocoSplit) -> Result<Vec<Item>, Error> {
         let captions = captions.remove(&id).unwrap_or_default();
         if !captions.is_empty() {
             let name = file_name.to_string_lossy().into_owned();
-            items.push(Item { name, captions, image: ImageRef::File(file) });
+            items.push(Item { name, id: u64::try_from(id).ok(), captions, image: ImageRef::File(file) });
         }
     }
     if items.len() < listed {

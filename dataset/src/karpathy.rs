@@ -18,6 +18,10 @@ struct Image {
     #[serde(default)]
     filepath: PathBuf,
     filename: PathBuf,
+    #[serde(default)]
+    cocoid: Option<u64>,
+    #[serde(default)]
+    imgid: Option<u64>,
     split: String,
     sentences: Vec<Sentence>,
 }
@@ -32,7 +36,7 @@ pub fn read_splits(annotations: &Path, images: &Path) -> Result<Splits, Error> {
     let format = |problem: String| Error::format(annotations.display(), problem);
     let parsed: Annotations = read(annotations)?;
     let mut splits = Splits::default();
-    for Image { filepath, filename, split, sentences } in parsed.images {
+    for Image { filepath, filename, cocoid, imgid, split, sentences } in parsed.images {
         let path = filepath.join(&filename);
         let file = below(images, &path)
             .ok_or_else(|| format(format!("{} leads out of the images' folder", path.display())))?;
@@ -40,7 +44,8 @@ pub fn read_splits(annotations: &Path, images: &Path) -> Result<Splits, Error> {
         if captions.is_empty() {
             return Err(format(format!("{} has no sentences", path.display())));
         }
-        let item = Item { name: filename.to_string_lossy().into_owned(), captions, image: ImageRef::File(file) };
+        let name = filename.to_string_lossy().into_owned();
+        let item = Item { name, id: cocoid.or(imgid), captions, image: ImageRef::File(file) };
         match split.as_str() {
             "train" | "restval" => splits.train.push(item),
             "val" => splits.validation.push(item),

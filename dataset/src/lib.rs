@@ -11,6 +11,7 @@ mod error;
 mod index;
 mod karpathy;
 mod members;
+mod positives;
 pub mod preprocess;
 mod shards;
 mod store;
@@ -25,6 +26,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 pub use error::{Error, UnknownSplit};
+use positives::Positives;
 use shards::{Member, Shards};
 
 /// Encoded images above this many bytes are refused: no photograph comes near.
@@ -80,6 +82,8 @@ impl FromStr for Split {
 pub struct Item {
     /// File name, or the key in its tar: names the image in reports.
     pub name: String,
+    /// Its number in COCO, where the annotations say it.
+    pub id: Option<u64>,
     /// At least one.
     pub captions: Vec<String>,
     image: ImageRef,
@@ -124,6 +128,7 @@ pub struct DataSet {
     splits: Splits,
     skipped: u64,
     shards: Option<Shards>,
+    positives: Positives,
 }
 
 impl DataSet {
@@ -134,6 +139,14 @@ impl DataSet {
     /// Annotations cannot be read or are not in their format; the split for training or validation is empty; or an image is
     /// missing or no image while `skip_corrupt` is unset.
     pub fn load(settings: &runfile::Data) -> Result<Self, Error> {
+        let mut data = Self::real(settings)?;
+        if let Some(positives) = &settings.positives {
+            data.positives = Positives::load(positives, data.split(Split::Train))?;
+        }
+        Ok(data)
+    }
+
+    fn real(settings: &runfile::Data) -> Result<Self, Error> {
         if let Some(tars) = &settings.webdataset {
             return webdataset::load(tars, settings.skip_corrupt, store::Access::environment())?.complete(&tars.train);
         }
@@ -151,12 +164,12 @@ impl DataSet {
         let mut skipped = 0;
         // A feature store stands in for the images, unless they say which of them it left out.
         if settings.features.is_some() && !settings.skip_corrupt {
-            return Ok(Self { splits, skipped, shards: None });
+            return Ok(Self { splits, skipped, shards: None, positives: Positives::default() });
         }
         for split in Split::ALL {
             skipped += checks::keep_images(splits.get_mut(split), settings.skip_corrupt)?;
         }
-        Ok(Self { splits, skipped, shards: None })
+        Ok(Self { splits, skipped, shards: None, positives: Positives::default() })
     }
 
     /// The set, if there is something to train on and something to evaluate on.
@@ -187,12 +200,30 @@ impl DataSet {
         self.splits.train.iter().map(|item| item.captions.len() as u64).sum()
     }
 
+    /// Generated captions of a training image, if there are any.
+    #[must_use]
+    pub fn generated_captions(&self, image: usize) -> &[String] {
+        self.positives.captions(image)
+    }
+
+    /// A generated picture of what training image `image` shows, as CLIP sees it; see [`pixels`](Self::pixels).
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub fn generated_pixels(&self, image: usize, size: u32) -> Result<Vec<u8>, Error> {
+        let path = self.positives.image(&self.splits.train[image])?;
+        preprocess::square(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
+    }
+
     /// SHA-256 over the ordered names and captions of training and validation; equal where two workers see the same data.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
-        for item in self.splits.train.iter().chain(&self.splits.validation) {
-            for text in std::iter::once(&item.name).chain(&item.captions) {
+        let real = self.splits.train.iter().chain(&self.splits.validation);
+        let real = real.map(|item| (Some(&item.name), &item.captions[..]));
+        let generated = self.positives.all_captions().map(|captions| (None, captions));
+        for (name, captions) in real.chain(generated) {
+            for text in name.into_iter().chain(captions) {
                 hash.update((text.len() as u64).to_le_bytes());
                 hash.update(text);
             }

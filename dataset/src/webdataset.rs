@@ -5,7 +5,7 @@ use runfile::WebDataset;
 use crate::index::Sample;
 use crate::shards::Shards;
 use crate::store::{Access, Stores};
-use crate::{DataSet, Error, ImageRef, Item, Split, Splits, braces};
+use crate::{DataSet, Error, ImageRef, Item, Positives, Split, Splits, braces};
 
 /// All splits that `settings` names.
 ///
@@ -40,13 +40,13 @@ pub fn load(settings: &WebDataset, skip_corrupt: bool, access: Access) -> Result
             }
         }
     }
-    Ok(DataSet { splits, skipped, shards: Some(shards) })
+    Ok(DataSet { splits, skipped, shards: Some(shards), positives: Positives::default() })
 }
 
 fn item(shard: usize, tar: &str, sample: Sample) -> Result<Item, Error> {
     match sample {
         Sample { key, image: Some(extent), captions, problem: None } => {
-            Ok(Item { name: key, captions, image: ImageRef::Member(Shards::member(shard, extent)) })
+            Ok(Item { name: key, id: None, captions, image: ImageRef::Member(Shards::member(shard, extent)) })
         }
         Sample { key, problem, .. } => {
             let problem = problem.unwrap_or_else(|| "captions without an image".to_owned());

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `models.json` | [`Manifest`]: vocabulary, architectures, and where the vision tower is |
 //! | `captioner.safetensors` | encoder and decoder under the published names |
+//! | `evaluator.safetensors` | in checkpoints of runs that train their evaluator: both its towers under OpenAI's names |
 //! | `vision.safetensors` | in imports: the vision tower under OpenAI's names |
 //! | `released.safetensors`, `config.json` | in imports: what no computation uses, for an exact export |
 //!
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::file::read_json;
 use crate::shapes::compare;
 use crate::{
-    Archive, CaptionerArchitecture, Clip, Dtype, Error, Tensor, VISION_PREFIX, Vision, VisionArchitecture, config_json,
+    Architecture, Archive, CaptionerArchitecture, Clip, Dtype, Error, Tensor, VISION_PREFIX, Vision, VisionArchitecture, config_json,
     vision_to_released,
 };
 
@@ -30,6 +31,8 @@ const FULL: usize = 49_409;
 pub const MANIFEST: &str = "models.json";
 /// See [`MANIFEST`].
 pub const CAPTIONER: &str = "captioner.safetensors";
+/// See [`MANIFEST`].
+pub const EVALUATOR: &str = "evaluator.safetensors";
 /// See [`MANIFEST`].
 pub const VISION: &str = "vision.safetensors";
 /// See [`MANIFEST`].
@@ -48,6 +51,19 @@ pub struct Manifest {
     pub captioner: CaptionerArchitecture,
     /// What it sees through.
     pub vision: VisionTower,
+    /// The evaluator of the run, in [`EVALUATOR`], where that is no copy of a file elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluator: Option<Evaluator>,
+}
+
+/// An evaluator that a run trained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluator {
+    /// Its sizes.
+    pub architecture: Architecture,
+    /// What its tokens are.
+    pub vocabulary: Vocabulary,
 }
 
 /// What a captioner's tokens are.
@@ -58,6 +74,27 @@ pub enum Vocabulary {
     Full,
     /// These of CLIP's, ascending and without begin and end, numbered without gaps; then begin, end and pad.
     Tokens(Vec<u16>),
+}
+
+impl Vocabulary {
+    /// Tokens, begin, end and pad included.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Full => FULL,
+            Self::Tokens(tokens) => tokens.len().saturating_add(3),
+        }
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Self::Tokens(tokens) if !tokens.windows(2).all(|pair| pair[0] < pair[1]) => Err("must ascend"),
+            Self::Tokens(tokens) if tokens.last().is_some_and(|&last| usize::from(last) >= FULL - 3) => {
+                Err("must leave begin and end out")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A vision tower in a file.
@@ -77,10 +114,15 @@ pub struct VisionTower {
 }
 
 impl Manifest {
-    /// Of a captioner, its tokens and its tower.
+    /// Of a captioner, its tokens and its tower, and the evaluator that was trained beside it, if one was.
     #[must_use]
-    pub fn new(vocabulary: Vocabulary, captioner: CaptionerArchitecture, vision: VisionTower) -> Self {
-        Self { format: FORMAT, vocabulary, captioner, vision }
+    pub fn new(
+        vocabulary: Vocabulary,
+        captioner: CaptionerArchitecture,
+        vision: VisionTower,
+        evaluator: Option<Evaluator>,
+    ) -> Self {
+        Self { format: FORMAT, vocabulary, captioner, vision, evaluator }
     }
 
     /// Writes it to `folder`.
@@ -99,13 +141,17 @@ impl Manifest {
             let problem = format!("it has format {}, this program reads {FORMAT}", self.format);
             return Err(Error::format(path, problem));
         }
-        let heads = match &self.vision.architecture.vision {
+        let heads = |vision: &Vision| match vision {
             Vision::Transformer { heads, width, .. } => (*heads, *width),
             Vision::ResNet { heads, width, .. } => (*heads, width.saturating_mul(32)),
         };
-        for (key, (heads, width)) in
-            [("captioner.heads", (self.captioner.heads, self.captioner.width)), ("vision.architecture.heads", heads)]
-        {
+        let evaluator = self.evaluator.as_ref().map(|evaluator| {
+            let Architecture { vision, text, .. } = &evaluator.architecture;
+            [("evaluator.architecture.vision.heads", heads(vision)), ("evaluator.architecture.text.heads", (text.heads, text.width))]
+        });
+        let captioner = ("captioner.heads", (self.captioner.heads, self.captioner.width));
+        let vision = ("vision.architecture.heads", heads(&self.vision.architecture.vision));
+        for (key, (heads, width)) in [captioner, vision].into_iter().chain(evaluator.into_iter().flatten()) {
             if heads == 0 || width % heads != 0 {
                 return Err(Error::setting(path, key, format!("{heads} heads cannot share a width of {width}")));
             }
@@ -122,23 +168,42 @@ impl Manifest {
             let problem = format!("{tokens} hidden states of {width} do not fit the captioner");
             return Err(Error::setting(path, "vision.architecture", problem));
         }
-        let ascending = |tokens: &Vec<u16>| tokens.windows(2).all(|pair| pair[0] < pair[1]);
-        let known = match &self.vocabulary {
-            Vocabulary::Full => FULL,
-            Vocabulary::Tokens(tokens) if !ascending(tokens) => {
-                return Err(Error::setting(path, "vocabulary", "must ascend"));
-            }
-            Vocabulary::Tokens(tokens) if tokens.last().is_some_and(|&last| usize::from(last) >= FULL - 3) => {
-                return Err(Error::setting(path, "vocabulary", "must leave begin and end out"));
-            }
-            Vocabulary::Tokens(tokens) => tokens.len().saturating_add(3),
-        };
+        for vocabulary in std::iter::once(&self.vocabulary).chain(self.evaluator.as_ref().map(|own| &own.vocabulary)) {
+            vocabulary.check().map_err(|problem| Error::setting(path, "vocabulary", problem))?;
+        }
+        let known = self.vocabulary.size();
         if known != self.captioner.vocabulary_size {
             let problem = format!("has {known} tokens; the captioner knows {}", self.captioner.vocabulary_size);
             return Err(Error::setting(path, "vocabulary", problem));
         }
         Ok(())
     }
+}
+
+/// Opens what a run file may name as evaluator: CLIP weights, or a model folder that holds an evaluator of its own; and says what
+/// its tokens are.
+///
+/// # Errors
+/// It is neither, or its text tower knows other tokens.
+pub fn open_evaluator(path: &Path) -> Result<(Clip, Vocabulary), Error> {
+    let manifest_path = path.join(MANIFEST);
+    let (clip, vocabulary) = if manifest_path.is_file() {
+        let manifest: Manifest = read_json(&manifest_path)?;
+        manifest.check(&manifest_path)?;
+        let missing = "has no evaluator of its own: name the file that its run named";
+        let Evaluator { architecture, vocabulary } =
+            manifest.evaluator.ok_or_else(|| Error::format(path, missing))?;
+        (Clip::of(&path.join(EVALUATOR), architecture)?, vocabulary)
+    } else {
+        (Clip::open(path)?, Vocabulary::Full)
+    };
+    // Its pad is never run, so it is not counted.
+    let (known, needed) = (clip.architecture().text.vocabulary_size, vocabulary.size() - 1);
+    if known != needed {
+        let problem = format!("its text tower knows {known} tokens, not the {needed} of its vocabulary");
+        return Err(Error::format(clip.path(), problem));
+    }
+    Ok((clip, vocabulary))
 }
 
 /// An opened model folder.

@@ -9,6 +9,7 @@
 //! | [`optimizer`] | Adam, and the learning rate's schedule |
 //! | [`collective`] | all-reduce, broadcast and gather between the ranks of a generation |
 //! | [`data`] | the order of samples, and the loader that prepares batches ahead |
+//! | [`examination`] | captions of images that were not trained on, and their scores |
 //! | [`sight`] | the feature stores that a run's models can use |
 //! | [`text`] | tokens and vocabularies |
 //! | [`tensors`] | between the bytes of files and libtorch's tensors |
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod clip;
 pub mod collective;
 pub mod data;
+pub mod examination;
 pub mod files;
 #[cfg(test)]
 mod golden;

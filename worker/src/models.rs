@@ -57,9 +57,12 @@ impl Origins {
     pub fn open<'a>(run: &RunFile, captions: impl Iterator<Item = &'a str>) -> Result<Self, String> {
         let text = |error: weights::Error| error.to_string();
         let clip = |path: &Path| weights::Clip::open(path).map_err(text);
-        let evaluator = match (&run.evaluator.weights, run.evaluator.preset) {
-            (Some(path), _) => Origin::Weights(clip(path)?),
-            (None, preset) => Origin::Seed(preset.ok_or("evaluator needs either `preset` or `weights`")?),
+        let (evaluator, evaluator_vocabulary) = match (&run.evaluator.weights, run.evaluator.preset) {
+            (Some(path), _) => {
+                let (clip, vocabulary) = folder::open_evaluator(path).map_err(text)?;
+                (Origin::Weights(clip), Some(Arc::new(Vocabulary::stored(&vocabulary))))
+            }
+            (None, preset) => (Origin::Seed(preset.ok_or("evaluator needs either `preset` or `weights`")?), None),
         };
         let captioner = match (&run.captioner.weights, run.captioner.preset) {
             (Some(path), _) => Origin::Weights(Folder::open(path).map_err(text)?),
@@ -73,10 +76,7 @@ impl Origins {
             Origin::Weights(folder) => Arc::new(Vocabulary::stored(&folder.manifest().vocabulary)),
             Origin::Seed(_) => Arc::clone(&of_run),
         };
-        let evaluator_vocabulary = match &evaluator {
-            Origin::Weights(_) => Arc::new(Vocabulary::full()),
-            Origin::Seed(_) => of_run,
-        };
+        let evaluator_vocabulary = evaluator_vocabulary.unwrap_or(of_run);
         let vision = run.captioner.vision.as_deref().map(clip).transpose()?;
         let trained = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
         let evaluator_tower = match &evaluator {
@@ -127,11 +127,15 @@ impl Origins {
     pub fn manifest(&self, models: &Models) -> folder::Manifest {
         let (path, sha256) = match &self.vision_tower {
             Some(tower) => (tower.weights.clone(), Some(tower.sha256.clone())),
-            None => (PathBuf::from("evaluator.safetensors"), None),
+            None => (PathBuf::from(folder::EVALUATOR), None),
         };
         let vision = folder::VisionTower { architecture: models.seen(), path, sha256, published_prefix: None };
         let captioner = models.captioner.architecture().clone();
-        folder::Manifest::new(self.captioner_vocabulary.to_stored(), captioner, vision)
+        let evaluator = self.evaluator_is_own().then(|| folder::Evaluator {
+            architecture: models.evaluator.architecture().clone(),
+            vocabulary: self.evaluator_vocabulary.to_stored(),
+        });
+        folder::Manifest::new(self.captioner_vocabulary.to_stored(), captioner, vision, evaluator)
     }
 
     /// The models as they are before any training.
@@ -152,11 +156,6 @@ impl Origins {
                 Ok(Clip::new(architecture, seeds::derive(self.seed, "evaluator"), device))
             }
             Origin::Weights(clip) => {
-                let (known, needed) = (clip.architecture().text.vocabulary_size, self.evaluator_vocabulary.pad());
-                if known as i64 != needed {
-                    let path = clip.path().display();
-                    return Err(format!("{path}: its text tower knows {known} tokens, CLIP's are {needed}"));
-                }
                 let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
                 let made = Clip::with(clip.architecture().clone(), &values, device);
                 made.map_err(|mismatch| wrong(clip.path(), &mismatch))
@@ -165,6 +164,12 @@ impl Origins {
     }
 
     fn eyes(&self, device: Device) -> Result<Option<Eyes>, String> {
+        if let Some([vision, evaluator]) = self.towers()
+            && vision.sha256 == evaluator.sha256
+        {
+            // One file for both: what the evaluator sees need not be computed twice.
+            return Ok(None);
+        }
         match (&self.vision, &self.captioner) {
             (Some(clip), _) => {
                 let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
@@ -273,6 +278,15 @@ impl Models {
                 }
             }),
         }
+    }
+
+    /// Normalised pixels `[images, 3, size, size]` of the generated pictures of samples `range` of a batch.
+    ///
+    /// # Errors
+    /// The batch was prepared without them.
+    pub fn generated_pixels(&self, batch: &Batch, range: Range<usize>) -> Result<Tensor, String> {
+        let generated = batch.generated.as_ref().ok_or("the batch was prepared without generated pictures")?;
+        Ok(normalise(generated, range, self.evaluator.parameters().flat().device()))
     }
 
     /// What the evaluator is trained on: normalised pixels `[images, 3, size, size]` of samples `range` of a batch.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
+use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -103,6 +104,33 @@ pub fn synthesize(out: &Path, images: usize, seed: u64, mut progress: impl FnMut
     Ok(summary)
 }
 
+/// Writes, below the folder `out` that [`synthesize`] wrote with the same `images` and `seed`, other drawings and other captions of
+/// the training scenes, as an image generator and a captioner would provide them:
+///
+/// - `positives/images/000000.jpg` and so on,
+/// - `positives/captions.json`: image file name → captions; it comes last, so a folder that has one is complete.
+///
+/// # Errors
+/// If `images` is not in 3 to 999,999, or a file cannot be written.
+pub fn synthesize_positives(out: &Path, images: usize, seed: u64) -> Result<(), Error> {
+    if !IMAGES.contains(&images) {
+        return Err(Error::Images { asked: images });
+    }
+    let folder = out.join("positives");
+    let pictures = folder.join("images");
+    fs::create_dir_all(&pictures).map_err(Error::file(&pictures))?;
+    let mut all = BTreeMap::new();
+    for image in 0..Summary::of(images).train {
+        let mut rng = stream(image, seed);
+        let scene = compose(rng.next_u64());
+        // Those of the real picture and the real captions.
+        let _seeds = [rng.next_u64(), rng.next_u64()];
+        write_image(&pictures.join(file(image)), &draw(&scene, rng.next_u64()))?;
+        all.insert(file(image), captions(&scene, rng.next_u64()));
+    }
+    write_json(&folder.join("captions.json"), &all)
+}
+
 /// What is told of an image in the JSON files.
 struct Sample {
     scene: Scene,
@@ -139,21 +167,29 @@ fn make_all(folder: &Path, images: usize, seed: u64, progress: &mut impl FnMut(u
     Ok(samples.into_iter().flatten().collect())
 }
 
-/// Makes one image and writes its file. Each has a random stream of its own, so that it does not matter who makes it.
-fn make(folder: &Path, image: usize, seed: u64) -> Result<Sample, Error> {
+/// The random stream of an image. Each has its own, so that it does not matter who makes it.
+fn stream(image: usize, seed: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(image as u64);
+    rng
+}
+
+/// Makes one image and writes its file.
+fn make(folder: &Path, image: usize, seed: u64) -> Result<Sample, Error> {
+    let mut rng = stream(image, seed);
     let scene = compose(rng.next_u64());
     let pixels = draw(&scene, rng.next_u64());
     let captions = captions(&scene, rng.next_u64());
+    write_image(&folder.join(file(image)), &pixels)?;
+    Ok(Sample { scene, captions })
+}
 
-    let path = folder.join(file(image));
+fn write_image(path: &Path, pixels: &RgbImage) -> Result<(), Error> {
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, QUALITY)
-        .encode_image(&pixels)
-        .map_err(|source| Error::Encode { path: path.clone(), source })?;
-    fs::write(&path, jpeg).map_err(Error::file(&path))?;
-    Ok(Sample { scene, captions })
+        .encode_image(pixels)
+        .map_err(|source| Error::Encode { path: path.to_owned(), source })?;
+    fs::write(path, jpeg).map_err(Error::file(path))
 }
 
 fn file(image: usize) -> String {

@@ -39,7 +39,7 @@ mod words;
 
 pub use caption::{LEVELS, Level, MAX_WORDS, captions};
 pub use compose::compose;
-pub use dataset::{Split, Summary, synthesize};
+pub use dataset::{Split, Summary, synthesize, synthesize_positives};
 pub use draw::draw;
 pub use error::Error;
 pub use grammar::{Claims, Link, Phrase, parse};

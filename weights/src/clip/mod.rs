@@ -44,6 +44,18 @@ impl Clip {
         Ok(Self { archive, renaming, architecture })
     }
 
+    /// Opens a file with OpenAI's names whose sizes are known: shapes do not tell how many heads a tower has.
+    ///
+    /// # Errors
+    /// As [`Archive::open`], and where the tensors are not those of `architecture`.
+    pub fn of(path: &Path, architecture: Architecture) -> Result<Self, Error> {
+        let archive = Archive::open(path)?;
+        let (_, renaming) = rename(&archive)?;
+        let needed = architecture.shapes().map_err(|problem| Error::format(path, problem))?;
+        compare(path, &needed, &renaming.shapes(&archive)?)?;
+        Ok(Self { archive, renaming, architecture })
+    }
+
     /// Its sizes.
     #[must_use]
     pub fn architecture(&self) -> &Architecture {

@@ -133,7 +133,7 @@ impl Image {
     }
 }
 
-fn score(log_probability: f32, length: usize, search: &Search) -> f64 {
+pub(super) fn score(log_probability: f32, length: usize, search: &Search) -> f64 {
     f64::from(log_probability) / (length as f64).powf(search.length_penalty)
 }
 

@@ -9,14 +9,16 @@ mod decoder;
 mod encoder;
 #[cfg(test)]
 pub(crate) mod golden;
+mod sample;
 
 use std::collections::BTreeMap;
 
-use runfile::Preset;
+use runfile::{Decoding, Preset};
 use tch::{Device, Kind, Tensor, no_grad};
 pub use weights::CaptionerArchitecture;
 
 use crate::nn::{Builder, Mismatch, Mode, Parameters};
+use crate::text::Vocabulary;
 use beam::Hypothesis;
 use decoder::Decoder;
 use encoder::Encoder;
@@ -116,6 +118,21 @@ pub struct Search {
     pub end: i64,
 }
 
+impl Search {
+    /// As a run file says, for a captioner of this vocabulary.
+    #[must_use]
+    pub fn new(decoding: &Decoding, vocabulary: &Vocabulary) -> Self {
+        Self {
+            beams: decoding.beams as usize,
+            max_length: decoding.max_length as usize,
+            length_penalty: decoding.length_penalty,
+            begin_counts_when_cut: decoding.begin_counts_when_cut,
+            begin: vocabulary.begin(),
+            end: vocabulary.end(),
+        }
+    }
+}
+
 /// Encoder and decoder.
 pub struct Captioner {
     architecture: CaptionerArchitecture,
@@ -197,6 +214,16 @@ impl Captioner {
             logits.gather(1, &targets.flatten(0, 1).index_select(0, &index).unsqueeze(1), false).squeeze_dim(1);
         let row = index.divide_scalar_mode(length - 1, "floor").to_kind(Kind::Int64);
         Packed { values: chosen - logits.logsumexp(1, false), row, rows }
+    }
+
+    /// `search.beams` captions of each image, drawn from the model with libtorch's generator.
+    #[must_use]
+    pub fn sample(&self, vision: &Tensor, search: &Search) -> Vec<Vec<Hypothesis>> {
+        no_grad(|| {
+            let memory = self.encoder.forward(vision, Mode::Evaluate);
+            let mut steps = self.decoder.begin(&memory, search.beams as i64, search.max_length as i64);
+            sample::sample(&mut steps, vision.size()[0] as usize, search)
+        })
     }
 
     /// The k best captions of each image, best first.

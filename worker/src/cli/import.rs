@@ -39,7 +39,7 @@ impl Import {
                 sha256: None,
                 published_prefix: Some(released.vision_prefix().to_owned()),
             };
-            Manifest::new(Vocabulary::Full, released.captioner().clone(), tower).write(folder).map_err(text)
+            Manifest::new(Vocabulary::Full, released.captioner().clone(), tower, None).write(folder).map_err(text)
         })?;
         println!("{}: a captioner of {} tensors", self.to.display(), released.captioner_tensors().len());
         Ok(())

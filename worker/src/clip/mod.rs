@@ -154,10 +154,10 @@ impl Clip {
     }
 }
 
-/// PAC-S without its text prefix, as DiCO's reward uses it: 2 max(cos, 0) (Sarto et al. 2023). Both `[.., embedding]`, unit
+/// `factor` max(cos, 0): CLIP-S (Hessel et al. 2021) with 2.5, PAC-S (Sarto et al. 2023) with 2. Both `[.., embedding]`, unit
 /// length.
-pub fn pac_s(images: &Tensor, texts: &Tensor) -> Tensor {
-    (images * texts).sum_dim_intlist(-1, false, Kind::Float).clamp_min(0.0) * 2.0
+pub fn score(images: &Tensor, texts: &Tensor, factor: f64) -> Tensor {
+    (images * texts).sum_dim_intlist(-1, false, Kind::Float).clamp_min(0.0) * factor
 }
 
 /// Scales vectors to unit length.

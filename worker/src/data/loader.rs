@@ -47,6 +47,9 @@ pub struct Source {
 pub struct Batch {
     /// What is there of the images.
     pub views: Views,
+    /// Bytes `[batch, size, size, 3]` of generated pictures of the same images, as the evaluator's tower wants them; there where
+    /// they were asked for.
+    pub generated: Option<Tensor>,
     /// The samples, without those whose image could not be decoded.
     pub samples: Vec<Sample>,
     /// How many could not be.
@@ -82,6 +85,7 @@ pub fn normalise(pixels: &Tensor, range: Range<usize>, device: Device) -> Tensor
 struct Job {
     split: Split,
     samples: Vec<Sample>,
+    generated: bool,
     done: SyncSender<Result<Batch, String>>,
 }
 
@@ -123,7 +127,7 @@ impl Loader {
                         let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
                         let Ok(job) = job else { return };
                         // A batch that nobody waits for any more is of no interest.
-                        _ = job.done.send(source.load(job.split, job.samples));
+                        _ = job.done.send(source.load(&job));
                     }
                 })
             })
@@ -134,19 +138,25 @@ impl Loader {
     /// Starts on samples of the training split.
     #[must_use]
     pub fn train(&self, samples: Vec<Sample>) -> Pending {
-        self.start(Split::Train, samples)
+        self.start(Split::Train, samples, false)
+    }
+
+    /// Starts on samples of the training split, with generated pictures beside the real ones.
+    #[must_use]
+    pub fn train_with_generated(&self, samples: Vec<Sample>) -> Pending {
+        self.start(Split::Train, samples, true)
     }
 
     /// Starts on images `from..to` of a split.
     #[must_use]
     pub fn images(&self, split: Split, from: usize, to: usize) -> Pending {
-        self.start(split, (from..to).map(|image| Sample { image, caption: 0 }).collect())
+        self.start(split, (from..to).map(|image| Sample { image, caption: 0 }).collect(), false)
     }
 
-    fn start(&self, split: Split, samples: Vec<Sample>) -> Pending {
+    fn start(&self, split: Split, samples: Vec<Sample>, generated: bool) -> Pending {
         let (done, pending) = sync_channel(1);
         let jobs = self.jobs.as_ref().expect("jobs are only taken by drop");
-        jobs.send(Job { split, samples, done }).expect("loading threads live as long as the loader");
+        jobs.send(Job { split, samples, generated, done }).expect("loading threads live as long as the loader");
         Pending(pending)
     }
 }
@@ -162,16 +172,31 @@ impl Drop for Loader {
 }
 
 impl Source {
-    fn load(&self, split: Split, samples: Vec<Sample>) -> Result<Batch, String> {
+    fn load(&self, job: &Job) -> Result<Batch, String> {
+        let Job { split, samples, .. } = job;
+        let split = *split;
         let store = self.stores.as_ref().and_then(|[train, validation]| match split {
             Split::Train => Some(train),
             Split::Validation => Some(validation),
             Split::Test => None,
         });
-        match store {
-            Some(store) => self.read_rows(store, split, &samples),
-            None => self.decode(split, &samples),
+        let batch = match store {
+            Some(store) => self.read_rows(store, split, samples),
+            None => self.decode(split, samples),
+        }?;
+        let generated = job.generated.then(|| self.decode_generated(&batch.samples)).transpose()?;
+        Ok(Batch { generated, ..batch })
+    }
+
+    fn decode_generated(&self, samples: &[Sample]) -> Result<Tensor, String> {
+        let size = self.sizes.evaluator;
+        let mut pixels = Vec::new();
+        for sample in samples {
+            let decoded = self.data.generated_pixels(sample.image, size);
+            pixels.extend(decoded.map_err(|error| error.to_string())?);
         }
+        let side = i64::from(size);
+        Ok(Tensor::from_slice(&pixels).view([samples.len() as i64, side, side, 3]))
     }
 
     fn read_rows(&self, store: &Store, split: Split, wanted: &[Sample]) -> Result<Batch, String> {
@@ -201,7 +226,7 @@ impl Source {
             embeddings: Tensor::from_data_size(&embeddings, &[images, embedding], kind),
         };
         let skipped = (wanted.len() - samples.len()) as u64;
-        Ok(Batch { views, samples, skipped })
+        Ok(Batch { views, generated: None, samples, skipped })
     }
 
     fn decode(&self, split: Split, wanted: &[Sample]) -> Result<Batch, String> {
@@ -228,7 +253,7 @@ impl Source {
         let captioner = tensors.next().expect("there is always one size");
         let views = Views::Pixels { captioner, evaluator: tensors.next() };
         let skipped = (wanted.len() - samples.len()) as u64;
-        Ok(Batch { views, samples, skipped })
+        Ok(Batch { views, generated: None, samples, skipped })
     }
 }
 

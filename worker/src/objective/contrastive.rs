@@ -1,5 +1,6 @@
 //! Symmetric InfoNCE (Radford et al. 2021): each image is to find its caption among the whole batch's, and each caption its
-//! image.
+//! image. PAC-S (Sarto et al. 2023, equation 4) adds two more such losses, weighed: of generated images with the real captions,
+//! and of the real images with generated captions.
 
 use std::collections::BTreeMap;
 
@@ -8,26 +9,41 @@ use tch::{Kind, Tensor, no_grad};
 use super::Outcome;
 use crate::collective::{Broken, Collective};
 
-/// The loss of this rank's unit embeddings, both `[share, embedding]`, against those of all ranks; `scale` is the factor
-/// from cosine to logit.
+/// This rank's unit embeddings, all `[share, embedding]`.
+pub struct Pairs {
+    /// Of the images.
+    pub images: Tensor,
+    /// Of their captions.
+    pub texts: Tensor,
+    /// Of generated images of the same, and the weight of their loss.
+    pub generated_images: Option<(Tensor, f64)>,
+    /// Of generated captions of the same, and the weight of their loss.
+    pub generated_texts: Option<(Tensor, f64)>,
+}
+
+/// The loss of this rank's pairs against those of all ranks; `scale` is the factor from cosine to logit.
 ///
 /// Every rank computes the loss of the whole batch, in which only its own embeddings carry gradients. The sum of the ranks'
 /// gradients is then the exact gradient, negatives on other ranks included.
 ///
 /// # Errors
 /// The collective broke.
-pub fn outcome(
-    images: &Tensor,
-    texts: &Tensor,
-    scale: &Tensor,
-    collective: &dyn Collective,
-) -> Result<Outcome, Broken> {
-    let share = images.size()[0];
-    let (images, texts) = (gather(images, collective)?, gather(texts, collective)?);
+pub fn outcome(pairs: &Pairs, scale: &Tensor, collective: &dyn Collective) -> Result<Outcome, Broken> {
+    let share = pairs.images.size()[0];
+    let (images, texts) = (gather(&pairs.images, collective)?, gather(&pairs.texts, collective)?);
     // All ranks see the same gradient of the scale, and theirs will be added up.
     let part = 1.0 / collective.world_size() as f64;
     let scale = scale * part + scale.detach() * (1.0 - part);
-    let loss = symmetric_cross_entropy(&(images.matmul(&texts.transpose(0, 1)) * scale));
+    let of = |images: &Tensor, texts: &Tensor| {
+        symmetric_cross_entropy(&(images.matmul(&texts.transpose(0, 1)) * &scale))
+    };
+    let mut loss = of(&images, &texts);
+    if let Some((generated, weight)) = &pairs.generated_images {
+        loss = loss + of(&gather(generated, collective)?, &texts) * *weight;
+    }
+    if let Some((generated, weight)) = &pairs.generated_texts {
+        loss = loss + of(&images, &gather(generated, collective)?) * *weight;
+    }
     let batch = images.size()[0] as f64;
     let loss_sum = loss.double_value(&[]) * share as f64 / batch;
     Ok(Outcome { loss, loss_sum, weight: share as f64, summaries: BTreeMap::new() })
@@ -105,30 +121,53 @@ mod tests {
     #[test]
     fn the_ranks_gradients_add_up_to_that_of_one_rank_with_the_whole_batch() {
         tch::manual_seed(5);
-        let random = |rows| Tensor::randn([rows, 4], (Kind::Float, Device::Cpu));
-        let (images, texts) = (random(5), random(5));
-        let gradients = |images: &Tensor, texts: &Tensor, collective: &dyn Collective| {
-            let leaves = [images, texts].map(|tensor| tensor.detach().copy().set_requires_grad(true));
+        // Images, texts, generated images, generated texts.
+        let all: [Tensor; 4] = std::array::from_fn(|_| Tensor::randn([5, 4], (Kind::Float, Device::Cpu)));
+        let gradients = |tensors: [Tensor; 4], collective: &dyn Collective| {
+            let leaves = tensors.map(|tensor| tensor.detach().copy().set_requires_grad(true));
             let scale = Tensor::from(3.0_f32).set_requires_grad(true);
-            let outcome = outcome(&leaves[0], &leaves[1], &scale, collective).unwrap();
+            let [images, texts, generated_images, generated_texts] = [0, 1, 2, 3].map(|i| leaves[i].shallow_clone());
+            let pairs = Pairs {
+                images,
+                texts,
+                generated_images: Some((generated_images, 0.5)),
+                generated_texts: Some((generated_texts, 0.25)),
+            };
+            let outcome = outcome(&pairs, &scale, collective).unwrap();
             outcome.loss.backward();
-            let [images, texts] = leaves.map(|leaf| leaf.grad());
-            (images, texts, scale.grad(), outcome.loss_sum)
+            (leaves.map(|leaf| leaf.grad()), scale.grad(), outcome.loss_sum)
         };
-        let whole = gradients(&images, &texts, &crate::collective::Solo);
+        let whole = gradients([0, 1, 2, 3].map(|i| all[i].shallow_clone()), &crate::collective::Solo);
         // Three samples here, two there.
         let part = |tensor: &Tensor, rank: usize| tensor.narrow(0, 3 * rank as i64, 3 - rank as i64);
         let shares = [0, 1].map(|rank| {
             let other = 1 - rank;
             let count = || Tensor::from_slice(&[3 - other as i64]);
             let padded = |tensor: &Tensor| part(tensor, other).constant_pad_nd([0, 0, 0, other as i64]);
-            let queue = vec![count(), padded(&images), count(), padded(&texts)];
-            gradients(&part(&images, rank), &part(&texts, rank), &Pair { rank, other: queue.into() })
+            let queue: Vec<Tensor> = all.iter().flat_map(|tensor| [count(), padded(tensor)]).collect();
+            gradients([0, 1, 2, 3].map(|i| part(&all[i], rank)), &Pair { rank, other: queue.into() })
         });
         let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-5, 1e-6, false), "{a} is not {b}");
-        close(&Tensor::cat(&[&shares[0].0, &shares[1].0], 0), &whole.0);
-        close(&Tensor::cat(&[&shares[0].1, &shares[1].1], 0), &whole.1);
-        close(&(&shares[0].2 + &shares[1].2), &whole.2);
-        assert!((shares[0].3 + shares[1].3 - whole.3).abs() < 1e-4);
+        for (i, expected) in whole.0.iter().enumerate() {
+            close(&Tensor::cat(&[&shares[0].0[i], &shares[1].0[i]], 0), expected);
+        }
+        close(&(&shares[0].1 + &shares[1].1), &whole.1);
+        assert!((shares[0].2 + shares[1].2 - whole.2).abs() < 1e-4);
+    }
+
+    #[test]
+    fn generated_pairs_are_losses_of_their_own() {
+        tch::manual_seed(6);
+        let random = || Tensor::randn([4, 3], (Kind::Float, Device::Cpu));
+        let (images, texts, drawn, written) = (random(), random(), random(), random());
+        let clone = |tensor: &Tensor| tensor.shallow_clone();
+        let loss = |images: &Tensor, texts: &Tensor, generated_images, generated_texts| {
+            let pairs = Pairs { images: clone(images), texts: clone(texts), generated_images, generated_texts };
+            outcome(&pairs, &Tensor::from(2.0_f32), &crate::collective::Solo).unwrap().loss_sum
+        };
+        let found = loss(&images, &texts, Some((clone(&drawn), 0.05)), Some((clone(&written), 0.1)));
+        let plain = |images: &Tensor, texts: &Tensor| loss(images, texts, None, None);
+        let expected = plain(&images, &texts) + 0.05 * plain(&drawn, &texts) + 0.1 * plain(&images, &written);
+        assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
     }
 }

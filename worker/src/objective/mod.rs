@@ -1,11 +1,23 @@
 //! What a stage minimises, one file per objective.
 //!
+//! | file | what is in it |
+//! |---|---|
+//! | [`contrastive`] | symmetric InfoNCE, for the evaluator |
+//! | [`cross_entropy`] | teacher forcing |
+//! | [`scst`] | self-critical sequence training |
+//! | [`dico`] | direct CLIP-based optimisation |
+//! | [`candidates`] | what the last two share: candidates, and how likely policy and reference find them |
+//! | [`reward`] | what a candidate is worth |
+//!
 //! Every objective returns a *sum* over this rank's samples and the weight it is to be divided by. Gradients and weights are
 //! summed over all ranks before the division, so the update does not depend on how a batch was shared out.
 
+pub mod candidates;
 pub mod contrastive;
 pub mod cross_entropy;
 pub mod dico;
+pub mod reward;
+pub mod scst;
 
 use std::collections::BTreeMap;
 

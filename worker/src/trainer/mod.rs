@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use dataset::{DataSet, Split};
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
-use runfile::{Objective, RunFile};
+use runfile::{Objective, Reward, RunFile, Stage};
+use scoring::Cider;
 use sha2::{Digest, Sha256};
 use tch::Device;
 
@@ -107,6 +108,8 @@ pub struct Trainer {
     pairs: Pairs,
     scenes: Option<world::Scenes>,
     origins: Origins,
+    /// The training captions, where a stage rewards CIDEr-D.
+    cider: Option<Cider>,
     loader: Loader,
     ahead: Ahead,
     state: State,
@@ -144,6 +147,9 @@ impl Trainer {
         let stores = sight::stores(&run, &data, &origins, &state.models)?;
         let skip_corrupt = run.data.skip_corrupt;
         let source = Source { data: Arc::clone(&data), sizes: state.models.sizes(), stores, skip_corrupt };
+        let cider = run.stages.iter().any(rewards_cider).then(|| {
+            Cider::new(data.split(Split::Train).iter().map(|item| item.captions.as_slice()))
+        });
         let pairs = Pairs::new(data.split(Split::Train).iter().map(|item| item.captions.len()));
         progress.phase(v1::Phase::Idle);
         Ok(Self {
@@ -154,6 +160,7 @@ impl Trainer {
             pairs,
             scenes,
             origins,
+            cider,
             loader: Loader::new(source, LOADING_THREADS),
             ahead: Ahead::default(),
             state,
@@ -175,6 +182,7 @@ impl Trainer {
             train_captions: self.data.train_captions(),
             skipped_images: self.data.skipped(),
             fingerprint: format!("{:x}", fingerprint.finalize()),
+            validation_images: self.data.split(Split::Validation).len() as u64,
         }
     }
 
@@ -215,10 +223,9 @@ impl Trainer {
         match kind {
             Kind::Rendezvous(rendezvous) => self.rendezvous(generation, &rendezvous)?,
             Kind::Train(window) => self.train(generation, &window)?,
-            Kind::Evaluate(v1::Evaluate { evaluation }) => {
+            Kind::Evaluate(order) => {
                 self.progress.phase(v1::Phase::Evaluate);
-                self.evaluate(generation, evaluation)?;
-                self.report(Message::EvaluationDone(v1::EvaluationDone { generation, evaluation }));
+                self.evaluate(generation, &order)?;
             }
             Kind::Checkpoint(v1::Checkpoint { checkpoint, path }) => {
                 self.progress.phase(v1::Phase::Checkpoint);
@@ -329,18 +336,15 @@ impl Trainer {
     }
 
     fn search(&self) -> Search {
-        let decoding = &self.run.decoding;
-        Search {
-            beams: decoding.beams as usize,
-            max_length: decoding.max_length as usize,
-            length_penalty: decoding.length_penalty,
-            begin_counts_when_cut: decoding.begin_counts_when_cut,
-            begin: self.origins.captioner_vocabulary.begin(),
-            end: self.origins.captioner_vocabulary.end(),
-        }
+        Search::new(&self.run.decoding, &self.origins.captioner_vocabulary)
     }
+}
 
-    fn objective(&self, stage: usize) -> Objective {
-        self.run.stages[stage].objective
-    }
+fn rewards_cider(stage: &Stage) -> bool {
+    let rewards = match stage.objective {
+        Objective::Dico => &stage.dico.reward,
+        Objective::Scst => &stage.scst.reward,
+        Objective::Contrastive | Objective::CrossEntropy => return false,
+    };
+    rewards.contains_key(&Reward::Cider)
 }

@@ -16,7 +16,7 @@ pub struct State {
     /// Whether the models are what they start from.
     pub untouched: bool,
     pub models: Models,
-    /// The captioner as it was when a DiCO stage began.
+    /// The captioner as it was when a stage that rewards its own captions began.
     pub reference: Option<Captioner>,
     /// Of the model that the stage trains.
     pub optimizer: Adam,
@@ -46,13 +46,13 @@ impl State {
         let settings = &run.stages[stage];
         self.models.evaluator.parameters_mut().stop_training();
         self.models.captioner.parameters_mut().stop_training();
-        self.reference = (settings.objective == Objective::Dico).then(|| self.models.captioner.copy());
+        self.reference = settings.objective.is_rewarded().then(|| self.models.captioner.copy());
         self.stage = stage;
         let generation = self.position.unwrap_or_default().generation;
         self.position = Some(v1::Position { stage: stage as u32, step: 0, generation });
         match settings.objective {
             Objective::Contrastive => self.models.evaluator.parameters_mut().start_training(),
-            Objective::CrossEntropy | Objective::Dico => self.models.captioner.parameters_mut().start_training(),
+            _ => self.models.captioner.parameters_mut().start_training(),
         }
         self.optimizer = Adam::new(self.trained(settings.objective), &settings.optimizer);
     }
@@ -61,7 +61,7 @@ impl State {
     pub fn trained(&self, objective: Objective) -> &Parameters {
         match objective {
             Objective::Contrastive => self.models.evaluator.parameters(),
-            Objective::CrossEntropy | Objective::Dico => self.models.captioner.parameters(),
+            _ => self.models.captioner.parameters(),
         }
     }
 
@@ -69,7 +69,7 @@ impl State {
     pub fn update(&mut self, objective: Objective, gradient: &Tensor, step: u64, learning_rate: f64) {
         let trained = match objective {
             Objective::Contrastive => self.models.evaluator.parameters(),
-            Objective::CrossEntropy | Objective::Dico => self.models.captioner.parameters(),
+            _ => self.models.captioner.parameters(),
         };
         self.optimizer.update(trained, gradient, step, learning_rate);
     }

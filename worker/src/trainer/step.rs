@@ -4,18 +4,21 @@ use std::time::Instant;
 
 use dataset::Split;
 use proto::v1;
-use runfile::Objective;
+use runfile::{Objective, Stage};
 use statistics::Summary;
+use tch::Tensor;
 
 use super::state::State;
 use super::{Stop, Trainer};
 use crate::captioner::Captions;
 use crate::data::{Batch, Pending, Sample, permutation};
 use crate::nn::Mode;
-use crate::objective::{Outcome, contrastive, cross_entropy, dico};
+use crate::objective::candidates::{Context, Images};
+use crate::objective::reward::Judge;
+use crate::objective::{Outcome, contrastive, cross_entropy, dico, scst};
 use crate::optimizer::rate;
 use crate::seeds;
-use crate::text::{TokenBatch, Vocabulary};
+use crate::text::TokenBatch;
 
 /// Batches decoded ahead of the step that needs them.
 const AHEAD: u64 = 4;
@@ -96,7 +99,12 @@ impl Trainer {
         let started = step + self.ahead.0.len() as u64;
         let last = self.run.stages[window.stage as usize].steps.min(step + AHEAD);
         for step in started..last.max(step + 1) {
-            let pending = self.loader.train(self.samples(place(step)));
+            let samples = self.samples(place(step));
+            let settings = &self.run.stages[window.stage as usize];
+            let generated =
+                settings.objective == Objective::Contrastive && settings.contrastive.generated_images > 0.0;
+            let pending =
+                if generated { self.loader.train_with_generated(samples) } else { self.loader.train(samples) };
             self.ahead.0.push_back((place(step), pending));
         }
         let (_, pending) = self.ahead.0.pop_front().expect("at least this step's batch was started");
@@ -123,7 +131,7 @@ impl Trainer {
                 samples.sort_by_key(|sample| images[sample.image].captions[sample.caption].len());
                 samples
             }
-            Objective::Contrastive | Objective::Dico => indices
+            Objective::Contrastive | Objective::Scst | Objective::Dico => indices
                 .map(|index| {
                     let (epoch, image) = permutation::sample(images.len() as u64, index, key);
                     let captions = images[image as usize].captions.len() as u64;
@@ -153,46 +161,87 @@ impl Trainer {
 
     fn outcome(&self, stage: usize, batch: &Batch, range: Range<usize>) -> Result<Outcome, Stop> {
         let settings = &self.run.stages[stage];
-        let State { models, reference, .. } = &self.state;
         let mode = Mode::Train { dropout: self.run.captioner.dropout };
-        let captions = |vocabulary: &Vocabulary, most| {
-            let caption = |sample: &Sample| &self.data.split(Split::Train)[sample.image].captions[sample.caption];
-            let texts = batch.samples[range.clone()].iter().map(caption);
-            texts.map(|text| vocabulary.encode(text, most)).collect::<Vec<_>>()
-        };
-        Ok(match settings.objective {
-            Objective::Contrastive => {
-                let (evaluator, vocabulary) = (&models.evaluator, &self.origins.evaluator_vocabulary);
-                let texts = captions(vocabulary, evaluator.architecture().text.context_length);
-                let texts = TokenBatch::new(&texts, vocabulary.end(), self.device);
-                let images = models.evaluator_pixels(batch, range)?;
-                contrastive::outcome(
-                    &evaluator.embed(&evaluator.vision.hidden(&images)),
-                    &evaluator.text.embed(&texts),
-                    &evaluator.logit_scale(),
-                    self.collective()?,
-                )?
-            }
+        match settings.objective {
+            Objective::Contrastive => self.contrastive(settings, batch, range),
             Objective::CrossEntropy => {
                 let vocabulary = &self.origins.captioner_vocabulary;
-                let texts = captions(vocabulary, self.run.decoding.max_length as usize);
-                let captions = Captions::new(&texts, 1, vocabulary.pad(), self.device);
-                cross_entropy::outcome(&models.captioner, &models.hidden(batch, range), &captions, mode)
+                let most = self.run.decoding.max_length as usize;
+                let texts = self.captions(batch, range.clone()).map(|text| vocabulary.encode(text, most));
+                let captions = Captions::new(&texts.collect::<Vec<_>>(), 1, vocabulary.pad(), self.device);
+                let models = &self.state.models;
+                Ok(cross_entropy::outcome(&models.captioner, &models.hidden(batch, range), &captions, mode))
             }
-            Objective::Dico => {
-                let context = dico::Context {
-                    reference: reference.as_ref().expect("a DiCO stage begins with a reference"),
-                    evaluator: &models.evaluator,
-                    captioner_vocabulary: &self.origins.captioner_vocabulary,
-                    evaluator_vocabulary: &self.origins.evaluator_vocabulary,
-                    search: self.search(),
-                    settings: &settings.dico,
-                };
-                let hidden = models.hidden(batch, range.clone());
-                let embeddings = models.embeddings(batch, range, &hidden);
-                dico::outcome(&models.captioner, &hidden, &embeddings, &context, mode)
-            }
-        })
+            Objective::Scst | Objective::Dico => Ok(self.rewarded(settings, batch, range, mode)),
+        }
+    }
+
+    /// The real captions of samples `range`.
+    fn captions<'a>(&'a self, batch: &'a Batch, range: Range<usize>) -> impl Iterator<Item = &'a str> {
+        let caption = |sample: &Sample| &self.data.split(Split::Train)[sample.image].captions[sample.caption];
+        batch.samples[range].iter().map(caption).map(String::as_str)
+    }
+
+    fn contrastive(&self, settings: &Stage, batch: &Batch, range: Range<usize>) -> Result<Outcome, Stop> {
+        let (models, vocabulary) = (&self.state.models, &self.origins.evaluator_vocabulary);
+        let evaluator = &models.evaluator;
+        let most = evaluator.architecture().text.context_length;
+        let embed_texts = |texts: Vec<&str>| {
+            let texts: Vec<Vec<i64>> = texts.into_iter().map(|text| vocabulary.encode(text, most)).collect();
+            evaluator.text.embed(&TokenBatch::new(&texts, vocabulary.end(), self.device))
+        };
+        let embed_images = |pixels: &Tensor| evaluator.embed(&evaluator.vision.hidden(pixels));
+        let runfile::Contrastive { generated_images, generated_captions } = settings.contrastive;
+        let pairs = contrastive::Pairs {
+            images: embed_images(&models.evaluator_pixels(batch, range.clone())?),
+            texts: embed_texts(self.captions(batch, range.clone()).collect()),
+            generated_images: match generated_images {
+                0.0 => None,
+                weight => Some((embed_images(&models.generated_pixels(batch, range.clone())?), weight)),
+            },
+            generated_texts: match generated_captions {
+                0.0 => None,
+                weight => {
+                    let generated = batch.samples[range].iter().map(|sample| {
+                        let captions = self.data.generated_captions(sample.image);
+                        captions[sample.caption % captions.len()].as_str()
+                    });
+                    Some((embed_texts(generated.collect()), weight))
+                }
+            },
+        };
+        Ok(contrastive::outcome(&pairs, &evaluator.logit_scale(), self.collective()?)?)
+    }
+
+    /// An objective that rewards the policy's own captions.
+    fn rewarded(&self, settings: &Stage, batch: &Batch, range: Range<usize>, mode: Mode) -> Outcome {
+        let State { models, reference, .. } = &self.state;
+        let rewards = match settings.objective {
+            Objective::Scst => &settings.scst.reward,
+            _ => &settings.dico.reward,
+        };
+        let judge = Judge {
+            evaluator: &models.evaluator,
+            vocabulary: &self.origins.evaluator_vocabulary,
+            score: self.run.evaluator.score,
+            prefix: &self.run.evaluator.reward_prefix,
+            cider: self.cider.as_ref(),
+            weights: rewards,
+        };
+        let context = Context {
+            reference: reference.as_ref().expect("such a stage begins with a reference"),
+            judge,
+            vocabulary: &self.origins.captioner_vocabulary,
+            search: self.search(),
+        };
+        let hidden = models.hidden(batch, range.clone());
+        let embeddings = models.embeddings(batch, range.clone(), &hidden);
+        let numbers: Vec<usize> = batch.samples[range].iter().map(|sample| sample.image).collect();
+        let images = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
+        match settings.objective {
+            Objective::Scst => scst::outcome(&models.captioner, &images, &context, &settings.scst, mode),
+            _ => dico::outcome(&models.captioner, &images, &context, &settings.dico, mode),
+        }
     }
 }
 

@@ -1,9 +1,15 @@
 //! One whole step against PyTorch: candidates, rewards, loss, every gradient and every updated parameter.
 
+use std::collections::BTreeMap;
+
+use runfile::EvaluatorScore;
 use serde::Deserialize;
 use weights::folder;
 
 use super::*;
+use crate::captioner::Search;
+use crate::objective::reward::Judge;
+use crate::text::Vocabulary;
 use crate::captioner::golden as captioner;
 use crate::clip::golden as clip;
 use crate::golden::{self, Gains, assert_close};
@@ -72,32 +78,37 @@ fn a_whole_step_is_that_of_pytorch() {
     let captioner_vocabulary = Vocabulary::stored(&folder::Vocabulary::Tokens(words));
     let Searched { beams, max_length, length_penalty, cut_counts_begin } = golden.search;
     for Step { tau, margin, loss } in &golden.steps {
-        let context = Context {
-            reference: &reference,
-            evaluator: &evaluator,
-            captioner_vocabulary: &captioner_vocabulary,
-            evaluator_vocabulary: &Vocabulary::full(),
-            search: Search {
-                beams,
-                max_length,
-                length_penalty,
-                begin_counts_when_cut: cut_counts_begin,
-                begin: sizes.begin,
-                end: sizes.end,
-            },
-            settings: &runfile::Dico { beta: golden.beta, tau: *tau },
+        let search = Search {
+            beams,
+            max_length,
+            length_penalty,
+            begin_counts_when_cut: cut_counts_begin,
+            begin: sizes.begin,
+            end: sizes.end,
         };
+        let settings = Dico { beta: golden.beta, tau: *tau, ..Dico::default() };
+        let judge = Judge {
+            evaluator: &evaluator,
+            vocabulary: &Vocabulary::full(),
+            score: EvaluatorScore::PacS,
+            prefix: "",
+            cider: None,
+            weights: &settings.reward,
+        };
+        let context = Context { reference: &reference, judge, vocabulary: &captioner_vocabulary, search };
+        let numbers: Vec<usize> = (0..images as usize).collect();
+        let seen = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
         let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains);
         let candidates = policy.search(&hidden, &context.search);
         let tokens: Vec<Vec<_>> =
             candidates.iter().map(|found| found.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
         assert_eq!(tokens, golden.candidates);
-        let rewards = no_grad(|| rewards(&embeddings, &candidates, &context));
+        let rewards = no_grad(|| context.judge.rewards(&seen, &context.texts(&candidates)));
         let expected = Tensor::from_slice2(&golden.rewards);
         assert_close("rewards", &rewards, &expected, 1e-5);
 
         policy.parameters_mut().start_training();
-        let outcome = outcome(&policy, &hidden, &embeddings, &context, Mode::Train { dropout: 0.0 });
+        let outcome = outcome(&policy, &seen, &context, &settings, Mode::Train { dropout: 0.0 });
         assert!((outcome.loss_sum / outcome.weight - loss).abs() < 1e-4, "{} is not {loss}", outcome.loss_sum);
         let accuracy = outcome.summaries[names::IMPLICIT_ACCURACY].mean();
         assert!((accuracy - share(margin, |margin| margin > 0.0)).abs() < 1e-9, "{accuracy}");

@@ -12,70 +12,37 @@
 #[cfg(test)]
 mod golden;
 
-use std::collections::{BTreeMap, HashSet};
-
+use runfile::{Dico, Weights};
 use statistics::{Summary, names};
 use tch::{Kind, Tensor, no_grad};
 
 use super::Outcome;
-use crate::captioner::beam::Hypothesis;
-use crate::captioner::{Captioner, Captions, Search};
-use crate::clip::{Clip, pac_s};
+use super::candidates::{Candidates, Context, Images, values};
+use crate::captioner::Captioner;
 use crate::nn::Mode;
-use crate::text::{TokenBatch, Vocabulary};
 
-/// What DiCO needs besides the policy.
-pub struct Context<'a> {
-    /// The policy as it was when the stage began; keeps it fluent.
-    pub reference: &'a Captioner,
-    /// Judges the candidates.
-    pub evaluator: &'a Clip,
-    /// Of policy and reference.
-    pub captioner_vocabulary: &'a Vocabulary,
-    /// Of the evaluator.
-    pub evaluator_vocabulary: &'a Vocabulary,
-    /// How candidates are proposed.
-    pub search: Search,
-    /// beta and tau.
-    pub settings: &'a runfile::Dico,
-}
-
-/// The loss of some images under the current policy: `vision` are their hidden states, `embeddings` the evaluator's unit
-/// embeddings of them, `[images, embedding]`.
+/// The loss of some images under the current policy.
 #[must_use]
-pub fn outcome(policy: &Captioner, vision: &Tensor, embeddings: &Tensor, context: &Context<'_>, mode: Mode) -> Outcome {
-    let candidates = policy.search(vision, &context.search);
-    let rewards = no_grad(|| rewards(embeddings, &candidates, context));
-    let (images, k) = rewards.size2().expect("rewards are [images, candidates]");
-    let sequences: Vec<Vec<i64>> = candidates
-        .iter()
-        .flatten()
-        .map(|candidate| {
-            std::iter::once(context.captioner_vocabulary.begin()).chain(candidate.tokens.iter().copied()).collect()
-        })
-        .collect();
-    let captions = Captions::new(&sequences, k, context.captioner_vocabulary.pad(), vision.device());
-    let reference = no_grad(|| context.reference.token_log_probabilities(vision, &captions, Mode::Evaluate).sums());
-    let policy = policy.token_log_probabilities(vision, &captions, mode).sums();
-    let difference = (policy - reference).view([images, k]);
-    let preference = Preference::new(&rewards, context.settings.tau);
-    let margin = preference.margin(&difference);
-    let loss = (margin.shallow_clone() * context.settings.beta).log_sigmoid().sum(Kind::Float).neg();
+pub fn outcome(
+    policy: &Captioner,
+    images: &Images<'_>,
+    context: &Context<'_>,
+    settings: &Dico,
+    mode: Mode,
+) -> Outcome {
+    let found = policy.search(images.hidden, &context.search);
+    let candidates = Candidates::new(found, policy, images, context, mode);
+    let preference = Preference::new(&candidates.rewards, settings);
+    let margin = preference.margin(&match settings.reference {
+        true => &candidates.policy - &candidates.reference,
+        false => candidates.policy.shallow_clone(),
+    });
+    let loss = (margin.shallow_clone() * settings.beta).log_sigmoid().sum(Kind::Float).neg();
     let loss_sum = loss.double_value(&[]);
-    let summaries = no_grad(|| summaries(&rewards, &difference, &margin, &preference, &candidates));
-    Outcome { loss, loss_sum, weight: images as f64, summaries }
-}
-
-/// PAC-S of every candidate, `[images, candidates]`.
-fn rewards(embeddings: &Tensor, candidates: &[Vec<Hypothesis>], context: &Context<'_>) -> Tensor {
-    let Context { evaluator, captioner_vocabulary, evaluator_vocabulary, .. } = context;
-    let most = evaluator.architecture().text.context_length;
-    // Through text, as any evaluator would read it: its tokens need not be the captioner's.
-    let texts = candidates.iter().flatten().map(|candidate| captioner_vocabulary.decode(&candidate.tokens));
-    let texts: Vec<Vec<i64>> = texts.map(|text| evaluator_vocabulary.encode(&text, most)).collect();
-    let texts = TokenBatch::new(&texts, evaluator_vocabulary.end(), embeddings.device());
-    let (images, width) = embeddings.size2().expect("embeddings are [images, embedding]");
-    pac_s(&embeddings.unsqueeze(1), &evaluator.text.embed(&texts).view([images, -1, width]))
+    let mut summaries = no_grad(|| candidates.summaries());
+    summaries.insert(names::IMPLICIT_ACCURACY, Summary::of(values(&margin.gt(0.0))));
+    summaries.insert(names::GAMMA_ENTROPY, Summary::of(values(&preference.entropy())));
+    Outcome { loss, loss_sum, weight: candidates.size().0 as f64, summaries }
 }
 
 /// Which candidate of each image is best, and how the others are weighed against it.
@@ -87,11 +54,23 @@ struct Preference {
 }
 
 impl Preference {
-    /// Of several best candidates the first is chosen.
-    fn new(rewards: &Tensor, tau: f64) -> Self {
+    /// Of several best candidates the first is chosen, of several worst ones, too.
+    fn new(rewards: &Tensor, settings: &Dico) -> Self {
         let (best, chosen) = rewards.max_dim(1, true);
-        let logits = ((best - rewards) * tau).scatter_value(1, &chosen, f64::NEG_INFINITY);
-        Self { chosen, gamma: logits.softmax(1, rewards.kind()) }
+        let gamma = match settings.weights {
+            Weights::Softmax => softmax_of_others(&((best - rewards) * settings.tau), &chosen),
+            Weights::Uniform => softmax_of_others(&rewards.zeros_like(), &chosen),
+            Weights::Worst => {
+                let worst = rewards.scatter_value(1, &chosen, f64::INFINITY).argmin(1, true);
+                rewards.zeros_like().scatter_value(1, &worst, 1.0)
+            }
+        };
+        Self { chosen, gamma }
+    }
+
+    /// Of each image's weights, in nats, `[images]`.
+    fn entropy(&self) -> Tensor {
+        -(&self.gamma * self.gamma.clamp_min(1e-30).log()).sum_dim_intlist(1, false, self.gamma.kind())
     }
 
     /// d_w - sum_j gamma_j d_j, `[images]`.
@@ -101,39 +80,9 @@ impl Preference {
     }
 }
 
-fn summaries(
-    rewards: &Tensor,
-    difference: &Tensor,
-    margin: &Tensor,
-    preference: &Preference,
-    candidates: &[Vec<Hypothesis>],
-) -> BTreeMap<&'static str, Summary> {
-    let values = |tensor: &Tensor| {
-        Vec::<f64>::try_from(tensor.to_kind(Kind::Double).flatten(0, -1)).expect("a flat tensor of doubles")
-    };
-    let is_chosen = rewards.zeros_like().scatter_value(1, &preference.chosen, 1.0).to_kind(Kind::Bool);
-    let (chosen, rejected) = (rewards.masked_select(&is_chosen), rewards.masked_select(&is_chosen.logical_not()));
-    let (images, k) = rewards.size2().expect("rewards are [images, candidates]");
-    let mean_rejected = rejected.view([images, k - 1]).mean_dim(1, false, rewards.kind());
-    let entropy =
-        -(&preference.gamma * preference.gamma.clamp_min(1e-30).log()).sum_dim_intlist(1, false, rewards.kind());
-    let lengths = || candidates.iter().flatten().map(|candidate| candidate.tokens.len() as f64);
-    BTreeMap::from([
-        (names::REWARD_MARGIN, Summary::of(values(&(&chosen - mean_rejected)))),
-        (names::REWARD_CHOSEN, Summary::of(values(&chosen))),
-        (names::REWARD_REJECTED, Summary::of(values(&rejected))),
-        (names::IMPLICIT_ACCURACY, Summary::of(values(&margin.gt(0.0)))),
-        (names::KL, Summary::of(values(difference).into_iter().zip(lengths()).map(|(sum, length)| sum / length))),
-        (names::GAMMA_ENTROPY, Summary::of(values(&entropy))),
-        (names::CAPTION_LENGTH, Summary::of(lengths())),
-        (names::REPETITION, Summary::of(candidates.iter().flatten().map(repetition))),
-    ])
-}
-
-/// Share of tokens that repeat an earlier one.
-fn repetition(candidate: &Hypothesis) -> f64 {
-    let distinct: HashSet<i64> = candidate.tokens.iter().copied().collect();
-    1.0 - distinct.len() as f64 / candidate.tokens.len().max(1) as f64
+/// Softmax over all but the chosen candidate, whose weight is 0.
+fn softmax_of_others(logits: &Tensor, chosen: &Tensor) -> Tensor {
+    logits.scatter_value(1, chosen, f64::NEG_INFINITY).softmax(1, logits.kind())
 }
 
 #[cfg(test)]
@@ -157,11 +106,15 @@ mod tests {
         (-sigmoid(beta * margin).ln(), gradient)
     }
 
+    fn settings(tau: f64) -> Dico {
+        Dico { tau, ..Dico::default() }
+    }
+
     fn check(policy: &[f64], reference: &[f64], rewards: &[f64], beta: f64, tau: f64) {
         let row = |values: &[f64]| Tensor::from_slice(values).unsqueeze(0);
         let leaf = row(policy).set_requires_grad(true);
         let difference = &leaf - row(reference);
-        let margin = Preference::new(&row(rewards), tau).margin(&difference);
+        let margin = Preference::new(&row(rewards), &settings(tau)).margin(&difference);
         let loss = (margin * beta).log_sigmoid().sum(Kind::Double).neg();
         loss.backward();
         let gradient = Vec::<f64>::try_from(leaf.grad().squeeze_dim(0)).unwrap();
@@ -183,14 +136,14 @@ mod tests {
     #[test]
     fn with_two_candidates_the_other_has_all_the_weight() {
         check(&[-5.0, -6.0], &[-5.5, -5.0], &[0.4, 0.7], 0.2, 300.0);
-        let gamma = Preference::new(&Tensor::from_slice(&[0.4, 0.7]).unsqueeze(0), 300.0).gamma;
+        let gamma = Preference::new(&Tensor::from_slice(&[0.4, 0.7]).unsqueeze(0), &settings(300.0)).gamma;
         assert_eq!(Vec::<f64>::try_from(gamma.squeeze_dim(0)).unwrap(), [1.0, 0.0]);
     }
 
     #[test]
     fn of_equal_rewards_the_first_is_chosen_and_the_rest_share() {
         check(&[-5.0, -6.0, -7.0], &[-5.5, -5.0, -7.5], &[0.5, 0.5, 0.5], 0.2, 300.0);
-        let gamma = Preference::new(&Tensor::from_slice(&[0.5, 0.5, 0.5]).unsqueeze(0), 300.0).gamma;
+        let gamma = Preference::new(&Tensor::from_slice(&[0.5, 0.5, 0.5]).unsqueeze(0), &settings(300.0)).gamma;
         assert_eq!(Vec::<f64>::try_from(gamma.squeeze_dim(0)).unwrap(), [0.0, 0.5, 0.5]);
     }
 
@@ -204,9 +157,17 @@ mod tests {
     }
 
     #[test]
-    fn repetition_counts_tokens_seen_before() {
-        let candidate = |tokens: &[i64]| Hypothesis { tokens: tokens.to_vec(), score: 0.0 };
-        assert_eq!(repetition(&candidate(&[1, 2, 1, 1])), 0.5);
-        assert_eq!(repetition(&candidate(&[])), 1.0);
+    fn ablations_weigh_all_alike_or_the_worst_alone() {
+        let gamma = |weights| {
+            let settings = Dico { weights, ..Dico::default() };
+            let rewards = Tensor::from_slice(&[0.4, 0.7, 0.1, 0.1]).unsqueeze(0);
+            Vec::<f64>::try_from(Preference::new(&rewards, &settings).gamma.squeeze_dim(0)).unwrap()
+        };
+        let third = 1.0 / 3.0;
+        assert_eq!(gamma(Weights::Uniform), [third, 0.0, third, third]);
+        assert_eq!(gamma(Weights::Worst), [0.0, 0.0, 1.0, 0.0]);
+        // The published weights lie between the two.
+        let softmax = gamma(Weights::Softmax);
+        assert!((softmax[2] - 0.5).abs() < 1e-12 && softmax[0] < 1e-12, "{softmax:?}");
     }
 }

@@ -1,0 +1,77 @@
+//! Captions drawn from the model, token by token.
+
+use tch::Tensor;
+
+use super::Search;
+use super::beam::{Hypothesis, Steps, score};
+
+/// `search.beams` captions of each of `images` images, each drawn by itself.
+pub fn sample(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<Hypothesis>> {
+    let rows = images * search.beams;
+    let mut drawn: Vec<Vec<i64>> = vec![Vec::new(); rows];
+    let mut sums = vec![0.0_f32; rows];
+    let ended = |caption: &Vec<i64>| caption.last() == Some(&search.end);
+    for _ in 1..search.max_length {
+        if drawn.iter().all(ended) {
+            break;
+        }
+        // Captions that have ended go on unheard: rows are cheaper than shapes that change.
+        let last: Vec<i64> = drawn.iter().map(|caption| *caption.last().unwrap_or(&search.begin)).collect();
+        let log_probabilities = steps.next(&last, None);
+        let tokens = log_probabilities.exp().multinomial(1, false);
+        let chosen = log_probabilities.gather(1, &tokens, false);
+        let flat = |tensor: &Tensor| tensor.squeeze_dim(1);
+        let tokens = Vec::<i64>::try_from(flat(&tokens)).expect("tokens are i64");
+        let chosen = Vec::<f32>::try_from(flat(&chosen)).expect("log-probabilities are f32");
+        for (row, caption) in drawn.iter_mut().enumerate().filter(|(_, caption)| !ended(caption)) {
+            caption.push(tokens[row]);
+            sums[row] += chosen[row];
+        }
+    }
+    let mut hypotheses =
+        drawn.into_iter().zip(sums).map(|(tokens, sum)| Hypothesis { score: score(sum, tokens.len(), search), tokens });
+    (0..images).map(|_| hypotheses.by_ref().take(search.beams).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const END: i64 = 0;
+
+    /// Ends with probability 1/2, else says 1 (1/3) or 2 (1/6); knows nothing of what was said before.
+    struct Coin {
+        rows: i64,
+    }
+
+    impl Steps for Coin {
+        fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
+            assert!(tokens.len() as i64 == self.rows && origins.is_none());
+            Tensor::from_slice(&[1.0_f32 / 2.0, 1.0 / 3.0, 1.0 / 6.0]).log().repeat([self.rows, 1])
+        }
+    }
+
+    #[test]
+    fn captions_are_drawn_as_often_as_they_are_likely() {
+        tch::manual_seed(3);
+        let search = Search {
+            beams: 4000,
+            max_length: 4,
+            length_penalty: 0.0,
+            begin_counts_when_cut: false,
+            begin: 3,
+            end: END,
+        };
+        let found = sample(&mut Coin { rows: 8000 }, 2, &search);
+        assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [4000, 4000]);
+        let all = || found.iter().flatten();
+        assert!(all().all(|caption| caption.tokens.len() == 3 || caption.tokens.last() == Some(&END)));
+        assert!(all().all(|caption| caption.tokens.iter().rev().skip(1).all(|&token| token != END)));
+        for (tokens, probability) in [(&[END][..], 0.5), (&[1, END], 1.0 / 6.0), (&[1, 2, END], 1.0 / 36.0)] {
+            let matching: Vec<_> = all().filter(|caption| caption.tokens == tokens).collect();
+            let (share, deviation) = (matching.len() as f64 / 8000.0, (probability * (1.0 - probability) / 8000.0_f64).sqrt());
+            assert!((share - probability).abs() < 4.0 * deviation, "{tokens:?}: {share} is not {probability}");
+            assert!((matching[0].score - f64::ln(probability)).abs() < 1e-5);
+        }
+    }
+}

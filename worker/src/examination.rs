@@ -1,0 +1,147 @@
+//! Examinations: what the captioner says of images that it was not trained on, and what can be said of that without the other
+//! images. The rest is up to whoever has all of it.
+
+use std::collections::HashMap;
+
+use dataset::{DataSet, Item, Split};
+use proto::v1;
+use runfile::RunFile;
+use tch::{Kind, Tensor, no_grad};
+
+use crate::captioner::Search;
+use crate::clip;
+use crate::data::Batch;
+use crate::models::{Models, Origins};
+use crate::text::TokenBatch;
+
+/// Whose captions are examined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// The captioner's.
+    Captioner,
+    /// Those that people wrote, each against the others of its image: the level that generated captions are to be compared with.
+    People,
+}
+
+/// Examines models on a split.
+pub struct Examiner<'a> {
+    /// Says what the evaluator scores, and how.
+    pub run: &'a RunFile,
+    /// Captioner and evaluator.
+    pub models: &'a Models,
+    /// Their vocabularies.
+    pub origins: &'a Origins,
+    /// Images and captions.
+    pub data: &'a DataSet,
+    /// Which of them.
+    pub split: Split,
+    /// Scenes of the built-in world, if that is what the images show.
+    pub scenes: Option<&'a world::Scenes>,
+    /// Whose captions.
+    pub writer: Writer,
+}
+
+/// A caption to be judged and the human ones to judge it by.
+struct Written {
+    caption: String,
+    references: Vec<String>,
+}
+
+impl Examiner<'_> {
+    /// The items of one prepared batch of the split. They depend on which images are in a batch together, if only in their last
+    /// bits.
+    #[must_use]
+    pub fn items(&self, batch: &Batch) -> Vec<v1::EvaluationItem> {
+        let count = batch.samples.len();
+        if count == 0 {
+            return Vec::new();
+        }
+        let items: Vec<(usize, &Item)> =
+            batch.samples.iter().map(|sample| (sample.image, &self.data.split(self.split)[sample.image])).collect();
+        let hidden = self.models.hidden(batch, 0..count);
+        let images = self.models.embeddings(batch, 0..count, &hidden);
+        let written = self.written(&items, &hidden);
+        let texts = self.embed(written.iter().map(|written| &written.caption));
+        let references = self.embed(written.iter().flat_map(|written| &written.references));
+        let mut references = references.split_with_sizes(
+            written.iter().map(|written| written.references.len() as i64).collect::<Vec<_>>(),
+            0,
+        );
+        let rows = items.into_iter().zip(written).zip(references.drain(..)).enumerate();
+        rows.map(|(row, (((_, item), written), references))| {
+            let (image, text) = (images.get(row as i64), texts.get(row as i64));
+            let mut scores = self.evaluator_scores(&image, &text, &references);
+            scores.extend(self.judged(&item.name, &written.caption));
+            v1::EvaluationItem {
+                image: item.name.clone(),
+                image_id: item.id,
+                caption: written.caption,
+                references: written.references,
+                scores,
+                image_embedding: numbers(&image),
+                text_embedding: numbers(&text),
+            }
+        })
+        .collect()
+    }
+
+    fn written(&self, items: &[(usize, &Item)], hidden: &Tensor) -> Vec<Written> {
+        if self.writer == Writer::People {
+            return items.iter().map(|&(number, item)| Written::by_people(item, number)).collect();
+        }
+        let vocabulary = &self.origins.captioner_vocabulary;
+        let found = self.models.captioner.search(hidden, &Search::new(&self.run.decoding, vocabulary));
+        let captions = found.iter().map(|beams| vocabulary.decode(&beams[0].tokens));
+        captions
+            .zip(items)
+            .map(|(caption, (_, item))| Written { caption, references: item.captions.clone() })
+            .collect()
+    }
+
+    /// The evaluator's unit embeddings of some texts, `[texts, embedding]`.
+    fn embed<'t>(&self, texts: impl Iterator<Item = &'t String>) -> Tensor {
+        let (evaluator, vocabulary) = (&self.models.evaluator, &self.origins.evaluator_vocabulary);
+        let most = evaluator.architecture().text.context_length;
+        let prefix = &self.run.evaluator.prefix;
+        let texts: Vec<Vec<i64>> = texts.map(|text| vocabulary.encode(&format!("{prefix}{text}"), most)).collect();
+        let device = evaluator.parameters().flat().device();
+        no_grad(|| evaluator.text.embed(&TokenBatch::new(&texts, vocabulary.end(), device)))
+    }
+
+    /// The evaluator's score of a caption, and the variant that also looks at the references: the harmonic mean with the best
+    /// cosine to one of them (Hessel et al. 2021, section 3). `references` is `[references, embedding]`.
+    fn evaluator_scores(&self, image: &Tensor, text: &Tensor, references: &Tensor) -> HashMap<String, f64> {
+        let score = self.run.evaluator.score;
+        let own = clip::score(image, text, score.factor()).double_value(&[]);
+        let nearest = references.matmul(text).max().double_value(&[]).max(0.0);
+        let with_references = if own + nearest > 0.0 { 2.0 * own * nearest / (own + nearest) } else { 0.0 };
+        HashMap::from([(score.name().to_owned(), own), (score.reference_name().to_owned(), with_references)])
+    }
+
+    fn judged(&self, image: &str, caption: &str) -> Vec<(String, f64)> {
+        let Some(scene) = self.scenes.and_then(|scenes| scenes.get(image)) else { return Vec::new() };
+        let verdict = world::judge(caption, scene);
+        let scores = [
+            ("grammatical", f64::from(verdict.grammatical)),
+            ("truthful", f64::from(verdict.truthful)),
+            ("details", f64::from(verdict.details)),
+        ];
+        scores.map(|(name, score)| (name.to_owned(), score)).into()
+    }
+}
+
+impl Written {
+    /// One of the image's own captions, against the others (or itself where there is no other).
+    fn by_people(item: &Item, number: usize) -> Self {
+        let mut references = item.captions.clone();
+        let caption = references.swap_remove(number % references.len());
+        if references.is_empty() {
+            references.push(caption.clone());
+        }
+        Self { caption, references }
+    }
+}
+
+fn numbers(vector: &Tensor) -> Vec<f32> {
+    Vec::try_from(vector.to_kind(Kind::Float)).expect("a vector of floats")
+}

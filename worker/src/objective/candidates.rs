@@ -1,0 +1,159 @@
+//! What DiCO and self-critical training share: captions that the policy itself proposes, what they are worth, and how likely
+//! the policy and the reference find them.
+
+use std::collections::{BTreeMap, HashSet};
+
+use statistics::{Summary, names};
+use tch::{Kind, Tensor, no_grad};
+
+use super::reward::Judge;
+use crate::captioner::beam::Hypothesis;
+use crate::captioner::{Captioner, Captions, Search};
+use crate::nn::Mode;
+use crate::text::Vocabulary;
+
+/// The images of a batch.
+#[derive(Clone, Copy)]
+pub struct Images<'a> {
+    /// What the captioner sees of them, `[images, vision tokens, vision width]`.
+    pub hidden: &'a Tensor,
+    /// The evaluator's unit embeddings of them, `[images, embedding]`.
+    pub embeddings: &'a Tensor,
+    /// Their numbers in the training split.
+    pub numbers: &'a [usize],
+}
+
+/// What fine-tuning needs besides the policy.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The policy as it was when the stage began.
+    pub reference: &'a Captioner,
+    /// Rewards candidates.
+    pub judge: Judge<'a>,
+    /// Of policy and reference.
+    pub vocabulary: &'a Vocabulary,
+    /// How candidates are searched.
+    pub search: Search,
+}
+
+impl Context<'_> {
+    /// What each image's candidates say.
+    pub fn texts(&self, candidates: &[Vec<Hypothesis>]) -> Vec<Vec<String>> {
+        let text = |candidate: &Hypothesis| self.vocabulary.decode(&candidate.tokens);
+        candidates.iter().map(|of_image| of_image.iter().map(text).collect()).collect()
+    }
+}
+
+/// Candidates with all that the objectives want to know of them, equally many for each image.
+pub struct Candidates {
+    found: Vec<Vec<Hypothesis>>,
+    /// `[images, candidates]`.
+    pub rewards: Tensor,
+    /// Log-probability under the policy, summed over tokens; carries gradients. `[images, candidates]`.
+    pub policy: Tensor,
+    /// Log-probability under the reference. `[images, candidates]`.
+    pub reference: Tensor,
+}
+
+impl Candidates {
+    /// Rewards the captions that were `found`, and asks policy and reference for their log-probabilities.
+    #[must_use]
+    pub fn new(
+        found: Vec<Vec<Hypothesis>>,
+        policy: &Captioner,
+        images: &Images<'_>,
+        context: &Context<'_>,
+        mode: Mode,
+    ) -> Self {
+        let rewards = no_grad(|| context.judge.rewards(images, &context.texts(&found)));
+        let (count, each) = rewards.size2().expect("rewards are [images, candidates]");
+        let begin = context.vocabulary.begin();
+        let sequence = |found: &Hypothesis| std::iter::once(begin).chain(found.tokens.iter().copied()).collect();
+        let sequences: Vec<Vec<i64>> = found.iter().flatten().map(sequence).collect();
+        let captions = Captions::new(&sequences, each, context.vocabulary.pad(), images.hidden.device());
+        let log_probabilities = |captioner: &Captioner, mode| {
+            captioner.token_log_probabilities(images.hidden, &captions, mode).sums().view([count, each])
+        };
+        let reference = no_grad(|| log_probabilities(context.reference, Mode::Evaluate));
+        Self { found, rewards, policy: log_probabilities(policy, mode), reference }
+    }
+
+    /// Images, and candidates of each.
+    #[must_use]
+    pub fn size(&self) -> (i64, i64) {
+        self.rewards.size2().expect("rewards are [images, candidates]")
+    }
+
+    /// The best candidate of each image, of several the first: its reward and its number, both `[images, 1]`.
+    #[must_use]
+    pub fn best(&self) -> (Tensor, Tensor) {
+        self.rewards.max_dim(1, true)
+    }
+
+    /// Distributions of what is of interest whatever the objective.
+    #[must_use]
+    pub fn summaries(&self) -> BTreeMap<&'static str, Summary> {
+        let (images, each) = self.size();
+        let (chosen, number) = self.best();
+        let is_rejected = self.rewards.ones_like().scatter_value(1, &number, 0.0).to_kind(Kind::Bool);
+        let rejected = self.rewards.masked_select(&is_rejected);
+        let chosen = chosen.squeeze_dim(1);
+        let per_token = values(&(&self.policy - &self.reference)).into_iter().zip(self.lengths());
+        let mut summaries = BTreeMap::from([
+            (names::REWARD_CHOSEN, Summary::of(values(&chosen))),
+            (names::REWARD_REJECTED, Summary::of(values(&rejected))),
+            (names::KL, Summary::of(per_token.map(|(sum, length)| sum / length))),
+            (names::CAPTION_LENGTH, Summary::of(self.lengths())),
+            (names::REPETITION, Summary::of(self.found.iter().flatten().map(repetition))),
+        ]);
+        if each > 1 {
+            let mean_rejected = rejected.view([images, each - 1]).mean_dim(1, false, rejected.kind());
+            summaries.insert(names::REWARD_MARGIN, Summary::of(values(&(chosen - mean_rejected))));
+        }
+        summaries
+    }
+
+    fn lengths(&self) -> impl Iterator<Item = f64> {
+        self.found.iter().flatten().map(|candidate| candidate.tokens.len() as f64)
+    }
+}
+
+/// A tensor's values, in order.
+pub(super) fn values(tensor: &Tensor) -> Vec<f64> {
+    Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).flatten(0, -1)).expect("a flat tensor of doubles")
+}
+
+/// Share of tokens that repeat an earlier one.
+fn repetition(candidate: &Hypothesis) -> f64 {
+    let distinct: HashSet<i64> = candidate.tokens.iter().copied().collect();
+    1.0 - distinct.len() as f64 / candidate.tokens.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repetition_counts_tokens_seen_before() {
+        let candidate = |tokens: &[i64]| Hypothesis { tokens: tokens.to_vec(), score: 0.0 };
+        assert_eq!(repetition(&candidate(&[1, 2, 1, 1])), 0.5);
+        assert_eq!(repetition(&candidate(&[])), 1.0);
+    }
+
+    #[test]
+    fn summaries_tell_the_chosen_from_the_rejected() {
+        let hypothesis = |length: usize| Hypothesis { tokens: (0..length as i64).collect(), score: 0.0 };
+        let candidates = Candidates {
+            found: vec![vec![hypothesis(2), hypothesis(4)], vec![hypothesis(1), hypothesis(1)]],
+            rewards: Tensor::from_slice(&[0.25_f32, 0.75, 0.5, 0.5]).view([2, 2]),
+            policy: Tensor::from_slice(&[-2.0_f32, -4.0, -1.0, -3.0]).view([2, 2]),
+            reference: Tensor::from_slice(&[-3.0_f32, -2.0, -1.0, -2.0]).view([2, 2]),
+        };
+        let summaries = candidates.summaries();
+        let mean = |name: &str| summaries[name].mean();
+        assert_eq!((mean(names::REWARD_CHOSEN), mean(names::REWARD_REJECTED)), (0.625, 0.375));
+        assert_eq!((mean(names::REWARD_MARGIN), mean(names::CAPTION_LENGTH)), (0.25, 2.0));
+        // (1 / 2, -2 / 4, 0 / 1, -1 / 1)
+        assert_eq!(mean(names::KL), -0.25);
+    }
+}
