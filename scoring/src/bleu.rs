@@ -1,33 +1,34 @@
 //! BLEU (Papineni et al., ACL 2002), with the smoothing of pycocoevalcap's `bleu_scorer.py`.
 
-use crate::ngrams::{self, Corpus, MAX_ORDER};
-use crate::{Item, Scores};
+use crate::ngrams::{self, MAX_ORDER};
+use crate::{Corpus, Scores};
 
 /// Added to numerators, so that the geometric mean of a caption without matches is not exactly 0.
 const TINY: f64 = 1e-15;
 /// Added to denominators against division by zero.
 const SMALL: f64 = 1e-9;
 
-/// BLEU-1 to BLEU-4, as `Bleu(4)` of pycocoevalcap: clipped n-gram precisions (`Papineni et al.`, "BLEU: a Method for
+/// BLEU-1 to BLEU-4 (0 to 1), as `Bleu(4)` of pycocoevalcap: clipped n-gram precisions (`Papineni et al.`, "BLEU: a Method for
 /// Automatic Evaluation of Machine Translation", ACL 2002), each `(correct + 1e-15) / (guess + 1e-9)`, their geometric
 /// mean, and the penalty `exp(1 - 1 / ratio)` where the candidate is shorter than the reference whose length is
 /// closest (of two equally close, the shorter).
 ///
 /// `corpus` comes from counts and lengths summed over the items. An item without references matches nothing and has
 /// reference length 0, so that its tokens still weigh on the corpus.
-pub fn bleu(items: &[Item]) -> [Scores; MAX_ORDER] {
+#[must_use]
+pub fn bleu(corpus: &Corpus) -> [Scores; 4] {
     let mut total = Statistics::default();
-    let mut by_order = [(); MAX_ORDER].map(|()| Vec::with_capacity(items.len()));
+    let mut by_order = [(); MAX_ORDER].map(|()| Vec::with_capacity(corpus.len()));
     let mut scratch = Scratch::default();
-    for (candidate, references) in Corpus::new(items).items() {
+    for (candidate, references) in corpus.words() {
         let statistics = scratch.statistics(candidate, references);
         for (values, value) in by_order.iter_mut().zip(statistics.bleu()) {
             values.push(value);
         }
         total.add(&statistics);
     }
-    let mut corpus = total.bleu().into_iter();
-    by_order.map(|items| Scores { corpus: corpus.next().unwrap_or_default(), items })
+    let mut pooled = total.bleu().into_iter();
+    by_order.map(|items| Scores { corpus: pooled.next().unwrap_or_default(), items })
 }
 
 /// What BLEU needs to know of one item, or summed over several.
@@ -100,13 +101,10 @@ impl Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn item(candidate: &str, references: &[&str]) -> Item {
-        Item { candidate: candidate.into(), references: references.iter().map(|&text| text.into()).collect() }
-    }
+    use crate::{Item, item};
 
     fn values(items: &[Item]) -> [f64; MAX_ORDER] {
-        bleu(items).map(|scores| scores.corpus)
+        bleu(&Corpus::new(items)).map(|scores| scores.corpus)
     }
 
     fn assert_near(got: [f64; MAX_ORDER], expected: [f64; MAX_ORDER]) {
@@ -148,19 +146,19 @@ mod tests {
 
     #[test]
     fn corpus_pools_counts() {
-        let scores = &bleu(&[item("a b", &["a b"]), item("a b c d e f", &["u v w x y z"])])[0];
+        let scores = &bleu(&Corpus::new(&[item("a b", &["a b"]), item("a b c d e f", &["u v w x y z"])]))[0];
         assert!((scores.corpus - 2.0 / 8.0).abs() < 1e-9, "{scores:?}");
     }
 
     #[test]
     fn empty_input_scores_zero() {
-        for scores in bleu(&[]) {
+        for scores in bleu(&Corpus::new(&[])) {
             assert_eq!(scores, Scores { corpus: 0.0, items: vec![] });
         }
-        for scores in bleu(&[item("", &["a b"]), item("", &[])]) {
+        for scores in bleu(&Corpus::new(&[item("", &["a b"]), item("", &[])])) {
             assert_eq!(scores, Scores { corpus: 0.0, items: vec![0.0, 0.0] });
         }
-        for scores in bleu(&[item("a b", &[]), item("a b", &[""])]) {
+        for scores in bleu(&Corpus::new(&[item("a b", &[]), item("a b", &[""])])) {
             assert!(scores.corpus < 1e-3 && scores.items[0] < 1e-3 && scores.items[0] == scores.items[1]);
         }
     }

@@ -1,6 +1,7 @@
-//! Captions of our own, with the values that pycocoevalcap 1.2 printed for them (its PTB tokeniser, BLEU and CIDEr).
+//! Captions of our own, with the values that pycocoevalcap 1.2 printed for them (its PTB tokeniser, BLEU, ROUGE-L
+//! and CIDEr).
 
-use crate::{Item, Scores, bleu, cider_d};
+use crate::{Corpus, Scores, bleu, cider_d, item, rouge_l};
 
 /// Candidates and references.
 const CAPTIONS: &[(&str, &[&str])] = &[
@@ -38,18 +39,21 @@ const BLEU_ITEMS: &[[f64; 4]] = &[
     [0.6428571428112246, 0.49724515806196345, 0.3953912414701941, 0.2737928561695718],
 ];
 
+/// ROUGE-L of all items together.
+const ROUGE: f64 = 0.43512466708688496;
+/// ROUGE-L by item.
+const ROUGE_ITEMS: &[f64] =
+    &[0.5269978401727862, 0.9104477611940297, 0.5115303983228512, 0.6288659793814433, 0.0, 0.0, 0.4680306905370844];
+
 /// CIDEr-D of all items together.
 const CIDER: f64 = 1.5984048864765985;
 /// CIDEr-D by item.
 const CIDER_ITEMS: &[f64] =
     &[1.4241087586603705, 4.62193924979601, 1.1086053077618405, 2.643298355141676, 0.0, 0.0, 1.390882533976292];
 
-fn items() -> Vec<Item> {
-    let item = |&(candidate, references): &(&str, &[&str])| Item {
-        candidate: candidate.into(),
-        references: references.iter().map(|&text| text.into()).collect(),
-    };
-    CAPTIONS.iter().map(item).collect()
+fn corpus() -> Corpus {
+    let items: Vec<_> = CAPTIONS.iter().map(|(candidate, references)| item(candidate, references)).collect();
+    Corpus::new(&items)
 }
 
 /// Equal to all digits but the last few: the tiny values of BLEU without matches count, too.
@@ -59,7 +63,7 @@ fn assert_near(got: f64, expected: f64) {
 
 #[test]
 fn bleu_is_that_of_the_reference() {
-    for (order, Scores { corpus, items }) in bleu(&items()).into_iter().enumerate() {
+    for (order, Scores { corpus, items }) in bleu(&corpus()).into_iter().enumerate() {
         assert_near(corpus, BLEU[order]);
         assert_eq!(items.len(), BLEU_ITEMS.len());
         items.iter().zip(BLEU_ITEMS).for_each(|(&got, expected)| assert_near(got, expected[order]));
@@ -68,8 +72,16 @@ fn bleu_is_that_of_the_reference() {
 
 #[test]
 fn cider_d_is_that_of_the_reference() {
-    let Scores { corpus, items } = cider_d(&items());
+    let Scores { corpus, items } = cider_d(&corpus());
     assert_near(corpus, CIDER);
     assert_eq!(items.len(), CIDER_ITEMS.len());
     items.iter().zip(CIDER_ITEMS).for_each(|(&got, &expected)| assert_near(got, expected));
+}
+
+#[test]
+fn rouge_l_is_that_of_the_reference() {
+    let Scores { corpus, items } = rouge_l(&corpus());
+    assert_near(corpus, ROUGE);
+    assert_eq!(items.len(), ROUGE_ITEMS.len());
+    items.iter().zip(ROUGE_ITEMS).for_each(|(&got, &expected)| assert_near(got, expected));
 }

@@ -1,10 +1,6 @@
-//! Interned captions and their n-gram counts, shared by the n-gram metrics.
+//! Counts of n-grams, shared by the n-gram metrics.
 
-use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-
-use crate::Item;
-use crate::tokens::Tokeniser;
 
 /// The longest n-grams that BLEU and CIDEr-D look at.
 pub(crate) const MAX_ORDER: usize = 4;
@@ -84,54 +80,6 @@ pub(crate) fn join<L: Copy, R: Copy>(left: &[(Ngram, L)], right: &[(Ngram, R)], 
     }
 }
 
-/// All captions of a job as token ids, in one block of memory.
-pub(crate) struct Corpus {
-    ids: Vec<u32>,
-    /// Where each caption ends in `ids`: an item's candidate, its references, the next item's candidate, ...
-    ends: Vec<usize>,
-    /// The position in `ends` of each item's candidate, then the length of `ends`.
-    firsts: Vec<usize>,
-}
-
-impl Corpus {
-    pub(crate) fn new(items: &[Item]) -> Self {
-        let mut vocabulary = HashMap::<Box<str>, u32>::new();
-        let mut tokeniser = Tokeniser::default();
-        let mut corpus = Self { ids: Vec::new(), ends: Vec::new(), firsts: Vec::with_capacity(items.len() + 1) };
-        for item in items {
-            corpus.firsts.push(corpus.ends.len());
-            for caption in std::iter::once(&item.candidate).chain(&item.references) {
-                tokeniser.each(caption, |token| {
-                    let id = vocabulary.get(token).copied().unwrap_or_else(|| {
-                        let id = u32::try_from(vocabulary.len() + 1).expect("fewer than 2^32 different tokens");
-                        vocabulary.insert(token.into(), id);
-                        id
-                    });
-                    corpus.ids.push(id);
-                });
-                corpus.ends.push(corpus.ids.len());
-            }
-        }
-        corpus.firsts.push(corpus.ends.len());
-        corpus
-    }
-
-    /// Each item's candidate and references.
-    pub(crate) fn items(
-        &self,
-    ) -> impl ExactSizeIterator<Item = (&[u32], impl ExactSizeIterator<Item = &[u32]> + Clone)> {
-        self.firsts.windows(2).map(|bounds| {
-            let (first, next) = (bounds[0], bounds[1]);
-            (self.caption(first), (first + 1..next).map(|index| self.caption(index)))
-        })
-    }
-
-    fn caption(&self, index: usize) -> &[u32] {
-        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.ids[start..self.ends[index]]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,19 +101,5 @@ mod tests {
         let mut met = Vec::new();
         join(&sparse(&[1, 3, 4, 7]), &sparse(&[2, 3, 5, 7, 8]), |index, l, r| met.push((index, l, r)));
         assert_eq!(met, [(1, 30, 30), (3, 70, 70)]);
-    }
-
-    #[test]
-    fn corpus_gives_captions_back_by_item() {
-        let item = |candidate: &str, references: &[&str]| Item {
-            candidate: candidate.into(),
-            references: references.iter().map(|&text| text.into()).collect(),
-        };
-        let corpus = Corpus::new(&[item("a b", &["b", "c a"]), item("", &[]), item("c", &[""])]);
-        let items: Vec<_> =
-            corpus.items().map(|(candidate, references)| (candidate, references.collect::<Vec<_>>())).collect();
-        let expected: [(&[u32], Vec<&[u32]>); 3] = [(&[1, 2], vec![&[2], &[3, 1]]), (&[], vec![]), (&[3], vec![&[]])];
-        assert_eq!(items, expected);
-        assert_eq!(Corpus::new(&[]).items().len(), 0);
     }
 }

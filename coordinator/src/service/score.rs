@@ -13,8 +13,9 @@ pub fn score(mut items: Vec<Item>) -> (BTreeMap<String, f64>, Vec<Item>) {
         .map(|item| scoring::Item { candidate: item.caption.clone(), references: item.references.clone() })
         .collect();
     if captions.iter().any(|item| !item.references.is_empty()) {
-        let cider = scoring::cider_d(&captions);
-        let [bleu_1, _, _, bleu_4] = scoring::bleu(&captions);
+        let corpus = scoring::Corpus::new(&captions);
+        let cider = scoring::cider_d(&corpus);
+        let [bleu_1, _, _, bleu_4] = scoring::bleu(&corpus);
         for (name, scores) in [("cider", cider), ("bleu_1", bleu_1), ("bleu_4", bleu_4)] {
             metrics.insert(name.to_owned(), scores.corpus);
             for (item, score) in items.iter_mut().zip(scores.items) {

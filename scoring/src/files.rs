@@ -1,0 +1,344 @@
+//! Reads references and candidates from JSON files, in the forms that captioners and COCO use.
+//!
+//! Both files may have any of these forms:
+//!
+//! - `{"ID": ["caption", ...], ...}` or `{"ID": "caption", ...}`;
+//! - COCO's annotations, `{"annotations": [{"image_id": ID, "caption": "..."}, ...], ...}`;
+//! - COCO's results, `[{"image_id": ID, "caption": "..."}, ...]`.
+//!
+//! An ID is a string or a whole number; `7` and `"7"` are the same. Line breaks and other control characters in captions
+//! become spaces: pycocoevalcap would take what follows for the next caption.
+//!
+//! Scored are the images that have a candidate, as in COCO's own evaluation of results; references of other images are
+//! left out, from CIDEr's document frequencies, too.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::{Error, Item};
+
+/// Candidates with their references.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captions {
+    /// The images' ids, in the order in which the references first name them.
+    pub ids: Vec<String>,
+    /// What is to be scored, in the same order.
+    pub items: Vec<Item>,
+    /// How many images have references but no candidate.
+    pub left_out: usize,
+}
+
+impl Captions {
+    /// Reads both files.
+    ///
+    /// # Errors
+    /// A file cannot be read, is not JSON in one of the forms, or has no captions; an image has no or several candidates
+    /// where it should have one; a candidate has no references.
+    pub fn read(references: &Path, candidates: &Path) -> Result<Self, Error> {
+        let reference_groups = read(references)?;
+        let mut candidate_groups = HashMap::new();
+        for (id, captions) in read(candidates)? {
+            let number = captions.len();
+            let [candidate] = <[String; 1]>::try_from(captions).map_err(|_| {
+                Error::format(candidates, format!("image \"{id}\" has {number} candidates; give it exactly one"))
+            })?;
+            candidate_groups.insert(id, candidate);
+        }
+        let mut captions = Self { ids: Vec::new(), items: Vec::new(), left_out: 0 };
+        for (id, group) in reference_groups {
+            let Some(candidate) = candidate_groups.remove(&id) else {
+                captions.left_out += 1;
+                continue;
+            };
+            if group.is_empty() {
+                let problem = format!("image \"{id}\" has no references; add some or take out its candidate");
+                return Err(Error::format(references, problem));
+            }
+            captions.ids.push(id);
+            captions.items.push(Item { candidate, references: group });
+        }
+        // Of several the first by name, so that the message does not change from call to call.
+        if let Some(id) = candidate_groups.keys().min() {
+            let more = match candidate_groups.len() {
+                1 => String::new(),
+                number => format!(" (nor have {} others)", number - 1),
+            };
+            let problem = format!("the candidate's image \"{id}\" is not in this file{more}; add its references");
+            return Err(Error::format(references, problem));
+        }
+        Ok(captions)
+    }
+}
+
+/// The captions of each image, in order of first appearance.
+fn read(path: &Path) -> Result<Vec<(String, Vec<String>)>, Error> {
+    let bytes = std::fs::read(path).map_err(|source| Error::file(path, source))?;
+    // The parser bounds how deep values may be nested.
+    let document = serde_json::from_slice(&bytes).map_err(|error| {
+        let problem = if bytes.is_empty() { "the file is empty; expected JSON".to_owned() } else { error.to_string() };
+        Error::format(path, problem)
+    })?;
+    let groups = match document {
+        Document::List(elements) => by_image(elements),
+        Document::Map(mut entries) => {
+            let coco = |(name, value): &(String, Value)| {
+                name == "annotations"
+                    && matches!(value, Value::List(elements) if !matches!(elements[..], [Element::Caption(_), ..]))
+            };
+            match entries.iter().position(coco).map(|index| entries.swap_remove(index).1) {
+                Some(Value::List(elements)) => by_image(elements),
+                _ => by_key(entries),
+            }
+        }
+    };
+    let groups = groups.map_err(|problem| Error::format(path, problem))?;
+    if groups.is_empty() {
+        return Err(Error::format(path, "the file has no captions"));
+    }
+    Ok(groups)
+}
+
+/// Groups COCO's annotations or results.
+fn by_image(elements: Vec<Element>) -> Result<Vec<(String, Vec<String>)>, String> {
+    let mut groups: Vec<(String, Vec<String>)> = Vec::new();
+    let mut positions = HashMap::new();
+    for (index, element) in elements.into_iter().enumerate() {
+        let Element::Annotation { image_id, caption } = element else {
+            return Err(format!("entry {} of the list is not {{\"image_id\": ID, \"caption\": TEXT}}", index + 1));
+        };
+        let id = String::from(image_id);
+        let position = *positions.entry(id.clone()).or_insert_with(|| {
+            groups.push((id, Vec::new()));
+            groups.len() - 1
+        });
+        groups[position].1.push(one_line(&caption));
+    }
+    Ok(groups)
+}
+
+/// Checks a map from ids to captions.
+fn by_key(entries: Vec<(String, Value)>) -> Result<Vec<(String, Vec<String>)>, String> {
+    let mut seen = HashSet::new();
+    let mut groups = Vec::with_capacity(entries.len());
+    for (id, value) in entries {
+        if !seen.insert(id.clone()) {
+            return Err(format!("image \"{id}\" is there twice; keep one"));
+        }
+        let elements = match value {
+            Value::Caption(caption) => vec![Element::Caption(caption)],
+            Value::List(elements) => elements,
+            Value::Other(_) => return Err(format!("\"{id}\" has neither a caption nor a list of captions")),
+        };
+        let captions = elements.into_iter().map(|element| match element {
+            Element::Caption(caption) => Ok(one_line(&caption)),
+            _ => Err(format!("a caption of \"{id}\" is not a string")),
+        });
+        let captions = captions.collect::<Result<_, _>>()?;
+        groups.push((id, captions));
+    }
+    Ok(groups)
+}
+
+/// `caption` with spaces in the place of line breaks, Unicode's two included, and other control characters.
+fn one_line(caption: &str) -> String {
+    caption.replace(|c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'), " ")
+}
+
+/// A whole file.
+enum Document {
+    List(Vec<Element>),
+    /// In order, names that are there twice included.
+    Map(Vec<(String, Value)>),
+}
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ListOrMap;
+
+        impl<'de> Visitor<'de> for ListOrMap {
+            type Value = Document;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("captions by image, or COCO's annotations or results")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Document, A::Error> {
+                let mut elements = Vec::new();
+                while let Some(element) = list.next_element()? {
+                    elements.push(element);
+                }
+                Ok(Document::List(elements))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Document::Map(entries))
+            }
+        }
+
+        deserializer.deserialize_any(ListOrMap)
+    }
+}
+
+/// What a name in a map stands for.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Caption(String),
+    List(Vec<Element>),
+    /// Another part of COCO's annotations.
+    Other(IgnoredAny),
+}
+
+/// An element of a list. Lists come before annotations, which could be read from lists, too.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Element {
+    Caption(String),
+    List(#[expect(dead_code, reason = "only its form counts")] Vec<IgnoredAny>),
+    Annotation { image_id: Id, caption: String },
+    Other(IgnoredAny),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Id {
+    Text(String),
+    Number(i64),
+}
+
+impl From<Id> for String {
+    fn from(id: Id) -> Self {
+        match id {
+            Id::Text(text) => text,
+            Id::Number(number) => number.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads files of these contents.
+    fn captions(references: &str, candidates: &str) -> Result<Captions, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = ["refs.json", "cands.json"].map(|name| folder.path().join(name));
+        std::fs::write(&paths[0], references).unwrap();
+        std::fs::write(&paths[1], candidates).unwrap();
+        Captions::read(&paths[0], &paths[1])
+            .map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
+    }
+
+    fn problem(references: &str, candidates: &str) -> String {
+        captions(references, candidates).unwrap_err()
+    }
+
+    const COCO: &str = r#"{"info": {"year": 2014}, "licenses": [], "type": "captions",
+        "images": [{"id": 9, "file_name": "9.jpg"}, {"id": 7, "file_name": "7.jpg"}],
+        "annotations": [{"id": 1, "image_id": 9, "caption": "A dog."}, {"id": 2, "image_id": 7, "caption": "A\ncat."},
+                        {"id": 3, "image_id": 9, "caption": "One dog"}]}"#;
+
+    #[test]
+    fn all_forms_are_read_alike() {
+        let expected = Captions {
+            ids: vec!["9".into(), "7".into()],
+            items: vec![crate::item("dog", &["A dog.", "One dog"]), crate::item("cat", &["A cat."])],
+            left_out: 0,
+        };
+        let references = [
+            COCO,
+            r#"{"9": ["A dog.", "One dog"], "7": "A\r\u2028\u0000cat."}"#,
+            r#"[{"image_id": "9", "caption": "A dog."}, {"image_id": 7, "caption": "A\tcat."},
+                {"image_id": 9, "caption": "One dog"}]"#,
+        ];
+        let candidates = [
+            r#"{"7": "cat", "9": "dog"}"#,
+            r#"{"7": ["cat"], "9": "dog"}"#,
+            r#"[{"image_id": 7, "caption": "cat"}, {"image_id": "9", "caption": "dog", "score": 1}]"#,
+        ];
+        for references in references {
+            for candidates in candidates {
+                let mut got = captions(references, candidates).unwrap();
+                for reference in got.items.iter_mut().flat_map(|item| &mut item.references) {
+                    *reference = reference.replace("   ", " ");
+                }
+                assert_eq!(got, expected, "{references} {candidates}");
+            }
+        }
+    }
+
+    #[test]
+    fn images_may_be_called_as_parts_of_coco_are() {
+        let got =
+            captions(r#"{"annotations": ["A dog."], "images": ["A cat."]}"#, r#"{"annotations": "dog"}"#).unwrap();
+        assert_eq!((got.ids, got.left_out), (vec!["annotations".to_owned()], 1));
+    }
+
+    #[test]
+    fn images_of_both_files_must_go_together() {
+        let references = r#"{"1": ["a"], "2": ["b"], "3": []}"#;
+        assert_eq!(captions(references, r#"{"2": "x"}"#).unwrap().left_out, 2);
+        assert_eq!(
+            problem(references, r#"{"2": "x", "8": "y", "5": "z"}"#),
+            "refs.json: the candidate's image \"5\" is not in this file (nor have 1 others); add its references"
+        );
+        assert_eq!(
+            problem(references, r#"{"3": "x"}"#),
+            "refs.json: image \"3\" has no references; add some or take out its candidate"
+        );
+        let twice = r#"[{"image_id": 2, "caption": "x"}, {"image_id": "2", "caption": "x"}]"#;
+        assert_eq!(problem(references, twice), "cands.json: image \"2\" has 2 candidates; give it exactly one");
+        assert_eq!(
+            problem(references, r#"{"2": []}"#),
+            "cands.json: image \"2\" has 0 candidates; give it exactly one"
+        );
+        assert_eq!(problem(references, r#"{"2": "x", "2": "y"}"#), "cands.json: image \"2\" is there twice; keep one");
+    }
+
+    #[test]
+    fn hostile_files_are_one_line() {
+        let deep = "[".repeat(1_000_000);
+        let deep_value = format!(r#"{{"1": {deep}"#);
+        let cases = [
+            ("", "the file is empty; expected JSON"),
+            ("{", "EOF while parsing an object at line 1 column 1"),
+            ("{\n\"1\": [\"a\",]}", "trailing comma at line 2 column 11"),
+            ("{} {}", "trailing characters at line 1 column 4"),
+            (
+                "7",
+                "invalid type: integer `7`, expected captions by image, or COCO's annotations or results at line 1 column 1",
+            ),
+            ("{}", "the file has no captions"),
+            ("[]", "the file has no captions"),
+            (r#"{"annotations": [], "images": []}"#, "the file has no captions"),
+            (r#"{"1": 5}"#, "\"1\" has neither a caption nor a list of captions"),
+            (r#"{"1": null}"#, "\"1\" has neither a caption nor a list of captions"),
+            (r#"{"1": ["a", 5]}"#, "a caption of \"1\" is not a string"),
+            (r#"{"1": [["a"]]}"#, "a caption of \"1\" is not a string"),
+            (r#"["a"]"#, "entry 1 of the list is not {\"image_id\": ID, \"caption\": TEXT}"),
+            (r#"[[1, "a"]]"#, "entry 1 of the list is not {\"image_id\": ID, \"caption\": TEXT}"),
+            (
+                r#"{"annotations": [{"image_id": 1, "caption": "a"}, {"image_id": 1.5, "caption": "a"}]}"#,
+                "entry 2 of the list is not {\"image_id\": ID, \"caption\": TEXT}",
+            ),
+            (r#"{"1": ["\ud800"]}"#, "unexpected end of hex escape at line 1 column 15"),
+            (&deep, "recursion limit exceeded at line 1 column 128"),
+            (&deep_value, "recursion limit exceeded at line 1 column 133"),
+        ];
+        for (text, expected) in cases {
+            let got = problem(text, r#"{"1": "a"}"#);
+            assert_eq!(got, format!("refs.json: {expected}"));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let error = Captions::read(&folder.path().join("none.json"), folder.path()).unwrap_err().to_string();
+        assert!(error.contains("none.json: No such file"), "{error}");
+    }
+}

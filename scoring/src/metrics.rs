@@ -1,0 +1,134 @@
+use std::path::PathBuf;
+
+use crate::spice::Spice;
+use crate::{Corpus, Error, Fluency, Item, Report, bleu, cider_d, fluency, rouge_l};
+
+/// What some metrics need and nobody may distribute. Without its files METEOR matches words and stems only, and SPICE is
+/// left out.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// `meteor-1.5.jar`, for its function words and synonyms.
+    pub meteor_jar: Option<PathBuf>,
+    /// METEOR's `paraphrase-en.gz`.
+    pub meteor_paraphrases: Option<PathBuf>,
+    /// `spice-1.0.jar` in its folder, with the Stanford models in its `lib`.
+    pub spice_jar: Option<PathBuf>,
+    /// The command that runs SPICE.
+    pub java: PathBuf,
+}
+
+impl Default for Files {
+    /// No files, and the `java` that is in the search path.
+    fn default() -> Self {
+        Self { meteor_jar: None, meteor_paraphrases: None, spice_jar: None, java: "java".into() }
+    }
+}
+
+/// All metrics that captions and references allow.
+pub struct Metrics {
+    spice: Option<Spice>,
+}
+
+impl Metrics {
+    /// Reads `files`, once for any number of jobs.
+    ///
+    /// # Errors
+    /// A file is named but cannot be read.
+    pub fn open(files: &Files) -> Result<Self, Error> {
+        let spice = files.spice_jar.as_ref().map(|jar| Spice::open(&files.java, jar)).transpose()?;
+        Ok(Self { spice })
+    }
+
+    /// Scores the candidates of `items` by every metric.
+    ///
+    /// # Errors
+    /// The program that computes SPICE fails.
+    pub fn score(&self, items: &[Item]) -> Result<Report, Error> {
+        let corpus = Corpus::new(items);
+        let mut report = Report::default();
+        for (name, scores) in ["bleu_1", "bleu_2", "bleu_3", "bleu_4"].into_iter().zip(bleu(&corpus)) {
+            report.add(name, scores);
+        }
+        report.add("rouge_l", rouge_l(&corpus));
+        report.add("cider", cider_d(&corpus));
+        // METEOR belongs here: its scores as "meteor", and a note where it lacks its tables.
+        match &self.spice {
+            Some(spice) => report.add("spice", spice.score(items)?),
+            None => report.notes.push("spice: left out, because spice-1.0.jar is not given".to_owned()),
+        }
+
+        let Fluency { repeated, incorrect_endings, distinct, vocabulary_size, mean_length } = fluency(&corpus);
+        for (name, scores) in ["rep_1", "rep_2", "rep_3", "rep_4"].into_iter().zip(repeated) {
+            report.add(name, scores);
+        }
+        report.add("incorrect_endings", incorrect_endings);
+        report.corpus.extend([
+            ("distinct_1", distinct[0]),
+            ("distinct_2", distinct[1]),
+            ("vocabulary_size", vocabulary_size as f64),
+            ("mean_length", mean_length),
+        ]);
+        Ok(report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use statistics::names::EVALUATION;
+
+    use super::*;
+    use crate::{item, retrieval, some_items};
+
+    fn score(items: &[Item]) -> Report {
+        Metrics::open(&Files::default()).unwrap().score(items).unwrap()
+    }
+
+    #[test]
+    fn names_are_those_of_evaluation_scores() {
+        let known = |name: &str| EVALUATION.iter().any(|(known, _)| *known == name);
+        let report = score(&[item("a dog", &["the dog"])]);
+        assert_eq!((report.corpus.len(), report.items.len()), (15, 11));
+        assert!(report.corpus.keys().chain(report.items.keys()).all(|name| known(name)));
+        assert!(report.items.keys().all(|name| report.corpus.contains_key(name)));
+        assert!(retrieval::scores(&[1]).iter().all(|(name, _)| known(name)));
+    }
+
+    #[test]
+    fn metrics_without_their_files_are_noted() {
+        assert_eq!(score(&[]).notes, ["spice: left out, because spice-1.0.jar is not given"]);
+        let missing = Files { spice_jar: Some("no/such.jar".into()), ..Files::default() };
+        assert!(Metrics::open(&missing).is_err_and(|error| error.to_string().starts_with("no/such.jar: ")));
+    }
+
+    proptest! {
+        #[test]
+        fn order_of_items_does_not_matter(items in some_items(), turn in 0_usize..6) {
+            let turn = turn.min(items.len());
+            let mut turned = items.clone();
+            turned.rotate_left(turn);
+            let (report, turned) = (score(&items), score(&turned));
+            for (name, value) in &report.corpus {
+                prop_assert!((value - turned.corpus[name]).abs() < 1e-9, "{name}");
+            }
+            for (name, mut values) in report.items {
+                values.rotate_left(turn);
+                for (value, turned) in values.iter().zip(&turned.items[name]) {
+                    prop_assert!((value - turned).abs() < 1e-9, "{name}");
+                }
+            }
+        }
+
+        #[test]
+        fn values_are_finite_and_in_range(items in some_items()) {
+            let report = score(&items);
+            for (name, values) in &report.items {
+                prop_assert_eq!(values.len(), items.len());
+                let highest = if *name == "cider" { 10.0 } else if name.starts_with("rep") { 9.0 } else { 1.0 };
+                for value in values.iter().chain([&report.corpus[name]]) {
+                    prop_assert!((0.0..=highest + 1e-9).contains(value), "{name}: {value}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use crate::Scores;
+
+/// What a job's captions score, by metric (the names are those of evaluation scores).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// The value of all items together.
+    pub corpus: BTreeMap<&'static str, f64>,
+    /// One value per item, in the order of the items, of the metrics that have such values.
+    pub items: BTreeMap<&'static str, Vec<f64>>,
+    /// What to know about the values, one line each.
+    pub notes: Vec<String>,
+}
+
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// One line a metric.
+    Table,
+    /// One line an item, tab-separated, after a header.
+    PerItem,
+    /// One JSON object: `corpus` (metric -> value), `items` (metric -> id -> value) and, where there are any, `notes`.
+    Json,
+}
+
+impl Report {
+    /// Adds a metric.
+    pub(crate) fn add(&mut self, name: &'static str, scores: Scores) {
+        self.corpus.insert(name, scores.corpus);
+        self.items.insert(name, scores.items);
+    }
+
+    /// Prints the values; only JSON has the notes in it. `ids` are the items'.
+    ///
+    /// # Errors
+    /// `out` cannot be written.
+    pub fn print(&self, ids: &[String], form: Form, out: &mut impl Write) -> io::Result<()> {
+        match form {
+            Form::Table => {
+                let width = self.corpus.keys().map(|name| name.len()).max().unwrap_or(0);
+                self.corpus.iter().try_for_each(|(name, value)| writeln!(out, "{name:width$}  {value:>12.6}"))
+            }
+            Form::PerItem => {
+                let names: Vec<&str> = self.items.keys().copied().collect();
+                writeln!(out, "id\t{}", names.join("\t"))?;
+                for (index, id) in ids.iter().enumerate() {
+                    write!(out, "{}", id.replace(['\t', '\n', '\r'], " "))?;
+                    self.items.values().try_for_each(|values| write!(out, "\t{}", values[index]))?;
+                    writeln!(out)?;
+                }
+                Ok(())
+            }
+            Form::Json => {
+                serde_json::to_writer(&mut *out, &Json { report: self, ids })?;
+                writeln!(out)
+            }
+        }
+    }
+}
+
+struct Json<'a> {
+    report: &'a Report,
+    ids: &'a [String],
+}
+
+impl Serialize for Json<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Report { corpus, items, notes } = self.report;
+        let items: BTreeMap<_, _> = items.iter().map(|(name, values)| (name, ById { ids: self.ids, values })).collect();
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("corpus", corpus)?;
+        map.serialize_entry("items", &items)?;
+        if !notes.is_empty() {
+            map.serialize_entry("notes", notes)?;
+        }
+        map.end()
+    }
+}
+
+struct ById<'a> {
+    ids: &'a [String],
+    values: &'a [f64],
+}
+
+impl Serialize for ById<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.ids.iter().zip(self.values))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(notes: &[&str], form: Form) -> String {
+        let mut report = Report::default();
+        report.add("cider", Scores { corpus: 1.25, items: vec![0.5, 2.0] });
+        report.corpus.insert("vocabulary_size", 7.0);
+        report.notes = notes.iter().map(|&note| note.into()).collect();
+        let mut out = Vec::new();
+        report.print(&["b\t1".into(), "a".into()], form, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn forms_are_as_documented() {
+        assert_eq!(printed(&["x"], Form::Table), "cider                1.250000\nvocabulary_size      7.000000\n");
+        assert_eq!(printed(&["x"], Form::PerItem), "id\tcider\nb 1\t0.5\na\t2\n");
+        let values = r#""corpus":{"cider":1.25,"vocabulary_size":7.0},"items":{"cider":{"b\t1":0.5,"a":2.0}}"#;
+        assert_eq!(printed(&[], Form::Json), format!("{{{values}}}\n"));
+        assert_eq!(printed(&["x"], Form::Json), format!("{{{values},\"notes\":[\"x\"]}}\n"));
+    }
+}

@@ -1,0 +1,233 @@
+//! SPICE (Anderson et al., "SPICE: Semantic Propositional Image Caption Evaluation", ECCV 2016), by the authors' own
+//! program, which is run as pycocoevalcap's `spice.py` runs it.
+//!
+//! The program is `spice-1.0.jar` with the libraries and the Stanford models (`stanford-corenlp-3.6.0.jar` and
+//! `stanford-corenlp-3.6.0-models.jar`) in the folder `lib` beside it. None of these can be distributed here: what the
+//! tests check is how the program is called and how its answer is read, with a stand-in in the place of Java.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::tokens::tokenise;
+use crate::{Error, Item, Scores};
+
+/// How long the program may take: parsing takes minutes for thousands of captions.
+const TIME_LIMIT: Duration = Duration::from_secs(3600);
+/// How often to see whether the program has ended.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The program.
+#[derive(Debug, Clone)]
+pub struct Spice {
+    java: PathBuf,
+    jar: PathBuf,
+    time_limit: Duration,
+}
+
+/// An item as the program reads it.
+#[derive(Serialize)]
+struct Task {
+    image_id: usize,
+    test: String,
+    refs: Vec<String>,
+}
+
+/// An item as the program reports it.
+#[derive(Deserialize)]
+struct Outcome {
+    image_id: usize,
+    scores: ByCategory,
+}
+
+#[derive(Deserialize)]
+struct ByCategory {
+    #[serde(rename = "All")]
+    all: FMeasure,
+}
+
+#[derive(Deserialize)]
+struct FMeasure {
+    f: Option<f64>,
+}
+
+impl Spice {
+    /// Finds `jar`; `java` is the command that runs it.
+    ///
+    /// # Errors
+    /// There is no such jar, or none of the folder's libraries.
+    pub fn open(java: &Path, jar: &Path) -> Result<Self, Error> {
+        // The program is run in the jar's folder.
+        let jar = jar.canonicalize().map_err(|source| Error::file(jar, source))?;
+        let java = if java.components().count() > 1 {
+            java.canonicalize().map_err(|source| Error::file(java, source))?
+        } else {
+            java.to_owned()
+        };
+        Ok(Self { java, jar, time_limit: TIME_LIMIT })
+    }
+
+    /// SPICE (0 to 1): the F-measure over the tuples of scene graphs. Captions go in as pycocoevalcap gives them, in
+    /// tokens with spaces between. `corpus` is the mean over items. An item without references scores 0, and so does one
+    /// for which the program has no value.
+    ///
+    /// # Errors
+    /// Java cannot be started, fails, takes more than an hour, or leaves no answer for an item.
+    pub fn score(&self, items: &[Item]) -> Result<Scores, Error> {
+        let line = |caption: &String| tokenise(caption).join(" ");
+        let with_references = items.iter().enumerate().filter(|(_, item)| !item.references.is_empty());
+        let tasks: Vec<Task> = with_references
+            .map(|(image_id, item)| Task {
+                image_id,
+                test: line(&item.candidate),
+                refs: item.references.iter().map(line).collect(),
+            })
+            .collect();
+        let mut values: Vec<Option<f64>> = items.iter().map(|item| item.references.is_empty().then_some(0.0)).collect();
+        if !tasks.is_empty() {
+            for Outcome { image_id, scores } in self.run(&tasks)? {
+                let value = values.get_mut(image_id);
+                *value.ok_or_else(|| Error::Spice(format!("its answer is of an unknown image {image_id}")))? =
+                    Some(scores.all.f.unwrap_or(0.0));
+            }
+        }
+        let missing = values.iter().filter(|value| value.is_none()).count();
+        let values: Option<Vec<f64>> = values.into_iter().collect();
+        values.map(Scores::mean).ok_or_else(|| Error::Spice(format!("its answer lacks {missing} of the captions")))
+    }
+
+    fn run(&self, tasks: &[Task]) -> Result<Vec<Outcome>, Error> {
+        let folder = tempfile::tempdir().map_err(|source| Error::file(std::env::temp_dir(), source))?;
+        let [input, output, cache, messages] =
+            ["input.json", "output.json", "cache", "messages.txt"].map(|name| folder.path().join(name));
+        let text = serde_json::to_vec_pretty(tasks).map_err(|error| Error::Spice(error.to_string()))?;
+        std::fs::write(&input, text).map_err(|source| Error::file(&input, source))?;
+        std::fs::create_dir(&cache).map_err(|source| Error::file(&cache, source))?;
+        // A file, because a pipe that nobody reads would stop the program when it is full.
+        let stderr = File::create(&messages).map_err(|source| Error::file(&messages, source))?;
+
+        let mut command = Command::new(&self.java);
+        command.args(["-jar", "-Xmx8G"]).arg(self.jar.file_name().unwrap_or_default()).arg(&input);
+        command.arg("-cache").arg(&cache).arg("-out").arg(&output).args(["-subset", "-silent"]);
+        command.current_dir(self.jar.parent().unwrap_or(Path::new("/")));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let status = self.wait(command)?;
+        if !status.success() {
+            let messages = std::fs::read(&messages).unwrap_or_default();
+            let messages = String::from_utf8_lossy(&messages);
+            let last = messages.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+            return Err(Error::Spice(format!("{} failed ({status}): {}", self.jar.display(), last.trim())));
+        }
+        let answer = std::fs::read(&output).map_err(|_| Error::Spice("the program left no answer".into()))?;
+        serde_json::from_slice(&answer).map_err(|error| Error::Spice(format!("its answer cannot be read: {error}")))
+    }
+
+    /// Starts the program and waits for its end.
+    fn wait(&self, mut command: Command) -> Result<ExitStatus, Error> {
+        let failed = |source| {
+            Error::Spice(format!("{} cannot be started: {source}; install Java 8 or newer", self.java.display()))
+        };
+        let start = Instant::now();
+        let mut child = command.spawn().map_err(failed)?;
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) if start.elapsed() < self.time_limit => std::thread::sleep(POLL),
+                unfinished => {
+                    // It may have ended just now; then there is nothing to kill.
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    let limit = self.time_limit.as_secs();
+                    let late = || Error::Spice(format!("the program was stopped: it took more than {limit} s"));
+                    return Err(unfinished.map_or_else(failed, |_| late()));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::item;
+
+    /// A folder with an empty jar, and a shell script in the place of Java, which finds the input at `$4` and is to
+    /// write `$8`.
+    fn stand_in(script: &str) -> (TempDir, Spice) {
+        let folder = tempfile::tempdir().unwrap();
+        let [java, jar] = ["java", "spice-1.0.jar"].map(|name| folder.path().join(name));
+        std::fs::write(&jar, "").unwrap();
+        std::fs::write(&java, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&java, PermissionsExt::from_mode(0o755)).unwrap();
+        let spice = Spice::open(&java, &jar).unwrap();
+        (folder, spice)
+    }
+
+    fn items() -> Vec<Item> {
+        vec![item("A dog's bowl.", &["The dog, and \"its\" bowl.", "A bowl"]), item("a", &[]), item("", &["A cat."])]
+    }
+
+    fn problem(script: &str) -> String {
+        stand_in(script).1.score(&items()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn program_is_called_as_the_reference_calls_it() {
+        let (folder, spice) = stand_in(
+            r#"cp "$4" given.json && [ -d "$6" ] && dirname "$4" > place && echo "$1 $2 $3 $5 $7 $9 ${10} $#" > arguments
+               echo '[{"image_id": 2, "scores": {"All": {"f": null}, "Color": {"f": null}}},
+                      {"image_id": 0, "scores": {"All": {"pr": 1.0, "re": 0.1, "f": 0.25}}}]' > "$8""#,
+        );
+        let scores = spice.score(&items()).unwrap();
+        assert_eq!(scores, Scores { corpus: 0.25 / 3.0, items: vec![0.25, 0.0, 0.0] });
+        let read = |name| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        assert_eq!(read("arguments"), "-jar -Xmx8G spice-1.0.jar -cache -out -subset -silent 10\n");
+        let given: serde_json::Value = serde_json::from_str(&read("given.json")).unwrap();
+        let expected = serde_json::json!([
+            {"image_id": 0, "test": "a dog 's bowl", "refs": ["the dog and its bowl", "a bowl"]},
+            {"image_id": 2, "test": "", "refs": ["a cat"]},
+        ]);
+        assert_eq!(given, expected);
+        assert!(!Path::new(read("place").trim()).exists());
+    }
+
+    #[test]
+    fn failures_are_told() {
+        let failed = problem("echo 'Loading models' >&2; echo 'Error: out of memory' >&2; echo >&2; exit 3");
+        assert!(failed.ends_with("spice-1.0.jar failed (exit status: 3): Error: out of memory"), "{failed}");
+        assert!(problem("exit 1").ends_with("(exit status: 1): it said nothing"));
+        assert_eq!(problem("exit 0"), "SPICE: the program left no answer");
+        assert!(problem("echo '[{]' > \"$8\"").contains("its answer cannot be read: key must be a string at line 1"));
+        assert_eq!(problem("echo '[]' > \"$8\""), "SPICE: its answer lacks 2 of the captions");
+        let unknown = problem(r#"echo '[{"image_id": 9, "scores": {"All": {"f": 1}}}]' > "$8""#);
+        assert_eq!(unknown, "SPICE: its answer is of an unknown image 9");
+    }
+
+    #[test]
+    fn program_that_hangs_is_stopped() {
+        let (_folder, mut spice) = stand_in("exec sleep 600");
+        spice.time_limit = Duration::from_millis(50);
+        let problem = spice.score(&items()).unwrap_err().to_string();
+        assert_eq!(problem, "SPICE: the program was stopped: it took more than 0 s");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let jar = folder.path().join("spice-1.0.jar");
+        let error = Spice::open(Path::new("java"), &jar).unwrap_err().to_string();
+        assert!(error.contains("spice-1.0.jar: No such file"), "{error}");
+        std::fs::write(&jar, "").unwrap();
+        let spice = Spice::open(Path::new("no-such-java"), &jar).unwrap();
+        let error = spice.score(&items()).unwrap_err().to_string();
+        assert!(error.starts_with("SPICE: no-such-java cannot be started: No such file"), "{error}");
+        assert_eq!(spice.score(&[]).unwrap(), Scores { corpus: 0.0, items: vec![] });
+    }
+}
