@@ -1,3 +1,5 @@
+//! The processes of a run.
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,10 @@ use crate::progress::Progress;
 const POLL: Duration = Duration::from_millis(250);
 
 /// A program that was built beside this one.
-fn program(name: &str) -> Result<Command> {
+///
+/// # Errors
+/// It was not.
+pub fn program(name: &str) -> Result<Command> {
     let own = std::env::current_exe().context("this program's own path is unknown")?;
     let path = own.with_file_name(name);
     ensure!(path.exists(), "{} is missing: `make demo` builds it", path.display());
@@ -26,14 +31,17 @@ fn program(name: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Draws the world, unless it is there already.
-pub async fn synthesize(world: &Path, images: u32, seed: u64) -> Result<()> {
+/// Draws the world, with `more` options, unless it is there already.
+///
+/// # Errors
+/// It cannot be drawn.
+pub async fn synthesize(world: &Path, images: u32, seed: u64, more: &[&str]) -> Result<()> {
     if world.join("dataset.json").exists() {
         return Ok(());
     }
     let mut command = program("worker")?;
     command.arg("synthesize").arg("--out").arg(world);
-    command.args(["--images", &images.to_string(), "--seed", &seed.to_string()]);
+    command.args(["--images", &images.to_string(), "--seed", &seed.to_string()]).args(more);
     let status = command.status().await.context("cannot run worker synthesize")?;
     ensure!(status.success(), "worker synthesize failed");
     Ok(())
@@ -83,6 +91,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Starts a coordinator on ports of the system's choosing, and as many workers as the run takes.
+    ///
+    /// # Errors
+    /// A program is missing or does not start.
     pub async fn start(config: &Path, run: &RunFile) -> Result<Self> {
         let mut command = program("coordinator")?;
         command.arg("serve").arg("--config").arg(config).args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
@@ -109,6 +121,9 @@ impl Cluster {
     }
 
     /// Shows progress until the run is complete. Returns the SHA-256 of every worker's parameters, by rank.
+    ///
+    /// # Errors
+    /// A process failed: what it said last.
     pub async fn watch(mut self, mut progress: Progress) -> Result<BTreeMap<String, String>> {
         let mut admin = AdminClient::connect(self.url.clone()).await.context("cannot reach the coordinator")?;
         let mut tick = tokio::time::interval(POLL);

@@ -1,3 +1,5 @@
+//! What is seen while a run goes on.
+
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,6 +16,8 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// One bar a stage.
+    #[must_use]
     pub fn new(run: &RunFile) -> Self {
         let template = "{prefix:>10} {bar:32} {pos:>5}/{len:<5} {msg}";
         let style = ProgressStyle::with_template(template).expect("the template is well-formed");
@@ -25,6 +29,7 @@ impl Progress {
         Self { bars: bars.collect(), printed: None }
     }
 
+    /// Brings the bars up to date.
     pub fn show(&mut self, status: &StatusResponse) {
         let stage = status.stage as usize;
         let reward = status.reward.map(|reward| format!("  reward {reward:.3}")).unwrap_or_default();
@@ -45,6 +50,7 @@ impl Progress {
         }
     }
 
+    /// Leaves the bars as they are.
     pub fn done(&self) {
         for bar in self.bars.iter().filter(|bar| !bar.is_finished()) {
             bar.abandon();

@@ -1,11 +1,15 @@
 //! The protocol between coordinator and workers. The text of record is `dico/v1/dico.proto`; this crate holds only
-//! what is generated from it and the one number that both sides must agree on.
+//! what is generated from it and the numbers that both sides must agree on.
 
 /// Version 1 of the protocol.
 #[allow(missing_docs)] // generated; documented in the .proto file
 pub mod v1 {
     tonic::include_proto!("dico.v1");
 }
+
+/// Images that are captioned together in an evaluation. What comes out of a batch depends, in its last bits, on what is in it: with
+/// ranges that do not depend on how many workers there are, neither do scores.
+pub const EVALUATION_RANGE: u64 = 50;
 
 /// Raised whenever a change makes older peers misunderstand newer ones. Exchanged at join; a mismatch is refused.
 pub const PROTOCOL_VERSION: u32 = 2;

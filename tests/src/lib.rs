@@ -68,9 +68,16 @@ impl Place {
     /// Draws a world of 60 images.
     #[must_use]
     pub fn new() -> Self {
+        Self::with_images(60)
+    }
+
+    /// Draws a world of so many images, a tenth of them for validation.
+    #[must_use]
+    pub fn with_images(images: u32) -> Self {
+        let images = images.to_string();
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let world = folder.path().join("world");
-        let drawn = run("worker", &["synthesize", "--out", &world.to_string_lossy(), "--images", "60", "--seed", "3"]);
+        let drawn = run("worker", &["synthesize", "--out", &world.to_string_lossy(), "--images", &images, "--seed", "3"]);
         assert!(drawn.status.success(), "{drawn:?}");
         Self { folder }
     }

@@ -104,8 +104,9 @@ pub fn synthesize(out: &Path, images: usize, seed: u64, mut progress: impl FnMut
     Ok(summary)
 }
 
-/// Writes, below the folder `out` that [`synthesize`] wrote with the same `images` and `seed`, other drawings and other captions of
-/// the training scenes, as an image generator and a captioner would provide them:
+/// Writes, below the folder `out`, other drawings and other captions of
+/// the training scenes that [`synthesize`] draws with the same `images` and `seed`, as an image generator and a captioner would
+/// provide them:
 ///
 /// - `positives/images/000000.jpg` and so on,
 /// - `positives/captions.json`: image file name → captions; it comes last, so a folder that has one is complete.

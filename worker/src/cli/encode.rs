@@ -1,14 +1,13 @@
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use dataset::{DataSet, Split};
 use features::{Dtype, Manifest, Writer};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use runfile::RunFile;
 use tch::{Device, Tensor};
 
 use super::device::Compute;
+use super::progress::images_bar;
 use crate::data::{Batch, Loader, Source, kind};
 use crate::models::{Models, Origins};
 use crate::{sight, tensors};
@@ -76,7 +75,7 @@ impl Encode {
         let whole =
             writer.rows() - if writer.rows() < manifest.images { writer.rows() % u64::from(self.batch) } else { 0 };
         writer.keep(whole).map_err(|error| error.to_string())?;
-        let bar = progress_bar(manifest.images);
+        let bar = images_bar(manifest.images);
         bar.set_position(writer.rows());
         bar.reset_eta();
         let first = writer.rows() as usize;
@@ -115,13 +114,6 @@ fn rows(models: &Models, manifest: &Manifest, batch: &Batch, range: std::ops::Ra
     rows
 }
 
-/// Drawn on a terminal; elsewhere the last line says it all.
-fn progress_bar(images: u64) -> ProgressBar {
-    let target =
-        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} images  {per_sec}  {eta} left");
-    ProgressBar::with_draw_target(Some(images), target).with_style(style.unwrap_or(ProgressStyle::default_bar()))
-}
 
 fn dtype(text: &str) -> Result<Dtype, String> {
     match text {

@@ -3,9 +3,11 @@
 mod caption;
 mod device;
 mod encode;
+mod evaluate;
 mod export;
 mod import;
 mod join;
+mod progress;
 mod synthesize;
 
 use std::process::ExitCode;
@@ -28,6 +30,8 @@ enum Command {
     Encode(encode::Encode),
     /// Caption images.
     Caption(caption::Caption),
+    /// Caption a split and score the captions.
+    Evaluate(evaluate::Evaluate),
     /// Make a model folder of a published Hugging Face folder.
     Import(import::Import),
     /// Make a published Hugging Face folder of a checkpoint or model folder.
@@ -46,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Join(join) => join.run(),
         Command::Encode(encode) => encode.run(),
         Command::Caption(caption) => caption.run(),
+        Command::Evaluate(evaluate) => evaluate.run(),
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(),
         Command::Synthesize(synthesize) => synthesize.run(),

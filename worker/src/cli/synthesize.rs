@@ -19,12 +19,12 @@ pub struct Synthesize {
 
 impl Synthesize {
     pub fn run(self) -> Result<(), String> {
-        let summary = world::synthesize(&self.out, self.images as usize, self.seed, |_| {});
-        let summary = summary.map_err(|error| error.to_string())?;
+        let text = |error: world::Error| error.to_string();
+        // Before the rest: a folder with a dataset.json is complete.
         if self.positives {
-            let written = world::synthesize_positives(&self.out, self.images as usize, self.seed);
-            written.map_err(|error| error.to_string())?;
+            world::synthesize_positives(&self.out, self.images as usize, self.seed).map_err(text)?;
         }
+        let summary = world::synthesize(&self.out, self.images as usize, self.seed, |_| {}).map_err(text)?;
         println!("{}: {} train, {} val, {} test images", self.out.display(), summary.train, summary.val, summary.test);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What a candidate is worth: the evaluator's score of it, its CIDEr-D against the image's captions, or a weighted sum.
 
 use runfile::{EvaluatorScore, Reward, Rewards};
-use scoring::Cider;
+use scoring::cider::Cider;
 use tch::{Kind, Tensor};
 
 use super::candidates::Images;

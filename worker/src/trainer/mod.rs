@@ -20,7 +20,7 @@ use std::time::Duration;
 use dataset::{DataSet, Split};
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
 use runfile::{Objective, Reward, RunFile, Stage};
-use scoring::Cider;
+use scoring::cider::Cider;
 use sha2::{Digest, Sha256};
 use tch::Device;
 
@@ -148,7 +148,7 @@ impl Trainer {
         let skip_corrupt = run.data.skip_corrupt;
         let source = Source { data: Arc::clone(&data), sizes: state.models.sizes(), stores, skip_corrupt };
         let cider = run.stages.iter().any(rewards_cider).then(|| {
-            Cider::new(data.split(Split::Train).iter().map(|item| item.captions.as_slice()))
+            Cider::new(&data.split(Split::Train).iter().map(|item| item.captions.clone()).collect::<Vec<_>>())
         });
         let pairs = Pairs::new(data.split(Split::Train).iter().map(|item| item.captions.len()));
         progress.phase(v1::Phase::Idle);

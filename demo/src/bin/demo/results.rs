@@ -1,10 +1,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 
 use anyhow::{Context, Result};
+use dico_demo::journal::Journal;
 use runfile::RunFile;
-use rusqlite::{Connection, OpenFlags};
 use serde::Serialize;
 
 /// The metrics of the summary, in the order of the table.
@@ -12,66 +11,6 @@ const METRICS: [&str; 8] =
     ["retrieval_r1", "pac_s", "details", "truthful", "grammatical", "mean_length", "cider", "bleu_4"];
 /// Sample captions in the summary.
 const SAMPLES: usize = 8;
-
-/// The coordinator's record of a run; its tables are described in `coordinator/src/journal.rs`.
-pub struct Journal(Connection);
-
-/// One step as the journal has it.
-pub struct Step {
-    pub step: u64,
-    pub loss: f64,
-    /// 5%, 50% and 95% quantile and mean of the chosen candidates' reward, where the stage has rewards.
-    pub reward: Option<[f64; 4]>,
-}
-
-impl Journal {
-    pub fn open(path: &Path) -> Result<Self> {
-        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
-        Ok(Self(connection.with_context(|| format!("cannot open {}", path.display()))?))
-    }
-
-    /// The steps of a stage, each as the last generation that did it reported.
-    pub fn steps(&self, stage: usize) -> Result<Vec<Step>> {
-        let query = "SELECT step, loss, summaries_json, MAX(generation) FROM steps WHERE stage = ?1 GROUP BY step ORDER BY step";
-        let mut statement = self.0.prepare(query)?;
-        let rows = statement.query_map([stage], |row| Ok((row.get(0)?, row.get::<_, Option<f64>>(1)?, row.get(2)?)))?;
-        rows.map(|row| {
-            let (step, loss, summaries): (u64, Option<f64>, String) = row?;
-            let summaries: serde_json::Value = serde_json::from_str(&summaries)?;
-            let number = |key| summaries["reward_chosen"][key].as_f64();
-            let reward = ["p05", "p50", "p95", "mean"].map(number);
-            let reward = match reward {
-                [Some(low), Some(middle), Some(high), Some(mean)] => Some([low, middle, high, mean]),
-                _ => None,
-            };
-            Ok(Step { step, loss: loss.unwrap_or(f64::NAN), reward })
-        })
-        .collect()
-    }
-
-    /// Step, generation and metrics of a stage's last evaluation.
-    fn last_evaluation(&self, stage: usize) -> Result<(u64, u64, BTreeMap<String, f64>)> {
-        let query = "SELECT step, generation, metrics_json FROM evaluations WHERE stage = ?1 ORDER BY step DESC, generation DESC";
-        let row = self.0.query_row(query, [stage], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)));
-        let (step, generation, metrics) = row.with_context(|| format!("stage {stage} was never evaluated"))?;
-        Ok((step, generation, serde_json::from_str(&metrics)?))
-    }
-
-    /// Captions and references of a stage's last evaluation, by image.
-    fn captions(&self, stage: usize) -> Result<BTreeMap<String, (String, Vec<String>)>> {
-        let (step, generation, _) = self.last_evaluation(stage)?;
-        let query = "SELECT image, caption, references_json FROM evaluation_items WHERE stage = ?1 AND step = ?2 AND generation = ?3";
-        let mut statement = self.0.prepare(query)?;
-        let rows = statement.query_map(rusqlite::params![stage, step, generation], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?))
-        })?;
-        rows.map(|row| {
-            let (image, caption, references) = row?;
-            Ok((image, (caption, serde_json::from_str(&references)?)))
-        })
-        .collect()
-    }
-}
 
 /// What came of a run: `summary.json`, and as text the table and samples.
 #[derive(Serialize)]
@@ -109,8 +48,10 @@ impl Summary {
         parameters_sha256: BTreeMap<String, String>,
     ) -> Result<Self> {
         let stages = run.stages.iter().enumerate().map(|(number, stage)| {
-            let (steps, _, metrics) = journal.last_evaluation(number)?;
-            Ok(StageSummary { name: stage.name.clone(), objective: stage.objective.name(), steps, metrics })
+            let last = journal.evaluations(number)?.pop();
+            let last = last.with_context(|| format!("stage {} was never evaluated", stage.name))?;
+            let (name, objective) = (stage.name.clone(), stage.objective.name());
+            Ok(StageSummary { name, objective, steps: last.step, metrics: last.metrics })
         });
         let captioned: Vec<usize> = (0..run.stages.len())
             .filter(|&number| run.stages[number].objective != runfile::Objective::Contrastive)

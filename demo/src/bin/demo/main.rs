@@ -2,15 +2,11 @@
 //! the end says what DiCO changed.
 //!
 //! ```text
-//! cluster.rs   starts and watches the processes
-//! progress.rs  what is seen while they work
-//! results.rs   reads the coordinator's journal -> summary.json and the table
+//! results.rs   the coordinator's journal -> summary.json and the table
 //! curves.rs    the same journal -> curves.png
 //! ```
 
-mod cluster;
 mod curves;
-mod progress;
 mod results;
 
 use std::path::PathBuf;
@@ -18,8 +14,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use dico_demo::cluster::{self, Cluster};
+use dico_demo::interrupted;
+use dico_demo::journal::Journal;
+use dico_demo::progress::Progress;
 use runfile::RunFile;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Trains an evaluator and a captioner from scratch and fine-tunes the captioner with DiCO, all on this machine.
 #[derive(Parser)]
@@ -54,23 +53,13 @@ fn main() -> std::process::ExitCode {
     }
 }
 
-/// Until somebody wants the demo to end.
-async fn interrupted() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        result = tokio::signal::ctrl_c() => result?,
-    }
-    anyhow::bail!("interrupted")
-}
-
 impl Demo {
     async fn run(self) -> Result<()> {
         let started = Instant::now();
         let run = RunFile::load(&self.config)?;
         let karpathy = run.data.karpathy.as_ref().context("the demo's data are in Karpathy's format")?;
         let world = karpathy.annotations.parent().context("data.karpathy.annotations has no folder")?;
-        cluster::synthesize(world, self.images, run.seed).await?;
+        cluster::synthesize(world, self.images, run.seed, &[]).await?;
         // A demo begins anew; the world, which is the same every time, stays.
         for folder in ["checkpoints", "coordinator"] {
             let folder = run.output.join(folder);
@@ -78,9 +67,9 @@ impl Demo {
                 std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
             }
         }
-        let cluster = cluster::Cluster::start(&self.config, &run).await?;
-        let parameters_sha256 = cluster.watch(progress::Progress::new(&run)).await?;
-        let journal = results::Journal::open(&run.output.join("coordinator/journal.sqlite"))?;
+        let cluster = Cluster::start(&self.config, &run).await?;
+        let parameters_sha256 = cluster.watch(Progress::new(&run)).await?;
+        let journal = Journal::open(&run.output.join("coordinator/journal.sqlite"))?;
         let summary = results::Summary::new(&run, &journal, started.elapsed().as_secs_f64(), parameters_sha256)?;
         let path = run.output.join("summary.json");
         std::fs::write(&path, serde_json::to_vec_pretty(&summary)?).context("cannot write summary.json")?;

@@ -1,12 +1,11 @@
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
-use plotters::coord::Shift;
+use anyhow::{Result, anyhow};
+use dico_demo::pictures::{Area, save};
 use plotters::prelude::*;
-use plotters::style::register_font;
 use runfile::RunFile;
 
-use crate::results::{Journal, Step};
+use dico_demo::journal::{Journal, Step};
 
 /// Width and height of one chart.
 const CHART: (u32, u32) = (480, 320);
@@ -14,19 +13,13 @@ const CHART: (u32, u32) = (480, 320);
 /// Draws, for every stage, the loss over steps and, where there are rewards, their mean within the band from the 5% to the
 /// 95% quantile.
 pub fn draw(path: &Path, run: &RunFile, journal: &Journal) -> Result<()> {
-    // The only text on this picture is ours; a font of the program's own spares looking for one on the machine.
-    let font = epaint_default_fonts::UBUNTU_LIGHT;
-    register_font("sans-serif", FontStyle::Normal, font).map_err(|_| anyhow!("the font is not a font"))?;
     let stages = run.stages.iter().enumerate().map(|(number, stage)| Ok((stage.name.as_str(), journal.steps(number)?)));
     let stages: Vec<(&str, Vec<Step>)> = stages.collect::<Result<_>>()?;
     let rewarded: Vec<&(&str, Vec<Step>)> =
         stages.iter().filter(|(_, steps)| steps.iter().any(|step| step.reward.is_some())).collect();
     let columns = stages.len() + rewarded.len();
     let (width, height) = (CHART.0 * columns as u32, CHART.1);
-    let mut pixels = vec![0; (width * height * 3) as usize];
-    {
-        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
-        root.fill(&WHITE).context("cannot draw")?;
+    save(path, (width, height), |root| {
         let areas = root.split_evenly((1, columns));
         for ((name, steps), area) in stages.iter().zip(&areas) {
             loss(area, &format!("{name}: loss"), steps)?;
@@ -34,13 +27,9 @@ pub fn draw(path: &Path, run: &RunFile, journal: &Journal) -> Result<()> {
         for ((name, steps), area) in rewarded.into_iter().zip(&areas[stages.len()..]) {
             reward(area, &format!("{name}: reward of the chosen, 5-95%"), steps)?;
         }
-        root.present().context("cannot draw")?;
-    }
-    image::save_buffer(path, &pixels, width, height, image::ColorType::Rgb8)
-        .with_context(|| format!("cannot write {}", path.display()))
+        Ok(())
+    })
 }
-
-type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
 fn loss(area: &Area<'_>, title: &str, steps: &[Step]) -> Result<()> {
     let points = || steps.iter().map(|step| (step.step as f64, step.loss)).filter(|point| point.1.is_finite());

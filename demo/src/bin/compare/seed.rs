@@ -1,0 +1,180 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use dico_demo::cluster::{self, Cluster};
+use dico_demo::journal::Journal;
+use dico_demo::progress::Progress;
+use runfile::{EvaluatorScore, Karpathy, Positives, RunFile};
+use serde::{Deserialize, Serialize};
+
+use crate::arms::{ARMS, Arm, Judge};
+
+/// The captioner that all arms start from.
+pub const START: &str = "xe";
+
+/// What came of one seed.
+pub struct SeedResult {
+    /// The seed.
+    pub seed: u64,
+    /// By name of the arm; [`START`] is the captioner before any of them.
+    pub arms: BTreeMap<String, ArmResult>,
+}
+
+/// What came of one arm.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ArmResult {
+    /// Wall-clock seconds of the training.
+    pub seconds: f64,
+    /// Scores of validation images over steps.
+    pub curve: Vec<Point>,
+    /// Scores of test images at the end, by both evaluators.
+    pub test: BTreeMap<String, f64>,
+    /// What the guard did.
+    pub guard: Vec<serde_json::Value>,
+}
+
+/// One evaluation.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Point {
+    /// After so many steps.
+    pub step: u64,
+    /// Scores by name.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// One seed's comparison.
+pub struct Seed {
+    number: u64,
+    folder: PathBuf,
+    base: RunFile,
+    tune: RunFile,
+}
+
+impl Seed {
+    /// The two run files, with seed, output and data of this seed's folder below `out`.
+    pub fn new(number: u64, out: &Path, base: &Path, tune: &Path) -> Result<Self> {
+        let folder = std::path::absolute(out.join(number.to_string()))?;
+        let world = folder.join("world");
+        let of_seed = |path: &Path| -> Result<RunFile> {
+            let mut run = RunFile::load(path)?;
+            run.seed = number;
+            run.data.karpathy =
+                Some(Karpathy { annotations: world.join("dataset.json"), images: world.join("images") });
+            run.data.scenes = Some(world.join("scenes.json"));
+            Ok(run)
+        };
+        let mut base = of_seed(base)?;
+        base.output = folder.join("base");
+        let positives = world.join("positives");
+        base.data.positives =
+            Some(Positives { images: Some(positives.join("images")), captions: Some(positives.join("captions.json")) });
+        let tune = of_seed(tune)?;
+        ensure!(tune.stages.len() == 1, "the arms' run file needs exactly one stage");
+        ensure!(base.stages.len() == 3, "the base's run file needs three stages: CLIP, PAC and teacher forcing");
+        Ok(Self { number, folder, base, tune })
+    }
+
+    /// Runs all that is not done yet.
+    pub async fn run(self, images: u32) -> Result<SeedResult> {
+        println!("seed {}", self.number);
+        cluster::synthesize(&self.folder.join("world"), images, self.number, &["--positives"]).await?;
+        let mut arms = BTreeMap::new();
+        arms.insert(START.to_owned(), self.result(START, &self.base, 2).await?);
+        for arm in &ARMS {
+            arms.insert(arm.name.to_owned(), self.result(arm.name, &self.of_arm(arm), 0).await?);
+        }
+        Ok(SeedResult { seed: self.number, arms })
+    }
+
+    fn of_arm(&self, arm: &Arm) -> RunFile {
+        let mut run = self.tune.clone();
+        run.name = arm.name.to_owned();
+        run.output = self.folder.join(arm.name);
+        run.stages = vec![arm.stage(&self.tune.stages[0])];
+        run.captioner.weights = Some(self.checkpoint_of_base(2));
+        self.judged_by(run, arm.judge)
+    }
+
+    fn judged_by(&self, mut run: RunFile, judge: Judge) -> RunFile {
+        let (stage, score) = match judge {
+            Judge::Clip => (0, EvaluatorScore::ClipS),
+            // Teacher forcing leaves the evaluator as it is, and the captioner sees through the same.
+            Judge::Pac => (2, EvaluatorScore::PacS),
+        };
+        run.evaluator.preset = None;
+        run.evaluator.weights = Some(self.checkpoint_of_base(stage));
+        run.evaluator.score = score;
+        run
+    }
+
+    /// The last checkpoint of a stage of the base.
+    fn checkpoint_of_base(&self, stage: usize) -> PathBuf {
+        let runfile::Stage { name, steps, .. } = &self.base.stages[stage];
+        self.base.output.join(format!("checkpoints/{stage}-{name}-{steps:08}"))
+    }
+
+    /// Trains and tests one run, unless that was done before with the same run file.
+    async fn result(&self, name: &str, run: &RunFile, stage: usize) -> Result<ArmResult> {
+        let (config, result) = (run.output.join("run.yaml"), run.output.join("result.json"));
+        // JSON is YAML.
+        let text = serde_json::to_vec_pretty(run)?;
+        if std::fs::read(&config).is_ok_and(|before| before == text)
+            && let Ok(done) = std::fs::read(&result)
+        {
+            println!("{name}: done before");
+            return serde_json::from_slice(&done).with_context(|| result.display().to_string());
+        }
+        if run.output.exists() {
+            std::fs::remove_dir_all(&run.output)
+                .with_context(|| format!("cannot remove {}", run.output.display()))?;
+        }
+        std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
+        std::fs::write(&config, &text).with_context(|| format!("cannot write {}", config.display()))?;
+        println!("{name}");
+        let started = Instant::now();
+        let cluster = Cluster::start(&config, run).await?;
+        let hashes = cluster.watch(Progress::new(run)).await?;
+        let seconds = started.elapsed().as_secs_f64();
+        ensure!(hashes.values().all(|hash| Some(hash) == hashes.values().next()), "{name}: the workers' parameters differ");
+        let journal = Journal::open(&run.output.join("coordinator/journal.sqlite"))?;
+        let curve = journal.evaluations(stage)?;
+        let curve = curve.into_iter().map(|evaluation| Point { step: evaluation.step, metrics: evaluation.metrics });
+        let curve = curve.collect();
+        let checkpoint = last_checkpoint(&run.output)?;
+        let mut test = BTreeMap::new();
+        for judge in [Judge::Clip, Judge::Pac] {
+            let config = self.folder.join("judge.yaml");
+            std::fs::write(&config, serde_json::to_vec(&self.judged_by(run.clone(), judge))?)?;
+            test.extend(evaluate(&config, &checkpoint).await?);
+        }
+        let done = ArmResult { seconds, curve, test, guard: journal.events("guard")? };
+        std::fs::write(&result, serde_json::to_vec_pretty(&done)?)
+            .with_context(|| format!("cannot write {}", result.display()))?;
+        Ok(done)
+    }
+}
+
+/// The state that a run ended with: names of checkpoints begin with the stage and end with the step.
+fn last_checkpoint(output: &Path) -> Result<PathBuf> {
+    let folder = output.join("checkpoints");
+    let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    paths.into_iter().max().with_context(|| format!("{} is empty", folder.display()))
+}
+
+/// Scores of the test images, which nothing was chosen by.
+async fn evaluate(config: &Path, checkpoint: &Path) -> Result<BTreeMap<String, f64>> {
+    #[derive(Deserialize)]
+    struct Report {
+        corpus: BTreeMap<String, f64>,
+    }
+    let mut command = cluster::program("worker")?;
+    command.arg("evaluate").arg("--config").arg(config).arg("--checkpoint").arg(checkpoint);
+    let output = command.args(["--split", "test", "--json"]).output().await.context("cannot run worker evaluate")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "worker evaluate: {}", said.lines().last().unwrap_or("it said nothing"));
+    let report: Report = serde_json::from_slice(&output.stdout).context("worker evaluate --json")?;
+    Ok(report.corpus)
+}

@@ -1,0 +1,107 @@
+//! Reads a run's journal; its tables are described in `coordinator/src/journal.rs`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rusqlite::{Connection, OpenFlags};
+
+/// The coordinator's record of a run.
+pub struct Journal(Connection);
+
+/// One evaluation as the journal has it.
+pub struct Evaluation {
+    /// After so many steps of its stage.
+    pub step: u64,
+    /// The generation that did it.
+    pub generation: u64,
+    /// Scores by name.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// One step as the journal has it.
+pub struct Step {
+    /// Which, from 1.
+    pub step: u64,
+    /// Per image or token; NaN where it was not finite.
+    pub loss: f64,
+    /// 5%, 50% and 95% quantile and mean of the chosen candidates' reward, where the stage has rewards.
+    pub reward: Option<[f64; 4]>,
+}
+
+impl Journal {
+    /// Opens it; the coordinator may be writing to it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn open(path: &Path) -> Result<Self> {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
+        Ok(Self(connection.with_context(|| format!("cannot open {}", path.display()))?))
+    }
+
+    /// The steps of a stage, each as the last generation that did it reported.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn steps(&self, stage: usize) -> Result<Vec<Step>> {
+        let query = "SELECT step, loss, summaries_json, MAX(generation) FROM steps WHERE stage = ?1 GROUP BY step ORDER BY step";
+        let mut statement = self.0.prepare(query)?;
+        let rows = statement.query_map([stage], |row| Ok((row.get(0)?, row.get::<_, Option<f64>>(1)?, row.get(2)?)))?;
+        rows.map(|row| {
+            let (step, loss, summaries): (u64, Option<f64>, String) = row?;
+            let summaries: serde_json::Value = serde_json::from_str(&summaries)?;
+            let number = |key| summaries["reward_chosen"][key].as_f64();
+            let reward = ["p05", "p50", "p95", "mean"].map(number);
+            let reward = match reward {
+                [Some(low), Some(middle), Some(high), Some(mean)] => Some([low, middle, high, mean]),
+                _ => None,
+            };
+            Ok(Step { step, loss: loss.unwrap_or(f64::NAN), reward })
+        })
+        .collect()
+    }
+
+    /// The evaluations of a stage, in order of step, each as the last generation that did it has it.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn evaluations(&self, stage: usize) -> Result<Vec<Evaluation>> {
+        let query =
+            "SELECT step, MAX(generation), metrics_json FROM evaluations WHERE stage = ?1 GROUP BY step ORDER BY step";
+        let mut statement = self.0.prepare(query)?;
+        let rows = statement.query_map([stage], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))?;
+        rows.map(|row| {
+            let (step, generation, metrics) = row?;
+            Ok(Evaluation { step, generation, metrics: serde_json::from_str(&metrics)? })
+        })
+        .collect()
+    }
+
+    /// The particulars of all events of a kind, in order.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn events(&self, kind: &str) -> Result<Vec<serde_json::Value>> {
+        let mut statement = self.0.prepare("SELECT detail_json FROM events WHERE kind = ?1 ORDER BY rowid")?;
+        let rows = statement.query_map([kind], |row| row.get::<_, String>(0))?;
+        rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
+    }
+
+    /// Captions and references of a stage's last evaluation, by image.
+    ///
+    /// # Errors
+    /// The stage was never evaluated, or the journal cannot be read.
+    pub fn captions(&self, stage: usize) -> Result<BTreeMap<String, (String, Vec<String>)>> {
+        let last = self.evaluations(stage)?.pop().with_context(|| format!("stage {stage} was never evaluated"))?;
+        let query = "SELECT image, caption, references_json FROM evaluation_items WHERE stage = ?1 AND step = ?2 AND generation = ?3";
+        let mut statement = self.0.prepare(query)?;
+        let rows = statement.query_map(rusqlite::params![stage, last.step, last.generation], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?))
+        })?;
+        rows.map(|row| {
+            let (image, caption, references) = row?;
+            Ok((image, (caption, serde_json::from_str(&references)?)))
+        })
+        .collect()
+    }
+}

@@ -1,0 +1,28 @@
+//! Coordinators and workers on this machine, for the demo and the comparison.
+//!
+//! ```text
+//! cluster.rs   starts and watches the processes
+//! progress.rs  what is seen while they work
+//! journal.rs   reads what came of it
+//! pictures.rs  draws it
+//! ```
+
+pub mod cluster;
+pub mod journal;
+pub mod pictures;
+pub mod progress;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Ends, with an error, when somebody wants this program to end.
+///
+/// # Errors
+/// Always.
+pub async fn interrupted<T>() -> anyhow::Result<T> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        result = tokio::signal::ctrl_c() => result?,
+    }
+    anyhow::bail!("interrupted")
+}

@@ -1,0 +1,30 @@
+//! Pictures of curves.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::register_font;
+
+/// What is drawn on.
+pub type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+
+/// Writes the picture that `fill` draws, as the file type that `path` names.
+///
+/// # Errors
+/// It cannot be drawn or written.
+pub fn save(path: &Path, (width, height): (u32, u32), fill: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<()> {
+    // A font of the program's own spares looking for one on the machine.
+    let font = epaint_default_fonts::UBUNTU_LIGHT;
+    register_font("sans-serif", FontStyle::Normal, font).map_err(|_| anyhow!("the font is not a font"))?;
+    let mut pixels = vec![0; (width * height * 3) as usize];
+    {
+        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+        root.fill(&WHITE).context("cannot draw")?;
+        fill(&root)?;
+        root.present().context("cannot draw")?;
+    }
+    image::save_buffer(path, &pixels, width, height, image::ColorType::Rgb8)
+        .with_context(|| format!("cannot write {}", path.display()))
+}

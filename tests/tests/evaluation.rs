@@ -1,0 +1,149 @@
+//! What an evaluation says does not depend on who does it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use dico_tests::{Coordinator, Place, Process, complete, error_line, run};
+use rusqlite::{Connection, OpenFlags};
+
+/// A place whose validation split takes several ranges, and a checkpoint of a short run on it.
+fn place() -> (Place, PathBuf) {
+    let place = Place::with_images(1600);
+    complete(&place, &place.run_file("first", 1, ""), 1);
+    let checkpoint = place.last_checkpoint("first");
+    (place, checkpoint)
+}
+
+/// A run that starts from `checkpoint` and is evaluated before every of `steps` steps.
+fn run_file(place: &Place, name: &str, checkpoint: &Path, workers: &str, steps: u32) -> PathBuf {
+    let (folder, checkpoint) = (place.path("").display().to_string(), checkpoint.display());
+    let text = format!(
+        "name: test\nseed: 11\noutput: {folder}{name}\nworkers: {workers}\n\
+         data:\n  karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}\n  \
+         scenes: {folder}world/scenes.json\nvocabulary: corpus\n\
+         evaluator: {{ weights: {checkpoint}, prefix: \"\" }}\ncaptioner: {{ weights: {checkpoint}, dropout: 0.0 }}\n\
+         decoding: {{ beams: 3, max_length: 12 }}\nstages:\n  \
+         - {{ name: dico, objective: dico, steps: {steps}, batch: 6, evaluate_first: true, evaluate_every: 1, \
+             optimizer: {{ learning_rate: 1.0e-4 }} }}\n"
+    );
+    let path = place.path(&format!("{name}.yaml"));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn journal(place: &Place, name: &str) -> Connection {
+    let path = place.path(name).join("coordinator/journal.sqlite");
+    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
+}
+
+/// Metrics and items of the evaluation before the first step.
+fn first_evaluation(place: &Place, name: &str) -> (String, Vec<[String; 3]>) {
+    let journal = journal(place, name);
+    let metrics = journal.query_row("SELECT metrics_json FROM evaluations WHERE step = 0", [], |row| row.get(0)).unwrap();
+    let query = "SELECT image, caption, scores_json FROM evaluation_items WHERE step = 0 ORDER BY image";
+    let mut statement = journal.prepare(query).unwrap();
+    let items = statement.query_map([], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?])).unwrap();
+    (metrics, items.map(Result::unwrap).collect())
+}
+
+#[test]
+fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
+    let (place, checkpoint) = place();
+    let evaluated = [1, 2, 3].map(|workers| {
+        let name = format!("by-{workers}");
+        let config = run_file(&place, &name, &checkpoint, &format!("{{ min: {workers}, max: {workers} }}"), 1);
+        complete(&place, &config, workers);
+        first_evaluation(&place, &name)
+    });
+    assert_eq!(evaluated[0].1.len(), 160);
+    assert_eq!(evaluated[0], evaluated[1]);
+    assert_eq!(evaluated[0], evaluated[2]);
+
+    let [checkpoint, config] = [&checkpoint, &place.path("by-1.yaml")].map(|path| path.to_string_lossy().into_owned());
+    let captions = place.path("captions.json").to_string_lossy().into_owned();
+    let arguments = ["evaluate", "--checkpoint", &checkpoint, "--config", &config, "--split", "val", "--json", "--captions", &captions];
+    let arguments = arguments.into_iter().chain(["--threads", "1"]).collect::<Vec<_>>();
+    let output = run("worker", &arguments);
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let metrics: serde_json::Value = serde_json::from_str(&evaluated[0].0).unwrap();
+    assert_eq!(report["corpus"], metrics);
+    for metric in ["pac_s", "ref_pac_s", "cider", "meteor", "rouge_l", "rep_1", "retrieval_r10", "grammatical"] {
+        assert!(metrics[metric].is_number(), "{metric} is missing in {metrics}");
+    }
+    // COCO's result format, from the command and from the coordinator.
+    let by_command = std::fs::read_to_string(&captions).unwrap();
+    let by_coordinator = std::fs::read_to_string(place.path("by-2/captions/0-dico-00000000.json")).unwrap();
+    assert_eq!(by_command, by_coordinator);
+    let results: Vec<serde_json::Value> = serde_json::from_str(&by_command).unwrap();
+    let ids: BTreeSet<u64> = results.iter().map(|result| result["image_id"].as_u64().unwrap()).collect();
+    assert_eq!((results.len(), ids.len()), (160, 160));
+    assert!(results.iter().all(|result| result["caption"].is_string()));
+
+    let error = error_line(&run("worker", &["evaluate", "--checkpoint", "/nowhere", "--config", &config]));
+    assert!(error.contains("/nowhere") && error.contains("no model folder"), "{error}");
+}
+
+#[test]
+fn an_evaluation_that_loses_a_worker_finishes_without_it_and_captions_every_image_once() {
+    let (place, checkpoint) = place();
+    let config = run_file(&place, "shaken", &checkpoint, "{ min: 1, max: 3 }", 40);
+    let coordinator = Coordinator::start(&place, &config);
+    let mut workers: BTreeMap<u32, Process> = (0..3).map(|rank| (rank, coordinator.worker(&place, rank))).collect();
+    // Until one was lost in the middle of an evaluation: not every blow falls there.
+    let mut next = 3;
+    let survived = loop {
+        let victim = evaluating(&coordinator, &workers);
+        workers.remove(&victim);
+        if let Some(step) = survived_evaluation(&place) {
+            break step;
+        }
+        workers.insert(next, coordinator.worker(&place, next));
+        next += 1;
+    };
+    let journal = journal(&place, "shaken");
+    let items = |sql: &str| journal.query_row(sql, [survived], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(items("SELECT count(*) FROM evaluation_items WHERE step = ?"), 160);
+    assert_eq!(items("SELECT count(DISTINCT image) FROM evaluation_items WHERE step = ?"), 160);
+    assert_eq!(items("SELECT count(*) FROM events WHERE kind = 'duplicates' AND ? >= 0"), 0);
+}
+
+/// Waits until a worker is seen in an evaluation; its rank.
+fn evaluating(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>) -> u32 {
+    loop {
+        let status = run("coordinator", &["status", "--coordinator", &coordinator.url, "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("the run goes on");
+        let members = status["members"].as_array().unwrap();
+        let evaluating = members.iter().filter(|member| members.len() > 1 && member["phase"] == "evaluate");
+        let ranks = evaluating.map(|member| member["rank"].as_u64().unwrap() as u32);
+        if let Some(rank) = ranks.filter(|rank| workers.contains_key(rank)).next_back() {
+            return rank;
+        }
+    }
+}
+
+/// The step of an evaluation that one generation began and a later one finished, once that is so; none if the last loss was
+/// not in an evaluation.
+fn survived_evaluation(place: &Place) -> Option<i64> {
+    let journal = journal(place, "shaken");
+    let latest = |sql: &str| journal.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).unwrap();
+    // The generation that goes on without the lost one has begun.
+    let lost = loop {
+        let lost = latest("SELECT max(number) FROM generations WHERE ended_because LIKE '%was lost%'");
+        let formed = latest("SELECT max(number) FROM generations");
+        if let (Some(lost), Some(formed)) = (lost, formed)
+            && formed > lost
+        {
+            break lost;
+        }
+    };
+    // It begins where the last one was, and what it does first is to finish the evaluation.
+    let start = "SELECT step FROM generations WHERE number > ? ORDER BY number LIMIT 1";
+    let step: i64 = journal.query_row(start, [lost], |row| row.get(0)).unwrap();
+    loop {
+        let by = "SELECT min(generation) FROM evaluations WHERE step = ?";
+        if let Some(generation) = journal.query_row(by, [step], |row| row.get::<_, Option<i64>>(0)).unwrap() {
+            return (generation > lost).then_some(step);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dataset::{DataSet, Split};
+use proto::{EVALUATION_RANGE, v1};
+use runfile::{Captioner, RunFile};
+use scoring::results::{self, Captioned};
+use scoring::{Examined, Files, Form, Item, Metrics};
+use statistics::names;
+use tch::Device;
+
+use super::device::Compute;
+use super::progress::images_bar;
+use crate::data::{Loader, Source};
+use crate::examination::{Examiner, Writer};
+use crate::models::Origins;
+use crate::sight;
+
+/// Batches prepared ahead of the one that is captioned.
+const AHEAD: usize = 4;
+/// Threads that prepare them.
+const LOADING_THREADS: usize = 2;
+
+#[derive(clap::Args)]
+#[command(after_help = "Example: worker evaluate --checkpoint runs/demo/checkpoints/2-dico-00000050 --config \
+                        configs/demo.yaml --split test\n\nThe run file says which data, which evaluator and how captions \
+                        are searched; the scores are those of an evaluation during training, whatever the number of workers.")]
+pub struct Evaluate {
+    /// A checkpoint, or a folder that `worker import` made.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// The run file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Which split: train, val or test.
+    #[arg(long, default_value = "test", value_name = "SPLIT")]
+    split: Split,
+    /// Print one JSON object with all scores of all images.
+    #[arg(long)]
+    json: bool,
+    /// Print one line an image.
+    #[arg(long, conflicts_with = "json")]
+    per_item: bool,
+    /// Write the captions, too, as a file of COCO results.
+    #[arg(long, value_name = "FILE")]
+    captions: Option<PathBuf>,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+impl Evaluate {
+    pub fn run(self) -> Result<(), String> {
+        let device = self.compute.prepare()?;
+        let run = self.run_of_checkpoint()?;
+        let metrics = Metrics::open(&files(&run.scoring)).map_err(|error| error.to_string())?;
+        let items = self.examine(&run, device)?;
+        if let Some(path) = &self.captions {
+            let captioned = |item: &'_ v1::EvaluationItem| Captioned::new(item.image_id, &item.image, &item.caption);
+            let captions: Vec<Captioned> = items.iter().map(captioned).collect();
+            results::write(path, &captions).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        let (names, examined): (Vec<String>, Vec<Examined>) = items.into_iter().map(examined).unzip();
+        let report = metrics.evaluate(&examined).map_err(|error| error.to_string())?;
+        report.notes.iter().filter(|_| !self.json).for_each(|note| eprintln!("worker: {note}"));
+        let form = match (self.json, self.per_item) {
+            (true, _) => Form::Json,
+            (false, true) => Form::PerItem,
+            (false, false) => Form::Table,
+        };
+        report.print(&names, form, &mut std::io::stdout().lock()).map_err(|error| format!("standard output: {error}"))
+    }
+
+    /// The run file, with the checkpoint's captioner in the place of its own, and nothing to be trained.
+    fn run_of_checkpoint(&self) -> Result<RunFile, String> {
+        let mut run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
+        let dropout = run.captioner.dropout;
+        run.captioner = Captioner { preset: None, weights: Some(self.checkpoint.clone()), vision: None, dropout };
+        if run.evaluator.preset.take().is_some() {
+            run.evaluator.weights = Some(self.checkpoint.clone());
+        }
+        run.stages.clear();
+        run.data.positives = None;
+        Ok(run)
+    }
+
+    /// All images of the split, by name.
+    fn examine(&self, run: &RunFile, device: Device) -> Result<Vec<v1::EvaluationItem>, String> {
+        let data = Arc::new(DataSet::load(&run.data).map_err(|error| error.to_string())?);
+        let scenes = run.data.scenes.as_deref().map(world::Scenes::load).transpose();
+        let scenes = scenes.map_err(|error| error.to_string())?;
+        let images = data.split(self.split).len();
+        if images == 0 {
+            return Err(format!("split `{}` has no images", self.split));
+        }
+        let origins = Origins::open(run, std::iter::empty())?;
+        let models = origins.models(device)?;
+        let (longest, positions) = (run.decoding.max_length, models.captioner.architecture().positions);
+        if longest as usize > positions {
+            return Err(format!("decoding.max_length is {longest}, the captioner has {positions} positions"));
+        }
+        let stores = if self.split == Split::Test { None } else { sight::stores(run, &data, &origins, &models)? };
+        let skip_corrupt = run.data.skip_corrupt;
+        let source = Source { data: Arc::clone(&data), sizes: models.sizes(), stores, skip_corrupt };
+        let loader = Loader::new(source, LOADING_THREADS);
+        let examiner = Examiner {
+            run,
+            models: &models,
+            origins: &origins,
+            data: &data,
+            split: self.split,
+            scenes: scenes.as_ref(),
+            writer: Writer::Captioner,
+        };
+        let bar = images_bar(images as u64);
+        let range = EVALUATION_RANGE as usize;
+        let mut ranges = (0..images).step_by(range).map(|from| from..images.min(from + range));
+        let start = |range: Range<usize>| (range.end, loader.images(self.split, range.start, range.end));
+        let mut pending: VecDeque<_> = ranges.by_ref().take(AHEAD).map(start).collect();
+        let mut items = Vec::with_capacity(images);
+        while let Some((end, batch)) = pending.pop_front() {
+            let batch = batch.wait()?;
+            pending.extend(ranges.next().map(start));
+            items.extend(examiner.items(&batch));
+            bar.set_position(end as u64);
+        }
+        bar.finish_and_clear();
+        // As the coordinator sorts them: sums depend on the order.
+        items.sort_by(|a, b| a.image.cmp(&b.image));
+        Ok(items)
+    }
+}
+
+fn files(scoring: &runfile::Scoring) -> Files {
+    let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = scoring.clone();
+    Files { meteor_jar, meteor_paraphrases, spice_jar, ..Files::default() }
+}
+
+fn examined(item: v1::EvaluationItem) -> (String, Examined) {
+    let known = names::EVALUATION.into_iter().map(|(name, _)| name);
+    let scores: BTreeMap<_, _> = known.filter_map(|name| Some((name, *item.scores.get(name)?))).collect();
+    let v1::EvaluationItem { image, caption, references, image_embedding, text_embedding, .. } = item;
+    let item = Item { candidate: caption, references };
+    (image, Examined { item, scores, image: image_embedding, text: text_embedding })
+}
