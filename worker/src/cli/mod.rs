@@ -6,6 +6,7 @@ mod encode;
 mod export;
 mod import;
 mod join;
+mod score;
 mod synthesize;
 
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ enum Command {
     Encode(encode::Encode),
     /// Caption images.
     Caption(caption::Caption),
+    /// Score captions against references, as pycocoevalcap does.
+    Score(score::Score),
     /// Make a model folder of a published Hugging Face folder.
     Import(import::Import),
     /// Make a published Hugging Face folder of a checkpoint or model folder.
@@ -46,6 +49,7 @@ pub fn main() -> ExitCode {
         Command::Join(join) => join.run(),
         Command::Encode(encode) => encode.run(),
         Command::Caption(caption) => caption.run(),
+        Command::Score(score) => score.run(),
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(),
         Command::Synthesize(synthesize) => synthesize.run(),
