@@ -78,8 +78,8 @@ impl Captions {
     pub fn score(&self, metrics: &Metrics) -> Result<Report, Error> {
         let mut report = metrics.score(&self.items)?;
         if self.left_out > 0 {
-            let (scored, all) = (self.items.len(), self.items.len() + self.left_out);
-            report.notes.push(format!("scored are the {scored} of {all} images with references that have a candidate"));
+            let (left_out, all) = (self.left_out, self.left_out + self.items.len());
+            report.notes.push(format!("{left_out} of {all} images with references have no candidate and are left out"));
         }
         Ok(report)
     }
@@ -300,7 +300,7 @@ mod tests {
         let two_left_out = captions(references, r#"{"2": "x"}"#).unwrap();
         assert_eq!(two_left_out.left_out, 2);
         let report = two_left_out.score(&Metrics::open(&Files::default()).unwrap()).unwrap();
-        assert_eq!(report.notes, ["scored are the 1 of 3 images with references that have a candidate"]);
+        assert_eq!(report.notes, ["2 of 3 images with references have no candidate and are left out"]);
         assert_eq!(
             problem(references, r#"{"2": "x", "8": "y", "5": "z"}"#),
             "refs.json: has no references of 2 of the candidates' images, \"5\" for one; add them"

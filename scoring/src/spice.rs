@@ -160,22 +160,20 @@ impl Spice {
 
 #[cfg(all(test, unix))]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use tempfile::TempDir;
 
     use super::*;
     use crate::item;
 
-    /// A folder with an empty jar, and a shell script in the place of Java, which finds the input at `$4` and is to
-    /// write `$8`.
+    /// A folder with empty jars, and a shell script that `tests/java` runs in the place of Java: it finds the input at
+    /// `$4` and is to write `$8`.
     fn stand_in(script: &str) -> (TempDir, Spice) {
         let folder = tempfile::tempdir().unwrap();
-        let [java, jar] = ["java", "spice-1.0.jar"].map(|name| folder.path().join(name));
+        let jar = folder.path().join("spice-1.0.jar");
         std::fs::write(&jar, "").unwrap();
         models(folder.path());
-        std::fs::write(&java, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&java, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::write(folder.path().join("stand-in.sh"), script).unwrap();
+        let java = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/java");
         let spice = Spice::open(&java, &jar).unwrap();
         (folder, spice)
     }
