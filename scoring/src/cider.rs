@@ -118,13 +118,10 @@ impl Rarity {
     fn new<'a>(items: impl ExactSizeIterator<Item = impl Iterator<Item = &'a [u32]>>) -> Self {
         let logarithms = (0..=items.len()).map(|number| (number.max(1) as f64).ln()).collect();
         let mut documents = HashMap::<_, u32, _>::default();
-        let (mut counts, mut distinct) = (Sparse::new(), Vec::new());
+        let mut distinct = Vec::new();
         for references in items {
             distinct.clear();
-            for reference in references {
-                ngrams::count(reference, &mut counts);
-                distinct.extend(counts.iter().map(|&(ngram, _)| ngram));
-            }
+            distinct.extend(references.flat_map(ngrams::all));
             distinct.sort_unstable();
             distinct.dedup();
             for &ngram in &distinct {

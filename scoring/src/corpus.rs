@@ -28,20 +28,23 @@ impl Corpus {
             corpus.tokens.begin();
             corpus.words.begin();
             for caption in std::iter::once(&item.candidate).chain(&item.references) {
-                tokeniser.each(caption, |token| {
-                    let whole = corpus.vocabulary.id(token);
-                    corpus.tokens.push(whole);
-                    if token.contains(char::is_whitespace) {
-                        token.split_whitespace().for_each(|word| corpus.words.push(corpus.vocabulary.id(word)));
-                    } else {
-                        corpus.words.push(whole);
-                    }
-                });
+                tokeniser.each(caption, |token| corpus.push(token));
                 corpus.tokens.end_caption();
                 corpus.words.end_caption();
             }
         }
         corpus
+    }
+
+    /// Adds a token to the caption that is being written.
+    fn push(&mut self, token: &str) {
+        let whole = self.vocabulary.id(token);
+        self.tokens.push(whole);
+        if token.contains(char::is_whitespace) {
+            token.split_whitespace().for_each(|word| self.words.push(self.vocabulary.id(word)));
+        } else {
+            self.words.push(whole);
+        }
     }
 
     /// How many items there are.
@@ -164,5 +167,17 @@ mod tests {
         assert_eq!(tokens, expected);
         assert_eq!((corpus.len(), corpus.id("c"), corpus.id("d")), (3, Some(3), None));
         assert!(Corpus::new(&[]).is_empty());
+    }
+
+    #[test]
+    fn token_with_a_space_inside_is_several_words() {
+        let mut corpus = Corpus::new(&[item("a", &["b"])]);
+        for token in ["b\u{a0}c", "c", "b\u{a0}c"] {
+            corpus.push(token);
+        }
+        corpus.tokens.end_caption();
+        corpus.words.end_caption();
+        assert_eq!(corpus.tokens.get(0).last(), Some(&[3, 4, 3][..]));
+        assert_eq!(corpus.words.get(0).last(), Some(&[2, 4, 4, 2, 4][..]));
     }
 }

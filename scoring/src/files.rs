@@ -19,7 +19,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::{Error, Item};
+use crate::{Error, Item, Metrics, Report};
 
 /// Candidates with their references.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,16 +61,27 @@ impl Captions {
             captions.ids.push(id);
             captions.items.push(Item { candidate, references: group });
         }
-        // Of several the first by name, so that the message does not change from call to call.
+        // The first by name, so that the message does not change from call to call.
         if let Some(id) = candidate_groups.keys().min() {
-            let more = match candidate_groups.len() {
-                1 => String::new(),
-                number => format!(" (nor have {} others)", number - 1),
-            };
-            let problem = format!("the candidate's image \"{id}\" is not in this file{more}; add its references");
+            let number = candidate_groups.len();
+            let problem =
+                format!("has no references of {number} of the candidates' images, \"{id}\" for one; add them");
             return Err(Error::format(references, problem));
         }
         Ok(captions)
+    }
+
+    /// Scores the candidates; that images were left out is noted.
+    ///
+    /// # Errors
+    /// As of [`Metrics::score`].
+    pub fn score(&self, metrics: &Metrics) -> Result<Report, Error> {
+        let mut report = metrics.score(&self.items)?;
+        if self.left_out > 0 {
+            let (left_out, all) = (self.left_out, self.left_out + self.items.len());
+            report.notes.push(format!("{left_out} of {all} images with references have no candidate and are left out"));
+        }
+        Ok(report)
     }
 }
 
@@ -226,6 +237,7 @@ impl From<Id> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Files;
 
     /// Reads files of these contents.
     fn captions(references: &str, candidates: &str) -> Result<Captions, String> {
@@ -285,10 +297,13 @@ mod tests {
     #[test]
     fn images_of_both_files_must_go_together() {
         let references = r#"{"1": ["a"], "2": ["b"], "3": []}"#;
-        assert_eq!(captions(references, r#"{"2": "x"}"#).unwrap().left_out, 2);
+        let two_left_out = captions(references, r#"{"2": "x"}"#).unwrap();
+        assert_eq!(two_left_out.left_out, 2);
+        let report = two_left_out.score(&Metrics::open(&Files::default()).unwrap()).unwrap();
+        assert_eq!(report.notes, ["2 of 3 images with references have no candidate and are left out"]);
         assert_eq!(
             problem(references, r#"{"2": "x", "8": "y", "5": "z"}"#),
-            "refs.json: the candidate's image \"5\" is not in this file (nor have 1 others); add its references"
+            "refs.json: has no references of 2 of the candidates' images, \"5\" for one; add them"
         );
         assert_eq!(
             problem(references, r#"{"3": "x"}"#),

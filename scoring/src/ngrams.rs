@@ -5,28 +5,27 @@ use std::hash::{Hash, Hasher};
 /// The longest n-grams that BLEU and CIDEr-D look at.
 pub(crate) const MAX_ORDER: usize = 4;
 
-/// One to four token ids, padded with 0, which is no token's id. The fixed size keeps counts free of allocation.
+/// One to four token ids, 32 bits each from the top, padded with 0, which is no token's id. One number is quick to
+/// compare, and sorting is most of what counting takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ngram([u32; MAX_ORDER]);
+pub(crate) struct Ngram(u128);
 
 impl Ngram {
     fn new(ids: &[u32]) -> Self {
-        let mut padded = [0; MAX_ORDER];
-        padded[..ids.len()].copy_from_slice(ids);
-        Self(padded)
+        let joined = ids.iter().fold(0, |joined, &id| joined << u32::BITS | u128::from(id));
+        Self(joined << (u32::BITS as usize * (MAX_ORDER - ids.len())))
     }
 
     /// Its length less one: an index into arrays of [`MAX_ORDER`].
     pub(crate) fn order(self) -> usize {
-        self.0[1..].iter().filter(|&&id| id != 0).count()
+        MAX_ORDER - 1 - (self.0.trailing_zeros() / u32::BITS) as usize
     }
 }
 
 impl Hash for Ngram {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let [a, b, c, d] = self.0.map(u64::from);
-        state.write_u64(a << 32 | b);
-        state.write_u64(c << 32 | d);
+        state.write_u64((self.0 >> u64::BITS) as u64);
+        state.write_u64(self.0 as u64);
     }
 }
 
@@ -55,12 +54,15 @@ impl Hasher for NgramHasher {
 /// A sparse vector over n-grams, sorted by n-gram, each at most once.
 pub(crate) type Sparse<T> = Vec<(Ngram, T)>;
 
+/// The n-grams of all orders in `caption`.
+pub(crate) fn all(caption: &[u32]) -> impl Iterator<Item = Ngram> {
+    (1..=MAX_ORDER).flat_map(|order| caption.windows(order).map(Ngram::new))
+}
+
 /// Counts the n-grams of all orders in `caption` into `counts`, whose old contents go.
 pub(crate) fn count(caption: &[u32], counts: &mut Sparse<u32>) {
     counts.clear();
-    for order in 1..=MAX_ORDER {
-        counts.extend(caption.windows(order).map(|ids| (Ngram::new(ids), 1)));
-    }
+    counts.extend(all(caption).map(|ngram| (ngram, 1)));
     counts.sort_unstable_by_key(|&(ngram, _)| ngram);
     counts.dedup_by(|(next, more), (ngram, count)| {
         let same = next == ngram;

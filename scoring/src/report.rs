@@ -49,7 +49,7 @@ impl Report {
                 writeln!(out, "id\t{}", names.join("\t"))?;
                 for (index, id) in ids.iter().enumerate() {
                     write!(out, "{}", id.replace(['\t', '\n', '\r'], " "))?;
-                    self.items.values().try_for_each(|values| write!(out, "\t{}", values[index]))?;
+                    self.items.values().try_for_each(|values| write!(out, "\t{:?}", values[index]))?;
                     writeln!(out)?;
                 }
                 Ok(())
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn forms_are_as_documented() {
         assert_eq!(printed(&["x"], Form::Table), "cider                1.250000\nvocabulary_size      7.000000\n");
-        assert_eq!(printed(&["x"], Form::PerItem), "id\tcider\nb 1\t0.5\na\t2\n");
+        assert_eq!(printed(&["x"], Form::PerItem), "id\tcider\nb 1\t0.5\na\t2.0\n");
         let values = r#""corpus":{"cider":1.25,"vocabulary_size":7.0},"items":{"cider":{"b\t1":0.5,"a":2.0}}"#;
         assert_eq!(printed(&[], Form::Json), format!("{{{values}}}\n"));
         assert_eq!(printed(&["x"], Form::Json), format!("{{{values},\"notes\":[\"x\"]}}\n"));

@@ -25,11 +25,11 @@ pub fn ranks(texts: &[f32], images: &[f32], width: usize) -> Vec<usize> {
     let block = (BLOCK / size_of::<f32>()).div_ceil(width);
     for (number, images) in images.chunks(block * width).enumerate() {
         for (caption, text) in texts.chunks_exact(width).enumerate() {
-            let not_worse = |(index, image): (usize, &[f32])| {
+            let better = |&(index, image): &(usize, &[f32])| {
                 let no_better = dot(text, image) <= own[caption];
                 !no_better && number * block + index != caption
             };
-            ranks[caption] += images.chunks_exact(width).enumerate().filter(|&pair| not_worse(pair)).count();
+            ranks[caption] += images.chunks_exact(width).enumerate().filter(better).count();
         }
     }
     ranks

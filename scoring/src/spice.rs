@@ -20,6 +20,9 @@ const TIME_LIMIT: Duration = Duration::from_secs(3600);
 /// How often to see whether the program has ended.
 const POLL: Duration = Duration::from_millis(20);
 
+/// What the jar looks for beside it, and does not come with.
+const MODELS: [&str; 2] = ["lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar"];
+
 /// The program.
 #[derive(Debug, Clone)]
 pub struct Spice {
@@ -55,13 +58,17 @@ struct FMeasure {
 }
 
 impl Spice {
-    /// Finds `jar`; `java` is the command that runs it.
+    /// Finds `jar` and the Stanford models; `java` is the command that runs it.
     ///
     /// # Errors
-    /// There is no such jar, or none of the folder's libraries.
+    /// One of these files is not there.
     pub fn open(java: &Path, jar: &Path) -> Result<Self, Error> {
         // The program is run in the jar's folder.
         let jar = jar.canonicalize().map_err(|source| Error::file(jar, source))?;
+        if let Some(missing) = MODELS.iter().map(|name| jar.with_file_name(name)).find(|path| !path.exists()) {
+            let problem = "no such file; SPICE needs it from stanford-corenlp-full-2015-12-09.zip (nlp.stanford.edu)";
+            return Err(Error::format(missing, problem));
+        }
         let java = if java.components().count() > 1 {
             java.canonicalize().map_err(|source| Error::file(java, source))?
         } else {
@@ -118,8 +125,10 @@ impl Spice {
         if !status.success() {
             let messages = std::fs::read(&messages).unwrap_or_default();
             let messages = String::from_utf8_lossy(&messages);
-            let last = messages.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-            return Err(Error::Spice(format!("{} failed ({status}): {}", self.jar.display(), last.trim())));
+            // Java tells where an exception comes from in indented lines after it.
+            let told = |line: &&str| line.starts_with(|c: char| !c.is_whitespace());
+            let last = messages.lines().rfind(told).unwrap_or("it said nothing");
+            return Err(Error::Spice(format!("{} failed ({status}): {}", self.jar.display(), last.trim_end())));
         }
         let answer = std::fs::read(&output).map_err(|_| Error::Spice("the program left no answer".into()))?;
         serde_json::from_slice(&answer).map_err(|error| Error::Spice(format!("its answer cannot be read: {error}")))
@@ -151,23 +160,27 @@ impl Spice {
 
 #[cfg(all(test, unix))]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use tempfile::TempDir;
 
     use super::*;
     use crate::item;
 
-    /// A folder with an empty jar, and a shell script in the place of Java, which finds the input at `$4` and is to
-    /// write `$8`.
+    /// A folder with empty jars, and a shell script that `tests/java` runs in the place of Java: it finds the input at
+    /// `$4` and is to write `$8`.
     fn stand_in(script: &str) -> (TempDir, Spice) {
         let folder = tempfile::tempdir().unwrap();
-        let [java, jar] = ["java", "spice-1.0.jar"].map(|name| folder.path().join(name));
+        let jar = folder.path().join("spice-1.0.jar");
         std::fs::write(&jar, "").unwrap();
-        std::fs::write(&java, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&java, PermissionsExt::from_mode(0o755)).unwrap();
+        models(folder.path());
+        std::fs::write(folder.path().join("stand-in.sh"), script).unwrap();
+        let java = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/java");
         let spice = Spice::open(&java, &jar).unwrap();
         (folder, spice)
+    }
+
+    fn models(folder: &Path) {
+        std::fs::create_dir(folder.join("lib")).unwrap();
+        MODELS.iter().for_each(|name| std::fs::write(folder.join(name), "").unwrap());
     }
 
     fn items() -> Vec<Item> {
@@ -200,8 +213,10 @@ mod tests {
 
     #[test]
     fn failures_are_told() {
-        let failed = problem("echo 'Loading models' >&2; echo 'Error: out of memory' >&2; echo >&2; exit 3");
-        assert!(failed.ends_with("spice-1.0.jar failed (exit status: 3): Error: out of memory"), "{failed}");
+        let trace =
+            r"printf 'Exception in main\n\tat a.b\nCaused by: no memory\n\tat c.d\n\t... 3 more\n\n' >&2; exit 3";
+        let failed = problem(trace);
+        assert!(failed.ends_with("spice-1.0.jar failed (exit status: 3): Caused by: no memory"), "{failed}");
         assert!(problem("exit 1").ends_with("(exit status: 1): it said nothing"));
         assert_eq!(problem("exit 0"), "SPICE: the program left no answer");
         assert!(problem("echo '[{]' > \"$8\"").contains("its answer cannot be read: key must be a string at line 1"));
@@ -225,6 +240,9 @@ mod tests {
         let error = Spice::open(Path::new("java"), &jar).unwrap_err().to_string();
         assert!(error.contains("spice-1.0.jar: No such file"), "{error}");
         std::fs::write(&jar, "").unwrap();
+        let error = Spice::open(Path::new("java"), &jar).unwrap_err().to_string();
+        assert!(error.contains("lib/stanford-corenlp-3.6.0.jar: no such file; SPICE needs it"), "{error}");
+        models(folder.path());
         let spice = Spice::open(Path::new("no-such-java"), &jar).unwrap();
         let error = spice.score(&items()).unwrap_err().to_string();
         assert!(error.starts_with("SPICE: no-such-java cannot be started: No such file"), "{error}");

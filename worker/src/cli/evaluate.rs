@@ -7,12 +7,13 @@ use dataset::{DataSet, Split};
 use proto::{EVALUATION_RANGE, v1};
 use runfile::{Captioner, RunFile};
 use scoring::results::{self, Captioned};
-use scoring::{Examined, Files, Form, Item, Metrics};
+use scoring::{Examined, Files, Item, Metrics};
 use statistics::names;
 use tch::Device;
 
 use super::device::Compute;
 use super::progress::images_bar;
+use super::report::Print;
 use crate::data::{Loader, Source};
 use crate::examination::{Examiner, Writer};
 use crate::models::Origins;
@@ -37,12 +38,8 @@ pub struct Evaluate {
     /// Which split: train, val or test.
     #[arg(long, default_value = "test", value_name = "SPLIT")]
     split: Split,
-    /// Print one JSON object with all scores of all images.
-    #[arg(long)]
-    json: bool,
-    /// Print one line an image.
-    #[arg(long, conflicts_with = "json")]
-    per_item: bool,
+    #[command(flatten)]
+    print: Print,
     /// Write the captions, too, as a file of COCO results.
     #[arg(long, value_name = "FILE")]
     captions: Option<PathBuf>,
@@ -63,13 +60,7 @@ impl Evaluate {
         }
         let (names, examined): (Vec<String>, Vec<Examined>) = items.into_iter().map(examined).unzip();
         let report = metrics.evaluate(&examined).map_err(|error| error.to_string())?;
-        report.notes.iter().filter(|_| !self.json).for_each(|note| eprintln!("worker: {note}"));
-        let form = match (self.json, self.per_item) {
-            (true, _) => Form::Json,
-            (false, true) => Form::PerItem,
-            (false, false) => Form::Table,
-        };
-        report.print(&names, form, &mut std::io::stdout().lock()).map_err(|error| format!("standard output: {error}"))
+        self.print.print(&report, &names)
     }
 
     /// The run file, with the checkpoint's captioner in the place of its own, and nothing to be trained.

@@ -8,6 +8,8 @@ mod export;
 mod import;
 mod join;
 mod progress;
+mod report;
+mod score;
 mod synthesize;
 
 use std::process::ExitCode;
@@ -32,6 +34,8 @@ enum Command {
     Caption(caption::Caption),
     /// Caption a split and score the captions.
     Evaluate(evaluate::Evaluate),
+    /// Score captions against references, as pycocoevalcap does.
+    Score(score::Score),
     /// Make a model folder of a published Hugging Face folder.
     Import(import::Import),
     /// Make a published Hugging Face folder of a checkpoint or model folder.
@@ -51,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Encode(encode) => encode.run(),
         Command::Caption(caption) => caption.run(),
         Command::Evaluate(evaluate) => evaluate.run(),
+        Command::Score(score) => score.run(),
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(),
         Command::Synthesize(synthesize) => synthesize.run(),

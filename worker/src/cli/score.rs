@@ -1,0 +1,43 @@
+use std::path::PathBuf;
+
+use scoring::files::Captions;
+use scoring::{Files, Metrics};
+
+use super::report::Print;
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  worker score --references captions_val2014.json --candidates results.json\n  \
+                        worker score --references refs.json --candidates cands.json --json > scores.json\n\n\
+                        Both files may be {\"ID\": [\"caption\", ...]}, {\"ID\": \"caption\"}, COCO's annotations or COCO's \
+                        results. Scored are the images that have a candidate.")]
+pub struct Score {
+    /// The human captions of each image.
+    #[arg(long, value_name = "FILE")]
+    references: PathBuf,
+    /// One caption of each image, to be scored.
+    #[arg(long, value_name = "FILE")]
+    candidates: PathBuf,
+    #[command(flatten)]
+    print: Print,
+    /// meteor-1.5.jar: METEOR's function words and synonyms.
+    #[arg(long, value_name = "FILE", env = "DICO_METEOR_JAR")]
+    meteor_jar: Option<PathBuf>,
+    /// METEOR's paraphrase-en.gz.
+    #[arg(long, value_name = "FILE", env = "DICO_METEOR_PARAPHRASES")]
+    meteor_paraphrases: Option<PathBuf>,
+    /// spice-1.0.jar, with the Stanford models in `lib` beside it; needs Java.
+    #[arg(long, value_name = "FILE")]
+    spice_jar: Option<PathBuf>,
+}
+
+impl Score {
+    pub fn run(self) -> Result<(), String> {
+        let [meteor_jar, meteor_paraphrases, spice_jar] =
+            [&self.meteor_jar, &self.meteor_paraphrases, &self.spice_jar].map(Clone::clone);
+        let files = Files { meteor_jar, meteor_paraphrases, spice_jar, ..Files::default() };
+        let captions = Captions::read(&self.references, &self.candidates).map_err(|error| error.to_string())?;
+        let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
+        let report = captions.score(&metrics).map_err(|error| error.to_string())?;
+        self.print.print(&report, &captions.ids)
+    }
+}
