@@ -156,3 +156,58 @@ fn file_name(name: &str) -> bool {
         && !name.starts_with('.')
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const RUN: &str = "
+name: test
+output: /nowhere
+workers: { min: 1, max: 2 }
+data: { karpathy: { annotations: annotations.json, images: images } }
+captioner: { preset: tiny }
+evaluator: { preset: tiny }
+stages:
+  - { name: clip, objective: contrastive, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+  - { name: scst, objective: scst, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+  - { name: dico, objective: dico, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+";
+
+    /// What is wrong with the run where `key: value` is added to stage `stage`.
+    fn problem(stage: &str, addition: &str) -> String {
+        let text = RUN.replace(&format!("name: {stage},"), &format!("name: {stage}, {addition},"));
+        match RunFile::parse(Path::new("run.yaml"), &text) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_named() {
+        assert_eq!(problem("dico", "evaluate_first: true"), "");
+        for (stage, addition, expected) in [
+            ("dico", "metric: sider", "stages[2].metric: unknown metric `sider`: did you mean `cider`?"),
+            ("dico", "metric: rep_4", "stages[2].metric: unknown metric `rep_4`"),
+            ("dico", "patience: 3", "stages[2].patience: needs `metric`, to tell what is better"),
+            ("dico", "patience: 0, metric: cider", "stages[2].patience: must be at least 1"),
+            ("dico", "dico: { reward: {} }", "stages[2].dico.reward: needs at least one reward"),
+            ("dico", "dico: { reward: { clip_s: 1 } }", "stages[2].dico.reward: the evaluator gives pac_s"),
+            ("scst", "scst: { reward: { cider: .nan } }", "stages[1].scst.reward: needs finite weights"),
+            ("clip", "contrastive: { generated_images: 0.1 }", "stages[0].contrastive.generated_images: needs data.positives.images"),
+            ("dico", "guard: [{ metric: kl, action: warn }]", "stages[2].guard[0].metric: needs either `above` or `below`"),
+            ("dico", "guard: [{ metric: lk, above: 1, action: warn }]", "stages[2].guard[0].metric: unknown metric `lk`"),
+            ("dico", "guard: [{ metric: kl, above: 1, for: 0, action: warn }]", "stages[2].guard[0].for: must be at least 1"),
+            ("dico", "guard: [{ metric: kl, above: 1, action: sleep }]", "unknown value `sleep`"),
+        ] {
+            let problem = problem(stage, addition);
+            assert!(problem.contains(expected), "{addition}: {problem}");
+        }
+        let good = "metric: cider, patience: 3, guard: [{ metric: kl, above: 0.5, for: 10, action: rollback }, \
+                    { metric: grammatical, below: 0.9, action: pause }]";
+        assert_eq!(problem("dico", good), "");
+        assert_eq!(problem("scst", "scst: { reward: { cider: 1, pac_s: 0.5 }, baseline: greedy, candidates: samples }"), "");
+    }
+}
