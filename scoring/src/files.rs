@@ -44,7 +44,7 @@ impl Captions {
         for (id, captions) in read(candidates)? {
             let number = captions.len();
             let [candidate] = <[String; 1]>::try_from(captions).map_err(|_| {
-                Error::format(candidates, format!("image \"{id}\" has {number} candidates; give it exactly one"))
+                Error::format(candidates, format!("image {id:?} has {number} candidates; give it exactly one"))
             })?;
             candidate_groups.insert(id, candidate);
         }
@@ -55,7 +55,7 @@ impl Captions {
                 continue;
             };
             if group.is_empty() {
-                let problem = format!("image \"{id}\" has no references; add some or take out its candidate");
+                let problem = format!("image {id:?} has no references; add some or take out its candidate");
                 return Err(Error::format(references, problem));
             }
             captions.ids.push(id);
@@ -64,8 +64,7 @@ impl Captions {
         // The first by name, so that the message does not change from call to call.
         if let Some(id) = candidate_groups.keys().min() {
             let number = candidate_groups.len();
-            let problem =
-                format!("has no references of {number} of the candidates' images, \"{id}\" for one; add them");
+            let problem = format!("has no references of {number} of the candidates' images, {id:?} for one; add them");
             return Err(Error::format(references, problem));
         }
         Ok(captions)
@@ -137,16 +136,16 @@ fn by_key(entries: Vec<(String, Value)>) -> Result<Vec<(String, Vec<String>)>, S
     let mut groups = Vec::with_capacity(entries.len());
     for (id, value) in entries {
         if !seen.insert(id.clone()) {
-            return Err(format!("image \"{id}\" is there twice; keep one"));
+            return Err(format!("image {id:?} is there twice; keep one"));
         }
         let elements = match value {
             Value::Caption(caption) => vec![Element::Caption(caption)],
             Value::List(elements) => elements,
-            Value::Other(_) => return Err(format!("\"{id}\" has neither a caption nor a list of captions")),
+            Value::Other(_) => return Err(format!("{id:?} has neither a caption nor a list of captions")),
         };
         let captions = elements.into_iter().map(|element| match element {
             Element::Caption(caption) => Ok(one_line(&caption)),
-            _ => Err(format!("a caption of \"{id}\" is not a string")),
+            _ => Err(format!("a caption of {id:?} is not a string")),
         });
         let captions = captions.collect::<Result<_, _>>()?;
         groups.push((id, captions));
@@ -335,6 +334,7 @@ mod tests {
             ("[]", "the file has no captions"),
             (r#"{"annotations": [], "images": []}"#, "the file has no captions"),
             (r#"{"1": 5}"#, "\"1\" has neither a caption nor a list of captions"),
+            (r#"{"a\nb": {}}"#, r#""a\nb" has neither a caption nor a list of captions"#),
             (r#"{"1": null}"#, "\"1\" has neither a caption nor a list of captions"),
             (r#"{"1": ["a", 5]}"#, "a caption of \"1\" is not a string"),
             (r#"{"1": [["a"]]}"#, "a caption of \"1\" is not a string"),

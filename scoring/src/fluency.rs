@@ -4,9 +4,9 @@
 use crate::ngrams::{self, MAX_ORDER, Ngram, Sparse};
 use crate::{Corpus, Scores};
 
-/// Words that no caption ends with. This is the list behind `bad_count_rate` in the evaluation of ruotianluo's
-/// `self-critical.pytorch` (`eval_utils.py`), which the code of "Fine-grained Image Captioning with CLIP Reward" is based on:
-/// articles, prepositions and forms of "be".
+/// Words that no caption ends with: articles, prepositions and forms of "be". It is the list behind `bad_count_rate` in
+/// ruotianluo's `ImageCaptioning.pytorch` (`eval_utils.py`). The list in its `misc.py` is another one, of endings that may
+/// be cut off captions.
 const BAD_ENDINGS: [&str; 17] = [
     "a", "after", "am", "an", "are", "at", "before", "for", "in", "is", "near", "of", "on", "the", "to", "upon", "with",
 ];

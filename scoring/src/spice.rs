@@ -70,7 +70,7 @@ impl Spice {
             return Err(Error::format(missing, problem));
         }
         let java = if java.components().count() > 1 {
-            java.canonicalize().map_err(|source| Error::file(java, source))?
+            std::path::absolute(java).map_err(|source| Error::file(java, source))?
         } else {
             java.to_owned()
         };

@@ -44,10 +44,13 @@ fn values_are_those_of_the_reference() {
 
     let mut failed = false;
     for (name, theirs) in &expected.items {
-        let Some(ours) = report.items.get(name.as_str()).filter(|_| name != "meteor" || has_tables) else {
-            eprintln!("{name}: not compared, for want of its tables");
+        if name == "meteor" && !has_tables {
+            eprintln!(
+                "meteor: not compared, because DICO_METEOR_JAR and DICO_METEOR_PARAPHRASES do not name its tables"
+            );
             continue;
-        };
+        }
+        let ours = &report.items[name.as_str()];
         let tolerance = if name == "meteor" { 1e-4 } else { 1e-6 };
         let off = |id: &str, value: f64| (value - theirs[id]).abs();
         let (id, value) =
