@@ -6,9 +6,10 @@
 //!      '======== directives ============|
 //!                                       |--Record--> recorder (a thread; SQLite)
 //!                                       |--Record--> metrics --> http <-- Prometheus
-//!                                       '--items---> score (a blocking thread) --Event--> driver
+//!                                       '--items---> captions, score (a blocking thread) --Event--> driver
 //! ```
 
+mod captions;
 mod driver;
 mod grpc;
 mod http;
@@ -81,7 +82,7 @@ impl Service {
         let checkpoints: PathBuf = self.file.output.join("checkpoints");
         let run = Run::new(self.file, self.restored);
         // Whoever asks first is told how the run stands, too.
-        metrics.publish(&run.status(time::Duration::ZERO), run.samples_committed());
+        metrics.publish(&run.status(time::Duration::ZERO), run.samples_committed(), run.best());
         let (readiness, ready) = watch::channel(run.readiness());
         let (over, closing) = watch::channel(());
         let closed = |mut closing: watch::Receiver<()>| async move { _ = closing.changed().await };
