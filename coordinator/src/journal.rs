@@ -15,6 +15,10 @@
 //!   `(n - 1) * batch .. n * batch`.
 //! - A generation starts at its `(stage, step)`. What an earlier generation recorded beyond the start of a later one was
 //!   given up, unless the later one repeats it: of several rows of a step the one of the highest generation counts.
+//! - Where a stage ends with an earlier state than the one it stands at, what generations so far did beyond that is given
+//!   up, too. The view `cuts` (`generation, stage, step`) has both: no row of a generation up to `generation` that lies
+//!   beyond `(stage, step)` is of the present history.
+//! - Kinds of events are the names of [`Happening`]s, and `guard` with `{stage, step, metric, value, bound, action}`.
 //! - `members_json` is a list of `{rank, host, version, device}`; `source` is `rank N`, `checkpoint PATH` or `seed`.
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
 //! - Values that are not finite are NULL.
@@ -32,13 +36,15 @@ use serde_json::json;
 use statistics::Summary;
 
 use crate::run::{
-    plan::{Boundaries, Boundary, Place},
+    best::Scores,
+    guard::Firing,
+    plan::{Boundaries, Boundary, Ends, Place},
     record::{Checkpoint, Happening, Record, Restored},
     statistics::StepStatistics,
 };
 
 /// Raised when the tables change; another version's journal is refused.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS run (name TEXT NOT NULL, seed INTEGER NOT NULL, run_file_json TEXT NOT NULL, created REAL NOT NULL);
@@ -60,6 +66,10 @@ CREATE TABLE IF NOT EXISTS evaluation_items (
     references_json TEXT NOT NULL, scores_json TEXT NOT NULL, PRIMARY KEY (stage, step, generation, image)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, detail_json TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS events_by_kind ON events (kind);
+CREATE VIEW IF NOT EXISTS cuts AS
+    SELECT number - 1 AS generation, stage, step FROM generations
+    UNION ALL SELECT detail_json ->> 'generation', detail_json ->> 'stage', detail_json ->> 'step'
+    FROM events WHERE kind = 'stage_ended';
 ";
 
 /// What can be wrong with a journal.
@@ -178,11 +188,17 @@ impl Journal {
         let last = connection.query_row(query, [], |row| Ok((unsigned(row, 0)?, place(row, 1)?))).optional()?;
         let Some((last_generation, start)) = last else { return Ok(Restored::default()) };
 
-        let query = "SELECT coalesce(max(number), 0) FROM generations WHERE source NOT LIKE 'rank %'";
-        let lineage = connection.query_row(query, [], |row| unsigned(row, 0))?;
+        // A state is of a history that was given up if its generation is not later than what started or ended it anew.
+        let query = "SELECT max(coalesce((SELECT max(number) FROM generations WHERE source NOT LIKE 'rank %'), 0),
+            coalesce((SELECT max(detail_json ->> 'generation') + 1 FROM events WHERE kind = ?), 0))";
+        let lineage = connection.query_row(query, [Happening::StageEnded.name()], |row| unsigned(row, 0))?;
         let query = "SELECT stage, step FROM steps WHERE generation = ? ORDER BY stage DESC, step DESC LIMIT 1";
-        let stepped = connection.query_row(query, [last_generation.cast_signed()], |row| place(row, 0)).optional()?;
-        let committed = stepped.unwrap_or_default().max(start);
+        let number = last_generation.cast_signed();
+        let stepped = connection.query_row(query, [number], |row| place(row, 0)).optional()?;
+        let query = "SELECT stage, step FROM cuts WHERE generation >= ? ORDER BY stage, step LIMIT 1";
+        let cut = connection.query_row(query, [number], |row| place(row, 0)).optional()?;
+        let reached = stepped.unwrap_or_default().max(start);
+        let committed = cut.map_or(reached, |cut| cut.min(reached));
 
         let query = format!(
             "SELECT stage, step, generation, path, parameters_sha256 FROM checkpoints AS own
@@ -193,10 +209,23 @@ impl Journal {
             .prepare(&format!("SELECT stage, step FROM checkpoints AS own WHERE {PRESENT}"))?
             .query_map([], |row| Ok((place(row, 0)?, Boundary::Checkpoint)))?
             .collect::<Result<Boundaries, _>>()?;
-        let evaluated = connection
-            .prepare(&format!("SELECT stage, step FROM evaluations AS own WHERE {PRESENT}"))?
-            .query_map([], |row| Ok((place(row, 0)?, Boundary::Evaluation)))?
-            .collect::<Result<Boundaries, _>>()?;
+        let query =
+            format!("SELECT stage, step, metrics_json FROM evaluations AS own WHERE {PRESENT} ORDER BY generation");
+        let scores = connection
+            .prepare(&query)?
+            .query_map([], |row| Ok((place(row, 0)?, metrics(&row.get::<_, String>(2)?))))?
+            .collect::<Result<Scores, _>>()?;
+        let evaluated = scores.keys().map(|place| (*place, Boundary::Evaluation)).collect();
+        let query = "SELECT detail_json ->> 'stage', detail_json ->> 'step' FROM events WHERE kind = ? ORDER BY rowid";
+        let ends = connection
+            .prepare(query)?
+            .query_map([Happening::StageEnded.name()], |row| Ok((row.get(0)?, unsigned(row, 1)?)))?
+            .collect::<Result<Ends, _>>()?;
+        let query =
+            "SELECT kind, detail_json ->> 'reason' FROM events WHERE kind IN (?, ?) ORDER BY rowid DESC LIMIT 1";
+        let kinds = [Happening::Paused, Happening::Resumed].map(Happening::name);
+        let last = connection.query_row(query, kinds, |row| Ok((row.get::<_, String>(0)?, row.get(1)?))).optional()?;
+        let paused = last.filter(|(kind, _)| kind == Happening::Paused.name()).map(|(_, reason)| reason);
 
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
         let latest =
@@ -207,15 +236,18 @@ impl Journal {
             committed,
             checkpoints,
             done: &saved | &evaluated,
+            scores,
+            ends,
+            paused,
             data_set: latest(Happening::Joined)?.and_then(|detail| data_set(&detail)),
             finished: latest(Happening::Finished)?.is_some(),
         })
     }
 }
 
-/// Whether the row `own` is of the present history: no later generation started before it.
-const PRESENT: &str = "NOT EXISTS (SELECT 1 FROM generations AS later
-    WHERE later.number > own.generation AND (later.stage, later.step) < (own.stage, own.step))";
+/// Whether the row `own` is of the present history.
+const PRESENT: &str = "NOT EXISTS (SELECT 1 FROM cuts
+    WHERE cuts.generation >= own.generation AND (cuts.stage, cuts.step) < (own.stage, own.step))";
 
 fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(index).map(i64::cast_unsigned)
@@ -234,6 +266,12 @@ fn checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
     })
 }
 
+/// Scores by name; those that are not finite have none.
+fn metrics(json: &str) -> BTreeMap<String, f64> {
+    let metrics: BTreeMap<String, Option<f64>> = serde_json::from_str(json).unwrap_or_default();
+    metrics.into_iter().filter_map(|(name, score)| Some((name, score?))).collect()
+}
+
 fn data_set(detail: &str) -> Option<v1::DataSet> {
     let detail: serde_json::Value = serde_json::from_str(detail).ok()?;
     let number = |key: &str| detail.get(key)?.as_u64();
@@ -242,6 +280,7 @@ fn data_set(detail: &str) -> Option<v1::DataSet> {
         train_captions: number("train_captions")?,
         skipped_images: number("skipped_images")?,
         fingerprint: detail.get("fingerprint")?.as_str()?.to_owned(),
+        validation_images: number("validation_images")?,
     })
 }
 
@@ -307,6 +346,12 @@ fn write(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
                 run(sql, params![stage, step, generation, item.image, item.caption, references, scores])?;
             }
             Ok(())
+        }
+        Record::Guard { place, firing } => {
+            let Firing { metric, value, bound, action, .. } = firing;
+            let (Place { stage, step }, action) = (*place, action.name());
+            let detail = json!({ "stage": stage, "step": step, "metric": metric, "value": value, "bound": bound, "action": action });
+            run("INSERT INTO events VALUES (?, 'guard', ?)", params![now(), detail.to_string()])
         }
         Record::Event { what, detail } => {
             run("INSERT INTO events VALUES (?, ?, ?)", params![now(), what.name(), detail.to_string()])
@@ -379,7 +424,9 @@ mod tests {
     #[test]
     fn a_restarted_coordinator_knows_where_the_run_stands() {
         let folder = tempfile::tempdir().unwrap();
-        let detail = json!({ "train_images": 2, "train_captions": 10, "skipped_images": 0, "fingerprint": "f" });
+        let detail = json!({
+            "train_images": 2, "train_captions": 10, "skipped_images": 0, "validation_images": 7, "fingerprint": "f",
+        });
         let mut records = vec![
             Record::Event { what: Happening::Joined, detail },
             formed(1, 0, Source::Seed),
@@ -414,8 +461,11 @@ mod tests {
                 train_captions: 10,
                 skipped_images: 0,
                 fingerprint: "f".into(),
+                validation_images: 7,
             }),
             finished: false,
+            scores: [5, 10].map(|step| (at(step), [("cider".to_owned(), 1.0)].into())).into(),
+            ..Restored::default()
         };
         let journal = Journal::open(folder.path(), &file()).unwrap();
         assert_eq!(journal.restore().unwrap(), expected);
@@ -425,6 +475,54 @@ mod tests {
             .unwrap();
         let summaries: serde_json::Value = serde_json::from_str(&summaries).unwrap();
         assert_eq!((&summaries["kl"]["min"], &summaries["kl"]["mean"]), (&json!(0.5), &json!(1.0)));
+    }
+
+    #[test]
+    fn a_restarted_coordinator_knows_what_was_decided() {
+        let event = |what, detail| Record::Event { what, detail };
+        let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
+        let mut records = vec![formed(1, 0, Source::Seed)];
+        records.extend((1..=15).map(|s| step(s, 1)));
+        records.extend([5, 10, 15].into_iter().flat_map(|s| [Record::Saved(saved(s, 1)), evaluated(s, 1)]));
+        records.push(event(Happening::Paused, json!({ "reason": "kl is 9" })));
+        journal.write(&records).unwrap();
+        let restored = journal.restore().unwrap();
+        assert_eq!((restored.paused.as_deref(), restored.lineage), (Some("kl is 9"), 1));
+        assert_eq!((restored.committed, restored.scores.len()), (Place { stage: 0, step: 15 }, 3));
+
+        // It died before anything but the decision was on disk.
+        let ended = json!({ "stage": 0, "step": 10, "generation": 1, "reason": "patience" });
+        let decided = [event(Happening::Resumed, json!({})), event(Happening::StageEnded, ended), step(16, 1)];
+        journal.write(&decided).unwrap();
+        let restored = journal.restore().unwrap();
+        let at = |step| Place { stage: 0, step };
+        assert_eq!((restored.paused, restored.ends), (None, [(0, 10)].into()));
+        assert_eq!((restored.committed, restored.lineage), (at(10), 2));
+        assert_eq!(restored.checkpoints, [saved(5, 1), saved(10, 1)]);
+        assert_eq!(restored.scores.into_keys().collect::<Vec<_>>(), [at(5), at(10)]);
+        // What comes after it is of the present history again.
+        journal.write(&[formed(2, 10, Source::Checkpoint(saved(10, 1).path)), Record::Saved(saved(11, 2))]).unwrap();
+        assert_eq!(journal.restore().unwrap().checkpoints.last(), Some(&saved(11, 2)));
+    }
+
+    #[test]
+    fn the_guard_is_on_record() {
+        let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
+        let rule = runfile::Rule {
+            metric: "kl".into(),
+            above: Some(1.0),
+            below: None,
+            for_: 1,
+            action: runfile::GuardAction::Warn,
+        };
+        let place = Place { stage: 0, step: 3 };
+        let firings = crate::run::guard::Guard::new(0, &[rule]).step(place, |_| Some(2.5));
+        let records: Vec<_> = firings.into_iter().map(|firing| Record::Guard { place, firing }).collect();
+        journal.write(&records).unwrap();
+        let query = "SELECT detail_json FROM events WHERE kind = 'guard'";
+        let detail: String = journal.connection.query_row(query, [], |row| row.get(0)).unwrap();
+        let expected = json!({ "stage": 0, "step": 3, "metric": "kl", "value": 2.5, "bound": 1.0, "action": "warn" });
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&detail).unwrap(), expected);
     }
 
     #[test]

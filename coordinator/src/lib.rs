@@ -5,7 +5,7 @@
 //!   run file (YAML)                                     workers
 //!        |                                              |     ^
 //!        v                                      reports |     | directives
-//!      cli  serve, validate, status                     v     |
+//!      cli  serve, validate, status, resume             v     |
 //!        |                                        service::grpc     service::http --> Prometheus, probes
 //!        '------------> service::driver <---- Input ----'              ^
 //!                         |        ^                                   |

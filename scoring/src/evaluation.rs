@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use crate::{Error, Item, Metrics, Report, Scores, retrieval};
+use crate::{Item, Metrics, Report, Scores, retrieval};
 
 /// One image of an evaluation, with what could be said of it without looking at the others.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,12 +18,10 @@ pub struct Examined {
 impl Metrics {
     /// All scores of an evaluation: those that the items bring, what their embeddings say of retrieval, and all metrics of
     /// captions against references.
-    ///
-    /// # Errors
-    /// As [`Metrics::score`].
-    pub fn evaluate(&self, examined: &[Examined]) -> Result<Report, Error> {
+    #[must_use]
+    pub fn evaluate(&self, examined: &[Examined]) -> Report {
         let items: Vec<Item> = examined.iter().map(|one| one.item.clone()).collect();
-        let mut report = self.score(&items)?;
+        let mut report = self.score(&items);
         let names = examined.first().map(|one| one.scores.keys().copied()).into_iter().flatten();
         for name in names {
             let values: Option<Vec<f64>> = examined.iter().map(|one| one.scores.get(name).copied()).collect();
@@ -35,7 +33,7 @@ impl Metrics {
         if let Some(ranks) = ranks(examined) {
             retrieval::scores(&ranks).into_iter().for_each(|(name, scores)| report.add(name, scores));
         }
-        Ok(report)
+        report
     }
 }
 
@@ -70,15 +68,15 @@ mod tests {
         // The first caption is nearer to the second image than to its own.
         let first = examined("a red kite", Some(0.5), [1.0, 0.0], [0.0, 1.0]);
         let second = examined("a dog", Some(1.0), [0.0, 1.0], [0.0, 1.0]);
-        let report = metrics.evaluate(&[first.clone(), second.clone()]).unwrap();
+        let report = metrics.evaluate(&[first.clone(), second.clone()]);
         assert_eq!((report.corpus["pac_s"], report.corpus["retrieval_r1"]), (0.75, 0.5));
         assert_eq!(report.items["retrieval_mrr"], [0.5, 1.0]);
         assert!(report.corpus["bleu_1"] > 0.0);
 
         let without = Examined { scores: BTreeMap::new(), image: vec![], text: vec![], ..second };
-        let report = metrics.evaluate(&[first, without]).unwrap();
+        let report = metrics.evaluate(&[first, without]);
         assert!(!report.corpus.contains_key("pac_s") && !report.corpus.contains_key("retrieval_r1"));
         assert!(report.notes.iter().any(|note| note.starts_with("pac_s")));
-        assert_eq!(metrics.evaluate(&[]).unwrap().corpus["cider"], 0.0);
+        assert_eq!(metrics.evaluate(&[]).corpus["cider"], 0.0);
     }
 }

@@ -74,13 +74,14 @@ impl Captions {
     ///
     /// # Errors
     /// As of [`Metrics::score`].
-    pub fn score(&self, metrics: &Metrics) -> Result<Report, Error> {
-        let mut report = metrics.score(&self.items)?;
+    #[must_use]
+    pub fn score(&self, metrics: &Metrics) -> Report {
+        let mut report = metrics.score(&self.items);
         if self.left_out > 0 {
             let (left_out, all) = (self.left_out, self.left_out + self.items.len());
             report.notes.push(format!("{left_out} of {all} images with references have no candidate and are left out"));
         }
-        Ok(report)
+        report
     }
 }
 
@@ -298,7 +299,7 @@ mod tests {
         let references = r#"{"1": ["a"], "2": ["b"], "3": []}"#;
         let two_left_out = captions(references, r#"{"2": "x"}"#).unwrap();
         assert_eq!(two_left_out.left_out, 2);
-        let report = two_left_out.score(&Metrics::open(&Files::default()).unwrap()).unwrap();
+        let report = two_left_out.score(&Metrics::open(&Files::default()).unwrap());
         assert_eq!(report.notes, ["2 of 3 images with references have no candidate and are left out"]);
         assert_eq!(
             problem(references, r#"{"2": "x", "8": "y", "5": "z"}"#),

@@ -77,7 +77,8 @@ impl Place {
         let images = images.to_string();
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let world = folder.path().join("world");
-        let drawn = run("worker", &["synthesize", "--out", &world.to_string_lossy(), "--images", &images, "--seed", "3"]);
+        let drawn =
+            run("worker", &["synthesize", "--out", &world.to_string_lossy(), "--images", &images, "--seed", "3"]);
         assert!(drawn.status.success(), "{drawn:?}");
         Self { folder }
     }

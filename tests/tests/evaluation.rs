@@ -39,7 +39,8 @@ fn journal(place: &Place, name: &str) -> Connection {
 /// Metrics and items of the evaluation before the first step.
 fn first_evaluation(place: &Place, name: &str) -> (String, Vec<[String; 3]>) {
     let journal = journal(place, name);
-    let metrics = journal.query_row("SELECT metrics_json FROM evaluations WHERE step = 0", [], |row| row.get(0)).unwrap();
+    let metrics =
+        journal.query_row("SELECT metrics_json FROM evaluations WHERE step = 0", [], |row| row.get(0)).unwrap();
     let query = "SELECT image, caption, scores_json FROM evaluation_items WHERE step = 0 ORDER BY image";
     let mut statement = journal.prepare(query).unwrap();
     let items = statement.query_map([], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?])).unwrap();
@@ -61,7 +62,18 @@ fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
 
     let [checkpoint, config] = [&checkpoint, &place.path("by-1.yaml")].map(|path| path.to_string_lossy().into_owned());
     let captions = place.path("captions.json").to_string_lossy().into_owned();
-    let arguments = ["evaluate", "--checkpoint", &checkpoint, "--config", &config, "--split", "val", "--json", "--captions", &captions];
+    let arguments = [
+        "evaluate",
+        "--checkpoint",
+        &checkpoint,
+        "--config",
+        &config,
+        "--split",
+        "val",
+        "--json",
+        "--captions",
+        &captions,
+    ];
     let arguments = arguments.into_iter().chain(["--threads", "1"]).collect::<Vec<_>>();
     let output = run("worker", &arguments);
     assert!(output.status.success(), "{output:?}");

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::file::read_json;
 use crate::shapes::compare;
 use crate::{
-    Architecture, Archive, CaptionerArchitecture, Clip, Dtype, Error, Tensor, VISION_PREFIX, Vision, VisionArchitecture, config_json,
-    vision_to_released,
+    Architecture, Archive, CaptionerArchitecture, Clip, Dtype, Error, Tensor, VISION_PREFIX, Vision,
+    VisionArchitecture, config_json, vision_to_released,
 };
 
 /// Raised when older programs cannot read newer folders.
@@ -147,7 +147,10 @@ impl Manifest {
         };
         let evaluator = self.evaluator.as_ref().map(|evaluator| {
             let Architecture { vision, text, .. } = &evaluator.architecture;
-            [("evaluator.architecture.vision.heads", heads(vision)), ("evaluator.architecture.text.heads", (text.heads, text.width))]
+            [
+                ("evaluator.architecture.vision.heads", heads(vision)),
+                ("evaluator.architecture.text.heads", (text.heads, text.width)),
+            ]
         });
         let captioner = ("captioner.heads", (self.captioner.heads, self.captioner.width));
         let vision = ("vision.architecture.heads", heads(&self.vision.architecture.vision));
@@ -191,8 +194,7 @@ pub fn open_evaluator(path: &Path) -> Result<(Clip, Vocabulary), Error> {
         let manifest: Manifest = read_json(&manifest_path)?;
         manifest.check(&manifest_path)?;
         let missing = "has no evaluator of its own: name the file that its run named";
-        let Evaluator { architecture, vocabulary } =
-            manifest.evaluator.ok_or_else(|| Error::format(path, missing))?;
+        let Evaluator { architecture, vocabulary } = manifest.evaluator.ok_or_else(|| Error::format(path, missing))?;
         (Clip::of(&path.join(EVALUATOR), architecture)?, vocabulary)
     } else {
         (Clip::open(path)?, Vocabulary::Full)

@@ -63,10 +63,8 @@ impl Examiner<'_> {
         let written = self.written(&items, &hidden);
         let texts = self.embed(written.iter().map(|written| &written.caption));
         let references = self.embed(written.iter().flat_map(|written| &written.references));
-        let mut references = references.split_with_sizes(
-            written.iter().map(|written| written.references.len() as i64).collect::<Vec<_>>(),
-            0,
-        );
+        let mut references = references
+            .split_with_sizes(written.iter().map(|written| written.references.len() as i64).collect::<Vec<_>>(), 0);
         let rows = items.into_iter().zip(written).zip(references.drain(..)).enumerate();
         rows.map(|(row, (((_, item), written), references))| {
             let (image, text) = (images.get(row as i64), texts.get(row as i64));
@@ -92,10 +90,7 @@ impl Examiner<'_> {
         let vocabulary = &self.origins.captioner_vocabulary;
         let found = self.models.captioner.search(hidden, &Search::new(&self.run.decoding, vocabulary));
         let captions = found.iter().map(|beams| vocabulary.decode(&beams[0].tokens));
-        captions
-            .zip(items)
-            .map(|(caption, (_, item))| Written { caption, references: item.captions.clone() })
-            .collect()
+        captions.zip(items).map(|(caption, (_, item))| Written { caption, references: item.captions.clone() }).collect()
     }
 
     /// The evaluator's unit embeddings of some texts, `[texts, embedding]`.

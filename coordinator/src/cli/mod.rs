@@ -1,5 +1,7 @@
 //! The command line: one file per subcommand.
 
+mod admin;
+mod resume;
 mod serve;
 mod status;
 mod validate;
@@ -21,6 +23,7 @@ enum Command {
     Serve(serve::Serve),
     Validate(validate::Validate),
     Status(status::Status),
+    Resume(resume::Resume),
 }
 
 /// Runs the program; what goes wrong is one line on stderr.
@@ -30,6 +33,7 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Validate(validate) => validate.run(),
         Command::Status(status) => status.run(),
+        Command::Resume(resume) => resume.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -58,6 +58,9 @@ impl Serve {
     }
 
     async fn serve(self, file: RunFile) -> anyhow::Result<()> {
+        let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = file.scoring.clone();
+        let files = scoring::Files { meteor_jar, meteor_paraphrases, spice_jar, ..scoring::Files::default() };
+        let scoring = scoring::Metrics::open(&files).context("scoring")?;
         // Before anything is written: a second coordinator by mistake must not leave traces.
         let grpc = bind(self.listen, "--listen").await?;
         let http = bind(self.http, "--http").await?;
@@ -70,7 +73,7 @@ impl Serve {
             tracing::info!(at = %restored.committed, generation = restored.last_generation, "going on with the run");
         }
         let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
-        let (stop, served) = Service { file, restored, journal, grpc, http }.start();
+        let (stop, served) = Service { file, restored, journal, scoring, grpc, http }.start();
         tokio::spawn(signals(stop)?);
         // Whoever started us may not care to read it.
         _ = writeln!(std::io::stdout(), "{addresses}").and_then(|()| std::io::stdout().flush());

@@ -1,23 +1,19 @@
 //! `coordinator status`: how a run stands.
 
-use std::{fmt::Write, time::Duration};
+use std::fmt::Write;
 
-use anyhow::Context;
 use clap::Args;
-use proto::v1::{self, admin_client::AdminClient};
+use proto::v1;
 use serde_json::json;
-use tonic::transport::Endpoint;
 
-/// How long the coordinator may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
+use super::admin::Admin;
 
 /// Show how a run stands.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  coordinator status --coordinator http://127.0.0.1:7070 --json")]
 pub struct Status {
-    /// Where the coordinator listens.
-    #[arg(long, value_name = "URL", env = "DICO_COORDINATOR", default_value = "http://127.0.0.1:7070")]
-    coordinator: String,
+    #[command(flatten)]
+    admin: Admin,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -26,21 +22,13 @@ pub struct Status {
 impl Status {
     /// Asks and prints.
     pub fn run(self) -> anyhow::Result<()> {
-        let status = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(self.ask())?;
+        let status = self.admin.ask(async |mut client| client.status(v1::StatusRequest {}).await)?;
         if self.json {
             println!("{}", as_json(&status));
         } else {
             print!("{}", as_table(&status));
         }
         Ok(())
-    }
-
-    async fn ask(&self) -> anyhow::Result<v1::StatusResponse> {
-        let endpoint = Endpoint::from_shared(self.coordinator.clone()).context("--coordinator")?.timeout(TIMEOUT);
-        let channel = endpoint.connect_timeout(TIMEOUT).connect().await;
-        let channel = channel.with_context(|| format!("no coordinator answers at {}", self.coordinator))?;
-        let answer = AdminClient::new(channel).status(v1::StatusRequest {}).await;
-        Ok(answer.map_err(|status| anyhow::anyhow!("{}: {}", self.coordinator, status.message()))?.into_inner())
     }
 }
 

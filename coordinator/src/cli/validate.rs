@@ -37,7 +37,8 @@ fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
         ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
     }
     let mut found = vec![images(&data)];
-    let evaluator = file.evaluator.weights.as_deref().map(|path| evaluator(path).context("evaluator.weights")).transpose()?;
+    let evaluator =
+        file.evaluator.weights.as_deref().map(|path| evaluator(path).context("evaluator.weights")).transpose()?;
     if let Some(clip) = &evaluator {
         found.push(format!("evaluator: {}, sees {}", clip.path().display(), tower(&clip.architecture().tower())));
     }

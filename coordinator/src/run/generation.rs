@@ -5,7 +5,8 @@
 //!      waiting ----------------------------> forming ------------------> running ---> over
 //!         ^                                     |                           |
 //!         |   Abandon, then Idle of everybody   |   a member is lost or      |   a member is lost or fails (at once), or
-//!         '-------------------------------------+---failed (at once)---------'   joins (after the steps that are granted)
+//!         '-------------------------------------+---failed (at once)---------'   joins (after the steps that are granted),
+//!                                                                                 or a stage ends with an earlier state
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -117,6 +118,7 @@ impl Run {
         if !matches!(source, Source::Member(_)) {
             self.lineage = number;
         }
+        self.keep_evaluation(start);
         self.go_to(start, number, &source);
 
         let members: Vec<_> = self.members.iter().map(|(rank, member)| (rank, member.machine.clone())).collect();
@@ -170,7 +172,11 @@ impl Run {
         });
         self.event(if start < from { Happening::RolledBack } else { Happening::Adopted }, detail);
         self.done.retain(|(place, _)| *place <= start);
+        self.scores.retain(|place, _| *place <= start);
         self.committed = start;
+        if start < from || start.stage != from.stage {
+            self.watch();
+        }
     }
 
     fn rendezvous(&mut self, number: u64, ranks: &[u32], start: Place, source: &Source) {

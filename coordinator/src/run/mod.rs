@@ -1,7 +1,7 @@
 //! The run: a state machine without clock, sockets, threads or randomness. Events and the time go in, actions come out.
 //!
 //! ```text
-//!   Event: Join, Attach, Message, Closed, Scored, Tick, Shutdown
+//!   Event: Join, Attach, Message, Closed, Scored, Tick, Resume, Shutdown
 //!      |
 //!      v
 //!   Run ---- membership   who has a place, when heard
@@ -9,9 +9,11 @@
 //!      |---- generation   waiting -> forming -> running -> waiting -> ... -> over
 //!      |---- progress     grants, boundaries, commits of the running generation
 //!      |---- statistics   merging the reports of a step
-//!      |---- evaluation   collecting captions and scores
+//!      |---- checkpoint   states on disk, and which of them are kept
+//!      |---- evaluation   captions (captions) and their scores
+//!      |---- oversight    bounds (guard), the best state (best), and where a stage ends
 //!      v
-//!   Action: Admit, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
+//!   Action: Admit, Resumed, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
 //! ```
 //!
 //! Three points of the run matter: `committed` (applied by some member: the samples up to here are used), `granted`
@@ -19,9 +21,14 @@
 //! that a worker can hold consumed each sample up to its position exactly once, because state comes only from a member,
 //! a checkpoint or the seed, and each of them names its place in the plan.
 
-pub mod evaluation;
+pub mod best;
+pub mod captions;
+mod checkpoint;
+mod evaluation;
 mod generation;
+pub mod guard;
 pub mod membership;
+mod oversight;
 pub mod plan;
 mod progress;
 pub mod record;
@@ -42,8 +49,11 @@ use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
 use runfile::RunFile;
 use serde_json::json;
 
-use evaluation::Item;
+use best::Scores;
+use captions::{Item, MOST_IMAGES};
+use evaluation::Evaluation;
 use generation::{Failures, Generation};
+use guard::Guard;
 use membership::{Membership, Overdue, PATIENCE, Standing};
 use plan::{Boundaries, Place, Plan};
 use record::{Checkpoint, Happening, Record, Restored};
@@ -57,7 +67,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Longest reason that is taken from a worker, in characters.
 const LONGEST_REASON: usize = 500;
 
-/// Names a join under way, so that its answer finds it.
+/// Names a question under way, so that its answer finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
@@ -107,6 +117,11 @@ pub enum Event {
     },
     /// Time has passed; needed every now and then so that silence is noticed.
     Tick,
+    /// Somebody asks a paused run to go on.
+    Resume {
+        /// For the answer.
+        request: RequestId,
+    },
     /// The coordinator was asked to stop.
     Shutdown,
 }
@@ -121,9 +136,14 @@ pub enum Action {
         /// The answer.
         response: v1::JoinResponse,
     },
-    /// Answer a join with a refusal.
+    /// Answer that the run goes on.
+    Resumed {
+        /// Who asked.
+        request: RequestId,
+    },
+    /// Answer with a refusal.
     Refuse {
-        /// The join.
+        /// The join, or whatever was asked.
         request: RequestId,
         /// The answer.
         refusal: Refusal,
@@ -144,12 +164,14 @@ pub enum Action {
     },
     /// Remember something. What [`Record::must_be_durable`] is on disk before the next action.
     Record(Record),
-    /// Score an evaluation and come back with [`Event::Scored`].
+    /// Save the captions of an evaluation, score them and come back with [`Event::Scored`].
     Score {
         /// Its number.
         evaluation: u64,
         /// Its items, by image name.
         items: Vec<Item>,
+        /// The file for the captions.
+        captions: PathBuf,
     },
     /// Delete a checkpoint's folder.
     DeleteCheckpoint(PathBuf),
@@ -182,7 +204,7 @@ pub struct Refusal {
 pub enum RefusalKind {
     /// The message makes no sense.
     InvalidArgument,
-    /// The peer speaks another version of the protocol.
+    /// The peer speaks another version of the protocol, or asks for what the run is in no state for.
     FailedPrecondition,
     /// The rank is taken.
     AlreadyExists,
@@ -236,6 +258,14 @@ pub struct Run {
     progress: u64,
     done: Boundaries,
     checkpoints: BTreeMap<Place, Checkpoint>,
+    /// What evaluations of the present history gave.
+    scores: Scores,
+    /// The evaluation under way.
+    evaluation: Option<Evaluation>,
+    /// Watches over the stage that the run is in.
+    guard: Guard,
+    /// Why the guard has paused the run, if it has.
+    paused: Option<String>,
     /// Number of the last evaluation or checkpoint directive.
     last_directive: u64,
     failures: Failures,
@@ -254,9 +284,9 @@ impl Run {
     #[must_use]
     pub fn new(file: RunFile, restored: Restored) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
-        Self {
+        let mut run = Self {
             file_json: serde_json::to_string(&file).expect("a run file is plain data"),
-            plan: Plan::new(&file),
+            plan: Plan::new(&file, restored.ends),
             file,
             members: Membership::default(),
             phase: if restored.finished { finished } else { Phase::Waiting },
@@ -267,6 +297,10 @@ impl Run {
             progress: 0,
             done: restored.done,
             checkpoints: restored.checkpoints.into_iter().map(|checkpoint| (checkpoint.place, checkpoint)).collect(),
+            scores: restored.scores,
+            evaluation: None,
+            guard: Guard::new(0, &[]),
+            paused: restored.paused,
             last_directive: 0,
             failures: Failures::default(),
             data_set: restored.data_set.map(|data_set| ("the members before the restart".into(), data_set)),
@@ -275,7 +309,9 @@ impl Run {
             stopping: false,
             exited: false,
             actions: Vec::new(),
-        }
+        };
+        run.watch();
+        run
     }
 
     /// Takes in an event; says what is to be done about it, in order.
@@ -298,6 +334,10 @@ impl Run {
             }
             Event::Scored { evaluation, metrics, items } => self.scored(evaluation, metrics, items),
             Event::Tick => self.tick(now),
+            Event::Resume { request } => match self.resume() {
+                Ok(()) => self.actions.push(Action::Resumed { request }),
+                Err(refusal) => self.actions.push(Action::Refuse { request, refusal }),
+            },
             Event::Shutdown => self.stopping = true,
         }
         self.settle(now);
@@ -352,6 +392,10 @@ impl Run {
         if data_set.fingerprint.len() > 128 {
             return Err(Refusal::new(RefusalKind::InvalidArgument, "data_set.fingerprint is too long".into()));
         }
+        if data_set.validation_images > MOST_IMAGES {
+            let reason = format!("a validation split of more than {MOST_IMAGES} images");
+            return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
+        }
         let rank = self.members.attach(now, session, &attach.session_token, attach.store_address)?;
         if let Some((of, expected)) = &self.data_set
             && expected.fingerprint != data_set.fingerprint
@@ -374,6 +418,7 @@ impl Run {
             "train_images": data_set.train_images,
             "train_captions": data_set.train_captions,
             "skipped_images": data_set.skipped_images,
+            "validation_images": data_set.validation_images,
             "fingerprint": data_set.fingerprint,
             "holds": attach.holds.as_ref().map(|position| Place::from(position).to_string()),
         });
@@ -423,7 +468,6 @@ impl Run {
             Message::Ready(ready) => self.ready(rank, &ready),
             Message::StepDone(report) => self.step_done(rank, &report),
             Message::EvaluationItems(items) => self.evaluation_items(rank, items),
-            Message::EvaluationDone(done) => self.evaluation_done(rank, &done),
             Message::CheckpointDone(done) => self.checkpoint_done(now, rank, done),
             Message::Advanced(advanced) => self.advanced(rank, &advanced),
             Message::Idle(idle) => self.idle(now, rank, &idle),
@@ -534,6 +578,7 @@ impl Run {
 
     /// Does what the present state calls for; every event ends here.
     fn settle(&mut self, now: Time) {
+        self.end_stage(now);
         if self.stopping && matches!(self.phase, Phase::Waiting | Phase::Forming) {
             self.conclude(now, Outcome::Stopped);
         }

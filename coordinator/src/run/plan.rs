@@ -1,9 +1,12 @@
-//! The plan: what has to happen at a point of the run, derived from the run file and nothing else.
+//! The plan: what has to happen at a point of the run, derived from the run file and the stages that ended early.
 //!
 //! The batch of a stage is constant, so a point in the run is all there is to know about the data: step `s` of a stage
 //! consumes the samples `s * batch .. (s + 1) * batch` of that stage's infinite, permuted sequence.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use proto::v1;
 use runfile::{RunFile, Stage};
@@ -76,17 +79,32 @@ pub enum Next {
     Finish,
 }
 
+/// The step at which a stage ended, by stage, where that is not its last.
+pub type Ends = BTreeMap<u32, u64>;
+
 /// The stages of a run and what they demand.
 #[derive(Clone, Debug)]
 pub struct Plan {
     stages: Vec<Stage>,
+    ends: Ends,
 }
 
 impl Plan {
-    /// The plan of a (checked) run file.
+    /// The plan of a (checked) run file, some of whose stages have ended early.
     #[must_use]
-    pub fn new(file: &RunFile) -> Self {
-        Self { stages: file.stages.clone() }
+    pub fn new(file: &RunFile, ends: Ends) -> Self {
+        Self { stages: file.stages.clone(), ends }
+    }
+
+    /// From now on the stage ends at this point.
+    pub fn end(&mut self, at: Place) {
+        self.ends.insert(at.stage, at.step);
+    }
+
+    /// Whether the stage was ended early.
+    #[must_use]
+    pub fn has_ended(&self, stage: u32) -> bool {
+        self.ends.contains_key(&stage)
     }
 
     /// Whether the run has such a point.
@@ -105,23 +123,29 @@ impl Plan {
     }
 
     /// What has to happen at `at`, given what is `done`. At a boundary the checkpoint comes first: should the
-    /// evaluation bring a worker down, nothing is lost.
+    /// evaluation bring a worker down, nothing is lost, and should the state prove to be the best, it is there to go back
+    /// to. A stage that was ended early is not evaluated at its end: that was decided by evaluations.
     #[must_use]
     pub fn next(&self, at: Place, done: &Boundaries) -> Next {
         let stage = self.stage(at);
-        let last = at.step >= stage.steps;
-        let due = |every: Option<u64>, boundary| {
-            let falls = last || every.is_some_and(|every| at.step.is_multiple_of(every));
-            falls && at.step > 0 && !done.contains(&(at, boundary))
+        let end = self.steps(at.stage);
+        let last = at.step >= end;
+        let falls = |every: Option<u64>| {
+            let regular = every.is_some_and(|every| at.step.is_multiple_of(every));
+            at.step > 0 && (last || regular)
         };
-        if due(stage.checkpoint_every, Boundary::Checkpoint) {
+        let due = |boundary| !done.contains(&(at, boundary));
+        let evaluated = falls(stage.evaluate_every) || (stage.evaluate_first && at.step == 0);
+        let evaluated = evaluated && !(last && self.has_ended(at.stage));
+        let saved = falls(stage.checkpoint_every) || (evaluated && stage.metric.is_some());
+        if saved && due(Boundary::Checkpoint) {
             Next::Checkpoint
-        } else if due(stage.evaluate_every, Boundary::Evaluation) {
+        } else if evaluated && due(Boundary::Evaluation) {
             Next::Evaluate
         } else if !last {
             let until = |every: u64| every - at.step % every;
             let boundaries = [stage.checkpoint_every, stage.evaluate_every].into_iter().flatten().map(until);
-            Next::Train { steps: boundaries.fold(stage.steps - at.step, u64::min) }
+            Next::Train { steps: boundaries.fold(end - at.step, u64::min) }
         } else if (at.stage as usize) + 1 < self.stages.len() {
             Next::Advance { stage: at.stage + 1 }
         } else {
@@ -129,19 +153,25 @@ impl Plan {
         }
     }
 
+    /// Updates up to the end of a stage.
+    fn steps(&self, stage: u32) -> u64 {
+        let planned = self.stages[stage as usize].steps;
+        self.ends.get(&stage).map_or(planned, |end| planned.min(*end))
+    }
+
     /// Samples that training has consumed at `at`.
     #[must_use]
     pub fn samples_before(&self, at: Place) -> u64 {
-        let samples = |stage: &Stage, steps: u64| steps.saturating_mul(u64::from(stage.batch));
-        let earlier = self.stages[..at.stage as usize].iter().map(|stage| samples(stage, stage.steps));
-        earlier.chain([samples(self.stage(at), at.step)]).fold(0, u64::saturating_add)
+        let batch = |stage: u32| u64::from(self.stages[stage as usize].batch);
+        let earlier = (0..at.stage).map(|stage| self.steps(stage).saturating_mul(batch(stage)));
+        earlier.chain([at.step.saturating_mul(batch(at.stage))]).fold(0, u64::saturating_add)
     }
 }
 
-/// The part of `0..batch` that falls to `rank` of `world`: contiguous, and equal but for one sample.
+/// The part of `0..whole` that falls to `rank` of `world`: contiguous, and equal but for one.
 #[must_use]
-pub fn share(batch: u32, world: u32, rank: u32) -> Range<u32> {
-    let (each, more) = (batch / world, batch % world);
+pub fn share(whole: u32, world: u32, rank: u32) -> Range<u32> {
+    let (each, more) = (whole / world, whole % world);
     let begin = rank * each + rank.min(more);
     begin..begin + each + u32::from(rank < more)
 }
@@ -171,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_stage_ends_with_a_checkpoint_then_an_evaluation() {
-        let plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, Some(2), Some(4))]));
+        let plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, Some(2), Some(4))]), Ends::new());
         let at = |step| Place { stage: 0, step };
         let expected = [
             (at(0), Next::Train { steps: 2 }),
@@ -189,14 +219,48 @@ mod tests {
 
     #[test]
     fn stages_follow_each_other_and_count_their_samples() {
-        let plan = Plan::new(&testing::run_file(vec![
-            testing::stage("a", 3, 4, None, None),
-            testing::stage("b", 2, 5, None, None),
-        ]));
+        let stages = vec![testing::stage("a", 3, 4, None, None), testing::stage("b", 2, 5, None, None)];
+        let plan = Plan::new(&testing::run_file(stages), Ends::new());
         let said = walk(&plan);
         assert!(said.contains(&(Place { stage: 0, step: 3 }, Next::Advance { stage: 1 })));
         assert_eq!(said.last(), Some(&(Place { stage: 1, step: 2 }, Next::Finish)));
         assert_eq!(plan.samples_before(Place { stage: 1, step: 2 }), 3 * 4 + 2 * 5);
+    }
+
+    #[test]
+    fn a_stage_with_a_metric_saves_all_that_it_evaluates() {
+        let stage =
+            Stage { metric: Some("cider".into()), evaluate_first: true, ..testing::stage("a", 3, 4, None, Some(2)) };
+        let plan = Plan::new(&testing::run_file(vec![stage]), Ends::new());
+        let at = |step| Place { stage: 0, step };
+        let expected = [
+            (at(0), Next::Checkpoint),
+            (at(0), Next::Evaluate),
+            (at(0), Next::Train { steps: 2 }),
+            (at(2), Next::Checkpoint),
+            (at(2), Next::Evaluate),
+            (at(2), Next::Train { steps: 1 }),
+            (at(3), Next::Checkpoint),
+            (at(3), Next::Evaluate),
+            (at(3), Next::Finish),
+        ];
+        assert_eq!(walk(&plan), expected);
+    }
+
+    #[test]
+    fn a_stage_that_was_ended_is_over_there() {
+        let stage = Stage { evaluate_first: true, ..testing::stage("a", 6, 4, None, Some(2)) };
+        let file = testing::run_file(vec![stage, testing::stage("b", 1, 5, None, None)]);
+        let at = |step| Place { stage: 0, step };
+        let mut plan = Plan::new(&file, Ends::new());
+        plan.end(at(4));
+        let done = [(at(4), Boundary::Checkpoint), (at(4), Boundary::Evaluation)].into();
+        assert_eq!(plan.next(at(4), &done), Next::Advance { stage: 1 });
+        assert_eq!(plan.samples_before(Place { stage: 1, step: 1 }), 4 * 4 + 5);
+        // Nothing is evaluated any more; but what the stage ends with is always saved.
+        assert_eq!(plan.next(at(4), &Boundaries::new()), Next::Checkpoint);
+        plan.end(at(0));
+        assert_eq!(plan.next(at(0), &Boundaries::new()), Next::Advance { stage: 1 });
     }
 
     proptest! {
@@ -217,7 +281,7 @@ mod tests {
             steps in 1..60_u64, checkpoint in prop::option::of(1..20_u64), evaluate in prop::option::of(1..20_u64),
         ) {
             let file = testing::run_file(vec![testing::stage("a", steps, 4, checkpoint, evaluate)]);
-            let said = walk(&Plan::new(&file));
+            let said = walk(&Plan::new(&file, Ends::new()));
             let trained: u64 = said.iter().map(|(_, next)| if let Next::Train { steps } = next { *steps } else { 0 }).sum();
             prop_assert_eq!(trained, steps);
             let evaluated = said.iter().filter(|(_, next)| *next == Next::Evaluate).count() as u64;

@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, path::PathBuf};
 use proto::v1;
 
 use super::{
-    evaluation::Item,
+    best::Scores,
+    captions::Item,
+    guard::Firing,
     membership::Machine,
-    plan::{Boundaries, Place},
+    plan::{Boundaries, Ends, Place},
     statistics::StepStatistics,
 };
 
@@ -60,8 +62,14 @@ pub enum Happening {
     Adopted,
     /// The ranks' parameters differ.
     Diverged,
-    /// Members evaluated the same images.
+    /// An evaluation saw several images of the same name.
     Duplicates,
+    /// A stage ended elsewhere than where it stood: what generations so far did beyond that place is given up.
+    StageEnded,
+    /// The guard has paused the run.
+    Paused,
+    /// Somebody let a paused run go on.
+    Resumed,
     /// The run is complete.
     Finished,
     /// The run cannot go on.
@@ -71,6 +79,12 @@ pub enum Happening {
 }
 
 impl Happening {
+    /// Whether people should look into it.
+    #[must_use]
+    pub fn is_trouble(self) -> bool {
+        !matches!(self, Self::Joined | Self::Left | Self::StageEnded | Self::Resumed | Self::Finished)
+    }
+
     /// Its name in the journal.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -82,6 +96,9 @@ impl Happening {
             Self::Adopted => "adopted",
             Self::Diverged => "divergence",
             Self::Duplicates => "duplicates",
+            Self::StageEnded => "stage_ended",
+            Self::Paused => "paused",
+            Self::Resumed => "resumed",
             Self::Finished => "finished",
             Self::Failed => "failed",
             Self::Stopped => "stopped",
@@ -125,18 +142,25 @@ pub enum Record {
     Saved(Checkpoint),
     /// A checkpoint is about to be deleted. Durable before it is: the journal must not promise what is gone.
     Deleted(PathBuf),
-    /// An evaluation is complete.
+    /// An evaluation is complete. Durable before training goes on: where a stage ends depends on it.
     Evaluated {
         /// The state that was evaluated.
         place: Place,
-        /// The generation that did it.
+        /// The last generation that took part.
         generation: u64,
         /// Scores by name.
         metrics: BTreeMap<String, f64>,
         /// All items, by image name.
         items: Vec<Item>,
     },
-    /// Something else happened.
+    /// A rule of the guard was broken.
+    Guard {
+        /// The step or the evaluation that broke it.
+        place: Place,
+        /// Which rule, and how.
+        firing: Firing,
+    },
+    /// Something else happened. Decisions are durable before they are acted upon.
     Event {
         /// What.
         what: Happening,
@@ -149,7 +173,11 @@ impl Record {
     /// Whether what follows must wait until the record is on disk.
     #[must_use]
     pub fn must_be_durable(&self) -> bool {
-        matches!(self, Self::Formed { .. } | Self::Saved(_) | Self::Deleted(_))
+        match self {
+            Self::Formed { .. } | Self::Saved(_) | Self::Deleted(_) | Self::Evaluated { .. } => true,
+            Self::Event { what, .. } => matches!(what, Happening::StageEnded | Happening::Paused | Happening::Resumed),
+            Self::Ready { .. } | Self::Ended { .. } | Self::Step(_) | Self::Guard { .. } => false,
+        }
     }
 }
 
@@ -166,6 +194,12 @@ pub struct Restored {
     pub checkpoints: Vec<Checkpoint>,
     /// Boundaries that the present history has behind it.
     pub done: Boundaries,
+    /// Scores of the present history's evaluations.
+    pub scores: Scores,
+    /// Stages that ended early.
+    pub ends: Ends,
+    /// Why the run is paused, if it is.
+    pub paused: Option<String>,
     /// What the workers trained on, if any ever attached.
     pub data_set: Option<v1::DataSet>,
     /// Whether the run is complete.

@@ -2,20 +2,27 @@
 //! whatever happens.
 //!
 //! A simulated worker holds the list of steps that its state has been through, and can only train a step when all members
-//! of its generation have come as far, as an all-reduce demands. At the end every step must be in that list once.
+//! of its generation have come as far, as an all-reduce demands. At the end every step must be in that list once, up to
+//! where each stage ended. Its captions name its state, and scores depend on nothing else: so whatever is scored must be of
+//! one state, and a stage with a metric must end at the step that a few lines of sequential code name.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive, v1::worker_message::Message};
-use runfile::RunFile;
+use runfile::{GuardAction, Rule, RunFile, Stage};
+use statistics::Summary;
 
 use super::{
     Action, Event, Outcome, RequestId, Run, SessionId, Time,
-    plan::{Place, share},
-    record::{Record, Restored, Source},
+    captions::Item,
+    plan::{Ends, Place, share},
+    record::{Happening, Record, Restored, Source},
     testing,
 };
+
+/// Images of the validation split: three ranges.
+const IMAGES: u64 = 120;
 
 type History = Vec<Place>;
 
@@ -54,6 +61,19 @@ struct World {
     scoring: VecDeque<Event>,
     outcome: Option<Outcome>,
     live: Option<u64>,
+    paused: bool,
+    /// Stages that were ended.
+    ends: Ends,
+    /// What scores and statistics depend on, besides the state.
+    salt: u64,
+    /// The histories of those who were there when the run was finished.
+    finals: Vec<History>,
+}
+
+/// Some score in 0..7 of a state.
+fn score(salt: u64, at: Place) -> f64 {
+    let mixed = (at.step + 31 * u64::from(at.stage) + 1).wrapping_mul(salt | 1);
+    ((mixed ^ (mixed >> 7)) % 7) as f64
 }
 
 impl World {
@@ -70,6 +90,10 @@ impl World {
             scoring: VecDeque::new(),
             outcome: None,
             live: None,
+            paused: false,
+            ends: Ends::new(),
+            salt: 0,
+            finals: Vec::new(),
         }
     }
 
@@ -79,7 +103,15 @@ impl World {
             match action {
                 Action::Admit { response, .. } => admitted = Some(response),
                 Action::Refuse { .. } => {}
+                Action::Resumed { .. } => assert!(!self.paused, "it is remembered before it is said"),
                 Action::Send { session, directive } => {
+                    let goes_on = matches!(
+                        directive.directive,
+                        Some(
+                            Directive::Train(_) | Directive::Evaluate(_) | Directive::Advance(_) | Directive::Finish(_)
+                        )
+                    );
+                    assert!(!(self.paused && goes_on), "paused means that nothing goes on: {directive:?}");
                     if let Some(worker) = self.workers.get_mut(&session) {
                         worker.inbox.push_back(directive);
                     }
@@ -91,8 +123,10 @@ impl World {
                     }
                 }
                 Action::Record(record) => self.remember(record),
-                Action::Score { evaluation, items } => {
-                    self.scoring.push_back(Event::Scored { evaluation, metrics: BTreeMap::new(), items });
+                Action::Score { evaluation, items, captions } => {
+                    let metrics = [("cider".to_owned(), score(self.salt, scored_state(&items)))].into();
+                    assert!(captions.starts_with(self.file.output.join("captions")));
+                    self.scoring.push_back(Event::Scored { evaluation, metrics, items });
                 }
                 Action::DeleteCheckpoint(path) => {
                     assert!(path.starts_with(self.file.output.join("checkpoints")));
@@ -114,9 +148,36 @@ impl World {
                 assert!(!self.records.iter().any(formed), "generation numbers grow");
             }
             Record::Ended { generation, .. } => assert_eq!(self.live.take(), Some(*generation)),
+            Record::Event { what: Happening::Paused, .. } => self.paused = true,
+            Record::Event { what: Happening::Resumed, .. } => self.paused = false,
+            Record::Event { what: Happening::StageEnded, detail } => {
+                let number = |key: &str| detail[key].as_u64().unwrap();
+                self.ends.insert(number("stage") as u32, number("step"));
+            }
+            Record::Event { what: Happening::Finished, .. } => {
+                let last = self.run.last_generation;
+                let there = self.workers.values().filter(|worker| worker.generation == last);
+                self.finals = there.map(|worker| worker.history.clone()).collect();
+            }
             _ => {}
         }
+        if let Record::Formed { start, source: Source::Checkpoint(path), .. } = &record {
+            assert_eq!(self.checkpoints[path.to_str().unwrap()], self.way_to(*start), "a state of the present history");
+        }
         self.records.push(record);
+    }
+
+    /// The steps that lead to a point of the run.
+    fn way_to(&self, at: Place) -> History {
+        let end = |stage: u32| *self.ends.get(&stage).unwrap_or(&self.file.stages[stage as usize].steps);
+        let steps = |stage: u32, end: u64| (1..=end).map(move |step| Place { stage, step });
+        (0..at.stage).flat_map(|stage| steps(stage, end(stage))).chain(steps(at.stage, at.step)).collect()
+    }
+
+    /// Where the run is over.
+    fn end(&self) -> Place {
+        let stage = self.file.stages.len() as u32 - 1;
+        Place { stage, step: *self.ends.get(&stage).unwrap_or(&self.file.stages[stage as usize].steps) }
     }
 
     fn join(&mut self, holding: Option<(v1::Position, History)>) {
@@ -132,8 +193,15 @@ impl World {
         let history = history.unwrap_or_default();
         self.workers.insert(session, Worker { open: true, position, history, ..Default::default() });
         let store_address = format!("host:{}", self.next);
-        let attach = v1::Attach { session_token: token, store_address, holds: position, ..Default::default() };
+        let data_set = Some(v1::DataSet { validation_images: IMAGES, ..Default::default() });
+        let attach = v1::Attach { session_token: token, store_address, holds: position, data_set };
         self.event(Event::Attach { session, attach });
+    }
+
+    fn resume(&mut self) {
+        self.next += 1;
+        self.event(Event::Resume { request: RequestId(self.next) });
+        assert!(!self.paused || self.outcome.is_some());
     }
 
     fn die(&mut self, session: SessionId) -> Worker {
@@ -231,14 +299,23 @@ impl World {
             Directive::Evaluate(evaluate) => {
                 let worker = self.workers.get_mut(&session).unwrap();
                 let (generation, evaluation) = (number, evaluate.evaluation);
-                let image = format!("image {}", worker.rank);
-                let items = vec![v1::EvaluationItem { image, ..Default::default() }];
-                worker.outbox.push_back(Message::EvaluationItems(v1::EvaluationItems {
-                    generation,
-                    evaluation,
-                    items,
-                }));
-                worker.outbox.push_back(Message::EvaluationDone(v1::EvaluationDone { generation, evaluation }));
+                let caption = format!("{:?}", worker.position.as_ref().map(|at| (at.stage, at.step)).unwrap());
+                for range in evaluate.ranges {
+                    let item = |image| v1::EvaluationItem {
+                        image: format!("image {image:03}"),
+                        caption: caption.clone(),
+                        image_id: Some(image),
+                        ..Default::default()
+                    };
+                    let items = (range.begin..range.end).map(item).collect();
+                    let range = Some(range);
+                    worker.outbox.push_back(Message::EvaluationItems(v1::EvaluationItems {
+                        generation,
+                        evaluation,
+                        range,
+                        items,
+                    }));
+                }
                 true
             }
             Directive::Advance(advance) => {
@@ -315,10 +392,12 @@ impl World {
         worker.position = Some(position);
         collective.arrived.insert(session, reached);
         let samples = train.share_end - train.share_begin;
+        let kl = (&Summary::of([score(self.salt + 1, reached)])).into();
         worker.outbox.push_back(Message::StepDone(v1::StepDone {
             position: Some(position),
             loss_weight: 1.0,
             samples,
+            summaries: [("kl".to_owned(), kl)].into(),
             ..Default::default()
         }));
         reached.step == train.first_step + u64::from(train.steps)
@@ -352,6 +431,7 @@ impl World {
                 let same = match directive.directive.clone().unwrap() {
                     Directive::Rendezvous(r) => Directive::Rendezvous(v1::Rendezvous { rank: 0, ..r }),
                     Directive::Train(t) => Directive::Train(v1::Train { share_begin: 0, share_end: 0, ..t }),
+                    Directive::Evaluate(e) => Directive::Evaluate(v1::Evaluate { ranges: vec![], ..e }),
                     // Also for those who are not in the generation, as everybody goes home.
                     Directive::Finish(_) | Directive::Leave(_) => continue,
                     other => other,
@@ -367,9 +447,19 @@ impl World {
     }
 }
 
+/// The state that is scored: all captions must be of it, and of every image one.
+fn scored_state(items: &[Item]) -> Place {
+    let images: Vec<Option<u64>> = items.iter().map(|item| item.image_id).collect();
+    assert_eq!(images, (0..IMAGES).map(Some).collect::<Vec<_>>(), "every image is captioned once");
+    assert!(items.iter().all(|item| item.caption == items[0].caption), "captions are of one state");
+    let numbers = items[0].caption.trim_matches(['(', ')']).split_once(", ").unwrap();
+    Place { stage: numbers.0.parse().unwrap(), step: numbers.1.parse().unwrap() }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Join,
+    Resume,
     Work(usize),
     Deliver(usize),
     Score,
@@ -384,6 +474,7 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => Just(Op::Join),
+        1 => Just(Op::Resume),
         30 => any::<usize>().prop_map(Op::Work),
         30 => any::<usize>().prop_map(Op::Deliver),
         3 => Just(Op::Score),
@@ -401,6 +492,7 @@ fn apply(world: &mut World, op: Op) {
     let pick = |index: usize| sessions.get(index % sessions.len().max(1)).copied();
     match op {
         Op::Join => world.join(None),
+        Op::Resume => world.resume(),
         Op::Work(index) => _ = pick(index).map(|session| world.work(session)),
         Op::Deliver(index) => _ = pick(index).map(|session| world.deliver(session)),
         Op::Score => _ = world.score(),
@@ -428,6 +520,83 @@ fn apply(world: &mut World, op: Op) {
     }
 }
 
+/// Does all that is said, and then lets healthy workers go on to the end, which they must always reach. None where
+/// generations kept failing without any progress in between.
+fn run_to_the_end(world: &mut World, ops: Vec<Op>) -> Option<()> {
+    for op in ops {
+        if world.outcome.is_some() {
+            break;
+        }
+        apply(world, op);
+        world.check_directives();
+    }
+    for _ in 0..100 {
+        if world.outcome.is_some() {
+            break;
+        }
+        world.join(None);
+        world.run_dry();
+        world.check_directives();
+        if world.paused {
+            world.resume();
+        }
+        world.now += Time::from_secs(1);
+        world.event(Event::Tick);
+    }
+    match world.outcome.clone() {
+        Some(Outcome::Failed(reason)) => {
+            assert!(reason.contains("without progress"), "{reason}");
+            None
+        }
+        outcome => {
+            assert_eq!(outcome, Some(Outcome::Finished), "{:?}", world.run.status(world.now));
+            assert!(!world.finals.is_empty());
+            let all = world.way_to(world.end());
+            assert!(world.finals.iter().all(|history| *history == all), "{:?} is not {all:?}", world.finals);
+            Some(())
+        }
+    }
+}
+
+/// What a stage says of metric, patience, first evaluation and guard.
+fn oversight() -> impl Strategy<Value = (Option<String>, Option<u32>, bool, Vec<Rule>)> {
+    let action = prop_oneof![Just(GuardAction::Warn), Just(GuardAction::Pause), Just(GuardAction::Rollback)];
+    let rule = (prop_oneof![Just("cider"), Just("kl")], 2..7_u32, any::<bool>(), 1..3_u32, action);
+    let rule = rule.prop_map(|(metric, bound, is_above, for_, action)| {
+        let bound = Some(f64::from(bound) - 0.5);
+        let (above, below) = if is_above { (bound, None) } else { (None, bound.map(|bound| 6.0 - bound)) };
+        Rule { metric: metric.into(), above, below, for_, action }
+    });
+    let metric = prop::option::weighted(0.7, Just("cider".to_owned()));
+    (metric, prop::option::of(1..3_u32), any::<bool>(), prop::collection::vec(rule, 0..3)).prop_map(
+        |(metric, patience, first, rules)| {
+            let patience = patience.filter(|_| metric.is_some());
+            (metric, patience, first, rules)
+        },
+    )
+}
+
+/// Where a stage with a metric and without a guard ends.
+fn best_end(stage: &Stage, number: u32, salt: u64) -> u64 {
+    let every = stage.evaluate_every.unwrap_or(stage.steps);
+    let evaluated = |step: &u64| match step {
+        0 => stage.evaluate_first,
+        step => step.is_multiple_of(every) || *step == stage.steps,
+    };
+    let (mut best, mut worse) = (None, 0);
+    for step in (0..=stage.steps).filter(evaluated) {
+        let score = score(salt, Place { stage: number, step });
+        match best {
+            Some((highest, _)) if score <= highest => worse += 1,
+            _ => (best, worse) = (Some((score, step)), 0),
+        }
+        if stage.patience.is_some_and(|patience| worse >= patience) {
+            break;
+        }
+    }
+    best.map_or(stage.steps, |(_, step)| step)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -443,39 +612,37 @@ proptest! {
         file.control.window = window;
         file.control.keep_checkpoints = keep;
         let mut world = World::new(file);
-        for op in ops {
-            if world.outcome.is_some() {
-                break;
-            }
-            apply(&mut world, op);
-            world.check_directives();
-        }
-        // From here on everybody is healthy; enough of them must always get to the end.
-        let mut histories = Vec::new();
-        for _ in 0..50 {
-            if world.outcome.is_some() {
-                break;
-            }
-            world.join(None);
-            world.run_dry();
-            world.check_directives();
-            histories.extend(world.workers.values().map(|worker| worker.history.clone()));
-            world.now += Time::from_secs(1);
-            world.event(Event::Tick);
-        }
-        let outcome = world.outcome.clone();
-        if let Some(Outcome::Failed(reason)) = &outcome {
-            // Only failures without any progress in between may do this.
-            prop_assert!(reason.contains("without progress"), "{}", reason);
+        run_to_the_end(&mut world, ops);
+        prop_assert!(world.ends.is_empty());
+    }
+
+    #[test]
+    fn whatever_dies_when_every_stage_ends_where_it_should(
+        ops in prop::collection::vec(op(), 0..250), window in 1..6_u32, keep in 1..3_u32, salt in 0..1_000_u64,
+        settings in prop::collection::vec(oversight(), 2),
+    ) {
+        let stages = [testing::stage("a", 14, 8, Some(4), Some(3)), testing::stage("b", 7, 5, None, Some(2))];
+        let with = |(stage, (metric, patience, evaluate_first, guard)): (Stage, _)| {
+            Stage { metric, patience, evaluate_first, guard, ..stage }
+        };
+        let mut file = testing::run_file(stages.into_iter().zip(settings).map(with).collect());
+        file.control.window = window;
+        file.control.keep_checkpoints = keep;
+        let mut world = World::new(file.clone());
+        world.salt = salt;
+        if run_to_the_end(&mut world, ops).is_none() {
             return Ok(());
         }
-        prop_assert_eq!(outcome, Some(Outcome::Finished), "{:?}", world.run.status(world.now));
-        let finished = world.records.iter().rev().find_map(|record| match record {
-            Record::Saved(checkpoint) => world.checkpoints.get(checkpoint.path.to_str().unwrap()),
-            _ => None,
-        });
-        let all: History = (1..=11).map(|step| Place { stage: 0, step }).chain((1..=7).map(|step| Place { stage: 1, step })).collect();
-        prop_assert_eq!(finished, Some(&all));
+        for (number, stage) in (0..).zip(&file.stages) {
+            let end = world.ends.get(&number).copied();
+            let rollback = stage.guard.iter().any(|rule| rule.action == GuardAction::Rollback);
+            if stage.metric.is_none() && !rollback {
+                prop_assert_eq!(end, None);
+            }
+            if stage.metric.is_some() && stage.guard.iter().all(|rule| rule.metric == "kl" && !rollback) {
+                prop_assert_eq!(end.unwrap_or(stage.steps), best_end(stage, number, salt));
+            }
+        }
     }
 }
 
@@ -643,9 +810,15 @@ fn nonsense() -> impl Strategy<Value = Message> {
                 4 => {
                     let scores = [("pac_s".to_owned(), value)].into();
                     let items = vec![v1::EvaluationItem { image: text, scores, ..Default::default() }];
-                    Message::EvaluationItems(v1::EvaluationItems { generation, evaluation: id, items })
+                    let range = flag.then_some(v1::ImageRange { begin: step, end: of });
+                    Message::EvaluationItems(v1::EvaluationItems { generation, evaluation: id, range, items })
                 }
-                5 => Message::EvaluationDone(v1::EvaluationDone { generation, evaluation: id }),
+                5 => {
+                    // What an evaluation of 70 images may really be asked for.
+                    let range = if flag { (0, 50) } else { (50, 70) };
+                    let range = Some(v1::ImageRange { begin: range.0, end: range.1 });
+                    Message::EvaluationItems(v1::EvaluationItems { generation, evaluation: id, range, items: vec![] })
+                }
                 6 => Message::CheckpointDone(v1::CheckpointDone {
                     generation,
                     checkpoint: id,
@@ -677,7 +850,8 @@ proptest! {
                 let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
                 run.on_event(Time::ZERO, Event::Join { request: RequestId(next), token: next.to_string(), join });
                 let (session_token, store_address) = (next.to_string(), "host:1".into());
-                let attach = v1::Attach { session_token, store_address, ..Default::default() };
+                let data_set = Some(v1::DataSet { validation_images: 70, ..Default::default() });
+                let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
                 run.on_event(Time::ZERO, Event::Attach { session: *session, attach });
             }
             // Now and then the truth, so that nonsense is heard in every phase of a generation.
@@ -691,7 +865,7 @@ proptest! {
             });
             let actions = run.on_event(Time::ZERO, Event::Message { session: *session, message });
             for action in actions {
-                if let Action::Score { evaluation, items } = action {
+                if let Action::Score { evaluation, items, .. } = action {
                     run.on_event(Time::ZERO, Event::Scored { evaluation, metrics: BTreeMap::new(), items });
                 }
             }

@@ -52,16 +52,19 @@ impl Run {
     }
 
     fn state(&self) -> (&'static str, String) {
-        match &self.phase {
-            Phase::Waiting => ("waiting", self.waiting_for()),
-            Phase::Forming => {
+        match (&self.phase, &self.paused) {
+            (Phase::Waiting | Phase::Forming | Phase::Running, Some(reason)) => ("paused", reason.clone()),
+            (Phase::Waiting, None) => ("waiting", self.waiting_for()),
+            (Phase::Forming, None) => {
                 let ready = self.generation.as_ref().map_or(0, |generation| generation.ready.len());
                 ("forming", format!("{ready} of {} members are ready", self.members.len()))
             }
-            Phase::Running => ("running", String::new()),
-            Phase::Over { outcome: Outcome::Finished, .. } => ("finished", String::new()),
-            Phase::Over { outcome: Outcome::Failed(reason), .. } => ("failed", reason.clone()),
-            Phase::Over { outcome: Outcome::Stopped, .. } => ("waiting", "the coordinator is shutting down".into()),
+            (Phase::Running, None) => ("running", String::new()),
+            (Phase::Over { outcome: Outcome::Finished, .. }, _) => ("finished", String::new()),
+            (Phase::Over { outcome: Outcome::Failed(reason), .. }, _) => ("failed", reason.clone()),
+            (Phase::Over { outcome: Outcome::Stopped, .. }, _) => {
+                ("waiting", "the coordinator is shutting down".into())
+            }
         }
     }
 

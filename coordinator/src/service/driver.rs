@@ -1,6 +1,6 @@
 //! The one task that owns the run: feeds it events and does what it says.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use proto::v1;
 use tokio::{
@@ -10,12 +10,8 @@ use tokio::{
 use tonic::Status;
 use tracing::{info, warn};
 
-use super::{http::Readiness, metrics::Metrics, recorder::Recorder, score};
-use crate::run::{
-    Action, Event, Outcome, RequestId, Run, SessionId,
-    record::{Happening, Record},
-    statistics::StepStatistics,
-};
+use super::{captions, http::Readiness, metrics::Metrics, recorder::Recorder, score};
+use crate::run::{Action, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics};
 
 /// Between ticks; the precision with which silence is noticed.
 const TICK: Duration = Duration::from_millis(100);
@@ -37,6 +33,8 @@ pub enum Input {
     Attach { session: SessionId, attach: v1::Attach, line: Line },
     /// Something else happened.
     Event(Event),
+    /// Somebody asks a paused run to go on.
+    Resume { request: u64, reply: oneshot::Sender<Result<(), Status>> },
     /// Somebody asks how the run stands.
     Status { reply: oneshot::Sender<v1::StatusResponse> },
     /// The coordinator is asked to stop.
@@ -55,6 +53,8 @@ pub struct Driver {
     pub run: Run,
     pub recorder: Recorder,
     pub metrics: Metrics,
+    /// Scores captions.
+    pub scoring: Arc<scoring::Metrics>,
     pub readiness: watch::Sender<Readiness>,
     /// Nothing outside of this folder is ever deleted.
     pub checkpoints: PathBuf,
@@ -73,7 +73,7 @@ impl Driver {
         let mut turn = Turn {
             driver: self,
             started: Instant::now(),
-            joins: BTreeMap::new(),
+            asked: BTreeMap::new(),
             lines: BTreeMap::new(),
             reported: None,
         };
@@ -98,10 +98,16 @@ impl Driver {
     }
 }
 
+/// Somebody who waits for an answer.
+enum Asked {
+    Join(oneshot::Sender<Result<v1::JoinResponse, Status>>),
+    Resume(oneshot::Sender<Result<(), Status>>),
+}
+
 struct Turn {
     driver: Driver,
     started: Instant,
-    joins: BTreeMap<RequestId, oneshot::Sender<Result<v1::JoinResponse, Status>>>,
+    asked: BTreeMap<RequestId, Asked>,
     lines: BTreeMap<SessionId, Line>,
     /// When progress was last logged.
     reported: Option<Instant>,
@@ -112,8 +118,13 @@ impl Turn {
         let event = match input {
             Input::Join { request, token, join, reply } => {
                 let request = RequestId(request);
-                self.joins.insert(request, reply);
+                self.asked.insert(request, Asked::Join(reply));
                 Event::Join { request, token, join }
+            }
+            Input::Resume { request, reply } => {
+                let request = RequestId(request);
+                self.asked.insert(request, Asked::Resume(reply));
+                Event::Resume { request }
             }
             Input::Attach { session, attach, line } => {
                 self.lines.insert(session, line);
@@ -140,10 +151,24 @@ impl Turn {
         let mut outcome = None;
         for action in self.driver.run.on_event(self.started.elapsed(), event) {
             match action {
-                Action::Admit { request, response } => self.answer(request, Ok(response)),
+                // Who no longer waits for a place loses it when the reservation runs out.
+                Action::Admit { request, response } => {
+                    if let Some(Asked::Join(reply)) = self.asked.remove(&request) {
+                        _ = reply.send(Ok(response));
+                    }
+                }
+                Action::Resumed { request } => {
+                    if let Some(Asked::Resume(reply)) = self.asked.remove(&request) {
+                        _ = reply.send(Ok(()));
+                    }
+                }
                 Action::Refuse { request, refusal } => {
-                    info!(reason = refusal.reason, "refused a worker");
-                    self.answer(request, Err(refusal.into()));
+                    info!(reason = refusal.reason, "refused");
+                    match self.asked.remove(&request) {
+                        Some(Asked::Join(reply)) => _ = reply.send(Err(refusal.into())),
+                        Some(Asked::Resume(reply)) => _ = reply.send(Err(refusal.into())),
+                        None => {}
+                    }
                 }
                 Action::Send { session, directive } => self.send(session, Ok(directive)),
                 Action::Close { session, refusal } => {
@@ -162,10 +187,13 @@ impl Turn {
                         self.driver.recorder.sync().await?;
                     }
                 }
-                Action::Score { evaluation, items } => {
-                    let inputs = self.driver.inputs.clone();
+                Action::Score { evaluation, items, captions } => {
+                    let (inputs, scoring) = (self.driver.inputs.clone(), Arc::clone(&self.driver.scoring));
                     tokio::task::spawn_blocking(move || {
-                        let (metrics, items) = score::score(items);
+                        if let Err(error) = captions::save(&captions, &items) {
+                            warn!(path = %captions.display(), %error, "could not save the captions of an evaluation");
+                        }
+                        let (metrics, items) = score::score(&scoring, items);
                         // The coordinator is gone: so is the use of the scores.
                         _ = inputs.blocking_send(Input::Event(Event::Scored { evaluation, metrics, items }));
                     });
@@ -175,13 +203,6 @@ impl Turn {
             }
         }
         Ok(outcome)
-    }
-
-    fn answer(&mut self, request: RequestId, answer: Result<v1::JoinResponse, Status>) {
-        if let Some(reply) = self.joins.remove(&request) {
-            // Who no longer waits loses its place when the reservation runs out.
-            _ = reply.send(answer);
-        }
     }
 
     /// Never waits for a worker: one that does not read what it is sent is gone, and its stream is ended for it.
@@ -213,7 +234,7 @@ impl Turn {
 
     fn publish(&mut self) {
         let status = self.driver.run.status(self.started.elapsed());
-        self.driver.metrics.publish(&status, self.driver.run.samples_committed());
+        self.driver.metrics.publish(&status, self.driver.run.samples_committed(), self.driver.run.best());
         let readiness = self.driver.run.readiness();
         self.driver.readiness.send_if_modified(|known| std::mem::replace(known, readiness.clone()) != readiness);
     }
@@ -231,9 +252,10 @@ impl Turn {
             Record::Saved(saved) => info!(at = %saved.place, path = %saved.path.display(), "checkpoint"),
             Record::Deleted(path) => info!(path = %path.display(), "deleting an old checkpoint"),
             Record::Evaluated { place, metrics, .. } => info!(at = %place, ?metrics, "evaluation"),
-            Record::Event { what: what @ (Happening::Joined | Happening::Left | Happening::Finished), detail } => {
-                info!(%detail, "{}", what.name());
+            Record::Guard { place, firing } => {
+                warn!(at = %place, action = firing.action.name(), "the guard: {firing}");
             }
+            Record::Event { what, detail } if !what.is_trouble() => info!(%detail, "{}", what.name()),
             Record::Event { what, detail } => warn!(%detail, "{}", what.name()),
         }
     }

@@ -94,6 +94,12 @@ impl Admin for Grpc {
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         Ok(Response::new(self.ask(|reply| Input::Status { reply }).await?))
     }
+
+    async fn resume(&self, _: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
+        let request = self.next();
+        self.ask(|reply| Input::Resume { request, reply }).await??;
+        Ok(Response::new(v1::ResumeResponse {}))
+    }
 }
 
 /// Tells the driver what comes in on a stream, until either of them ends it.

@@ -9,7 +9,7 @@ use proto::v1;
 use runfile::RunFile;
 use statistics::{Summary, names};
 
-use crate::run::{record::Record, statistics::StepStatistics};
+use crate::run::{best::Best, record::Record, statistics::StepStatistics};
 
 /// Bounds of the buckets of step durations, in seconds.
 const STEP_SECONDS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0];
@@ -36,6 +36,8 @@ pub struct Metrics {
     run: String,
     /// Stage whose `dico_stage_info` is 1.
     stage: Option<String>,
+    /// Metric whose `dico_best_score` is a number.
+    best: Option<String>,
 }
 
 impl Metrics {
@@ -50,7 +52,7 @@ impl Metrics {
             counter!("dico_recoveries_total").absolute(0);
             counter!("dico_checkpoints_total").absolute(0);
         });
-        Self { recorder, run: file.name.clone(), stage: None }
+        Self { recorder, run: file.name.clone(), stage: None, best: None }
     }
 
     /// Renders the metrics.
@@ -69,13 +71,21 @@ impl Metrics {
                     gauge!("dico_evaluation_score", "metric" => metric.clone()).set(*score);
                 }
             }
-            _ => {}
+            Record::Guard { firing, .. } => {
+                let labels = [("metric", firing.metric.clone()), ("action", firing.action.name().to_owned())];
+                counter!("dico_guard_events_total", &labels).increment(1);
+            }
+            Record::Ready { .. }
+            | Record::Formed { .. }
+            | Record::Ended { .. }
+            | Record::Deleted(_)
+            | Record::Event { .. } => {}
         });
     }
 
     /// Brings the metrics up to date with how the run stands.
-    pub fn publish(&mut self, status: &v1::StatusResponse, samples: u64) {
-        let Self { recorder, run, stage } = self;
+    pub fn publish(&mut self, status: &v1::StatusResponse, samples: u64, best: Option<(&str, Best)>) {
+        let Self { recorder, run, stage, best: known } = self;
         with_local_recorder(&*recorder, || {
             gauge!("dico_step").set(status.step as f64);
             gauge!("dico_generation").set(status.generation as f64);
@@ -90,6 +100,15 @@ impl Metrics {
                 info(&earlier, 0.0);
             }
             info(&status.stage_name, 1.0);
+            gauge!("dico_paused").set(f64::from(status.state == "paused"));
+            let score = |metric: &str, value| gauge!("dico_best_score", "metric" => metric.to_owned()).set(value);
+            let metric = best.map(|(metric, _)| metric.to_owned());
+            if let Some(earlier) = std::mem::replace(known, metric.clone()).filter(|_| *known != metric) {
+                score(&earlier, f64::NAN);
+            }
+            if let Some((metric, best)) = best {
+                score(metric, best.score);
+            }
         });
         // Folds what histograms have gathered into their buckets, so that it does not pile up between scrapes.
         recorder.handle().run_upkeep();
@@ -143,5 +162,8 @@ fn describe() {
     describe_counter!("dico_recoveries_total", "Generations that took over from one that was broken by a failure");
     describe_counter!("dico_checkpoints_total", "Checkpoints written");
     describe_gauge!("dico_evaluation_score", "Scores of the last evaluation");
+    describe_gauge!("dico_best_score", "Score of the present stage's best state, by the stage's metric");
+    describe_counter!("dico_guard_events_total", "Rules of the guard that were broken");
+    describe_gauge!("dico_paused", "1 while the guard has paused the run");
     describe_gauge!("dico_build_info", "Version of the coordinator");
 }

@@ -6,9 +6,10 @@
 //!      '======== directives ============|
 //!                                       |--Record--> recorder (a thread; SQLite)
 //!                                       |--Record--> metrics --> http <-- Prometheus
-//!                                       '--items---> score (a blocking thread) --Event--> driver
+//!                                       '--items---> captions, score (a blocking thread) --Event--> driver
 //! ```
 
+mod captions;
 mod driver;
 mod grpc;
 mod http;
@@ -18,7 +19,7 @@ mod score;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use runfile::RunFile;
 use tokio::{net::TcpListener, sync::mpsc, sync::watch, time};
@@ -46,6 +47,8 @@ pub struct Service {
     pub restored: Restored,
     /// Where the run is recorded.
     pub journal: Journal,
+    /// Scores captions of evaluations.
+    pub scoring: scoring::Metrics,
     /// Where workers and `coordinator status` come in.
     pub grpc: TcpListener,
     /// Where Prometheus and health checks come in.
@@ -81,7 +84,7 @@ impl Service {
         let checkpoints: PathBuf = self.file.output.join("checkpoints");
         let run = Run::new(self.file, self.restored);
         // Whoever asks first is told how the run stands, too.
-        metrics.publish(&run.status(time::Duration::ZERO), run.samples_committed());
+        metrics.publish(&run.status(time::Duration::ZERO), run.samples_committed(), run.best());
         let (readiness, ready) = watch::channel(run.readiness());
         let (over, closing) = watch::channel(());
         let closed = |mut closing: watch::Receiver<()>| async move { _ = closing.changed().await };
@@ -97,7 +100,9 @@ impl Service {
             .serve_with_incoming_shutdown(incoming, closed(closing));
         let grpc = tokio::spawn(grpc);
 
-        let driver = Driver { run, recorder: Recorder::start(self.journal), metrics, readiness, checkpoints, inputs };
+        let scoring = Arc::new(self.scoring);
+        let driver =
+            Driver { run, recorder: Recorder::start(self.journal), metrics, scoring, readiness, checkpoints, inputs };
         let outcome = driver.drive(waiting).await;
         drop(over);
         // What is left are connections whose peers do not close them: they are cut.

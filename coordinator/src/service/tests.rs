@@ -37,7 +37,8 @@ async fn start() -> Running {
     let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
-    let (stop, served) = Service { file, restored, journal, grpc, http }.start();
+    let scoring = scoring::Metrics::open(&scoring::Files::default()).expect("no files are named");
+    let (stop, served) = Service { file, restored, journal, scoring, grpc, http }.start();
     let served = tokio::spawn(served);
     let client = CoordinatorClient::connect(format!("http://{address}")).await.unwrap();
     Running { client, http: http_address, stop, served, output }
@@ -48,7 +49,8 @@ fn join(rank: Option<u32>) -> v1::JoinRequest {
 }
 
 fn attach(token: String) -> Message {
-    Message::Attach(v1::Attach { session_token: token, store_address: "here:1".into(), ..Default::default() })
+    let data_set = Some(v1::DataSet { validation_images: 1, ..Default::default() });
+    Message::Attach(v1::Attach { session_token: token, store_address: "here:1".into(), data_set, holds: None })
 }
 
 /// Opens a session with this first message.
@@ -150,15 +152,19 @@ async fn a_worker_is_led_to_the_end() {
                 say(Message::CheckpointDone(v1::CheckpointDone { generation, checkpoint, parameters_sha256, path }))
                     .await;
             }
-            Directive::Evaluate(v1::Evaluate { evaluation }) => {
+            Directive::Evaluate(v1::Evaluate { evaluation, ranges }) => {
+                assert_eq!(ranges, [v1::ImageRange { begin: 0, end: 1 }]);
                 let item = v1::EvaluationItem {
                     image: "1.jpg".into(),
                     caption: "a red ball on the green grass".into(),
                     references: vec!["a red ball on the green grass".into()],
                     scores: [("pac_s".to_owned(), 0.75)].into(),
+                    image_id: Some(42),
+                    image_embedding: vec![1.0],
+                    text_embedding: vec![1.0],
                 };
-                say(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, items: vec![item] })).await;
-                say(Message::EvaluationDone(v1::EvaluationDone { generation, evaluation })).await;
+                let (range, items) = (ranges.first().copied(), vec![item]);
+                say(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items })).await;
             }
             Directive::Finish(_) => {
                 let metrics = get(http, "/metrics").await;

@@ -196,10 +196,26 @@ stages:
             ("dico", "dico: { reward: {} }", "stages[2].dico.reward: needs at least one reward"),
             ("dico", "dico: { reward: { clip_s: 1 } }", "stages[2].dico.reward: the evaluator gives pac_s"),
             ("scst", "scst: { reward: { cider: .nan } }", "stages[1].scst.reward: needs finite weights"),
-            ("clip", "contrastive: { generated_images: 0.1 }", "stages[0].contrastive.generated_images: needs data.positives.images"),
-            ("dico", "guard: [{ metric: kl, action: warn }]", "stages[2].guard[0].metric: needs either `above` or `below`"),
-            ("dico", "guard: [{ metric: lk, above: 1, action: warn }]", "stages[2].guard[0].metric: unknown metric `lk`"),
-            ("dico", "guard: [{ metric: kl, above: 1, for: 0, action: warn }]", "stages[2].guard[0].for: must be at least 1"),
+            (
+                "clip",
+                "contrastive: { generated_images: 0.1 }",
+                "stages[0].contrastive.generated_images: needs data.positives.images",
+            ),
+            (
+                "dico",
+                "guard: [{ metric: kl, action: warn }]",
+                "stages[2].guard[0].metric: needs either `above` or `below`",
+            ),
+            (
+                "dico",
+                "guard: [{ metric: lk, above: 1, action: warn }]",
+                "stages[2].guard[0].metric: unknown metric `lk`",
+            ),
+            (
+                "dico",
+                "guard: [{ metric: kl, above: 1, for: 0, action: warn }]",
+                "stages[2].guard[0].for: must be at least 1",
+            ),
             ("dico", "guard: [{ metric: kl, above: 1, action: sleep }]", "unknown value `sleep`"),
         ] {
             let problem = problem(stage, addition);
@@ -208,6 +224,9 @@ stages:
         let good = "metric: cider, patience: 3, guard: [{ metric: kl, above: 0.5, for: 10, action: rollback }, \
                     { metric: grammatical, below: 0.9, action: pause }]";
         assert_eq!(problem("dico", good), "");
-        assert_eq!(problem("scst", "scst: { reward: { cider: 1, pac_s: 0.5 }, baseline: greedy, candidates: samples }"), "");
+        assert_eq!(
+            problem("scst", "scst: { reward: { cider: 1, pac_s: 0.5 }, baseline: greedy, candidates: samples }"),
+            ""
+        );
     }
 }

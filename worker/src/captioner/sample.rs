@@ -69,7 +69,8 @@ mod tests {
         assert!(all().all(|caption| caption.tokens.iter().rev().skip(1).all(|&token| token != END)));
         for (tokens, probability) in [(&[END][..], 0.5), (&[1, END], 1.0 / 6.0), (&[1, 2, END], 1.0 / 36.0)] {
             let matching: Vec<_> = all().filter(|caption| caption.tokens == tokens).collect();
-            let (share, deviation) = (matching.len() as f64 / 8000.0, (probability * (1.0 - probability) / 8000.0_f64).sqrt());
+            let (share, deviation) =
+                (matching.len() as f64 / 8000.0, (probability * (1.0 - probability) / 8000.0_f64).sqrt());
             assert!((share - probability).abs() < 4.0 * deviation, "{tokens:?}: {share} is not {probability}");
             assert!((matching[0].score - f64::ln(probability)).abs() < 1e-5);
         }

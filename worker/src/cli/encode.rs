@@ -114,7 +114,6 @@ fn rows(models: &Models, manifest: &Manifest, batch: &Batch, range: std::ops::Ra
     rows
 }
 
-
 fn dtype(text: &str) -> Result<Dtype, String> {
     match text {
         "f32" => Ok(Dtype::F32),

@@ -51,7 +51,9 @@ impl Evaluate {
     pub fn run(self) -> Result<(), String> {
         let device = self.compute.prepare()?;
         let run = self.run_of_checkpoint()?;
-        let metrics = Metrics::open(&files(&run.scoring)).map_err(|error| error.to_string())?;
+        let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = run.scoring.clone();
+        let files = Files { meteor_jar, meteor_paraphrases, spice_jar, ..Files::default() };
+        let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
         let items = self.examine(&run, device)?;
         if let Some(path) = &self.captions {
             let captioned = |item: &'_ v1::EvaluationItem| Captioned::new(item.image_id, &item.image, &item.caption);
@@ -59,7 +61,7 @@ impl Evaluate {
             results::write(path, &captions).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         let (names, examined): (Vec<String>, Vec<Examined>) = items.into_iter().map(examined).unzip();
-        let report = metrics.evaluate(&examined).map_err(|error| error.to_string())?;
+        let report = metrics.evaluate(&examined);
         self.print.print(&report, &names)
     }
 
@@ -121,11 +123,6 @@ impl Evaluate {
         items.sort_by(|a, b| a.image.cmp(&b.image));
         Ok(items)
     }
-}
-
-fn files(scoring: &runfile::Scoring) -> Files {
-    let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = scoring.clone();
-    Files { meteor_jar, meteor_paraphrases, spice_jar, ..Files::default() }
 }
 
 fn examined(item: v1::EvaluationItem) -> (String, Examined) {

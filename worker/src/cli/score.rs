@@ -37,7 +37,7 @@ impl Score {
         let files = Files { meteor_jar, meteor_paraphrases, spice_jar, ..Files::default() };
         let captions = Captions::read(&self.references, &self.candidates).map_err(|error| error.to_string())?;
         let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
-        let report = captions.score(&metrics).map_err(|error| error.to_string())?;
+        let report = captions.score(&metrics);
         self.print.print(&report, &captions.ids)
     }
 }

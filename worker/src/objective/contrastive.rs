@@ -34,9 +34,8 @@ pub fn outcome(pairs: &Pairs, scale: &Tensor, collective: &dyn Collective) -> Re
     // All ranks see the same gradient of the scale, and theirs will be added up.
     let part = 1.0 / collective.world_size() as f64;
     let scale = scale * part + scale.detach() * (1.0 - part);
-    let of = |images: &Tensor, texts: &Tensor| {
-        symmetric_cross_entropy(&(images.matmul(&texts.transpose(0, 1)) * &scale))
-    };
+    let of =
+        |images: &Tensor, texts: &Tensor| symmetric_cross_entropy(&(images.matmul(&texts.transpose(0, 1)) * &scale));
     let mut loss = of(&images, &texts);
     if let Some((generated, weight)) = &pairs.generated_images {
         loss = loss + of(&gather(generated, collective)?, &texts) * *weight;

@@ -18,13 +18,7 @@ use crate::nn::Mode;
 
 /// The loss of some images under the current policy.
 #[must_use]
-pub fn outcome(
-    policy: &Captioner,
-    images: &Images<'_>,
-    context: &Context<'_>,
-    settings: &Scst,
-    mode: Mode,
-) -> Outcome {
+pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, settings: &Scst, mode: Mode) -> Outcome {
     let found = match settings.candidates {
         Source::Beams => policy.search(images.hidden, &context.search),
         Source::Samples => policy.sample(images.hidden, &context.search),

@@ -101,8 +101,7 @@ impl Trainer {
         for step in started..last.max(step + 1) {
             let samples = self.samples(place(step));
             let settings = &self.run.stages[window.stage as usize];
-            let generated =
-                settings.objective == Objective::Contrastive && settings.contrastive.generated_images > 0.0;
+            let generated = settings.objective == Objective::Contrastive && settings.contrastive.generated_images > 0.0;
             let pending =
                 if generated { self.loader.train_with_generated(samples) } else { self.loader.train(samples) };
             self.ahead.0.push_back((place(step), pending));

@@ -44,9 +44,27 @@ impl Arm {
 /// All that are compared. Batch, steps, optimizer and search are the same for all, and no setting is any arm's own but what
 /// makes it that arm.
 pub const ARMS: [Arm; 8] = [
-    Arm { name: "scst_cider", title: "SCST, CIDEr-D", judge: Judge::Pac, reward: "cider", objective: |stage| scst(stage, Reward::Cider) },
-    Arm { name: "scst_clip_s", title: "SCST, CLIP-S", judge: Judge::Clip, reward: "clip_s", objective: |stage| scst(stage, Reward::ClipS) },
-    Arm { name: "scst_pac_s", title: "SCST, PAC-S", judge: Judge::Pac, reward: "pac_s", objective: |stage| scst(stage, Reward::PacS) },
+    Arm {
+        name: "scst_cider",
+        title: "SCST, CIDEr-D",
+        judge: Judge::Pac,
+        reward: "cider",
+        objective: |stage| scst(stage, Reward::Cider),
+    },
+    Arm {
+        name: "scst_clip_s",
+        title: "SCST, CLIP-S",
+        judge: Judge::Clip,
+        reward: "clip_s",
+        objective: |stage| scst(stage, Reward::ClipS),
+    },
+    Arm {
+        name: "scst_pac_s",
+        title: "SCST, PAC-S",
+        judge: Judge::Pac,
+        reward: "pac_s",
+        objective: |stage| scst(stage, Reward::PacS),
+    },
     Arm { name: "dico", title: "DiCO", judge: Judge::Pac, reward: "pac_s", objective: |_| {} },
     Arm {
         name: "dico_uniform",

@@ -127,8 +127,7 @@ impl Seed {
             return serde_json::from_slice(&done).with_context(|| result.display().to_string());
         }
         if run.output.exists() {
-            std::fs::remove_dir_all(&run.output)
-                .with_context(|| format!("cannot remove {}", run.output.display()))?;
+            std::fs::remove_dir_all(&run.output).with_context(|| format!("cannot remove {}", run.output.display()))?;
         }
         std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
         std::fs::write(&config, &text).with_context(|| format!("cannot write {}", config.display()))?;
@@ -137,7 +136,10 @@ impl Seed {
         let cluster = Cluster::start(&config, run).await?;
         let hashes = cluster.watch(Progress::new(run)).await?;
         let seconds = started.elapsed().as_secs_f64();
-        ensure!(hashes.values().all(|hash| Some(hash) == hashes.values().next()), "{name}: the workers' parameters differ");
+        ensure!(
+            hashes.values().all(|hash| Some(hash) == hashes.values().next()),
+            "{name}: the workers' parameters differ"
+        );
         let journal = Journal::open(&run.output.join("coordinator/journal.sqlite"))?;
         let curve = journal.evaluations(stage)?;
         let curve = curve.into_iter().map(|evaluation| Point { step: evaluation.step, metrics: evaluation.metrics });

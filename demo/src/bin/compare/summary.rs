@@ -70,13 +70,19 @@ impl Summary {
     pub fn new(results: &[SeedResult]) -> Self {
         let names = results.first().map(|result| result.arms.keys()).into_iter().flatten();
         let arms = names.map(|name| {
-            let seeds: BTreeMap<u64, ArmResult> = results.iter().map(|result| (result.seed, result.arms[name].clone())).collect();
+            let seeds: BTreeMap<u64, ArmResult> =
+                results.iter().map(|result| (result.seed, result.arms[name].clone())).collect();
             let metrics = seeds.values().next().map(|arm| arm.test.keys()).into_iter().flatten();
-            let values = |metric: &String| seeds.values().filter_map(|arm| arm.test.get(metric).copied()).collect::<Vec<_>>();
+            let values =
+                |metric: &String| seeds.values().filter_map(|arm| arm.test.get(metric).copied()).collect::<Vec<_>>();
             let test = metrics.map(|metric| (metric.clone(), Spread::of(&values(metric)))).collect();
             (name.clone(), ArmSummary { test, seeds })
         });
-        Self { seeds: results.iter().map(|result| result.seed).collect(), arms: arms.collect(), claims: claims(results) }
+        Self {
+            seeds: results.iter().map(|result| result.seed).collect(),
+            arms: arms.collect(),
+            claims: claims(results),
+        }
     }
 }
 
@@ -111,16 +117,27 @@ fn claims(results: &[SeedResult]) -> Vec<Claim> {
         ),
         above("DiCO raises PAC-S", ("dico", "pac_s"), (START, "pac_s")),
         judge(results, &stays, lowest, |[left, right]| left > right),
-        at_least("the weighted loss reaches at least the PAC-S of uniform weights", ("dico", "pac_s"), ("dico_uniform", "pac_s")),
-        at_least("the weighted loss reaches at least the PAC-S of best against worst", ("dico", "pac_s"), ("dico_worst", "pac_s")),
+        at_least(
+            "the weighted loss reaches at least the PAC-S of uniform weights",
+            ("dico", "pac_s"),
+            ("dico_uniform", "pac_s"),
+        ),
+        at_least(
+            "the weighted loss reaches at least the PAC-S of best against worst",
+            ("dico", "pac_s"),
+            ("dico_worst", "pac_s"),
+        ),
         at_least(
             "with the reference captions are at least as grammatical as without",
             ("dico", "grammatical"),
             ("dico_no_reference", "grammatical"),
         ),
-        judge(results, &format!("the guard ends SCST on PAC-S with grammatical captions above {GRAMMATICAL}"), caught, |[left, right]| {
-            left > right
-        }),
+        judge(
+            results,
+            &format!("the guard ends SCST on PAC-S with grammatical captions above {GRAMMATICAL}"),
+            caught,
+            |[left, right]| left > right,
+        ),
     ]
 }
 

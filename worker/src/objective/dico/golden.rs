@@ -8,12 +8,12 @@ use weights::folder;
 
 use super::*;
 use crate::captioner::Search;
-use crate::objective::reward::Judge;
-use crate::text::Vocabulary;
 use crate::captioner::golden as captioner;
 use crate::clip::golden as clip;
 use crate::golden::{self, Gains, assert_close};
+use crate::objective::reward::Judge;
 use crate::optimizer::Adam;
+use crate::text::Vocabulary;
 
 #[derive(Deserialize)]
 struct Golden {

@@ -23,13 +23,7 @@ use crate::nn::Mode;
 
 /// The loss of some images under the current policy.
 #[must_use]
-pub fn outcome(
-    policy: &Captioner,
-    images: &Images<'_>,
-    context: &Context<'_>,
-    settings: &Dico,
-    mode: Mode,
-) -> Outcome {
+pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, settings: &Dico, mode: Mode) -> Outcome {
     let found = policy.search(images.hidden, &context.search);
     let candidates = Candidates::new(found, policy, images, context, mode);
     let preference = Preference::new(&candidates.rewards, settings);

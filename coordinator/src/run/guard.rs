@@ -1,0 +1,189 @@
+//! The guard: bounds that statistics of steps and scores of evaluations must keep.
+//!
+//! A rule is broken when what it watches was beyond its bound so many times in a row; it fires then, and again only after
+//! it was kept in between.
+
+use std::collections::BTreeSet;
+
+use runfile::{GuardAction, Rule};
+
+use super::plan::Place;
+
+/// A rule that has just been broken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Firing {
+    /// What it watches.
+    pub metric: String,
+    /// The value that broke it.
+    pub value: f64,
+    /// The bound.
+    pub bound: f64,
+    /// What happens now.
+    pub action: GuardAction,
+    above: bool,
+}
+
+impl std::fmt::Display for Firing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { metric, value, bound, above, .. } = self;
+        write!(f, "{metric} is {value:.4}, {} {bound}", if *above { "above" } else { "below" })
+    }
+}
+
+/// A broken rule that calls for an earlier state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Violation {
+    /// The first state that is known to be beyond the bound.
+    pub since: Place,
+    /// What was broken, for people.
+    pub reason: String,
+}
+
+#[derive(Debug)]
+struct Watched {
+    rule: Rule,
+    /// Values beyond the bound in a row, and the state that the first of them is of.
+    broken: u32,
+    since: Place,
+}
+
+/// The rules of a stage, and what was observed of it.
+#[derive(Debug)]
+pub struct Guard {
+    stage: u32,
+    rules: Vec<Watched>,
+    spoilt: BTreeSet<Place>,
+    violation: Option<Violation>,
+}
+
+impl Guard {
+    /// The guard of a stage that nothing was observed of yet.
+    #[must_use]
+    pub fn new(stage: u32, rules: &[Rule]) -> Self {
+        let watched = |rule: &Rule| Watched { rule: rule.clone(), broken: 0, since: Place::default() };
+        Self { stage, rules: rules.iter().map(watched).collect(), spoilt: BTreeSet::new(), violation: None }
+    }
+
+    /// The stage.
+    #[must_use]
+    pub fn stage(&self) -> u32 {
+        self.stage
+    }
+
+    /// Takes in the statistics of the step that reached `place`; they are of the state before its update.
+    pub fn step(&mut self, place: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<Firing> {
+        let state = Place { step: place.step.saturating_sub(1), ..place };
+        self.observe(place, state, value).0
+    }
+
+    /// Takes in the scores of the state at `place`.
+    pub fn evaluation(&mut self, place: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<Firing> {
+        let (firings, spoilt) = self.observe(place, place, value);
+        if spoilt {
+            self.spoilt.insert(place);
+        }
+        firings
+    }
+
+    fn observe(&mut self, place: Place, state: Place, value: impl Fn(&str) -> Option<f64>) -> (Vec<Firing>, bool) {
+        let (mut firings, mut any) = (Vec::new(), false);
+        for Watched { rule, broken, since } in &mut self.rules {
+            let Some(value) = value(&rule.metric) else { continue };
+            // What is no number keeps no bound.
+            let kept = rule.above.is_none_or(|bound| value <= bound) && rule.below.is_none_or(|bound| value >= bound);
+            if kept {
+                *broken = 0;
+                continue;
+            }
+            if *broken == 0 {
+                *since = state;
+            }
+            *broken = broken.saturating_add(1);
+            any |= *broken >= rule.for_;
+            if *broken != rule.for_ {
+                continue;
+            }
+            let (above, bound) = (rule.above.is_some(), rule.above.or(rule.below).unwrap_or_default());
+            let firing = Firing { metric: rule.metric.clone(), value, bound, action: rule.action, above };
+            if rule.action == GuardAction::Rollback && self.violation.is_none() {
+                self.violation = Some(Violation { since: *since, reason: format!("{firing} at {place}") });
+            }
+            firings.push(firing);
+        }
+        (firings, any)
+    }
+
+    /// The first broken rule that calls for an earlier state.
+    #[must_use]
+    pub fn violation(&self) -> Option<&Violation> {
+        self.violation.as_ref()
+    }
+
+    /// Whether the state at `place` kept the rules, as far as is known.
+    #[must_use]
+    pub fn kept(&self, place: Place) -> bool {
+        !self.spoilt.contains(&place) && self.violation.as_ref().is_none_or(|violation| place < violation.since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(above: Option<f64>, below: Option<f64>, for_: u32, action: GuardAction) -> Rule {
+        Rule { metric: "kl".into(), above, below, for_, action }
+    }
+
+    fn at(step: u64) -> Place {
+        Place { stage: 1, step }
+    }
+
+    /// The steps, from 1, at which the rule fires on these values.
+    fn fires(rule: Rule, values: &[f64]) -> Vec<u64> {
+        let mut guard = Guard::new(1, &[rule]);
+        let fires = |&(step, value): &(u64, &f64)| !guard.step(at(step), |_| Some(*value)).is_empty();
+        (1..).zip(values).filter(fires).map(|(step, _)| step).collect()
+    }
+
+    #[test]
+    fn a_rule_fires_when_it_is_broken_and_again_only_after_it_was_kept() {
+        let above = rule(Some(1.0), None, 1, GuardAction::Warn);
+        assert_eq!(fires(above, &[1.0, 1.1, 9.0, 1.2, 1.0, 1.1, f64::NAN]), [2, 6]);
+        let below = rule(None, Some(0.5), 1, GuardAction::Warn);
+        assert_eq!(fires(below, &[0.4, 0.5, 0.6, 0.4, f64::NAN]), [1, 4]);
+    }
+
+    #[test]
+    fn a_rule_waits_for_so_many_in_a_row() {
+        let patient = rule(Some(1.0), None, 3, GuardAction::Warn);
+        assert_eq!(fires(patient, &[2.0, 2.0, 0.0, 2.0, 2.0, 2.0, 2.0, 0.0, 2.0, 2.0, 2.0]), [6, 11]);
+    }
+
+    #[test]
+    fn what_is_not_observed_neither_keeps_nor_breaks() {
+        let mut guard = Guard::new(1, &[rule(Some(1.0), None, 2, GuardAction::Warn)]);
+        assert_eq!(guard.step(at(1), |_| Some(2.0)), []);
+        assert_eq!(guard.evaluation(at(1), |name| (name == "cider").then_some(9.0)), []);
+        let firing = &guard.step(at(2), |_| Some(2.5))[0];
+        assert_eq!((firing.value, firing.bound, firing.to_string().as_str()), (2.5, 1.0, "kl is 2.5000, above 1"));
+    }
+
+    #[test]
+    fn a_step_speaks_of_the_state_before_it_and_an_evaluation_of_its_own() {
+        let rollback = rule(Some(1.0), None, 2, GuardAction::Rollback);
+        let mut guard = Guard::new(1, std::slice::from_ref(&rollback));
+        guard.step(at(4), |_| Some(2.0));
+        assert!(guard.violation().is_none() && guard.kept(at(9)));
+        guard.step(at(5), |_| Some(2.0));
+        assert_eq!(guard.violation().map(|violation| violation.since), Some(at(3)));
+        assert!(guard.kept(at(2)) && !guard.kept(at(3)));
+
+        let mut guard = Guard::new(1, &[Rule { action: GuardAction::Warn, ..rollback }]);
+        guard.evaluation(at(4), |_| Some(2.0));
+        guard.evaluation(at(8), |_| Some(2.0));
+        guard.evaluation(at(12), |_| Some(0.0));
+        // Only where the rule was broken, which takes two in a row.
+        assert_eq!([4, 8, 12].map(|step| guard.kept(at(step))), [true, false, true]);
+        assert_eq!(guard.violation(), None);
+    }
+}

@@ -1,0 +1,106 @@
+//! Oversight: what the guard sees is acted upon, and a stage that is to end elsewhere than where it stands is ended.
+//!
+//! Three things end a stage early or with an earlier state: its best state was not its last, patience has run out, a rule
+//! was broken that calls for it. All of them are the same: [`Known::end`](super::best::Known::end) names a place, the
+//! history beyond it is given up, and the next generation starts from the checkpoint there, with the stage behind it. The
+//! decision follows from what is remembered (scores, rules), so that a coordinator that dies before it has taken it takes
+//! it when it is back.
+
+use std::collections::BTreeMap;
+
+use runfile::GuardAction;
+use serde_json::json;
+use statistics::Summary;
+
+use super::{
+    Phase, Refusal, RefusalKind, Run, Time,
+    best::{Best, End, Known},
+    guard::{Firing, Guard},
+    plan::Place,
+    record::{Happening, Record},
+    statistics::StepStatistics,
+};
+
+impl Run {
+    /// What is known of the present stage.
+    pub(super) fn known(&self) -> Known<'_> {
+        let at = Place { stage: self.guard.stage(), step: 0 };
+        let stage = self.plan.stage(at);
+        Known { stage, guard: &self.guard, scores: &self.scores, checkpoints: &self.checkpoints }
+    }
+
+    /// The metric and the best state of the present stage.
+    #[must_use]
+    pub fn best(&self) -> Option<(&str, Best)> {
+        let known = self.known();
+        Some((known.stage.metric.as_deref()?, known.best()?))
+    }
+
+    /// Watches over the stage that the run is in, as if nothing was seen of it but what is remembered.
+    pub(super) fn watch(&mut self) {
+        let at = self.committed;
+        self.guard = Guard::new(at.stage, &self.plan.stage(at).guard);
+        for (place, scores) in self.scores.iter().filter(|(place, _)| place.stage == at.stage) {
+            // What fires was acted upon when it was new.
+            self.guard.evaluation(*place, |metric| scores.get(metric).copied());
+        }
+    }
+
+    pub(super) fn guard_step(&mut self, step: &StepStatistics) {
+        let mean = |metric: &str| step.summaries.get(metric).filter(|summary| summary.count() > 0).map(Summary::mean);
+        self.heed(step.place, |guard| guard.step(step.place, mean));
+    }
+
+    pub(super) fn guard_evaluation(&mut self, place: Place, scores: &BTreeMap<String, f64>) {
+        self.heed(place, |guard| guard.evaluation(place, |metric| scores.get(metric).copied()));
+    }
+
+    fn heed(&mut self, place: Place, observe: impl FnOnce(&mut Guard) -> Vec<Firing>) {
+        if place.stage != self.guard.stage() || self.plan.has_ended(place.stage) {
+            return;
+        }
+        for firing in observe(&mut self.guard) {
+            let (action, reason) = (firing.action, format!("{firing} at {place}"));
+            self.record(Record::Guard { place, firing });
+            if action == GuardAction::Pause && self.paused.is_none() {
+                self.event(Happening::Paused, json!({ "stage": place.stage, "step": place.step, "reason": reason }));
+                self.paused = Some(reason);
+            }
+        }
+    }
+
+    /// Lets a paused run go on.
+    pub(super) fn resume(&mut self) -> Result<(), Refusal> {
+        if let Some(reason) = self.closed_to_workers() {
+            return Err(Refusal::new(RefusalKind::Unavailable, reason));
+        }
+        let Some(reason) = self.paused.take() else {
+            let reason = "the run is not paused: there is nothing to resume".into();
+            return Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
+        };
+        self.event(Happening::Resumed, json!({ "at": self.committed.to_string(), "reason": reason }));
+        Ok(())
+    }
+
+    /// Ends the present stage elsewhere than where it stands, if that is due. A paused run waits with it.
+    pub(super) fn end_stage(&mut self, now: Time) {
+        let ended = self.plan.has_ended(self.guard.stage());
+        if ended || self.paused.is_some() || matches!(self.phase, Phase::Over { .. }) {
+            return;
+        }
+        let Some(End { place, reason }) = self.known().end() else { return };
+        self.plan.end(place);
+        // No state that a member holds is usable any more.
+        self.lineage = self.last_generation + 1;
+        self.evaluation = None;
+        let (Place { stage, step }, generation) = (place, self.last_generation);
+        self.event(
+            Happening::StageEnded,
+            json!({ "stage": stage, "step": step, "generation": generation, "reason": reason }),
+        );
+        self.delete_checkpoints(|other| *other > place);
+        let name = &self.plan.stage(place).name;
+        let reason = format!("stage {name} ends with its state at step {step}: {reason}");
+        self.end_generation(now, &reason, false);
+    }
+}

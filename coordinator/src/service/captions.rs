@@ -1,0 +1,20 @@
+//! Captions of evaluations as files, in the format of COCO's results, for tools that read that.
+
+use std::{fs::File, path::Path};
+
+use scoring::results::{self, Captioned};
+
+use crate::run::captions::Item;
+
+/// Writes the captions to `path`: whole or not at all, over what an evaluation of the same place left.
+///
+/// # Errors
+/// What the system says.
+pub fn save(path: &Path, items: &[Item]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let captions: Vec<Captioned> =
+        items.iter().map(|item| Captioned::new(item.image_id, &item.image, &item.caption)).collect();
+    results::write(path, &captions)?;
+    File::open(folder)?.sync_all()
+}
