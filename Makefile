@@ -1,15 +1,22 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo test lint parity libtorch
+.PHONY: demo compare test lint parity libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
 export OMP_NUM_THREADS ?= 1
+# Of `make compare`.
+SEEDS ?= 1,2,3
 
 ## Train, fine-tune and compare on this machine: see README.md.
 demo: libtorch
 	cargo build --workspace --bins --locked
 	target/debug/demo
+
+## Every objective from one captioner with equal budgets: docs/results.md. SEEDS=4,5 for other seeds than 1,2,3.
+compare: libtorch
+	cargo build --workspace --bins --locked
+	target/debug/compare --seeds $(SEEDS)
 
 ## All tests, with real processes on loopback.
 test: libtorch
