@@ -6,6 +6,7 @@
 
 mod bleu;
 mod cider;
+pub mod meteor;
 mod ngrams;
 pub mod tokens;
 
