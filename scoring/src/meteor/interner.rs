@@ -4,15 +4,24 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
 /// Gives each different text a number, from 0 in order of appearance. Made for millions of short texts: they lie in one
-/// piece, without an allocation for each.
+/// piece, without an allocation for each, and a look at one slot tells nearly always where a text is or that it is not
+/// there.
 #[derive(Debug, Default)]
 pub(super) struct Interner {
     bytes: Vec<u8>,
-    /// Where each text ends in `bytes`.
-    ends: Vec<usize>,
-    /// Open addressing, a power of two of slots; of each, the number of the text and 1, or 0 for none.
-    slots: Vec<u32>,
+    /// Open addressing; a power of two of them, or none.
+    slots: Vec<Option<Slot>>,
+    len: u32,
     hasher: RandomState,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    number: u32,
+    /// Of the text.
+    hash: u32,
+    start: u32,
+    length: u32,
 }
 
 /// More texts than there are numbers.
@@ -21,59 +30,60 @@ pub(super) struct Full;
 
 impl Interner {
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.len as usize
     }
 
     /// The number of `text`, if it has one.
     pub fn find(&self, text: &[u8]) -> Option<u32> {
-        self.slots.get(self.slot(text)?).and_then(|&slot| slot.checked_sub(1))
+        let (_, slot) = self.slot(text, self.hash(text))?;
+        slot.map(|slot| slot.number)
     }
 
     /// The number of `text`, which it may get now.
     pub fn intern(&mut self, text: &[u8]) -> Result<u32, Full> {
-        // At most half full.
+        // At most half full, so that texts that share a slot are few.
         if self.slots.len() <= 2 * self.len() {
             self.grow();
         }
-        let slot = self.slot(text).ok_or(Full)?;
-        if let Some(number) = self.slots[slot].checked_sub(1) {
-            return Ok(number);
+        let hash = self.hash(text);
+        let (index, slot) = self.slot(text, hash).ok_or(Full)?;
+        if let Some(slot) = slot {
+            return Ok(slot.number);
         }
-        let taken = u32::try_from(self.len() + 1).map_err(|_| Full)?;
+        let [start, length] = [self.bytes.len(), text.len()].map(|bytes| u32::try_from(bytes).map_err(|_| Full));
+        let (number, start, length) = (self.len, start?, length?);
+        self.len = number.checked_add(1).ok_or(Full)?;
         self.bytes.extend_from_slice(text);
-        self.ends.push(self.bytes.len());
-        self.slots[slot] = taken;
-        Ok(taken - 1)
+        self.slots[index] = Some(Slot { number, hash, start, length });
+        Ok(number)
     }
 
-    fn text(&self, number: usize) -> &[u8] {
-        let start = if number == 0 { 0 } else { self.ends[number - 1] };
-        &self.bytes[start..self.ends[number]]
+    fn hash(&self, text: &[u8]) -> u32 {
+        self.hasher.hash_one(text) as u32
     }
 
-    /// The slot of `text`, or the empty one where it would be; none if there are no slots.
-    fn slot(&self, text: &[u8]) -> Option<usize> {
+    /// The slot of `text` and its index, or an empty one where it would be; none if there are no slots.
+    fn slot(&self, text: &[u8], hash: u32) -> Option<(usize, Option<Slot>)> {
         let mask = self.slots.len().checked_sub(1)?;
-        let mut slot = self.hasher.hash_one(text) as usize & mask;
-        while let Some(number) = self.slots[slot].checked_sub(1) {
-            if self.text(number as usize) == text {
-                break;
+        let mut index = hash as usize & mask;
+        while let Some(slot) = self.slots[index] {
+            if slot.hash == hash && self.bytes[slot.start as usize..][..slot.length as usize] == *text {
+                return Some((index, Some(slot)));
             }
-            slot = (slot + 1) & mask;
+            index = (index + 1) & mask;
         }
-        Some(slot)
+        Some((index, None))
     }
 
     fn grow(&mut self) {
-        let slots = (4 * self.len()).next_power_of_two().max(16);
-        self.slots.clear();
-        self.slots.resize(slots, 0);
-        for number in 0..self.len() {
-            let mut slot = self.hasher.hash_one(self.text(number)) as usize & (slots - 1);
-            while self.slots[slot] != 0 {
-                slot = (slot + 1) & (slots - 1);
+        let slots = vec![None; (4 * self.len()).next_power_of_two().max(16)];
+        let mask = slots.len() - 1;
+        for slot in std::mem::replace(&mut self.slots, slots).into_iter().flatten() {
+            let mut index = slot.hash as usize & mask;
+            while self.slots[index].is_some() {
+                index = (index + 1) & mask;
             }
-            self.slots[slot] = number as u32 + 1;
+            self.slots[index] = Some(slot);
         }
     }
 }

@@ -1,19 +1,37 @@
-//! What the stages need to know of each word, looked up once.
+//! What the stages need to know of words and phrases, looked up once each.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use rust_stemmers::{Algorithm, Stemmer};
 
+use super::matches::Span;
 use super::tables::Tables;
 
 /// A word, by its number in the lexicon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Word(usize);
+pub(super) struct Word(pub usize);
 
-/// The words met so far.
+/// A phrase that has paraphrases, where a caption has it.
+pub(super) struct Phrase {
+    pub span: Span,
+    pub paraphrases: Rc<Runs>,
+}
+
+/// Runs of words, none empty.
+#[derive(Default)]
+pub(super) struct Runs {
+    words: Vec<Word>,
+    /// Where each run ends in `words`.
+    ends: Vec<usize>,
+}
+
+/// The words and phrases met so far.
 pub(super) struct Lexicon {
     numbers: HashMap<String, Word>,
     entries: Vec<Entry>,
+    /// By number of the phrase.
+    paraphrases: HashMap<u32, Rc<Runs>>,
     stemmer: Stemmer,
 }
 
@@ -27,7 +45,8 @@ struct Entry {
 
 impl Lexicon {
     pub fn new() -> Self {
-        Self { numbers: HashMap::new(), entries: Vec::new(), stemmer: Stemmer::create(Algorithm::English) }
+        let stemmer = Stemmer::create(Algorithm::English);
+        Self { numbers: HashMap::new(), entries: Vec::new(), paraphrases: HashMap::new(), stemmer }
     }
 
     pub fn word(&mut self, text: &str, tables: &Tables) -> Word {
@@ -43,6 +62,39 @@ impl Lexicon {
         });
         self.numbers.insert(text.into(), word);
         word
+    }
+
+    /// The phrases in a caption of `words` that have paraphrases, the shorter first where several start at a word.
+    pub fn phrases(&mut self, words: &[String], tables: &Tables) -> Vec<Phrase> {
+        let Some(table) = &tables.paraphrases else { return Vec::new() };
+        let mut found = Vec::new();
+        let mut text = String::new();
+        for start in 0..words.len() {
+            text.clear();
+            for (length, word) in (1..=table.longest()).zip(&words[start..]) {
+                text.push_str(word);
+                if let Some(number) = table.find(&text) {
+                    let known = self.paraphrases.get(&number).map(Rc::clone);
+                    let paraphrases = known.unwrap_or_else(|| self.look_up(number, table.of(number), tables));
+                    found.push(Phrase { span: Span { start, length }, paraphrases });
+                }
+                text.push(' ');
+            }
+        }
+        found
+    }
+
+    fn look_up<'a>(&mut self, number: u32, paraphrases: impl Iterator<Item = &'a str>, tables: &Tables) -> Rc<Runs> {
+        let mut runs = Runs::default();
+        for paraphrase in paraphrases {
+            runs.words.extend(paraphrase.split_ascii_whitespace().map(|text| self.word(text, tables)));
+            if runs.words.len() > runs.ends.last().copied().unwrap_or_default() {
+                runs.ends.push(runs.words.len());
+            }
+        }
+        let runs = Rc::new(runs);
+        self.paraphrases.insert(number, Rc::clone(&runs));
+        runs
     }
 
     /// Words of the same key are the same word.
@@ -63,6 +115,13 @@ impl Lexicon {
     pub fn are_synonyms(&self, a: Word, b: Word) -> bool {
         let [a, b] = [a, b].map(|word| &self.entries[word.0].synonym_sets);
         a.iter().any(|set| b.binary_search(set).is_ok())
+    }
+}
+
+impl Runs {
+    pub fn iter(&self) -> impl Iterator<Item = &[Word]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.words[start..end])
     }
 }
 

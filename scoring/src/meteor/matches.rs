@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use super::lexicon::{Lexicon, Word};
-use super::paraphrases::Phrase;
+use super::lexicon::{Lexicon, Phrase, Word};
 use super::tables::{Stage, Tables};
 
 /// Adjacent words of a caption.
@@ -56,23 +55,49 @@ impl Match {
 pub(super) struct Caption {
     pub words: Vec<Word>,
     pub is_function_word: Vec<bool>,
-    /// Where the table of paraphrases knows it.
+    /// Those that have paraphrases.
     phrases: Vec<Phrase>,
+    /// The numbers of its words, by their remainders: tells of most words that they are not in the caption.
+    remainders: [u64; 16],
 }
 
 impl Caption {
-    pub fn new(words: &[String], lexicon: &mut Lexicon, tables: &Tables) -> Self {
-        let phrases = tables.paraphrases.as_ref().map(|paraphrases| paraphrases.phrases_of(words)).unwrap_or_default();
-        let words: Vec<Word> = words.iter().map(|text| lexicon.word(text, tables)).collect();
+    pub fn new(texts: &[String], lexicon: &mut Lexicon, tables: &Tables) -> Self {
+        let words: Vec<Word> = texts.iter().map(|text| lexicon.word(text, tables)).collect();
         let is_function_word = words.iter().map(|&word| lexicon.is_function_word(word)).collect();
-        Self { words, is_function_word, phrases }
+        let phrases = lexicon.phrases(texts, tables);
+        let mut remainders = [0; 16];
+        for word in &words {
+            remainders[word.0 / 64 % 16] |= 1 << (word.0 % 64);
+        }
+        Self { words, is_function_word, phrases, remainders }
+    }
+
+    fn may_have(&self, word: Word) -> bool {
+        self.remainders[word.0 / 64 % 16] >> (word.0 % 64) & 1 == 1
+    }
+
+    /// Where it has `run`, which is not empty.
+    fn positions(&self, run: &[Word]) -> impl Iterator<Item = usize> {
+        let starts = if self.may_have(run[0]) { 0..self.words.len() } else { 0..0 };
+        starts.filter(|&start| self.words[start..].starts_with(run))
+    }
+
+    /// Calls `emit` with each phrase of the caption and each paraphrase of it that `other` has: in the caption's order,
+    /// then the table's, then that of `other`.
+    fn paraphrased(&self, other: &Self, mut emit: impl FnMut(Span, Span)) {
+        for phrase in &self.phrases {
+            for run in phrase.paraphrases.iter() {
+                other.positions(run).for_each(|start| emit(phrase.span, Span { start, length: run.len() }));
+            }
+        }
     }
 }
 
 /// All that could be matched, by the word of the reference where it starts: of each word, by stage; of the stages with
 /// single words, in the candidate's order; of paraphrases, first those that the table lists for the reference's phrase,
 /// then those that it lists for the candidate's. A pair may be there several times.
-pub(super) fn find(candidate: &Caption, reference: &Caption, lexicon: &Lexicon, tables: &Tables) -> Vec<Vec<Match>> {
+pub(super) fn find(candidate: &Caption, reference: &Caption, lexicon: &Lexicon) -> Vec<Vec<Match>> {
     let mut starting = vec![Vec::new(); reference.words.len()];
     let mut words = |stage, matches: &dyn Fn(Word, Word) -> bool| {
         for (start, (&theirs, found)) in reference.words.iter().zip(&mut starting).enumerate() {
@@ -88,12 +113,10 @@ pub(super) fn find(candidate: &Caption, reference: &Caption, lexicon: &Lexicon, 
     let stem = |word| lexicon.stem_key(word);
     words(Stage::Stem, &|own, theirs| stem(own) == stem(theirs) && key(own) != key(theirs));
     words(Stage::Synonym, &|own, theirs| key(own) != key(theirs) && lexicon.are_synonyms(own, theirs));
-    if let Some(paraphrases) = &tables.paraphrases {
-        let mut add = |candidate: Span, reference: Span| {
-            starting[reference.start].push(Match { stage: Stage::Paraphrase, candidate, reference });
-        };
-        paraphrases.pairs(&reference.phrases, &candidate.phrases, |theirs, own| add(own, theirs));
-        paraphrases.pairs(&candidate.phrases, &reference.phrases, |own, theirs| add(own, theirs));
-    }
+    let mut add = |candidate: Span, reference: Span| {
+        starting[reference.start].push(Match { stage: Stage::Paraphrase, candidate, reference });
+    };
+    reference.paraphrased(candidate, |theirs, own| add(own, theirs));
+    candidate.paraphrased(reference, |own, theirs| add(own, theirs));
     starting
 }

@@ -88,7 +88,7 @@ impl<'a> Meteor<'a> {
     }
 
     fn statistics(&self, candidate: &Caption, reference: &Caption) -> Statistics {
-        let starting = matches::find(candidate, reference, &self.lexicon, self.tables);
+        let starting = matches::find(candidate, reference, &self.lexicon);
         let alignment = align::align(starting, candidate.words.len());
         Statistics::of(candidate, reference, &alignment)
     }
