@@ -160,3 +160,105 @@ impl Search {
         std::iter::successors(last, |&index| self.taken[index].1).map(|index| self.taken[index].0).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::matches::Span;
+    use super::super::tables::Stage;
+    use super::*;
+
+    /// Words of each caption.
+    const LENGTH: usize = 6;
+
+    fn any_match() -> impl Strategy<Value = Match> {
+        let span =
+            || (0..LENGTH, 1..=2_usize).prop_map(|(start, length)| Span { start, length: length.min(LENGTH - start) });
+        let stage = prop_oneof![Just(Stage::Exact), Just(Stage::Synonym)];
+        (span(), span(), stage).prop_map(|(candidate, reference, stage)| Match { stage, candidate, reference })
+    }
+
+    fn overlap(a: &Match, b: &Match) -> bool {
+        let share = |a: Span, b: Span| a.start < b.end() && b.start < a.end();
+        share(a.candidate, b.candidate) || share(a.reference, b.reference)
+    }
+
+    fn are_disjoint(matches: &[Match]) -> bool {
+        matches.iter().enumerate().all(|(index, a)| !matches[..index].iter().any(|b| overlap(a, b)))
+    }
+
+    fn gain(matches: &[Match]) -> usize {
+        matches.iter().map(Match::gain).sum()
+    }
+
+    fn chunks(matches: &[Match]) -> usize {
+        let continues =
+            |a: &Match, b: &Match| a.candidate.end() == b.candidate.start && a.reference.end() == b.reference.start;
+        matches.iter().filter(|b| !matches.iter().any(|a| continues(a, b))).count()
+    }
+
+    /// The most gain, then the fewest chunks, of all choices of disjoint matches that have those without rivals.
+    fn optimum(matches: &[Match]) -> (Reverse<usize>, usize) {
+        let unrivalled = |index: usize| {
+            !matches.iter().enumerate().any(|(other, found)| other != index && overlap(found, &matches[index]))
+        };
+        let forced = (0..matches.len()).filter(|&index| unrivalled(index)).fold(0, |bits, index| bits | 1_u32 << index);
+        (0..1_u32 << matches.len())
+            .filter(|choice| choice & forced == forced)
+            .map(|choice| {
+                (0..matches.len()).filter(|index| choice >> index & 1 == 1).map(|index| matches[index]).collect()
+            })
+            .filter(|chosen: &Vec<Match>| are_disjoint(chosen))
+            .map(|chosen| (Reverse(gain(&chosen)), chunks(&chosen)))
+            .min()
+            .unwrap()
+    }
+
+    fn starting(matches: &[Match]) -> Vec<Vec<Match>> {
+        let mut starting = vec![Vec::new(); LENGTH];
+        matches.iter().for_each(|&found| starting[found.reference.start].push(found));
+        starting
+    }
+
+    proptest! {
+        #[test]
+        fn a_beam_wide_enough_finds_the_best_of_all_alignments(
+            matches in prop::collection::vec(any_match(), 0..11),
+        ) {
+            let alignment = align_within(usize::MAX, starting(&matches), LENGTH);
+            prop_assert!(are_disjoint(&alignment.matches));
+            prop_assert_eq!(alignment.chunks, chunks(&alignment.matches));
+            prop_assert_eq!((Reverse(gain(&alignment.matches)), alignment.chunks), optimum(&matches));
+        }
+
+        #[test]
+        fn a_narrow_beam_finds_an_alignment(
+            matches in prop::collection::vec(any_match(), 0..30),
+            beam in 1..3_usize,
+        ) {
+            let alignment = align_within(beam, starting(&matches), LENGTH);
+            prop_assert!(are_disjoint(&alignment.matches));
+            prop_assert_eq!(alignment.chunks, chunks(&alignment.matches));
+            prop_assert!(alignment.matches.iter().all(|found| matches.contains(found)));
+        }
+    }
+
+    fn word(candidate: usize, reference: usize) -> Match {
+        let span = |start| Span { start, length: 1 };
+        Match { stage: Stage::Exact, candidate: span(candidate), reference: span(reference) }
+    }
+
+    #[test]
+    fn fewer_chunks_are_preferred() {
+        // Word 0 of the reference is words 0 and 2 of the candidate, word 1 is its word 3.
+        let starting = vec![vec![word(0, 0), word(2, 0)], vec![word(3, 1)]];
+        assert_eq!(align(starting, 4), Alignment { matches: vec![word(3, 1), word(2, 0)], chunks: 1 });
+    }
+
+    #[test]
+    fn what_matches_nothing_has_no_chunks() {
+        assert_eq!(align(vec![Vec::new(); 3], 2), Alignment { matches: Vec::new(), chunks: 0 });
+        assert_eq!(align(Vec::new(), 0), Alignment { matches: Vec::new(), chunks: 0 });
+    }
+}

@@ -87,3 +87,26 @@ impl Interner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn numbers_are_those_of_a_map(texts in prop::collection::vec("[ab]{0,6}", 0..200)) {
+            let mut interner = Interner::default();
+            let mut map = HashMap::new();
+            for text in &texts {
+                prop_assert_eq!(interner.find(text.as_bytes()), map.get(text).copied());
+                let next = map.len() as u32;
+                prop_assert_eq!(interner.intern(text.as_bytes()), Ok(*map.entry(text).or_insert(next)));
+                prop_assert_eq!(interner.len(), map.len());
+            }
+        }
+    }
+}

@@ -1,7 +1,6 @@
 //! What the stages need to know of words and phrases, looked up once each.
 
 use std::collections::HashMap;
-use std::rc::Rc;
 
 use rust_stemmers::{Algorithm, Stemmer};
 
@@ -15,12 +14,13 @@ pub(super) struct Word(pub usize);
 /// A phrase that has paraphrases, where a caption has it.
 pub(super) struct Phrase {
     pub span: Span,
-    pub paraphrases: Rc<Runs>,
+    /// In the lexicon.
+    number: usize,
 }
 
 /// Runs of words, none empty.
 #[derive(Default)]
-pub(super) struct Runs {
+struct Runs {
     words: Vec<Word>,
     /// Where each run ends in `words`.
     ends: Vec<usize>,
@@ -30,8 +30,9 @@ pub(super) struct Runs {
 pub(super) struct Lexicon {
     numbers: HashMap<String, Word>,
     entries: Vec<Entry>,
-    /// By number of the phrase.
-    paraphrases: HashMap<u32, Rc<Runs>>,
+    /// By their number in the table of paraphrases.
+    phrases: HashMap<u32, usize>,
+    paraphrases: Vec<Runs>,
     stemmer: Stemmer,
 }
 
@@ -45,8 +46,13 @@ struct Entry {
 
 impl Lexicon {
     pub fn new() -> Self {
-        let stemmer = Stemmer::create(Algorithm::English);
-        Self { numbers: HashMap::new(), entries: Vec::new(), paraphrases: HashMap::new(), stemmer }
+        Self {
+            numbers: HashMap::new(),
+            entries: Vec::new(),
+            phrases: HashMap::new(),
+            paraphrases: Vec::new(),
+            stemmer: Stemmer::create(Algorithm::English),
+        }
     }
 
     pub fn word(&mut self, text: &str, tables: &Tables) -> Word {
@@ -73,10 +79,10 @@ impl Lexicon {
             text.clear();
             for (length, word) in (1..=table.longest()).zip(&words[start..]) {
                 text.push_str(word);
-                if let Some(number) = table.find(&text) {
-                    let known = self.paraphrases.get(&number).map(Rc::clone);
-                    let paraphrases = known.unwrap_or_else(|| self.look_up(number, table.of(number), tables));
-                    found.push(Phrase { span: Span { start, length }, paraphrases });
+                if let Some(in_table) = table.find(&text) {
+                    let known = self.phrases.get(&in_table).copied();
+                    let number = known.unwrap_or_else(|| self.add_phrase(in_table, table.of(in_table), tables));
+                    found.push(Phrase { span: Span { start, length }, number });
                 }
                 text.push(' ');
             }
@@ -84,7 +90,7 @@ impl Lexicon {
         found
     }
 
-    fn look_up<'a>(&mut self, number: u32, paraphrases: impl Iterator<Item = &'a str>, tables: &Tables) -> Rc<Runs> {
+    fn add_phrase<'t>(&mut self, in_table: u32, paraphrases: impl Iterator<Item = &'t str>, tables: &Tables) -> usize {
         let mut runs = Runs::default();
         for paraphrase in paraphrases {
             runs.words.extend(paraphrase.split_ascii_whitespace().map(|text| self.word(text, tables)));
@@ -92,9 +98,15 @@ impl Lexicon {
                 runs.ends.push(runs.words.len());
             }
         }
-        let runs = Rc::new(runs);
-        self.paraphrases.insert(number, Rc::clone(&runs));
-        runs
+        self.paraphrases.push(runs);
+        let number = self.paraphrases.len() - 1;
+        self.phrases.insert(in_table, number);
+        number
+    }
+
+    /// What `phrase` may be replaced by, in the order of the table.
+    pub fn paraphrases(&self, phrase: &Phrase) -> impl Iterator<Item = &[Word]> {
+        self.paraphrases[phrase.number].iter()
     }
 
     /// Words of the same key are the same word.
@@ -119,7 +131,7 @@ impl Lexicon {
 }
 
 impl Runs {
-    pub fn iter(&self) -> impl Iterator<Item = &[Word]> {
+    fn iter(&self) -> impl Iterator<Item = &[Word]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, &end)| &self.words[start..end])
     }
@@ -137,6 +149,6 @@ mod tests {
     #[test]
     fn keys_are_hash_codes_of_java() {
         assert_eq!(["", "a", "dog", "Aa", "BB"].map(key), [0, 97, 99644, 2112, 2112]);
-        assert_eq!(key("photographers"), -1_186_412_470);
+        assert_eq!(key("playgrounds"), -1_948_022_248);
     }
 }

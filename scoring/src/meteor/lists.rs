@@ -37,3 +37,15 @@ impl Lists {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_keep_the_order_of_the_pairs() {
+        let lists = Lists::of_pairs(&[(2, 7), (0, 5), (2, 6), (2, 7)], 4);
+        assert_eq!([0, 1, 2, 3, 4].map(|key| lists.of(key).to_vec()), [vec![5], vec![], vec![7, 6, 7], vec![], vec![]]);
+        assert!(Lists::default().of(0).is_empty());
+    }
+}

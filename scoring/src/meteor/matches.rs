@@ -85,9 +85,9 @@ impl Caption {
 
     /// Calls `emit` with each phrase of the caption and each paraphrase of it that `other` has: in the caption's order,
     /// then the table's, then that of `other`.
-    fn paraphrased(&self, other: &Self, mut emit: impl FnMut(Span, Span)) {
+    fn paraphrased(&self, other: &Self, lexicon: &Lexicon, mut emit: impl FnMut(Span, Span)) {
         for phrase in &self.phrases {
-            for run in phrase.paraphrases.iter() {
+            for run in lexicon.paraphrases(phrase) {
                 other.positions(run).for_each(|start| emit(phrase.span, Span { start, length: run.len() }));
             }
         }
@@ -116,7 +116,7 @@ pub(super) fn find(candidate: &Caption, reference: &Caption, lexicon: &Lexicon) 
     let mut add = |candidate: Span, reference: Span| {
         starting[reference.start].push(Match { stage: Stage::Paraphrase, candidate, reference });
     };
-    reference.paraphrased(candidate, |theirs, own| add(own, theirs));
-    candidate.paraphrased(reference, |own, theirs| add(own, theirs));
+    reference.paraphrased(candidate, lexicon, |theirs, own| add(own, theirs));
+    candidate.paraphrased(reference, lexicon, add);
     starting
 }

@@ -93,3 +93,53 @@ impl<'a> Meteor<'a> {
         Statistics::of(candidate, reference, &alignment)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(candidate: &str, references: &[&str]) -> Item {
+        Item { candidate: candidate.into(), references: references.iter().map(|&text| text.into()).collect() }
+    }
+
+    fn assert_near(got: f64, expected: f64) {
+        assert!((got - expected).abs() < 1e-12, "{got} is not {expected}");
+    }
+
+    #[test]
+    fn scores_follow_the_formula() {
+        // Three of four words in two chunks, against three of five.
+        let scores = meteor(&[item("a b x c", &["a b c y z"])], &Tables::default());
+        let mean = 1.0 / (0.15 / (3.0 / 4.0) + 0.85 / (3.0 / 5.0));
+        let expected = mean * (1.0 - 0.6 * (2.0_f64 / 3.0).powf(0.2));
+        assert_near(scores.items[0], expected);
+        assert_near(scores.corpus, expected);
+    }
+
+    #[test]
+    fn stems_count_less() {
+        let scores = meteor(&[item("dogs", &["dog"]), item("dog", &["dog"])], &Tables::default());
+        // One chunk of one word has no penalty, if that is all there is.
+        assert_near(scores.items[0], 0.6);
+        assert_near(scores.items[1], 1.0);
+        // In the sum neither, though there are two.
+        assert_near(scores.corpus, 0.8);
+    }
+
+    #[test]
+    fn the_best_reference_counts() {
+        let items = [item("A dog runs.", &["Rain falls", "a dog runs", "a dog"])];
+        assert_eq!(meteor(&items, &Tables::default()), Scores { corpus: 1.0, items: vec![1.0] });
+    }
+
+    #[test]
+    fn odd_input_has_scores() {
+        let tables = Tables::default();
+        assert_eq!(meteor(&[], &tables), Scores { corpus: 0.0, items: vec![] });
+        let odd = [item("", &["a"]), item("a", &[]), item("", &[]), item("", &[""]), item("...", &["!", "?"])];
+        assert_eq!(meteor(&odd, &tables), Scores { corpus: 0.0, items: vec![0.0; 5] });
+        // What has no score has length.
+        let with_empty = meteor(&[item("a b", &["a b"]), item("c d", &[])], &tables);
+        assert_near(with_empty.corpus, 1.0 / (0.15 / 0.5 + 0.85));
+    }
+}

@@ -30,7 +30,12 @@ pub(super) fn normalise(caption: &str, prefixes: &Prefixes) -> Vec<String> {
     text = between(text, letter, '\'', not_letter, " ' ");
     text = between(text, letter, '\'', letter, " '");
     text = between(text, digit, '\'', |c| c == 's', " '");
-    split_stops(&text, prefixes).to_lowercase().split(separates).filter(|word| !word.is_empty()).map(Into::into).collect()
+    split_stops(&text, prefixes)
+        .to_lowercase()
+        .split(separates)
+        .filter(|word| !word.is_empty())
+        .map(Into::into)
+        .collect()
 }
 
 fn digit(c: char) -> bool {
@@ -62,8 +67,10 @@ fn blank(c: char) -> bool {
 
 /// What the reference takes to be between words in the end.
 fn separates(c: char) -> bool {
-    matches!(c, ' ' | '\t' | '\n' | '\u{c}' | '\r' | '\u{a0}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}'
-        | '\u{3000}')
+    matches!(
+        c,
+        ' ' | '\t' | '\n' | '\u{c}' | '\r' | '\u{a0}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}'
+    )
 }
 
 /// Puts spaces around characters that are neither letters nor digits and have no rule of their own, and around runs of
@@ -92,13 +99,7 @@ fn plain_punctuation(text: &str) -> String {
 }
 
 /// Replaces `mark` by `by` where the characters around it are such.
-fn between(
-    text: String,
-    before: impl Fn(char) -> bool,
-    mark: char,
-    after: impl Fn(char) -> bool,
-    by: &str,
-) -> String {
+fn between(text: String, before: impl Fn(char) -> bool, mark: char, after: impl Fn(char) -> bool, by: &str) -> String {
     if !text.contains(mark) {
         return text;
     }
@@ -149,4 +150,36 @@ fn split_stops(text: &str, prefixes: &Prefixes) -> String {
         out.push(' ');
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captions_are_normalised_as_by_the_reference() {
+        let prefixes = Prefixes::from([("vs".into(), KeepsStop::Always), ("pp".into(), KeepsStop::BeforeNumber)]);
+        // Each printed by the reference.
+        for (caption, expected) in [
+            ("a-b-c t-shirt one-two-three-four", "a b-c t shirt one two three four"),
+            (
+                "do n't can't dogs' 'tis y'all 1990's 2's x'1 1'x",
+                "do n 't can 't dogs ' ' tis y 'all 1990 's 2 's x ' 1 1'x",
+            ),
+            ("a,b,c 1,000 a,5 5,a ,a", "a , b,c 1,000 a , 5 5 , a , a"),
+            ("wait ... what .. a..b .", "wait ... what .. a .. b ."),
+            ("u.s. army vs. them vs. 3 and pp. 7 pp. x", "us army vs. them vs. 3 and pp. 7 pp. x"),
+            ("pp. X vs. X etc. and etc. 5 no. 7 3.5. a.", "pp . x vs. x etc. and etc . 5 no . 7 3.5. a ."),
+            ("``quote'' “x” ‘y’ '''", "\" quote \" \" x \" ' y ' \" '"),
+            ("$5 50% a&b #1 a_b x@y", "$ 5 50 % a & b # 1 a _ b x @ y"),
+            ("café naïve žena Ελλάδα 日本 привет", "café naïve žena ε λ λ ά δ α 日 本 привет"),
+            ("– -- --- a–b a--b 5-5 -5 a- -a .-a", "- - -- a - b a b 5 5 -5 a- -a . a"),
+            ("1\u{a0}1/2 a\u{2009}b", "1 1 / 2 a b"),
+            ("", ""),
+            (" ", ""),
+            (".", "."),
+        ] {
+            assert_eq!(normalise(caption, &prefixes).join(" "), expected, "{caption:?}");
+        }
+    }
 }

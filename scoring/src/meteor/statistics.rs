@@ -46,8 +46,12 @@ impl Statistics {
         let [of_candidate, of_reference] = &mut sides;
         for found in &alignment.matches {
             let stage = found.stage as usize;
-            candidate.is_function_word[found.candidate.words()].iter().for_each(|&is| of_candidate.matched[stage].count(is));
-            reference.is_function_word[found.reference.words()].iter().for_each(|&is| of_reference.matched[stage].count(is));
+            candidate.is_function_word[found.candidate.words()]
+                .iter()
+                .for_each(|&is| of_candidate.matched[stage].count(is));
+            reference.is_function_word[found.reference.words()]
+                .iter()
+                .for_each(|&is| of_reference.matched[stage].count(is));
         }
         let [candidate, reference] = sides;
         Self { candidate, reference, chunks: alignment.chunks as u64 }

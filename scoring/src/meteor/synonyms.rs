@@ -98,3 +98,43 @@ fn entries(text: &str) -> impl Iterator<Item = Result<(&str, &str), String>> {
         Some(lines.next().map(|listed| (word, listed)).ok_or_else(|| "ends within an entry".into()))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_have_the_sets_of_their_base_forms() {
+        let sets = "box\n1\nhop\n2 3\nhope\n4\nman\n5\nmouse\n6\nglass\n7\nfly\n8\nis\n9\ni\n10\nlarge\n11\n";
+        let synonyms = Synonyms::parse(sets, "mouse\nmice\nman\nmen\nhop\nhopes\n").unwrap();
+        for (word, expected) in [
+            ("box", &[1][..]),
+            ("boxes", &[1]),
+            ("hoped", &[4]),
+            ("hoping", &[4]),
+            // Listed as irregular, so that its ending does not count.
+            ("hopes", &[2, 3]),
+            ("mice", &[6]),
+            ("firemen", &[]),
+            ("men", &[5]),
+            ("glass", &[7]),
+            ("glasses", &[7]),
+            ("flies", &[8]),
+            // Too short to have an ending.
+            ("is", &[9]),
+            ("largest", &[11]),
+            ("", &[]),
+            ("unknown", &[]),
+        ] {
+            assert_eq!(synonyms.sets_of(word), expected, "{word}");
+        }
+    }
+
+    #[test]
+    fn broken_tables_are_told() {
+        let problem = |sets, exceptions| Synonyms::parse(sets, exceptions).unwrap_err();
+        assert_eq!(problem("dog\n1\ncat", ""), "ends within an entry");
+        assert_eq!(problem("dog\n1 x", ""), "\"x\" is not the number of a synonym set");
+        assert_eq!(problem("", "dog"), "ends within an entry");
+    }
+}

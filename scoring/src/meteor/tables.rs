@@ -74,7 +74,7 @@ impl Tables {
             tables.read_jar(path)?;
         }
         if let Some(path) = paraphrases {
-            tables.paraphrases = Some(read_paraphrases(path)?);
+            tables.paraphrases = Some(read_paraphrases(path, LARGEST_PARAPHRASES)?);
         }
         Ok(tables)
     }
@@ -131,13 +131,133 @@ fn prefixes(text: &str) -> Prefixes {
     text.lines().filter_map(prefix).collect()
 }
 
-fn read_paraphrases(path: &Path) -> Result<Paraphrases, Error> {
+fn read_paraphrases(path: &Path, most_bytes: u64) -> Result<Paraphrases, Error> {
     let format = |problem: String| Error::Format { path: path.into(), problem };
-    let table = MultiGzDecoder::new(BufReader::new(open(path)?)).take(LARGEST_PARAPHRASES);
+    let table = MultiGzDecoder::new(BufReader::new(open(path)?)).take(most_bytes);
     let mut table = BufReader::with_capacity(1 << 16, table);
     let paraphrases = Paraphrases::read(&mut table);
     if table.get_ref().limit() == 0 {
-        return Err(format(format!("{LARGEST_PARAPHRASES} bytes or more without its compression")));
+        return Err(format(format!("{most_bytes} bytes or more without its compression")));
     }
     paraphrases.map_err(|error| format(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    const MEMBERS: [(&str, &[u8]); 4] = [
+        ("function/english.words", b"a\nthe\n"),
+        ("nonbreaking/english.prefixes", b"#comment\n\nvs\nNo #NUMERIC_ONLY#\n"),
+        ("synonym/english.synsets", b"dog\n1\n"),
+        ("synonym/english.exceptions", b"dog\ndogz\n"),
+    ];
+
+    fn jar(members: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut archive = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        for (name, content) in members {
+            archive.start_file(*name, SimpleFileOptions::default()).unwrap();
+            archive.write_all(content).unwrap();
+        }
+        archive.finish().unwrap().into_inner()
+    }
+
+    fn gz(content: &[u8]) -> Vec<u8> {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+        packed.write_all(content).unwrap();
+        packed.finish().unwrap()
+    }
+
+    /// What is wrong with a file that has `content`, without the name of the file, which the message has.
+    fn problem(content: &[u8], is_jar: bool) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table");
+        fs::write(&path, content).unwrap();
+        let opened = if is_jar { Tables::open(Some(&path), None) } else { Tables::open(None, Some(&path)) };
+        let message = opened.unwrap_err().to_string();
+        message.strip_prefix(&format!("{}: ", path.display())).unwrap().to_owned()
+    }
+
+    #[test]
+    fn tables_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let [jar_path, gz_path] = ["jar", "gz"].map(|name| folder.path().join(name));
+        fs::write(&jar_path, jar(&MEMBERS)).unwrap();
+        fs::write(&gz_path, gz(b"0.5\nbig dog\nhound\n")).unwrap();
+        let tables = Tables::open(Some(&jar_path), Some(&gz_path)).unwrap();
+        let all = [Stage::Exact, Stage::Stem, Stage::Synonym, Stage::Paraphrase];
+        assert!(tables.stages().eq(all));
+        assert!(tables.function_words.contains("the") && tables.function_words.len() == 2);
+        let prefixes = [("vs".to_owned(), KeepsStop::Always), ("No".to_owned(), KeepsStop::BeforeNumber)];
+        assert_eq!(tables.prefixes, Prefixes::from(prefixes));
+        assert!(Tables::open(None, Some(&gz_path)).unwrap().stages().eq([
+            Stage::Exact,
+            Stage::Stem,
+            Stage::Paraphrase
+        ]));
+        assert!(Tables::open(None, None).unwrap().stages().eq([Stage::Exact, Stage::Stem]));
+    }
+
+    #[test]
+    fn damaged_archives_are_told() {
+        let whole = jar(&MEMBERS);
+        for length in 0..whole.len() {
+            problem(&whole[..length], true);
+        }
+        assert_eq!(problem(b"no archive", true), "invalid Zip archive: Could not find EOCD");
+        let missing = problem(&jar(&MEMBERS[..2]), true);
+        assert!(missing.starts_with("synonym/english.synsets: "), "{missing}");
+        let with = |index: usize, content: &'static [u8]| {
+            let mut members = MEMBERS;
+            members[index].1 = content;
+            problem(&jar(&members), true)
+        };
+        assert_eq!(with(0, b"\xff"), "function/english.words: not UTF-8");
+        assert_eq!(with(2, b"dog\n"), "table of synonyms: ends within an entry");
+        let large = vec![b'\n'; LARGEST_IN_JAR as usize + 1];
+        let large = problem(&jar(&[(MEMBERS[0].0, &large)]), true);
+        assert_eq!(large, "function/english.words: larger than 33554432 bytes");
+    }
+
+    #[test]
+    fn damaged_tables_of_paraphrases_are_told() {
+        let whole = gz(b"0.5\nbig dog\nhound\n0.25\ndog\nhound\n");
+        for length in 0..whole.len() {
+            problem(&whole[..length], false);
+        }
+        assert_eq!(problem(&gz(b"0.5\nbig dog\n"), false), "ends within an entry");
+        assert_eq!(problem(&gz(b"big dog\nhound\n0.5\n"), false), "an entry does not begin with a probability");
+        assert_eq!(problem(&gz(b"0.5\ndog\n\xff\n"), false), "a paraphrase is not UTF-8");
+        let apart = gz(b"0.5\na\nb\n0.5\nb\na\n0.5\na\nc\n");
+        assert_eq!(problem(&apart, false), "the paraphrases of \"a\" are not together");
+    }
+
+    #[test]
+    fn a_table_that_is_too_large_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table");
+        let entry = b"0.5\na\nb\n";
+        fs::write(&path, gz(entry)).unwrap();
+        assert!(read_paraphrases(&path, entry.len() as u64 + 1).is_ok());
+        // A line that does not end is no way around.
+        fs::write(&path, gz(&[b'0'; 1 << 20])).unwrap();
+        let message = read_paraphrases(&path, 1000).unwrap_err().to_string();
+        assert!(message.ends_with(": 1000 bytes or more without its compression"), "{message}");
+    }
+
+    #[test]
+    fn missing_files_are_named() {
+        let path = Path::new("no/such/file");
+        for opened in [Tables::open(Some(path), None), Tables::open(None, Some(path))] {
+            assert!(opened.unwrap_err().to_string().starts_with("no/such/file: "));
+        }
+    }
 }
