@@ -1,21 +1,20 @@
 //! What the score is computed from; statistics of several captions add up.
 
 use super::align::Alignment;
-use super::matches::Caption;
+use super::matches::{Caption, Span};
 use super::tables::Stage;
 
-/// The share of precision in the mean, as the paper has it: recall counts 0.85, precision the rest.
+/// Weight of recall in the mean; that of precision is the rest.
 const ALPHA: f64 = 0.85;
-/// Shape of the penalty for fragmentation.
+/// Exponent of fragmentation in the penalty.
 const BETA: f64 = 0.2;
 /// The largest penalty.
 const GAMMA: f64 = 0.6;
 /// Weight of a content word; that of a function word is the rest.
 const DELTA: f64 = 0.75;
 
-/// The stages and the weight of a word matched by each.
-const WEIGHTS: [(Stage, f64); 4] =
-    [(Stage::Exact, 1.0), (Stage::Stem, 0.6), (Stage::Synonym, 0.8), (Stage::Paraphrase, 0.6)];
+/// Weight of a word by the stage that matched it: exact, stem, synonym, paraphrase.
+const WEIGHTS: [f64; 4] = [1.0, 0.6, 0.8, 0.6];
 
 /// Of candidates and the references that they are aligned with.
 #[derive(Debug, Clone, Default)]
@@ -42,19 +41,12 @@ struct Words {
 
 impl Statistics {
     pub fn of(candidate: &Caption, reference: &Caption, alignment: &Alignment) -> Self {
-        let mut sides = [candidate, reference].map(Side::of);
-        let [of_candidate, of_reference] = &mut sides;
-        for found in &alignment.matches {
-            let stage = found.stage as usize;
-            candidate.is_function_word[found.candidate.words()]
-                .iter()
-                .for_each(|&is| of_candidate.matched[stage].count(is));
-            reference.is_function_word[found.reference.words()]
-                .iter()
-                .for_each(|&is| of_reference.matched[stage].count(is));
+        let matches = || alignment.matches.iter();
+        Self {
+            candidate: Side::of(candidate, matches().map(|found| (found.stage, found.candidate))),
+            reference: Side::of(reference, matches().map(|found| (found.stage, found.reference))),
+            chunks: alignment.chunks as u64,
         }
-        let [candidate, reference] = sides;
-        Self { candidate, reference, chunks: alignment.chunks as u64 }
     }
 
     /// Adds those of one candidate. The chunk of one that is all of its reference is free here, too.
@@ -87,9 +79,13 @@ impl Statistics {
 }
 
 impl Side {
-    fn of(caption: &Caption) -> Self {
+    fn of(caption: &Caption, matched: impl Iterator<Item = (Stage, Span)>) -> Self {
         let mut side = Self::default();
         caption.is_function_word.iter().for_each(|&is| side.words.count(is));
+        for (stage, span) in matched {
+            let words = &mut side.matched[stage as usize];
+            caption.is_function_word[span.words()].iter().for_each(|&is| words.count(is));
+        }
         side
     }
 
@@ -107,7 +103,7 @@ impl Side {
     }
 
     fn weighted_share_matched(&self) -> f64 {
-        let by_stage = || self.matched.iter().zip(WEIGHTS.map(|(_, weight)| weight));
+        let by_stage = || self.matched.iter().zip(WEIGHTS);
         let content = by_stage().map(|(words, weight)| words.content as f64 * weight * DELTA);
         let function = by_stage().map(|(words, weight)| words.function as f64 * weight * (1.0 - DELTA));
         let matched: f64 = content.chain(function).sum();
