@@ -6,7 +6,8 @@ follow. Needs the package pycocoevalcap 1.2 and Java, nothing else:
     python -m venv target/parity/scoring-venv
     target/parity/scoring-venv/bin/pip install --no-deps pycocoevalcap==1.2
     target/parity/scoring-venv/bin/python tests/parity/meteor.py --out tests/golden/scoring
-    target/parity/scoring-venv/bin/python tests/parity/meteor.py --size full --captions FILE --out target/parity/full/scoring
+    target/parity/scoring-venv/bin/python tests/parity/meteor.py --out target/parity/full/scoring \\
+        --size full --captions FILE
 
 FILE has a caption a line: an image's name, `#` and a number, a tab, the caption; five captions an image, as Flickr8k
 comes. Nothing of it is to be committed.
@@ -157,7 +158,8 @@ def main() -> None:
         scenes, odd = SCENES, 0
     else:
         scenes, odd = draw.sample(images(arguments.captions), 1000) + SCENES, 400
-    groups = tokenised(list(groups_of(scenes, draw)) + [{"candidate": text, "references": others} for text, *others in AWKWARD])
+    awkward = [{"candidate": candidate, "references": references} for candidate, *references in AWKWARD]
+    groups = tokenised([*groups_of(scenes, draw), *awkward])
     groups += odd_groups(odd, draw)
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: score(groups, options) for name, options in settings(Path(folder)).items()}
