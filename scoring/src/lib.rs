@@ -12,6 +12,7 @@ mod error;
 mod evaluation;
 pub mod files;
 mod fluency;
+pub mod meteor;
 mod metrics;
 mod ngrams;
 mod report;

@@ -74,11 +74,21 @@ impl Place {
     /// Draws a world of so many images, a tenth of them for validation.
     #[must_use]
     pub fn with_images(images: u32) -> Self {
-        let images = images.to_string();
+        Self::draw(images, &[])
+    }
+
+    /// Draws a world of 60 images, and generated images and captions for the training split.
+    #[must_use]
+    pub fn with_positives() -> Self {
+        Self::draw(60, &["--positives"])
+    }
+
+    fn draw(images: u32, more: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let world = folder.path().join("world");
-        let drawn =
-            run("worker", &["synthesize", "--out", &world.to_string_lossy(), "--images", &images, "--seed", "3"]);
+        let (world, images) = (folder.path().join("world"), images.to_string());
+        let world = world.to_string_lossy();
+        let arguments = ["synthesize", "--out", &world, "--images", &images, "--seed", "3"];
+        let drawn = run("worker", &arguments.into_iter().chain(more.iter().copied()).collect::<Vec<_>>());
         assert!(drawn.status.success(), "{drawn:?}");
         Self { folder }
     }
