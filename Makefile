@@ -1,6 +1,6 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare test lint parity libtorch
+.PHONY: demo compare test lint parity score-parity libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -31,6 +31,10 @@ lint: libtorch
 parity: libtorch
 	tests/parity/run full
 	tests/parity/check
+
+## Caption metrics, tokens and speed against pycocoevalcap; CAPTIONS is a file of lines IMAGE#N<TAB>CAPTION. Needs Java.
+score-parity:
+	tests/parity/score $(CAPTIONS)
 
 ## A CPU libtorch in .libtorch, unless the user has one (LIBTORCH, LIBTORCH_USE_PYTORCH).
 libtorch:

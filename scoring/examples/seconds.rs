@@ -4,14 +4,16 @@
 //! cargo run --release -p dico-scoring --example seconds -- [REFERENCES CANDIDATES]
 //! ```
 //!
-//! Without files it makes up 5,000 candidates with 5 references each.
+//! Without files it makes up 5,000 candidates with 5 references each. METEOR takes its tables from `DICO_METEOR_JAR` and
+//! `DICO_METEOR_PARAPHRASES`, as far as they are set.
 
 use std::hint::black_box;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use dico_scoring::cider::Cider;
 use dico_scoring::files::Captions;
+use dico_scoring::meteor::{Tables, meteor};
 use dico_scoring::{Corpus, Item, bleu, cider_d, fluency, retrieval, rouge_l};
 
 fn main() {
@@ -31,6 +33,15 @@ fn main() {
     time("cider", || cider_d(&corpus));
     println!("{:28} {:8.3}", "these together", start.elapsed().as_secs_f64());
     time("fluency", || fluency(&corpus));
+    let start = Instant::now();
+    let table = |name| std::env::var_os(name).map(PathBuf::from);
+    let (jar, paraphrases) = (table("DICO_METEOR_JAR"), table("DICO_METEOR_PARAPHRASES"));
+    let tables = match time("meteor: tables", || Tables::open(jar.as_deref(), paraphrases.as_deref())) {
+        Ok(tables) => tables,
+        Err(error) => return eprintln!("seconds: {error}"),
+    };
+    time("meteor: captions", || meteor(&items, &tables));
+    println!("{:28} {:8.3}", "these two together", start.elapsed().as_secs_f64());
 
     let references: Vec<_> = items.iter().map(|item| item.references.clone()).collect();
     let cider = time("rewards: document frequency", || Cider::new(&references));
