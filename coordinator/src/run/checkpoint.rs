@@ -81,7 +81,8 @@ impl Run {
         let newest: BTreeSet<Place> = self.checkpoints.keys().rev().take(keep).copied().collect();
         let last: BTreeMap<u32, Place> = self.checkpoints.keys().map(|place| (place.stage, *place)).collect();
         let best = self.known().best().map(|best| best.place);
-        let kept = |place: &Place| newest.contains(place) || last.get(&place.stage) == Some(place) || best == Some(*place);
+        let kept =
+            |place: &Place| newest.contains(place) || last.get(&place.stage) == Some(place) || best == Some(*place);
         self.delete_checkpoints(|place| !kept(place));
     }
 

@@ -229,11 +229,8 @@ mod tests {
 
     #[test]
     fn a_stage_with_a_metric_saves_all_that_it_evaluates() {
-        let stage = Stage {
-            metric: Some("cider".into()),
-            evaluate_first: true,
-            ..testing::stage("a", 3, 4, None, Some(2))
-        };
+        let stage =
+            Stage { metric: Some("cider".into()), evaluate_first: true, ..testing::stage("a", 3, 4, None, Some(2)) };
         let plan = Plan::new(&testing::run_file(vec![stage]), Ends::new());
         let at = |step| Place { stage: 0, step };
         let expected = [

@@ -62,7 +62,9 @@ impl Run {
             (Phase::Running, None) => ("running", String::new()),
             (Phase::Over { outcome: Outcome::Finished, .. }, _) => ("finished", String::new()),
             (Phase::Over { outcome: Outcome::Failed(reason), .. }, _) => ("failed", reason.clone()),
-            (Phase::Over { outcome: Outcome::Stopped, .. }, _) => ("waiting", "the coordinator is shutting down".into()),
+            (Phase::Over { outcome: Outcome::Stopped, .. }, _) => {
+                ("waiting", "the coordinator is shutting down".into())
+            }
         }
     }
 

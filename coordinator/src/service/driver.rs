@@ -11,11 +11,7 @@ use tonic::Status;
 use tracing::{info, warn};
 
 use super::{captions, http::Readiness, metrics::Metrics, recorder::Recorder, score};
-use crate::run::{
-    Action, Event, Outcome, RequestId, Run, SessionId,
-    record::Record,
-    statistics::StepStatistics,
-};
+use crate::run::{Action, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics};
 
 /// Between ticks; the precision with which silence is noticed.
 const TICK: Duration = Duration::from_millis(100);
