@@ -221,11 +221,10 @@ impl Journal {
             .prepare(query)?
             .query_map([Happening::StageEnded.name()], |row| Ok((row.get(0)?, unsigned(row, 1)?)))?
             .collect::<Result<Ends, _>>()?;
-        let query =
-            "SELECT kind, detail_json ->> 'reason' FROM events WHERE kind IN (?, ?) ORDER BY rowid DESC LIMIT 1";
+        let query = "SELECT CASE kind WHEN ?1 THEN detail_json ->> 'reason' END FROM events WHERE kind IN (?1, ?2)
+            ORDER BY rowid DESC LIMIT 1";
         let kinds = [Happening::Paused, Happening::Resumed].map(Happening::name);
-        let last = connection.query_row(query, kinds, |row| Ok((row.get::<_, String>(0)?, row.get(1)?))).optional()?;
-        let paused = last.filter(|(kind, _)| kind == Happening::Paused.name()).map(|(_, reason)| reason);
+        let paused = connection.query_row(query, kinds, |row| row.get(0)).optional()?.flatten();
 
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
         let latest =

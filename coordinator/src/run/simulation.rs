@@ -6,6 +6,8 @@
 //! where each stage ended. Its captions name its state, and scores depend on nothing else: so whatever is scored must be of
 //! one state, and a stage with a metric must end at the step that a few lines of sequential code name.
 
+mod oversight;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
@@ -15,7 +17,7 @@ use statistics::Summary;
 
 use super::{
     Action, Event, Outcome, RequestId, Run, SessionId, Time,
-    captions::Item,
+    captions::{Images, Item},
     plan::{Ends, Place, share},
     record::{Happening, Record, Restored, Source},
     testing,
@@ -68,6 +70,8 @@ struct World {
     salt: u64,
     /// The histories of those who were there when the run was finished.
     finals: Vec<History>,
+    /// What workers were asked to caption, in order.
+    asked: Vec<(SessionId, Vec<Images>)>,
 }
 
 /// Some score in 0..7 of a state.
@@ -94,6 +98,7 @@ impl World {
             ends: Ends::new(),
             salt: 0,
             finals: Vec::new(),
+            asked: Vec::new(),
         }
     }
 
@@ -216,6 +221,9 @@ impl World {
         }
         self.scoring.clear();
         self.live = None;
+        // What need not be durable may be lost.
+        let durable = self.records.iter().rposition(Record::must_be_durable).map_or(0, |last| last + 1);
+        self.records.truncate(durable);
         let journal = rusqlite::Connection::open_in_memory().unwrap();
         let mut journal = crate::journal::Journal::new(journal, &self.file).unwrap();
         journal.write(&self.records).unwrap();
@@ -300,6 +308,7 @@ impl World {
                 let worker = self.workers.get_mut(&session).unwrap();
                 let (generation, evaluation) = (number, evaluate.evaluation);
                 let caption = format!("{:?}", worker.position.as_ref().map(|at| (at.stage, at.step)).unwrap());
+                self.asked.push((session, evaluate.ranges.iter().map(|range| (*range).into()).collect()));
                 for range in evaluate.ranges {
                     let item = |image| v1::EvaluationItem {
                         image: format!("image {image:03}"),

@@ -2,8 +2,12 @@
 
 use proto::{
     PROTOCOL_VERSION,
-    v1::{self, coordinator_client::CoordinatorClient, directive::Directive, worker_message::Message},
+    v1::{
+        self, admin_client::AdminClient, coordinator_client::CoordinatorClient, directive::Directive,
+        worker_message::Message,
+    },
 };
+use runfile::{GuardAction, Rule, Stage};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -21,6 +25,7 @@ use crate::{
 
 struct Running {
     client: CoordinatorClient<Channel>,
+    admin: AdminClient<Channel>,
     http: std::net::SocketAddr,
     stop: Stop,
     served: JoinHandle<anyhow::Result<Outcome>>,
@@ -28,8 +33,12 @@ struct Running {
 }
 
 async fn start() -> Running {
+    start_with(testing::stage("a", 12, 8, Some(4), None)).await
+}
+
+async fn start_with(stage: Stage) -> Running {
     let output = tempfile::tempdir().unwrap();
-    let mut file = testing::run_file(vec![testing::stage("a", 12, 8, Some(4), None)]);
+    let mut file = testing::run_file(vec![stage]);
     file.output = output.path().to_owned();
     file.control.keep_checkpoints = 1;
     let journal = Journal::open(&output.path().join("state"), &file).unwrap();
@@ -40,8 +49,9 @@ async fn start() -> Running {
     let scoring = scoring::Metrics::open(&scoring::Files::default()).expect("no files are named");
     let (stop, served) = Service { file, restored, journal, scoring, grpc, http }.start();
     let served = tokio::spawn(served);
-    let client = CoordinatorClient::connect(format!("http://{address}")).await.unwrap();
-    Running { client, http: http_address, stop, served, output }
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let (client, admin) = (CoordinatorClient::new(channel.clone()), AdminClient::new(channel));
+    Running { client, admin, http: http_address, stop, served, output }
 }
 
 fn join(rank: Option<u32>) -> v1::JoinRequest {
@@ -118,81 +128,132 @@ async fn nonsense_ends_the_session() {
     assert_eq!(directives.message().await.unwrap_err().code(), Code::InvalidArgument);
 }
 
+/// What a healthy worker says about a directive.
+fn replies(generation: u64, directive: Directive) -> Vec<Message> {
+    match directive {
+        Directive::Rendezvous(meet) => vec![Message::Ready(v1::Ready { generation, position: meet.position })],
+        Directive::Train(train) => {
+            let report = |step| {
+                let reward = (&statistics::Summary::of([0.5, 0.7])).into();
+                Message::StepDone(v1::StepDone {
+                    position: Some(v1::Position { stage: train.stage, step: step + 1, generation }),
+                    loss_sum: 8.0,
+                    loss_weight: 4.0,
+                    samples: 8,
+                    seconds: 0.5,
+                    summaries: [("reward_chosen".to_owned(), reward)].into(),
+                    ..Default::default()
+                })
+            };
+            (train.first_step..train.first_step + u64::from(train.steps)).map(report).collect()
+        }
+        Directive::Checkpoint(v1::Checkpoint { checkpoint, path }) => {
+            std::fs::create_dir_all(&path).unwrap();
+            let parameters_sha256 = "00".into();
+            vec![Message::CheckpointDone(v1::CheckpointDone { generation, checkpoint, parameters_sha256, path })]
+        }
+        Directive::Evaluate(v1::Evaluate { evaluation, ranges }) => {
+            assert_eq!(ranges, [v1::ImageRange { begin: 0, end: 1 }]);
+            let item = v1::EvaluationItem {
+                image: "1.jpg".into(),
+                caption: "a red ball on the green grass".into(),
+                references: vec!["a red ball on the green grass".into()],
+                scores: [("pac_s".to_owned(), 0.75)].into(),
+                image_id: Some(42),
+                image_embedding: vec![1.0],
+                text_embedding: vec![1.0],
+            };
+            let (range, items) = (ranges.first().copied(), vec![item]);
+            vec![Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items })]
+        }
+        Directive::Finish(_) => vec![Message::Finished(v1::Finished {})],
+        other => panic!("{other:?}"),
+    }
+}
+
+fn assert_exposes(metrics: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(metrics.lines().any(|found| found.starts_with(line)), "{line} is not in\n{metrics}");
+    }
+}
+
 #[tokio::test]
 async fn a_worker_is_led_to_the_end() {
-    let Running { mut client, http, served, output, .. } = start().await;
+    let by_bleu = Stage { metric: Some("bleu_4".into()), ..testing::stage("a", 12, 8, Some(4), None) };
+    let Running { mut client, http, served, output, .. } = start_with(by_bleu).await;
     assert!(get(http, "/readyz").await.starts_with("HTTP/1.1 503"));
     let joined = client.join(join(None)).await.unwrap().into_inner();
     let file: runfile::RunFile = serde_json::from_str(&joined.run_file).unwrap();
     assert_eq!((file.stages[0].steps, joined.heartbeat_interval_ms), (12, 1000));
     let (say, mut directives) = session(&mut client, attach(joined.session_token)).await;
-    let say = async |message| say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
     while let Some(v1::Directive { generation, directive }) = directives.message().await.unwrap() {
-        match directive.unwrap() {
-            Directive::Rendezvous(meet) => say(Message::Ready(v1::Ready { generation, position: meet.position })).await,
-            Directive::Train(train) => {
-                for step in train.first_step..train.first_step + u64::from(train.steps) {
-                    let position = Some(v1::Position { stage: train.stage, step: step + 1, generation });
-                    let reward = (&statistics::Summary::of([0.5, 0.7])).into();
-                    let report = v1::StepDone {
-                        position,
-                        loss_sum: 8.0,
-                        loss_weight: 4.0,
-                        samples: 8,
-                        seconds: 0.5,
-                        summaries: [("reward_chosen".to_owned(), reward)].into(),
-                        ..Default::default()
-                    };
-                    say(Message::StepDone(report)).await;
-                }
-            }
-            Directive::Checkpoint(v1::Checkpoint { checkpoint, path }) => {
-                std::fs::create_dir_all(&path).unwrap();
-                let parameters_sha256 = "00".into();
-                say(Message::CheckpointDone(v1::CheckpointDone { generation, checkpoint, parameters_sha256, path }))
-                    .await;
-            }
-            Directive::Evaluate(v1::Evaluate { evaluation, ranges }) => {
-                assert_eq!(ranges, [v1::ImageRange { begin: 0, end: 1 }]);
-                let item = v1::EvaluationItem {
-                    image: "1.jpg".into(),
-                    caption: "a red ball on the green grass".into(),
-                    references: vec!["a red ball on the green grass".into()],
-                    scores: [("pac_s".to_owned(), 0.75)].into(),
-                    image_id: Some(42),
-                    image_embedding: vec![1.0],
-                    text_embedding: vec![1.0],
-                };
-                let (range, items) = (ranges.first().copied(), vec![item]);
-                say(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items })).await;
-            }
-            Directive::Finish(_) => {
-                let metrics = get(http, "/metrics").await;
-                for line in [
-                    "dico_step 12",
-                    "dico_loss 2",
-                    "dico_samples_committed_total 96",
-                    "dico_evaluation_score{metric=\"bleu_4\"} 0.99999",
-                    "dico_evaluation_score{metric=\"pac_s\"} 0.75",
-                    "dico_step_seconds_count 12",
-                    "dico_checkpoints_total 3",
-                ] {
-                    assert!(metrics.lines().any(|found| found.starts_with(line)), "{line} is not in\n{metrics}");
-                }
-                assert!(get(http, "/readyz").await.starts_with("HTTP/1.1 200"));
-                say(Message::Finished(v1::Finished {})).await;
-            }
-            other => panic!("{other:?}"),
+        let directive = directive.unwrap();
+        if let Directive::Finish(_) = &directive {
+            let lines = [
+                "dico_step 12",
+                "dico_loss 2",
+                "dico_samples_committed_total 96",
+                "dico_evaluation_score{metric=\"bleu_4\"} 0.99999",
+                "dico_evaluation_score{metric=\"pac_s\"} 0.75",
+                "dico_best_score{metric=\"bleu_4\"} 0.99999",
+                "dico_paused 0",
+                "dico_step_seconds_count 12",
+                "dico_checkpoints_total 3",
+            ];
+            assert_exposes(&get(http, "/metrics").await, &lines);
+            assert!(get(http, "/readyz").await.starts_with("HTTP/1.1 200"));
+        }
+        for message in replies(generation, directive) {
+            say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
         }
     }
     assert_eq!(served.await.unwrap().unwrap(), Outcome::Finished);
     let kept = std::fs::read_dir(output.path().join("checkpoints")).unwrap().count();
     assert!((1..=3).contains(&kept), "the last is kept; the others are deleted in their own time");
+    let captions = std::fs::read_to_string(output.path().join("captions/0-a-00000012.json")).unwrap();
+    assert_eq!(captions, r#"[{"caption":"a red ball on the green grass","image_id":42}]"#);
     let journal = rusqlite::Connection::open(output.path().join("state/journal.sqlite")).unwrap();
     let count = |sql: &str| journal.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(count("SELECT count(*) FROM steps WHERE loss = 2.0 AND samples = 8"), 12);
     assert_eq!(count("SELECT count(*) FROM checkpoints WHERE deleted IS NULL"), 1);
     assert_eq!(count("SELECT count(*) FROM evaluation_items WHERE scores_json LIKE '%bleu_4%'"), 1);
+}
+
+#[tokio::test]
+async fn a_paused_run_goes_on_when_somebody_says_so() {
+    let action = GuardAction::Pause;
+    let rule = Rule { metric: "reward_chosen".into(), above: Some(0.5), below: None, for_: 2, action };
+    let guarded = Stage { guard: vec![rule], ..testing::stage("a", 12, 8, None, None) };
+    let Running { mut client, mut admin, http, served, .. } = start_with(guarded).await;
+    let refused = admin.resume(v1::ResumeRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("not paused"), "{refused}");
+
+    let token = client.join(join(None)).await.unwrap().into_inner().session_token;
+    let (say, mut directives) = session(&mut client, attach(token)).await;
+    let mut paused = 0;
+    while let Some(v1::Directive { generation, directive }) = directives.message().await.unwrap() {
+        let directive = directive.unwrap();
+        // Nothing else saves a state at that step.
+        let pauses = matches!(&directive, Directive::Checkpoint(checkpoint) if checkpoint.path.ends_with("00000008"));
+        for message in replies(generation, directive) {
+            say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
+        }
+        if !pauses {
+            continue;
+        }
+        paused += 1;
+        let status = admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
+        assert_eq!(status.state, "paused");
+        assert!(status.reason.contains("reward_chosen is 0.6000, above 0.5 at stage 0 step 2"), "{}", status.reason);
+        // Answered in a later turn of the coordinator than the first: metrics are up to date.
+        admin.status(v1::StatusRequest {}).await.unwrap();
+        assert!(get(http, "/readyz").await.contains("paused: "));
+        let lines = ["dico_paused 1", "dico_guard_events_total{metric=\"reward_chosen\",action=\"pause\"} 1"];
+        assert_exposes(&get(http, "/metrics").await, &lines);
+        admin.resume(v1::ResumeRequest {}).await.unwrap();
+    }
+    assert_eq!((served.await.unwrap().unwrap(), paused), (Outcome::Finished, 1));
 }
 
 #[tokio::test]
