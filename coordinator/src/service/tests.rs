@@ -211,7 +211,7 @@ async fn a_worker_is_led_to_the_end() {
     let kept = std::fs::read_dir(output.path().join("checkpoints")).unwrap().count();
     assert!((1..=3).contains(&kept), "the last is kept; the others are deleted in their own time");
     let captions = std::fs::read_to_string(output.path().join("captions/0-a-00000012.json")).unwrap();
-    assert_eq!(captions, r#"[{"caption":"a red ball on the green grass","image_id":42}]"#);
+    assert_eq!(captions, r#"[{"image_id":42,"caption":"a red ball on the green grass"}]"#);
     let journal = rusqlite::Connection::open(output.path().join("state/journal.sqlite")).unwrap();
     let count = |sql: &str| journal.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(count("SELECT count(*) FROM steps WHERE loss = 2.0 AND samples = 8"), 12);
