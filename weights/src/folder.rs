@@ -423,7 +423,7 @@ mod tests {
         let vision = Vision::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
         let architecture = VisionArchitecture { image_size: 4, vision };
         let vision = VisionTower { architecture, path: VISION.into(), sha256: None, published_prefix: None };
-        Manifest::new(Vocabulary::Tokens(vec![3, 17]), captioner, vision)
+        Manifest::new(Vocabulary::Tokens(vec![3, 17]), captioner, vision, None)
     }
 
     fn folder() -> tempfile::TempDir {
