@@ -101,13 +101,15 @@ impl Corpus {
         for item in items {
             corpus.firsts.push(corpus.ends.len());
             for caption in std::iter::once(&item.candidate).chain(&item.references) {
+                // The reference's BLEU and CIDEr-D split at any white space, that inside of a token, too.
                 tokeniser.each(caption, |token| {
-                    let id = vocabulary.get(token).copied().unwrap_or_else(|| {
-                        let id = u32::try_from(vocabulary.len() + 1).expect("fewer than 2^32 different tokens");
-                        vocabulary.insert(token.into(), id);
-                        id
-                    });
-                    corpus.ids.push(id);
+                    corpus.ids.extend(token.split_whitespace().map(|word| {
+                        vocabulary.get(word).copied().unwrap_or_else(|| {
+                            let id = u32::try_from(vocabulary.len() + 1).expect("fewer than 2^32 different tokens");
+                            vocabulary.insert(word.into(), id);
+                            id
+                        })
+                    }));
                 });
                 corpus.ends.push(corpus.ids.len());
             }
@@ -167,5 +169,12 @@ mod tests {
         let expected: [(&[u32], Vec<&[u32]>); 3] = [(&[1, 2], vec![&[2], &[3, 1]]), (&[], vec![]), (&[3], vec![&[]])];
         assert_eq!(items, expected);
         assert_eq!(Corpus::new(&[]).items().len(), 0);
+    }
+
+    #[test]
+    fn tokens_are_split_at_white_space_inside() {
+        let corpus = Corpus::new(&[Item { candidate: "1 1/2".into(), references: vec!["1/2 , 1".into()] }]);
+        let captions: Vec<_> = corpus.items().flat_map(|(candidate, mut rest)| [candidate, rest.next().unwrap()]).collect();
+        assert_eq!(captions, [[1, 2], [2, 1]]);
     }
 }

@@ -1,7 +1,7 @@
 //! Addresses of pages and people, names and topics of networks, XML tags.
 
-use super::characters::is_letter;
-use super::longest::{Form, Longest, first, one_of, run, run_up_to, starts_with};
+use super::longest::{Form, Longest, one_of, run, run_up_to, starts_with};
+use super::words::letters;
 
 /// What ends a page's address, at the latest.
 fn ends_address(c: char) -> bool {
@@ -18,7 +18,7 @@ pub(super) fn offer_page(text: &str, longest: &mut Longest) {
     if let Some(rest) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))
         && let Some(length) = trimmed(rest, |c| !ends_address(c) && !matches!(c, '{' | '}'))
     {
-        longest.offer(text.len() - rest.len() + length, Form::Word);
+        longest.offer(text.len() - rest.len() + length, Form::Verbatim);
     }
     if starts_with(text, "www.") {
         let part = |c| !ends_address(c) && (c == '-' || !ends_sentence(c));
@@ -49,7 +49,7 @@ fn offer_host(
         if let Some(length) = domain(&text[at..]) {
             let end = at + length;
             let path = text[end..].strip_prefix('/').and_then(|path| trimmed(path, |c| !ends_address(c)));
-            longest.offer(end + path.map_or(0, |path| 1 + path), Form::Word);
+            longest.offer(end + path.map_or(0, |path| 1 + path), Form::Verbatim);
         }
     }
 }
@@ -78,7 +78,7 @@ pub(super) fn offer_mail(text: &str, longest: &mut Longest) {
             continue;
         }
         let end = opening + at + 1 + host.len();
-        longest.offer(end + one_of(&text[end..], &["&gt;", ">"]).unwrap_or(0), Form::Word);
+        longest.offer(end + one_of(&text[end..], &["&gt;", ">"]).unwrap_or(0), Form::Verbatim);
     }
 }
 
@@ -86,10 +86,11 @@ pub(super) fn offer_mail(text: &str, longest: &mut Longest) {
 pub(super) fn offer_handle(text: &str, longest: &mut Longest) {
     let rest = &text[1..];
     if text.starts_with('@') && rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
-        longest.offer(1 + run(rest, |c| c.is_ascii_alphanumeric() || c == '_'), Form::Word);
+        longest.offer(1 + run(rest, |c| c.is_ascii_alphanumeric() || c == '_'), Form::Verbatim);
     }
-    if text.starts_with('#') && is_letter(first(rest)) {
-        longest.offer(1 + run(rest, is_letter), Form::Word);
+    let letters = letters(rest, |_| false);
+    if text.starts_with('#') && letters > 0 {
+        longest.offer(1 + letters, Form::Verbatim);
     }
 }
 
@@ -111,7 +112,8 @@ fn name(text: &str) -> Option<&str> {
     text.starts_with(|c: char| c.is_ascii_alphabetic()).then(|| &text[run(text, belongs)..])
 }
 
-fn tag(text: &str) -> Option<usize> {
+/// The length of the XML tag or comment at the start of `text`.
+pub(super) fn tag(text: &str) -> Option<usize> {
     let inside = text.strip_prefix('<')?;
     let rest = if let Some(declaration) = inside.strip_prefix(['!', '?']) {
         let named = declaration.starts_with(|c: char| c.is_ascii_alphabetic() || c == '-');

@@ -5,10 +5,14 @@
 pub(super) enum Form {
     /// Not a token of the result: white space, punctuation, what the reference cannot read.
     Dropped,
-    /// As it is.
+    /// Without soft hyphens.
     Word,
+    /// As it is.
+    Verbatim,
     /// With a plain apostrophe for any.
     Clitic,
+    /// Quotation marks as the reference writes them; of some, nothing is left.
+    Quotes,
     /// With `&` for `&amp;`.
     Ampersand,
     /// With no-break spaces for spaces.

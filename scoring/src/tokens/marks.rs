@@ -1,7 +1,7 @@
 //! What is no word and no number: punctuation, symbols, entities, smileys.
 
 use super::characters::is_symbol;
-use super::longest::{Form, Longest, first, one_of, run, starts_with};
+use super::longest::{Form, Longest, first, one_of, run};
 
 /// Offers the mark at the start of `text`.
 pub(super) fn offer(text: &str, longest: &mut Longest) {
@@ -22,13 +22,17 @@ pub(super) fn offer(text: &str, longest: &mut Longest) {
             let points = run(text, |c| c == '.').min(5);
             longest.offer(if points > 2 { points } else { 1 }, Form::Dropped);
         }
-        ',' | ':' | ';' | '"' | '`' | '\'' => longest.offer(length, Form::Dropped),
+        '\\' if text[1..].starts_with('*') => longest.offer(escaped_asterisks(text), Form::Word),
+        ',' | ':' | ';' | '"' | '\'' => longest.offer(length, Form::Dropped),
         '(' => longest.offer(length, Form::As("-lrb-")),
         ')' => longest.offer(length, Form::As("-rrb-")),
         '[' => longest.offer(length, Form::As("-lsb-")),
         ']' => longest.offer(length, Form::As("-rsb-")),
         '{' => longest.offer(length, Form::As("-lcb-")),
         '}' => longest.offer(length, Form::As("-rcb-")),
+        '<' if text.starts_with("<<") => longest.offer(2, Form::Word),
+        '>' if text.starts_with(">>") => longest.offer(2, Form::Word),
+        '`' => longest.offer(quotes(text), Form::Quotes),
         '!'..='~' => longest.offer(length, Form::Word),
         '¢' => longest.offer(length, Form::As("cents")),
         '£' => longest.offer(length, Form::As("#")),
@@ -44,6 +48,7 @@ pub(super) fn offer(text: &str, longest: &mut Longest) {
         '⁺' | '⁻' | '₊' | '₋' | '⁰' | '¹' | '²' | '³' | '⁴'..='⁹' | '₀'..='₉' => {
             longest.offer(index(text), Form::Word)
         }
+        _ if is_quote(mark) => longest.offer(quotes(text), Form::Quotes),
         _ if is_symbol(mark) => longest.offer(length, Form::Word),
         _ => {}
     }
@@ -96,11 +101,11 @@ pub(super) fn offer_bracket_name(text: &str, longest: &mut Longest) {
     }
 }
 
-/// Offers the smiley at the start of `text`: lying, if no letter follows, or upright.
+/// Offers the smiley at the start of `text`: lying, if no letter or digit follows, or upright.
 pub(super) fn offer_smiley(text: &str, longest: &mut Longest) {
     if let Some(length) = lying(text) {
         let next = first(&text[length..]);
-        if !next.is_ascii_alphabetic() {
+        if !next.is_ascii_alphanumeric() {
             longest.offer_within(length + next.len_utf8(), length, Form::Bracketed);
         }
     }
@@ -130,7 +135,28 @@ fn upright(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// Whether `text` starts with two of the same apostrophe, which are a quotation mark.
-pub(super) fn doubled(text: &str, length: usize) -> bool {
-    starts_with(&text[length..], &text[..length])
+/// Whether `c` is a quotation mark other than those of ASCII; the back quote is taken for one.
+fn is_quote(c: char) -> bool {
+    matches!(c, '`' | '\u{91}'..='\u{94}' | '«' | '»' | '‘'..='‟' | '‹' | '›')
+}
+
+/// The length of one or two quotation marks, which are one token.
+fn quotes(text: &str) -> usize {
+    text.chars().take(2).take_while(|&c| is_quote(c)).map(char::len_utf8).sum()
+}
+
+/// What the reference writes for a quotation mark.
+pub(super) fn plain_quote(c: char) -> Option<&'static str> {
+    match c {
+        '`' | '\u{91}' | '‘' | '‛' | '‹' => Some("`"),
+        '\u{92}' | '’' | '›' => Some("'"),
+        '\u{93}' | '“' | '«' => Some("``"),
+        '\u{94}' | '”' | '»' => Some("''"),
+        _ => None,
+    }
+}
+
+/// The length of `\*\*`.
+fn escaped_asterisks(text: &str) -> usize {
+    text.as_bytes().chunks_exact(2).take_while(|pair| *pair == br"\*").count() * 2
 }

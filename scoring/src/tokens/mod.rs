@@ -8,8 +8,8 @@ mod marks;
 mod numbers;
 mod words;
 
-use characters::{SOFT_HYPHEN, is_digit, is_letter};
-use longest::{Form, Longest, first};
+use characters::{SOFT_HYPHEN, is_digit, is_letter, is_space};
+use longest::{Form, Longest, first, run};
 
 /// The tokens of `caption`, in lower case and without punctuation.
 ///
@@ -46,48 +46,55 @@ impl Tokeniser {
         }
     }
 
-    /// Puts the token that `text` becomes into the buffer.
+    /// Puts the token that `text` becomes into the buffer; none if that is empty then.
     fn write(&mut self, text: &str, form: Form) {
         self.token.clear();
         match form {
             Form::Dropped => {}
             Form::As(other) => self.token.push_str(other),
-            Form::Word if text.is_ascii() => {
+            Form::Word | Form::Verbatim if text.is_ascii() => {
                 self.token.push_str(text);
                 self.token.make_ascii_lowercase();
             }
-            // Its lower case depends on its place in the word.
-            _ if text.contains('Σ') => self.token.extend(text.to_lowercase().chars().filter(|&c| c != SOFT_HYPHEN)),
-            Form::Word => self.extend(text, None),
+            Form::Word if text.contains(SOFT_HYPHEN) => self.push_lower(&text.replace(SOFT_HYPHEN, "")),
+            Form::Word | Form::Verbatim => self.push_lower(text),
             Form::Clitic => {
-                let (before, after) = text.split_at(text.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(0));
-                self.extend(before, None);
-                self.token.push('\'');
-                self.extend(after.trim_start_matches(|c: char| !c.is_ascii_alphabetic()), None);
+                let (before, rest) = text.split_at(run(text, |c| c.is_ascii_alphabetic()));
+                let (apostrophe, after) = rest.split_at(words::any_apostrophe(rest).unwrap_or(0));
+                self.push_lower(before);
+                self.token.push_str(marks::plain_quote(first(apostrophe)).unwrap_or("'"));
+                self.push_lower(after);
             }
-            Form::Ampersand => {
-                let mut rest = text;
-                while let Some(at) = rest.find('&') {
-                    self.extend(&rest[..=at], None);
-                    rest = &rest[at + 1..];
-                    rest = if longest::starts_with(rest, "amp;") { &rest[4..] } else { rest };
-                }
-                self.extend(rest, None);
+            Form::Quotes => self.push_quotes(text),
+            Form::Ampersand => self.push_lower(&text.to_ascii_lowercase().replace("&amp;", "&")),
+            Form::Spaced => self.push_lower(&text.replace(' ', "\u{a0}")),
+            Form::Bracketed => {
+                self.push_lower(&text.replace(' ', "\u{a0}").replace('(', "-lrb-").replace(')', "-rrb-"));
             }
-            Form::Spaced => self.extend(text, Some(false)),
-            Form::Bracketed => self.extend(text, Some(true)),
         }
     }
 
-    fn extend(&mut self, text: &str, special: Option<bool>) {
-        for c in text.chars() {
-            match (c, special) {
-                (' ', Some(_)) => self.token.push('\u{a0}'),
-                ('(', Some(true)) => self.token.push_str("-lrb-"),
-                (')', Some(true)) => self.token.push_str("-rrb-"),
-                (SOFT_HYPHEN, _) => {}
-                _ => self.token.extend(c.to_lowercase()),
+    fn push_lower(&mut self, text: &str) {
+        let is_cased = |c: char| c.is_lowercase() || c.is_uppercase();
+        for (at, c) in text.char_indices() {
+            // As Java has it: final after any letter with a case, and before none.
+            if c == 'Σ' && text[..at].contains(is_cased) && !text[at + c.len_utf8()..].contains(is_cased) {
+                self.token.push('ς');
+            } else {
+                self.token.extend(c.to_lowercase());
             }
+        }
+    }
+
+    fn push_quotes(&mut self, text: &str) {
+        for c in text.chars() {
+            match marks::plain_quote(c) {
+                Some(plain) => self.token.push_str(plain),
+                None => self.token.push(c),
+            }
+        }
+        if matches!(&*self.token, "`" | "``" | "'" | "''") {
+            self.token.clear();
         }
     }
 }
@@ -95,13 +102,17 @@ impl Tokeniser {
 /// The length of what comes next in `text`, which is not empty, and what becomes of it.
 fn next(text: &str) -> (usize, Form) {
     let initial = first(text);
-    if initial == ' ' {
-        return (1, Form::Dropped);
+    if matches!(initial, ' ' | '\t') {
+        return (run(text, is_space), Form::Dropped);
     }
     if let Some(length) = ordinary(text) {
         return (length, Form::Word);
     }
     let mut longest = Longest::at_least(initial.len_utf8());
+    // An address could start with white space that is not ASCII.
+    longest.offer(run(text, is_space), Form::Dropped);
+    addresses::offer_page(text, &mut longest);
+    addresses::offer_mail(text, &mut longest);
     let apostrophe = words::apostrophe(text);
     if is_letter(initial) || is_digit(initial) || words::letter_entity(text).is_some() {
         words::offer(text, &mut longest);
@@ -110,15 +121,14 @@ fn next(text: &str) -> (usize, Form) {
         numbers::offer(text, &mut longest);
     }
     if let Some(length) = apostrophe {
-        if marks::doubled(text, length) {
-            longest.offer(2 * length, Form::Dropped);
+        if text.starts_with("''") {
+            longest.offer(2, Form::Dropped);
         }
         words::offer_apostrophe(text, length, &mut longest);
     }
     if initial == '<' {
         addresses::offer_tag(text, &mut longest);
     }
-    addresses::offer_mail(text, &mut longest);
     if matches!(initial, '@' | '#') {
         addresses::offer_handle(text, &mut longest);
     }
@@ -126,7 +136,6 @@ fn next(text: &str) -> (usize, Form) {
         marks::offer_bracket_name(text, &mut longest);
     }
     marks::offer_currency(text, &mut longest);
-    addresses::offer_page(text, &mut longest);
     marks::offer_smiley(text, &mut longest);
     if !is_letter(initial) && !is_digit(initial) {
         marks::offer(text, &mut longest);

@@ -1,7 +1,7 @@
 //! Words: with hyphens, slashes and ampersands, before clitics, with apostrophes and full stops that belong to them.
 
-use super::characters::{is_digit, is_letter, is_line_end, is_space, is_whole_letter};
-use super::characters::SOFT_HYPHEN;
+use super::addresses::tag;
+use super::characters::{SOFT_HYPHEN, is_digit, is_letter, is_line_end, is_space, is_whole_letter};
 use super::longest::{Form, Longest, first, one_of, run, run_up_to, starts_with};
 
 /// Words that keep their full stop.
@@ -30,6 +30,14 @@ const TITLES: &[&str] = &[
 /// Words that keep their full stop only before a number.
 const BEFORE_NUMBERS: &[&str] = &["art", "bldg", "ca", "fig", "figs", "no", "nos", "op", "pp", "prop"];
 
+/// Words that start a sentence when capitalised, so that a full stop before them ends one.
+const OPENERS: &[&str] = &[
+    "a", "about", "according", "additionally", "after", "an", "as", "at", "but", "earlier", "he", "her", "here",
+    "however", "if", "in", "it", "last", "many", "more", "mr.", "ms.", "now", "once", "one", "other", "our", "she", "since", "so",
+    "some", "such", "that", "the", "their", "then", "there", "these", "they", "this", "we", "what", "when", "while",
+    "yet", "you",
+];
+
 /// Words that are two tokens, and the length of the first.
 const SPLIT: &[(&str, usize)] = &[
     ("cannot", 3),
@@ -40,6 +48,13 @@ const SPLIT: &[(&str, usize)] = &[
     ("wanna", 3),
     ("'tis", 2),
     ("'twas", 2),
+];
+
+/// How names of files end.
+const EXTENSIONS: &[&str] = &[
+    "bat", "bmp", "c", "cgi", "class", "cpp", "dll", "doc", "docx", "exe", "gif", "gz", "h", "htm", "html", "jar",
+    "java", "jpeg", "jpg", "mov", "mp3", "pdf", "php", "pl", "png", "ppt", "ps", "py", "sql", "tar", "txt", "wav", "x",
+    "xml", "zip",
 ];
 
 /// What follows an apostrophe in a clitic. That of `n't` is found where its word is.
@@ -70,13 +85,16 @@ pub(super) fn offer(text: &str, longest: &mut Longest) {
     }
     let word = plain(text);
     offer_before_clitic(text, word, longest);
-    offer_abbreviation(text, initial, longest);
     longest.offer(word, Form::Word);
+    offer_abbreviation(text, initial, longest);
     offer_with_full_stop(text, word, Form::Word, longest);
-    for length in [compound(text), listed(text), with_apostrophe(text)] {
+    offer_file(text, longest);
+    longest.offer(with_apostrophe(text), Form::Word);
+    for length in [compound(text), listed(text)] {
         longest.offer(length, Form::Word);
         offer_with_full_stop(text, length, Form::Word, longest);
     }
+    offer_negation(text, longest);
     longest.offer(alternatives(text), Form::Word);
     let length = joined_capitals(text);
     longest.offer(length, Form::Ampersand);
@@ -103,13 +121,35 @@ pub(super) fn letter_entity(text: &str) -> Option<usize> {
 
 /// Letters and digits, a letter first.
 fn simple(text: &str) -> usize {
-    let letter = |text: &str| letter_entity(text).or_else(|| Some(first(text)).filter(|&c| is_letter(c)).map(char::len_utf8));
-    let Some(mut length) = letter(text) else { return 0 };
+    if letters(text, |_| false) > 0 { letters(text, is_digit) } else { 0 }
+}
+
+/// Letters, with entities for some, and what else `belongs`.
+pub(super) fn letters(text: &str, belongs: impl Fn(char) -> bool) -> usize {
+    let mut length = 0;
     loop {
-        length += run(&text[length..], |c| is_letter(c) || is_digit(c));
-        match letter(&text[length..]) {
+        length += run(&text[length..], |c| is_letter(c) || belongs(c));
+        match letter_entity(&text[length..]) {
             Some(more) => length += more,
             None => return length,
+        }
+    }
+}
+
+/// Offers the name of a file before white space or the end of a sentence.
+fn offer_file(text: &str, longest: &mut Longest) {
+    let mut length = letters(text, is_digit);
+    while text[length..].starts_with('.') {
+        let more = letters(&text[length + 1..], is_digit);
+        if more == 0 {
+            return;
+        }
+        let extension = &text[length + 1..length + 1 + more];
+        length += 1 + more;
+        let next = first(&text[length..]);
+        let ends = is_space(next) || is_line_end(next) || matches!(next, '.' | '?' | '!' | ',');
+        if ends && EXTENSIONS.iter().any(|entry| entry.eq_ignore_ascii_case(extension)) {
+            longest.offer_within(length + next.len_utf8(), length, Form::Word);
         }
     }
 }
@@ -137,7 +177,7 @@ pub(super) fn apostrophe(text: &str) -> Option<usize> {
 }
 
 /// The length of an apostrophe or of what is written for one inside a word.
-fn any_apostrophe(text: &str) -> Option<usize> {
+pub(super) fn any_apostrophe(text: &str) -> Option<usize> {
     apostrophe(text).or_else(|| match first(text) {
         c @ ('`' | '\u{91}' | '‘' | '‛') => Some(c.len_utf8()),
         _ => None,
@@ -166,17 +206,25 @@ fn offer_before_clitic(text: &str, word: usize, longest: &mut Longest) {
     if let Some(clitic) = clitic(after) {
         longest.offer_within(length + clitic, length, Form::Word);
     }
-    if word.ends_with(['n', 'N'])
+    if word.len() > 1
+        && let Some(before) = word.strip_suffix(['n', 'N'])
+        && before.ends_with(|c: char| c.is_ascii_alphabetic() && !matches!(c, 'n' | 'N'))
+        && before.chars().all(|c| c.is_ascii_alphabetic() || c == SOFT_HYPHEN)
         && let Some(negation) = negation(after)
     {
-        let reach = length + negation;
-        if length > 1 {
-            longest.offer_within(reach, length - 1, Form::Word);
-        } else if !first(&text[reach..]).is_ascii_alphabetic() {
-            longest.offer_within(reach + first(&text[reach..]).len_utf8(), reach, Form::Clitic);
-        } else {
-            longest.offer(reach, Form::Clitic);
-        }
+        longest.offer_within(length + negation, length - 1, Form::Word);
+    }
+}
+
+/// Offers `n't`.
+fn offer_negation(text: &str, longest: &mut Longest) {
+    if text.starts_with(['n', 'N'])
+        && let Some(negation) = negation(&text[1..])
+    {
+        let length = 1 + negation;
+        let next = first(&text[length..]);
+        let context = if next.is_ascii_alphabetic() { 0 } else { next.len_utf8() };
+        longest.offer_within(length + context, length, Form::Clitic);
     }
 }
 
@@ -184,6 +232,10 @@ fn offer_before_clitic(text: &str, word: usize, longest: &mut Longest) {
 fn offer_abbreviation(text: &str, initial: usize, longest: &mut Longest) {
     let acronym = acronym(text);
     longest.offer(acronym, Form::Word);
+    if let Some(reach) = opener(&text[acronym..]).filter(|_| acronym > 0) {
+        // The last full stop is a token of its own, and the acronym's, too, if it has others.
+        longest.offer_within(acronym + reach, if acronym > 2 { acronym } else { 1 }, Form::Word);
+    }
     let dotted = one_of(text, &["ed.d", "ph.d"]).unwrap_or(initial);
     for length in [initial, dotted] {
         let (word, after) = text.split_at(length);
@@ -215,6 +267,23 @@ fn offer_abbreviation(text: &str, initial: usize, longest: &mut Longest) {
 fn acronym(text: &str) -> usize {
     let pairs = text.as_bytes().chunks_exact(2);
     2 * pairs.take_while(|pair| pair[0].is_ascii_alphabetic() && pair[1] == b'.').count()
+}
+
+/// How far the word or tag that starts a sentence reaches, if that is next, with the white space around it.
+fn opener(text: &str) -> Option<usize> {
+    let white = |c| is_space(c) || is_line_end(c);
+    let next = text.trim_start_matches(white);
+    if next.len() == text.len() {
+        return None;
+    }
+    let length = tag(next).or_else(|| {
+        let word = &next[..run(next, |c| c.is_ascii_alphabetic() || c == '.')];
+        let opens = word.starts_with(|c: char| c.is_ascii_uppercase())
+            && OPENERS.iter().any(|entry| entry.eq_ignore_ascii_case(word));
+        opens.then_some(word.len())
+    })?;
+    let after = first(&next[length..]);
+    white(after).then(|| text.len() - next.len() + length + after.len_utf8())
 }
 
 /// Parts of letters and digits with hyphens or underscores between them.
@@ -251,6 +320,9 @@ fn part(text: &str) -> usize {
 /// Letters, digits, points and commas, then hyphens before letters, digits or acronyms: `U.S.-based`.
 fn listed(text: &str) -> usize {
     let belongs = |c: char| c.is_ascii_alphanumeric() || c == SOFT_HYPHEN;
+    if text.starts_with(SOFT_HYPHEN) {
+        return 0;
+    }
     let mut length = run(text, |c| belongs(c) || matches!(c, '.' | ','));
     let mut whole = 0;
     while length > 0
@@ -340,6 +412,17 @@ fn offer_odd(text: &str, initial: usize, longest: &mut Longest) {
         longest.offer(length, if text[..length].contains('&') { Form::Ampersand } else { Form::Word });
     }
     let (word, after) = text.split_at(initial);
+    if let Some(apostrophe) = any_apostrophe(after) {
+        let next = initial + apostrophe;
+        for (head, tail) in [("c", "mon"), ("o", "o")] {
+            if word.eq_ignore_ascii_case(head) && starts_with(&text[next..], tail) {
+                longest.offer(next + tail.len(), Form::Word);
+            }
+        }
+    }
+    if after.starts_with('#') && matches!(word, "c" | "C" | "f" | "F") {
+        longest.offer(2, Form::Word);
+    }
     if let Some(apostrophe) = apostrophe(after) {
         let next = &after[apostrophe..];
         let is = |whole: &str| word.eq_ignore_ascii_case(whole);
@@ -350,7 +433,7 @@ fn offer_odd(text: &str, initial: usize, longest: &mut Longest) {
         if CLIPPED.iter().any(|entry| is(entry)) {
             longest.offer(with_apostrophe, Form::Word);
         }
-        if let Some(length) = [("c", "est"), ("c", "mon"), ("cap", "n"), ("o", "o")]
+        if let Some(length) = [("c", "est"), ("cap", "n")]
             .iter()
             .find(|(head, tail)| is(head) && starts_with(next, tail))
             .map(|(_, tail)| tail.len())
@@ -398,5 +481,8 @@ pub(super) fn offer_apostrophe(text: &str, length: usize, longest: &mut Longest)
         && !matches!(c, ' ' | '\t' | '\u{a0}')
     {
         longest.offer_within(length + 1 + c.len_utf8(), length, Form::Dropped);
+    }
+    if let Some(clitic) = clitic(text) {
+        longest.offer(clitic, Form::Clitic);
     }
 }
