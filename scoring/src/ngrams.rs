@@ -174,7 +174,8 @@ mod tests {
     #[test]
     fn tokens_are_split_at_white_space_inside() {
         let corpus = Corpus::new(&[Item { candidate: "1 1/2".into(), references: vec!["1/2 , 1".into()] }]);
-        let captions: Vec<_> = corpus.items().flat_map(|(candidate, mut rest)| [candidate, rest.next().unwrap()]).collect();
+        let captions: Vec<_> =
+            corpus.items().flat_map(|(candidate, mut rest)| [candidate, rest.next().unwrap()]).collect();
         assert_eq!(captions, [[1, 2], [2, 1]]);
     }
 }

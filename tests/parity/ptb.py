@@ -53,8 +53,9 @@ def main() -> None:
     cases = [[caption, kept(line)] for caption, line in zip(captions, printed(captions))]
     versions = {"pycocoevalcap": importlib.metadata.version("pycocoevalcap"), "corenlp": "3.4.1"}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"versions": versions, "captions": cases}, ensure_ascii=False, indent=0)
-    (arguments.out / name).write_text(text + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
+    text = f'{{"versions":{json.dumps(versions)},"captions":[\n{lines}\n]}}\n'
+    (arguments.out / name).write_text(text, encoding="utf-8")
     print(f"{len(cases)} captions")
 
 

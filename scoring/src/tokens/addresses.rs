@@ -15,14 +15,15 @@ fn ends_sentence(c: char) -> bool {
 
 /// Offers a page's address at the start of `text`.
 pub(super) fn offer_page(text: &str, longest: &mut Longest) {
-    if let Some(rest) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))
-        && let Some(length) = trimmed(rest, |c| !ends_address(c) && !matches!(c, '{' | '}'))
+    if let Some(scheme) = one_of(text, &["https://", "http://"])
+        && let Some(length) = trimmed(&text[scheme..], |c| !ends_address(c) && !matches!(c, '{' | '}'))
     {
-        longest.offer(text.len() - rest.len() + length, Form::Verbatim);
+        longest.offer(scheme + length, Form::Verbatim);
     }
     if starts_with(text, "www.") {
         let part = |c| !ends_address(c) && (c == '-' || !ends_sentence(c));
-        let domain = |text: &str| Some(run_up_to(text, 4, |byte| byte.is_ascii_alphabetic())).filter(|&length| length > 1);
+        let domain =
+            |text: &str| Some(run_up_to(text, 4, |byte| byte.is_ascii_alphabetic())).filter(|&length| length > 1);
         offer_host(text, "www.".len(), part, domain, longest);
     }
     // All from the comma to the underscore, capitals and digits among it, is not in such a name: a slip of the

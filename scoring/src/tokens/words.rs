@@ -6,25 +6,24 @@ use super::longest::{Form, Longest, first, one_of, run, run_up_to, starts_with};
 
 /// Words that keep their full stop.
 const ABBREVIATIONS: &[&str] = &[
-    "al", "ala", "apr", "ariz", "assn", "aug", "bancorp", "bhd", "bldg", "blvd", "bros", "calif", "co", "colo",
-    "conn", "corp", "cos", "ct", "dak", "dec", "ed.d", "esq", "est", "etc", "ext", "feb", "fla", "fri", "ga", "inc",
-    "ind", "intl", "jan", "jr", "jul", "jun", "kan", "kans", "ky", "ltd", "mar", "md", "mich", "minn", "mo", "mon",
-    "mont", "neb", "nev", "nov", "oct", "okla", "penn", "ph.d", "plc", "ppte", "pptes", "ppty", "pptys", "pte", "ptes",
-    "pty", "ptys", "rd", "rt", "sep", "sept", "seq", "sq", "sr", "sys", "tel", "tenn", "thu", "thurs", "tue", "tues",
-    "univ", "va", "vt", "wed", "wis", "wisc", "wyo",
+    "al", "ala", "apr", "ariz", "assn", "aug", "bancorp", "bhd", "bldg", "blvd", "bros", "calif", "co", "colo", "conn",
+    "corp", "cos", "ct", "dak", "dec", "ed.d", "esq", "est", "etc", "ext", "feb", "fla", "fri", "ga", "inc", "ind",
+    "intl", "jan", "jr", "jul", "jun", "kan", "kans", "ky", "ltd", "mar", "md", "mich", "minn", "mo", "mon", "mont",
+    "neb", "nev", "nov", "oct", "okla", "penn", "ph.d", "plc", "ppte", "pptes", "ppty", "pptys", "pte", "ptes", "pty",
+    "ptys", "rd", "rt", "sep", "sept", "seq", "sq", "sr", "sys", "tel", "tenn", "thu", "thurs", "tue", "tues", "univ",
+    "va", "vt", "wed", "wis", "wisc", "wyo",
 ];
 
 /// Words that keep their full stop only when capitalised, because most are other words, too.
-const CAPITALISED: &[&str] =
-    &["ark", "az", "del", "ill", "la", "mass", "miss", "ore", "pa", "tex", "wash"];
+const CAPITALISED: &[&str] = &["ark", "az", "del", "ill", "la", "mass", "miss", "ore", "pa", "tex", "wash"];
 
 /// Words that keep their full stop and stand before a name; no word with a full stop inside is looked for.
 const TITLES: &[&str] = &[
     "adj", "adm", "adv", "alex", "assoc", "asst", "atty", "attys", "ave", "brig", "capt", "cf", "cie", "cmdr", "col",
     "comdr", "cpl", "dept", "det", "dr", "drs", "elec", "ens", "ft", "gen", "gov", "govs", "hon", "insp", "invt",
     "jos", "lieut", "lt", "maj", "messrs", "mfg", "mlle", "mme", "mr", "mrs", "ms", "msgr", "mt", "mtg", "natl", "pfc",
-    "ph", "pres", "prof", "profs", "pvt", "rep", "reps", "rev", "sen", "sens", "sfc", "sgt", "spc", "st", "ste", "supt",
-    "supts", "treas", "vs", "wm",
+    "ph", "pres", "prof", "profs", "pvt", "rep", "reps", "rev", "sen", "sens", "sfc", "sgt", "spc", "st", "ste",
+    "supt", "supts", "treas", "vs", "wm",
 ];
 
 /// Words that keep their full stop only before a number.
@@ -32,23 +31,57 @@ const BEFORE_NUMBERS: &[&str] = &["art", "bldg", "ca", "fig", "figs", "no", "nos
 
 /// Words that start a sentence when capitalised, so that a full stop before them ends one.
 const OPENERS: &[&str] = &[
-    "a", "about", "according", "additionally", "after", "an", "as", "at", "but", "earlier", "he", "her", "here",
-    "however", "if", "in", "it", "last", "many", "more", "mr.", "ms.", "now", "once", "one", "other", "our", "she", "since", "so",
-    "some", "such", "that", "the", "their", "then", "there", "these", "they", "this", "we", "what", "when", "while",
-    "yet", "you",
+    "a",
+    "about",
+    "according",
+    "additionally",
+    "after",
+    "an",
+    "as",
+    "at",
+    "but",
+    "earlier",
+    "he",
+    "her",
+    "here",
+    "however",
+    "if",
+    "in",
+    "it",
+    "last",
+    "many",
+    "more",
+    "mr.",
+    "ms.",
+    "now",
+    "once",
+    "one",
+    "other",
+    "our",
+    "she",
+    "since",
+    "so",
+    "some",
+    "such",
+    "that",
+    "the",
+    "their",
+    "then",
+    "there",
+    "these",
+    "they",
+    "this",
+    "we",
+    "what",
+    "when",
+    "while",
+    "yet",
+    "you",
 ];
 
 /// Words that are two tokens, and the length of the first.
-const SPLIT: &[(&str, usize)] = &[
-    ("cannot", 3),
-    ("gimme", 3),
-    ("gonna", 3),
-    ("gotta", 3),
-    ("lemme", 3),
-    ("wanna", 3),
-    ("'tis", 2),
-    ("'twas", 2),
-];
+const SPLIT: &[(&str, usize)] =
+    &[("cannot", 3), ("gimme", 3), ("gonna", 3), ("gotta", 3), ("lemme", 3), ("wanna", 3), ("'tis", 2), ("'twas", 2)];
 
 /// How names of files end.
 const EXTENSIONS: &[&str] = &[
@@ -420,8 +453,8 @@ fn offer_odd(text: &str, initial: usize, longest: &mut Longest) {
             }
         }
     }
-    if after.starts_with('#') && matches!(word, "c" | "C" | "f" | "F") {
-        longest.offer(2, Form::Word);
+    if let Some(length) = one_of(text, &["c#", "f#", "c++"]) {
+        longest.offer(length, Form::Word);
     }
     if let Some(apostrophe) = apostrophe(after) {
         let next = &after[apostrophe..];
