@@ -12,7 +12,10 @@
 //!   stop goes if the next caption starts with `A`, in `no.` it stays if that starts with a digit, and some tags and
 //!   quoted strings go on. Here a caption is read as if it were alone, as a line with its end.
 //! - A line break inside a caption is white space; all kinds but `\n` shift the captions after it in the reference.
-//! - Of a capital sigma in an address or after letters of other scripts, the lower case may be the other form.
+//! - Of a capital sigma in an address, after an entity or next to letters without case, the lower case may be the other
+//!   form.
+//! - A soft hyphen right before `n't`, or inside a name that ends with `.com`; an address that is one character beyond the
+//!   basic plane.
 
 mod addresses;
 mod characters;

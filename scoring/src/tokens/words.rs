@@ -511,7 +511,7 @@ pub(super) fn offer_apostrophe(text: &str, length: usize, longest: &mut Longest)
     if text.starts_with('\'')
         && let (Some(letter), Some(c)) = (next.next(), next.next())
         && letter.is_ascii_alphabetic()
-        && !matches!(c, ' ' | '\t' | '\u{a0}')
+        && !matches!(c, ' ' | '\t' | '\n' | '\r' | '\u{a0}')
     {
         longest.offer_within(length + 1 + c.len_utf8(), length, Form::Dropped);
     }
