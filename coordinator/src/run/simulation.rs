@@ -215,10 +215,10 @@ impl World {
         worker
     }
 
-    fn restart_coordinator(&mut self) {
-        for session in self.workers.keys().copied().collect::<Vec<_>>() {
-            self.workers.remove(&session);
-        }
+    /// Says what the workers held, should they come back.
+    fn restart_coordinator(&mut self) -> Vec<(v1::Position, History)> {
+        let held = std::mem::take(&mut self.workers).into_values();
+        let held = held.filter_map(|worker| Some((worker.position?, worker.history))).collect();
         self.scoring.clear();
         self.live = None;
         // What need not be durable may be lost.
@@ -228,6 +228,7 @@ impl World {
         let mut journal = crate::journal::Journal::new(journal, &self.file).unwrap();
         journal.write(&self.records).unwrap();
         self.run = Run::new(self.file.clone(), journal.restore().unwrap());
+        held
     }
 
     fn sessions(&self) -> Vec<SessionId> {
@@ -477,7 +478,7 @@ enum Op {
     Fail(usize),
     Silence,
     Flow,
-    Restart,
+    Restart(bool),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -492,7 +493,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<usize>().prop_map(Op::Fail),
         1 => Just(Op::Silence),
         3 => Just(Op::Flow),
-        1 => Just(Op::Restart),
+        2 => any::<bool>().prop_map(Op::Restart),
     ]
 }
 
@@ -525,7 +526,10 @@ fn apply(world: &mut World, op: Op) {
                 }
             }
         }
-        Op::Restart => world.restart_coordinator(),
+        Op::Restart(come_back) => {
+            let held = world.restart_coordinator();
+            held.into_iter().filter(|_| come_back).for_each(|state| world.join(Some(state)));
+        }
     }
 }
 
