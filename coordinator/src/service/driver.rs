@@ -189,13 +189,20 @@ impl Turn {
                 }
                 Action::Score { evaluation, items, captions } => {
                     let (inputs, scoring) = (self.driver.inputs.clone(), Arc::clone(&self.driver.scoring));
-                    tokio::task::spawn_blocking(move || {
+                    let scored = tokio::task::spawn_blocking(move || {
                         if let Err(error) = captions::save(&captions, &items) {
                             warn!(path = %captions.display(), %error, "could not save the captions of an evaluation");
                         }
-                        let (metrics, items) = score::score(&scoring, items);
+                        score::score(&scoring, items)
+                    });
+                    tokio::spawn(async move {
+                        let (metrics, items) = scored.await.unwrap_or_else(|panic| {
+                            // An evaluation without scores is better than a run that waits for them.
+                            warn!(%panic, "an evaluation could not be scored");
+                            Default::default()
+                        });
                         // The coordinator is gone: so is the use of the scores.
-                        _ = inputs.blocking_send(Input::Event(Event::Scored { evaluation, metrics, items }));
+                        _ = inputs.send(Input::Event(Event::Scored { evaluation, metrics, items })).await;
                     });
                 }
                 Action::DeleteCheckpoint(path) => self.delete(path),

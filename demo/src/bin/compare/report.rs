@@ -13,7 +13,7 @@ const BEGIN: &str = "<!-- comparison: written by `make compare` -->";
 const END: &str = "<!-- end of the comparison -->";
 
 /// Scores in the table, and how they are headed.
-const COLUMNS: [(&str, &str); 10] = [
+const COLUMNS: [(&str, &str); 11] = [
     ("pac_s", "PAC-S"),
     ("ref_pac_s", "RefPAC-S"),
     ("clip_s", "CLIP-S"),
@@ -24,6 +24,7 @@ const COLUMNS: [(&str, &str); 10] = [
     ("truthful", "truthful"),
     ("details", "details"),
     ("rep_1", "Rep-1"),
+    ("incorrect_endings", "incorrect endings"),
 ];
 
 /// The section as Markdown.
