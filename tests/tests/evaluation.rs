@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags};
 
 /// A place whose validation split takes several ranges, and a checkpoint of a short run on it.
 fn place() -> (Place, PathBuf) {
-    let place = Place::with_images(1600);
+    let place = Place::with_images(1100);
     complete(&place, &place.run_file("first", 1, ""), 1);
     let checkpoint = place.last_checkpoint("first");
     (place, checkpoint)
@@ -56,7 +56,7 @@ fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
         complete(&place, &config, workers);
         first_evaluation(&place, &name)
     });
-    assert_eq!(evaluated[0].1.len(), 160);
+    assert_eq!(evaluated[0].1.len(), 110);
     assert_eq!(evaluated[0], evaluated[1]);
     assert_eq!(evaluated[0], evaluated[2]);
 
@@ -89,7 +89,7 @@ fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
     assert_eq!(by_command, by_coordinator);
     let results: Vec<serde_json::Value> = serde_json::from_str(&by_command).unwrap();
     let ids: BTreeSet<u64> = results.iter().map(|result| result["image_id"].as_u64().unwrap()).collect();
-    assert_eq!((results.len(), ids.len()), (160, 160));
+    assert_eq!((results.len(), ids.len()), (110, 110));
     assert!(results.iter().all(|result| result["caption"].is_string()));
 
     let error = error_line(&run("worker", &["evaluate", "--checkpoint", "/nowhere", "--config", &config]));
@@ -115,8 +115,8 @@ fn an_evaluation_that_loses_a_worker_finishes_without_it_and_captions_every_imag
     };
     let journal = journal(&place, "shaken");
     let items = |sql: &str| journal.query_row(sql, [survived], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(items("SELECT count(*) FROM evaluation_items WHERE step = ?"), 160);
-    assert_eq!(items("SELECT count(DISTINCT image) FROM evaluation_items WHERE step = ?"), 160);
+    assert_eq!(items("SELECT count(*) FROM evaluation_items WHERE step = ?"), 110);
+    assert_eq!(items("SELECT count(DISTINCT image) FROM evaluation_items WHERE step = ?"), 110);
     assert_eq!(items("SELECT count(*) FROM events WHERE kind = 'duplicates' AND ? >= 0"), 0);
 }
 

@@ -1,5 +1,5 @@
 //! Symmetric InfoNCE (Radford et al. 2021): each image is to find its caption among the whole batch's, and each caption its
-//! image. PAC-S (Sarto et al. 2023, equation 4) adds two more such losses, weighed: of generated images with the real captions,
+//! image. PAC-S (Sarto et al. 2023) adds two more such losses, weighed: of generated images with the real captions,
 //! and of the real images with generated captions.
 
 use std::collections::BTreeMap;

@@ -34,7 +34,7 @@ pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, s
     let loss = loss(&candidates.policy, &candidates.rewards, &baseline);
     let (images, _) = candidates.size();
     let loss_sum = loss.double_value(&[]);
-    Outcome { loss, loss_sum, weight: images as f64, summaries: candidates.summaries() }
+    Outcome { loss, loss_sum, weight: images as f64, summaries: no_grad(|| candidates.summaries()) }
 }
 
 /// Summed over images: `log_probabilities` and `rewards` are `[images, candidates]`, `baseline` is `[images, 1]`.
