@@ -81,9 +81,22 @@ impl Seed {
         println!("seed {}", self.number);
         cluster::synthesize(&self.folder.join("world"), images, self.number, &["--positives"]).await?;
         let mut arms = BTreeMap::new();
-        arms.insert(START.to_owned(), self.result(START, &self.base, 2).await?);
+        let base = match done_before(&self.base)? {
+            Some(done) => done,
+            None => {
+                // All arms start from it.
+                ARMS.iter().try_for_each(|arm| remove(&self.folder.join(arm.name)))?;
+                self.result(START, &self.base, 2).await?
+            }
+        };
+        arms.insert(START.to_owned(), base);
         for arm in &ARMS {
-            arms.insert(arm.name.to_owned(), self.result(arm.name, &self.of_arm(arm), 0).await?);
+            let run = self.of_arm(arm);
+            let result = match done_before(&run)? {
+                Some(done) => done,
+                None => self.result(arm.name, &run, 0).await?,
+            };
+            arms.insert(arm.name.to_owned(), result);
         }
         Ok(SeedResult { seed: self.number, arms })
     }
@@ -115,22 +128,12 @@ impl Seed {
         self.base.output.join(format!("checkpoints/{stage}-{name}-{steps:08}"))
     }
 
-    /// Trains and tests one run, unless that was done before with the same run file.
+    /// Trains and tests one run.
     async fn result(&self, name: &str, run: &RunFile, stage: usize) -> Result<ArmResult> {
-        let (config, result) = (run.output.join("run.yaml"), run.output.join("result.json"));
-        // JSON is YAML.
-        let text = serde_json::to_vec_pretty(run)?;
-        if std::fs::read(&config).is_ok_and(|before| before == text)
-            && let Ok(done) = std::fs::read(&result)
-        {
-            println!("{name}: done before");
-            return serde_json::from_slice(&done).with_context(|| result.display().to_string());
-        }
-        if run.output.exists() {
-            std::fs::remove_dir_all(&run.output).with_context(|| format!("cannot remove {}", run.output.display()))?;
-        }
+        let (config, result) = files(run);
+        remove(&run.output)?;
         std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
-        std::fs::write(&config, &text).with_context(|| format!("cannot write {}", config.display()))?;
+        std::fs::write(&config, as_yaml(run)?).with_context(|| format!("cannot write {}", config.display()))?;
         println!("{name}");
         let started = Instant::now();
         let cluster = Cluster::start(&config, run).await?;
@@ -157,6 +160,37 @@ impl Seed {
         std::fs::write(&result, serde_json::to_vec_pretty(&done)?)
             .with_context(|| format!("cannot write {}", result.display()))?;
         Ok(done)
+    }
+}
+
+/// Where the run file and the result of a run are.
+fn files(run: &RunFile) -> (PathBuf, PathBuf) {
+    (run.output.join("run.yaml"), run.output.join("result.json"))
+}
+
+/// JSON is YAML.
+fn as_yaml(run: &RunFile) -> Result<Vec<u8>> {
+    Ok(serde_json::to_vec_pretty(run)?)
+}
+
+/// What came of a run that was done before with the same run file.
+fn done_before(run: &RunFile) -> Result<Option<ArmResult>> {
+    let (config, result) = files(run);
+    let text = as_yaml(run)?;
+    let (Ok(before), Ok(done)) = (std::fs::read(&config), std::fs::read(&result)) else { return Ok(None) };
+    if before != text {
+        return Ok(None);
+    }
+    println!("{}: done before", run.name);
+    serde_json::from_slice(&done).map(Some).with_context(|| result.display().to_string())
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(()),
     }
 }
 
