@@ -24,9 +24,9 @@ impl Positives {
         let captions = match &settings.captions {
             None => Vec::new(),
             Some(path) => {
-                let mut by_name: HashMap<String, Vec<String>> = read(path)?;
+                let by_name: HashMap<String, Vec<String>> = read(path)?;
                 let of = |item: &Item| {
-                    let captions = tidy(by_name.remove(file_name(item)).unwrap_or_default());
+                    let captions = tidy(by_name.get(file_name(item)).cloned().unwrap_or_default());
                     let missing = || Error::format(path.display(), format!("it has no captions of {}", item.name));
                     if captions.is_empty() { Err(missing()) } else { Ok(captions) }
                 };

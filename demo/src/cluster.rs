@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(250);
 pub fn program(name: &str) -> Result<Command> {
     let own = std::env::current_exe().context("this program's own path is unknown")?;
     let path = own.with_file_name(name);
-    ensure!(path.exists(), "{} is missing: `make demo` builds it", path.display());
+    ensure!(path.exists(), "{} is missing: `cargo build --workspace --bins` builds it", path.display());
     let mut command = Command::new(path);
     // Whatever happens to this process, its children end with it.
     command.kill_on_drop(true).stdin(Stdio::null());
@@ -34,9 +34,12 @@ pub fn program(name: &str) -> Result<Command> {
 /// Draws the world, with `more` options, unless it is there already.
 ///
 /// # Errors
-/// It cannot be drawn.
+/// It cannot be drawn, or the one that is there has other images.
 pub async fn synthesize(world: &Path, images: u32, seed: u64, more: &[&str]) -> Result<()> {
     if world.join("dataset.json").exists() {
+        let there = std::fs::read_dir(world.join("images")).with_context(|| world.display().to_string())?.count();
+        let folder = world.parent().unwrap_or(world).display();
+        ensure!(there == images as usize, "the world in {folder} has {there} images, not {images}: remove that folder");
         return Ok(());
     }
     let mut command = program("worker")?;

@@ -21,7 +21,17 @@ pub struct Files {
 impl Default for Files {
     /// No files, and the `java` that is in the search path.
     fn default() -> Self {
-        Self { meteor_jar: None, meteor_paraphrases: None, spice_jar: None, java: "java".into() }
+        Self::new([&None; 3])
+    }
+}
+
+impl Files {
+    /// These files, and the `java` that is in the search path.
+    #[must_use]
+    pub fn new([meteor_jar, meteor_paraphrases, spice_jar]: [&Option<PathBuf>; 3]) -> Self {
+        let [meteor_jar, meteor_paraphrases, spice_jar] =
+            [meteor_jar, meteor_paraphrases, spice_jar].map(Option::clone);
+        Self { meteor_jar, meteor_paraphrases, spice_jar, java: "java".into() }
     }
 }
 

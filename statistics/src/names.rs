@@ -1,8 +1,8 @@
 //! Names of what is measured. The sets are bounded, because they become metric labels.
 
-/// The evaluator's score of each image's best candidate.
+/// The reward of each image's best candidate.
 pub const REWARD_CHOSEN: &str = "reward_chosen";
-/// The scores of the others.
+/// The rewards of the others.
 pub const REWARD_REJECTED: &str = "reward_rejected";
 /// Best minus mean of the others, in reward.
 pub const REWARD_MARGIN: &str = "reward_margin";

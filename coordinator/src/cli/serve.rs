@@ -58,9 +58,7 @@ impl Serve {
     }
 
     async fn serve(self, file: RunFile) -> anyhow::Result<()> {
-        let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = file.scoring.clone();
-        let files = scoring::Files { meteor_jar, meteor_paraphrases, spice_jar, ..scoring::Files::default() };
-        let scoring = scoring::Metrics::open(&files).context("scoring")?;
+        let scoring = super::validate::metrics(&file.scoring)?;
         // Before anything is written: a second coordinator by mistake must not leave traces.
         let grpc = bind(self.listen, "--listen").await?;
         let http = bind(self.http, "--http").await?;

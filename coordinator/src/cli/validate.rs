@@ -30,12 +30,23 @@ impl Validate {
     }
 }
 
+/// What scores captions, with the files that `scoring` names.
+///
+/// # Errors
+/// One of them is missing or damaged.
+pub(super) fn metrics(scoring: &runfile::Scoring) -> anyhow::Result<scoring::Metrics> {
+    let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = scoring;
+    let files = scoring::Files::new([meteor_jar, meteor_paraphrases, spice_jar]);
+    scoring::Metrics::open(&files).context("scoring")
+}
+
 /// What a run file names, in lines for people.
 fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
     let data = DataSet::load(&file.data).context("data")?;
     if let Some(scenes) = &file.data.scenes {
         ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
     }
+    metrics(&file.scoring)?;
     let mut found = vec![images(&data)];
     let evaluator =
         file.evaluator.weights.as_deref().map(|path| evaluator(path).context("evaluator.weights")).transpose()?;

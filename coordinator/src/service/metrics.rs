@@ -149,7 +149,7 @@ fn describe() {
     describe_gauge!("dico_loss", "Loss of the last step, per image or token");
     describe_gauge!("dico_learning_rate", "Learning rate of the last step");
     describe_gauge!("dico_gradient_norm", "Norm of the last step's gradient, before clipping");
-    describe_gauge!("dico_reward", "Quantiles of the evaluator's scores of candidates in the last step");
+    describe_gauge!("dico_reward", "Quantiles of the rewards of candidates in the last step");
     for (_, gauge, description) in MEANS {
         describe_gauge!(gauge, description);
     }

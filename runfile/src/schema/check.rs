@@ -3,7 +3,8 @@
 use statistics::names::{self, Better};
 
 use super::{
-    Baseline, Captioner, Contrastive, Data, Evaluator, EvaluatorScore, Objective, Reward, Rule, RunFile, Stage, Workers,
+    Baseline, Captioner, Contrastive, Data, Dico, Evaluator, EvaluatorScore, Objective, Reward, Rule, RunFile, Scst,
+    Stage, Workers,
 };
 use crate::error::unknown;
 
@@ -49,7 +50,7 @@ impl RunFile {
         for (i, stage) in self.stages.iter().enumerate() {
             let place = |(key, problem): Problem| (format!("stages[{i}].{key}"), problem);
             stage.check(&self.workers, self.decoding.beams).map_err(place)?;
-            stage.check_against(&self.data, &self.evaluator).map_err(place)?;
+            stage.check_against(self).map_err(place)?;
             let repeated = self.stages[..i].iter().any(|other| other.name == stage.name);
             need(!repeated, &format!("stages[{i}].name"), "is the name of an earlier stage")?;
         }
@@ -78,15 +79,15 @@ impl Stage {
             "contrastive.generated_captions",
             "must be 0 or above",
         )?;
-        if let Some(metric) = &self.metric {
-            let known: Vec<&str> = higher_is_better().collect();
-            need(known.contains(&metric.as_str()), "metric", &unknown("metric", metric, &known))?;
-        }
         need(self.patience != Some(0), "patience", "must be at least 1")?;
         need(self.patience.is_none() || self.metric.is_some(), "patience", "needs `metric`, to tell what is better")?;
-        for (i, rule) in self.guard.iter().enumerate() {
-            rule.check().map_err(|(key, problem)| (format!("guard[{i}].{key}"), problem))?;
-        }
+        let counted = self.patience.is_none() || self.evaluate_every.is_some();
+        need(counted, "patience", "needs `evaluate_every`: it counts evaluations")?;
+        let of_another = |objective, is_default: bool| self.objective == objective || is_default;
+        let plain = self.contrastive == Contrastive::default();
+        need(of_another(Objective::Contrastive, plain), "contrastive", "is for `objective: contrastive` only")?;
+        need(of_another(Objective::Scst, self.scst == Scst::default()), "scst", "is for `objective: scst` only")?;
+        need(of_another(Objective::Dico, self.dico == Dico::default()), "dico", "is for `objective: dico` only")?;
         let optimizer = &self.optimizer;
         need(positive(optimizer.learning_rate), "optimizer.learning_rate", "must be above 0")?;
         let decay = |beta: &f64| (0.0..1.0).contains(beta);
@@ -98,7 +99,18 @@ impl Stage {
     }
 
     /// Checks what the stage needs of the rest of the run.
-    fn check_against(&self, data: &Data, evaluator: &Evaluator) -> Result<(), Problem> {
+    fn check_against(&self, run: &RunFile) -> Result<(), Problem> {
+        let RunFile { data, evaluator, .. } = run;
+        let scores: Vec<(&str, Better)> = run.scores().collect();
+        if let Some(metric) = &self.metric {
+            let best = scores.iter().filter(|(_, better)| *better == Better::Higher);
+            let best: Vec<&str> = best.map(|(name, _)| *name).collect();
+            need(best.contains(&metric.as_str()), "metric", &unknown("metric", metric, &best))?;
+        }
+        let watched: Vec<&str> = self.statistics().chain(scores.iter().map(|(name, _)| *name)).collect();
+        for (i, rule) in self.guard.iter().enumerate() {
+            rule.check(&watched).map_err(|(key, problem)| (format!("guard[{i}].{key}"), problem))?;
+        }
         let Contrastive { generated_images, generated_captions } = self.contrastive;
         let positives = data.positives.as_ref();
         let images = positives.is_some_and(|positives| positives.images.is_some());
@@ -123,19 +135,41 @@ impl Stage {
 }
 
 impl Rule {
-    fn check(&self) -> Result<(), Problem> {
-        let known: Vec<&str> = names::ALL.into_iter().chain(names::EVALUATION.map(|(name, _)| name)).collect();
-        need(known.contains(&self.metric.as_str()), "metric", &unknown("metric", &self.metric, &known))?;
+    /// `watched` is what there is to watch.
+    fn check(&self, watched: &[&str]) -> Result<(), Problem> {
+        need(watched.contains(&self.metric.as_str()), "metric", &unknown("metric", &self.metric, watched))?;
         need(self.above.is_some() != self.below.is_some(), "metric", "needs either `above` or `below`")?;
-        let bound = self.above.or(self.below);
-        need(bound.is_some_and(f64::is_finite), "above", "must be finite")?;
+        need(self.above.is_none_or(f64::is_finite), "above", "must be finite")?;
+        need(self.below.is_none_or(f64::is_finite), "below", "must be finite")?;
         need(self.for_ >= 1, "for", "must be at least 1")
     }
 }
 
-/// Scores of evaluations that are the better the higher they are.
-fn higher_is_better() -> impl Iterator<Item = &'static str> {
-    names::EVALUATION.into_iter().filter(|(_, better)| *better == Better::Higher).map(|(name, _)| name)
+impl Stage {
+    /// The statistics that its steps report.
+    fn statistics(&self) -> impl Iterator<Item = &'static str> {
+        let of_preferences = |name: &str| [names::IMPLICIT_ACCURACY, names::GAMMA_ENTROPY].contains(&name);
+        let objective = self.objective;
+        names::ALL.into_iter().filter(move |name| match objective {
+            Objective::Dico => true,
+            Objective::Scst => !of_preferences(name),
+            Objective::Contrastive | Objective::CrossEntropy => false,
+        })
+    }
+}
+
+impl RunFile {
+    /// The scores that its evaluations report.
+    fn scores(&self) -> impl Iterator<Item = (&'static str, Better)> {
+        let (score, scenes) = (self.evaluator.score, self.data.scenes.is_some());
+        let spice = self.scoring.spice_jar.is_some();
+        names::EVALUATION.into_iter().filter(move |(name, _)| match *name {
+            "pac_s" | "ref_pac_s" | "clip_s" | "ref_clip_s" => [score.name(), score.reference_name()].contains(name),
+            "grammatical" | "truthful" | "details" => scenes,
+            "spice" => spice,
+            _ => true,
+        })
+    }
 }
 
 fn need(holds: bool, key: &str, problem: &str) -> Result<(), Problem> {
@@ -192,6 +226,14 @@ stages:
             ("dico", "metric: sider", "stages[2].metric: unknown metric `sider`: did you mean `cider`?"),
             ("dico", "metric: rep_4", "stages[2].metric: unknown metric `rep_4`"),
             ("dico", "patience: 3", "stages[2].patience: needs `metric`, to tell what is better"),
+            ("dico", "patience: 3, metric: cider", "stages[2].patience: needs `evaluate_every`"),
+            ("dico", "metric: ref_clip_s", "stages[2].metric: unknown metric `ref_clip_s`"),
+            ("dico", "metric: spice", "stages[2].metric: unknown metric `spice`"),
+            ("dico", "scst: { baseline: greedy }", "stages[2].scst: is for `objective: scst` only"),
+            ("scst", "dico: { beta: 0.1 }", "stages[1].dico: is for `objective: dico` only"),
+            ("scst", "guard: [{ metric: gamma_entropy, above: 1, action: warn }]", "unknown metric `gamma_entropy`"),
+            ("clip", "guard: [{ metric: kl, above: 1, action: warn }]", "unknown metric `kl`"),
+            ("dico", "guard: [{ metric: kl, below: .inf, action: warn }]", "stages[2].guard[0].below: must be finite"),
             ("dico", "patience: 0, metric: cider", "stages[2].patience: must be at least 1"),
             ("dico", "dico: { reward: {} }", "stages[2].dico.reward: needs at least one reward"),
             ("dico", "dico: { reward: { clip_s: 1 } }", "stages[2].dico.reward: the evaluator gives pac_s"),
@@ -221,8 +263,8 @@ stages:
             let problem = problem(stage, addition);
             assert!(problem.contains(expected), "{addition}: {problem}");
         }
-        let good = "metric: cider, patience: 3, guard: [{ metric: kl, above: 0.5, for: 10, action: rollback }, \
-                    { metric: grammatical, below: 0.9, action: pause }]";
+        let good = "evaluate_every: 3, metric: cider, patience: 3, \
+                    guard: [{ metric: kl, above: 0.5, for: 10, action: rollback }, { metric: rep_4, above: 0.9, action: pause }]";
         assert_eq!(problem("dico", good), "");
         assert_eq!(
             problem("scst", "scst: { reward: { cider: 1, pac_s: 0.5 }, baseline: greedy, candidates: samples }"),

@@ -76,7 +76,8 @@ pub struct WebDataset {
     pub test: Option<String>,
 }
 
-/// Extra positive pairs of the training split, as PAC-S is trained with: each is of the same image as the real pair.
+/// Extra positive pairs of the training split, as PAC-S is trained with: each is of the same image as the real pair. Every training
+/// image needs one, whatever `skip_corrupt` says. Of an image in a tar the name is its key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Positives {

@@ -31,7 +31,7 @@ pub struct Stage {
     /// Settings of `objective: scst`.
     #[serde(default)]
     pub scst: Scst,
-    /// Steps between evaluations; the stage's last step is always evaluated.
+    /// Steps between evaluations; the stage's last step is always evaluated, unless the stage is ended early.
     #[serde(default)]
     pub evaluate_every: Option<u64>,
     /// Evaluate before the first step, too.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dataset::{DataSet, Split};
 use proto::{EVALUATION_RANGE, v1};
-use runfile::{Captioner, RunFile};
+use runfile::{Captioner, Objective, RunFile};
 use scoring::results::{self, Captioned};
 use scoring::{Examined, Files, Item, Metrics};
 use statistics::names;
@@ -27,7 +27,7 @@ const LOADING_THREADS: usize = 2;
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker evaluate --checkpoint runs/demo/checkpoints/2-dico-00000050 --config \
                         configs/demo.yaml --split test\n\nThe run file says which data, which evaluator and how captions \
-                        are searched; the scores are those of an evaluation during training, whatever the number of workers.")]
+                        are searched; the scores are those of an evaluation during training by workers with as many threads.")]
 pub struct Evaluate {
     /// A checkpoint, or a folder that `worker import` made.
     #[arg(long, value_name = "DIR")]
@@ -51,8 +51,8 @@ impl Evaluate {
     pub fn run(self) -> Result<(), String> {
         let device = self.compute.prepare()?;
         let run = self.run_of_checkpoint()?;
-        let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = run.scoring.clone();
-        let files = Files { meteor_jar, meteor_paraphrases, spice_jar, ..Files::default() };
+        let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &run.scoring;
+        let files = Files::new([meteor_jar, meteor_paraphrases, spice_jar]);
         let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
         let items = self.examine(&run, device)?;
         if let Some(path) = &self.captions {
@@ -70,7 +70,8 @@ impl Evaluate {
         let mut run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
         let dropout = run.captioner.dropout;
         run.captioner = Captioner { preset: None, weights: Some(self.checkpoint.clone()), vision: None, dropout };
-        if run.evaluator.preset.take().is_some() {
+        let trained = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
+        if run.evaluator.preset.take().is_some() || trained {
             run.evaluator.weights = Some(self.checkpoint.clone());
         }
         run.stages.clear();
@@ -119,8 +120,9 @@ impl Evaluate {
             bar.set_position(end as u64);
         }
         bar.finish_and_clear();
-        // As the coordinator sorts them: sums depend on the order.
+        // As the coordinator has them: sums depend on the order, and of an image that is listed twice the first counts.
         items.sort_by(|a, b| a.image.cmp(&b.image));
+        items.dedup_by(|later, first| later.image == first.image);
         Ok(items)
     }
 }

@@ -32,9 +32,7 @@ pub struct Score {
 
 impl Score {
     pub fn run(self) -> Result<(), String> {
-        let [meteor_jar, meteor_paraphrases, spice_jar] =
-            [&self.meteor_jar, &self.meteor_paraphrases, &self.spice_jar].map(Clone::clone);
-        let files = Files { meteor_jar, meteor_paraphrases, spice_jar, ..Files::default() };
+        let files = Files::new([&self.meteor_jar, &self.meteor_paraphrases, &self.spice_jar]);
         let captions = Captions::read(&self.references, &self.candidates).map_err(|error| error.to_string())?;
         let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
         let report = captions.score(&metrics);

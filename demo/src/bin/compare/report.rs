@@ -42,12 +42,16 @@ pub fn section(summary: &Summary) -> String {
             _ = writeln!(text, "| {title} | {} |", row(arm));
         }
     }
-    _ = writeln!(text, "\n| claim | holds in seeds | fails in seeds | the two sides, by seed |\n|---|---|---|---|");
+    _ = writeln!(
+        text,
+        "\n| claim | holds in seeds | fails in seeds | not tested in | the two sides, by seed |\n|---|---|---|---|---|"
+    );
     for claim in &summary.claims {
         let list = |seeds: &[u64]| seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
         let values = claim.values.values().map(|[left, right]| format!("{left:.3} / {right:.3}"));
         let values = values.collect::<Vec<_>>().join("; ");
-        _ = writeln!(text, "| {} | {} | {} | {values} |", claim.claim, list(&claim.holds), list(&claim.fails));
+        let [holds, fails, untested] = [&claim.holds, &claim.fails, &claim.untested].map(|seeds| list(seeds));
+        _ = writeln!(text, "| {} | {holds} | {fails} | {untested} | {values} |", claim.claim);
     }
     _ = writeln!(text, "\nWhat the guard did:\n");
     for (seed, arm) in summary.arms.get("scst_guarded").into_iter().flat_map(|arm| &arm.seeds) {
