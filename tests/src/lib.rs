@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
 /// Longer than any wait of these tests on a busy machine; reaching it is a failure, not a measurement.
@@ -118,6 +119,23 @@ impl Place {
         path
     }
 
+    /// The journal of a run, to read.
+    #[must_use]
+    pub fn journal(&self, name: &str) -> Connection {
+        let path = self.path(name).join("coordinator/journal.sqlite");
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("the run has a journal")
+    }
+
+    /// The particulars of the events of a kind in the journal of a run, in order.
+    #[must_use]
+    pub fn events(&self, name: &str, kind: &str) -> Vec<serde_json::Value> {
+        let journal = self.journal(name);
+        let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
+        let mut statement = journal.prepare(query).expect("the journal has events");
+        let rows = statement.query_map([kind], |row| row.get::<_, String>(0)).expect("events can be read");
+        rows.map(|row| serde_json::from_str(&row.expect("a row")).expect("particulars are JSON")).collect()
+    }
+
     /// The parameters in the last checkpoint of a run, by name.
     #[must_use]
     pub fn parameters(&self, name: &str) -> BTreeMap<String, Vec<f32>> {
@@ -145,6 +163,21 @@ pub fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("they are safetensors");
     let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     tensors.iter().map(|(name, view)| (name.to_owned(), values(view.data()))).collect()
+}
+
+/// Asks again and again until there is something.
+///
+/// # Panics
+/// There is nothing for longer than any wait of these tests.
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A process that is killed when the test is over.
@@ -232,6 +265,16 @@ impl Coordinator {
         let address =
             |key| line.split_whitespace().find_map(|word| word.strip_prefix(key)).expect("an address").to_owned();
         Self { url: format!("http://{}", address("grpc=")), http: address("http="), process }
+    }
+
+    /// How the run stands, as `coordinator status` says it.
+    ///
+    /// # Panics
+    /// It does not answer.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        let status = run("coordinator", &["status", "--coordinator", &self.url, "--json"]);
+        serde_json::from_slice(&status.stdout).unwrap_or_else(|_| panic!("no status: {}", self.process.log()))
     }
 
     /// A worker of this coordinator.

@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use dico_tests::{Coordinator, Place, Process, complete, error_line, run};
-use rusqlite::{Connection, OpenFlags};
+use dico_tests::{Coordinator, Place, Process, complete, error_line, run, wait_for};
 
 /// A place whose validation split takes several ranges, and a checkpoint of a short run on it.
 fn place() -> (Place, PathBuf) {
@@ -31,14 +30,9 @@ fn run_file(place: &Place, name: &str, checkpoint: &Path, workers: &str, steps: 
     path
 }
 
-fn journal(place: &Place, name: &str) -> Connection {
-    let path = place.path(name).join("coordinator/journal.sqlite");
-    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
-}
-
 /// Metrics and items of the evaluation before the first step.
 fn first_evaluation(place: &Place, name: &str) -> (String, Vec<[String; 3]>) {
-    let journal = journal(place, name);
+    let journal = place.journal(name);
     let metrics =
         journal.query_row("SELECT metrics_json FROM evaluations WHERE step = 0", [], |row| row.get(0)).unwrap();
     let query = "SELECT image, caption, scores_json FROM evaluation_items WHERE step = 0 ORDER BY image";
@@ -105,57 +99,40 @@ fn an_evaluation_that_loses_a_worker_finishes_without_it_and_captions_every_imag
     // Until one was lost in the middle of an evaluation: not every blow falls there.
     let mut next = 3;
     let survived = loop {
-        let victim = evaluating(&coordinator, &workers);
+        let (victim, generation) = wait_for("an evaluation", || evaluating(&coordinator, &workers));
         workers.remove(&victim);
-        if let Some(step) = survived_evaluation(&place) {
+        if let Some(step) = survived_evaluation(&place, generation) {
             break step;
         }
         workers.insert(next, coordinator.worker(&place, next));
         next += 1;
     };
-    let journal = journal(&place, "shaken");
+    let journal = place.journal("shaken");
     let items = |sql: &str| journal.query_row(sql, [survived], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(items("SELECT count(*) FROM evaluation_items WHERE step = ?"), 110);
     assert_eq!(items("SELECT count(DISTINCT image) FROM evaluation_items WHERE step = ?"), 110);
     assert_eq!(items("SELECT count(*) FROM events WHERE kind = 'duplicates' AND ? >= 0"), 0);
 }
 
-/// Waits until a worker is seen in an evaluation; its rank.
-fn evaluating(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>) -> u32 {
-    loop {
-        let status = run("coordinator", &["status", "--coordinator", &coordinator.url, "--json"]);
-        let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("the run goes on");
-        let members = status["members"].as_array().unwrap();
-        let evaluating = members.iter().filter(|member| members.len() > 1 && member["phase"] == "evaluate");
-        let ranks = evaluating.map(|member| member["rank"].as_u64().unwrap() as u32);
-        if let Some(rank) = ranks.filter(|rank| workers.contains_key(rank)).next_back() {
-            return rank;
-        }
-    }
+/// A worker that is seen in an evaluation together with others: its rank, and the generation.
+fn evaluating(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>) -> Option<(u32, i64)> {
+    let status = coordinator.status();
+    let members = status["members"].as_array().unwrap();
+    let evaluating = members.iter().filter(|member| members.len() > 1 && member["phase"] == "evaluate");
+    let ranks = evaluating.map(|member| member["rank"].as_u64().unwrap() as u32);
+    let rank = ranks.filter(|rank| workers.contains_key(rank)).next_back()?;
+    Some((rank, status["generation"].as_i64().unwrap()))
 }
 
-/// The step of an evaluation that one generation began and a later one finished, once that is so; none if the last loss was
-/// not in an evaluation.
-fn survived_evaluation(place: &Place) -> Option<i64> {
-    let journal = journal(place, "shaken");
-    let latest = |sql: &str| journal.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).unwrap();
-    // The generation that goes on without the lost one has begun.
-    let lost = loop {
-        let lost = latest("SELECT max(number) FROM generations WHERE ended_because LIKE '%was lost%'");
-        let formed = latest("SELECT max(number) FROM generations");
-        if let (Some(lost), Some(formed)) = (lost, formed)
-            && formed > lost
-        {
-            break lost;
-        }
-    };
-    // It begins where the last one was, and what it does first is to finish the evaluation.
-    let start = "SELECT step FROM generations WHERE number > ? ORDER BY number LIMIT 1";
-    let step: i64 = journal.query_row(start, [lost], |row| row.get(0)).unwrap();
-    loop {
-        let by = "SELECT min(generation) FROM evaluations WHERE step = ?";
-        if let Some(generation) = journal.query_row(by, [step], |row| row.get::<_, Option<i64>>(0)).unwrap() {
-            return (generation > lost).then_some(step);
-        }
-    }
+/// The step of an evaluation that was due when the generation `lost` lost a member, and that a later one finished; none if it was
+/// finished before.
+fn survived_evaluation(place: &Place, lost: i64) -> Option<i64> {
+    let journal = place.journal("shaken");
+    let number = |sql: &str, of: i64| journal.query_row(sql, [of], |row| row.get::<_, Option<i64>>(0)).unwrap();
+    // What the next generation does first is to finish an evaluation that is not, at the step where it begins.
+    let start = "SELECT (SELECT step FROM generations WHERE number > ? ORDER BY number LIMIT 1)";
+    let step = wait_for("the next generation", || number(start, lost));
+    let by = "SELECT min(generation) FROM evaluations WHERE step = ?";
+    let generation = wait_for("its evaluation", || number(by, step));
+    (generation > lost).then_some(step)
 }

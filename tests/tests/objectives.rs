@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dico_tests::{Coordinator, Place, complete, error_line, run, tensors};
-use rusqlite::{Connection, OpenFlags};
+use dico_tests::{Coordinator, Place, complete, error_line, run, tensors, wait_for};
 
 /// A run with these stages on the place's world, from scratch or, if there is one, from a checkpoint.
 fn run_file(place: &Place, name: &str, workers: u32, start: Option<&Path>, stages: &[&str]) -> PathBuf {
@@ -25,18 +24,6 @@ fn run_file(place: &Place, name: &str, workers: u32, start: Option<&Path>, stage
     path
 }
 
-fn journal(place: &Place, name: &str) -> Connection {
-    let path = place.path(name).join("coordinator/journal.sqlite");
-    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
-}
-
-fn events(place: &Place, name: &str, kind: &str) -> Vec<serde_json::Value> {
-    let journal = journal(place, name);
-    let mut statement = journal.prepare("SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid").unwrap();
-    let rows = statement.query_map([kind], |row| row.get::<_, String>(0)).unwrap();
-    rows.map(|row| serde_json::from_str(&row.unwrap()).unwrap()).collect()
-}
-
 #[test]
 fn every_objective_trains_and_leaves_all_ranks_alike() {
     let place = Place::with_positives();
@@ -51,7 +38,7 @@ fn every_objective_trains_and_leaves_all_ranks_alike() {
     ];
     let hashes = complete(&place, &run_file(&place, "run", 2, None, &stages), 2);
     assert_eq!(hashes[0], hashes[1]);
-    let journal = journal(&place, "run");
+    let journal = place.journal("run");
     let summaries = |stage: usize, step: i64| -> serde_json::Value {
         let query = "SELECT summaries_json FROM steps WHERE stage = ? AND step = ?";
         let text: String = journal.query_row(query, (stage as i64, step), |row| row.get(0)).unwrap();
@@ -92,12 +79,13 @@ fn a_stage_that_only_gets_worse_ends_with_what_it_began_with() {
         assert!(last.ends_with(format!("0-{name}-00000000")), "{}", last.display());
         let [began, ended] = [&start, &last].map(|folder| tensors(&folder.join("captioner.safetensors")));
         assert_eq!(began, ended);
-        let ends = events(&place, name, "stage_ended");
+        let ends = place.events(name, "stage_ended");
         assert_eq!((ends.len(), &ends[0]["step"]), (1, &serde_json::json!(0)), "{ends:?}");
     }
-    assert_eq!(events(&place, "impatient", "guard").len(), 0);
-    let guard = events(&place, "guarded", "guard");
+    assert_eq!(place.events("impatient", "guard").len(), 0);
+    let guard = place.events("guarded", "guard");
     assert_eq!((&guard[0]["metric"], &guard[0]["action"]), (&"bleu_1".into(), &"rollback".into()), "{guard:?}");
+    assert!(guard[0]["step"].as_u64().unwrap() > 0, "it was bad from the start: {guard:?}");
 }
 
 #[test]
@@ -112,17 +100,11 @@ fn a_paused_run_waits_until_it_is_told_to_go_on() {
     let error = error_line(&resume());
     assert!(error.contains("not paused"), "{error}");
     let worker = coordinator.worker(&place, 0);
-    loop {
-        let status = run("coordinator", &["status", "--coordinator", &coordinator.url, "--json"]);
-        let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("the run goes on");
-        if status["state"] == "paused" {
-            assert!(status["reason"].as_str().unwrap().contains("caption_length"), "{status}");
-            break;
-        }
-    }
+    let status = wait_for("the pause", || Some(coordinator.status()).filter(|status| status["state"] == "paused"));
+    assert!(status["reason"].as_str().unwrap().contains("caption_length"), "{status}");
     assert!(resume().status.success());
     assert!(worker.finish().0);
     assert!(coordinator.process.finish().0);
-    let [paused, resumed] = ["paused", "resumed"].map(|kind| events(&place, "run", kind).len());
+    let [paused, resumed] = ["paused", "resumed"].map(|kind| place.events("run", kind).len());
     assert_eq!((paused, resumed), (1, 1));
 }

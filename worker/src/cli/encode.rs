@@ -12,9 +12,6 @@ use crate::data::{Batch, Loader, Source, kind};
 use crate::models::{Models, Origins};
 use crate::{sight, tensors};
 
-/// Batches prepared ahead of the one that is encoded.
-const AHEAD: usize = 4;
-
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker encode --config configs/coco-vit-l14.yaml --split train --out features\n\n\
                         The store is written to OUT/SPLIT; set data.features to OUT to train from it. An interrupted \
@@ -79,14 +76,11 @@ impl Encode {
         bar.set_position(writer.rows());
         bar.reset_eta();
         let first = writer.rows() as usize;
-        let mut parts =
-            (first..images).step_by(self.batch.into()).map(|from| from..images.min(from + usize::from(self.batch)));
-        let start = |range: std::ops::Range<usize>| (range.clone(), loader.images(self.split, range.start, range.end));
-        let mut pending: std::collections::VecDeque<_> = parts.by_ref().take(AHEAD).map(start).collect();
+        let batch = usize::from(self.batch);
+        let ranges = (first..images).step_by(batch).map(|from| from..images.min(from + batch));
         let mut skipped = 0;
-        while let Some((range, batch)) = pending.pop_front() {
-            let batch = batch.wait()?;
-            pending.extend(parts.next().map(start));
+        for (range, batch) in loader.ranges(self.split, ranges) {
+            let batch = batch?;
             skipped += batch.skipped;
             writer.append(&rows(models, manifest, &batch, range)).map_err(|error| error.to_string())?;
             bar.set_position(writer.rows());

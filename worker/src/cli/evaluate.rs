@@ -1,5 +1,4 @@
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,9 +18,7 @@ use crate::examination::{Examiner, Writer};
 use crate::models::Origins;
 use crate::sight;
 
-/// Batches prepared ahead of the one that is captioned.
-const AHEAD: usize = 4;
-/// Threads that prepare them.
+/// Threads that prepare batches.
 const LOADING_THREADS: usize = 2;
 
 #[derive(clap::Args)]
@@ -109,15 +106,11 @@ impl Evaluate {
         };
         let bar = images_bar(images as u64);
         let range = EVALUATION_RANGE as usize;
-        let mut ranges = (0..images).step_by(range).map(|from| from..images.min(from + range));
-        let start = |range: Range<usize>| (range.end, loader.images(self.split, range.start, range.end));
-        let mut pending: VecDeque<_> = ranges.by_ref().take(AHEAD).map(start).collect();
+        let ranges = (0..images).step_by(range).map(|from| from..images.min(from + range));
         let mut items = Vec::with_capacity(images);
-        while let Some((end, batch)) = pending.pop_front() {
-            let batch = batch.wait()?;
-            pending.extend(ranges.next().map(start));
-            items.extend(examiner.items(&batch));
-            bar.set_position(end as u64);
+        for (range, batch) in loader.ranges(self.split, ranges) {
+            items.extend(examiner.items(&batch?));
+            bar.set_position(range.end as u64);
         }
         bar.finish_and_clear();
         // As the coordinator has them: sums depend on the order, and of an image that is listed twice the first counts.

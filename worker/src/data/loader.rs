@@ -1,5 +1,6 @@
 //! Prepares batches ahead of the training thread, on threads of its own: decodes images, or reads rows of a feature store.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +9,9 @@ use std::thread::JoinHandle;
 use dataset::{DataSet, Split};
 use features::{Dtype, Store};
 use tch::{Device, Kind, Tensor};
+
+/// Batches of ranges prepared ahead of the one that is waited for.
+const AHEAD: usize = 4;
 
 /// CLIP's channel means and deviations, of values in 0..1.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -148,9 +152,27 @@ impl Loader {
     }
 
     /// Starts on images `from..to` of a split.
-    #[must_use]
-    pub fn images(&self, split: Split, from: usize, to: usize) -> Pending {
+    fn images(&self, split: Split, from: usize, to: usize) -> Pending {
         self.start(split, (from..to).map(|image| Sample { image, caption: 0 }).collect(), false)
+    }
+
+    /// Batches of ranges of a split, in order, some of them prepared ahead.
+    pub fn ranges<'a>(
+        &'a self,
+        split: Split,
+        ranges: impl Iterator<Item = Range<usize>> + 'a,
+    ) -> impl Iterator<Item = (Range<usize>, Result<Batch, String>)> + 'a {
+        let mut started = ranges.map(move |range| {
+            let pending = self.images(split, range.start, range.end);
+            (range, pending)
+        });
+        let mut ahead: VecDeque<_> = started.by_ref().take(AHEAD).collect();
+        std::iter::from_fn(move || {
+            let (range, pending) = ahead.pop_front()?;
+            let batch = pending.wait();
+            ahead.extend(started.next());
+            Some((range, batch))
+        })
     }
 
     fn start(&self, split: Split, samples: Vec<Sample>, generated: bool) -> Pending {

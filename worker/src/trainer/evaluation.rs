@@ -1,14 +1,9 @@
-use std::collections::VecDeque;
-
 use dataset::Split;
 use proto::v1::{self, worker_message::Message};
 use runfile::Objective;
 
 use super::{Stop, Trainer};
 use crate::examination::{Examiner, Writer};
-
-/// Batches prepared ahead of the one that is captioned.
-const AHEAD: usize = 4;
 
 impl Trainer {
     /// Captions the ranges of the validation split that this worker is told to, and reports each when it is done. After a stage
@@ -31,17 +26,12 @@ impl Trainer {
         if let Some(range) = order.ranges.iter().find(|range| range.begin >= range.end || range.end > images) {
             return Err(Stop::Fatal(format!("told to caption {range:?} of {images} images")));
         }
-        let mut ranges = order.ranges.iter().copied();
-        let start = |range: v1::ImageRange| {
-            (range, self.loader.images(Split::Validation, range.begin as usize, range.end as usize))
-        };
-        let mut pending: VecDeque<_> = ranges.by_ref().take(AHEAD).map(start).collect();
-        while let Some((range, batch)) = pending.pop_front() {
+        let ranges = order.ranges.iter().map(|range| range.begin as usize..range.end as usize);
+        for (range, batch) in self.loader.ranges(Split::Validation, ranges) {
             self.not_abandoned()?;
-            let batch = batch.wait()?;
-            pending.extend(ranges.next().map(start));
-            let items = examiner.items(&batch);
-            let (evaluation, range) = (order.evaluation, Some(range));
+            let items = examiner.items(&batch?);
+            let range = Some(v1::ImageRange { begin: range.start as u64, end: range.end as u64 });
+            let evaluation = order.evaluation;
             self.report(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items }));
         }
         Ok(())
