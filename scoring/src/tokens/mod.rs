@@ -13,7 +13,6 @@
 //!   quoted strings go on. Here a caption is read as if it were alone, as a line with its end.
 //! - The last caption of a job has no line end there: of one that ends in `they'll` nothing but `they ll` is left.
 //! - A line break inside a caption is white space; all kinds but `\n` shift the captions after it in the reference.
-//! - A soft hyphen right before `n't` or inside the name of a site, and `http://` with nothing but an emoji after it.
 //! - Of a capital sigma in an address, after an entity or next to letters without case, the lower case may be the other
 //!   form.
 //! - A soft hyphen right before `n't`, or inside a name that ends with `.com`; an address that is one character beyond the
