@@ -33,7 +33,8 @@ pub struct Fluency {
 /// words of their own.
 #[must_use]
 pub fn fluency(corpus: &Corpus) -> Fluency {
-    let bad_endings: Vec<u32> = BAD_ENDINGS.iter().filter_map(|word| corpus.id(word)).collect();
+    // The tokeniser lets a single letter keep its full stop.
+    let bad_endings: Vec<u32> = BAD_ENDINGS.into_iter().chain(["a."]).filter_map(|word| corpus.id(word)).collect();
     let mut repeated = [(); MAX_ORDER].map(|()| Vec::with_capacity(corpus.len()));
     let mut incorrect = Vec::with_capacity(corpus.len());
     let mut counts = Sparse::new();
