@@ -74,15 +74,16 @@ impl Run {
         Ok(())
     }
 
-    /// Deletes what is neither among the newest checkpoints, nor the last of its stage, nor the best of the present one.
-    /// (An earlier stage has ended with its best.)
+    /// Deletes what is neither among the newest checkpoints, nor the last of its stage, nor the best of the present one, nor
+    /// what a rule of the guard may fall back to. (An earlier stage has ended with its best.)
     pub(super) fn retire_checkpoints(&mut self) {
         let keep = self.file.control.keep_checkpoints as usize;
         let newest: BTreeSet<Place> = self.checkpoints.keys().rev().take(keep).copied().collect();
         let last: BTreeMap<u32, Place> = self.checkpoints.keys().map(|place| (place.stage, *place)).collect();
-        let best = self.known().best().map(|best| best.place);
+        let mut needed = self.known().fallbacks();
+        needed.extend(self.known().best().map(|best| best.place));
         let kept =
-            |place: &Place| newest.contains(place) || last.get(&place.stage) == Some(place) || best == Some(*place);
+            |place: &Place| newest.contains(place) || last.get(&place.stage) == Some(place) || needed.contains(place);
         self.delete_checkpoints(|place| !kept(place));
     }
 

@@ -242,6 +242,44 @@ fn a_rollback_ends_the_stage_where_no_rule_was_broken() {
     assert_eq!(fired, 1, "a stage that has ended is not watched any more");
 }
 
+/// Where a run of one stage that ends with a rollback ends, for the first salt that `is_apt`.
+fn rolled_back_to(stage: Stage, keep: u32, is_apt: impl Fn(u64) -> bool) -> u64 {
+    let mut file = testing::run_file(vec![stage]);
+    file.control.keep_checkpoints = keep;
+    let salt = (0..).find(|salt| is_apt(*salt)).unwrap();
+    let mut world = World { salt, ..World::new(file) };
+    world.join(None);
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Finished));
+    world.ends[&0]
+}
+
+#[test]
+fn what_a_rollback_would_need_is_kept_while_a_rule_is_about_to_fire() {
+    let above = |metric: &str, bound, for_| Rule {
+        metric: metric.into(),
+        above: Some(bound),
+        below: None,
+        for_,
+        action: GuardAction::Rollback,
+    };
+    // The better by the metric, the worse by the rule: the first of two that are beyond the bound is the best so far.
+    let guard = vec![above("cider", 4.5, 2)];
+    let stage = Stage { metric: Some("cider".into()), guard, ..testing::stage("a", 50, 8, None, Some(10)) };
+    let scores = |salt| [10, 20, 30].map(|step| score(salt, at(0, step)));
+    assert_eq!(rolled_back_to(stage, 1, |salt| matches!(scores(salt), [..4.5, (4.5..), (4.5..)])), 10);
+
+    // Steps 1 to 5 are good, so the state at 4 is; then it takes longer than checkpoints are kept.
+    let stage = Stage { guard: vec![above("kl", 2.5, 6)], ..testing::stage("a", 50, 8, Some(1), None) };
+    let bad = |salt| move |step| score(salt + 1, at(0, step)) > 2.5;
+    let apt = |salt| !(1..=5).any(bad(salt)) && (6..=11).all(bad(salt));
+    assert_eq!(rolled_back_to(stage, 2, apt), 4);
+
+    // Whether the state that was just saved is good is not known before the next step.
+    let stage = Stage { guard: vec![above("kl", 2.5, 1)], ..testing::stage("a", 50, 8, Some(1), None) };
+    assert_eq!(rolled_back_to(stage, 1, |salt| !(1..=5).any(bad(salt)) && bad(salt)(6)), 4);
+}
+
 #[test]
 fn without_any_checkpoint_a_rollback_leaves_the_seed() {
     let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
