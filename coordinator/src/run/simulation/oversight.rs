@@ -281,6 +281,25 @@ fn what_a_rollback_would_need_is_kept_while_a_rule_is_about_to_fire() {
 }
 
 #[test]
+fn a_checkpoint_that_a_stages_end_overtook_is_deleted_once_all_have_let_go() {
+    let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("a", 4, 8, Some(1), None) };
+    let mut world = World::new(testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]));
+    world.join(None);
+    let session = world.sessions()[0];
+    world.work(session);
+    world.deliver(session);
+    // The step and the checkpoint: it is written before the report that ends the stage is heard.
+    world.work(session);
+    world.work(session);
+    assert_eq!(world.checkpoints.len(), 1);
+    world.deliver(session);
+    assert_eq!((world.ends.clone(), world.checkpoints.len()), ([(0, 0)].into(), 1));
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Finished));
+    assert_eq!(world.checkpoints.keys().collect::<Vec<_>>(), ["/nowhere/checkpoints/1-b-00000003"]);
+}
+
+#[test]
 fn without_any_checkpoint_a_rollback_leaves_the_seed() {
     let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
     let mut world = World::new(testing::run_file(vec![stage]));
