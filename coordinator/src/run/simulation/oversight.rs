@@ -157,6 +157,44 @@ fn patience_ends_a_stage_early() {
 }
 
 #[test]
+fn the_status_of_a_stage_that_was_ended_early_has_as_many_steps_as_it_has() {
+    let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
+    let mut world = World::new(testing::run_file(vec![stage]));
+    assert_eq!(world.run.status(world.now).steps, 50);
+    world.join(None);
+    world.run_dry();
+    let status = world.run.status(world.now);
+    assert_eq!((status.step, status.steps), (0, 0));
+}
+
+/// A world where all captions of the last step are written and being scored, which takes long.
+fn being_scored() -> World {
+    let mut world = World::new(testing::run_file(vec![testing::stage("a", 1, 8, None, None)]));
+    world.join(None);
+    work_until(&mut world, |world| !world.scoring.is_empty());
+    world
+}
+
+#[test]
+fn whoever_joins_while_scores_are_awaited_is_taken_in_and_they_stay_welcome() {
+    let mut world = being_scored();
+    world.join(None);
+    work_until(&mut world, |world| world.run.last_generation == 2);
+    assert_eq!(origins(&world).last(), Some(&(at(0, 1), Source::Member(0))));
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Finished));
+    assert_eq!((evaluations(&world).len(), world.asked.len()), (1, 1));
+}
+
+#[test]
+fn asked_to_stop_it_does_not_wait_for_scores() {
+    let mut world = being_scored();
+    world.event(Event::Shutdown);
+    work_until(&mut world, |world| happened(world, Happening::Stopped) == 1);
+    assert_eq!((evaluations(&world).len(), world.scoring.len()), (0, 1));
+}
+
+#[test]
 fn a_decision_that_a_dying_coordinator_did_not_take_is_taken_when_it_is_back() {
     let mut world = with_its_best_first(None);
     world.join(None);
