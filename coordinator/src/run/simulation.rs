@@ -167,7 +167,9 @@ impl World {
             }
             Record::Event { what: Happening::Finished, .. } => {
                 let last = self.run.last_generation;
-                let there = self.workers.values().filter(|worker| worker.generation == last);
+                // Also whoever has failed since, and was not heard yet.
+                let held = |worker: &&Worker| worker.position.is_some_and(|position| position.generation == last);
+                let there = self.workers.values().filter(held);
                 self.finals = there.map(|worker| worker.history.clone()).collect();
             }
             _ => {}
