@@ -294,6 +294,7 @@ fn differing(known: &str, file: &RunFile) -> Vec<&'static str> {
         ("captioner", known.captioner == file.captioner),
         ("evaluator", known.evaluator == file.evaluator),
         ("decoding", known.decoding == file.decoding),
+        ("scoring", known.scoring == file.scoring),
         ("stages", known.stages == file.stages),
     ];
     same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
@@ -505,6 +506,26 @@ mod tests {
     }
 
     #[test]
+    fn restored_scores_are_those_that_were_recorded_to_the_last_bit() {
+        let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
+        // Of a thousand roots a parser that is not exact gets many wrong.
+        let score = |step: u64| [("cider".to_owned(), (step as f64).sqrt() / 7.0)].into();
+        let scores: Scores = (1..=1_000).map(|step| (Place { stage: 0, step }, score(step))).collect();
+        let evaluated = |(place, metrics): (&Place, &BTreeMap<String, f64>)| Record::Evaluated {
+            place: *place,
+            generation: 1,
+            metrics: metrics.clone(),
+            items: vec![],
+        };
+        let mut records = vec![formed(1, 0, Source::Seed)];
+        records.extend(scores.iter().map(evaluated));
+        journal.write(&records).unwrap();
+        let restored = journal.restore().unwrap().scores;
+        let differing = scores.iter().filter(|(place, score)| restored.get(place) != Some(score)).count();
+        assert_eq!(differing, 0);
+    }
+
+    #[test]
     fn the_guard_is_on_record() {
         let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
         let rule = runfile::Rule {
@@ -533,6 +554,11 @@ mod tests {
         let other = RunFile { seed: 1, ..testing::run_file(vec![testing::stage("b", 20, 4, None, None)]) };
         let error = Journal::open(folder.path(), &other).unwrap_err().to_string();
         assert!(error.contains("seed, stages") && error.contains("--state"), "{error}");
+        // What is scored with other tables is another metric, although it has the same name.
+        let mut tables = file();
+        tables.scoring.meteor_paraphrases = Some("paraphrase-en.gz".into());
+        let error = Journal::open(folder.path(), &tables).unwrap_err().to_string();
+        assert!(error.contains("other scoring"), "{error}");
         // How the run is controlled may change.
         let mut slower = file();
         slower.control.lost_after = 60.0;

@@ -4,6 +4,7 @@ use std::{
     io::{IsTerminal, Write},
     net::SocketAddr,
     path::PathBuf,
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow, bail};
@@ -17,6 +18,10 @@ use crate::{
     run::{Outcome, record::Restored},
     service::{Service, Stop},
 };
+
+/// How long tasks in the background may take when all else is done: enough to delete an old checkpoint. Scores, which may
+/// take long, are not waited for: the next coordinator has them made anew.
+const LAST_TASKS: Duration = Duration::from_secs(2);
 
 /// Serve a run until it is finished.
 ///
@@ -54,7 +59,10 @@ impl Serve {
     pub fn run(self) -> anyhow::Result<()> {
         self.log_format.start();
         let file = RunFile::load(&self.config)?;
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(self.serve(file))
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let result = runtime.block_on(self.serve(file));
+        runtime.shutdown_timeout(LAST_TASKS);
+        result
     }
 
     async fn serve(self, file: RunFile) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! Which state of a stage is the best, and whether the stage ends with it before its last step is done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use runfile::Stage;
 
@@ -45,9 +45,13 @@ impl Known<'_> {
     /// with the highest score; of equals the earliest.
     #[must_use]
     pub fn best(&self) -> Option<Best> {
+        self.best_of(|_| true)
+    }
+
+    fn best_of(&self, which: impl Fn(Place) -> bool) -> Option<Best> {
         let metric = self.stage.metric.as_ref()?;
-        let there = |place: &Place| self.guard.kept(*place) && self.checkpoints.contains_key(place);
-        let scored = self.evaluated().filter(|(place, _)| there(place));
+        let there = |place: Place| self.guard.kept(place) && self.checkpoints.contains_key(&place);
+        let scored = self.evaluated().filter(|(place, _)| there(*place) && which(*place));
         let candidates = scored.filter_map(|(place, scores)| Some(Best { place, score: *scores.get(metric)? }));
         let finite = candidates.filter(|candidate| candidate.score.is_finite());
         finite.reduce(|best, other| if other.score > best.score { other } else { best })
@@ -57,13 +61,11 @@ impl Known<'_> {
     /// earlier state; or at the best state, once the last is known not to be it or patience has run out.
     #[must_use]
     pub fn end(&self) -> Option<End> {
-        let best = self.best();
         if let Some(violation) = self.guard.violation() {
-            let place = best.map(|best| best.place).or_else(|| self.newest_kept());
-            let place = place.unwrap_or(Place { stage: self.guard.stage(), step: 0 });
+            let place = self.fallback(violation.since).unwrap_or(Place { stage: self.guard.stage(), step: 0 });
             return Some(End { place, reason: format!("the guard: {}", violation.reason) });
         }
-        let (Best { place, score }, metric) = (best?, self.stage.metric.as_ref()?);
+        let (Best { place, score }, metric) = (self.best()?, self.stage.metric.as_ref()?);
         let later = self.evaluated().filter(|(other, _)| *other > place).count();
         let last = self.evaluated().any(|(place, _)| place.step >= self.stage.steps);
         let impatient = self.stage.patience.is_some_and(|patience| later >= patience as usize);
@@ -71,9 +73,19 @@ impl Known<'_> {
         (later > 0 && (last || impatient)).then(|| End { place, reason: reason() })
     }
 
-    fn newest_kept(&self) -> Option<Place> {
-        let own = self.checkpoints.keys().rev().filter(|place| place.stage == self.guard.stage());
-        own.copied().find(|place| self.guard.kept(*place))
+    /// The states that the stage may end with because of rules that are not kept from some state on, or may not be.
+    #[must_use]
+    pub fn fallbacks(&self) -> BTreeSet<Place> {
+        let newest = self.checkpoints.keys().next_back().copied().unwrap_or_default();
+        self.guard.suspects(newest).filter_map(|since| self.fallback(since)).collect()
+    }
+
+    /// The state that the stage ends with if it was beyond a bound from `since` on.
+    fn fallback(&self, since: Place) -> Option<Place> {
+        let best = self.best_of(|place| place < since).map(|best| best.place);
+        let earlier = self.checkpoints.range(..since).rev().map(|(place, _)| *place);
+        let mut kept = earlier.filter(|place| place.stage == self.guard.stage() && self.guard.kept(*place));
+        best.or_else(|| kept.next())
     }
 
     fn evaluated(&self) -> impl Iterator<Item = (Place, &BTreeMap<String, f64>)> {

@@ -197,6 +197,12 @@ mod tests {
     }
 
     #[test]
+    fn every_score_of_a_caption_is_one_of_an_evaluation() {
+        let known = statistics::names::EVALUATION.map(|(name, _)| name);
+        assert!(SCORES.iter().all(|score| known.contains(score)));
+    }
+
+    #[test]
     fn items_are_sorted_and_the_first_range_of_an_image_counts() {
         let mut captions = Captions::new(EVALUATION_RANGE + 2);
         let [first, second] = captions.missing()[..] else { panic!("two ranges") };

@@ -69,21 +69,33 @@ impl Run {
         self.progress += 1;
         let saved = Checkpoint { place, generation: generation_number, path, parameters_sha256: hash };
         self.checkpoints.insert(place, saved.clone());
+        self.unfinished.remove(&place);
         self.record(Record::Saved(saved));
         self.retire_checkpoints();
+        self.delete_unfinished();
         Ok(())
     }
 
-    /// Deletes what is neither among the newest checkpoints, nor the last of its stage, nor the best of the present one.
-    /// (An earlier stage has ended with its best.)
+    /// Deletes what is neither among the newest checkpoints, nor the last of its stage, nor the best of the present one, nor
+    /// what a rule of the guard may fall back to. (An earlier stage has ended with its best.)
     pub(super) fn retire_checkpoints(&mut self) {
         let keep = self.file.control.keep_checkpoints as usize;
         let newest: BTreeSet<Place> = self.checkpoints.keys().rev().take(keep).copied().collect();
         let last: BTreeMap<u32, Place> = self.checkpoints.keys().map(|place| (place.stage, *place)).collect();
-        let best = self.known().best().map(|best| best.place);
+        let mut needed = self.known().fallbacks();
+        needed.extend(self.known().best().map(|best| best.place));
         let kept =
-            |place: &Place| newest.contains(place) || last.get(&place.stage) == Some(place) || best == Some(*place);
+            |place: &Place| newest.contains(place) || last.get(&place.stage) == Some(place) || needed.contains(place);
         self.delete_checkpoints(|place| !kept(place));
+    }
+
+    /// Deletes what was left unfinished where no checkpoint will be written any more: beyond the end of a stage, and before
+    /// the newest checkpoint. Only for when nobody is in an earlier generation, and may still write. (The journal never knew.)
+    pub(super) fn delete_unfinished(&mut self) {
+        let newest = self.checkpoints.keys().next_back();
+        let is_left = |place: &Place| !self.plan.reaches(*place) || newest.is_some_and(|newest| place < newest);
+        let left = self.unfinished.extract_if(.., |place, _| is_left(place));
+        self.actions.extend(left.map(|(_, path)| Action::DeleteCheckpoint(path)));
     }
 
     pub(super) fn delete_checkpoints(&mut self, which: impl Fn(&Place) -> bool) {

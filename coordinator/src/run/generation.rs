@@ -112,6 +112,7 @@ impl Run {
             return;
         }
         self.flush_statistics();
+        self.delete_unfinished();
         let Origin { start, source } = self.origin();
         let number = self.last_generation + 1;
         self.last_generation = number;
@@ -306,7 +307,9 @@ impl Run {
         let live = matches!(self.phase, Phase::Forming | Phase::Running);
         let Some(generation) = self.generation.as_mut().filter(|_| live) else { return };
         let number = generation.number;
-        generation.awaiting = None;
+        if let Some(Awaiting::Checkpoint { place, path, .. }) = generation.awaiting.take() {
+            self.unfinished.insert(place, path);
+        }
         self.phase = Phase::Waiting;
         self.cause = (reason.to_owned(), by_failure);
         for rank in generation.members.clone() {

@@ -119,6 +119,14 @@ impl Guard {
         self.violation.as_ref()
     }
 
+    /// The states from which on a rule may yet call for an earlier one, if it has not already: where its row of values
+    /// beyond the bound begins, or else the `newest`, which it has not judged yet.
+    pub fn suspects(&self, newest: Place) -> impl Iterator<Item = Place> {
+        let suspect = move |watched: &Watched| if watched.broken > 0 { watched.since } else { newest };
+        let rules = self.rules.iter().filter(|watched| watched.rule.action == GuardAction::Rollback);
+        rules.map(suspect).chain(self.violation.as_ref().map(|violation| violation.since))
+    }
+
     /// Whether the state at `place` kept the rules, as far as is known.
     #[must_use]
     pub fn kept(&self, place: Place) -> bool {
@@ -166,6 +174,23 @@ mod tests {
         assert_eq!(guard.evaluation(at(1), |name| (name == "cider").then_some(9.0)), []);
         let firing = &guard.step(at(2), |_| Some(2.5))[0];
         assert_eq!((firing.value, firing.bound, firing.to_string().as_str()), (2.5, 1.0, "kl is 2.5000, above 1"));
+    }
+
+    #[test]
+    fn a_rule_that_may_call_for_an_earlier_state_names_the_first_suspect() {
+        let rollback = rule(Some(1.0), None, 2, GuardAction::Rollback);
+        let warn = Rule { action: GuardAction::Warn, ..rollback.clone() };
+        let mut guard = Guard::new(1, &[warn, rollback]);
+        let suspects = |guard: &Guard| guard.suspects(at(9)).map(|place| place.step).collect::<Vec<_>>();
+        assert_eq!(suspects(&guard), [9]);
+        guard.step(at(4), |_| Some(2.0));
+        assert_eq!(suspects(&guard), [3]);
+        guard.step(at(5), |_| Some(0.0));
+        assert_eq!(suspects(&guard), [9]);
+        guard.step(at(6), |_| Some(2.0));
+        guard.step(at(7), |_| Some(2.0));
+        guard.step(at(8), |_| Some(0.0));
+        assert_eq!(suspects(&guard), [9, 5], "what has fired stays");
     }
 
     #[test]

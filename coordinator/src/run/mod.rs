@@ -258,6 +258,8 @@ pub struct Run {
     progress: u64,
     done: Boundaries,
     checkpoints: BTreeMap<Place, Checkpoint>,
+    /// Folders of checkpoints that were not complete when their generation ended.
+    unfinished: BTreeMap<Place, PathBuf>,
     /// What evaluations of the present history gave.
     scores: Scores,
     /// The evaluation under way.
@@ -297,6 +299,7 @@ impl Run {
             progress: 0,
             done: restored.done,
             checkpoints: restored.checkpoints.into_iter().map(|checkpoint| (checkpoint.place, checkpoint)).collect(),
+            unfinished: BTreeMap::new(),
             scores: restored.scores,
             evaluation: None,
             guard: Guard::new(0, &[]),

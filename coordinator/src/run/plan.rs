@@ -113,6 +113,12 @@ impl Plan {
         self.stages.get(at.stage as usize).is_some_and(|stage| at.step <= stage.steps)
     }
 
+    /// Whether the run comes through such a point, given where its stages have ended.
+    #[must_use]
+    pub fn reaches(&self, at: Place) -> bool {
+        at.step <= self.steps(at.stage)
+    }
+
     /// The stage at a point of the run.
     ///
     /// # Panics
@@ -124,7 +130,8 @@ impl Plan {
 
     /// What has to happen at `at`, given what is `done`. At a boundary the checkpoint comes first: should the
     /// evaluation bring a worker down, nothing is lost, and should the state prove to be the best, it is there to go back
-    /// to. A stage that was ended early is not evaluated at its end: that was decided by evaluations.
+    /// to. A stage that was ended early is not evaluated at its end: where it ends is decided, and scores would not change
+    /// that.
     #[must_use]
     pub fn next(&self, at: Place, done: &Boundaries) -> Next {
         let stage = self.stage(at);
@@ -154,7 +161,8 @@ impl Plan {
     }
 
     /// Updates up to the end of a stage.
-    fn steps(&self, stage: u32) -> u64 {
+    #[must_use]
+    pub fn steps(&self, stage: u32) -> u64 {
         let planned = self.stages[stage as usize].steps;
         self.ends.get(&stage).map_or(planned, |end| planned.min(*end))
     }

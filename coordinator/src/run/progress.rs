@@ -48,7 +48,9 @@ impl Run {
     pub(super) fn proceed(&mut self, now: Time) {
         loop {
             let Some(generation) = self.generation.as_ref().filter(|_| self.phase == Phase::Running) else { return };
-            if generation.awaiting.is_some() {
+            // Scores need no member, and are as good to the next generation: nobody who joins or stops has to wait for them.
+            let scoring = matches!(generation.awaiting, Some(Awaiting::Scores));
+            if generation.awaiting.is_some() && !scoring {
                 return;
             }
             let granted = generation.granted;
@@ -80,6 +82,9 @@ impl Run {
                 if !saved {
                     self.place_checkpoint(granted);
                 }
+                return;
+            }
+            if scoring {
                 return;
             }
             match next {

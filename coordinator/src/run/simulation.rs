@@ -8,7 +8,7 @@
 
 mod oversight;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive, v1::worker_message::Message};
@@ -59,6 +59,8 @@ struct World {
     workers: BTreeMap<SessionId, Worker>,
     collectives: BTreeMap<u64, Collective>,
     checkpoints: BTreeMap<String, History>,
+    /// Checkpoints that were being written when the coordinator died: the next one does not know of them.
+    orphans: BTreeSet<String>,
     records: Vec<Record>,
     scoring: VecDeque<Event>,
     outcome: Option<Outcome>,
@@ -90,6 +92,7 @@ impl World {
             workers: BTreeMap::new(),
             collectives: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
+            orphans: BTreeSet::new(),
             records: Vec::new(),
             scoring: VecDeque::new(),
             outcome: None,
@@ -135,7 +138,10 @@ impl World {
                 }
                 Action::DeleteCheckpoint(path) => {
                     assert!(path.starts_with(self.file.output.join("checkpoints")));
-                    self.checkpoints.remove(path.to_str().unwrap()).expect("only what exists is deleted");
+                    let existed = self.checkpoints.remove(path.to_str().unwrap()).is_some();
+                    // One that is not on record was never complete: maybe nobody had begun.
+                    let on_record = self.records.last() == Some(&Record::Deleted(path));
+                    assert!(existed || !on_record, "what is on record exists until it is deleted");
                 }
                 Action::Exit(outcome) => {
                     assert_eq!(self.outcome.replace(outcome), None, "a run ends once");
@@ -161,7 +167,9 @@ impl World {
             }
             Record::Event { what: Happening::Finished, .. } => {
                 let last = self.run.last_generation;
-                let there = self.workers.values().filter(|worker| worker.generation == last);
+                // Also whoever has failed since, and was not heard yet.
+                let held = |worker: &&Worker| worker.position.is_some_and(|position| position.generation == last);
+                let there = self.workers.values().filter(held);
                 self.finals = there.map(|worker| worker.history.clone()).collect();
             }
             _ => {}
@@ -228,7 +236,22 @@ impl World {
         let mut journal = crate::journal::Journal::new(journal, &self.file).unwrap();
         journal.write(&self.records).unwrap();
         self.run = Run::new(self.file.clone(), journal.restore().unwrap());
+        let known = self.known_checkpoints();
+        self.orphans.extend(self.checkpoints.keys().filter(|path| !known.contains(*path)).cloned());
         held
+    }
+
+    fn known_checkpoints(&self) -> BTreeSet<String> {
+        self.run.checkpoints.values().map(|checkpoint| checkpoint.path.to_str().unwrap().to_owned()).collect()
+    }
+
+    /// What is on disk is what the run knows of, but for orphans.
+    fn check_checkpoints(&self) {
+        let known = self.known_checkpoints();
+        let there: BTreeSet<String> = self.checkpoints.keys().cloned().collect();
+        assert!(known.is_subset(&there), "{known:?} are not all in {there:?}");
+        let left: Vec<_> = there.difference(&known).filter(|path| !self.orphans.contains(*path)).collect();
+        assert!(left.is_empty(), "{left:?} are left over");
     }
 
     fn sessions(&self) -> Vec<SessionId> {
@@ -566,6 +589,7 @@ fn run_to_the_end(world: &mut World, ops: Vec<Op>) -> Option<()> {
             assert!(!world.finals.is_empty());
             let all = world.way_to(world.end());
             assert!(world.finals.iter().all(|history| *history == all), "{:?} is not {all:?}", world.finals);
+            world.check_checkpoints();
             Some(())
         }
     }
@@ -574,7 +598,7 @@ fn run_to_the_end(world: &mut World, ops: Vec<Op>) -> Option<()> {
 /// What a stage says of metric, patience, first evaluation and guard.
 fn oversight() -> impl Strategy<Value = (Option<String>, Option<u32>, bool, Vec<Rule>)> {
     let action = prop_oneof![Just(GuardAction::Warn), Just(GuardAction::Pause), Just(GuardAction::Rollback)];
-    let rule = (prop_oneof![Just("cider"), Just("kl")], 2..7_u32, any::<bool>(), 1..3_u32, action);
+    let rule = (prop_oneof![Just("cider"), Just("kl")], 2..7_u32, any::<bool>(), 1..5_u32, action);
     let rule = rule.prop_map(|(metric, bound, is_above, for_, action)| {
         let bound = Some(f64::from(bound) - 0.5);
         let (above, below) = if is_above { (bound, None) } else { (None, bound.map(|bound| 6.0 - bound)) };

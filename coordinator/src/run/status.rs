@@ -25,7 +25,7 @@ impl Run {
             stage: self.committed.stage,
             stage_name: stage.name.clone(),
             step: self.committed.step,
-            steps: stage.steps,
+            steps: self.plan.steps(self.committed.stage),
             loss: self.latest.as_ref().map_or(0.0, StepStatistics::loss),
             reward: self.latest.as_ref().and_then(StepStatistics::reward),
             images_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::images_per_second),

@@ -157,6 +157,44 @@ fn patience_ends_a_stage_early() {
 }
 
 #[test]
+fn the_status_of_a_stage_that_was_ended_early_has_as_many_steps_as_it_has() {
+    let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
+    let mut world = World::new(testing::run_file(vec![stage]));
+    assert_eq!(world.run.status(world.now).steps, 50);
+    world.join(None);
+    world.run_dry();
+    let status = world.run.status(world.now);
+    assert_eq!((status.step, status.steps), (0, 0));
+}
+
+/// A world where all captions of the last step are written and being scored, which takes long.
+fn being_scored() -> World {
+    let mut world = World::new(testing::run_file(vec![testing::stage("a", 1, 8, None, None)]));
+    world.join(None);
+    work_until(&mut world, |world| !world.scoring.is_empty());
+    world
+}
+
+#[test]
+fn whoever_joins_while_scores_are_awaited_is_taken_in_and_they_stay_welcome() {
+    let mut world = being_scored();
+    world.join(None);
+    work_until(&mut world, |world| world.run.last_generation == 2);
+    assert_eq!(origins(&world).last(), Some(&(at(0, 1), Source::Member(0))));
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Finished));
+    assert_eq!((evaluations(&world).len(), world.asked.len()), (1, 1));
+}
+
+#[test]
+fn asked_to_stop_it_does_not_wait_for_scores() {
+    let mut world = being_scored();
+    world.event(Event::Shutdown);
+    work_until(&mut world, |world| happened(world, Happening::Stopped) == 1);
+    assert_eq!((evaluations(&world).len(), world.scoring.len()), (0, 1));
+}
+
+#[test]
 fn a_decision_that_a_dying_coordinator_did_not_take_is_taken_when_it_is_back() {
     let mut world = with_its_best_first(None);
     world.join(None);
@@ -240,6 +278,63 @@ fn a_rollback_ends_the_stage_where_no_rule_was_broken() {
     assert_eq!(world.checkpoints.keys().collect::<Vec<_>>(), ["/nowhere/checkpoints/0-a-00000004"]);
     let fired = world.records.iter().filter(|record| matches!(record, Record::Guard { .. })).count();
     assert_eq!(fired, 1, "a stage that has ended is not watched any more");
+}
+
+/// Where a run of one stage that ends with a rollback ends, for the first salt that `is_apt`.
+fn rolled_back_to(stage: Stage, keep: u32, is_apt: impl Fn(u64) -> bool) -> u64 {
+    let mut file = testing::run_file(vec![stage]);
+    file.control.keep_checkpoints = keep;
+    let salt = (0..).find(|salt| is_apt(*salt)).unwrap();
+    let mut world = World { salt, ..World::new(file) };
+    world.join(None);
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Finished));
+    world.ends[&0]
+}
+
+#[test]
+fn what_a_rollback_would_need_is_kept_while_a_rule_is_about_to_fire() {
+    let above = |metric: &str, bound, for_| Rule {
+        metric: metric.into(),
+        above: Some(bound),
+        below: None,
+        for_,
+        action: GuardAction::Rollback,
+    };
+    // The better by the metric, the worse by the rule: the first of two that are beyond the bound is the best so far.
+    let guard = vec![above("cider", 4.5, 2)];
+    let stage = Stage { metric: Some("cider".into()), guard, ..testing::stage("a", 50, 8, None, Some(10)) };
+    let scores = |salt| [10, 20, 30].map(|step| score(salt, at(0, step)));
+    assert_eq!(rolled_back_to(stage, 1, |salt| matches!(scores(salt), [..4.5, (4.5..), (4.5..)])), 10);
+
+    // Steps 1 to 5 are good, so the state at 4 is; then it takes longer than checkpoints are kept.
+    let stage = Stage { guard: vec![above("kl", 2.5, 6)], ..testing::stage("a", 50, 8, Some(1), None) };
+    let bad = |salt| move |step| score(salt + 1, at(0, step)) > 2.5;
+    let apt = |salt| !(1..=5).any(bad(salt)) && (6..=11).all(bad(salt));
+    assert_eq!(rolled_back_to(stage, 2, apt), 4);
+
+    // Whether the state that was just saved is good is not known before the next step.
+    let stage = Stage { guard: vec![above("kl", 2.5, 1)], ..testing::stage("a", 50, 8, Some(1), None) };
+    assert_eq!(rolled_back_to(stage, 1, |salt| !(1..=5).any(bad(salt)) && bad(salt)(6)), 4);
+}
+
+#[test]
+fn a_checkpoint_that_a_stages_end_overtook_is_deleted_once_all_have_let_go() {
+    let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("a", 4, 8, Some(1), None) };
+    let mut world = World::new(testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]));
+    world.join(None);
+    let session = world.sessions()[0];
+    world.work(session);
+    world.deliver(session);
+    // The step and the checkpoint: it is written before the report that ends the stage is heard.
+    world.work(session);
+    world.work(session);
+    assert_eq!(world.checkpoints.len(), 1);
+    world.deliver(session);
+    assert_eq!((world.ends.clone(), world.checkpoints.len()), ([(0, 0)].into(), 1));
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Finished));
+    assert_eq!(world.checkpoints.keys().collect::<Vec<_>>(), ["/nowhere/checkpoints/1-b-00000003"]);
 }
 
 #[test]
