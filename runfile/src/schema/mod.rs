@@ -86,7 +86,7 @@ pub struct Control {
     pub lost_after: f64,
     /// Steps granted ahead of the last committed one.
     pub window: u32,
-    /// Checkpoints kept (the last of each stage is kept besides).
+    /// Newest checkpoints kept; besides them the last of each stage, the best of the present one, and what a guard may yet go back to.
     pub keep_checkpoints: u32,
 }
 
