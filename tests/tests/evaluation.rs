@@ -119,8 +119,8 @@ fn evaluating(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>) -> Op
     let status = coordinator.status();
     let members = status["members"].as_array().unwrap();
     let evaluating = members.iter().filter(|member| members.len() > 1 && member["phase"] == "evaluate");
-    let ranks = evaluating.map(|member| member["rank"].as_u64().unwrap() as u32);
-    let rank = ranks.filter(|rank| workers.contains_key(rank)).next_back()?;
+    let mut ranks = evaluating.map(|member| member["rank"].as_u64().unwrap() as u32);
+    let rank = ranks.rfind(|rank| workers.contains_key(rank))?;
     Some((rank, status["generation"].as_i64().unwrap()))
 }
 
