@@ -85,7 +85,6 @@ impl Candidates {
     }
 
     /// The best candidate of each image, of several the first: its reward and its number, both `[images, 1]`.
-    #[must_use]
     pub fn best(&self) -> (Tensor, Tensor) {
         self.rewards.max_dim(1, true)
     }

@@ -38,10 +38,10 @@ pub fn outcome(pairs: &Pairs, scale: &Tensor, collective: &dyn Collective) -> Re
         |images: &Tensor, texts: &Tensor| symmetric_cross_entropy(&(images.matmul(&texts.transpose(0, 1)) * &scale));
     let mut loss = of(&images, &texts);
     if let Some((generated, weight)) = &pairs.generated_images {
-        loss = loss + of(&gather(generated, collective)?, &texts) * *weight;
+        loss += of(&gather(generated, collective)?, &texts) * *weight;
     }
     if let Some((generated, weight)) = &pairs.generated_texts {
-        loss = loss + of(&images, &gather(generated, collective)?) * *weight;
+        loss += of(&images, &gather(generated, collective)?) * *weight;
     }
     let batch = images.size()[0] as f64;
     let loss_sum = loss.double_value(&[]) * share as f64 / batch;

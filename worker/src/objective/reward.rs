@@ -27,7 +27,6 @@ pub struct Judge<'a> {
 
 impl Judge<'_> {
     /// The rewards of each image's candidates, equally many for all, `[images, candidates]`.
-    #[must_use]
     pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<String>]) -> Tensor {
         let count = images.numbers.len() as i64;
         let each = candidates.first().map_or(0, Vec::len) as i64;
