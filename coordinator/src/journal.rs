@@ -6,7 +6,7 @@
 //! | `run`              | run (exactly one)               | `name, seed, run_file_json, created`                           |
 //! | `generations`      | generation                      | `number, members_json, cause, formed_at, ready_at, ended_at, ended_because, source, stage, step` |
 //! | `steps`            | step a generation reported      | `stage, step, generation, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds, samples, summaries_json` |
-//! | `checkpoints`      | checkpoint                      | `stage, step, generation, path, parameters_sha256, at, deleted` |
+//! | `checkpoints`      | checkpoint                      | `stage, step, generation, name, parameters_sha256, at, deleted` |
 //! | `evaluations`      | evaluation                      | `stage, step, generation, metrics_json, at`                    |
 //! | `evaluation_items` | image of an evaluation          | `stage, step, generation, image, caption, references_json, scores_json` |
 //! | `events`           | event                           | `at, kind, detail_json`                                        |
@@ -19,7 +19,7 @@
 //!   up, too. The view `cuts` (`generation, stage, step`) has both: no row of a generation up to `generation` that lies
 //!   beyond `(stage, step)` is of the present history.
 //! - Kinds of events are the names of [`Happening`]s, and `guard` with `{stage, step, metric, value, bound, action}`.
-//! - `members_json` is a list of `{rank, host, version, device}`; `source` is `rank N`, `checkpoint PATH` or `seed`.
+//! - `members_json` is a list of `{rank, host, version, device}`; `source` is `rank N`, `checkpoint NAME` or `seed`.
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
 //! - Values that are not finite are NULL.
 
@@ -44,7 +44,7 @@ use crate::run::{
 };
 
 /// Raised when the tables change; another version's journal is refused.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS run (name TEXT NOT NULL, seed INTEGER NOT NULL, run_file_json TEXT NOT NULL, created REAL NOT NULL);
@@ -56,7 +56,7 @@ CREATE TABLE IF NOT EXISTS steps (
     gradient_norm REAL, seconds REAL, all_reduce_seconds REAL, samples INTEGER NOT NULL, summaries_json TEXT NOT NULL,
     PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS checkpoints (
-    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, path TEXT NOT NULL,
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, name TEXT NOT NULL,
     parameters_sha256 TEXT NOT NULL, at REAL NOT NULL, deleted REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS evaluations (
     stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, metrics_json TEXT NOT NULL,
@@ -201,7 +201,7 @@ impl Journal {
         let committed = cut.map_or(reached, |cut| cut.min(reached));
 
         let query = format!(
-            "SELECT stage, step, generation, path, parameters_sha256 FROM checkpoints AS own
+            "SELECT stage, step, generation, name, parameters_sha256 FROM checkpoints AS own
             WHERE deleted IS NULL AND {PRESENT} ORDER BY stage, step"
         );
         let checkpoints = connection.prepare(&query)?.query_map([], checkpoint)?.collect::<Result<Vec<_>, _>>()?;
@@ -260,7 +260,7 @@ fn checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
     Ok(Checkpoint {
         place: place(row, 0)?,
         generation: unsigned(row, 2)?,
-        path: row.get::<_, String>(3)?.into(),
+        name: row.get(3)?,
         parameters_sha256: row.get(4)?,
     })
 }
@@ -324,17 +324,15 @@ fn write(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
         }
         Record::Step(step) => write_step(to, step),
         Record::Saved(checkpoint) => {
-            let Checkpoint { place, generation, path, parameters_sha256 } = checkpoint;
-            let path = path.to_string_lossy();
-            // A checkpoint of the same place is the same folder: it was written over.
-            run("UPDATE checkpoints SET deleted = ? WHERE path = ? AND deleted IS NULL", params![now(), path])?;
+            let Checkpoint { place, generation, name, parameters_sha256 } = checkpoint;
+            // A checkpoint of the same place has the same name: it was written over.
+            run("UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL", params![now(), name])?;
             let sql = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, NULL)";
             let (step, generation) = (place.step.cast_signed(), generation.cast_signed());
-            run(sql, params![place.stage, step, generation, path, parameters_sha256, now()])
+            run(sql, params![place.stage, step, generation, name, parameters_sha256, now()])
         }
-        Record::Deleted(path) => {
-            let sql = "UPDATE checkpoints SET deleted = ? WHERE path = ? AND deleted IS NULL";
-            run(sql, params![now(), path.to_string_lossy()])
+        Record::Deleted(name) => {
+            run("UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL", params![now(), name])
         }
         Record::Evaluated { place, generation, metrics, items } => {
             let (stage, step, generation) = (place.stage, place.step.cast_signed(), generation.cast_signed());
@@ -412,8 +410,8 @@ mod tests {
     }
 
     fn saved(step: u64, generation: u64) -> Checkpoint {
-        let path = format!("/nowhere/checkpoints/0-a-{step:08}").into();
-        Checkpoint { place: Place { stage: 0, step }, generation, path, parameters_sha256: "ab".into() }
+        let name = format!("0-a-{step:08}");
+        Checkpoint { place: Place { stage: 0, step }, generation, name, parameters_sha256: "ab".into() }
     }
 
     fn evaluated(step: u64, generation: u64) -> Record {
@@ -435,12 +433,12 @@ mod tests {
         records.extend((1..=5).map(|s| step(s, 1)));
         records.extend([Record::Saved(saved(5, 1)), evaluated(5, 1)]);
         records.extend((6..=10).map(|s| step(s, 1)));
-        records.extend([Record::Saved(saved(10, 1)), Record::Deleted(saved(5, 1).path), evaluated(10, 1)]);
+        records.extend([Record::Saved(saved(10, 1)), Record::Deleted(saved(5, 1).name), evaluated(10, 1)]);
         records.extend((11..=15).map(|s| step(s, 1)));
         records.push(evaluated(15, 1));
         records.push(Record::Ended { generation: 1, reason: "lost".into() });
         // All state beyond the checkpoint is gone: so is the evaluation at step 15.
-        records.extend([formed(2, 10, Source::Checkpoint(saved(10, 1).path)), step(11, 2)]);
+        records.extend([formed(2, 10, Source::Checkpoint(saved(10, 1).name)), step(11, 2)]);
         records.extend([formed(3, 11, Source::Member(3)), step(12, 3)]);
         let mut journal = Journal::open(folder.path(), &file()).unwrap();
         journal.write(&records).unwrap();
@@ -501,7 +499,7 @@ mod tests {
         assert_eq!(restored.checkpoints, [saved(5, 1), saved(10, 1)]);
         assert_eq!(restored.scores.into_keys().collect::<Vec<_>>(), [at(5), at(10)]);
         // What comes after it is of the present history again.
-        journal.write(&[formed(2, 10, Source::Checkpoint(saved(10, 1).path)), Record::Saved(saved(11, 2))]).unwrap();
+        journal.write(&[formed(2, 10, Source::Checkpoint(saved(10, 1).name)), Record::Saved(saved(11, 2))]).unwrap();
         assert_eq!(journal.restore().unwrap().checkpoints.last(), Some(&saved(11, 2)));
     }
 

@@ -12,4 +12,4 @@ pub mod v1 {
 pub const EVALUATION_RANGE: u64 = 50;
 
 /// Raised whenever a change makes older peers misunderstand newer ones. Exchanged at join; a mismatch is refused.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;

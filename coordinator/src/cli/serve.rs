@@ -3,7 +3,7 @@
 use std::{
     io::{IsTerminal, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -72,7 +72,7 @@ impl Serve {
         let http = bind(self.http, "--http").await?;
         let state = self.state.unwrap_or_else(|| file.output.join("coordinator"));
         let journal = Journal::open(&state, &file).with_context(|| format!("state {}", state.display()))?;
-        let restored = only_existing(journal.restore()?);
+        let restored = only_existing(journal.restore()?, &file.output.join("checkpoints"));
         if restored.finished {
             tracing::info!(state = %state.display(), "the run is finished already");
         } else if restored.last_generation > 0 {
@@ -91,11 +91,12 @@ impl Serve {
 }
 
 /// Forgets checkpoints whose folders are gone.
-fn only_existing(mut restored: Restored) -> Restored {
+fn only_existing(mut restored: Restored, folder: &Path) -> Restored {
     restored.checkpoints.retain(|checkpoint| {
-        let exists = checkpoint.path.is_dir();
+        let path = folder.join(&checkpoint.name);
+        let exists = path.is_dir();
         if !exists {
-            tracing::warn!(path = %checkpoint.path.display(), "a checkpoint in the journal is gone");
+            tracing::warn!(path = %path.display(), "a checkpoint in the journal is gone");
         }
         exists
     });

@@ -120,7 +120,7 @@ mod tests {
         let scores: Scores = own.chain([earlier]).collect();
         let saved = |place: &Place| {
             let parameters_sha256 = String::new();
-            (*place, Checkpoint { place: *place, generation: 1, path: "/nowhere".into(), parameters_sha256 })
+            (*place, Checkpoint { place: *place, generation: 1, name: "saved".into(), parameters_sha256 })
         };
         let checkpoints = scores.keys().map(saved).collect();
         let known = Known { stage, guard: &guard, scores: &scores, checkpoints: &checkpoints };

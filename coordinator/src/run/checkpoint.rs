@@ -18,9 +18,9 @@ const LONGEST_HASH: usize = 128;
 impl Run {
     pub(super) fn place_checkpoint(&mut self, place: Place) {
         let number = self.next_directive();
-        let path = self.file.output.join("checkpoints").join(self.name_of(place));
-        let directive = v1::Checkpoint { checkpoint: number, path: path.to_string_lossy().into_owned() };
-        let awaiting = Awaiting::Checkpoint { number, place, path, hashes: BTreeMap::new() };
+        let name = self.name_of(place);
+        let directive = v1::Checkpoint { checkpoint: number, name: name.clone() };
+        let awaiting = Awaiting::Checkpoint { number, place, name, hashes: BTreeMap::new() };
         self.place(awaiting, &Directive::Checkpoint(directive));
     }
 
@@ -44,7 +44,7 @@ impl Run {
         }
         let Some(generation) = &mut self.generation else { return Ok(()) };
         let world = generation.members.len();
-        let Some(Awaiting::Checkpoint { number, place, path, hashes }) = &mut generation.awaiting else {
+        let Some(Awaiting::Checkpoint { number, place, name, hashes }) = &mut generation.awaiting else {
             return Err("a checkpoint that was not asked for".into());
         };
         if *number != report.checkpoint || generation.progress.get(&rank) != Some(place) {
@@ -54,7 +54,7 @@ impl Run {
         if hashes.len() < world {
             return Ok(());
         }
-        let (place, path, hashes) = (*place, std::mem::take(path), std::mem::take(hashes));
+        let (place, name, hashes) = (*place, std::mem::take(name), std::mem::take(hashes));
         let generation_number = generation.number;
         generation.awaiting = None;
         let hash = hashes.values().next().cloned().unwrap_or_default();
@@ -67,7 +67,7 @@ impl Run {
         }
         self.done.insert((place, Boundary::Checkpoint));
         self.progress += 1;
-        let saved = Checkpoint { place, generation: generation_number, path, parameters_sha256: hash };
+        let saved = Checkpoint { place, generation: generation_number, name, parameters_sha256: hash };
         self.checkpoints.insert(place, saved.clone());
         self.unfinished.remove(&place);
         self.record(Record::Saved(saved));
@@ -79,7 +79,7 @@ impl Run {
     /// Deletes what is neither among the newest checkpoints, nor the last of its stage, nor the best of the present one, nor
     /// what a rule of the guard may fall back to. (An earlier stage has ended with its best.)
     pub(super) fn retire_checkpoints(&mut self) {
-        let keep = self.file.control.keep_checkpoints as usize;
+        let keep = self.file.checkpoints.keep as usize;
         let newest: BTreeSet<Place> = self.checkpoints.keys().rev().take(keep).copied().collect();
         let last: BTreeMap<u32, Place> = self.checkpoints.keys().map(|place| (place.stage, *place)).collect();
         let mut needed = self.known().fallbacks();
@@ -95,14 +95,14 @@ impl Run {
         let newest = self.checkpoints.keys().next_back();
         let is_left = |place: &Place| !self.plan.reaches(*place) || newest.is_some_and(|newest| place < newest);
         let left = self.unfinished.extract_if(.., |place, _| is_left(place));
-        self.actions.extend(left.map(|(_, path)| Action::DeleteCheckpoint(path)));
+        self.actions.extend(left.map(|(_, name)| Action::DeleteCheckpoint(name)));
     }
 
     pub(super) fn delete_checkpoints(&mut self, which: impl Fn(&Place) -> bool) {
         let gone: Vec<Place> = self.checkpoints.keys().filter(|place| which(place)).copied().collect();
         for checkpoint in gone.iter().filter_map(|place| self.checkpoints.remove(place)).collect::<Vec<_>>() {
-            self.record(Record::Deleted(checkpoint.path.clone()));
-            self.actions.push(Action::DeleteCheckpoint(checkpoint.path));
+            self.record(Record::Deleted(checkpoint.name.clone()));
+            self.actions.push(Action::DeleteCheckpoint(checkpoint.name));
         }
     }
 }

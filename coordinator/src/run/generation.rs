@@ -153,7 +153,7 @@ impl Run {
             (Some((start, rank)), saved) if saved.is_none_or(|saved| saved.place <= start) => {
                 Origin { start, source: Source::Member(rank.0) }
             }
-            (_, Some(saved)) => Origin { start: saved.place, source: Source::Checkpoint(saved.path.clone()) },
+            (_, Some(saved)) => Origin { start: saved.place, source: Source::Checkpoint(saved.name.clone()) },
             (_, None) => Origin { start: Place::default(), source: Source::Seed },
         }
     }
@@ -186,7 +186,7 @@ impl Run {
         let store_address = members.map(|member| member.store_address.clone()).next().unwrap_or_default();
         let (source_rank, checkpoint) = match source {
             Source::Member(rank) => (in_generation(*rank), String::new()),
-            Source::Checkpoint(path) => (None, path.to_string_lossy().into_owned()),
+            Source::Checkpoint(name) => (None, name.clone()),
             Source::Seed => (None, String::new()),
         };
         for (index, rank) in ranks.iter().enumerate() {
@@ -307,8 +307,8 @@ impl Run {
         let live = matches!(self.phase, Phase::Forming | Phase::Running);
         let Some(generation) = self.generation.as_mut().filter(|_| live) else { return };
         let number = generation.number;
-        if let Some(Awaiting::Checkpoint { place, path, .. }) = generation.awaiting.take() {
-            self.unfinished.insert(place, path);
+        if let Some(Awaiting::Checkpoint { place, name, .. }) = generation.awaiting.take() {
+            self.unfinished.insert(place, name);
         }
         self.phase = Phase::Waiting;
         self.cause = (reason.to_owned(), by_failure);

@@ -173,8 +173,8 @@ pub enum Action {
         /// The file for the captions.
         captions: PathBuf,
     },
-    /// Delete a checkpoint's folder.
-    DeleteCheckpoint(PathBuf),
+    /// Delete the checkpoint of this name.
+    DeleteCheckpoint(String),
     /// Nothing is left to do: stop serving. The last action there is.
     Exit(Outcome),
 }
@@ -258,8 +258,8 @@ pub struct Run {
     progress: u64,
     done: Boundaries,
     checkpoints: BTreeMap<Place, Checkpoint>,
-    /// Folders of checkpoints that were not complete when their generation ended.
-    unfinished: BTreeMap<Place, PathBuf>,
+    /// Names of checkpoints that were not complete when their generation ended.
+    unfinished: BTreeMap<Place, String>,
     /// What evaluations of the present history gave.
     scores: Scores,
     /// The evaluation under way.
@@ -373,6 +373,7 @@ impl Run {
             session_token: token,
             run_file: self.file_json.clone(),
             heartbeat_interval_ms: heartbeat.as_millis() as u64,
+            lost_after_ms: u64::try_from(self.lost_after().as_millis()).unwrap_or(u64::MAX),
         })
     }
 
@@ -475,6 +476,7 @@ impl Run {
             Message::Advanced(advanced) => self.advanced(rank, &advanced),
             Message::Idle(idle) => self.idle(now, rank, &idle),
             Message::Failed(failed) => self.failed(now, rank, &failed),
+            Message::CheckpointFailed(_) | Message::Leaving(_) => Ok(()),
             Message::Finished(_) => {
                 if let Some(member) = self.members.get(rank) {
                     self.actions.push(Action::Close { session: member.session, refusal: None });

@@ -1,9 +1,6 @@
 //! Progress of a running generation: what is granted, what is committed, and the boundaries in between.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{v1, v1::directive::Directive};
 
@@ -28,7 +25,7 @@ pub(super) enum Awaiting {
     Checkpoint {
         number: u64,
         place: Place,
-        path: PathBuf,
+        name: String,
         /// Hash of the parameters, by rank.
         hashes: BTreeMap<u32, String>,
     },

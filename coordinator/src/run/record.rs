@@ -1,6 +1,6 @@
 //! What is worth remembering: written to the journal, turned into metrics, and read back when a coordinator restarts.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 use proto::v1;
 
@@ -18,8 +18,8 @@ use super::{
 pub enum Source {
     /// A member, by its identity rank.
     Member(u32),
-    /// A checkpoint's folder.
-    Checkpoint(PathBuf),
+    /// A checkpoint, by its name.
+    Checkpoint(String),
     /// The run's seed.
     Seed,
 }
@@ -28,7 +28,7 @@ impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Member(rank) => write!(f, "rank {rank}"),
-            Self::Checkpoint(path) => write!(f, "checkpoint {}", path.display()),
+            Self::Checkpoint(name) => write!(f, "checkpoint {name}"),
             Self::Seed => f.write_str("seed"),
         }
     }
@@ -41,8 +41,8 @@ pub struct Checkpoint {
     pub place: Place,
     /// The generation that saved it.
     pub generation: u64,
-    /// Its folder.
-    pub path: PathBuf,
+    /// What it is called among the run's checkpoints.
+    pub name: String,
     /// What all ranks said of their parameters.
     pub parameters_sha256: String,
 }
@@ -141,7 +141,7 @@ pub enum Record {
     /// A checkpoint is complete. Durable before training goes on.
     Saved(Checkpoint),
     /// A checkpoint is about to be deleted. Durable before it is: the journal must not promise what is gone.
-    Deleted(PathBuf),
+    Deleted(String),
     /// An evaluation is complete. Durable before training goes on: where a stage ends depends on it.
     Evaluated {
         /// The state that was evaluated.

@@ -136,11 +136,10 @@ impl World {
                     assert!(captions.starts_with(self.file.output.join("captions")));
                     self.scoring.push_back(Event::Scored { evaluation, metrics, items });
                 }
-                Action::DeleteCheckpoint(path) => {
-                    assert!(path.starts_with(self.file.output.join("checkpoints")));
-                    let existed = self.checkpoints.remove(path.to_str().unwrap()).is_some();
+                Action::DeleteCheckpoint(name) => {
+                    let existed = self.checkpoints.remove(&name).is_some();
                     // One that is not on record was never complete: maybe nobody had begun.
-                    let on_record = self.records.last() == Some(&Record::Deleted(path));
+                    let on_record = self.records.last() == Some(&Record::Deleted(name));
                     assert!(existed || !on_record, "what is on record exists until it is deleted");
                 }
                 Action::Exit(outcome) => {
@@ -174,8 +173,8 @@ impl World {
             }
             _ => {}
         }
-        if let Record::Formed { start, source: Source::Checkpoint(path), .. } = &record {
-            assert_eq!(self.checkpoints[path.to_str().unwrap()], self.way_to(*start), "a state of the present history");
+        if let Record::Formed { start, source: Source::Checkpoint(name), .. } = &record {
+            assert_eq!(self.checkpoints[name], self.way_to(*start), "a state of the present history");
         }
         self.records.push(record);
     }
@@ -242,7 +241,7 @@ impl World {
     }
 
     fn known_checkpoints(&self) -> BTreeSet<String> {
-        self.run.checkpoints.values().map(|checkpoint| checkpoint.path.to_str().unwrap().to_owned()).collect()
+        self.run.checkpoints.values().map(|checkpoint| checkpoint.name.clone()).collect()
     }
 
     /// What is on disk is what the run knows of, but for orphans.
@@ -279,7 +278,11 @@ impl World {
             return;
         }
         let generation = worker.generation;
-        worker.outbox.push_back(Message::Failed(v1::Failed { generation, reason: "broken".into(), fatal: false }));
+        worker.outbox.push_back(Message::Failed(v1::Failed {
+            generation,
+            reason: "broken".into(),
+            ..Default::default()
+        }));
         worker.outbox.push_back(Message::Idle(v1::Idle { generation, position: worker.position }));
         worker.inbox.clear();
         worker.generation = 0;
@@ -318,13 +321,12 @@ impl World {
                 let worker = self.workers.get_mut(&session).unwrap();
                 let hash = format!("{:?}", worker.history.len());
                 if worker.rank == 0 {
-                    self.checkpoints.insert(checkpoint.path.clone(), worker.history.clone());
+                    self.checkpoints.insert(checkpoint.name.clone(), worker.history.clone());
                 }
                 worker.outbox.push_back(Message::CheckpointDone(v1::CheckpointDone {
                     generation: number,
                     checkpoint: checkpoint.checkpoint,
                     parameters_sha256: hash,
-                    path: checkpoint.path,
                 }));
                 true
             }
@@ -366,7 +368,7 @@ impl World {
                 self.workers.get_mut(&session).unwrap().open = false;
                 true
             }
-            Directive::Abandon(_) => unreachable!("handled above"),
+            Directive::Abandon(_) | Directive::Halt(_) => unreachable!("handled above, or not sent"),
         };
         if done && let Some(worker) = self.workers.get_mut(&session) {
             let front = worker.inbox.pop_front().expect("it was there above");
@@ -647,7 +649,7 @@ proptest! {
         ]);
         file.workers.min = min;
         file.control.window = window;
-        file.control.keep_checkpoints = keep;
+        file.checkpoints.keep = keep;
         let mut world = World::new(file);
         run_to_the_end(&mut world, ops);
         prop_assert!(world.ends.is_empty());
@@ -664,7 +666,7 @@ proptest! {
         };
         let mut file = testing::run_file(stages.into_iter().zip(settings).map(with).collect());
         file.control.window = window;
-        file.control.keep_checkpoints = keep;
+        file.checkpoints.keep = keep;
         let mut world = World::new(file.clone());
         world.salt = salt;
         if run_to_the_end(&mut world, ops).is_none() {
@@ -786,7 +788,7 @@ fn the_same_fatal_failure_again_and_again_fails_the_run() {
         assert_eq!(world.outcome, None);
         world.join(None);
         let session = world.sessions()[0];
-        let failed = v1::Failed { generation, reason: "no memory\nleft".into(), fatal: true };
+        let failed = v1::Failed { generation, reason: "no memory\nleft".into(), fatal: true, ..Default::default() };
         world.event(Event::Message { session, message: Message::Failed(failed) });
         world.workers.remove(&session);
     }
@@ -860,11 +862,10 @@ fn nonsense() -> impl Strategy<Value = Message> {
                     generation,
                     checkpoint: id,
                     parameters_sha256: text.clone(),
-                    path: text,
                 }),
                 7 => Message::Advanced(v1::Advanced { generation, stage }),
                 8 => Message::Idle(v1::Idle { generation, position }),
-                9 => Message::Failed(v1::Failed { generation, reason: text, fatal: flag }),
+                9 => Message::Failed(v1::Failed { generation, reason: text, fatal: flag, ..Default::default() }),
                 _ => Message::Finished(v1::Finished {}),
             }
         },

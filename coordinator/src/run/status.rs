@@ -31,6 +31,8 @@ impl Run {
             images_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::images_per_second),
             members: self.members.iter().map(member).collect(),
             reason,
+            slowest_rank: None,
+            lag_seconds: 0.0,
         }
     }
 

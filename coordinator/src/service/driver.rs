@@ -56,7 +56,7 @@ pub struct Driver {
     /// Scores captions.
     pub scoring: Arc<scoring::Metrics>,
     pub readiness: watch::Sender<Readiness>,
-    /// Nothing outside of this folder is ever deleted.
+    /// Where checkpoints are.
     pub checkpoints: PathBuf,
     /// For events that come back from threads.
     pub inputs: mpsc::Sender<Input>,
@@ -205,7 +205,7 @@ impl Turn {
                         _ = inputs.send(Input::Event(Event::Scored { evaluation, metrics, items })).await;
                     });
                 }
-                Action::DeleteCheckpoint(path) => self.delete(path),
+                Action::DeleteCheckpoint(name) => self.delete(&name),
                 Action::Exit(how) => outcome = Some(how),
             }
         }
@@ -223,15 +223,8 @@ impl Turn {
         }
     }
 
-    fn delete(&self, path: PathBuf) {
-        let below = path.strip_prefix(&self.driver.checkpoints).is_ok_and(|rest| {
-            let mut parts = rest.components();
-            matches!(parts.next(), Some(std::path::Component::Normal(_))) && parts.next().is_none()
-        });
-        if !below {
-            warn!(path = %path.display(), "not deleted: it is no checkpoint of this run");
-            return;
-        }
+    fn delete(&self, name: &str) {
+        let path = self.driver.checkpoints.join(name);
         tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -256,8 +249,8 @@ impl Turn {
             Record::Ready { generation, .. } => info!(generation, "training"),
             Record::Ended { generation, reason } => info!(generation, reason, "the generation ended"),
             Record::Step(step) => self.tell_progress(step),
-            Record::Saved(saved) => info!(at = %saved.place, path = %saved.path.display(), "checkpoint"),
-            Record::Deleted(path) => info!(path = %path.display(), "deleting an old checkpoint"),
+            Record::Saved(saved) => info!(at = %saved.place, name = saved.name, "checkpoint"),
+            Record::Deleted(name) => info!(name, "deleting an old checkpoint"),
             Record::Evaluated { place, metrics, .. } => info!(at = %place, ?metrics, "evaluation"),
             Record::Guard { place, firing } => {
                 warn!(at = %place, action = firing.action.name(), "the guard: {firing}");

@@ -1,5 +1,7 @@
 //! The whole coordinator on the loopback, with clients that speak gRPC.
 
+use std::path::Path;
+
 use proto::{
     PROTOCOL_VERSION,
     v1::{
@@ -40,7 +42,7 @@ async fn start_with(stage: Stage) -> Running {
     let output = tempfile::tempdir().unwrap();
     let mut file = testing::run_file(vec![stage]);
     file.output = output.path().to_owned();
-    file.control.keep_checkpoints = 1;
+    file.checkpoints.keep = 1;
     let journal = Journal::open(&output.path().join("state"), &file).unwrap();
     let restored = journal.restore().unwrap();
     let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -129,7 +131,7 @@ async fn nonsense_ends_the_session() {
 }
 
 /// What a healthy worker says about a directive.
-fn replies(generation: u64, directive: Directive) -> Vec<Message> {
+fn replies(output: &Path, generation: u64, directive: Directive) -> Vec<Message> {
     match directive {
         Directive::Rendezvous(meet) => vec![Message::Ready(v1::Ready { generation, position: meet.position })],
         Directive::Train(train) => {
@@ -147,10 +149,10 @@ fn replies(generation: u64, directive: Directive) -> Vec<Message> {
             };
             (train.first_step..train.first_step + u64::from(train.steps)).map(report).collect()
         }
-        Directive::Checkpoint(v1::Checkpoint { checkpoint, path }) => {
-            std::fs::create_dir_all(&path).unwrap();
+        Directive::Checkpoint(v1::Checkpoint { checkpoint, name }) => {
+            std::fs::create_dir_all(output.join("checkpoints").join(name)).unwrap();
             let parameters_sha256 = "00".into();
-            vec![Message::CheckpointDone(v1::CheckpointDone { generation, checkpoint, parameters_sha256, path })]
+            vec![Message::CheckpointDone(v1::CheckpointDone { generation, checkpoint, parameters_sha256 })]
         }
         Directive::Evaluate(v1::Evaluate { evaluation, ranges }) => {
             assert_eq!(ranges, [v1::ImageRange { begin: 0, end: 1 }]);
@@ -203,7 +205,7 @@ async fn a_worker_is_led_to_the_end() {
             assert_exposes(&get(http, "/metrics").await, &lines);
             assert!(get(http, "/readyz").await.starts_with("HTTP/1.1 200"));
         }
-        for message in replies(generation, directive) {
+        for message in replies(output.path(), generation, directive) {
             say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
         }
     }
@@ -224,7 +226,7 @@ async fn a_paused_run_goes_on_when_somebody_says_so() {
     let action = GuardAction::Pause;
     let rule = Rule { metric: "reward_chosen".into(), above: Some(0.5), below: None, for_: 2, action };
     let guarded = Stage { guard: vec![rule], ..testing::stage("a", 12, 8, None, None) };
-    let Running { mut client, mut admin, http, served, .. } = start_with(guarded).await;
+    let Running { mut client, mut admin, http, served, output, .. } = start_with(guarded).await;
     let refused = admin.resume(v1::ResumeRequest {}).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("not paused"), "{refused}");
@@ -235,8 +237,8 @@ async fn a_paused_run_goes_on_when_somebody_says_so() {
     while let Some(v1::Directive { generation, directive }) = directives.message().await.unwrap() {
         let directive = directive.unwrap();
         // Nothing else saves a state at that step.
-        let pauses = matches!(&directive, Directive::Checkpoint(checkpoint) if checkpoint.path.ends_with("00000008"));
-        for message in replies(generation, directive) {
+        let pauses = matches!(&directive, Directive::Checkpoint(checkpoint) if checkpoint.name.ends_with("00000008"));
+        for message in replies(output.path(), generation, directive) {
             say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
         }
         if !pauses {

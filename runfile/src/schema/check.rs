@@ -45,7 +45,11 @@ impl RunFile {
         need(self.decoding.length_penalty.is_finite(), "decoding.length_penalty", "must be finite")?;
         need(positive(self.control.lost_after), "control.lost_after", "must be above 0 seconds")?;
         need(self.control.window >= 1, "control.window", "must be at least 1")?;
-        need(self.control.keep_checkpoints >= 1, "control.keep_checkpoints", "must be at least 1")?;
+        need(positive(self.control.stall_after), "control.stall_after", "must be above 0 seconds")?;
+        need(self.checkpoints.keep >= 1, "checkpoints.keep", "must be at least 1")?;
+        let to = self.checkpoints.to.as_deref();
+        let known = to.is_none_or(|to| to.starts_with("file:///") || to.starts_with("s3://"));
+        need(known, "checkpoints.to", "must be file:///FOLDER or s3://BUCKET/PREFIX")?;
         need(!self.stages.is_empty(), "stages", "must name at least one stage")?;
         for (i, stage) in self.stages.iter().enumerate() {
             let place = |(key, problem): Problem| (format!("stages[{i}].{key}"), problem);

@@ -47,6 +47,9 @@ pub struct RunFile {
     pub scoring: Scoring,
     /// Stages of training, in order.
     pub stages: Vec<Stage>,
+    /// Where states are saved, and how many are kept.
+    #[serde(default)]
+    pub checkpoints: Checkpoints,
     /// The control plane's few constants.
     #[serde(default)]
     pub control: Control,
@@ -78,20 +81,50 @@ pub struct Scoring {
     pub spice_jar: Option<PathBuf>,
 }
 
+/// Where states are saved, and how many are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoints {
+    /// `file:///folder` or `s3://bucket/prefix` (settings from the usual `AWS_*` variables). Absent: `checkpoints` in the run's
+    /// output folder. All workers and the coordinator must see the same place.
+    pub to: Option<String>,
+    /// Newest checkpoints kept; besides them the last of each stage, the best of the present one, and what a guard may yet go back to.
+    pub keep: u32,
+}
+
+impl Default for Checkpoints {
+    fn default() -> Self {
+        Self { to: None, keep: 2 }
+    }
+}
+
 /// The control plane's few constants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Control {
     /// A worker that is not heard for this many seconds is lost.
     pub lost_after: f64,
+    /// A worker that does not move for this many seconds while others wait for it is sent away, heartbeats or not.
+    pub stall_after: f64,
     /// Steps granted ahead of the last committed one.
     pub window: u32,
-    /// Newest checkpoints kept; besides them the last of each stage, the best of the present one, and what a guard may yet go back to.
-    pub keep_checkpoints: u32,
+    /// How a batch is shared out.
+    pub sharding: Sharding,
+}
+
+/// How a batch is shared out among the ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sharding {
+    /// Every rank gets the same, up to one sample.
+    #[default]
+    Equal,
+    /// A rank gets as much as it is fast. The update is the same up to rounding, but no two runs are alike to the bit.
+    Proportional,
 }
 
 impl Default for Control {
     fn default() -> Self {
-        Self { lost_after: 10.0, window: 8, keep_checkpoints: 2 }
+        Self { lost_after: 10.0, stall_after: 300.0, window: 8, sharding: Sharding::Equal }
     }
 }

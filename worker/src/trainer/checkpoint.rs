@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use proto::v1;
 use serde::{Deserialize, Serialize};
@@ -30,16 +30,20 @@ struct Place {
 }
 
 impl Trainer {
-    /// Writes the state to the folder `path` and returns it.
-    pub(super) fn write_checkpoint(&self, path: &str) -> Result<String, Stop> {
-        let folder = Path::new(path);
-        let below = folder.strip_prefix(&self.run.output);
-        if !below.is_ok_and(|below| below.components().all(|part| matches!(part, Component::Normal(_)))) {
-            return Err(Stop::Fatal(format!("told to write to {path}, outside {}", self.run.output.display())));
+    /// Writes the state as the checkpoint `name`.
+    pub(super) fn write_checkpoint(&self, name: &str) -> Result<(), Stop> {
+        let folder = self.checkpoint_folder(name)?;
+        self.write(&folder).map_err(|problem| Stop::Fatal(format!("cannot write checkpoint {name}: {problem}")))?;
+        tracing::info!(name, "checkpoint written");
+        Ok(())
+    }
+
+    fn checkpoint_folder(&self, name: &str) -> Result<PathBuf, Stop> {
+        let mut parts = Path::new(name).components();
+        match (parts.next(), parts.next()) {
+            (Some(Component::Normal(part)), None) if part == name => Ok(self.run.output.join("checkpoints").join(name)),
+            _ => Err(Stop::Fatal(format!("{name:?} is no name of a checkpoint"))),
         }
-        self.write(folder).map_err(|problem| Stop::Fatal(format!("cannot write checkpoint {path}: {problem}")))?;
-        tracing::info!(path, "checkpoint written");
-        Ok(path.to_owned())
     }
 
     fn write(&self, folder: &Path) -> Result<(), String> {
@@ -78,11 +82,11 @@ impl Trainer {
         File::open(parent).and_then(|parent| parent.sync_all()).map_err(text)
     }
 
-    /// Takes over the state that the folder `path` holds.
-    pub(super) fn read_checkpoint(&mut self, path: &str) -> Result<(), Stop> {
-        self.read(Path::new(path))
-            .map_err(|problem| Stop::Fatal(format!("cannot read checkpoint {path}: {problem}")))?;
-        tracing::info!(path, "checkpoint read");
+    /// Takes over the state that the checkpoint `name` holds.
+    pub(super) fn read_checkpoint(&mut self, name: &str) -> Result<(), Stop> {
+        let folder = self.checkpoint_folder(name)?;
+        self.read(&folder).map_err(|problem| Stop::Fatal(format!("cannot read checkpoint {name}: {problem}")))?;
+        tracing::info!(name, "checkpoint read");
         Ok(())
     }
 

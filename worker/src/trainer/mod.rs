@@ -203,13 +203,23 @@ impl Trainer {
                 Err(Stop::Broken(broken)) => {
                     self.leave_generation(generation);
                     if let Broken::Failed(reason) = broken {
-                        self.report(Message::Failed(v1::Failed { generation, reason, fatal: false }));
+                        self.report(Message::Failed(v1::Failed {
+                            generation,
+                            reason,
+                            fatal: false,
+                            ..Default::default()
+                        }));
                         self.report(Message::Idle(v1::Idle { generation, position: self.state.position }));
                     }
                 }
                 Err(Stop::Fatal(reason)) => {
                     self.leave_generation(generation);
-                    self.report(Message::Failed(v1::Failed { generation, reason: reason.clone(), fatal: true }));
+                    self.report(Message::Failed(v1::Failed {
+                        generation,
+                        reason: reason.clone(),
+                        fatal: true,
+                        ..Default::default()
+                    }));
                     return End::Failed(reason);
                 }
             }
@@ -227,12 +237,13 @@ impl Trainer {
                 self.progress.phase(v1::Phase::Evaluate);
                 self.evaluate(generation, &order)?;
             }
-            Kind::Checkpoint(v1::Checkpoint { checkpoint, path }) => {
+            Kind::Checkpoint(v1::Checkpoint { checkpoint, name }) => {
                 self.progress.phase(v1::Phase::Checkpoint);
-                let writes = self.collective()?.rank() == 0;
-                let path = if writes { self.write_checkpoint(&path)? } else { String::new() };
+                if self.collective()?.rank() == 0 {
+                    self.write_checkpoint(&name)?;
+                }
                 let parameters_sha256 = self.state.parameters_sha256();
-                let done = v1::CheckpointDone { generation, checkpoint, parameters_sha256, path };
+                let done = v1::CheckpointDone { generation, checkpoint, parameters_sha256 };
                 self.report(Message::CheckpointDone(done));
             }
             Kind::Advance(v1::Advance { stage }) => {
@@ -248,8 +259,8 @@ impl Trainer {
                 self.report(Message::Finished(v1::Finished {}));
                 return Ok(true);
             }
-            // The session handles it.
-            Kind::Leave(_) => {}
+            // The session handles them.
+            Kind::Leave(_) | Kind::Halt(_) => {}
         }
         Ok(false)
     }
@@ -277,9 +288,9 @@ impl Trainer {
                 }
                 0
             }
-            (None, path) => {
+            (None, name) => {
                 if rank == 0 {
-                    self.read_checkpoint(path)?;
+                    self.read_checkpoint(name)?;
                 }
                 0
             }

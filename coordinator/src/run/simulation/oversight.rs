@@ -123,7 +123,7 @@ fn with_its_best_first(patience: Option<u32>) -> World {
     let stage = Stage { metric: Some("cider".into()), patience, ..testing::stage("a", 20, 8, None, Some(5)) };
     let salt = (0..).find(|salt| best_end(&Stage { patience: None, ..stage.clone() }, 0, *salt) == 5).unwrap();
     let mut file = testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]);
-    file.control.keep_checkpoints = 1;
+    file.checkpoints.keep = 1;
     World { salt, ..World::new(file) }
 }
 
@@ -133,15 +133,11 @@ fn a_stage_goes_back_to_its_best_and_the_next_goes_on_from_there() {
     world.join(None);
     world.run_dry();
     assert_eq!(world.outcome, Some(Outcome::Finished));
-    let path = std::path::PathBuf::from("/nowhere/checkpoints/0-a-00000005");
-    assert_eq!(origins(&world)[1..], [(at(0, 5), Source::Checkpoint(path))]);
+    assert_eq!(origins(&world)[1..], [(at(0, 5), Source::Checkpoint("0-a-00000005".into()))]);
     assert_eq!(world.finals, [world.way_to(at(1, 3))]);
     assert_eq!(world.finals[0].len(), 5 + 3);
     // The best was kept although one checkpoint was to be, and nothing is left of what was given up.
-    assert_eq!(
-        world.checkpoints.keys().collect::<Vec<_>>(),
-        ["/nowhere/checkpoints/0-a-00000005", "/nowhere/checkpoints/1-b-00000003"]
-    );
+    assert_eq!(world.checkpoints.keys().collect::<Vec<_>>(), ["0-a-00000005", "1-b-00000003"]);
     assert_eq!(world.run.samples_committed(), 8 * 8);
 }
 
@@ -203,7 +199,7 @@ fn a_decision_that_a_dying_coordinator_did_not_take_is_taken_when_it_is_back() {
     let last = |record: &Record| matches!(record, Record::Evaluated { place, .. } if *place == at(0, 20));
     let index = world.records.iter().position(last).unwrap();
     let mut again = World { records: world.records[..=index].to_vec(), ..with_its_best_first(None) };
-    let saved = |step| (format!("/nowhere/checkpoints/0-a-{step:08}"), world.way_to(at(0, step)));
+    let saved = |step| (format!("0-a-{step:08}"), world.way_to(at(0, step)));
     again.checkpoints = [saved(5), (saved(20).0, (1..=20).map(|step| at(0, step)).collect())].into();
     again.restart_coordinator();
     again.join(Some((at(0, 20).in_generation(1), (1..=20).map(|step| at(0, step)).collect())));
@@ -223,7 +219,7 @@ fn a_paused_run_waits_whoever_comes_and_goes() {
     assert_eq!((status.state.as_str(), status.step), ("paused", 8), "what was granted is done");
     assert!(status.reason.contains("kl is") && status.reason.contains("below 7"), "{}", status.reason);
     assert!(world.run.readiness().is_err());
-    assert!(world.checkpoints.contains_key("/nowhere/checkpoints/0-a-00000008"));
+    assert!(world.checkpoints.contains_key("0-a-00000008"));
 
     world.join(None);
     world.run_dry();
@@ -275,7 +271,7 @@ fn a_rollback_ends_the_stage_where_no_rule_was_broken() {
     assert_eq!(world.ends, [(1, 0)].into());
     assert_eq!(origins(&world).last().unwrap().0, at(0, 4));
     assert_eq!(world.finals, [world.way_to(at(0, 4))]);
-    assert_eq!(world.checkpoints.keys().collect::<Vec<_>>(), ["/nowhere/checkpoints/0-a-00000004"]);
+    assert_eq!(world.checkpoints.keys().collect::<Vec<_>>(), ["0-a-00000004"]);
     let fired = world.records.iter().filter(|record| matches!(record, Record::Guard { .. })).count();
     assert_eq!(fired, 1, "a stage that has ended is not watched any more");
 }
@@ -283,7 +279,7 @@ fn a_rollback_ends_the_stage_where_no_rule_was_broken() {
 /// Where a run of one stage that ends with a rollback ends, for the first salt that `is_apt`.
 fn rolled_back_to(stage: Stage, keep: u32, is_apt: impl Fn(u64) -> bool) -> u64 {
     let mut file = testing::run_file(vec![stage]);
-    file.control.keep_checkpoints = keep;
+    file.checkpoints.keep = keep;
     let salt = (0..).find(|salt| is_apt(*salt)).unwrap();
     let mut world = World { salt, ..World::new(file) };
     world.join(None);
@@ -334,7 +330,7 @@ fn a_checkpoint_that_a_stages_end_overtook_is_deleted_once_all_have_let_go() {
     assert_eq!((world.ends.clone(), world.checkpoints.len()), ([(0, 0)].into(), 1));
     world.run_dry();
     assert_eq!(world.outcome, Some(Outcome::Finished));
-    assert_eq!(world.checkpoints.keys().collect::<Vec<_>>(), ["/nowhere/checkpoints/1-b-00000003"]);
+    assert_eq!(world.checkpoints.keys().collect::<Vec<_>>(), ["1-b-00000003"]);
 }
 
 #[test]
