@@ -1,0 +1,127 @@
+//! Runs of many seeds: each a world of its own, in which everything random follows from the seed.
+//!
+//! `SEEDS` says how many (10,000 if it does not), `SEED=n` runs only that one and prints all that happens in it.
+
+use std::{
+    hash::{DefaultHasher, Hasher},
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{
+    faults::Fault,
+    scenario::Scenario,
+    world::{Trace, World},
+};
+use crate::run::{Outcome, Time};
+
+/// One seed in so many is run twice.
+const REPEATED: u64 = 50;
+/// Virtual time by which every run has to be over.
+const OVER_BY: Time = Time::from_secs(3_600);
+
+/// Runs a seed to the end of its run.
+fn live(seed: u64, trace: Trace) -> World {
+    let mut world = World::new(seed, trace, Scenario::any);
+    world.begin();
+    while world.outcome.is_none() && world.step(OVER_BY) {}
+    assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
+    world.check_end();
+    world
+}
+
+/// What a seed's run comes to: its number of events, and a hash of all of them.
+fn fingerprint(seed: u64) -> (u64, u64) {
+    let world = live(seed, Trace::Hashed(DefaultHasher::new()));
+    let Trace::Hashed(hasher) = world.trace else { unreachable!("as said above") };
+    (world.events, hasher.finish())
+}
+
+#[derive(Debug, Default)]
+struct Totals {
+    seeds: u64,
+    events: u64,
+    seconds: u64,
+    coordinators: u64,
+    generations: u64,
+    committed: u64,
+    trained: u64,
+    repeated: u64,
+    checkpoints: u64,
+    evaluations: u64,
+    faults: std::collections::BTreeMap<Fault, u64>,
+}
+
+impl Totals {
+    fn add(&mut self, world: &World) {
+        self.seeds += 1;
+        self.events += world.events;
+        self.seconds += world.agenda.now().as_secs();
+        self.coordinators += world.coordinator.life;
+        self.generations += world.invariants.formed;
+        self.committed += world.invariants.committed.len() as u64;
+        self.trained += world.invariants.trained;
+        self.repeated += world.invariants.repeated;
+        self.checkpoints += world.disk.checkpoints.len() as u64;
+        self.evaluations += world.invariants.evaluated.len() as u64;
+        for (fault, count) in &world.faults.counts {
+            *self.faults.entry(*fault).or_default() += count;
+        }
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value}: not a number")))
+}
+
+/// What a panic says.
+fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")
+}
+
+#[test]
+fn whatever_happens_every_step_is_trained_once_and_the_run_is_finished() {
+    if let Some(seed) = number("SEED") {
+        live(seed, Trace::Printed);
+        return;
+    }
+    let (seeds, next) = (number("SEEDS").unwrap_or(10_000), AtomicU64::new(0));
+    let (totals, failure) = (Mutex::new(Totals::default()), Mutex::new(None));
+    let work = || loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= seeds {
+            return;
+        }
+        match panic::catch_unwind(AssertUnwindSafe(|| live(seed, Trace::Dropped))) {
+            Ok(world) => totals.lock().expect("whole").add(&world),
+            Err(panic) => {
+                next.store(seeds, Ordering::Relaxed);
+                failure.lock().expect("whole").get_or_insert((seed, said(&*panic).to_owned()));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    if let Some((seed, reason)) = failure.into_inner().expect("whole") {
+        panic!(
+            "seed {seed} failed: {reason}\nreplay: SEED={seed} cargo test -p dico-coordinator --lib simulation::seeds -- --nocapture"
+        );
+    }
+    println!("{:#?}", totals.into_inner().expect("whole"));
+}
+
+#[test]
+fn a_seed_always_gives_the_same_run() {
+    let seeds = number("SEEDS").unwrap_or(10_000);
+    for seed in (0..seeds).step_by(REPEATED as usize) {
+        assert_eq!(fingerprint(seed), fingerprint(seed), "seed {seed}");
+    }
+}

@@ -1,0 +1,252 @@
+//! A worker's training thread: executes directives in order and reports what came of them.
+//!
+//! It can be interrupted while it waits for others, between two ranges of captions, and before an update is applied; not in
+//! the middle of a computation or while it saves.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use proto::{v1, v1::directive::Directive, v1::worker_message::Message};
+use rand::Rng;
+use statistics::Summary;
+
+use super::{
+    Step, WorkerId, score,
+    worker::{Doing, Wake},
+    world::World,
+};
+use crate::run::{Time, plan::Place};
+
+/// How long the members of a generation wait for each other.
+const MEETING_PATIENCE: Time = Time::from_secs(60);
+
+/// What parameters and captions depend on: all that a state has been through.
+pub fn digest(history: &[Step]) -> String {
+    let mut hasher = DefaultHasher::new();
+    history.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+impl World {
+    /// The training thread has one more directive to execute.
+    pub fn order(&mut self, id: WorkerId, directive: v1::Directive) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.orders.push_back(directive);
+        self.go_on(id);
+    }
+
+    /// The generation is over: ends a wait in its collective at once.
+    pub fn abandon(&mut self, id: WorkerId, directive: v1::Directive) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.abandoned = worker.abandoned.max(directive.generation);
+        worker.orders.push_back(directive);
+        if matches!(&worker.doing, Doing::Meeting(_) | Doing::Adopting(_) | Doing::Reducing(_)) {
+            self.wake(id, Time::ZERO, Wake::Broken);
+        }
+        self.go_on(id);
+    }
+
+    /// Takes up the next directives, while nothing is being done.
+    pub fn go_on(&mut self, id: WorkerId) {
+        while let Some(worker) = self.workers.get_mut(&id) {
+            if worker.frozen || worker.stuck || !matches!(worker.doing, Doing::Nothing) {
+                return;
+            }
+            let Some(v1::Directive { generation, directive: Some(directive) }) = worker.orders.pop_front() else {
+                return;
+            };
+            if generation <= worker.let_go && !matches!(directive, Directive::Abandon(_)) {
+                continue;
+            }
+            self.execute(id, generation, directive);
+        }
+    }
+
+    fn execute(&mut self, id: WorkerId, generation: u64, directive: Directive) {
+        self.check_begun(id, generation, &directive);
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        match directive {
+            Directive::Rendezvous(rendezvous) => {
+                let (world, earlier) = (rendezvous.world_size, worker.generation.replace(generation));
+                (worker.rank_within, worker.rounds) = (rendezvous.rank, 0);
+                worker.doing = Doing::Meeting(rendezvous);
+                let patience = if worker.abandoned >= generation { Time::ZERO } else { MEETING_PATIENCE };
+                if let Some(earlier) = earlier {
+                    self.let_go(id, earlier, false);
+                }
+                self.wake(id, patience, Wake::Broken);
+                self.meet(id, generation, world);
+            }
+            Directive::Train(train) => self.compute(id, train),
+            Directive::Evaluate(evaluate) => self.caption(id, generation, evaluate),
+            Directive::Checkpoint(checkpoint) => {
+                let takes = if worker.rank_within == 0 { 200 } else { 20 };
+                worker.doing = Doing::Saving(checkpoint);
+                let takes = self.rng.random_range(takes / 2..takes);
+                self.wake(id, Time::from_millis(takes), Wake::Done);
+            }
+            Directive::Advance(v1::Advance { stage }) => {
+                worker.position = Some(v1::Position { stage, step: 0, generation });
+                self.report(id, Message::Advanced(v1::Advanced { generation, stage }));
+            }
+            Directive::Abandon(_) => {
+                self.leave_generation(id, generation);
+                let position = self.workers[&id].position;
+                self.report(id, Message::Idle(v1::Idle { generation, position }));
+            }
+            Directive::Finish(_) => self.report(id, Message::Finished(v1::Finished {})),
+            Directive::Leave(_) | Directive::Halt(_) => {}
+        }
+    }
+
+    fn compute(&mut self, id: WorkerId, train: v1::Train) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let at = worker.position.as_ref().map(Place::from).unwrap_or_default();
+        let granted = train.first_step..train.first_step + u64::from(train.steps);
+        assert!(at.stage == train.stage && granted.contains(&at.step), "told {train:?} at {at}");
+        worker.share = (train.share_begin, train.share_end);
+        worker.doing = Doing::Computing(train);
+        let pace = worker.pace;
+        let takes = pace.mul_f64(self.rng.random_range(0.5..1.5));
+        self.wake(id, takes, Wake::Done);
+    }
+
+    /// The training thread is woken.
+    pub fn work(&mut self, id: WorkerId, task: u64, wake: Wake) {
+        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.task == task) else { return };
+        let generation = worker.generation.unwrap_or_default();
+        let abandoned = worker.abandoned >= generation;
+        let doing = std::mem::take(&mut worker.doing);
+        match doing {
+            Doing::Nothing => {}
+            Doing::Adopting(rendezvous) if wake == Wake::Broken => {
+                // The source's state may have arrived in part.
+                if rendezvous.source_rank != Some(rendezvous.rank) && self.rng.random() {
+                    worker.position = None;
+                }
+                self.break_off(id, abandoned);
+            }
+            _ if wake == Wake::Broken => self.break_off(id, abandoned),
+            Doing::Computing(_) if abandoned => self.break_off(id, true),
+            Doing::Computing(train) => {
+                worker.doing = Doing::Reducing(train);
+                worker.rounds += 1;
+                let round = worker.rounds;
+                self.arrive(id, generation, round);
+            }
+            Doing::Adopting(rendezvous) => self.adopt(id, generation, &rendezvous),
+            Doing::Applying(train) => self.apply(id, generation, train),
+            Doing::Captioning(evaluate) => self.report_captions(id, generation, evaluate),
+            Doing::Saving(checkpoint) => self.save(id, generation, checkpoint),
+            Doing::Meeting(_) | Doing::Reducing(_) => unreachable!("waits for others"),
+        }
+        self.go_on(id);
+    }
+
+    fn adopt(&mut self, id: WorkerId, generation: u64, rendezvous: &v1::Rendezvous) {
+        let Some(state) = self.collectives[&generation].state.clone() else {
+            // Its checkpoint was deleted since: the run has gone on without this generation.
+            let reason = format!("cannot read checkpoint {}", rendezvous.checkpoint);
+            self.leave_generation(id, generation);
+            self.fail(id, generation, &reason, true);
+            return;
+        };
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        (worker.history, worker.position) = (state, rendezvous.position);
+        self.check_adopted(id, generation);
+        let position = rendezvous.position;
+        self.report(id, Message::Ready(v1::Ready { generation, position }));
+    }
+
+    fn apply(&mut self, id: WorkerId, generation: u64, train: v1::Train) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let reached = Place::from(&worker.position.unwrap_or_default()).after(1);
+        let position = reached.in_generation(generation);
+        worker.history.push(Step { place: reached, generation });
+        worker.position = Some(position);
+        self.check_applied(id, generation);
+        let kl = (&Summary::of([score(self.scenario.salt + 1, reached)])).into();
+        let done = v1::StepDone {
+            position: Some(position),
+            loss_weight: 1.0,
+            samples: train.share_end - train.share_begin,
+            summaries: [("kl".to_owned(), kl)].into(),
+            ..Default::default()
+        };
+        self.report(id, Message::StepDone(done));
+        if reached.step < train.first_step + u64::from(train.steps) {
+            self.compute(id, train);
+        }
+    }
+
+    /// Begins with the next range, if there is one.
+    fn caption(&mut self, id: WorkerId, generation: u64, evaluate: v1::Evaluate) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if evaluate.ranges.is_empty() {
+            return;
+        }
+        if worker.abandoned >= generation {
+            self.break_off(id, true);
+            return;
+        }
+        worker.doing = Doing::Captioning(evaluate);
+        let takes = Time::from_millis(self.rng.random_range(50..300));
+        self.wake(id, takes, Wake::Done);
+    }
+
+    fn report_captions(&mut self, id: WorkerId, generation: u64, mut evaluate: v1::Evaluate) {
+        let worker = &self.workers[&id];
+        let range = evaluate.ranges.remove(0);
+        let at = worker.position.unwrap_or_default();
+        let caption = format!("{} {} {}", at.stage, at.step, digest(&worker.history));
+        let item = |image| v1::EvaluationItem {
+            image: format!("image {image:03}"),
+            caption: caption.clone(),
+            image_id: Some(image),
+            ..Default::default()
+        };
+        let items = (range.begin..range.end).step_by(self.scenario.stride).map(item).collect();
+        let evaluation = evaluate.evaluation;
+        let items = v1::EvaluationItems { generation, evaluation, range: Some(range), items };
+        self.report(id, Message::EvaluationItems(items));
+        self.caption(id, generation, evaluate);
+    }
+
+    fn save(&mut self, id: WorkerId, generation: u64, checkpoint: v1::Checkpoint) {
+        let worker = &self.workers[&id];
+        let (history, number, name) = (worker.history.clone(), checkpoint.checkpoint, checkpoint.name);
+        let parameters_sha256 = digest(&history);
+        if worker.rank_within == 0 {
+            self.write_checkpoint(id, name, history);
+        }
+        self.report(
+            id,
+            Message::CheckpointDone(v1::CheckpointDone { generation, checkpoint: number, parameters_sha256 }),
+        );
+    }
+
+    /// The generation is over for this worker: it was abandoned, or else the others are gone.
+    fn break_off(&mut self, id: WorkerId, abandoned: bool) {
+        let Some(generation) = self.workers.get(&id).and_then(|worker| worker.generation) else { return };
+        self.leave_generation(id, generation);
+        if !abandoned {
+            self.fail(id, generation, "collective failed", false);
+        }
+    }
+
+    pub fn leave_generation(&mut self, id: WorkerId, generation: u64) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.let_go = worker.let_go.max(generation);
+        if let Some(own) = worker.generation.take() {
+            self.let_go(id, own, false);
+        }
+    }
+
+    pub fn fail(&mut self, id: WorkerId, generation: u64, reason: &str, fatal: bool) {
+        let failed = v1::Failed { generation, reason: reason.to_owned(), fatal, ..Default::default() };
+        self.report(id, Message::Failed(failed));
+        if let Some(worker) = self.workers.get(&id).filter(|_| !fatal) {
+            let position = worker.position;
+            self.report(id, Message::Idle(v1::Idle { generation, position }));
+        }
+    }
+}
