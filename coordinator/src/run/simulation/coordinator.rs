@@ -143,6 +143,7 @@ impl World {
         let Some(run) = &mut self.coordinator.run else { return };
         for action in run.on_event(self.agenda.now() - self.coordinator.started, event) {
             if self.coordinator.doomed == Some(0) {
+                self.check_committed();
                 let back_after = self.some_time();
                 self.kill_coordinator(back_after);
                 return;

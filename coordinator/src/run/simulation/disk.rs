@@ -10,11 +10,16 @@ pub struct Disk {
     pub checkpoints: BTreeMap<String, History>,
     /// What was written for a coordinator that died before it knew, or by workers that were given up.
     pub orphans: BTreeSet<String>,
+    /// Whether workers that were given up may replace what is there; see the story about it.
+    pub overwritten: bool,
 }
 
 impl World {
     pub fn write_checkpoint(&mut self, by: WorkerId, name: String, history: History) {
         if !self.is_member(by) {
+            if self.disk.checkpoints.contains_key(&name) && !self.disk.overwritten {
+                return;
+            }
             self.disk.orphans.insert(name.clone());
         }
         self.disk.checkpoints.insert(name, history);
@@ -28,7 +33,7 @@ impl World {
     }
 
     /// Whether the coordinator counts on this worker.
-    fn is_member(&self, id: WorkerId) -> bool {
+    pub fn is_member(&self, id: WorkerId) -> bool {
         let session = self.workers.get(&id).and_then(super::worker::Worker::session);
         let run = self.coordinator.run.as_ref();
         session.zip(run).is_some_and(|(session, run)| run.members.rank_of(session).is_some())

@@ -50,6 +50,7 @@ struct Totals {
     committed: u64,
     trained: u64,
     repeated: u64,
+    forks: u64,
     checkpoints: u64,
     evaluations: u64,
     faults: std::collections::BTreeMap<Fault, u64>,
@@ -65,6 +66,7 @@ impl Totals {
         self.committed += world.invariants.committed.len() as u64;
         self.trained += world.invariants.trained;
         self.repeated += world.invariants.repeated;
+        self.forks += world.invariants.forks;
         self.checkpoints += world.disk.checkpoints.len() as u64;
         self.evaluations += world.invariants.evaluated.len() as u64;
         for (fault, count) in &world.faults.counts {

@@ -206,6 +206,7 @@ impl World {
         };
         let items = (range.begin..range.end).step_by(self.scenario.stride).map(item).collect();
         let evaluation = evaluate.evaluation;
+        self.captioned.push((id, range.into()));
         let items = v1::EvaluationItems { generation, evaluation, range: Some(range), items };
         self.report(id, Message::EvaluationItems(items));
         self.caption(id, generation, evaluate);

@@ -22,7 +22,7 @@ use super::{
     scenario::Scenario,
     worker::{Wake, Worker},
 };
-use crate::run::{Event, Outcome, RefusalKind, RequestId, Run, SessionId, Time};
+use crate::run::{Event, Outcome, RefusalKind, RequestId, Run, SessionId, Time, captions::Images};
 
 /// What can be due.
 #[derive(Debug)]
@@ -77,6 +77,8 @@ pub struct World {
     pub disk: Disk,
     pub faults: Faults,
     pub invariants: Invariants,
+    /// Who captioned what, in order.
+    pub captioned: Vec<(WorkerId, Images)>,
     pub outcome: Option<Outcome>,
 }
 
@@ -99,6 +101,7 @@ impl World {
             disk: Disk::default(),
             faults: Faults::default(),
             invariants: Invariants::default(),
+            captioned: Vec::new(),
             outcome: None,
         };
         world.start_coordinator();

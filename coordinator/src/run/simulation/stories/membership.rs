@@ -1,0 +1,78 @@
+//! Who comes, who goes, and who is sent away.
+
+use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive};
+
+use super::at;
+use crate::run::{
+    Action, Event, Outcome, RequestId, Run, SessionId, Time,
+    record::{Record, Restored, Source},
+    simulation::{worker::Doing, world::World},
+    testing,
+};
+
+#[test]
+fn a_quiet_run_goes_straight_to_its_end() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(10), None)]));
+    world.join();
+    world.finish();
+    assert_eq!(world.count(|record| matches!(record, Record::Step(_))), 20);
+    assert_eq!(world.count(|record| matches!(record, Record::Formed { .. })), 1);
+    assert_eq!(world.count(|record| matches!(record, Record::Evaluated { .. })), 1);
+    assert_eq!(world.count(|record| matches!(record, Record::Saved(_))), 2);
+}
+
+#[test]
+fn a_newcomer_is_taken_in_after_the_steps_that_are_granted() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let first = world.join();
+    world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
+    assert_eq!(world.run().generation.as_ref().unwrap().granted.step, 8);
+    world.join();
+    world.until(|world| world.origins().len() == 2);
+    assert_eq!(world.origins()[1], (at(0, 8), Source::Member(0)));
+    world.finish();
+    assert_eq!(world.count(|record| matches!(record, Record::Formed { members, .. } if members.len() == 2)), 1);
+}
+
+#[test]
+fn asked_to_stop_it_saves_first() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let first = world.join();
+    world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
+    world.tell(Event::Shutdown);
+    world.until(|world| world.outcome.is_some());
+    assert_eq!(world.outcome, Some(Outcome::Stopped));
+    assert_eq!(world.disk.checkpoints["0-a-00000008"].len(), 8);
+}
+
+#[test]
+fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
+    let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
+    file.workers.min = 2;
+    let mut run = Run::new(file, Restored::default());
+    let enter = |run: &mut Run, session: u64, fingerprint: &str, now| {
+        let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+        run.on_event(now, Event::Join { request: RequestId(0), token: "token".into(), join });
+        let data_set = Some(v1::DataSet { fingerprint: fingerprint.into(), ..Default::default() });
+        let (session_token, store_address) = ("token".into(), "host:1".into());
+        let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
+        run.on_event(now, Event::Attach { session: SessionId(session), attach })
+    };
+    enter(&mut run, 1, "these", Time::ZERO);
+    let actions = enter(&mut run, 2, "those", Time::ZERO);
+    let Action::Send { session: SessionId(2), directive } = &actions[0] else { panic!("{actions:?}") };
+    let Some(Directive::Leave(leave)) = &directive.directive else { panic!("{directive:?}") };
+    assert!(["these", "those", "rank 0", "rank 1"].iter().all(|part| leave.reason.contains(part)), "{}", leave.reason);
+    assert_eq!(run.members.len(), 1);
+
+    let heard = Time::from_secs(6);
+    enter(&mut run, 3, "these", heard);
+    assert_eq!(run.status(heard).state, "forming");
+    let actions = run.on_event(Time::from_secs(10), Event::Tick);
+    assert!(actions.contains(&Action::Close { session: SessionId(1), refusal: None }), "{actions:?}");
+    let abandon = |action: &Action| match action {
+        Action::Send { session: SessionId(3), directive } => matches!(directive.directive, Some(Directive::Abandon(_))),
+        _ => false,
+    };
+    assert!(actions.iter().any(abandon), "{actions:?}");
+}
