@@ -1,12 +1,12 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare test lint parity score-parity libtorch
+.PHONY: demo compare test simulate lint parity score-parity libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
 export OMP_NUM_THREADS ?= 1
-# Of `make compare`.
-SEEDS ?= 1,2,3
+compare: SEEDS ?= 1,2,3
+simulate: SEEDS ?= 10000
 
 ## Train, fine-tune and compare on this machine: see README.md.
 demo: libtorch
@@ -21,6 +21,10 @@ compare: libtorch
 ## All tests, with real processes on loopback.
 test: libtorch
 	cargo test --workspace --locked
+
+## The control plane in virtual time, with SEEDS seeds (10000). A seed that fails says how it is run again.
+simulate:
+	SEEDS=$(SEEDS) cargo test -p dico-coordinator --lib --locked simulation::seeds -- --nocapture
 
 ## Formatting and clippy; warnings are errors.
 lint: libtorch

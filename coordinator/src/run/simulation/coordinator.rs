@@ -158,7 +158,8 @@ impl World {
         match action {
             Action::Admit { request, response } => {
                 if let Some(worker) = self.coordinator.asking.remove(&request) {
-                    self.answer(worker, request, Ok(response));
+                    // Everybody has the run file already, and it would fill the trace.
+                    self.answer(worker, request, Ok(v1::JoinResponse { run_file: String::new(), ..response }));
                 }
             }
             Action::Refuse { request, refusal } => {
@@ -175,6 +176,7 @@ impl World {
                 self.send_down(session, Down::End(refusal.map(|refusal| refusal.kind)))
             }
             Action::Record(record) => {
+                self.trace(format_args!("{record:?}"));
                 self.check_record(&record);
                 let durable = record.must_be_durable();
                 self.coordinator.records.push(record);

@@ -22,6 +22,8 @@ pub struct Invariants {
     /// The generation that forms or runs.
     pub live: Option<u64>,
     last_generation: u64,
+    /// Where generations started.
+    starts: BTreeMap<u64, Place>,
     /// What is committed.
     pub committed: History,
     /// Where that is.
@@ -47,7 +49,7 @@ pub struct Invariants {
     pub formed: u64,
     pub trained: u64,
     pub repeated: u64,
-    /// How often a state was taken up that went another way than what is committed; see the story about it.
+    /// How often a state was taken up that lies beyond the start of a later generation, and so was given up; see the story about it.
     pub forks: u64,
 }
 
@@ -70,6 +72,12 @@ impl World {
     pub fn way_to(&self, at: Place) -> Vec<Place> {
         let steps = |stage: u32, end: u64| (1..=end).map(move |step| Place { stage, step });
         (0..at.stage).flat_map(|stage| steps(stage, self.end_of(stage))).chain(steps(at.stage, at.step)).collect()
+    }
+
+    /// Where the run is over.
+    pub fn end(&self) -> Place {
+        let last = self.scenario.file.stages.len() as u32 - 1;
+        Place { stage: last, step: self.end_of(last) }
     }
 
     fn end_of(&self, stage: u32) -> u64 {
@@ -204,7 +212,12 @@ impl World {
         assert_eq!(places(&state), self.way_to(start), "the state of {source}");
         let committed = &self.invariants.committed;
         let (same, lost) = (common(committed, &state), committed.len() - common(committed, &state));
-        let forks = lost > 0 && state.len() > same;
+        let beyond = |step: &Step| {
+            let later = &mut self.invariants.starts.range(step.generation + 1..);
+            later.any(|(_, start)| *start < step.place)
+        };
+        let forks = state.last().is_some_and(beyond);
+        assert!(forks || lost == 0 || same == state.len(), "{source} is of another history: {state:?}, {committed:?}");
         if lost > 0 && !forks && self.invariants.given_up.is_none() {
             assert!(self.invariants.rolled_back, "what is committed is never lost in silence");
             for (rank, member) in run.members.iter() {
@@ -216,6 +229,7 @@ impl World {
         self.invariants.repeated += lost as u64;
         self.invariants.committed = state;
         self.invariants.at = start;
+        self.invariants.starts.insert(generation, start);
         self.invariants.evaluated.retain(|place, (updates, again)| {
             // The beginning of a stage is the same state as the end of the one before.
             *again |= *place > start;
@@ -279,9 +293,11 @@ impl World {
     }
 
     fn check_finished(&self) {
-        let last = self.scenario.file.stages.len() as u32 - 1;
-        let end = Place { stage: last, step: self.end_of(last) };
-        assert_eq!(places(&self.invariants.committed), self.way_to(end), "every step is trained once, up to the end");
+        assert_eq!(
+            places(&self.invariants.committed),
+            self.way_to(self.end()),
+            "every step is trained once, up to the end"
+        );
         for worker in self.workers.values() {
             // Also whoever has failed since, and was not heard yet.
             if worker.position.is_some_and(|position| position.generation == self.invariants.last_generation) {
@@ -324,7 +340,10 @@ impl World {
             for step in (0..=end).filter(|step| self.scenario.is_evaluated(stage, *step)) {
                 // Where a stage was ended early it need not be evaluated any more.
                 let ended = self.invariants.ends.get(&number) == Some(&step);
-                assert!(evaluated(step) || ended, "stage {number} step {step} is not evaluated");
+                assert!(
+                    evaluated(step) || ended || self.invariants.forks > 0,
+                    "stage {number} step {step} is not evaluated"
+                );
             }
         }
         let last = |place: &&Place| {

@@ -135,9 +135,7 @@ impl World {
     pub fn step(&mut self, until: Time) -> bool {
         let Some(due) = self.agenda.next(until) else { return false };
         self.events += 1;
-        if !matches!(self.trace, Trace::Dropped) {
-            self.trace(format_args!("{due:?}"));
-        }
+        self.trace(format_args!("{due:?}"));
         self.happen(due);
         true
     }
