@@ -250,6 +250,7 @@ impl Turn {
             Record::Ended { generation, reason } => info!(generation, reason, "the generation ended"),
             Record::Step(step) => self.tell_progress(step),
             Record::Saved(saved) => info!(at = %saved.place, name = saved.name, "checkpoint"),
+            Record::Damaged(name) => warn!(name, "a checkpoint cannot be used"),
             Record::Deleted(name) => info!(name, "deleting an old checkpoint"),
             Record::Evaluated { place, metrics, .. } => info!(at = %place, ?metrics, "evaluation"),
             Record::Guard { place, firing } => {
