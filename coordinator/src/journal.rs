@@ -234,6 +234,7 @@ impl Journal {
             lineage,
             committed,
             checkpoints,
+            unfinished: Vec::new(),
             done: &saved | &evaluated,
             scores,
             ends,

@@ -26,7 +26,7 @@ impl Run {
 
     /// What files of a state are called.
     pub(super) fn name_of(&self, place: Place) -> String {
-        format!("{}-{}-{:08}", place.stage, self.plan.stage(place).name, place.step)
+        place.checkpoint_name(&self.plan.stage(place).name)
     }
 
     pub(super) fn checkpoint_done(

@@ -27,6 +27,12 @@ impl Place {
         Self { stage: self.stage, step: self.step.saturating_add(steps) }
     }
 
+    /// What a checkpoint of this point is called, whose stage has this name.
+    #[must_use]
+    pub fn checkpoint_name(self, stage: &str) -> String {
+        format!("{}-{stage}-{:08}", self.stage, self.step)
+    }
+
     /// As the wire says it, for a state agreed upon or reached in `generation`.
     #[must_use]
     pub fn in_generation(self, generation: u64) -> v1::Position {

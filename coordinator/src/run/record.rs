@@ -192,6 +192,9 @@ pub struct Restored {
     pub committed: Place,
     /// Checkpoints that are not deleted, in order.
     pub checkpoints: Vec<Checkpoint>,
+    /// Names of what else is kept that this run wrote: checkpoints that were not complete, or were to be deleted. Found where
+    /// they are kept; the journal knows nothing of them.
+    pub unfinished: Vec<String>,
     /// Boundaries that the present history has behind it.
     pub done: Boundaries,
     /// Scores of the present history's evaluations.

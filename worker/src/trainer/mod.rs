@@ -5,10 +5,14 @@
 //!     | -- Order{directive, flag} -------> | rendezvous, train, evaluate, checkpoint, advance
 //!     | <----------------- reports ------- | Ready, StepDone, EvaluationItems, ..., Idle
 //!     | -- flag.raise() on Abandon ------> | ends a wait in the collective at once
+//!     |                                    | -- Save{snapshot} --> saver (a thread)
+//!     | <-- CheckpointDone, CheckpointFailed ------------------------ |
 //! ```
 
 mod checkpoint;
 mod evaluation;
+mod saver;
+mod snapshot;
 mod state;
 mod step;
 
@@ -22,6 +26,7 @@ use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
 use runfile::{Objective, Reward, RunFile, Stage};
 use scoring::cider::Cider;
 use sha2::{Digest, Sha256};
+use storage::{Access, Checkpoints};
 use tch::Device;
 
 use crate::captioner::Search;
@@ -29,6 +34,9 @@ use crate::collective::{AbandonFlag, Broken, Collective, Gloo, Solo};
 use crate::data::{Loader, Source};
 use crate::models::Origins;
 use crate::sight;
+pub use saver::Saving;
+use saver::{Save, Saver};
+use snapshot::Snapshot;
 use state::State;
 use step::{Ahead, Pairs};
 
@@ -72,6 +80,8 @@ pub type Reports = tokio::sync::mpsc::Sender<Message>;
 enum Stop {
     /// The generation is over; the next one may go on.
     Broken(Broken),
+    /// The generation is over because its checkpoint is of no use; another may serve the next one.
+    Damaged { checkpoint: String, reason: String },
     /// This worker cannot go on.
     Fatal(String),
 }
@@ -119,6 +129,8 @@ pub struct Trainer {
     let_go: u64,
     progress: Progress,
     reports: Reports,
+    checkpoints: Arc<Checkpoints>,
+    saver: Saver,
 }
 
 impl Trainer {
@@ -151,6 +163,9 @@ impl Trainer {
             Cider::new(&data.split(Split::Train).iter().map(|item| item.captions.clone()).collect::<Vec<_>>())
         });
         let pairs = Pairs::new(data.split(Split::Train).iter().map(|item| item.captions.len()));
+        let checkpoints = Checkpoints::open(&run.checkpoint_place(), &Access::environment());
+        let checkpoints = Arc::new(checkpoints.map_err(|error| format!("checkpoints: {error}"))?);
+        let saver = Saver::start(Arc::clone(&checkpoints), reports.clone());
         progress.phase(v1::Phase::Idle);
         Ok(Self {
             run,
@@ -169,7 +184,15 @@ impl Trainer {
             let_go: 0,
             progress,
             reports,
+            checkpoints,
+            saver,
         })
+    }
+
+    /// Tells whether checkpoints are being saved: what must be waited for before the process ends.
+    #[must_use]
+    pub fn saving(&self) -> Saving {
+        self.saver.saving().clone()
     }
 
     /// What the coordinator is told of the data; the fingerprint covers the weights that were read, too.
@@ -200,18 +223,9 @@ impl Trainer {
             match self.execute(generation, kind) {
                 Ok(false) => {}
                 Ok(true) => return End::Finished(self.state.parameters_sha256()),
-                Err(Stop::Broken(broken)) => {
-                    self.leave_generation(generation);
-                    if let Broken::Failed(reason) = broken {
-                        self.report(Message::Failed(v1::Failed {
-                            generation,
-                            reason,
-                            fatal: false,
-                            ..Default::default()
-                        }));
-                        self.report(Message::Idle(v1::Idle { generation, position: self.state.position }));
-                    }
-                }
+                Err(Stop::Broken(Broken::Abandoned)) => self.leave_generation(generation),
+                Err(Stop::Broken(Broken::Failed(reason))) => self.fail(generation, reason, String::new()),
+                Err(Stop::Damaged { checkpoint, reason }) => self.fail(generation, reason, checkpoint),
                 Err(Stop::Fatal(reason)) => {
                     self.leave_generation(generation);
                     self.report(Message::Failed(v1::Failed {
@@ -239,12 +253,9 @@ impl Trainer {
             }
             Kind::Checkpoint(v1::Checkpoint { checkpoint, name }) => {
                 self.progress.phase(v1::Phase::Checkpoint);
-                if self.collective()?.rank() == 0 {
-                    self.write_checkpoint(&name)?;
-                }
-                let parameters_sha256 = self.state.parameters_sha256();
-                let done = v1::CheckpointDone { generation, checkpoint, parameters_sha256 };
-                self.report(Message::CheckpointDone(done));
+                let written = self.collective()?.rank() == 0;
+                let snapshot = Snapshot::take(&self.state, &self.run, &self.origins, written)?;
+                self.saver.save(Save { generation, checkpoint, name, snapshot })?;
             }
             Kind::Advance(v1::Advance { stage }) => {
                 self.state.enter_stage(&self.run, stage as usize);
@@ -256,6 +267,8 @@ impl Trainer {
                 self.report(Message::Idle(v1::Idle { generation, position: self.state.position }));
             }
             Kind::Finish(_) => {
+                // Nobody listens to what is reported later.
+                self.saver.saving().wait();
                 self.report(Message::Finished(v1::Finished {}));
                 return Ok(true);
             }
@@ -324,6 +337,13 @@ impl Trainer {
     fn collective(&self) -> Result<&dyn Collective, Stop> {
         let missing = || Stop::Broken(Broken::Failed("directive outside a generation".into()));
         self.collective.as_deref().ok_or_else(missing)
+    }
+
+    /// Reports that the generation cannot go on here, and why; the worker can.
+    fn fail(&mut self, generation: u64, reason: String, damaged_checkpoint: String) {
+        self.leave_generation(generation);
+        self.report(Message::Failed(v1::Failed { generation, reason, fatal: false, damaged_checkpoint }));
+        self.report(Message::Idle(v1::Idle { generation, position: self.state.position }));
     }
 
     fn leave_generation(&mut self, generation: u64) {
