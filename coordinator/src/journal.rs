@@ -230,11 +230,11 @@ impl Journal {
         let latest =
             |what: Happening| connection.query_row(query, [what.name()], |row| row.get::<_, String>(0)).optional();
         Ok(Restored {
-            unfinished: Vec::new(),
             last_generation,
             lineage,
             committed,
             checkpoints,
+            unfinished: BTreeMap::new(),
             done: &saved | &evaluated,
             scores,
             ends,

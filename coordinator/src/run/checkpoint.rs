@@ -83,13 +83,13 @@ impl Run {
 
     /// What files of a state are called.
     pub(super) fn name_of(&self, place: Place) -> String {
-        format!("{}-{}-{:08}", place.stage, self.plan.stage(place).name, place.step)
+        place.checkpoint_name(&self.plan.stage(place).name, None)
     }
 
     /// A name for a checkpoint that nobody can be writing to, not even who was cut off while at it.
     fn free_name(&mut self, place: Place) -> String {
-        let name = self.name_of(place);
-        if self.attempted.insert(place) { name } else { format!("{name}.{}", self.last_generation) }
+        let attempt = (!self.attempted.insert(place)).then_some(self.last_generation);
+        place.checkpoint_name(&self.plan.stage(place).name, attempt)
     }
 
     /// Whether the state at `granted` is saved; has it saved if nobody did.
@@ -254,7 +254,7 @@ impl Run {
 
     /// Deletes what an earlier coordinator saw begun, but not finished.
     pub(super) fn delete_unfinished(&mut self) {
-        self.actions.extend(self.unfinished.drain(..).map(Action::DeleteCheckpoint));
+        self.actions.extend(std::mem::take(&mut self.unfinished).into_keys().map(Action::DeleteCheckpoint));
     }
 
     pub(super) fn delete_checkpoints(&mut self, which: impl Fn(&Place) -> bool) {

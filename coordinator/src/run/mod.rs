@@ -270,7 +270,7 @@ pub struct Run {
     /// States that somebody was told to save, or did.
     attempted: BTreeSet<Place>,
     /// Names of checkpoints that an earlier coordinator saw begun, but not finished.
-    unfinished: Vec<String>,
+    unfinished: BTreeMap<String, Place>,
     /// What evaluations of the present history gave.
     scores: Scores,
     /// The evaluation under way.
@@ -297,7 +297,8 @@ impl Run {
     #[must_use]
     pub fn new(file: RunFile, restored: Restored) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
-        let attempted = restored.checkpoints.iter().map(|checkpoint| checkpoint.place).collect();
+        let saved = restored.checkpoints.iter().map(|checkpoint| checkpoint.place);
+        let attempted = saved.chain(restored.unfinished.values().copied()).collect();
         let mut run = Self {
             file_json: serde_json::to_string(&file).expect("a run file is plain data"),
             plan: Plan::new(&file, restored.ends),

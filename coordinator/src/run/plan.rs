@@ -24,6 +24,14 @@ impl Place {
         Self { stage: self.stage, step: self.step.saturating_add(steps) }
     }
 
+    /// What a checkpoint of this point is called, whose stage has this name. Where an earlier attempt may still be under way, the
+    /// generation of the new one tells the two apart.
+    #[must_use]
+    pub fn checkpoint_name(self, stage: &str, attempt: Option<u64>) -> String {
+        let attempt = attempt.map(|generation| format!(".{generation}")).unwrap_or_default();
+        format!("{}-{stage}-{:08}{attempt}", self.stage, self.step)
+    }
+
     /// As the wire says it, for a state agreed upon or reached in `generation`.
     #[must_use]
     pub fn in_generation(self, generation: u64) -> v1::Position {

@@ -215,8 +215,9 @@ pub struct Restored {
     pub committed: Place,
     /// Checkpoints that are not deleted, in order.
     pub checkpoints: Vec<Checkpoint>,
-    /// Names of checkpoints that were begun and never finished.
-    pub unfinished: Vec<String>,
+    /// Names of what else is kept that this run wrote: checkpoints that were not complete, or were to be deleted. Found where
+    /// they are kept; the journal knows nothing of them.
+    pub unfinished: BTreeMap<String, Place>,
     /// Boundaries that the present history has behind it.
     pub done: Boundaries,
     /// Scores of the present history's evaluations.
