@@ -11,6 +11,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use proto::v1;
+use sha2::{Digest, Sha256};
 
 use super::{Refusal, RefusalKind, SessionId, Time};
 
@@ -67,9 +68,20 @@ pub struct Member {
     pub heard: Time,
 }
 
+/// What is kept of a session token: how long it takes to compare digests tells nothing of what they are of, so that nobody can
+/// find a token piece by piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Secret([u8; 32]);
+
+impl Secret {
+    fn of(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Reservation {
-    token: String,
+    token: Secret,
     machine: Machine,
     until: Time,
 }
@@ -109,7 +121,7 @@ impl Membership {
         let free = |rank: &u32| !self.reserved.contains_key(rank) && !self.members.contains_key(rank);
         let rank = request.rank.or_else(|| (0..RANKS).find(free));
         let rank = rank.ok_or_else(|| Refusal::new(RefusalKind::ResourceExhausted, "all ranks are taken".into()))?;
-        self.reserved.insert(rank, Reservation { token, machine, until });
+        self.reserved.insert(rank, Reservation { token: Secret::of(&token), machine, until });
         Ok(rank)
     }
 
@@ -142,7 +154,8 @@ impl Membership {
         token: &str,
         store_address: String,
     ) -> Result<u32, Refusal> {
-        let found = self.reserved.iter().find(|(_, reservation)| reservation.token == token);
+        let presented = Secret::of(token);
+        let found = self.reserved.iter().find(|(_, reservation)| reservation.token == presented);
         let Some(rank) = found.map(|(&rank, _)| rank) else {
             let reason = "unknown session token: join (again) to get one; tokens work once and run out".into();
             return Err(Refusal::new(RefusalKind::Unauthenticated, reason));

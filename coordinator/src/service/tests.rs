@@ -19,7 +19,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{Service, Stop};
+use super::{Security, Service, Stop};
 use crate::{
     journal::Journal,
     run::{Outcome, testing},
@@ -49,7 +49,7 @@ async fn start_with(stage: Stage) -> Running {
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
     let scoring = scoring::Metrics::open(&scoring::Files::default()).expect("no files are named");
-    let (stop, served) = Service { file, restored, journal, scoring, grpc, http }.start();
+    let (stop, served) = Service { file, restored, journal, scoring, grpc, http, security: Security::default() }.start();
     let served = tokio::spawn(served);
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     let (client, admin) = (CoordinatorClient::new(channel.clone()), AdminClient::new(channel));
