@@ -5,13 +5,13 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
+use connection::{Channel, Link};
 use proto::PROTOCOL_VERSION;
 use proto::v1::{self, coordinator_client::CoordinatorClient, directive::Directive as Kind, worker_message::Message};
 use runfile::RunFile;
 use tch::Device;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::collective::{Flag, Store};
@@ -21,13 +21,13 @@ use crate::trainer::{End, Order, Progress, Saving, Trainer};
 const REPORTS: usize = 256;
 /// First and longest pause between attempts to reach the coordinator.
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
-/// How long one attempt to connect may take.
-const CONNECT: Duration = Duration::from_secs(5);
+/// How long the coordinator may take to close a stream.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What the command line says.
 pub struct Options {
-    /// URL of the coordinator.
-    pub coordinator: String,
+    /// The way to the coordinator.
+    pub coordinator: Link,
     /// Wanted identity.
     pub rank: Option<u32>,
     /// Where to compute.
@@ -45,12 +45,12 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<(), String> {
     let host = match options.host {
         Some(host) => host,
-        None => route_to(&options.coordinator).await?,
+        None => route_to(options.coordinator.url()).await?,
     };
-    let (client, place) = join(&options, host, options.rank).await?;
+    let place = join(&options, host, options.rank).await?;
     let store = Store::serve(host)?;
     let mut training = Training::start(&place, options.device, host).await?;
-    let over = take_part(&options, host, (client, place), &store, &mut training).await;
+    let over = take_part(&options, host, place, &store, &mut training).await;
     training.saved().await;
     over
 }
@@ -59,7 +59,7 @@ pub async fn run(options: Options) -> Result<(), String> {
 async fn take_part(
     options: &Options,
     host: IpAddr,
-    (mut client, mut place): (Client, v1::JoinResponse),
+    mut place: v1::JoinResponse,
     store: &Store,
     training: &mut Training,
 ) -> Result<(), String> {
@@ -71,7 +71,7 @@ async fn take_part(
             data_set: Some(training.data_set.clone()),
             holds,
         };
-        match serve(&mut client, &place, attach, training).await {
+        match serve(&options.coordinator, &place, attach, training).await {
             Over::Finished => {
                 let End::Finished(sha256) = training.end().await else { return Err(training_died()) };
                 println!("finished rank={} parameters_sha256={sha256}", place.rank);
@@ -83,7 +83,7 @@ async fn take_part(
                     "connection to the coordinator lost ({reason}): letting go of the generation, then rejoining"
                 );
                 holds = training.let_go().await?;
-                (client, place) = join(options, host, Some(place.rank)).await?;
+                place = join(options, host, Some(place.rank)).await?;
             }
         }
     }
@@ -106,13 +106,13 @@ async fn route_to(url: &str) -> Result<IpAddr, String> {
     Ok(local.map_err(unknown)?.ip())
 }
 
-type Client = CoordinatorClient<Channel>;
+fn client(channel: Channel) -> CoordinatorClient<Channel> {
+    CoordinatorClient::new(channel).max_decoding_message_size(proto::MOST_FROM_COORDINATOR)
+}
 
 /// Asks for a place until the coordinator answers or patience ends.
-async fn join(options: &Options, host: IpAddr, rank: Option<u32>) -> Result<(Client, v1::JoinResponse), String> {
-    let url = &options.coordinator;
-    let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| format!("{url}: {error}"))?;
-    let endpoint = endpoint.connect_timeout(CONNECT).tcp_nodelay(true);
+async fn join(options: &Options, host: IpAddr, rank: Option<u32>) -> Result<v1::JoinResponse, String> {
+    let url = options.coordinator.url();
     let request = v1::JoinRequest {
         protocol_version: PROTOCOL_VERSION,
         rank,
@@ -126,16 +126,12 @@ async fn join(options: &Options, host: IpAddr, rank: Option<u32>) -> Result<(Cli
     let started = Instant::now();
     let mut pause = BACK_OFF[0];
     loop {
-        let attempt = async {
-            let channel = endpoint.connect().await.map_err(|error| Status::unavailable(chain(&error)))?;
-            let mut client = Client::new(channel);
-            let place = client.join(request.clone()).await?.into_inner();
-            Ok::<_, Status>((client, place))
-        };
+        let attempt = async { client(options.coordinator.ask().await?).join(request.clone()).await };
         let status = match attempt.await {
-            Ok((client, place)) => {
+            Ok(place) => {
+                let place = place.into_inner();
                 tracing::info!(rank = place.rank, coordinator = url, "joined");
-                return Ok((client, place));
+                return Ok(place);
             }
             Err(status) => status,
         };
@@ -153,17 +149,6 @@ async fn join(options: &Options, host: IpAddr, rank: Option<u32>) -> Result<(Cli
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(BACK_OFF[1]);
     }
-}
-
-/// An error and its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// The training thread, seen from here.
@@ -263,11 +248,15 @@ enum Over {
 }
 
 /// One session, from Attach to its end.
-async fn serve(client: &mut Client, place: &v1::JoinResponse, attach: v1::Attach, training: &mut Training) -> Over {
+async fn serve(link: &Link, place: &v1::JoinResponse, attach: v1::Attach, training: &mut Training) -> Over {
     let (outgoing, messages) = mpsc::channel(REPORTS);
     let send = async |message| outgoing.send(v1::WorkerMessage { message: Some(message) }).await.is_ok();
     send(Message::Attach(attach)).await;
-    let mut directives = match client.session(ReceiverStream::new(messages)).await {
+    let session = async {
+        let channel = link.stay(Duration::from_millis(place.lost_after_ms)).await?;
+        client(channel).session(ReceiverStream::new(messages)).await
+    };
+    let mut directives = match session.await {
         Ok(response) => response.into_inner(),
         Err(status) => return broken(&status),
     };
@@ -319,14 +308,14 @@ async fn close(
 ) -> Over {
     drop(outgoing);
     let drained = async { while let Ok(Some(_)) = directives.message().await {} };
-    _ = tokio::time::timeout(CONNECT, drained).await;
+    _ = tokio::time::timeout(FAREWELL, drained).await;
     over
 }
 
 fn broken(status: &Status) -> Over {
     match status.code() {
         // The coordinator answered: it refuses this worker, and would again.
-        Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied => {
+        Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied | Code::OutOfRange => {
             Over::Failed(status.message().to_owned())
         }
         _ => Over::Disconnected(status.message().to_owned()),

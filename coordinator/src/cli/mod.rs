@@ -2,6 +2,7 @@
 
 mod admin;
 mod resume;
+mod security;
 mod serve;
 mod status;
 mod validate;

@@ -14,6 +14,7 @@ use storage::{Access, Checkpoints, Listing};
 use tokio::{net::TcpListener, signal::unix};
 use tracing_subscriber::EnvFilter;
 
+use super::security::Admission;
 use crate::{
     checkpoints::reconcile,
     journal::Journal,
@@ -39,12 +40,15 @@ pub struct Serve {
     /// Where workers and `coordinator status` connect (gRPC); port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are served; port 0 takes a free one.
+    /// Where /metrics, /healthz and /readyz are served, to everybody who can reach it: names of the run and its stages, counts and
+    /// scores. Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071")]
     http: SocketAddr,
     /// Folder of the journal [default: `coordinator` in the run's output].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    #[command(flatten)]
+    admission: Admission,
     /// How logs are written to stderr; RUST_LOG filters them (default: info).
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     log_format: LogFormat,
@@ -68,6 +72,7 @@ impl Serve {
     }
 
     async fn serve(self, file: RunFile) -> anyhow::Result<()> {
+        let security = self.admission.prepare(self.listen)?;
         let scoring = super::validate::metrics(&file.scoring)?;
         // Before anything is written: a second coordinator by mistake must not leave traces.
         let grpc = bind(self.listen, "--listen").await?;
@@ -84,7 +89,8 @@ impl Serve {
             tracing::info!(at = %restored.committed, generation = restored.last_generation, "going on with the run");
         }
         let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
-        let (stop, served) = Service { file, restored, journal, checkpoints, scoring, grpc, http }.start();
+        let service = Service { file, restored, journal, checkpoints, scoring, grpc, http, security };
+        let (stop, served) = service.start();
         tokio::spawn(signals(stop)?);
         // Whoever started us may not care to read it.
         _ = writeln!(std::io::stdout(), "{addresses}").and_then(|()| std::io::stdout().flush());

@@ -11,6 +11,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use proto::v1;
+use sha2::{Digest, Sha256};
 
 use super::{Refusal, RefusalKind, SessionId, Time};
 
@@ -100,9 +101,20 @@ impl Member {
     }
 }
 
+/// What is kept of a session token: how long it takes to compare digests tells nothing of what they are of, so that nobody can
+/// find a token piece by piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Secret([u8; 32]);
+
+impl Secret {
+    fn of(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Reservation {
-    token: String,
+    token: Secret,
     machine: Machine,
     until: Time,
 }
@@ -149,7 +161,7 @@ impl Membership {
         let rank = rank.ok_or_else(|| Refusal::new(RefusalKind::ResourceExhausted, "all ranks are taken".into()))?;
         // The token says whose it is: it is found without a search.
         let token = format!("{rank}.{token}");
-        self.reserved.insert(rank, Reservation { token: token.clone(), machine, until });
+        self.reserved.insert(rank, Reservation { token: Secret::of(&token), machine, until });
         Ok((rank, token))
     }
 
@@ -191,7 +203,8 @@ impl Membership {
         store_address: String,
     ) -> Result<u32, Refusal> {
         let rank = token.split_once('.').and_then(|(rank, _)| rank.parse().ok());
-        let reserved = |rank: &u32| self.reserved.get(rank).is_some_and(|reservation| reservation.token == token);
+        let presented = Secret::of(token);
+        let reserved = |rank: &u32| self.reserved.get(rank).is_some_and(|reservation| reservation.token == presented);
         let Some(rank) = rank.filter(reserved) else {
             let reason = "unknown session token: join (again) to get one; tokens work once and run out".into();
             return Err(Refusal::new(RefusalKind::Unauthenticated, reason));

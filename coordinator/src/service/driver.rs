@@ -1,6 +1,6 @@
 //! The one task that owns the run: feeds it events and does what it says.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use proto::v1;
 use storage::Checkpoints;
@@ -11,7 +11,14 @@ use tokio::{
 use tonic::Status;
 use tracing::{info, warn};
 
-use super::{captions, http::Readiness, metrics::Metrics, recorder::Recorder, score};
+use super::{
+    captions,
+    http::Readiness,
+    metrics::Metrics,
+    recorder::Recorder,
+    refusals::{Reason, Refusals},
+    score,
+};
 use crate::run::{Action, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics};
 
 /// Between ticks; the precision with which silence is noticed.
@@ -44,6 +51,7 @@ pub enum Input {
 
 /// The way to a worker. When it is dropped the stream ends.
 pub struct Line {
+    pub peer: SocketAddr,
     pub outbound: mpsc::Sender<Result<v1::Directive, Status>>,
     /// Dropped with the line: tells the task that listens to the worker.
     pub _hold: oneshot::Sender<()>,
@@ -54,6 +62,7 @@ pub struct Driver {
     pub run: Run,
     pub recorder: Recorder,
     pub metrics: Metrics,
+    pub refusals: Refusals,
     /// Scores captions.
     pub scoring: Arc<scoring::Metrics>,
     pub readiness: watch::Sender<Readiness>,
@@ -163,19 +172,17 @@ impl Turn {
                         _ = reply.send(Ok(()));
                     }
                 }
-                Action::Refuse { request, refusal } => {
-                    info!(reason = refusal.reason, "refused");
-                    match self.asked.remove(&request) {
-                        Some(Asked::Join(reply)) => _ = reply.send(Err(refusal.into())),
-                        Some(Asked::Resume(reply)) => _ = reply.send(Err(refusal.into())),
-                        None => {}
-                    }
-                }
+                Action::Refuse { request, refusal } => match self.asked.remove(&request) {
+                    Some(Asked::Join(reply)) => _ = reply.send(Err(refusal.into())),
+                    Some(Asked::Resume(reply)) => _ = reply.send(Err(refusal.into())),
+                    None => {}
+                },
                 Action::Send { session, directive } => self.send(session, Ok(directive)),
                 Action::Close { session, refusal } => {
-                    if let Some(refusal) = refusal {
-                        warn!(reason = refusal.reason, "closed a session");
-                        self.send(session, Err(refusal.into()));
+                    if let (Some(refusal), Some(line)) = (refusal, self.lines.get(&session)) {
+                        let status = Status::from(refusal);
+                        self.driver.refusals.note(line.peer, Reason::of_session(status.code()), status.message());
+                        self.send(session, Err(status));
                     }
                     self.lines.remove(&session);
                 }

@@ -9,6 +9,7 @@ use proto::v1;
 use runfile::RunFile;
 use statistics::{Summary, names};
 
+use super::refusals::Refusals;
 use crate::run::{best::Best, record::Record, statistics::StepStatistics};
 
 /// Bounds of the buckets of step durations, in seconds.
@@ -58,6 +59,11 @@ impl Metrics {
     /// Renders the metrics.
     pub fn handle(&self) -> PrometheusHandle {
         self.recorder.handle()
+    }
+
+    /// Counts what is refused.
+    pub fn refusals(&self) -> Refusals {
+        with_local_recorder(&self.recorder, Refusals::new)
     }
 
     /// Brings the metrics up to date with something that happened.
@@ -166,5 +172,6 @@ fn describe() {
     describe_gauge!("dico_best_score", "Score of the present stage's best state, by the stage's metric");
     describe_counter!("dico_guard_events_total", "Rules of the guard that were broken");
     describe_gauge!("dico_paused", "1 while the guard has paused the run");
+    describe_counter!("dico_refusals_total", "Connections, calls and sessions that were refused or ended for what they are");
     describe_gauge!("dico_build_info", "Version of the coordinator");
 }

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{Service, Stop};
+use super::{Security, Service, Stop};
 use crate::{
     journal::Journal,
     run::{Outcome, testing},
@@ -51,7 +51,8 @@ async fn start_with(stage: Stage) -> Running {
     let scoring = scoring::Metrics::open(&scoring::Files::default()).expect("no files are named");
     let access = storage::Access::environment();
     let checkpoints = storage::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
-    let (stop, served) = Service { file, restored, journal, checkpoints, scoring, grpc, http }.start();
+    let security = Security::default();
+    let (stop, served) = Service { file, restored, journal, checkpoints, scoring, grpc, http, security }.start();
     let served = tokio::spawn(served);
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     let (client, admin) = (CoordinatorClient::new(channel.clone()), AdminClient::new(channel));

@@ -1,6 +1,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use connection::Address;
+
 use super::device::Compute;
 use crate::session::{self, Options};
 
@@ -10,9 +12,8 @@ const RANK_VARIABLES: [&str; 3] = ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker join --coordinator http://10.0.0.1:7070 --device cuda:0")]
 pub struct Join {
-    /// The coordinator's gRPC address.
-    #[arg(long, env = "DICO_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
-    coordinator: String,
+    #[command(flatten)]
+    address: Address,
     /// This worker's identity in the cluster [default: RANK, SLURM_PROCID or JOB_COMPLETION_INDEX, else the coordinator's
     /// choice].
     #[arg(long, value_name = "N")]
@@ -34,7 +35,7 @@ impl Join {
             None => rank_of_environment(|name| std::env::var(name).ok())?,
         };
         let options = Options {
-            coordinator: self.coordinator,
+            coordinator: self.address.link().map_err(|error| error.to_string())?,
             rank,
             device: self.compute.prepare()?,
             host: self.host,
