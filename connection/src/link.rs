@@ -34,7 +34,8 @@ impl Link {
     pub fn new(url: String, tls: Option<&TlsFiles>, token: Option<&Token>) -> Result<Self, Error> {
         let invalid = || Error::Url(url.clone());
         let uri: Uri = url.parse().map_err(|_| invalid())?;
-        let host = uri.host().filter(|host| !host.is_empty() && uri.port_u16().is_some()).ok_or_else(invalid)?.to_owned();
+        let host =
+            uri.host().filter(|host| !host.is_empty() && uri.port_u16().is_some()).ok_or_else(invalid)?.to_owned();
         let secure = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
@@ -142,7 +143,10 @@ mod tests {
         for url in ["nonsense", "here:7070", "ftp://here:7070", "http://here", "http://:7070", ""] {
             assert!(refusal(url, None).contains("not a URL like http://host:port"), "{url}");
         }
-        assert_eq!(Link::new("http://[::1]:7070".into(), None, None).map(|link| link.url).unwrap(), "http://[::1]:7070");
+        assert_eq!(
+            Link::new("http://[::1]:7070".into(), None, None).map(|link| link.url).unwrap(),
+            "http://[::1]:7070"
+        );
     }
 
     #[test]

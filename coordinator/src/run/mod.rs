@@ -217,7 +217,7 @@ pub enum RefusalKind {
     ResourceExhausted,
     /// The session token is unknown.
     Unauthenticated,
-    /// The run is over.
+    /// The coordinator is about to end.
     Unavailable,
 }
 
@@ -377,8 +377,8 @@ impl Run {
             );
             return Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
         }
-        if let Some(reason) = self.closed_to_workers() {
-            return Err(Refusal::new(RefusalKind::Unavailable, reason));
+        if let Some(refusal) = self.closed_to_workers() {
+            return Err(refusal);
         }
         let until = now.saturating_add(PATIENCE.max(self.lost_after()));
         let (rank, session_token) = self.members.reserve(join, token, self.file.workers.max, until)?;
@@ -394,19 +394,22 @@ impl Run {
     }
 
     /// Why no worker is let in any more, if so.
-    fn closed_to_workers(&self) -> Option<String> {
+    fn closed_to_workers(&self) -> Option<Refusal> {
+        // Over for good, or to be asked again: another coordinator may go on.
+        let over = |reason: String| Some(Refusal::new(RefusalKind::FailedPrecondition, reason));
+        let stopping = || Some(Refusal::new(RefusalKind::Unavailable, "the coordinator is shutting down".into()));
         match &self.phase {
-            Phase::Over { outcome: Outcome::Finished, .. } => Some("the run is finished".into()),
-            Phase::Over { outcome: Outcome::Failed(reason), .. } => Some(format!("the run has failed: {reason}")),
-            Phase::Over { outcome: Outcome::Stopped, .. } => Some("the coordinator is shutting down".into()),
-            _ if self.stopping => Some("the coordinator is shutting down".into()),
+            Phase::Over { outcome: Outcome::Finished, .. } => over("the run is finished".into()),
+            Phase::Over { outcome: Outcome::Failed(reason), .. } => over(format!("the run has failed: {reason}")),
+            Phase::Over { outcome: Outcome::Stopped, .. } => stopping(),
+            _ if self.stopping => stopping(),
             _ => None,
         }
     }
 
     fn attach(&mut self, now: Time, session: SessionId, attach: v1::Attach) -> Result<(), Refusal> {
-        if let Some(reason) = self.closed_to_workers() {
-            return Err(Refusal::new(RefusalKind::Unavailable, reason));
+        if let Some(refusal) = self.closed_to_workers() {
+            return Err(refusal);
         }
         let data_set = attach.data_set.unwrap_or_default();
         if data_set.fingerprint.len() > 128 {

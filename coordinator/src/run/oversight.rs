@@ -71,8 +71,8 @@ impl Run {
 
     /// Lets a paused run go on.
     pub(super) fn resume(&mut self) -> Result<(), Refusal> {
-        if let Some(reason) = self.closed_to_workers() {
-            return Err(Refusal::new(RefusalKind::Unavailable, reason));
+        if let Some(refusal) = self.closed_to_workers() {
+            return Err(refusal);
         }
         let Some(reason) = self.paused.take() else {
             let reason = "the run is not paused: there is nothing to resume".into();

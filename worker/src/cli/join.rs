@@ -10,6 +10,10 @@ use crate::session::{self, Options};
 const RANK_VARIABLES: [&str; 3] = ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX"];
 
 #[derive(clap::Args)]
+/// Take part in a run until it is complete.
+///
+/// On SIGTERM or SIGINT the worker finishes the step in flight, hands over what only it holds, and ends; a second signal ends it at
+/// once.
 #[command(after_help = "Example: worker join --coordinator http://10.0.0.1:7070 --device cuda:0")]
 pub struct Join {
     #[command(flatten)]
@@ -23,8 +27,8 @@ pub struct Join {
     /// Address at which other workers reach this one [default: that of the route to the coordinator].
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
-    /// Seconds to go on trying when the coordinator cannot be reached.
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    /// Seconds to go on trying when the coordinator cannot be reached, at first or after it was lost; the state is held meanwhile.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     join_timeout: u64,
 }
 

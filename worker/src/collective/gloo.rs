@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tch::Tensor;
 
-use super::{Flag, Broken, Collective};
+use super::{Broken, Collective, Flag};
 
 /// Bytes of an error's buffer; as in `gloo/shim.cpp`.
 const ERROR_LENGTH: usize = 512;
