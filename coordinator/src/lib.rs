@@ -23,6 +23,7 @@
 //! - [`journal`]: the durable record, and how a restarted coordinator goes on.
 //! - [`cli`]: one file per subcommand.
 
+pub mod audit;
 mod checkpoints;
 pub mod cli;
 pub mod journal;

@@ -1,6 +1,9 @@
 //! The command line: one file per subcommand.
 
 mod admin;
+mod audit;
+mod events;
+mod history;
 mod resume;
 mod security;
 mod serve;
@@ -25,6 +28,8 @@ enum Command {
     Validate(validate::Validate),
     Status(status::Status),
     Resume(resume::Resume),
+    Audit(audit::Audit),
+    Events(events::Events),
 }
 
 /// Runs the program; what goes wrong is one line on stderr.
@@ -35,6 +40,8 @@ pub fn main() -> ExitCode {
         Command::Validate(validate) => validate.run(),
         Command::Status(status) => status.run(),
         Command::Resume(resume) => resume.run(),
+        Command::Audit(audit) => audit.run(),
+        Command::Events(events) => events.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

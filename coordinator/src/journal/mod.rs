@@ -23,6 +23,8 @@
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
 //! - Values that are not finite are NULL.
 
+pub mod history;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -98,6 +100,9 @@ pub enum Error {
         /// Its version.
         found: i64,
     },
+    /// Its run file is not one that this program understands.
+    #[error("the journal's run file: {0}")]
+    RunFile(String),
     /// SQLite cannot go on.
     #[error("journal: {0}")]
     Sqlite(#[from] rusqlite::Error),
