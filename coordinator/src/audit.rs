@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use runfile::{Objective, RunFile};
 use serde::Serialize;
 
-use crate::journal::history::{Event, Generation, History, Step};
 use crate::journal::Error;
+use crate::journal::history::{Event, Generation, History, Step};
 use crate::run::{plan::Place, record::Happening};
 
 /// What an audit found.

@@ -39,13 +39,18 @@ impl Audit {
 }
 
 fn as_table(audit: &audit::Audit) -> String {
-    let mut text = format!("{:>5}  {:<16} {:>5} {:>12} {:>9} {:>9}\n", "stage", "", "epoch", "committed", "missing", "repeated");
+    let mut text =
+        format!("{:>5}  {:<16} {:>5} {:>12} {:>9} {:>9}\n", "stage", "", "epoch", "committed", "missing", "repeated");
     // Writing to a string does not fail.
     for Epoch { stage, name, epoch, samples } in &audit.epochs {
         let Samples { committed, missing, repeated } = samples;
         _ = writeln!(text, "{stage:>5}  {name:<16} {epoch:>5} {committed:>12} {missing:>9} {repeated:>9}");
     }
-    _ = writeln!(text, "\n{:>10} {:>7} {:>14} {:>8} {:>10}  cause", "generation", "members", "start", "steps", "recovery");
+    _ = writeln!(
+        text,
+        "\n{:>10} {:>7} {:>14} {:>8} {:>10}  cause",
+        "generation", "members", "start", "steps", "recovery"
+    );
     for Life { generation, members, cause, start: (stage, step), steps, recovery_s, .. } in &audit.generations {
         let (members, start) = (members.len(), format!("{stage}/{step}"));
         let recovery = recovery_s.map_or_else(String::new, |seconds| format!("{seconds:.2} s"));

@@ -133,7 +133,8 @@ impl History {
     /// # Errors
     /// SQLite cannot read them.
     pub fn steps(&self) -> Result<Vec<Step>, Error> {
-        let query = format!("SELECT stage, step, generation, at, {PRESENT} FROM steps AS own ORDER BY stage, step, generation");
+        let query =
+            format!("SELECT stage, step, generation, at, {PRESENT} FROM steps AS own ORDER BY stage, step, generation");
         let step = |row: &Row<'_>| {
             Ok(Step { place: place(row, 0)?, generation: unsigned(row, 2)?, at: row.get(3)?, present: row.get(4)? })
         };
