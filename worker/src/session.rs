@@ -113,10 +113,9 @@ async fn join(options: &Options, host: IpAddr, rank: Option<u32>) -> Result<v1::
     let started = Instant::now();
     let mut pause = BACK_OFF[0];
     loop {
-        let attempt = async { client(options.coordinator.ask().await?).join(request.clone()).await };
-        let status = match attempt.await {
+        let ask = options.coordinator.ask(async |channel| client(channel).join(request.clone()).await);
+        let status = match ask.await {
             Ok(place) => {
-                let place = place.into_inner();
                 tracing::info!(rank = place.rank, coordinator = url, "joined");
                 return Ok(place);
             }
@@ -124,7 +123,9 @@ async fn join(options: &Options, host: IpAddr, rank: Option<u32>) -> Result<v1::
         };
         // A place that is still taken by this worker's own lost session becomes free in a moment.
         let own_place = status.code() == Code::AlreadyExists && options.rank != rank;
-        if status.code() != Code::Unavailable && !own_place {
+        // Nobody answers, or not in time, or the connection broke.
+        let silent = matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown);
+        if !silent && !own_place {
             return Err(format!("{url} refused: {}", status.message()));
         }
         let waited = started.elapsed();
