@@ -15,6 +15,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(10);
 /// Of the time after which silence is death, the part after which the other side is asked whether it is there.
 const ASKS: u32 = 5;
+/// How rustls begins to say that the other side does not go on.
+const ALERT: &str = "received fatal alert: ";
 
 /// The way to a coordinator: its address, certificates and a token.
 #[derive(Clone)]
@@ -35,7 +37,8 @@ impl Link {
     pub fn new(url: String, tls: Option<&TlsFiles>, token: Option<&Token>) -> Result<Self, Error> {
         let invalid = || Error::Url(url.clone());
         let uri: Uri = url.parse().map_err(|_| invalid())?;
-        let host = uri.host().filter(|host| !host.is_empty() && uri.port_u16().is_some()).ok_or_else(invalid)?.to_owned();
+        let host =
+            uri.host().filter(|host| !host.is_empty() && uri.port_u16().is_some()).ok_or_else(invalid)?.to_owned();
         let secure = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
@@ -110,16 +113,14 @@ fn is_loopback(host: &str) -> bool {
 /// What is wrong with a certificate, if that is what an error is about. Trying again would not help.
 fn certificate_problem(error: &(dyn StdError + 'static)) -> Option<Status> {
     let problem = |error: &(dyn StdError + 'static)| {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        match error.downcast_ref().or_else(|| inner?.downcast_ref()) {
-            Some(rustls::Error::InvalidCertificate(problem)) => {
-                Some(format!("the coordinator's certificate is not good: {problem:?}; --tls-ca says whose are"))
-            }
-            Some(rustls::Error::AlertReceived(alert)) => {
-                Some(format!("the coordinator takes no such certificate as that of --tls-cert: {alert:?}"))
-            }
-            _ => None,
+        let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+        if let Some(rustls::Error::InvalidCertificate(problem)) = inner.downcast_ref() {
+            return Some(format!("the coordinator's certificate is not good: {problem:?}; --tls-ca says whose are"));
         }
+        // Of what comes after the handshake, HTTP/2 keeps no more than the text.
+        let text = inner.to_string();
+        let alert = text.strip_prefix(ALERT)?;
+        Some(format!("the coordinator takes no such certificate as that of --tls-cert: {alert}"))
     };
     std::iter::successors(Some(error), |&error| error.source()).find_map(problem).map(Status::unauthenticated)
 }
@@ -173,7 +174,10 @@ mod tests {
         for url in ["nonsense", "here:7070", "ftp://here:7070", "http://here", "http://:7070", ""] {
             assert!(refusal(url, None).contains("not a URL like http://host:port"), "{url}");
         }
-        assert_eq!(Link::new("http://[::1]:7070".into(), None, None).map(|link| link.url).unwrap(), "http://[::1]:7070");
+        assert_eq!(
+            Link::new("http://[::1]:7070".into(), None, None).map(|link| link.url).unwrap(),
+            "http://[::1]:7070"
+        );
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::net::TcpStream;
 use std::path::Path;
 
 use dico_tests::{Coordinator, Place, command, error_line, run};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority() -> Authority {
+fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
@@ -21,8 +22,7 @@ fn certificate(place: &Place, name: &str, until: i32, signed_by: &Authority, bel
     params.not_after = rcgen::date_time_ymd(until, 1, 1);
     let key = KeyPair::generate().unwrap();
     let certificate = params.signed_by(&key, signed_by).unwrap();
-    let files =
-        [("--tls-ca", believes.pem()), ("--tls-cert", certificate.pem()), ("--tls-key", key.serialize_pem())];
+    let files = [("--tls-ca", believes.pem()), ("--tls-cert", certificate.pem()), ("--tls-key", key.serialize_pem())];
     let option = |(option, text): (&str, String)| [option.to_owned(), file(place, &format!("{name}{option}"), &text)];
     files.into_iter().flat_map(option).collect()
 }
@@ -58,7 +58,7 @@ fn assert_refused(coordinator: &Coordinator, reason: &str, times: usize) {
 #[test]
 fn a_run_over_mutual_tls_does_not_notice_whom_it_refuses() {
     let place = Place::new();
-    let (authority, strangers) = (authority(), authority());
+    let (authority, strangers) = (authority("ours"), authority("strangers"));
     let admin = ["--admin-token-file".to_owned(), file(&place, "admin", "the-token-of-the-admins\n")];
     let server = [certificate(&place, "coordinator", 4000, &authority, &authority), admin.to_vec()].concat();
     let run_file = place.run_file("run", 2, "");

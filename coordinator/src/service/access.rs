@@ -80,7 +80,8 @@ pub async fn receive(State(reception): State<Reception>, request: Request, next:
         return status.into_http::<axum::body::Body>().into_response();
     }
     let response = next.run(request).await;
-    if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != tonic::Code::Ok) {
+    if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != tonic::Code::Ok)
+    {
         refusals.note(peer.0, Reason::of_call(&path, status.code()), status.message());
     }
     response

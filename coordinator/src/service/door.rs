@@ -129,7 +129,10 @@ async fn greet(stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<Stream
     let mut said = [0; PREFACE.len()];
     stream.read_exact(&mut said).await?;
     if said != *PREFACE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak HTTP/2, or speaks TLS to a port without"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it does not speak HTTP/2, or speaks TLS to a port without",
+        ));
     }
     Ok(stream)
 }

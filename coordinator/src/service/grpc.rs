@@ -92,7 +92,8 @@ impl Coordinator for Grpc {
         // Answered at once: what is wrong with the first message is said in the stream, so that a worker need not send it
         // before it has read the headers.
         let (outbound, directives) = mpsc::channel(WAITING_DIRECTIVES);
-        let peer = request.extensions().get::<Peer>().ok_or_else(|| Status::internal("a stream without a connection"))?.0;
+        let peer =
+            request.extensions().get::<Peer>().ok_or_else(|| Status::internal("a stream without a connection"))?.0;
         let busy = |_| Status::resource_exhausted("too many sessions have yet to attach: try again");
         let unattached = Arc::clone(&self.unattached).try_acquire_owned().map_err(busy)?;
         let (driver, refusals, id) = (self.driver.clone(), self.refusals.clone(), SessionId(self.next()));

@@ -171,6 +171,9 @@ fn describe() {
     describe_gauge!("dico_best_score", "Score of the present stage's best state, by the stage's metric");
     describe_counter!("dico_guard_events_total", "Rules of the guard that were broken");
     describe_gauge!("dico_paused", "1 while the guard has paused the run");
-    describe_counter!("dico_refusals_total", "Connections, calls and sessions that were refused or ended for what they are");
+    describe_counter!(
+        "dico_refusals_total",
+        "Connections, calls and sessions that were refused or ended for what they are"
+    );
     describe_gauge!("dico_build_info", "Version of the coordinator");
 }

@@ -36,8 +36,8 @@ use crate::{
     journal::Journal,
     run::{Outcome, Run, record::Restored},
 };
-pub use access::Tokens;
 use access::Reception;
+pub use access::Tokens;
 use door::Door;
 use driver::Driver;
 use metrics::Metrics;

@@ -10,7 +10,7 @@ use std::{
 use connection::{Link, TlsFiles, Token};
 use futures::stream;
 use prost::Message as _;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 use tokio::io::AsyncRead;
 use tonic::{
@@ -317,8 +317,9 @@ async fn bad_admin_tokens() {
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority() -> Authority {
+fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
@@ -367,7 +368,8 @@ async fn turned_away(scene: &Scene, files: &TlsFiles) -> Status {
 
 #[tokio::test]
 async fn certificates_that_have_run_out_or_are_of_strangers() {
-    let (certificates, authority, strangers) = (Certificates::new(), self::authority(), self::authority());
+    let (certificates, authority, strangers) =
+        (Certificates::new(), self::authority("ours"), self::authority("strangers"));
     let scene = certified(&certificates, &authority).await;
     for files in [
         certificates.of("expired", 2020, &authority, &authority),
@@ -382,7 +384,7 @@ async fn certificates_that_have_run_out_or_are_of_strangers() {
 
 #[tokio::test]
 async fn no_certificate() {
-    let (certificates, authority) = (Certificates::new(), self::authority());
+    let (certificates, authority) = (Certificates::new(), self::authority("ours"));
     let scene = certified(&certificates, &authority).await;
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
     let endpoint = Endpoint::from_shared(format!("https://{}", scene.served.grpc)).unwrap().tls_config(tls).unwrap();
@@ -394,7 +396,8 @@ async fn no_certificate() {
 
 #[tokio::test]
 async fn a_worker_does_not_speak_to_a_coordinator_of_strangers() {
-    let (certificates, authority, strangers) = (Certificates::new(), self::authority(), self::authority());
+    let (certificates, authority, strangers) =
+        (Certificates::new(), self::authority("ours"), self::authority("strangers"));
     let scene = certified(&certificates, &authority).await;
     let status = turned_away(&scene, &certificates.of("wary", 4000, &authority, &strangers)).await;
     assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
@@ -404,7 +407,7 @@ async fn a_worker_does_not_speak_to_a_coordinator_of_strangers() {
 
 #[tokio::test]
 async fn plain_text_where_tls_is_spoken() {
-    let (certificates, authority) = (Certificates::new(), self::authority());
+    let (certificates, authority) = (Certificates::new(), self::authority("ours"));
     let scene = certified(&certificates, &authority).await;
     let mut stream = TcpStream::connect(scene.served.grpc).await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
@@ -424,7 +427,7 @@ async fn other_protocols_where_http_2_is_spoken() {
 /// Time passes as soon as nothing else is to be done.
 #[tokio::test]
 async fn one_that_never_says_anything() {
-    let (certificates, authority) = (Certificates::new(), self::authority());
+    let (certificates, authority) = (Certificates::new(), self::authority("ours"));
     let server = certificates.of("server", 4000, &authority, &authority).server().unwrap();
     for tls in [None, Some(server)] {
         let log = Log::default();
