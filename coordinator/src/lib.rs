@@ -23,6 +23,7 @@
 //! - [`journal`]: the durable record, and how a restarted coordinator goes on.
 //! - [`cli`]: one file per subcommand.
 
+mod checkpoints;
 pub mod cli;
 pub mod journal;
 pub mod run;

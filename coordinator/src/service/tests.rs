@@ -67,7 +67,9 @@ async fn serve(stage: Stage, security: Security) -> Served {
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
     let scoring = scoring::Metrics::open(&scoring::Files::default()).expect("no files are named");
-    let (stop, served) = Service { file, restored, journal, scoring, grpc, http, security }.start();
+    let access = storage::Access::environment();
+    let checkpoints = storage::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
+    let (stop, served) = Service { file, restored, journal, checkpoints, scoring, grpc, http, security }.start();
     Served { grpc: address, http: http_address, stop, served: tokio::spawn(served), output }
 }
 

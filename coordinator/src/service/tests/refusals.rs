@@ -111,18 +111,22 @@ impl Scene {
             named && line.contains("refused: ") && line.contains("peer=127.0.0.1:")
         };
         assert_eq!(lines.iter().filter(about).count(), times, "{lines:#?}");
-        loop {
-            let v1::Directive { generation, directive } = self.told;
-            let message = match directive.unwrap() {
-                Directive::Rendezvous(meet) => Message::Ready(v1::Ready { generation, position: meet.position }),
-                // Somebody had joined, before it was refused.
-                Directive::Abandon(_) | Directive::Halt(_) => Message::Idle(v1::Idle { generation, position: None }),
-                Directive::Train(_) => return,
-                other => panic!("{other:?}"),
-            };
-            self.say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
-            self.told = self.directives.message().await.unwrap().unwrap();
+        while !matches!(self.told.directive, Some(Directive::Train(_))) {
+            self.answer().await;
         }
+    }
+
+    /// Does what the honest worker was told, and hears what is next.
+    async fn answer(&mut self) {
+        let v1::Directive { generation, directive } = std::mem::take(&mut self.told);
+        let message = match directive.unwrap() {
+            Directive::Rendezvous(meet) => Message::Ready(v1::Ready { generation, position: meet.position }),
+            // Somebody has joined.
+            Directive::Abandon(_) | Directive::Halt(_) => Message::Idle(v1::Idle { generation, position: None }),
+            other => panic!("{other:?}"),
+        };
+        self.say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
+        self.told = self.directives.message().await.unwrap().unwrap();
     }
 }
 
@@ -235,6 +239,26 @@ async fn a_session_that_begins_with_something_else() {
     let mut client = CoordinatorClient::new(scene.channel().await);
     let first = Message::Heartbeat(v1::Heartbeat::default());
     assert_eq!(refusal(&mut client, first).await.code(), Code::InvalidArgument);
+    scene.assert_refused("violation", 1).await;
+}
+
+#[tokio::test]
+async fn a_path_where_a_name_should_be() {
+    let mut scene = Scene::plain(Tokens::default()).await;
+    let mut client = CoordinatorClient::new(scene.channel().await);
+    let token = client.join(join(None)).await.unwrap().into_inner().session_token;
+    let (say, mut directives) = session(&mut client, attach(token)).await;
+    while scene.told.generation < 2 {
+        scene.answer().await;
+    }
+    let generation = directives.message().await.unwrap().unwrap().generation;
+    let kept = scene.served.output.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    let damaged_checkpoint = "../kept".to_owned();
+    let failed = Message::Failed(v1::Failed { generation, damaged_checkpoint, ..Default::default() });
+    say.send(v1::WorkerMessage { message: Some(failed) }).await.unwrap();
+    assert_eq!(directives.message().await.unwrap_err().code(), Code::InvalidArgument);
+    assert!(kept.is_dir());
     scene.assert_refused("violation", 1).await;
 }
 
