@@ -122,7 +122,7 @@ impl Scene {
         let message = match directive.unwrap() {
             Directive::Rendezvous(meet) => Message::Ready(v1::Ready { generation, position: meet.position }),
             // Somebody has joined.
-            Directive::Abandon(_) | Directive::Halt(_) => Message::Idle(v1::Idle { generation, position: None }),
+            Directive::Abandon(_) | Directive::Halt(_) => Message::Idle(v1::Idle { generation, ..Default::default() }),
             other => panic!("{other:?}"),
         };
         self.say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
