@@ -1,10 +1,11 @@
-use std::error::Error as _;
+use std::error::Error as StdError;
+use std::io;
 use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::{Interceptor, interceptor::InterceptedService};
 use tonic::transport::{self, Endpoint, Uri};
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status};
 
 use crate::{Error, TlsFiles, Token};
 
@@ -14,6 +15,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(10);
 /// Of the time after which silence is death, the part after which the other side is asked whether it is there.
 const ASKS: u32 = 5;
+/// How rustls begins to say that the other side does not go on.
+const ALERT: &str = "received fatal alert: ";
 
 /// The way to a coordinator: its address, certificates and a token.
 #[derive(Clone)]
@@ -66,25 +69,38 @@ impl Link {
         &self.url
     }
 
-    /// A connection for questions, each of which is answered soon or fails.
+    /// Asks something on a connection of its own; the answer comes soon or not at all.
     ///
     /// # Errors
-    /// [`Code::Unavailable`](tonic::Code::Unavailable) if nobody answers, with the reason.
-    pub async fn ask(&self) -> Result<Channel, Status> {
-        self.connect(&self.endpoint.clone().timeout(ANSWER)).await
+    /// [`Code::Unavailable`](tonic::Code::Unavailable) if nobody answers, [`Code::Unauthenticated`](tonic::Code::Unauthenticated) if
+    /// a certificate is not good, else what the coordinator says.
+    pub async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(Channel) -> Result<Response<T>, Status>,
+    ) -> Result<T, Status> {
+        let channel = self.connect(&self.endpoint.clone().timeout(ANSWER)).await?;
+        match question(channel).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            // Under TLS 1.3 the coordinator looks at certificates when the connection already stands on this side.
+            Err(status) => Err(certificate_problem(&status).unwrap_or(status)),
+        }
     }
 
     /// A connection for a stream that stays open, until nothing was heard for `lost_after`.
     ///
     /// # Errors
-    /// [`Code::Unavailable`](tonic::Code::Unavailable) if nobody answers, with the reason.
+    /// [`Code::Unavailable`](tonic::Code::Unavailable) if nobody answers, [`Code::Unauthenticated`](tonic::Code::Unauthenticated) if
+    /// a certificate is not good.
     pub async fn stay(&self, lost_after: Duration) -> Result<Channel, Status> {
         let endpoint = self.endpoint.clone().http2_keep_alive_interval(lost_after / ASKS);
         self.connect(&endpoint.keep_alive_timeout(lost_after).keep_alive_while_idle(true)).await
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Channel, Status> {
-        let channel = endpoint.connect().await.map_err(|error| Status::unavailable(chain(&error)))?;
+        let unavailable = |error: transport::Error| {
+            certificate_problem(&error).unwrap_or_else(|| Status::unavailable(format!("no answer: {}", chain(&error))))
+        };
+        let channel = endpoint.connect().await.map_err(unavailable)?;
         Ok(InterceptedService::new(channel, self.bearer.clone()))
     }
 }
@@ -94,8 +110,23 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
+/// What is wrong with a certificate, if that is what an error is about. Trying again would not help.
+fn certificate_problem(error: &(dyn StdError + 'static)) -> Option<Status> {
+    let problem = |error: &(dyn StdError + 'static)| {
+        let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+        if let Some(rustls::Error::InvalidCertificate(problem)) = inner.downcast_ref() {
+            return Some(format!("the coordinator's certificate is not good: {problem:?}; --tls-ca says whose are"));
+        }
+        // Of what comes after the handshake, HTTP/2 keeps no more than the text.
+        let text = inner.to_string();
+        let alert = text.strip_prefix(ALERT)?;
+        Some(format!("the coordinator takes no such certificate as that of --tls-cert: {alert}"))
+    };
+    std::iter::successors(Some(error), |&error| error.source()).find_map(problem).map(Status::unauthenticated)
+}
+
 /// An error and its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

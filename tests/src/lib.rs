@@ -28,12 +28,25 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// A command that runs `name` alone on one thread, without the caller's launcher variables.
+/// Environment variables that programs listen to.
+const VARIABLES: [&str; 9] = [
+    "RANK",
+    "SLURM_PROCID",
+    "JOB_COMPLETION_INDEX",
+    "DICO_COORDINATOR",
+    "DICO_TLS_CA",
+    "DICO_TLS_CERT",
+    "DICO_TLS_KEY",
+    "DICO_JOIN_TOKEN",
+    "DICO_ADMIN_TOKEN",
+];
+
+/// A command that runs `name` alone on one thread, without the caller's environment variables.
 #[must_use]
 pub fn command(name: &str) -> Command {
     let mut command = Command::new(program(name));
     command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
-    for variable in ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "DICO_COORDINATOR"] {
+    for variable in VARIABLES {
         command.env_remove(variable);
     }
     command
@@ -258,13 +271,20 @@ impl Coordinator {
     /// Starts it and waits until it listens.
     #[must_use]
     pub fn start(place: &Place, run_file: &Path) -> Self {
+        Self::start_with(place, run_file, "http", &[])
+    }
+
+    /// Starts it with more options, to be reached by this scheme, and waits until it listens.
+    #[must_use]
+    pub fn start_with(place: &Place, run_file: &Path, scheme: &str, more: &[&str]) -> Self {
         let mut command = command("coordinator");
         command.arg("serve").arg("--config").arg(run_file).args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        command.args(more);
         let mut process = Process::start(&mut command, place.path("coordinator.log"));
         let line = process.line();
         let address =
             |key| line.split_whitespace().find_map(|word| word.strip_prefix(key)).expect("an address").to_owned();
-        Self { url: format!("http://{}", address("grpc=")), http: address("http="), process }
+        Self { url: format!("{scheme}://{}", address("grpc=")), http: address("http="), process }
     }
 
     /// How the run stands, as `coordinator status` says it.
@@ -280,8 +300,15 @@ impl Coordinator {
     /// A worker of this coordinator.
     #[must_use]
     pub fn worker(&self, place: &Place, rank: u32) -> Process {
+        self.worker_with(place, rank, &[])
+    }
+
+    /// A worker of this coordinator with more options.
+    #[must_use]
+    pub fn worker_with(&self, place: &Place, rank: u32, more: &[&str]) -> Process {
         let mut command = command("worker");
         command.args(["join", "--coordinator", &self.url, "--rank", &rank.to_string(), "--threads", "1"]);
+        command.args(more);
         Process::start(&mut command, place.path(&format!("worker-{rank}.log")))
     }
 }

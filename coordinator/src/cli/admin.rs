@@ -25,13 +25,10 @@ impl Admin {
         question: impl AsyncFnOnce(AdminClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> anyhow::Result<T> {
         let link = self.address.link_with(Token::find(self.admin_token_file.as_deref(), ADMIN_TOKEN)?)?;
-        let url = link.url();
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-            let refused = |status: tonic::Status| anyhow!("{url}: {}", status.message());
-            let channel = link.ask().await;
-            let channel = channel.map_err(|status| anyhow!("no coordinator answers at {url}: {}", status.message()))?;
-            let client = AdminClient::new(channel).max_decoding_message_size(proto::MOST_FROM_COORDINATOR);
-            Ok(question(client).await.map_err(refused)?.into_inner())
+            let client = |channel| AdminClient::new(channel).max_decoding_message_size(proto::MOST_FROM_COORDINATOR);
+            let answer = link.ask(async |channel| question(client(channel)).await).await;
+            answer.map_err(|status| anyhow!("{}: {}", link.url(), status.message()))
         })
     }
 }

@@ -45,3 +45,48 @@ impl Admission {
         Ok(Security { tls, tokens: Tokens { join, admin } })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        admission: Admission,
+    }
+
+    fn prepare(listen: &str, options: &[&str]) -> anyhow::Result<Security> {
+        let arguments = [&["coordinator"], options].concat();
+        Arguments::try_parse_from(arguments)?.admission.prepare(listen.parse().expect("an address"))
+    }
+
+    #[test]
+    fn only_the_loopback_is_open_to_everybody_unless_told_to() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "the-token-of-the-workers").unwrap();
+        let path = file.path().to_string_lossy().into_owned();
+        for listen in ["0.0.0.0:7070", "[::]:7070", "10.0.0.1:0"] {
+            let Err(error) = prepare(listen, &[]) else { panic!("{listen} is open") };
+            assert!(error.to_string().contains(&format!("--listen {listen}")), "{error}");
+            let admin_only = prepare(listen, &["--admin-token-file", &path]);
+            assert!(admin_only.is_err(), "an admin token keeps no worker out");
+            assert!(prepare(listen, &["--insecure"]).is_ok());
+            assert!(prepare(listen, &["--join-token-file", &path]).unwrap().tokens.join.is_some());
+        }
+        assert!(prepare("127.0.0.1:0", &[]).is_ok() && prepare("[::1]:0", &[]).is_ok());
+    }
+
+    #[test]
+    fn certificates_come_with_key_and_authority() {
+        for options in [&["--tls-ca", "a"][..], &["--tls-cert", "a", "--tls-key", "b"]] {
+            let Err(error) = prepare("127.0.0.1:0", options) else { panic!("{options:?} are enough") };
+            assert!(error.to_string().contains("required"), "{error}");
+        }
+        let all = ["--tls-ca", "/nowhere/ca.pem", "--tls-cert", "/nowhere/cert.pem", "--tls-key", "/nowhere/key.pem"];
+        let Err(error) = prepare("0.0.0.0:0", &all) else { panic!("there are no such files") };
+        assert!(error.to_string().starts_with("/nowhere/"), "{error}");
+    }
+}

@@ -55,10 +55,9 @@ async fn ask(options: &Options, host: IpAddr, rank: Option<u32>, had_it: bool) -
     let started = Instant::now();
     let mut pause = BACK_OFF[0];
     loop {
-        let attempt = async { client(options.coordinator.ask().await?).join(request.clone()).await };
-        let status = match attempt.await {
+        let ask = options.coordinator.ask(async |channel| client(channel).join(request.clone()).await);
+        let status = match ask.await {
             Ok(place) => {
-                let place = place.into_inner();
                 tracing::info!(rank = place.rank, coordinator = url, "joined");
                 return Ok(place);
             }
