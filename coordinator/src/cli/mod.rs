@@ -1,8 +1,10 @@
 //! The command line: one file per subcommand.
 
 mod admin;
+mod files;
 mod resume;
 mod serve;
+mod simulate;
 mod status;
 mod validate;
 
@@ -24,6 +26,7 @@ enum Command {
     Validate(validate::Validate),
     Status(status::Status),
     Resume(resume::Resume),
+    Simulate(simulate::Simulate),
 }
 
 /// Runs the program; what goes wrong is one line on stderr.
@@ -34,6 +37,7 @@ pub fn main() -> ExitCode {
         Command::Validate(validate) => validate.run(),
         Command::Status(status) => status.run(),
         Command::Resume(resume) => resume.run(),
+        Command::Simulate(simulate) => simulate.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
