@@ -36,7 +36,7 @@ pub struct Seen {
     pub joining: Usage,
     /// What it had used when it was last looked at.
     pub usage: Usage,
-    /// Bytes of one worker's messages to the coordinator.
+    /// Bytes of one worker's messages to the coordinator, but for captions.
     pub sent: u64,
     /// Bytes of the messages to that worker.
     pub received: u64,

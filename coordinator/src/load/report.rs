@@ -93,7 +93,7 @@ pub struct Used {
 /// Bytes of the messages of one worker, without what HTTP/2 and TCP add.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Messages {
-    /// To the coordinator.
+    /// To the coordinator, but for captions.
     pub sent_bytes: u64,
     /// From the coordinator.
     pub received_bytes: u64,

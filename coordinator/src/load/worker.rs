@@ -1,6 +1,6 @@
 //! A light worker: joins, and does what it is told, but only pretends to compute.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use proto::{
@@ -78,7 +78,7 @@ pub async fn work(cluster: &Cluster, number: u32) -> Result<()> {
     let heartbeat = Duration::from_millis(place.heartbeat_interval_ms.max(10));
     let ((), finished) = tokio::select! {
         ended = session => ended?,
-        () = worker.beat(heartbeat) => bail!("the coordinator hears no heartbeats any more"),
+        never = worker.beat(heartbeat) => match never {},
     };
     ensure!(finished, "the coordinator closed the session");
     Ok(())
@@ -97,8 +97,10 @@ impl Worker<'_> {
     }
 
     async fn say(&self, message: Message) {
+        // Captions are few workers' business.
+        let is_counted = self.is_counted() && !matches!(message, Message::EvaluationItems(_));
         let message = v1::WorkerMessage { message: Some(message) };
-        if self.is_counted() {
+        if is_counted {
             self.cluster.account.sent(&message);
         }
         // The stream is closed when this fails; whoever listens to it is told why.
@@ -173,10 +175,10 @@ impl Worker<'_> {
         self.say(Message::StepDone(done)).await;
     }
 
-    /// Sends heartbeats as long as anybody hears them.
-    async fn beat(&self, interval: Duration) {
+    /// Sends heartbeats.
+    async fn beat(&self, interval: Duration) -> Infallible {
         let mut interval = time::interval(interval);
-        while !self.outgoing.is_closed() {
+        loop {
             interval.tick().await;
             self.say(Message::Heartbeat(v1::Heartbeat::default())).await;
             self.cluster.account.beat();
