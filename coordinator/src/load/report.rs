@@ -184,15 +184,30 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { workers, connections, steps, join_storm, fan_out, heartbeat, coordinator, messages, .. } = self;
         let (recorded, generations) = (self.steps_recorded, self.generations);
-        writeln!(f, "{workers} workers on {connections} connections; {recorded} of {steps} steps, {generations} generation(s)")?;
+        writeln!(
+            f,
+            "{workers} workers on {connections} connections; {recorded} of {steps} steps, {generations} generation(s)"
+        )?;
         let rate = f64::from(*steps) / self.training_seconds.max(f64::MIN_POSITIVE);
         writeln!(f, "training            {:.1} s, {rate:.2} steps/s", self.training_seconds)?;
         let (formed, training) = (join_storm.formed_seconds, join_storm.training_after_seconds);
         writeln!(f, "join storm          all in the generation after {formed:.2} s, training after {training:.2} s")?;
-        writeln!(f, "coordinator CPU     {:.1} s joining, {:.1} s training", coordinator.joining_cpu_seconds, coordinator.training_cpu_seconds)?;
-        writeln!(f, "coordinator memory  {:.0} MiB at most", coordinator.peak_memory_bytes as f64 / f64::from(1 << 20))?;
+        writeln!(
+            f,
+            "coordinator CPU     {:.1} s joining, {:.1} s training",
+            coordinator.joining_cpu_seconds, coordinator.training_cpu_seconds
+        )?;
+        writeln!(
+            f,
+            "coordinator memory  {:.0} MiB at most",
+            coordinator.peak_memory_bytes as f64 / f64::from(1 << 20)
+        )?;
         writeln!(f, "workers CPU         {:.1} s", self.workers_cpu_seconds)?;
-        writeln!(f, "messages            {} bytes from a worker, {} to it", messages.sent_bytes, messages.received_bytes)?;
+        writeln!(
+            f,
+            "messages            {} bytes from a worker, {} to it",
+            messages.sent_bytes, messages.received_bytes
+        )?;
         writeln!(f, "\n{:<38}{:>8}{:>10}{:>10}{:>10}{:>10}", "milliseconds", "of", "p50", "p90", "p99", "max")?;
         let mut row = |name: &str, of: usize, percentiles: &Percentiles| {
             let [p50, p90, p99, max] = percentiles.milliseconds();

@@ -108,7 +108,11 @@ impl Worker<'_> {
     }
 
     /// Takes in directives until the coordinator closes the stream.
-    async fn listen(&self, mut directives: Streaming<v1::Directive>, orders: mpsc::Sender<v1::Directive>) -> Result<()> {
+    async fn listen(
+        &self,
+        mut directives: Streaming<v1::Directive>,
+        orders: mpsc::Sender<v1::Directive>,
+    ) -> Result<()> {
         let account = &self.cluster.account;
         while let Some(directive) = directives.message().await? {
             if self.is_counted() {
