@@ -5,7 +5,7 @@
 //! |--------------------|---------------------------------|----------------------------------------------------------------|
 //! | `run`              | run (exactly one)               | `name, seed, run_file_json, created`                           |
 //! | `generations`      | generation                      | `number, members_json, cause, formed_at, ready_at, ended_at, ended_because, source, stage, step` |
-//! | `steps`            | step a generation reported      | `stage, step, generation, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds, samples, summaries_json` |
+//! | `steps`            | step a generation reported      | `stage, step, generation, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds, samples, summaries_json, at, slowest_rank, lag_seconds` |
 //! | `checkpoints`      | checkpoint                      | `stage, step, generation, name, parameters_sha256, at, deleted` |
 //! | `evaluations`      | evaluation                      | `stage, step, generation, metrics_json, at`                    |
 //! | `evaluation_items` | image of an evaluation          | `stage, step, generation, image, caption, references_json, scores_json` |
@@ -54,7 +54,7 @@ CREATE TABLE IF NOT EXISTS generations (
 CREATE TABLE IF NOT EXISTS steps (
     stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, loss REAL, learning_rate REAL,
     gradient_norm REAL, seconds REAL, all_reduce_seconds REAL, samples INTEGER NOT NULL, summaries_json TEXT NOT NULL,
-    PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+    at REAL NOT NULL, slowest_rank INTEGER, lag_seconds REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS checkpoints (
     stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, name TEXT NOT NULL,
     parameters_sha256 TEXT NOT NULL, at REAL NOT NULL, deleted REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
@@ -234,6 +234,7 @@ impl Journal {
             lineage,
             committed,
             checkpoints,
+            unfinished: BTreeMap::new(),
             done: &saved | &evaluated,
             scores,
             ends,
@@ -331,7 +332,7 @@ fn write(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
             let (step, generation) = (place.step.cast_signed(), generation.cast_signed());
             run(sql, params![place.stage, step, generation, name, parameters_sha256, now()])
         }
-        Record::Deleted(name) => {
+        Record::Deleted(name) | Record::Damaged(name) => {
             run("UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL", params![now(), name])
         }
         Record::Evaluated { place, generation, metrics, items } => {
@@ -359,6 +360,7 @@ fn write(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
 
 fn write_step(to: &Transaction<'_>, step: &StepStatistics) -> rusqlite::Result<()> {
     let summaries: BTreeMap<_, _> = step.summaries.iter().map(|(name, summary)| (*name, summarise(summary))).collect();
+    let lag = step.pace.lag();
     let row = params![
         step.place.stage,
         step.place.step.cast_signed(),
@@ -370,8 +372,11 @@ fn write_step(to: &Transaction<'_>, step: &StepStatistics) -> rusqlite::Result<(
         step.all_reduce_seconds,
         step.samples.cast_signed(),
         json!(summaries).to_string(),
+        now(),
+        lag.map(|(rank, _)| rank),
+        lag.map(|(_, seconds)| seconds),
     ];
-    to.prepare_cached("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(row)?;
+    to.prepare_cached("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(row)?;
     Ok(())
 }
 
@@ -406,7 +411,7 @@ mod tests {
             summaries: [("kl".into(), (&Summary::of([0.5, 1.5])).into())].into(),
             ..Default::default()
         };
-        Record::Step(StepStatistics::read(&report, &position).unwrap())
+        Record::Step(StepStatistics::read(3, &report, &position).unwrap())
     }
 
     fn saved(step: u64, generation: u64) -> Checkpoint {

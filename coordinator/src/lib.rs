@@ -24,6 +24,7 @@
 //! - [`load`]: thousands of light workers, to measure all of it.
 //! - [`cli`]: one file per subcommand.
 
+mod checkpoints;
 pub mod cli;
 pub mod journal;
 pub mod load;

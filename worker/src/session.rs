@@ -14,8 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use crate::collective::{AbandonFlag, Store};
-use crate::trainer::{End, Order, Progress, Trainer};
+use crate::collective::{Flag, Store};
+use crate::trainer::{End, Order, Progress, Saving, Trainer};
 
 /// Reports that may wait for the network before the training thread does.
 const REPORTS: usize = 256;
@@ -47,9 +47,22 @@ pub async fn run(options: Options) -> Result<(), String> {
         Some(host) => host,
         None => route_to(&options.coordinator).await?,
     };
-    let (mut client, mut place) = join(&options, host, options.rank).await?;
+    let (client, place) = join(&options, host, options.rank).await?;
     let store = Store::serve(host)?;
     let mut training = Training::start(&place, options.device, host).await?;
+    let over = take_part(&options, host, (client, place), &store, &mut training).await;
+    training.saved().await;
+    over
+}
+
+/// Session after session, until there is nothing left to do.
+async fn take_part(
+    options: &Options,
+    host: IpAddr,
+    (mut client, mut place): (Client, v1::JoinResponse),
+    store: &Store,
+    training: &mut Training,
+) -> Result<(), String> {
     let mut holds = None;
     loop {
         let attach = v1::Attach {
@@ -58,7 +71,7 @@ pub async fn run(options: Options) -> Result<(), String> {
             data_set: Some(training.data_set.clone()),
             holds,
         };
-        match serve(&mut client, &place, attach, &mut training).await {
+        match serve(&mut client, &place, attach, training).await {
             Over::Finished => {
                 let End::Finished(sha256) = training.end().await else { return Err(training_died()) };
                 println!("finished rank={} parameters_sha256={sha256}", place.rank);
@@ -70,7 +83,7 @@ pub async fn run(options: Options) -> Result<(), String> {
                     "connection to the coordinator lost ({reason}): letting go of the generation, then rejoining"
                 );
                 holds = training.let_go().await?;
-                (client, place) = join(&options, host, Some(place.rank)).await?;
+                (client, place) = join(options, host, Some(place.rank)).await?;
             }
         }
     }
@@ -156,13 +169,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// The training thread, seen from here.
 struct Training {
     data_set: v1::DataSet,
+    saving: Saving,
     progress: Progress,
     orders: blocking::Sender<Order>,
     reports: mpsc::Receiver<Message>,
     end: oneshot::Receiver<End>,
     /// The latest generation that this worker was told of, and its flag.
     generation: u64,
-    abandon: AbandonFlag,
+    abandon: Flag,
 }
 
 impl Training {
@@ -181,21 +195,21 @@ impl Training {
             match Trainer::new(run, device, host, shared, sender) {
                 Err(problem) => _ = loaded.send(Err(problem)),
                 Ok(trainer) => {
-                    _ = loaded.send(Ok(trainer.data_set()));
+                    _ = loaded.send(Ok((trainer.data_set(), trainer.saving())));
                     _ = ended.send(trainer.run(&received));
                 }
             }
         });
-        let data_set = loading.await.map_err(|_| training_died())??;
-        let abandon = AbandonFlag::default();
-        Ok(Self { data_set, progress, orders, reports, end, generation: 0, abandon })
+        let (data_set, saving) = loading.await.map_err(|_| training_died())??;
+        let abandon = Flag::default();
+        Ok(Self { data_set, saving, progress, orders, reports, end, generation: 0, abandon })
     }
 
     fn order(&mut self, directive: v1::Directive) {
         match &directive.directive {
             Some(Kind::Rendezvous(_)) => {
                 self.generation = directive.generation;
-                self.abandon = AbandonFlag::default();
+                self.abandon = Flag::default();
             }
             Some(Kind::Abandon(_)) if directive.generation >= self.generation => self.abandon.raise(),
             _ => {}
@@ -220,6 +234,13 @@ impl Training {
 
     async fn end(&mut self) -> End {
         (&mut self.end).await.unwrap_or(End::Closed)
+    }
+
+    /// Waits for checkpoints that are being saved: they would not become whole without this process.
+    async fn saved(&self) {
+        let saving = self.saving.clone();
+        // It only fails where the runtime is gone, and with it the process.
+        _ = tokio::task::spawn_blocking(move || saving.wait()).await;
     }
 
     async fn why_ended(&mut self) -> String {

@@ -3,13 +3,14 @@
 use std::{
     io::{IsTerminal, Write},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 use runfile::RunFile;
+use storage::{Access, Checkpoints, Listing};
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix,
@@ -17,8 +18,9 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 
 use crate::{
+    checkpoints::reconcile,
     journal::Journal,
-    run::{Outcome, record::Restored},
+    run::Outcome,
     service::{Service, Stop},
 };
 
@@ -79,14 +81,17 @@ impl Serve {
         let http = bind(self.http, "--http")?;
         let state = self.state.unwrap_or_else(|| file.output.join("coordinator"));
         let journal = Journal::open(&state, &file).with_context(|| format!("state {}", state.display()))?;
-        let restored = only_existing(journal.restore()?, &file.output.join("checkpoints"));
+        let mut restored = journal.restore()?;
+        let place = file.checkpoint_place();
+        let (checkpoints, found) = tokio::task::spawn_blocking(move || open(&place)).await??;
+        reconcile(&file, &mut restored, found)?;
         if restored.finished {
             tracing::info!(state = %state.display(), "the run is finished already");
         } else if restored.last_generation > 0 {
             tracing::info!(at = %restored.committed, generation = restored.last_generation, "going on with the run");
         }
         let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
-        let (stop, served) = Service { file, restored, journal, scoring, grpc, http }.start();
+        let (stop, served) = Service { file, restored, journal, checkpoints, scoring, grpc, http }.start();
         tokio::spawn(signals(stop)?);
         // Whoever started us may not care to read it.
         _ = writeln!(std::io::stdout(), "{addresses}").and_then(|()| std::io::stdout().flush());
@@ -97,17 +102,15 @@ impl Serve {
     }
 }
 
-/// Forgets checkpoints whose folders are gone.
-fn only_existing(mut restored: Restored, folder: &Path) -> Restored {
-    restored.checkpoints.retain(|checkpoint| {
-        let path = folder.join(&checkpoint.name);
-        let exists = path.is_dir();
-        if !exists {
-            tracing::warn!(path = %path.display(), "a checkpoint in the journal is gone");
-        }
-        exists
+/// Where checkpoints are kept, which must be of use before anybody trains, and what is there.
+fn open(place: &str) -> anyhow::Result<(Checkpoints, Listing)> {
+    let access = Access::environment();
+    let opened = Checkpoints::open(place, &access).and_then(|checkpoints| {
+        storage::check_writable(place, &access)?;
+        let found = checkpoints.list()?;
+        Ok((checkpoints, found))
     });
-    restored
+    opened.context("checkpoints")
 }
 
 fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {

@@ -7,9 +7,10 @@
 //!   Run ---- membership   who has a place, when heard
 //!      |---- plan         what has to happen at a point of the run
 //!      |---- generation   waiting -> forming -> running -> waiting -> ... -> over
-//!      |---- progress     grants, boundaries, commits of the running generation
+//!      |---- comings      who is let in, who may go, when a generation halts for it
+//!      |---- progress     grants, boundaries, commits of the running generation (lockstep, shares)
 //!      |---- statistics   merging the reports of a step
-//!      |---- checkpoint   states on disk, and which of them are kept
+//!      |---- checkpoint   states being saved, states on disk, and which of them are kept
 //!      |---- evaluation   captions (captions) and their scores
 //!      |---- oversight    bounds (guard), the best state (best), and where a stage ends
 //!      v
@@ -24,14 +25,17 @@
 pub mod best;
 pub mod captions;
 mod checkpoint;
+mod comings;
 mod evaluation;
 mod generation;
 pub mod guard;
+pub mod lockstep;
 pub mod membership;
 mod oversight;
 pub mod plan;
 mod progress;
 pub mod record;
+pub mod shares;
 #[cfg(test)]
 mod simulation;
 pub mod statistics;
@@ -51,10 +55,11 @@ use serde_json::json;
 
 use best::Scores;
 use captions::{Item, MOST_IMAGES};
+use checkpoint::{Saving, Unsaved};
 use evaluation::Evaluation;
 use generation::{Failures, Generation};
 use guard::Guard;
-use membership::{Membership, Overdue, PATIENCE, Standing};
+use membership::{Membership, Overdue, PATIENCE, Stall, Standing};
 use plan::{Boundaries, Place, Plan};
 use record::{Checkpoint, Happening, Record, Restored};
 use statistics::StepStatistics;
@@ -258,8 +263,14 @@ pub struct Run {
     progress: u64,
     done: Boundaries,
     checkpoints: BTreeMap<Place, Checkpoint>,
-    /// Names of checkpoints that were not complete when their generation ended.
-    unfinished: BTreeMap<Place, String>,
+    /// The checkpoint that is being saved.
+    saving: Option<Saving>,
+    /// Why the last attempt to save failed, if it did.
+    unsaved: Option<Unsaved>,
+    /// States that somebody was told to save, or did.
+    attempted: BTreeSet<Place>,
+    /// Names of checkpoints that an earlier coordinator saw begun, but not finished.
+    unfinished: BTreeMap<String, Place>,
     /// What evaluations of the present history gave.
     scores: Scores,
     /// The evaluation under way.
@@ -286,6 +297,8 @@ impl Run {
     #[must_use]
     pub fn new(file: RunFile, restored: Restored) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
+        let saved = restored.checkpoints.iter().map(|checkpoint| checkpoint.place);
+        let attempted = saved.chain(restored.unfinished.values().copied()).collect();
         let mut run = Self {
             file_json: serde_json::to_string(&file).expect("a run file is plain data"),
             plan: Plan::new(&file, restored.ends),
@@ -299,7 +312,10 @@ impl Run {
             progress: 0,
             done: restored.done,
             checkpoints: restored.checkpoints.into_iter().map(|checkpoint| (checkpoint.place, checkpoint)).collect(),
-            unfinished: BTreeMap::new(),
+            saving: None,
+            unsaved: None,
+            attempted,
+            unfinished: restored.unfinished,
             scores: restored.scores,
             evaluation: None,
             guard: Guard::new(0, &[]),
@@ -365,12 +381,12 @@ impl Run {
             return Err(Refusal::new(RefusalKind::Unavailable, reason));
         }
         let until = now.saturating_add(PATIENCE.max(self.lost_after()));
-        let rank = self.members.reserve(join, token.clone(), self.file.workers.max, until)?;
+        let (rank, session_token) = self.members.reserve(join, token, self.file.workers.max, until)?;
         let heartbeat = (self.lost_after() / 5).min(Duration::from_secs(1)).max(Duration::from_millis(1));
         Ok(v1::JoinResponse {
             protocol_version: PROTOCOL_VERSION,
             rank,
-            session_token: token,
+            session_token,
             run_file: self.file_json.clone(),
             heartbeat_interval_ms: heartbeat.as_millis() as u64,
             lost_after_ms: u64::try_from(self.lost_after().as_millis()).unwrap_or(u64::MAX),
@@ -433,9 +449,6 @@ impl Run {
             member.position = holds;
         }
         self.event(Happening::Joined, detail);
-        if let (Phase::Forming | Phase::Running, Some(generation)) = (&self.phase, &mut self.generation) {
-            generation.ending.get_or_insert_with(|| format!("rank {rank} joined"));
-        }
         Ok(())
     }
 
@@ -465,7 +478,7 @@ impl Run {
             Message::Attach(_) => Err("attached twice".into()),
             Message::Heartbeat(heartbeat) => {
                 if let Some(member) = self.members.get_mut(rank) {
-                    member.phase = heartbeat.phase();
+                    member.beat(now, heartbeat.phase(), heartbeat.position);
                 }
                 Ok(())
             }
@@ -476,7 +489,11 @@ impl Run {
             Message::Advanced(advanced) => self.advanced(rank, &advanced),
             Message::Idle(idle) => self.idle(now, rank, &idle),
             Message::Failed(failed) => self.failed(now, rank, &failed),
-            Message::CheckpointFailed(_) | Message::Leaving(_) => Ok(()),
+            Message::CheckpointFailed(failed) => self.checkpoint_failed(now, rank, &failed),
+            Message::Leaving(leaving) => {
+                self.leaving(rank, &leaving);
+                Ok(())
+            }
             Message::Finished(_) => {
                 if let Some(member) = self.members.get(rank) {
                     self.actions.push(Action::Close { session: member.session, refusal: None });
@@ -505,6 +522,26 @@ impl Run {
                 }
             }
         }
+        self.unstall(now);
+    }
+
+    /// Sends those away for whom the others have waited too long.
+    fn unstall(&mut self, now: Time) {
+        let stall_after = Duration::try_from_secs_f64(self.file.control.stall_after).unwrap_or(Duration::MAX);
+        let live = matches!(self.phase, Phase::Forming | Phase::Running);
+        let seconds = stall_after.as_secs_f64();
+        match self.members.stalled(now, self.last_generation, stall_after).filter(|_| live) {
+            Some(Stall::Of(ranks)) => {
+                for rank in ranks {
+                    self.evict(now, rank, &format!("it did not move for {seconds} s while others waited for it"));
+                }
+            }
+            Some(Stall::OfAll) => {
+                let reason = format!("all ranks have waited for each other in the all-reduce for {seconds} s");
+                self.end_generation(now, &reason, true);
+            }
+            None => {}
+        }
     }
 
     /// A member is gone without a farewell.
@@ -530,6 +567,7 @@ impl Run {
             // Nothing was trained yet: the next to come may bring other data.
             self.data_set = None;
         }
+        self.stops_saving(now, rank, None);
         if matches!(member.standing, Standing::In(_)) {
             self.end_generation(now, reason, true);
         }
@@ -565,6 +603,7 @@ impl Run {
             Outcome::Failed(reason) => (Happening::Failed, reason.as_str()),
         };
         self.flush_statistics();
+        self.saving = None;
         if let (Phase::Forming | Phase::Running, Some(generation)) = (&self.phase, &self.generation) {
             let (generation, reason) = (generation.number, reason.to_owned());
             self.record(Record::Ended { generation, reason });
@@ -584,6 +623,9 @@ impl Run {
     /// Does what the present state calls for; every event ends here.
     fn settle(&mut self, now: Time) {
         self.end_stage(now);
+        if !matches!(self.phase, Phase::Over { .. }) {
+            self.dismiss(now);
+        }
         if self.stopping && matches!(self.phase, Phase::Waiting | Phase::Forming) {
             self.conclude(now, Outcome::Stopped);
         }

@@ -85,7 +85,9 @@ impl Run {
     /// Ends the present stage elsewhere than where it stands, if that is due. A paused run waits with it.
     pub(super) fn end_stage(&mut self, now: Time) {
         let ended = self.plan.has_ended(self.guard.stage());
-        if ended || self.paused.is_some() || matches!(self.phase, Phase::Over { .. }) {
+        // What is being saved, or cannot be at the moment, may be what it ends with.
+        let saving = self.unsaved.is_some() || self.saving.as_ref().is_some_and(|saving| saving.wanted);
+        if ended || saving || self.paused.is_some() || matches!(self.phase, Phase::Over { .. }) {
             return;
         }
         let Some(End { place, reason }) = self.known().end() else { return };
@@ -99,6 +101,7 @@ impl Run {
             json!({ "stage": stage, "step": step, "generation": generation, "reason": reason }),
         );
         self.delete_checkpoints(|other| *other > place);
+        self.saves_up_to(place);
         let name = &self.plan.stage(place).name;
         let reason = format!("stage {name} ends with its state at step {step}: {reason}");
         self.end_generation(now, &reason, false);

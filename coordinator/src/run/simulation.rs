@@ -18,9 +18,9 @@ use statistics::Summary;
 use super::{
     Action, Event, Outcome, RequestId, Run, SessionId, Time,
     captions::{Images, Item},
-    plan::{Ends, Place, share},
+    plan::{Ends, Place},
     record::{Happening, Record, Restored, Source},
-    testing,
+    shares, testing,
 };
 
 /// Images of the validation split: three ranges.
@@ -40,6 +40,21 @@ struct Worker {
     position: Option<v1::Position>,
     history: History,
     open: bool,
+    /// It was told to halt, or wants to go.
+    halts: bool,
+    /// What it had to say of that is in the all-reduce of the step in flight.
+    brought: bool,
+    /// A copy of the state that is being hashed and, by rank 0, written.
+    saving: Option<Saving>,
+}
+
+#[derive(Clone, Debug)]
+struct Saving {
+    generation: u64,
+    number: u64,
+    name: String,
+    history: History,
+    writes: bool,
 }
 
 /// What all members of a generation share.
@@ -47,6 +62,8 @@ struct Worker {
 struct Collective {
     members: Vec<SessionId>,
     arrived: BTreeMap<SessionId, Place>,
+    /// Steps into whose all-reduce somebody brought the wish to halt.
+    halting: BTreeSet<Place>,
     /// The source's state, put here when the source arrives.
     state: Option<History>,
 }
@@ -74,12 +91,29 @@ struct World {
     finals: Vec<History>,
     /// What workers were asked to caption, in order.
     asked: Vec<(SessionId, Vec<Images>)>,
+    /// Nothing can be written.
+    full: bool,
+    /// Checkpoints that cannot be read any more.
+    damaged: BTreeSet<String>,
+    /// Whether there ever was such a one.
+    ever_damaged: bool,
+    /// Saves are finished only when nothing else can be done.
+    lazy: bool,
 }
 
 /// Some score in 0..7 of a state.
 fn score(salt: u64, at: Place) -> f64 {
     let mixed = (at.step + 31 * u64::from(at.stage) + 1).wrapping_mul(salt | 1);
     ((mixed ^ (mixed >> 7)) % 7) as f64
+}
+
+impl Worker {
+    /// Lets go of a generation.
+    fn idle(&mut self, generation: u64) {
+        let saving = self.saving.as_ref().map(|saving| saving.number);
+        self.outbox.push_back(Message::Idle(v1::Idle { generation, position: self.position, saving }));
+        (self.generation, self.brought) = (0, false);
+    }
 }
 
 impl World {
@@ -102,6 +136,10 @@ impl World {
             salt: 0,
             finals: Vec::new(),
             asked: Vec::new(),
+            full: false,
+            damaged: BTreeSet::new(),
+            ever_damaged: false,
+            lazy: false,
         }
     }
 
@@ -197,16 +235,15 @@ impl World {
         let session = SessionId(self.next);
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
         let token = format!("token {}", self.next);
-        let event = Event::Join { request: RequestId(self.next), token: token.clone(), join };
-        if self.event(event).is_none() {
-            return;
-        }
+        let event = Event::Join { request: RequestId(self.next), token, join };
+        let Some(admitted) = self.event(event) else { return };
         let (position, history) = holding.unzip();
         let history = history.unwrap_or_default();
         self.workers.insert(session, Worker { open: true, position, history, ..Default::default() });
         let store_address = format!("host:{}", self.next);
         let data_set = Some(v1::DataSet { validation_images: IMAGES, ..Default::default() });
-        let attach = v1::Attach { session_token: token, store_address, holds: position, data_set };
+        let session_token = admitted.session_token;
+        let attach = v1::Attach { session_token, store_address, holds: position, data_set };
         self.event(Event::Attach { session, attach });
     }
 
@@ -244,12 +281,15 @@ impl World {
         self.run.checkpoints.values().map(|checkpoint| checkpoint.name.clone()).collect()
     }
 
-    /// What is on disk is what the run knows of, but for orphans.
+    /// What is on disk is what the run knows of, but for orphans, and what cannot be read.
     fn check_checkpoints(&self) {
         let known = self.known_checkpoints();
         let there: BTreeSet<String> = self.checkpoints.keys().cloned().collect();
         assert!(known.is_subset(&there), "{known:?} are not all in {there:?}");
-        let left: Vec<_> = there.difference(&known).filter(|path| !self.orphans.contains(*path)).collect();
+        let left: Vec<_> = there
+            .difference(&known)
+            .filter(|name| !self.orphans.contains(*name) && !self.damaged.contains(*name))
+            .collect();
         assert!(left.is_empty(), "{left:?} are left over");
     }
 
@@ -283,24 +323,66 @@ impl World {
             reason: "broken".into(),
             ..Default::default()
         }));
-        worker.outbox.push_back(Message::Idle(v1::Idle { generation, position: worker.position }));
         worker.inbox.clear();
-        worker.generation = 0;
+        worker.idle(generation);
+    }
+
+    /// A worker wants to go.
+    fn leave(&mut self, session: SessionId) {
+        if let Some(worker) = self.workers.get_mut(&session).filter(|worker| worker.open) {
+            worker.halts = true;
+            worker.outbox.push_back(Message::Leaving(v1::Leaving { reason: "preempted".into() }));
+        }
+    }
+
+    /// Finishes a save that is under way.
+    fn save(&mut self, session: SessionId) -> bool {
+        let Some(worker) = self.workers.get_mut(&session) else { return false };
+        let Some(Saving { generation, number, name, history, writes }) = worker.saving.take() else { return false };
+        if writes && self.full {
+            let failed = v1::CheckpointFailed { generation, checkpoint: number, reason: "no room".into() };
+            worker.outbox.push_back(Message::CheckpointFailed(failed));
+            return true;
+        }
+        let parameters_sha256 = format!("{:?}", history.len());
+        if writes {
+            self.damaged.remove(&name);
+            if !worker.open {
+                // It was given up with the worker.
+                self.orphans.insert(name.clone());
+            }
+            self.checkpoints.insert(name, history);
+        }
+        let done = v1::CheckpointDone { generation, checkpoint: number, parameters_sha256 };
+        worker.outbox.push_back(Message::CheckpointDone(done));
+        true
     }
 
     /// Lets a worker do what it can about its first directive; whether it did anything.
     fn work(&mut self, session: SessionId) -> bool {
+        let any = self.obey(session);
+        let saved = (!any || !self.lazy) && self.save(session);
+        any || saved
+    }
+
+    fn obey(&mut self, session: SessionId) -> bool {
         let Some(worker) = self.workers.get_mut(&session) else { return false };
         if !worker.open {
-            self.die(session);
-            return true;
+            let over = worker.saving.is_none();
+            if over {
+                self.die(session);
+            }
+            return over;
+        }
+        while let Some(index) = worker.inbox.iter().position(|d| matches!(d.directive, Some(Directive::Halt(_)))) {
+            let halt = worker.inbox.remove(index).expect("it was found");
+            worker.halts |= halt.generation == worker.generation;
         }
         // Whoever is told to let go does so at once, whatever else is in the queue.
         let abandon = worker.inbox.iter().position(|d| matches!(d.directive, Some(Directive::Abandon(_))));
         if let Some(index) = abandon {
             let generation = worker.inbox.drain(..=index).next_back().map_or(0, |directive| directive.generation);
-            worker.outbox.push_back(Message::Idle(v1::Idle { generation, position: worker.position }));
-            worker.generation = 0;
+            worker.idle(generation);
             return true;
         }
         let Some(front) = worker.inbox.front().cloned() else { return false };
@@ -319,15 +401,10 @@ impl World {
             Directive::Train(train) => self.train(session, number, &train),
             Directive::Checkpoint(checkpoint) => {
                 let worker = self.workers.get_mut(&session).unwrap();
-                let hash = format!("{:?}", worker.history.len());
-                if worker.rank == 0 {
-                    self.checkpoints.insert(checkpoint.name.clone(), worker.history.clone());
-                }
-                worker.outbox.push_back(Message::CheckpointDone(v1::CheckpointDone {
-                    generation: number,
-                    checkpoint: checkpoint.checkpoint,
-                    parameters_sha256: hash,
-                }));
+                let v1::Checkpoint { checkpoint, name } = checkpoint;
+                let (history, writes) = (worker.history.clone(), worker.rank == 0);
+                let saving = Saving { generation: number, number: checkpoint, name, history, writes };
+                assert!(worker.saving.replace(saving).is_none(), "one save at a time");
                 true
             }
             Directive::Evaluate(evaluate) => {
@@ -335,7 +412,9 @@ impl World {
                 let (generation, evaluation) = (number, evaluate.evaluation);
                 let caption = format!("{:?}", worker.position.as_ref().map(|at| (at.stage, at.step)).unwrap());
                 self.asked.push((session, evaluate.ranges.iter().map(|range| (*range).into()).collect()));
-                for range in evaluate.ranges {
+                let most = if worker.halts { 1 } else { usize::MAX };
+                let halted = most < evaluate.ranges.len();
+                for range in evaluate.ranges.into_iter().take(most) {
                     let item = |image| v1::EvaluationItem {
                         image: format!("image {image:03}"),
                         caption: caption.clone(),
@@ -350,6 +429,11 @@ impl World {
                         range,
                         items,
                     }));
+                }
+                if halted {
+                    worker.inbox.clear();
+                    worker.idle(generation);
+                    return true;
                 }
                 true
             }
@@ -385,6 +469,20 @@ impl World {
         if !collective.members.contains(&session) {
             collective.members.push(session);
             (worker.generation, worker.rank, worker.world) = (number, rendezvous.rank, rendezvous.world_size);
+            worker.halts = false;
+            if worker.rank == 0 && self.damaged.contains(&rendezvous.checkpoint) {
+                let damaged_checkpoint = rendezvous.checkpoint.clone();
+                let failed = v1::Failed {
+                    generation: number,
+                    reason: "damaged".into(),
+                    damaged_checkpoint,
+                    ..Default::default()
+                };
+                worker.outbox.push_back(Message::Failed(failed));
+                worker.inbox.clear();
+                worker.idle(number);
+                return false;
+            }
             if rendezvous.source_rank == Some(rendezvous.rank) {
                 assert_eq!(
                     worker.position.as_ref().map(Place::from),
@@ -413,11 +511,15 @@ impl World {
     fn train(&mut self, session: SessionId, number: u64, train: &v1::Train) -> bool {
         let worker = self.workers.get_mut(&session).unwrap();
         let batch = self.file.stages[train.stage as usize].batch;
-        assert_eq!(share(batch, worker.world, worker.rank), train.share_begin..train.share_end);
+        assert_eq!(shares::equal(batch, worker.world, worker.rank), train.share_begin..train.share_end);
         let at = Place::from(&worker.position.unwrap());
         assert!(at >= Place { stage: train.stage, step: train.first_step }, "steps are granted in order");
         let collective = self.collectives.get_mut(&number).unwrap();
         collective.arrived.insert(session, at);
+        if worker.halts && !worker.brought {
+            collective.halting.insert(at.after(1));
+        }
+        worker.brought = true;
         if collective.arrived.len() < worker.world as usize || collective.arrived.values().any(|other| *other < at) {
             return false;
         }
@@ -435,6 +537,12 @@ impl World {
             summaries: [("kl".to_owned(), kl)].into(),
             ..Default::default()
         }));
+        worker.brought = false;
+        if collective.halting.contains(&reached) {
+            worker.inbox.clear();
+            worker.idle(number);
+            return false;
+        }
         reached.step == train.first_step + u64::from(train.steps)
     }
 
@@ -501,6 +609,10 @@ enum Op {
     Die(usize),
     Reconnect(usize),
     Fail(usize),
+    Leave(usize),
+    Full(bool),
+    Damage(usize),
+    Lazy(bool),
     Silence,
     Flow,
     Restart(bool),
@@ -516,6 +628,10 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<usize>().prop_map(Op::Die),
         1 => any::<usize>().prop_map(Op::Reconnect),
         1 => any::<usize>().prop_map(Op::Fail),
+        1 => any::<usize>().prop_map(Op::Leave),
+        1 => any::<bool>().prop_map(Op::Full),
+        1 => any::<usize>().prop_map(Op::Damage),
+        1 => any::<bool>().prop_map(Op::Lazy),
         1 => Just(Op::Silence),
         3 => Just(Op::Flow),
         2 => any::<bool>().prop_map(Op::Restart),
@@ -537,6 +653,14 @@ fn apply(world: &mut World, op: Op) {
                 let worker = world.die(session);
                 world.join(worker.position.map(|position| (position, worker.history)));
             }
+        }
+        Op::Leave(index) => _ = pick(index).map(|session| world.leave(session)),
+        Op::Full(full) => world.full = full,
+        Op::Lazy(lazy) => world.lazy = lazy,
+        Op::Damage(index) => {
+            let names: Vec<_> = world.checkpoints.keys().cloned().collect();
+            world.damaged.extend(names.get(index % names.len().max(1)).cloned());
+            world.ever_damaged |= !names.is_empty();
         }
         Op::Fail(index) => _ = pick(index).map(|session| world.fail(session)),
         Op::Silence => {
@@ -568,6 +692,7 @@ fn run_to_the_end(world: &mut World, ops: Vec<Op>) -> Option<()> {
         apply(world, op);
         world.check_directives();
     }
+    world.full = false;
     for _ in 0..100 {
         if world.outcome.is_some() {
             break;
@@ -578,7 +703,7 @@ fn run_to_the_end(world: &mut World, ops: Vec<Op>) -> Option<()> {
         if world.paused {
             world.resume();
         }
-        world.now += Time::from_secs(1);
+        world.now += Time::from_secs(6);
         world.event(Event::Tick);
     }
     match world.outcome.clone() {
@@ -678,7 +803,8 @@ proptest! {
             if stage.metric.is_none() && !rollback {
                 prop_assert_eq!(end, None);
             }
-            if stage.metric.is_some() && stage.guard.iter().all(|rule| rule.metric == "kl" && !rollback) {
+            // A state that cannot be read is not the best one any more.
+            if !world.ever_damaged && stage.metric.is_some() && stage.guard.iter().all(|rule| rule.metric == "kl" && !rollback) {
                 prop_assert_eq!(end.unwrap_or(stage.steps), best_end(stage, number, salt));
             }
         }
@@ -721,7 +847,7 @@ fn when_all_state_dies_the_last_checkpoint_is_taken() {
 }
 
 #[test]
-fn a_newcomer_is_taken_in_after_the_steps_that_are_granted() {
+fn a_newcomer_is_taken_in_after_the_step_in_flight() {
     let mut world = World::new(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
     world.join(None);
     let first = world.sessions()[0];
@@ -737,7 +863,7 @@ fn a_newcomer_is_taken_in_after_the_steps_that_are_granted() {
         }
         _ => None,
     });
-    assert_eq!(second, Some((8, Source::Member(0), 2)));
+    assert_eq!(second, Some((2, Source::Member(0), 2)));
 }
 
 #[test]
@@ -803,9 +929,10 @@ fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
     let mut run = Run::new(file, Restored::default());
     let enter = |run: &mut Run, session: u64, fingerprint: &str, now| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-        run.on_event(now, Event::Join { request: RequestId(0), token: "token".into(), join });
+        let session_token =
+            admitted(&run.on_event(now, Event::Join { request: RequestId(0), token: "token".into(), join }));
         let data_set = Some(v1::DataSet { fingerprint: fingerprint.into(), ..Default::default() });
-        let (session_token, store_address) = ("token".into(), "host:1".into());
+        let store_address = "host:1".into();
         let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
         run.on_event(now, Event::Attach { session: SessionId(session), attach })
     };
@@ -826,6 +953,15 @@ fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
         _ => false,
     };
     assert!(actions.iter().any(abandon), "{actions:?}");
+}
+
+/// The token of a join that was granted.
+fn admitted(actions: &[Action]) -> String {
+    let token = |action: &Action| match action {
+        Action::Admit { response, .. } => Some(response.session_token.clone()),
+        _ => None,
+    };
+    actions.iter().find_map(token).unwrap_or_default()
 }
 
 /// Any message with any numbers in it.
@@ -864,7 +1000,7 @@ fn nonsense() -> impl Strategy<Value = Message> {
                     parameters_sha256: text.clone(),
                 }),
                 7 => Message::Advanced(v1::Advanced { generation, stage }),
-                8 => Message::Idle(v1::Idle { generation, position }),
+                8 => Message::Idle(v1::Idle { generation, position, saving: None }),
                 9 => Message::Failed(v1::Failed { generation, reason: text, fatal: flag, ..Default::default() }),
                 _ => Message::Finished(v1::Finished {}),
             }
@@ -886,8 +1022,9 @@ proptest! {
                 next += 1;
                 *session = SessionId(next);
                 let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-                run.on_event(Time::ZERO, Event::Join { request: RequestId(next), token: next.to_string(), join });
-                let (session_token, store_address) = (next.to_string(), "host:1".into());
+                let event = Event::Join { request: RequestId(next), token: next.to_string(), join };
+                let session_token = admitted(&run.on_event(Time::ZERO, event));
+                let store_address = "host:1".into();
                 let data_set = Some(v1::DataSet { validation_images: 70, ..Default::default() });
                 let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
                 run.on_event(Time::ZERO, Event::Attach { session: *session, attach });
@@ -897,7 +1034,7 @@ proptest! {
             let message = generation.map_or(message, |generation| {
                 let (number, start) = (generation.number, generation.start);
                 match run.phase {
-                    super::Phase::Waiting => Message::Idle(v1::Idle { generation: number, position: None }),
+                    super::Phase::Waiting => Message::Idle(v1::Idle { generation: number, position: None, saving: None }),
                     _ => Message::Ready(v1::Ready { generation: number, position: Some(start.in_generation(number)) }),
                 }
             });

@@ -10,6 +10,7 @@ impl Run {
     pub fn status(&self, now: Time) -> v1::StatusResponse {
         let stage = self.plan.stage(self.committed);
         let (state, reason) = self.state();
+        let lag = self.latest.as_ref().and_then(|step| step.pace.lag());
         let member = |(rank, member): (u32, &super::membership::Member)| v1::Member {
             rank,
             host: member.machine.host.clone(),
@@ -31,8 +32,8 @@ impl Run {
             images_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::images_per_second),
             members: self.members.iter().map(member).collect(),
             reason,
-            slowest_rank: None,
-            lag_seconds: 0.0,
+            slowest_rank: lag.map(|(rank, _)| rank),
+            lag_seconds: lag.map_or(0.0, |(_, seconds)| seconds),
         }
     }
 
@@ -56,6 +57,10 @@ impl Run {
     fn state(&self) -> (&'static str, String) {
         match (&self.phase, &self.paused) {
             (Phase::Waiting | Phase::Forming | Phase::Running, Some(reason)) => ("paused", reason.clone()),
+            (Phase::Running, None) if self.unsaved.is_some() => {
+                let reason = self.unsaved.as_ref().map(|unsaved| unsaved.reason.as_str()).unwrap_or_default();
+                ("paused", format!("{reason}; it is tried again every few seconds"))
+            }
             (Phase::Waiting, None) => ("waiting", self.waiting_for()),
             (Phase::Forming, None) => {
                 let ready = self.generation.as_ref().map_or(0, |generation| generation.ready.len());
@@ -71,7 +76,7 @@ impl Run {
     }
 
     fn waiting_for(&self) -> String {
-        let (members, min) = (self.members.len(), self.file.workers.min as usize);
+        let (members, min) = (self.members.staying(), self.file.workers.min as usize);
         if members < min {
             return format!("{members} of at least {min} workers are attached");
         }

@@ -1,8 +1,9 @@
 //! The one task that owns the run: feeds it events and does what it says.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proto::v1;
+use storage::Checkpoints;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{self, Instant, MissedTickBehavior},
@@ -57,7 +58,7 @@ pub struct Driver {
     pub scoring: Arc<scoring::Metrics>,
     pub readiness: watch::Sender<Readiness>,
     /// Where checkpoints are.
-    pub checkpoints: PathBuf,
+    pub checkpoints: Arc<Checkpoints>,
     /// For events that come back from threads.
     pub inputs: mpsc::Sender<Input>,
 }
@@ -216,7 +217,7 @@ impl Turn {
                         _ = inputs.send(Input::Event(Event::Scored { evaluation, metrics, items })).await;
                     });
                 }
-                Action::DeleteCheckpoint(name) => self.delete(&name),
+                Action::DeleteCheckpoint(name) => self.delete(name),
                 Action::Exit(how) => outcome = Some(how),
             }
         }
@@ -234,12 +235,12 @@ impl Turn {
         }
     }
 
-    fn delete(&self, name: &str) {
-        let path = self.driver.checkpoints.join(name);
-        tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => warn!(path = %path.display(), %error, "could not delete an old checkpoint"),
+    fn delete(&self, name: String) {
+        let checkpoints = Arc::clone(&self.driver.checkpoints);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = checkpoints.delete(&name) {
+                warn!(%error, "could not delete an old checkpoint");
+            }
         });
     }
 
@@ -262,6 +263,7 @@ impl Turn {
             Record::Ended { generation, reason } => info!(generation, reason, "the generation ended"),
             Record::Step(step) => self.tell_progress(step),
             Record::Saved(saved) => info!(at = %saved.place, name = saved.name, "checkpoint"),
+            Record::Damaged(name) => warn!(name, "a checkpoint cannot be used"),
             Record::Deleted(name) => info!(name, "deleting an old checkpoint"),
             Record::Evaluated { place, metrics, .. } => info!(at = %place, ?metrics, "evaluation"),
             Record::Guard { place, firing } => {

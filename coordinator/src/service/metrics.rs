@@ -79,6 +79,7 @@ impl Metrics {
             | Record::Formed { .. }
             | Record::Ended { .. }
             | Record::Deleted(_)
+            | Record::Damaged(_)
             | Record::Event { .. } => {}
         });
     }

@@ -19,9 +19,10 @@ mod score;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use runfile::RunFile;
+use storage::Checkpoints;
 use tokio::{net::TcpListener, sync::mpsc, sync::watch, time};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
@@ -47,6 +48,8 @@ pub struct Service {
     pub restored: Restored,
     /// Where the run is recorded.
     pub journal: Journal,
+    /// Where states are saved, for those that are to be deleted.
+    pub checkpoints: Checkpoints,
     /// Scores captions of evaluations.
     pub scoring: scoring::Metrics,
     /// Where workers and `coordinator status` come in.
@@ -81,7 +84,6 @@ impl Service {
         waiting: mpsc::Receiver<driver::Input>,
     ) -> anyhow::Result<Outcome> {
         let mut metrics = Metrics::new(&self.file);
-        let checkpoints: PathBuf = self.file.output.join("checkpoints");
         let run = Run::new(self.file, self.restored);
         // Whoever asks first is told how the run stands, too.
         metrics.publish(&run.status(time::Duration::ZERO), run.samples_committed(), run.best());
@@ -100,7 +102,7 @@ impl Service {
             .serve_with_incoming_shutdown(incoming, closed(closing));
         let grpc = tokio::spawn(grpc);
 
-        let scoring = Arc::new(self.scoring);
+        let (scoring, checkpoints) = (Arc::new(self.scoring), Arc::new(self.checkpoints));
         let driver =
             Driver { run, recorder: Recorder::start(self.journal), metrics, scoring, readiness, checkpoints, inputs };
         let outcome = driver.drive(waiting).await;

@@ -49,7 +49,9 @@ async fn start_with(stage: Stage) -> Running {
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
     let scoring = scoring::Metrics::open(&scoring::Files::default()).expect("no files are named");
-    let (stop, served) = Service { file, restored, journal, scoring, grpc, http }.start();
+    let access = storage::Access::environment();
+    let checkpoints = storage::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
+    let (stop, served) = Service { file, restored, journal, checkpoints, scoring, grpc, http }.start();
     let served = tokio::spawn(served);
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     let (client, admin) = (CoordinatorClient::new(channel.clone()), AdminClient::new(channel));
