@@ -1,6 +1,6 @@
 //! A light worker: joins, and does what it is told, but only pretends to compute.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use proto::{
@@ -74,13 +74,18 @@ pub async fn work(cluster: &Cluster, number: u32) -> Result<()> {
     worker.say(Message::Attach(attach)).await;
     let directives = client.session(ReceiverStream::new(messages)).await?.into_inner();
     let (orders, ordered) = mpsc::channel(WAITING_DIRECTIVES);
-    let session = async { tokio::try_join!(worker.listen(directives, orders), worker.execute(ordered)) };
     let heartbeat = Duration::from_millis(place.heartbeat_interval_ms.max(10));
-    let ((), finished) = tokio::select! {
-        ended = session => ended?,
+    let mut listen = pin!(worker.listen(directives, orders));
+    tokio::select! {
+        ended = &mut listen => {
+            ended?;
+            bail!("the coordinator closed the session");
+        }
+        finished = worker.execute(ordered) => finished?,
         never = worker.beat(heartbeat) => match never {},
-    };
-    ensure!(finished, "the coordinator closed the session");
+    }
+    // Until the coordinator closes or cuts the stream, so that the last message is not lost.
+    _ = listen.await;
     Ok(())
 }
 
@@ -129,8 +134,8 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Does what it is told; whether that was all of the run.
-    async fn execute(&self, mut orders: mpsc::Receiver<v1::Directive>) -> Result<bool> {
+    /// Does what it is told, up to the end of the run.
+    async fn execute(&self, mut orders: mpsc::Receiver<v1::Directive>) -> Result<()> {
         let mut position = v1::Position::default();
         while let Some(v1::Directive { generation, directive }) = orders.recv().await {
             match directive {
@@ -159,12 +164,12 @@ impl Worker<'_> {
                 }
                 Some(Kind::Finish(_)) => {
                     self.say(Message::Finished(v1::Finished {})).await;
-                    return Ok(true);
+                    return Ok(());
                 }
                 other => bail!("told what does not happen in a run without trouble: {other:?}"),
             }
         }
-        Ok(false)
+        bail!("the coordinator closed the session")
     }
 
     async fn step(&self, position: &mut v1::Position) {
