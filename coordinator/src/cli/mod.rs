@@ -3,10 +3,12 @@
 mod admin;
 mod audit;
 mod events;
+mod files;
 mod history;
 mod resume;
 mod security;
 mod serve;
+mod simulate;
 mod status;
 mod validate;
 
@@ -30,6 +32,7 @@ enum Command {
     Resume(resume::Resume),
     Audit(audit::Audit),
     Events(events::Events),
+    Simulate(simulate::Simulate),
 }
 
 /// Runs the program; what goes wrong is one line on stderr.
@@ -42,6 +45,7 @@ pub fn main() -> ExitCode {
         Command::Resume(resume) => resume.run(),
         Command::Audit(audit) => audit.run(),
         Command::Events(events) => events.run(),
+        Command::Simulate(simulate) => simulate.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,7 +11,10 @@ use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 use runfile::RunFile;
 use storage::{Access, Checkpoints, Listing};
-use tokio::{net::TcpListener, signal::unix};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    signal::unix,
+};
 use tracing_subscriber::EnvFilter;
 
 use super::security::Admission;
@@ -25,6 +28,8 @@ use crate::{
 /// How long tasks in the background may take when all else is done: enough to delete an old checkpoint. Scores, which may
 /// take long, are not waited for: the next coordinator has them made anew.
 const LAST_TASKS: Duration = Duration::from_secs(2);
+/// Connections that may wait to be accepted, as far as the system lets them: all workers may come at once.
+const WAITING_CONNECTIONS: u32 = 16_384;
 
 /// Serve a run until it is finished.
 ///
@@ -65,6 +70,8 @@ impl Serve {
     pub fn run(self) -> anyhow::Result<()> {
         self.log_format.start();
         let file = RunFile::load(&self.config)?;
+        // Every worker takes one for its connection.
+        super::files::raise_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(self.serve(file));
         runtime.shutdown_timeout(LAST_TASKS);
@@ -75,8 +82,8 @@ impl Serve {
         let security = self.admission.prepare(self.listen)?;
         let scoring = super::validate::metrics(&file.scoring)?;
         // Before anything is written: a second coordinator by mistake must not leave traces.
-        let grpc = bind(self.listen, "--listen").await?;
-        let http = bind(self.http, "--http").await?;
+        let grpc = bind(self.listen, "--listen")?;
+        let http = bind(self.http, "--http")?;
         let state = self.state.unwrap_or_else(|| file.output.join("coordinator"));
         let journal = Journal::open(&state, &file).with_context(|| format!("state {}", state.display()))?;
         let mut restored = journal.restore()?;
@@ -112,14 +119,22 @@ fn open(place: &str) -> anyhow::Result<(Checkpoints, Listing)> {
     opened.context("checkpoints")
 }
 
-async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
-    match TcpListener::bind(address).await {
+fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    match listen(address) {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             bail!("{address} is in use: stop what listens there, or choose another {option} (port 0 takes a free one)")
         }
         Err(error) => Err(error).with_context(|| format!("{option} {address}")),
     }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As `TcpListener::bind` does: a coordinator that is started anew need not wait for what the last one left.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_CONNECTIONS)
 }
 
 /// Stops the coordinator on the first signal, and the process on the second.

@@ -25,7 +25,7 @@ use crate::run::{Action, Event, Outcome, RequestId, Run, SessionId, record::Reco
 const TICK: Duration = Duration::from_millis(100);
 /// Between lines about progress.
 const PROGRESS: Duration = Duration::from_secs(1);
-/// Inputs taken in before metrics and readiness are brought up to date.
+/// Inputs taken in before a tick is looked for.
 const TURN: usize = 256;
 
 /// What comes in from the network and the system.
@@ -86,10 +86,12 @@ impl Driver {
             asked: BTreeMap::new(),
             lines: BTreeMap::new(),
             reported: None,
+            noted: false,
         };
         let mut inputs = Vec::with_capacity(TURN);
         loop {
             let mut outcome = None;
+            let mut ticked = false;
             tokio::select! {
                 _ = waiting.recv_many(&mut inputs, TURN) => {
                     for input in inputs.drain(..) {
@@ -97,9 +99,15 @@ impl Driver {
                         outcome = outcome.or(ended);
                     }
                 }
-                _ = ticks.tick() => outcome = turn.event(Event::Tick).await?,
+                _ = ticks.tick() => {
+                    ticked = true;
+                    outcome = turn.event(Event::Tick).await?;
+                }
             }
-            turn.publish();
+            // How a run with thousands of members stands takes longer to say than most inputs take to handle.
+            if ticked || outcome.is_some() || (turn.noted && waiting.is_empty()) {
+                turn.publish();
+            }
             if let Some(outcome) = outcome {
                 turn.driver.recorder.finish().await?;
                 return Ok(outcome);
@@ -121,6 +129,8 @@ struct Turn {
     lines: BTreeMap<SessionId, Line>,
     /// When progress was last logged.
     reported: Option<Instant>,
+    /// Whether anything was recorded since metrics and readiness were brought up to date.
+    noted: bool,
 }
 
 impl Turn {
@@ -187,6 +197,7 @@ impl Turn {
                     self.lines.remove(&session);
                 }
                 Action::Record(record) => {
+                    self.noted = true;
                     self.tell(&record);
                     self.driver.metrics.record(&record);
                     let durable = record.must_be_durable();
@@ -241,6 +252,7 @@ impl Turn {
     }
 
     fn publish(&mut self) {
+        self.noted = false;
         let status = self.driver.run.status(self.started.elapsed());
         self.driver.metrics.publish(&status, self.driver.run.samples_committed(), self.driver.run.best());
         let readiness = self.driver.run.readiness();
@@ -251,8 +263,8 @@ impl Turn {
     fn tell(&mut self, record: &Record) {
         match record {
             Record::Formed { generation, members, start, source, cause } => {
-                let ranks: Vec<u32> = members.iter().map(|(rank, _)| *rank).collect();
-                info!(generation, ?ranks, at = %start, %source, cause, "forming a generation");
+                let ranks = ranges(members.iter().map(|(rank, _)| *rank));
+                info!(generation, members = members.len(), ranks, at = %start, %source, cause, "forming a generation");
             }
             Record::Ready { generation, .. } => info!(generation, "training"),
             Record::Ended { generation, reason } => info!(generation, reason, "the generation ended"),
@@ -283,5 +295,29 @@ impl Turn {
             images_per_second = step.images_per_second().round(),
             "progress"
         );
+    }
+}
+
+/// Ascending numbers as text: `0-3,7,9-10`.
+fn ranges(numbers: impl IntoIterator<Item = u32>) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if number.checked_sub(1) == Some(*last) => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let run = |(first, last): (u32, u32)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    runs.into_iter().map(run).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ranges;
+
+    #[test]
+    fn ranks_are_logged_as_ranges() {
+        assert_eq!(ranges([0, 1, 2, 3, 7, 9, 10]), "0-3,7,9-10");
+        assert_eq!(ranges([]), "");
     }
 }
