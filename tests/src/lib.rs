@@ -70,6 +70,8 @@ pub fn error_line(output: &Output) -> String {
 /// A folder with a small world and a run file in it, gone with the test.
 pub struct Place {
     folder: TempDir,
+    /// What coordinators and workers find in their environment besides the test's own.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Default for Place {
@@ -104,7 +106,7 @@ impl Place {
         let arguments = ["synthesize", "--out", &world, "--images", &images, "--seed", "3"];
         let drawn = run("worker", &arguments.into_iter().chain(more.iter().copied()).collect::<Vec<_>>());
         assert!(drawn.status.success(), "{drawn:?}");
-        Self { folder }
+        Self { folder, environment: Vec::new() }
     }
 
     /// A path inside it.
@@ -279,7 +281,7 @@ impl Coordinator {
     pub fn start_with(place: &Place, run_file: &Path, scheme: &str, more: &[&str]) -> Self {
         let mut command = command("coordinator");
         command.arg("serve").arg("--config").arg(run_file).args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
-        command.args(more);
+        command.args(more).envs(place.environment.iter().cloned());
         let mut process = Process::start(&mut command, place.path("coordinator.log"));
         let line = process.line();
         let address =
@@ -308,7 +310,7 @@ impl Coordinator {
     pub fn worker_with(&self, place: &Place, rank: u32, more: &[&str]) -> Process {
         let mut command = command("worker");
         command.args(["join", "--coordinator", &self.url, "--rank", &rank.to_string(), "--threads", "1"]);
-        command.args(more);
+        command.args(more).envs(place.environment.iter().cloned());
         Process::start(&mut command, place.path(&format!("worker-{rank}.log")))
     }
 }
