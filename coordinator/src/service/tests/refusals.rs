@@ -120,12 +120,18 @@ impl Scene {
     async fn answer(&mut self) {
         let v1::Directive { generation, directive } = std::mem::take(&mut self.told);
         let message = match directive.unwrap() {
-            Directive::Rendezvous(meet) => Message::Ready(v1::Ready { generation, position: meet.position }),
+            Directive::Rendezvous(meet) => Some(Message::Ready(v1::Ready { generation, position: meet.position })),
             // Somebody has joined.
-            Directive::Abandon(_) | Directive::Halt(_) => Message::Idle(v1::Idle { generation, ..Default::default() }),
+            Directive::Abandon(_) | Directive::Halt(_) => {
+                Some(Message::Idle(v1::Idle { generation, ..Default::default() }))
+            }
+            // It is slow.
+            Directive::Train(_) => None,
             other => panic!("{other:?}"),
         };
-        self.say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
+        if message.is_some() {
+            self.say.send(v1::WorkerMessage { message }).await.unwrap();
+        }
         self.told = self.directives.message().await.unwrap().unwrap();
     }
 }
