@@ -108,6 +108,16 @@ pub enum Error {
     Sqlite(#[from] rusqlite::Error),
 }
 
+impl Error {
+    /// Whether it may be gone the next time: a disk that is full, or does not answer.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = self else { return false };
+        use rusqlite::ErrorCode::{DatabaseBusy, DiskFull, SystemIoFailure};
+        matches!(failure.code, DiskFull | SystemIoFailure | DatabaseBusy)
+    }
+}
+
 /// The journal of one run.
 #[derive(Debug)]
 pub struct Journal {

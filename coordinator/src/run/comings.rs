@@ -89,7 +89,9 @@ impl Run {
             return None;
         }
         let is_new = |(rank, member): &(u32, &Member)| {
-            member.leaving.is_none() && member.standing == Standing::Idle && !generation.members.contains(rank)
+            member.leaving.is_none()
+                && member.standing == Standing::Idle
+                && generation.members.binary_search(rank).is_err()
         };
         self.members.iter().find(is_new).map(|(rank, _)| format!("rank {rank} joined"))
     }

@@ -69,6 +69,8 @@ pub type Time = Duration;
 
 /// How long the coordinator waits for its members to go when the run is over.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Heartbeats of all workers together, as far as `lost_after` allows.
+const HEARTBEATS_A_SECOND: f64 = 5_000.0;
 /// Longest reason that is taken from a worker, in characters.
 const LONGEST_REASON: usize = 500;
 
@@ -382,7 +384,8 @@ impl Run {
         }
         let until = now.saturating_add(PATIENCE.max(self.lost_after()));
         let (rank, session_token) = self.members.reserve(join, token, self.file.workers.max, until)?;
-        let heartbeat = (self.lost_after() / 5).min(Duration::from_secs(1)).max(Duration::from_millis(1));
+        let calm = Duration::from_secs_f64(f64::from(self.file.workers.max) / HEARTBEATS_A_SECOND);
+        let heartbeat = (self.lost_after() / 5).min(calm.max(Duration::from_secs(1))).max(Duration::from_millis(1));
         Ok(v1::JoinResponse {
             protocol_version: PROTOCOL_VERSION,
             rank,

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::{
     captions,
+    clock::Clock,
     http::Readiness,
     metrics::Metrics,
     recorder::Recorder,
@@ -82,7 +83,7 @@ impl Driver {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut turn = Turn {
             driver: self,
-            started: Instant::now(),
+            clock: Clock::start(),
             asked: BTreeMap::new(),
             lines: BTreeMap::new(),
             reported: None,
@@ -94,6 +95,7 @@ impl Driver {
             let mut ticked = false;
             tokio::select! {
                 _ = waiting.recv_many(&mut inputs, TURN) => {
+                    turn.clock.turn();
                     for input in inputs.drain(..) {
                         let ended = turn.take(input).await?;
                         outcome = outcome.or(ended);
@@ -101,6 +103,7 @@ impl Driver {
                 }
                 _ = ticks.tick() => {
                     ticked = true;
+                    turn.clock.turn();
                     outcome = turn.event(Event::Tick).await?;
                 }
             }
@@ -124,7 +127,7 @@ enum Asked {
 
 struct Turn {
     driver: Driver,
-    started: Instant,
+    clock: Clock,
     asked: BTreeMap<RequestId, Asked>,
     lines: BTreeMap<SessionId, Line>,
     /// When progress was last logged.
@@ -153,7 +156,7 @@ impl Turn {
             Input::Event(event) => event,
             Input::Status { reply } => {
                 // Who no longer waits needs no answer.
-                _ = reply.send(self.driver.run.status(self.started.elapsed()));
+                _ = reply.send(self.driver.run.status(self.clock.now()));
                 return Ok(None);
             }
             Input::Shutdown => {
@@ -169,7 +172,7 @@ impl Turn {
 
     async fn event(&mut self, event: Event) -> anyhow::Result<Option<Outcome>> {
         let mut outcome = None;
-        for action in self.driver.run.on_event(self.started.elapsed(), event) {
+        for action in self.driver.run.on_event(self.clock.now(), event) {
             match action {
                 // Who no longer waits for a place loses it when the reservation runs out.
                 Action::Admit { request, response } => {
@@ -253,8 +256,7 @@ impl Turn {
 
     fn publish(&mut self) {
         self.noted = false;
-        let status = self.driver.run.status(self.started.elapsed());
-        self.driver.metrics.publish(&status, self.driver.run.samples_committed(), self.driver.run.best());
+        self.driver.metrics.publish(&self.driver.run);
         let readiness = self.driver.run.readiness();
         self.driver.readiness.send_if_modified(|known| std::mem::replace(known, readiness.clone()) != readiness);
     }
@@ -286,7 +288,7 @@ impl Turn {
             return;
         }
         self.reported = Some(Instant::now());
-        let status = self.driver.run.status(self.started.elapsed());
+        let status = self.driver.run.outline();
         info!(
             stage = status.stage_name,
             step = format_args!("{}/{}", step.place.step, status.steps),

@@ -13,7 +13,7 @@ use std::{
 use futures::Stream;
 use proto::v1::{self, admin_server::Admin, coordinator_server::Coordinator, worker_message::Message as WorkerSays};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +22,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::{
     door::Peer,
     driver::{Input, Line},
+    http::Readiness,
     refusals::{Reason, Refusals},
 };
 use crate::run::{Event, Refusal, RefusalKind, SessionId};
@@ -33,19 +34,25 @@ const ATTACH_WITHIN: Duration = Duration::from_secs(30);
 /// Streams that have yet to say whose they are. A worker says so at once; the bound is for what others may make the coordinator hold.
 const MOST_UNATTACHED: usize = 1024;
 
+/// How long a question about the run may wait while the coordinator waits for its disk.
+const STATUS_WITHIN: Duration = Duration::from_secs(3);
+
 /// Both services.
 #[derive(Clone)]
 pub struct Grpc {
     driver: mpsc::Sender<Input>,
     refusals: Refusals,
+    /// What is said of a coordinator that does not come to answer.
+    readiness: watch::Receiver<Readiness>,
     last: Arc<AtomicU64>,
     unattached: Arc<Semaphore>,
 }
 
 impl Grpc {
     /// Services that speak to this driver.
-    pub fn new(driver: mpsc::Sender<Input>, refusals: Refusals) -> Self {
-        Self { driver, refusals, last: Arc::default(), unattached: Arc::new(Semaphore::new(MOST_UNATTACHED)) }
+    pub fn new(driver: mpsc::Sender<Input>, refusals: Refusals, readiness: watch::Receiver<Readiness>) -> Self {
+        let unattached = Arc::new(Semaphore::new(MOST_UNATTACHED));
+        Self { driver, refusals, readiness, last: Arc::default(), unattached }
     }
 
     fn next(&self) -> u64 {
@@ -106,7 +113,13 @@ impl Coordinator for Grpc {
 #[tonic::async_trait]
 impl Admin for Grpc {
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
-        Ok(Response::new(self.ask(|reply| Input::Status { reply }).await?))
+        match time::timeout(STATUS_WITHIN, self.ask(|reply| Input::Status { reply })).await {
+            Ok(status) => Ok(Response::new(status?)),
+            Err(_) => {
+                let reason = self.readiness.borrow().clone().err().unwrap_or_else(|| "it is busy".into());
+                Err(Status::unavailable(format!("the coordinator does not answer: {reason}")))
+            }
+        }
     }
 
     async fn resume(&self, _: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
