@@ -39,6 +39,7 @@ use statistics::Summary;
 
 use crate::run::{
     best::Scores,
+    cuts::Cuts,
     guard::Firing,
     plan::{Boundaries, Boundary, Ends, Place},
     record::{Checkpoint, Happening, Record, Restored},
@@ -203,10 +204,12 @@ impl Journal {
         let last = connection.query_row(query, [], |row| Ok((unsigned(row, 0)?, place(row, 1)?))).optional()?;
         let Some((last_generation, start)) = last else { return Ok(Restored::default()) };
 
-        // A state is of a history that was given up if its generation is not later than what started or ended it anew.
-        let query = "SELECT max(coalesce((SELECT max(number) FROM generations WHERE source NOT LIKE 'rank %'), 0),
-            coalesce((SELECT max(detail_json ->> 'generation') + 1 FROM events WHERE kind = ?), 0))";
-        let lineage = connection.query_row(query, [Happening::StageEnded.name()], |row| unsigned(row, 0))?;
+        let mut cuts = Cuts::default();
+        let mut starts = connection.prepare("SELECT generation + 1, stage, step FROM cuts ORDER BY generation")?;
+        for start in starts.query_map([], |row| Ok((unsigned(row, 0)?, place(row, 1)?)))? {
+            let (generation, start) = start?;
+            cuts.cut(generation, start);
+        }
         let query = "SELECT stage, step FROM steps WHERE generation = ? ORDER BY stage DESC, step DESC LIMIT 1";
         let number = last_generation.cast_signed();
         let stepped = connection.query_row(query, [number], |row| place(row, 0)).optional()?;
@@ -246,7 +249,7 @@ impl Journal {
             |what: Happening| connection.query_row(query, [what.name()], |row| row.get::<_, String>(0)).optional();
         Ok(Restored {
             last_generation,
-            lineage,
+            cuts,
             committed,
             checkpoints,
             unfinished: BTreeMap::new(),
@@ -434,6 +437,12 @@ mod tests {
         Checkpoint { place: Place { stage: 0, step }, generation, name, parameters_sha256: "ab".into() }
     }
 
+    fn cuts<const N: usize>(starts: [(u64, u64); N]) -> Cuts {
+        let mut cuts = Cuts::default();
+        starts.into_iter().for_each(|(generation, step)| cuts.cut(generation, Place { stage: 0, step }));
+        cuts
+    }
+
     fn evaluated(step: u64, generation: u64) -> Record {
         let metrics = [("cider".to_owned(), 1.0)].into();
         Record::Evaluated { place: Place { stage: 0, step }, generation, metrics, items: vec![] }
@@ -467,7 +476,7 @@ mod tests {
         let at = |step| Place { stage: 0, step };
         let expected = Restored {
             last_generation: 3,
-            lineage: 2,
+            cuts: cuts([(1, 0), (2, 10), (3, 11)]),
             committed: at(12),
             checkpoints: vec![saved(10, 1)],
             done: [5, 10]
@@ -505,7 +514,7 @@ mod tests {
         records.push(event(Happening::Paused, json!({ "reason": "kl is 9" })));
         journal.write(&records).unwrap();
         let restored = journal.restore().unwrap();
-        assert_eq!((restored.paused.as_deref(), restored.lineage), (Some("kl is 9"), 1));
+        assert_eq!((restored.paused.as_deref(), restored.cuts), (Some("kl is 9"), cuts([(1, 0)])));
         assert_eq!((restored.committed, restored.scores.len()), (Place { stage: 0, step: 15 }, 3));
 
         // It died before anything but the decision was on disk.
@@ -515,7 +524,7 @@ mod tests {
         let restored = journal.restore().unwrap();
         let at = |step| Place { stage: 0, step };
         assert_eq!((restored.paused, restored.ends), (None, [(0, 10)].into()));
-        assert_eq!((restored.committed, restored.lineage), (at(10), 2));
+        assert_eq!((restored.committed, restored.cuts), (at(10), cuts([(1, 0), (2, 10)])));
         assert_eq!(restored.checkpoints, [saved(5, 1), saved(10, 1)]);
         assert_eq!(restored.scores.into_keys().collect::<Vec<_>>(), [at(5), at(10)]);
         // What comes after it is of the present history again.

@@ -122,9 +122,7 @@ impl Run {
         let Origin { start, source } = self.origin();
         let number = self.last_generation + 1;
         self.last_generation = number;
-        if !matches!(source, Source::Member(_)) {
-            self.lineage = number;
-        }
+        self.cuts.cut(number, start);
         self.keep_evaluation(start);
         self.go_to(start, number, &source);
         self.delete_unfinished();
@@ -153,7 +151,8 @@ impl Run {
 
     /// The furthest state that is left: a member's (of the lowest rank that has it), else a checkpoint's, else the seed's.
     pub(super) fn origin(&self) -> Origin {
-        let usable = |position: &v1::Position| position.generation >= self.lineage && self.may_hold(position);
+        let usable =
+            |position: &v1::Position| self.cuts.allow(position.into(), position.generation) && self.may_hold(position);
         let held = self.members.iter().filter_map(|(rank, member)| {
             let place = Place::from(member.position.as_ref().filter(|position| usable(position))?);
             // Of those who have come as far, rather one who stays.

@@ -26,6 +26,7 @@ pub mod best;
 pub mod captions;
 mod checkpoint;
 mod comings;
+pub mod cuts;
 mod evaluation;
 mod generation;
 pub mod guard;
@@ -56,6 +57,7 @@ use serde_json::json;
 use best::Scores;
 use captions::{Item, MOST_IMAGES};
 use checkpoint::{Saving, Unsaved};
+use cuts::Cuts;
 use evaluation::Evaluation;
 use generation::{Failures, Generation};
 use guard::Guard;
@@ -258,8 +260,8 @@ pub struct Run {
     generation: Option<Generation>,
     /// Number of the last generation.
     last_generation: u64,
-    /// States from generations before this one are of a history that was given up.
-    lineage: u64,
+    /// Which states are of the present history.
+    cuts: Cuts,
     committed: Place,
     /// Counts everything that counts as progress, to tell a bad day from a run that cannot go on.
     progress: u64,
@@ -309,7 +311,7 @@ impl Run {
             phase: if restored.finished { finished } else { Phase::Waiting },
             generation: None,
             last_generation: restored.last_generation,
-            lineage: restored.lineage,
+            cuts: restored.cuts,
             committed: restored.committed,
             progress: 0,
             done: restored.done,

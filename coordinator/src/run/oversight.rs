@@ -92,8 +92,7 @@ impl Run {
         }
         let Some(End { place, reason }) = self.known().end() else { return };
         self.plan.end(place);
-        // No state that a member holds is usable any more.
-        self.lineage = self.last_generation + 1;
+        self.cuts.cut(self.last_generation + 1, place);
         self.evaluation = None;
         let (Place { stage, step }, generation) = (place, self.last_generation);
         self.event(

@@ -7,6 +7,7 @@ use proto::v1;
 use super::{
     best::Scores,
     captions::Item,
+    cuts::Cuts,
     guard::Firing,
     membership::Machine,
     plan::{Boundaries, Ends, Place},
@@ -209,8 +210,8 @@ impl Record {
 pub struct Restored {
     /// The number of the last generation; 0 of none.
     pub last_generation: u64,
-    /// The generation that last started from a checkpoint or the seed.
-    pub lineage: u64,
+    /// Which states are of the present history.
+    pub cuts: Cuts,
     /// What was committed.
     pub committed: Place,
     /// Checkpoints that are not deleted, in order.

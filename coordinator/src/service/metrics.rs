@@ -5,7 +5,6 @@ use metrics::{
     Label, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram, with_local_recorder,
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use proto::v1;
 use runfile::RunFile;
 use statistics::{Summary, names};
 

@@ -32,17 +32,28 @@ pub async fn route_to(url: &str) -> Result<IpAddr, String> {
 
 /// Asks for a place until the coordinator answers or patience ends.
 pub async fn join(options: &Options, host: IpAddr) -> Result<v1::JoinResponse, String> {
-    ask(options, host, options.rank, false).await
+    ask(options, host, options.rank, None).await
 }
 
-/// Asks for the place that this worker had. As long as the coordinator has not noticed that its session is lost it counts as taken.
-pub async fn rejoin(options: &Options, host: IpAddr, rank: u32) -> Result<v1::JoinResponse, String> {
-    ask(options, host, Some(rank), true).await
+/// Asks for the place that this worker had. It counts as taken until the coordinator has noticed that its session is lost, which
+/// takes no longer than `lost_after`. If it still is, somebody else was given it, and any other place is as good.
+pub async fn rejoin(
+    options: &Options,
+    host: IpAddr,
+    rank: u32,
+    lost_after: Duration,
+) -> Result<v1::JoinResponse, String> {
+    ask(options, host, Some(rank), Some(2 * lost_after)).await
 }
 
-async fn ask(options: &Options, host: IpAddr, rank: Option<u32>, had_it: bool) -> Result<v1::JoinResponse, String> {
+async fn ask(
+    options: &Options,
+    host: IpAddr,
+    rank: Option<u32>,
+    own_for: Option<Duration>,
+) -> Result<v1::JoinResponse, String> {
     let url = options.coordinator.url();
-    let request = v1::JoinRequest {
+    let mut request = v1::JoinRequest {
         protocol_version: PROTOCOL_VERSION,
         rank,
         host: host.to_string(),
@@ -63,7 +74,10 @@ async fn ask(options: &Options, host: IpAddr, rank: Option<u32>, had_it: bool) -
             }
             Err(status) => status,
         };
-        let own_place = had_it && status.code() == Code::AlreadyExists;
+        let own_place = own_for.is_some() && status.code() == Code::AlreadyExists;
+        if own_place && own_for.is_some_and(|own_for| started.elapsed() >= own_for) {
+            request.rank = options.rank;
+        }
         // Nobody answers, or not in time, or the connection broke.
         let silent =
             matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown);

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use crate::collective::Store;
 use crate::trainer::End;
 use stream::Over;
-use training::{Training, training_died};
+use training::{Held, Training, training_died};
 
 /// Reports that may wait for the network before the training thread does.
 const REPORTS: usize = 256;
@@ -86,11 +86,7 @@ async fn take_part(
             holds,
         };
         match stream::serve(&options.coordinator, &place, attach, training, wish.clone()).await {
-            Over::Finished => {
-                let End::Finished(sha256) = training.end().await else { return Err(training_died()) };
-                println!("finished rank={} parameters_sha256={sha256}", place.rank);
-                return Ok(());
-            }
+            Over::Finished => return finish(place.rank, training).await,
             Over::Left => {
                 println!("left rank={}", place.rank);
                 return Ok(());
@@ -98,11 +94,21 @@ async fn take_part(
             Over::Failed(reason) => return Err(reason),
             Over::Disconnected(reason) => {
                 tracing::warn!("connection to the coordinator lost ({reason}): holding the state, and rejoining");
-                holds = training.let_go(Duration::from_millis(place.lost_after_ms)).await?;
-                place = joining::rejoin(options, host, place.rank).await?;
+                let lost_after = Duration::from_millis(place.lost_after_ms);
+                holds = match training.let_go(lost_after).await? {
+                    Held::State(position) => position,
+                    Held::Result => return finish(place.rank, training).await,
+                };
+                place = joining::rejoin(options, host, place.rank, lost_after).await?;
             }
         }
     }
+}
+
+async fn finish(rank: u32, training: &mut Training) -> Result<(), String> {
+    let End::Finished(sha256) = training.end().await else { return Err(training_died()) };
+    println!("finished rank={rank} parameters_sha256={sha256}");
+    Ok(())
 }
 
 fn client(channel: Channel) -> CoordinatorClient<Channel> {

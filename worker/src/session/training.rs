@@ -10,6 +10,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::REPORTS;
 use crate::trainer::{End, Flags, Order, Progress, Saving, Trainer};
 
+/// What a worker has that let go of its generation.
+pub enum Held {
+    /// The state of the run at this point, if any.
+    State(Option<v1::Position>),
+    /// The result: the run was complete.
+    Result,
+}
+
 /// The training thread, seen from here.
 pub struct Training {
     /// What it trains on.
@@ -73,9 +81,9 @@ impl Training {
         self.flags.halt.raise();
     }
 
-    /// Ends the present generation from this side; the state that the worker then holds. The step in flight is finished if the
-    /// others do their part within `patience`: they may have lost the coordinator, too.
-    pub async fn let_go(&mut self, patience: Duration) -> Result<Option<v1::Position>, String> {
+    /// Ends the present generation from this side. The step in flight is finished if the others do their part within `patience`:
+    /// they may have lost the coordinator, too.
+    pub async fn let_go(&mut self, patience: Duration) -> Result<Held, String> {
         self.halt();
         let abandon = Some(Kind::Abandon(v1::Abandon { reason: "connection lost".to_owned() }));
         self.pass_on(v1::Directive { generation: self.generation, directive: abandon });
@@ -87,10 +95,11 @@ impl Training {
     }
 
     /// The state that is held once the generation is let go of.
-    async fn held(&mut self) -> Result<Option<v1::Position>, String> {
+    async fn held(&mut self) -> Result<Held, String> {
         loop {
             match self.reports.recv().await {
-                Some(Message::Idle(idle)) => return Ok(idle.position),
+                Some(Message::Idle(idle)) => return Ok(Held::State(idle.position)),
+                Some(Message::Finished(_)) => return Ok(Held::Result),
                 Some(_) => {}
                 None => return Err(self.why_ended().await),
             }
