@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: a small world, a run file, and real processes on loopback that end with the test.
 
+pub mod chaos;
 pub mod clip;
 
 use std::collections::BTreeMap;
@@ -20,9 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// It was not built: cargo builds the programs when it tests the whole workspace.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
-    // .../target/PROFILE/deps/TEST
-    let test = std::env::current_exe().expect("a test knows its own path");
-    let folder = test.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps");
+    // .../target/PROFILE/deps/TEST, or .../target/PROFILE/PROGRAM
+    let own = std::env::current_exe().expect("a program knows its own path");
+    let folder = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).expect("programs lie in a folder");
     let path = folder.join(name);
     assert!(path.exists(), "{} is missing: run `cargo test --workspace`", path.display());
     path
@@ -228,8 +229,19 @@ impl Process {
 
     /// Sends SIGTERM.
     pub fn terminate(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
-        assert!(sent.expect("kill is there").success());
+        self.signal("TERM");
+    }
+
+    /// Sends a signal, by its name without `SIG`. The process may have ended meanwhile.
+    pub fn signal(&self, name: &str) {
+        let number = self.child.id().to_string();
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(number).stderr(Stdio::null()).status();
+        sent.expect("kill is there");
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_some()
     }
 
     /// Whether it ended well, and the rest of its stdout.
@@ -315,6 +327,12 @@ impl Coordinator {
     }
 }
 
+/// The hash that a worker which finished the run printed.
+#[must_use]
+pub fn printed_hash(printed: &str) -> Option<String> {
+    printed.split_whitespace().find_map(|word| word.strip_prefix("parameters_sha256=")).map(str::to_owned)
+}
+
 /// Runs a run file to its end; the hash that each worker says its parameters have.
 pub fn complete(place: &Place, run_file: &Path, workers: u32) -> Vec<String> {
     let coordinator = Coordinator::start(place, run_file);
@@ -322,8 +340,7 @@ pub fn complete(place: &Place, run_file: &Path, workers: u32) -> Vec<String> {
     let hashes = workers.into_iter().map(|worker| {
         let (well, printed) = worker.finish();
         assert!(well);
-        let hash = printed.split_whitespace().find_map(|word| word.strip_prefix("parameters_sha256="));
-        hash.expect("a worker that finished says so").to_owned()
+        printed_hash(&printed).expect("a worker that finished says so")
     });
     let hashes = hashes.collect();
     assert!(coordinator.process.finish().0);
