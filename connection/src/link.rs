@@ -5,7 +5,7 @@ use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::{Interceptor, interceptor::InterceptedService};
 use tonic::transport::{self, Endpoint, Uri};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::{Error, TlsFiles, Token};
 
@@ -72,7 +72,7 @@ impl Link {
     /// Asks something on a connection of its own; the answer comes soon or not at all.
     ///
     /// # Errors
-    /// [`Code::Unavailable`](tonic::Code::Unavailable) if nobody answers, [`Code::Unauthenticated`](tonic::Code::Unauthenticated) if
+    /// [`Code::Unavailable`] if nobody answers, [`Code::Unauthenticated`] if
     /// a certificate is not good, else what the coordinator says.
     pub async fn ask<T>(
         &self,
@@ -82,18 +82,25 @@ impl Link {
         match question(channel).await {
             Ok(answer) => Ok(answer.into_inner()),
             // Under TLS 1.3 the coordinator looks at certificates when the connection already stands on this side.
-            Err(status) => Err(certificate_problem(&status).unwrap_or(status)),
+            Err(status) => Err(certificate_problem(&status).or_else(|| self.other_protocol(&status)).unwrap_or(status)),
         }
     }
 
     /// A connection for a stream that stays open, until nothing was heard for `lost_after`.
     ///
     /// # Errors
-    /// [`Code::Unavailable`](tonic::Code::Unavailable) if nobody answers, [`Code::Unauthenticated`](tonic::Code::Unauthenticated) if
+    /// [`Code::Unavailable`] if nobody answers, [`Code::Unauthenticated`] if
     /// a certificate is not good.
     pub async fn stay(&self, lost_after: Duration) -> Result<Channel, Status> {
         let endpoint = self.endpoint.clone().http2_keep_alive_interval(lost_after / ASKS);
         self.connect(&endpoint.keep_alive_timeout(lost_after).keep_alive_while_idle(true)).await
+    }
+
+    /// What answers a plain question in no protocol of ours may be one that wants TLS.
+    fn other_protocol(&self, status: &Status) -> Option<Status> {
+        let garbled = status.code() == Code::Internal && status.source().is_some();
+        let reason = format!("{}: a coordinator that has certificates is at https://, not http://", status.message());
+        (garbled && self.url.starts_with("http://")).then(|| Status::internal(reason))
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Channel, Status> {

@@ -45,14 +45,17 @@ fn metrics(coordinator: &Coordinator) -> String {
     response
 }
 
-/// So many were refused for this reason, and each is in the coordinator's log with its address.
+/// At least so many were refused for this reason (one that did not hear why has tried again), and each is in the coordinator's log
+/// with its address.
 fn assert_refused(coordinator: &Coordinator, reason: &str, times: usize) {
-    let line = format!("dico_refusals_total{{reason=\"{reason}\"}} {times}");
     let metrics = metrics(coordinator);
-    assert!(metrics.lines().any(|found| found == line), "{line} is not in {metrics}");
+    let counter = format!("dico_refusals_total{{reason=\"{reason}\"}} ");
+    let count = metrics.lines().find_map(|line| line.strip_prefix(&counter)?.parse().ok());
+    let count: usize = count.unwrap_or_else(|| panic!("{counter} is not in {metrics}"));
+    assert!(count >= times, "{count} refused for {reason}");
     let log = coordinator.process.log();
     let about = |line: &&str| line.contains(&format!("reason=\"{reason}\"")) && line.contains("peer=127.0.0.1:");
-    assert_eq!(log.lines().filter(about).count(), times, "{log}");
+    assert_eq!(log.lines().filter(about).count(), count, "{log}");
 }
 
 #[test]
@@ -74,7 +77,7 @@ fn a_run_over_mutual_tls_does_not_notice_whom_it_refuses() {
     }
     let plain = coordinator.url.replace("https", "http");
     let error = error_line(&run("worker", &["join", "--coordinator", &plain, "--join-timeout", "0"]));
-    assert!(error.contains("gave up on http://"), "{error}");
+    assert!(error.contains(&plain), "{error}");
 
     let resume = [&["resume", "--coordinator", &coordinator.url][..], &strs(&good)].concat();
     let error = error_line(&run("coordinator", &resume));

@@ -1,11 +1,6 @@
 //! Whoever is refused is logged with its address and counted, and an honest worker does not notice.
 
-use std::{
-    io,
-    path::PathBuf,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{cell::RefCell, io, path::PathBuf, sync::Once, time::Duration};
 
 use connection::{Link, TlsFiles, Token};
 use futures::stream;
@@ -29,25 +24,29 @@ const SESSION: &str = "/dico.v1.Coordinator/Session";
 
 // ------------------------------------------------------------------------------------------------------------ the scene
 
-/// What is logged on this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn start(&self) -> tracing::subscriber::DefaultGuard {
-        let log = self.clone();
-        let logs = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone());
-        tracing::subscriber::set_default(logs.finish())
-    }
-
-    fn lines(&self) -> Vec<String> {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).lines().map(str::to_owned).collect()
-    }
+thread_local! {
+    /// What this test has logged: its coordinator runs on its own thread.
+    static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Keeps what every thread logs. One subscriber for all, because those of single threads miss what others saw first.
+fn keep_logs() {
+    static KEPT: Once = Once::new();
+    KEPT.call_once(|| {
+        let logs = tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log);
+        tracing::subscriber::set_global_default(logs.finish()).unwrap();
+    });
+}
+
+fn logged() -> Vec<String> {
+    LOGGED.with_borrow(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect())
+}
+
+struct Log;
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        LOGGED.with_borrow_mut(|logged| logged.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
@@ -56,11 +55,9 @@ impl io::Write for Log {
     }
 }
 
-/// A coordinator, an honest worker in its first generation, and what is logged.
+/// A coordinator, and an honest worker in its first generation.
 struct Scene {
     served: Served,
-    log: Log,
-    _logging: tracing::subscriber::DefaultGuard,
     say: mpsc::Sender<v1::WorkerMessage>,
     directives: Streaming<v1::Directive>,
     /// What the honest worker has yet to answer.
@@ -70,8 +67,7 @@ struct Scene {
 impl Scene {
     /// With an honest worker that comes in this way.
     async fn new(security: Security, way: impl FnOnce(std::net::SocketAddr) -> Link) -> Self {
-        let log = Log::default();
-        let logging = log.start();
+        keep_logs();
         let served = serve(testing::stage("a", 12, 8, None, None), security).await;
         let channel = way(served.grpc).stay(Duration::from_secs(30)).await.unwrap();
         let mut client = CoordinatorClient::new(channel);
@@ -80,7 +76,7 @@ impl Scene {
         say.send(v1::WorkerMessage { message: Some(attach(token)) }).await.unwrap();
         let mut directives = client.session(ReceiverStream::new(said)).await.unwrap().into_inner();
         let told = directives.message().await.unwrap().unwrap();
-        Self { served, log, _logging: logging, say, directives, told }
+        Self { served, say, directives, told }
     }
 
     /// Without TLS.
@@ -105,7 +101,7 @@ impl Scene {
             assert!(line.ends_with(&format!(" {expected}")), "{line}");
         }
         assert!(metrics.contains(&format!("dico_refusals_total{{reason=\"{reason}\"}}")), "{metrics}");
-        let lines = self.log.lines();
+        let lines = logged();
         let about = |line: &&String| {
             let named = line.contains(&format!("reason=\"{reason}\""));
             named && line.contains("refused: ") && line.contains("peer=127.0.0.1:")
@@ -119,20 +115,18 @@ impl Scene {
     /// Does what the honest worker was told, and hears what is next.
     async fn answer(&mut self) {
         let v1::Directive { generation, directive } = std::mem::take(&mut self.told);
-        let message = match directive.unwrap() {
-            Directive::Rendezvous(meet) => Some(Message::Ready(v1::Ready { generation, position: meet.position })),
+        let messages = match directive.unwrap() {
             // Somebody has joined.
             Directive::Abandon(_) | Directive::Halt(_) => {
-                Some(Message::Idle(v1::Idle { generation, ..Default::default() }))
+                vec![Message::Idle(v1::Idle { generation, ..Default::default() })]
             }
-            // It is slow.
-            Directive::Train(_) => None,
-            other => panic!("{other:?}"),
+            other => replies(self.served.output.path(), generation, other),
         };
-        if message.is_some() {
-            self.say.send(v1::WorkerMessage { message }).await.unwrap();
+        for message in messages {
+            self.say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
         }
-        self.told = self.directives.message().await.unwrap().unwrap();
+        let told = self.directives.message().await.unwrap();
+        self.told = told.unwrap_or_else(|| panic!("it was sent away: {:#?}", logged()));
     }
 }
 
@@ -321,7 +315,7 @@ async fn bad_join_tokens() {
         assert!(status.message().contains("--join-token-file") && !status.message().contains("the-token"), "{status}");
         client.session(stream::pending()).await.unwrap_err();
     }
-    assert!(!scene.log.lines().concat().contains("the-token-of"));
+    assert!(!logged().concat().contains("the-token-of"));
     scene.assert_refused("join_token", 4).await;
 }
 
@@ -459,9 +453,8 @@ async fn other_protocols_where_http_2_is_spoken() {
 async fn one_that_never_says_anything() {
     let (certificates, authority) = (Certificates::new(), self::authority("ours"));
     let server = certificates.of("server", 4000, &authority, &authority).server().unwrap();
+    keep_logs();
     for tls in [None, Some(server)] {
-        let log = Log::default();
-        let _logging = log.start();
         let security = Security { tls, tokens: Tokens::default() };
         let served = serve(testing::stage("a", 12, 8, None, None), security).await;
         let stream = TcpStream::connect(served.grpc).await.unwrap();
@@ -469,7 +462,7 @@ async fn one_that_never_says_anything() {
         tokio::time::pause();
         read_to_the_end(stream).await;
         tokio::time::resume();
-        let lines = log.lines();
+        let lines = logged();
         let refused = lines.iter().find(|line| line.contains("handshake") && line.contains(&format!("peer={peer}")));
         assert!(refused.is_some(), "{lines:#?}");
         let metrics = get(served.http, "/metrics").await;
