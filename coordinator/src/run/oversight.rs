@@ -26,7 +26,7 @@ impl Run {
     pub(super) fn known(&self) -> Known<'_> {
         let at = Place { stage: self.guard.stage(), step: 0 };
         let stage = self.plan.stage(at);
-        Known { stage, guard: &self.guard, scores: &self.scores, checkpoints: &self.checkpoints }
+        Known { stage, guard: &self.guard, scores: &self.scores, checkpoints: &self.checkpoints, done: &self.done }
     }
 
     /// The metric and the best state of the present stage.
