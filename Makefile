@@ -1,6 +1,6 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare test simulate lint parity score-parity libtorch
+.PHONY: demo compare test simulate lint audit parity score-parity libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -30,6 +30,10 @@ simulate:
 lint: libtorch
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+## Licences, sources and versions of all dependencies, and known vulnerabilities where their database can be reached. Needs cargo-deny.
+audit:
+	tools/audit
 
 ## Models, tokens, pixels and folders against transformers, open_clip and torchvision at full size; needs 12 GB of disk.
 parity: libtorch

@@ -21,9 +21,13 @@
 //! - [`run`]: everything hard is decided here, by a function from events to actions.
 //! - [`service`]: the thin shell of sockets, clock and threads around it.
 //! - [`journal`]: the durable record, and how a restarted coordinator goes on.
+//! - [`load`]: thousands of light workers, to measure all of it.
 //! - [`cli`]: one file per subcommand.
 
+pub mod audit;
+mod checkpoints;
 pub mod cli;
 pub mod journal;
+pub mod load;
 pub mod run;
 pub mod service;

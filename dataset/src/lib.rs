@@ -148,7 +148,8 @@ impl DataSet {
 
     fn real(settings: &runfile::Data) -> Result<Self, Error> {
         if let Some(tars) = &settings.webdataset {
-            return webdataset::load(tars, settings.skip_corrupt, store::Access::environment())?.complete(&tars.train);
+            return webdataset::load(tars, settings.skip_corrupt, storage::Access::environment().streaming())?
+                .complete(&tars.train);
         }
         if let Some(karpathy) = &settings.karpathy {
             let splits = karpathy::read_splits(&karpathy.annotations, &karpathy.images)?;

@@ -1,4 +1,4 @@
-//! Tars in folders and S3 buckets, through one interface: the crate `object_store`, driven by a small runtime of its own.
+//! Tars in folders and S3 buckets, through one interface: the crate `object_store`.
 
 use std::collections::HashMap;
 use std::fmt::{Debug, Formatter};
@@ -11,73 +11,26 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
-use object_store::{ClientConfigKey, GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt};
-use tokio::runtime::{Builder, Handle, Runtime};
+use object_store::{GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt};
+use storage::{Access, Blocking};
+use tokio::runtime::Handle;
 
 use crate::Error;
 use crate::members::Forward;
-
-/// Longest text of a store's own message that is shown.
-const LONGEST_MESSAGE: usize = 400;
-
-/// How buckets are reached.
-#[derive(Clone, Debug)]
-pub struct Access {
-    s3: AmazonS3Builder,
-}
-
-impl Access {
-    /// As the environment says: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`,
-    /// `AWS_ALLOW_HTTP` and so on.
-    pub fn environment() -> Self {
-        let mut s3 = AmazonS3Builder::from_env();
-        if std::env::var_os("AWS_TIMEOUT").is_none() {
-            // The default bounds whole requests to 30 seconds, too short to stream a tar; what must not last is silence.
-            let key = |key| AmazonS3ConfigKey::Client(key);
-            s3 = s3.with_config(key(ClientConfigKey::Timeout), "1 day");
-            s3 = s3.with_config(key(ClientConfigKey::ReadTimeout), "30 seconds");
-        }
-        Self { s3 }
-    }
-
-    fn bucket(&self, name: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
-        // Only the first call can succeed; a provider that the program chose before is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        Ok(Arc::new(self.s3.clone().with_bucket_name(name).build()?))
-    }
-}
-
-#[cfg(test)]
-impl From<AmazonS3Builder> for Access {
-    fn from(s3: AmazonS3Builder) -> Self {
-        Self { s3 }
-    }
-}
 
 /// Opens folders and buckets. All calls block.
 pub struct Stores {
     access: Access,
     folders: Arc<dyn ObjectStore>,
     buckets: HashMap<String, Arc<dyn ObjectStore>>,
-    runtime: Option<Runtime>,
-    handle: Handle,
+    blocking: Blocking,
 }
 
 impl Debug for Stores {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Stores").field("buckets", &self.buckets.keys()).finish_non_exhaustive()
-    }
-}
-
-impl Drop for Stores {
-    fn drop(&mut self) {
-        // Waiting for its threads would panic where the owner is dropped by asynchronous code.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 
@@ -129,11 +82,10 @@ impl Stores {
     /// # Errors
     /// The system gives no threads.
     pub fn new(access: Access) -> Result<Self, Error> {
-        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("dataset").enable_all().build();
-        let runtime = runtime.map_err(|source| Error::Read { place: "threads for reading tars".to_owned(), source })?;
-        let handle = runtime.handle().clone();
+        let failed = |source| Error::Read { place: "threads for reading tars".to_owned(), source };
+        let blocking = Blocking::new("dataset").map_err(failed)?;
         let folders = Arc::new(LocalFileSystem::new());
-        Ok(Self { access, folders, buckets: HashMap::new(), runtime: Some(runtime), handle })
+        Ok(Self { access, folders, buckets: HashMap::new(), blocking })
     }
 
     /// The file or object of this path or `s3://bucket/key`; it need not exist.
@@ -165,13 +117,13 @@ impl Stores {
 
     /// Size and version.
     pub fn version(&self, object: &Object) -> Result<Version, Error> {
-        let meta = self.handle.block_on(object.store.head(&object.key)).map_err(|error| object.failed(&error))?;
+        let meta = self.blocking.wait(object.store.head(&object.key)).map_err(|error| object.failed(&error))?;
         Ok(version(object, meta))
     }
 
     /// All of a small object; none if there is none, or none to be seen.
     pub fn small(&self, object: &Object, limit: u64) -> Result<Option<Bytes>, Error> {
-        let fetched = self.handle.block_on(async {
+        let fetched = self.blocking.wait(async {
             let found = object.store.get(&object.key).await?;
             if found.meta.size > limit { Ok(None) } else { found.bytes().await.map(Some) }
         });
@@ -185,7 +137,7 @@ impl Stores {
 
     /// Writes all of an object at once: readers see the old content or the new one.
     pub fn write(&self, object: &Object, content: Vec<u8>) -> Result<(), Error> {
-        let written = self.handle.block_on(object.store.put(&object.key, content.into()));
+        let written = self.blocking.wait(object.store.put(&object.key, content.into()));
         written.map(|_| ()).map_err(|error| object.failed(&error))
     }
 
@@ -198,7 +150,7 @@ impl Stores {
             ..GetOptions::default()
         };
         let fetch = async { object.store.get_opts(&object.key, options).await?.bytes().await };
-        let bytes = self.handle.block_on(fetch).map_err(|error| object.failed(&error))?;
+        let bytes = self.blocking.wait(fetch).map_err(|error| object.failed(&error))?;
         if bytes.len() as u64 != length {
             return Err(Error::format(&object.place, format!("{} bytes instead of {length}: truncated?", bytes.len())));
         }
@@ -208,11 +160,11 @@ impl Stores {
     /// The object from its start, in one pass, whose version must still be this one.
     pub fn pass(&self, object: &Object, version: &Version) -> Result<Pass, Error> {
         let options = GetOptions { if_match: version.condition.clone(), ..GetOptions::default() };
-        let opened = self.handle.block_on(object.store.get_opts(&object.key, options));
+        let opened = self.blocking.wait(object.store.get_opts(&object.key, options));
         Ok(match opened.map_err(|error| object.failed(&error))?.payload {
             GetResultPayload::File(file, _) => Pass::File(BufReader::new(file)),
             GetResultPayload::Stream(chunks) => {
-                Pass::Stream { chunks, rest: Bytes::new(), handle: self.handle.clone() }
+                Pass::Stream { chunks, rest: Bytes::new(), handle: self.blocking.handle().clone() }
             }
         })
     }
@@ -236,23 +188,10 @@ fn file_key(path: &Path) -> Result<Key, String> {
     Key::from_absolute_path(folder.join(name)).map_err(|error| error.to_string())
 }
 
-/// A store's message in one line, with the remedy where there is one.
 fn describe(error: &object_store::Error) -> String {
-    use object_store::Error as Problem;
     match error {
-        Problem::NotFound { .. } => "not found".to_owned(),
-        Problem::PermissionDenied { .. } => {
-            "access denied (403): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy".to_owned()
-        }
-        Problem::Unauthenticated { .. } => {
-            "not authenticated (401): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()
-        }
-        Problem::Precondition { .. } => "has changed since it was indexed: start again".to_owned(),
-        other => {
-            let message = other.to_string();
-            let words: Vec<&str> = message.split_whitespace().collect();
-            words.join(" ").chars().take(LONGEST_MESSAGE).collect()
-        }
+        object_store::Error::Precondition { .. } => "has changed since it was indexed: start again".to_owned(),
+        other => storage::describe(other),
     }
 }
 

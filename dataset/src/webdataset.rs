@@ -1,10 +1,11 @@
 //! WebDataset's tars (<https://github.com/webdataset/webdataset>) of images with captions, in folders or buckets.
 
 use runfile::WebDataset;
+use storage::Access;
 
 use crate::index::Sample;
 use crate::shards::Shards;
-use crate::store::{Access, Stores};
+use crate::store::Stores;
 use crate::{DataSet, Error, ImageRef, Item, Positives, Split, Splits, braces};
 
 /// All splits that `settings` names.

@@ -13,3 +13,9 @@ pub const EVALUATION_RANGE: u64 = 50;
 
 /// Raised whenever a change makes older peers misunderstand newer ones. Exchanged at join; a mismatch is refused.
 pub const PROTOCOL_VERSION: u32 = 3;
+
+/// Most bytes of a message to the coordinator: a range of captions with their references and embeddings, each as long as may be.
+pub const MOST_TO_COORDINATOR: usize = 16 << 20;
+
+/// Most bytes of a message from the coordinator: a run file, or how each of 100,000 members is.
+pub const MOST_FROM_COORDINATOR: usize = 64 << 20;

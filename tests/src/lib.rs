@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: a small world, a run file, and real processes on loopback that end with the test.
 
+pub mod chaos;
 pub mod clip;
 
 use std::collections::BTreeMap;
@@ -20,20 +21,33 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// It was not built: cargo builds the programs when it tests the whole workspace.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
-    // .../target/PROFILE/deps/TEST
-    let test = std::env::current_exe().expect("a test knows its own path");
-    let folder = test.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps");
+    // .../target/PROFILE/deps/TEST, or .../target/PROFILE/PROGRAM
+    let own = std::env::current_exe().expect("a program knows its own path");
+    let folder = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).expect("programs lie in a folder");
     let path = folder.join(name);
     assert!(path.exists(), "{} is missing: run `cargo test --workspace`", path.display());
     path
 }
 
-/// A command that runs `name` alone on one thread, without the caller's launcher variables.
+/// Environment variables that programs listen to.
+const VARIABLES: [&str; 9] = [
+    "RANK",
+    "SLURM_PROCID",
+    "JOB_COMPLETION_INDEX",
+    "DICO_COORDINATOR",
+    "DICO_TLS_CA",
+    "DICO_TLS_CERT",
+    "DICO_TLS_KEY",
+    "DICO_JOIN_TOKEN",
+    "DICO_ADMIN_TOKEN",
+];
+
+/// A command that runs `name` alone on one thread, without the caller's environment variables.
 #[must_use]
 pub fn command(name: &str) -> Command {
     let mut command = Command::new(program(name));
     command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
-    for variable in ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "DICO_COORDINATOR"] {
+    for variable in VARIABLES {
         command.env_remove(variable);
     }
     command
@@ -57,6 +71,8 @@ pub fn error_line(output: &Output) -> String {
 /// A folder with a small world and a run file in it, gone with the test.
 pub struct Place {
     folder: TempDir,
+    /// What coordinators and workers find in their environment besides the test's own.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Default for Place {
@@ -91,7 +107,7 @@ impl Place {
         let arguments = ["synthesize", "--out", &world, "--images", &images, "--seed", "3"];
         let drawn = run("worker", &arguments.into_iter().chain(more.iter().copied()).collect::<Vec<_>>());
         assert!(drawn.status.success(), "{drawn:?}");
-        Self { folder }
+        Self { folder, environment: Vec::new() }
     }
 
     /// A path inside it.
@@ -213,8 +229,19 @@ impl Process {
 
     /// Sends SIGTERM.
     pub fn terminate(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
-        assert!(sent.expect("kill is there").success());
+        self.signal("TERM");
+    }
+
+    /// Sends a signal, by its name without `SIG`. The process may have ended meanwhile.
+    pub fn signal(&self, name: &str) {
+        let number = self.child.id().to_string();
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(number).stderr(Stdio::null()).status();
+        sent.expect("kill is there");
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_some()
     }
 
     /// Whether it ended well, and the rest of its stdout.
@@ -258,13 +285,20 @@ impl Coordinator {
     /// Starts it and waits until it listens.
     #[must_use]
     pub fn start(place: &Place, run_file: &Path) -> Self {
+        Self::start_with(place, run_file, "http", &[])
+    }
+
+    /// Starts it with more options, to be reached by this scheme, and waits until it listens.
+    #[must_use]
+    pub fn start_with(place: &Place, run_file: &Path, scheme: &str, more: &[&str]) -> Self {
         let mut command = command("coordinator");
         command.arg("serve").arg("--config").arg(run_file).args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        command.args(more).envs(place.environment.iter().cloned());
         let mut process = Process::start(&mut command, place.path("coordinator.log"));
         let line = process.line();
         let address =
             |key| line.split_whitespace().find_map(|word| word.strip_prefix(key)).expect("an address").to_owned();
-        Self { url: format!("http://{}", address("grpc=")), http: address("http="), process }
+        Self { url: format!("{scheme}://{}", address("grpc=")), http: address("http="), process }
     }
 
     /// How the run stands, as `coordinator status` says it.
@@ -280,10 +314,23 @@ impl Coordinator {
     /// A worker of this coordinator.
     #[must_use]
     pub fn worker(&self, place: &Place, rank: u32) -> Process {
+        self.worker_with(place, rank, &[])
+    }
+
+    /// A worker of this coordinator with more options.
+    #[must_use]
+    pub fn worker_with(&self, place: &Place, rank: u32, more: &[&str]) -> Process {
         let mut command = command("worker");
         command.args(["join", "--coordinator", &self.url, "--rank", &rank.to_string(), "--threads", "1"]);
+        command.args(more).envs(place.environment.iter().cloned());
         Process::start(&mut command, place.path(&format!("worker-{rank}.log")))
     }
+}
+
+/// The hash that a worker which finished the run printed.
+#[must_use]
+pub fn printed_hash(printed: &str) -> Option<String> {
+    printed.split_whitespace().find_map(|word| word.strip_prefix("parameters_sha256=")).map(str::to_owned)
 }
 
 /// Runs a run file to its end; the hash that each worker says its parameters have.
@@ -293,8 +340,7 @@ pub fn complete(place: &Place, run_file: &Path, workers: u32) -> Vec<String> {
     let hashes = workers.into_iter().map(|worker| {
         let (well, printed) = worker.finish();
         assert!(well);
-        let hash = printed.split_whitespace().find_map(|word| word.strip_prefix("parameters_sha256="));
-        hash.expect("a worker that finished says so").to_owned()
+        printed_hash(&printed).expect("a worker that finished says so")
     });
     let hashes = hashes.collect();
     assert!(coordinator.process.finish().0);

@@ -49,7 +49,7 @@ fn a_run_that_was_stopped_and_resumed_equals_one_that_was_not() {
 
 /// Until the first of the stopped run's checkpoints is complete.
 fn wait_for_a_checkpoint(place: &Place) {
-    let path = place.path("stopped").join("checkpoints/0-evaluator-00000004");
+    let path = place.path("stopped").join("checkpoints/0-evaluator-00000004/checkpoint.json");
     let started = std::time::Instant::now();
     while !path.exists() {
         assert!(started.elapsed().as_secs() < 120, "no checkpoint at {}", path.display());

@@ -131,9 +131,17 @@ impl Manifest {
     /// The file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<(), Error> {
         let path = folder.join(MANIFEST);
-        let text = serde_json::to_vec_pretty(self).map_err(|error| Error::format(&path, error))?;
+        let text = self.to_json()?;
         let written = File::create(&path).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
         written.map_err(Error::file(&path))
+    }
+
+    /// The content of its file.
+    ///
+    /// # Errors
+    /// A path in it is no text.
+    pub fn to_json(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec_pretty(self).map_err(|error| Error::format(Path::new(MANIFEST), error))
     }
 
     fn check(&self, path: &Path) -> Result<(), Error> {

@@ -1,21 +1,21 @@
 //! How subcommands ask a running coordinator.
 
-use std::time::Duration;
+use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::Args;
+use connection::{ADMIN_TOKEN, Address, Channel, Token};
 use proto::v1::admin_client::AdminClient;
-use tonic::transport::{Channel, Endpoint};
-
-/// How long the coordinator may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running coordinator.
 #[derive(Debug, Args)]
 pub struct Admin {
-    /// Where the coordinator listens.
-    #[arg(long, value_name = "URL", env = "DICO_COORDINATOR", default_value = "http://127.0.0.1:7070")]
-    coordinator: String,
+    #[command(flatten)]
+    address: Address,
+    /// File with the token that lets people and scripts in [default: the token in the environment variable DICO_ADMIN_TOKEN,
+    /// if any].
+    #[arg(long, value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
 }
 
 impl Admin {
@@ -24,12 +24,11 @@ impl Admin {
         &self,
         question: impl AsyncFnOnce(AdminClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> anyhow::Result<T> {
+        let link = self.address.link_with(Token::find(self.admin_token_file.as_deref(), ADMIN_TOKEN)?)?;
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-            let endpoint = Endpoint::from_shared(self.coordinator.clone()).context("--coordinator")?.timeout(TIMEOUT);
-            let channel = endpoint.connect_timeout(TIMEOUT).connect().await;
-            let channel = channel.with_context(|| format!("no coordinator answers at {}", self.coordinator))?;
-            let answer = question(AdminClient::new(channel)).await;
-            Ok(answer.map_err(|status| anyhow::anyhow!("{}: {}", self.coordinator, status.message()))?.into_inner())
+            let client = |channel| AdminClient::new(channel).max_decoding_message_size(proto::MOST_FROM_COORDINATOR);
+            let answer = link.ask(async |channel| question(client(channel)).await).await;
+            answer.map_err(|status| anyhow!("{}: {}", link.url(), status.message()))
         })
     }
 }

@@ -1,8 +1,14 @@
 //! The command line: one file per subcommand.
 
 mod admin;
+mod audit;
+mod events;
+mod files;
+mod history;
 mod resume;
+mod security;
 mod serve;
+mod simulate;
 mod status;
 mod validate;
 
@@ -24,6 +30,9 @@ enum Command {
     Validate(validate::Validate),
     Status(status::Status),
     Resume(resume::Resume),
+    Audit(audit::Audit),
+    Events(events::Events),
+    Simulate(simulate::Simulate),
 }
 
 /// Runs the program; what goes wrong is one line on stderr.
@@ -34,6 +43,9 @@ pub fn main() -> ExitCode {
         Command::Validate(validate) => validate.run(),
         Command::Status(status) => status.run(),
         Command::Resume(resume) => resume.run(),
+        Command::Audit(audit) => audit.run(),
+        Command::Events(events) => events.run(),
+        Command::Simulate(simulate) => simulate.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

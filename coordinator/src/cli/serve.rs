@@ -3,25 +3,33 @@
 use std::{
     io::{IsTerminal, Write},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 use runfile::RunFile;
-use tokio::{net::TcpListener, signal::unix};
+use storage::{Access, Checkpoints, Listing};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    signal::unix,
+};
 use tracing_subscriber::EnvFilter;
 
+use super::security::Admission;
 use crate::{
+    checkpoints::reconcile,
     journal::Journal,
-    run::{Outcome, record::Restored},
+    run::Outcome,
     service::{Service, Stop},
 };
 
 /// How long tasks in the background may take when all else is done: enough to delete an old checkpoint. Scores, which may
 /// take long, are not waited for: the next coordinator has them made anew.
 const LAST_TASKS: Duration = Duration::from_secs(2);
+/// Connections that may wait to be accepted, as far as the system lets them: all workers may come at once.
+const WAITING_CONNECTIONS: u32 = 16_384;
 
 /// Serve a run until it is finished.
 ///
@@ -37,12 +45,15 @@ pub struct Serve {
     /// Where workers and `coordinator status` connect (gRPC); port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are served; port 0 takes a free one.
+    /// Where /metrics, /healthz and /readyz are served, to everybody who can reach it: names of the run and its stages, counts and
+    /// scores. Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071")]
     http: SocketAddr,
     /// Folder of the journal [default: `coordinator` in the run's output].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    #[command(flatten)]
+    admission: Admission,
     /// How logs are written to stderr; RUST_LOG filters them (default: info).
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     log_format: LogFormat,
@@ -59,6 +70,8 @@ impl Serve {
     pub fn run(self) -> anyhow::Result<()> {
         self.log_format.start();
         let file = RunFile::load(&self.config)?;
+        // Every worker takes one for its connection.
+        super::files::raise_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(self.serve(file));
         runtime.shutdown_timeout(LAST_TASKS);
@@ -66,20 +79,25 @@ impl Serve {
     }
 
     async fn serve(self, file: RunFile) -> anyhow::Result<()> {
+        let security = self.admission.prepare(self.listen)?;
         let scoring = super::validate::metrics(&file.scoring)?;
         // Before anything is written: a second coordinator by mistake must not leave traces.
-        let grpc = bind(self.listen, "--listen").await?;
-        let http = bind(self.http, "--http").await?;
+        let grpc = bind(self.listen, "--listen")?;
+        let http = bind(self.http, "--http")?;
         let state = self.state.unwrap_or_else(|| file.output.join("coordinator"));
         let journal = Journal::open(&state, &file).with_context(|| format!("state {}", state.display()))?;
-        let restored = only_existing(journal.restore()?, &file.output.join("checkpoints"));
+        let mut restored = journal.restore()?;
+        let place = file.checkpoint_place();
+        let (checkpoints, found) = tokio::task::spawn_blocking(move || open(&place)).await??;
+        reconcile(&file, &mut restored, found)?;
         if restored.finished {
             tracing::info!(state = %state.display(), "the run is finished already");
         } else if restored.last_generation > 0 {
             tracing::info!(at = %restored.committed, generation = restored.last_generation, "going on with the run");
         }
         let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
-        let (stop, served) = Service { file, restored, journal, scoring, grpc, http }.start();
+        let service = Service { file, restored, journal, checkpoints, scoring, grpc, http, security };
+        let (stop, served) = service.start();
         tokio::spawn(signals(stop)?);
         // Whoever started us may not care to read it.
         _ = writeln!(std::io::stdout(), "{addresses}").and_then(|()| std::io::stdout().flush());
@@ -90,27 +108,33 @@ impl Serve {
     }
 }
 
-/// Forgets checkpoints whose folders are gone.
-fn only_existing(mut restored: Restored, folder: &Path) -> Restored {
-    restored.checkpoints.retain(|checkpoint| {
-        let path = folder.join(&checkpoint.name);
-        let exists = path.is_dir();
-        if !exists {
-            tracing::warn!(path = %path.display(), "a checkpoint in the journal is gone");
-        }
-        exists
+/// Where checkpoints are kept, which must be of use before anybody trains, and what is there.
+fn open(place: &str) -> anyhow::Result<(Checkpoints, Listing)> {
+    let access = Access::environment();
+    let opened = Checkpoints::open(place, &access).and_then(|checkpoints| {
+        storage::check_writable(place, &access)?;
+        let found = checkpoints.list()?;
+        Ok((checkpoints, found))
     });
-    restored
+    opened.context("checkpoints")
 }
 
-async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
-    match TcpListener::bind(address).await {
+fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    match listen(address) {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             bail!("{address} is in use: stop what listens there, or choose another {option} (port 0 takes a free one)")
         }
         Err(error) => Err(error).with_context(|| format!("{option} {address}")),
     }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As `TcpListener::bind` does: a coordinator that is started anew need not wait for what the last one left.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_CONNECTIONS)
 }
 
 /// Stops the coordinator on the first signal, and the process on the second.

@@ -61,6 +61,8 @@ fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
         "loss": status.loss,
         "reward": status.reward,
         "images_per_second": status.images_per_second,
+        "slowest_rank": status.slowest_rank,
+        "lag_seconds": status.lag_seconds,
         "members": status.members.iter().map(member).collect::<Vec<_>>(),
     })
 }
@@ -80,6 +82,9 @@ fn as_table(status: &v1::StatusResponse) -> String {
         text += &format!("reward      {reward:.4}\n");
     }
     text += &format!("images/s    {:.1}\n", status.images_per_second);
+    if let Some(rank) = status.slowest_rank {
+        text += &format!("slowest     rank {rank}, {:.3} s behind\n", status.lag_seconds);
+    }
     if !status.members.is_empty() {
         text += &format!(
             "\n{:>6}  {:<24} {:<8} {:<11} {:>6} {:>9}  {}\n",

@@ -47,6 +47,7 @@ fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
         ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
     }
     metrics(&file.scoring)?;
+    storage::check_writable(&file.checkpoint_place(), &storage::Access::environment()).context("checkpoints")?;
     let mut found = vec![images(&data)];
     let evaluator =
         file.evaluator.weights.as_deref().map(|path| evaluator(path).context("evaluator.weights")).transpose()?;

@@ -4,7 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use runfile::Stage;
 
-use super::{guard::Guard, plan::Place, record::Checkpoint};
+use super::{
+    guard::Guard,
+    plan::{Boundaries, Boundary, Place},
+    record::Checkpoint,
+};
 
 /// Scores of the evaluations of the present history, by the state that was evaluated.
 pub type Scores = BTreeMap<Place, BTreeMap<String, f64>>;
@@ -38,6 +42,8 @@ pub struct Known<'a> {
     pub scores: &'a Scores,
     /// Checkpoints of the run.
     pub checkpoints: &'a BTreeMap<Place, Checkpoint>,
+    /// What the run has behind it, checkpoints among that which are deleted by now.
+    pub done: &'a Boundaries,
 }
 
 impl Known<'_> {
@@ -66,8 +72,11 @@ impl Known<'_> {
             return Some(End { place, reason: format!("the guard: {}", violation.reason) });
         }
         let (Best { place, score }, metric) = (self.best()?, self.stage.metric.as_ref()?);
-        let later = self.evaluated().filter(|(other, _)| *other > place).count();
-        let last = self.evaluated().any(|(place, _)| place.step >= self.stage.steps);
+        // What was evaluated, but never saved, is a state that the run may not have any more.
+        let saved = |place: &Place| self.done.contains(&(*place, Boundary::Checkpoint));
+        let evaluated = || self.evaluated().map(|(place, _)| place).filter(saved);
+        let later = evaluated().filter(|other| *other > place).count();
+        let last = evaluated().any(|place| place.step >= self.stage.steps);
         let impatient = self.stage.patience.is_some_and(|patience| later >= patience as usize);
         let reason = || format!("{later} evaluations in a row were not better than {metric} {score:.4} at {place}");
         (later > 0 && (last || impatient)).then(|| End { place, reason: reason() })
@@ -123,7 +132,8 @@ mod tests {
             (*place, Checkpoint { place: *place, generation: 1, name: "saved".into(), parameters_sha256 })
         };
         let checkpoints = scores.keys().map(saved).collect();
-        let known = Known { stage, guard: &guard, scores: &scores, checkpoints: &checkpoints };
+        let done = scores.keys().map(|place| (*place, Boundary::Checkpoint)).collect();
+        let known = Known { stage, guard: &guard, scores: &scores, checkpoints: &checkpoints, done: &done };
         (known.best().map(|best| best.place.step), known.end().map(|end| end.place.step))
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{EVALUATION_RANGE, v1};
 
-use super::plan;
+use super::shares;
 
 /// Most images of a validation split; bounds what a directive and its answers can be made to hold.
 pub const MOST_IMAGES: u64 = 1 << 22;
@@ -56,7 +56,7 @@ fn ranges(images: u64) -> impl Iterator<Item = Images> {
 /// The part of some ranges that falls to `rank` of `world`.
 #[must_use]
 pub fn share(ranges: &[Images], world: u32, rank: u32) -> &[Images] {
-    let part = plan::share(ranges.len() as u32, world, rank);
+    let part = shares::equal(ranges.len() as u32, world, rank);
     &ranges[part.start as usize..part.end as usize]
 }
 

@@ -1,32 +1,128 @@
-//! Checkpoints: written by the members at the same step, checked against each other, kept as long as they may be needed.
+//! Checkpoints: written by a member while training goes on, checked by all, kept as long as they may be needed.
+//!
+//! ```text
+//!   Checkpoint (to all)              CheckpointDone (of all)
+//!   ------------------> saving ----------------------------------> saved ------> retired
+//!                         |  \
+//!      the writer is lost |   \ CheckpointFailed
+//!      or the state given |    '----------------> unsaved: nothing more is granted, and it is tried again,
+//!      up                 v                       until there is room
+//!                        void ----> deleted when all have reported
+//! ```
+//!
+//! A save belongs to the run, not to a generation: the members took their copies at the same step, and who wrote it may have
+//! moved on since. One is under way at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Outcome, Run, Time, Violation,
+    Action, Outcome, Run, Time, Violation, one_line,
     plan::{Boundary, Place},
-    progress::Awaiting,
-    record::{Checkpoint, Happening, Record},
+    record::{Checkpoint, Happening, Record, Source},
 };
 
 /// Longest hash that a worker may report, in bytes: SHA-256 as hex has 64.
 const LONGEST_HASH: usize = 128;
+/// Between attempts to save where the last one failed.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// A checkpoint that is being saved.
+#[derive(Debug)]
+pub(super) struct Saving {
+    /// As in directives.
+    number: u64,
+    /// The state.
+    pub place: Place,
+    pub name: String,
+    generation: u64,
+    /// Whether the state is still of the run's history.
+    pub wanted: bool,
+    /// Who writes it.
+    pub writer: u32,
+    /// Who has yet to report.
+    asked: BTreeSet<u32>,
+    /// Hash of the parameters, by rank.
+    hashes: BTreeMap<u32, String>,
+}
+
+/// A state could not be saved; the run holds until one can.
+#[derive(Debug)]
+pub(super) struct Unsaved {
+    /// Why, for people.
+    pub reason: String,
+    /// When it is tried again.
+    again: Time,
+}
 
 impl Run {
+    /// Has the state at `place`, the last that was granted, saved.
     pub(super) fn place_checkpoint(&mut self, place: Place) {
         let number = self.next_directive();
-        let name = self.name_of(place);
-        let directive = v1::Checkpoint { checkpoint: number, name: name.clone() };
-        let awaiting = Awaiting::Checkpoint { number, place, name, hashes: BTreeMap::new() };
-        self.place(awaiting, &Directive::Checkpoint(directive));
+        let name = self.free_name(place);
+        let Some(generation) = &self.generation else { return };
+        let Some(writer) = generation.members.first().copied() else { return };
+        self.saving = Some(Saving {
+            number,
+            place,
+            name: name.clone(),
+            generation: generation.number,
+            wanted: true,
+            writer,
+            asked: generation.members.iter().copied().collect(),
+            hashes: BTreeMap::new(),
+        });
+        self.done.insert((place, Boundary::Checkpoint));
+        self.tell(|_, _| Directive::Checkpoint(v1::Checkpoint { checkpoint: number, name: name.clone() }));
     }
 
     /// What files of a state are called.
     pub(super) fn name_of(&self, place: Place) -> String {
-        format!("{}-{}-{:08}", place.stage, self.plan.stage(place).name, place.step)
+        place.checkpoint_name(&self.plan.stage(place).name, None)
+    }
+
+    /// A name for a checkpoint that nobody can be writing to, not even who was cut off while at it.
+    fn free_name(&mut self, place: Place) -> String {
+        let attempt = (!self.attempted.insert(place)).then_some(self.last_generation);
+        place.checkpoint_name(&self.plan.stage(place).name, attempt)
+    }
+
+    /// Whether the state at `granted` is saved; has it saved if nobody did.
+    pub(super) fn secured(&mut self, granted: Place) -> bool {
+        if self.saving.is_some() {
+            return false;
+        }
+        if granted == Place::default() || self.done.contains(&(granted, Boundary::Checkpoint)) {
+            return true;
+        }
+        self.place_checkpoint(granted);
+        false
+    }
+
+    /// Tries again to save, if it is time to; whether there is no need to any more.
+    pub(super) fn save_again(&mut self, now: Time, granted: Place) -> bool {
+        let due = self.unsaved.as_ref().is_some_and(|unsaved| now >= unsaved.again);
+        if !due || self.saving.is_some() {
+            return false;
+        }
+        // The run may have gone back to a state that was saved before.
+        if self.checkpoints.contains_key(&granted) {
+            self.can_save(granted);
+            return true;
+        }
+        self.place_checkpoint(granted);
+        false
+    }
+
+    fn can_save(&mut self, at: Place) {
+        if let Some(unsaved) = self.unsaved.take() {
+            self.event(Happening::SavedAgain, json!({ "at": at.to_string(), "reason": unsaved.reason }));
+        }
     }
 
     pub(super) fn checkpoint_done(
@@ -35,44 +131,111 @@ impl Run {
         rank: u32,
         report: v1::CheckpointDone,
     ) -> Result<(), Violation> {
-        if !self.is_current(rank, report.generation)? {
-            return Ok(());
-        }
         let hash = report.parameters_sha256;
         if hash.is_empty() || hash.len() > LONGEST_HASH {
             return Err("a checkpoint without a hash of the parameters".into());
         }
-        let Some(generation) = &mut self.generation else { return Ok(()) };
-        let world = generation.members.len();
-        let Some(Awaiting::Checkpoint { number, place, name, hashes }) = &mut generation.awaiting else {
-            return Err("a checkpoint that was not asked for".into());
-        };
-        if *number != report.checkpoint || generation.progress.get(&rank) != Some(place) {
-            return Err(format!("checkpoint {} instead of {number}, or too early", report.checkpoint));
+        let Some(saving) = self.saving_of(rank, report.checkpoint)? else { return Ok(()) };
+        saving.asked.remove(&rank);
+        saving.hashes.insert(rank, hash);
+        self.complete_saving(now);
+        Ok(())
+    }
+
+    pub(super) fn checkpoint_failed(
+        &mut self,
+        now: Time,
+        rank: u32,
+        report: &v1::CheckpointFailed,
+    ) -> Result<(), Violation> {
+        let Some(saving) = self.saving_of(rank, report.checkpoint)? else { return Ok(()) };
+        if saving.writer != rank {
+            return Err("it failed to write a checkpoint that another writes".into());
         }
-        hashes.insert(rank, hash);
-        if hashes.len() < world {
-            return Ok(());
+        let reason = format!("cannot save {}: {}", saving.name, one_line(&report.reason));
+        // Nothing is left of it that would have to be deleted.
+        let Some(Saving { place, wanted: true, .. }) = self.saving.take() else { return Ok(()) };
+        self.done.remove(&(place, Boundary::Checkpoint));
+        if self.unsaved.is_none() {
+            self.event(Happening::SaveFailed, json!({ "rank": rank, "reason": reason }));
         }
-        let (place, name, hashes) = (*place, std::mem::take(name), std::mem::take(hashes));
-        let generation_number = generation.number;
-        generation.awaiting = None;
+        self.unsaved = Some(Unsaved { reason, again: now.saturating_add(RETRY) });
+        Ok(())
+    }
+
+    /// The save under way, if that is what a member speaks of. It may speak of an earlier one that was given up.
+    fn saving_of(&mut self, rank: u32, number: u64) -> Result<Option<&mut Saving>, Violation> {
+        if number > self.last_directive {
+            return Err(format!("checkpoint {number} was not asked for"));
+        }
+        let under_way = |saving: &&mut Saving| saving.number == number && saving.asked.contains(&rank);
+        Ok(self.saving.as_mut().filter(under_way))
+    }
+
+    /// A member will not report on the save under way any more, unless it says that it is still at it.
+    pub(super) fn stops_saving(&mut self, now: Time, rank: u32, still: Option<u64>) {
+        let Some(saving) = self.saving.as_mut().filter(|saving| still != Some(saving.number)) else { return };
+        if !saving.asked.remove(&rank) {
+            return;
+        }
+        if saving.writer == rank {
+            self.void_saving();
+        }
+        self.complete_saving(now);
+    }
+
+    /// The states beyond `end` are of no use any more.
+    pub(super) fn saves_up_to(&mut self, end: Place) {
+        if self.saving.as_ref().is_some_and(|saving| saving.place > end) {
+            self.void_saving();
+        }
+    }
+
+    /// The save under way will not count. Who is at it is let finish: nobody is told to save again before.
+    fn void_saving(&mut self) {
+        if let Some(saving) = self.saving.as_mut().filter(|saving| saving.wanted) {
+            saving.wanted = false;
+            self.done.remove(&(saving.place, Boundary::Checkpoint));
+        }
+    }
+
+    fn complete_saving(&mut self, now: Time) {
+        let Some(saving) = self.saving.take_if(|saving| saving.asked.is_empty()) else { return };
+        let Saving { place, name, generation, hashes, wanted, .. } = saving;
+        if !wanted {
+            self.actions.push(Action::DeleteCheckpoint(name));
+            return;
+        }
         let hash = hashes.values().next().cloned().unwrap_or_default();
         if hashes.values().any(|other| *other != hash) {
             let list: Vec<String> = hashes.iter().map(|(rank, hash)| format!("rank {rank} {}", one(hash))).collect();
             let reason = format!("the ranks' parameters differ at {place}: {}", list.join(", "));
             self.event(Happening::Diverged, json!({ "stage": place.stage, "step": place.step, "hashes": hashes }));
             self.conclude(now, Outcome::Failed(reason));
-            return Ok(());
+            return;
         }
-        self.done.insert((place, Boundary::Checkpoint));
         self.progress += 1;
-        let saved = Checkpoint { place, generation: generation_number, name, parameters_sha256: hash };
+        let saved = Checkpoint { place, generation, name, parameters_sha256: hash };
         self.checkpoints.insert(place, saved.clone());
-        self.unfinished.remove(&place);
         self.record(Record::Saved(saved));
+        self.can_save(place);
         self.retire_checkpoints();
-        self.delete_unfinished();
+    }
+
+    /// The checkpoint that the generation was to start from cannot be used: the one before it has to serve.
+    pub(super) fn damaged(&mut self, rank: u32, name: &str, reason: &str) -> Result<(), Violation> {
+        let place = self.checkpoints.iter().find(|(_, checkpoint)| checkpoint.name == name).map(|(place, _)| *place);
+        let (Some(place), Some(generation)) = (place, &self.generation) else {
+            return Err("a damaged checkpoint that the run does not have".into());
+        };
+        if generation.source != Source::Checkpoint(name.to_owned()) {
+            return Err("a damaged checkpoint that it was not to read".into());
+        }
+        self.checkpoints.remove(&place);
+        self.done.remove(&(place, Boundary::Checkpoint));
+        self.progress += 1;
+        self.event(Happening::Damaged, json!({ "rank": rank, "checkpoint": name, "reason": reason }));
+        self.record(Record::Damaged(name.to_owned()));
         Ok(())
     }
 
@@ -89,13 +252,9 @@ impl Run {
         self.delete_checkpoints(|place| !kept(place));
     }
 
-    /// Deletes what was left unfinished where no checkpoint will be written any more: beyond the end of a stage, and before
-    /// the newest checkpoint. Only for when nobody is in an earlier generation, and may still write. (The journal never knew.)
+    /// Deletes what an earlier coordinator saw begun, but not finished.
     pub(super) fn delete_unfinished(&mut self) {
-        let newest = self.checkpoints.keys().next_back();
-        let is_left = |place: &Place| !self.plan.reaches(*place) || newest.is_some_and(|newest| place < newest);
-        let left = self.unfinished.extract_if(.., |place, _| is_left(place));
-        self.actions.extend(left.map(|(_, name)| Action::DeleteCheckpoint(name)));
+        self.actions.extend(std::mem::take(&mut self.unfinished).into_keys().map(Action::DeleteCheckpoint));
     }
 
     pub(super) fn delete_checkpoints(&mut self, which: impl Fn(&Place) -> bool) {

@@ -5,17 +5,18 @@
 //!      waiting ----------------------------> forming ------------------> running ---> over
 //!         ^                                     |                           |
 //!         |   Abandon, then Idle of everybody   |   a member is lost or      |   a member is lost or fails (at once), or
-//!         '-------------------------------------+---failed (at once)---------'   joins (after the steps that are granted),
-//!                                                                                 or a stage ends with an earlier state
+//!         '-------------------------------------+---failed (at once)---------'   comes or goes (after the step in flight; see
+//!                                                                                 comings), or a stage ends with an earlier state
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
     Action, Outcome, Phase, Run, Time, Violation,
+    lockstep::Lockstep,
     membership::Standing,
     one_line,
     plan::Place,
@@ -36,14 +37,20 @@ pub(super) struct Generation {
     /// Identity ranks in order; the index is the rank within the generation.
     pub members: Vec<u32>,
     pub start: Place,
+    /// Whose state it starts from.
+    pub source: Source,
     pub ready: BTreeSet<u32>,
     /// The point up to which directives were sent.
     pub granted: Place,
     /// The point that each member has reported.
-    pub progress: BTreeMap<u32, Place>,
+    pub lockstep: Lockstep,
+    /// How a batch of so many samples is shared out, by rank within the generation.
+    pub shares: (u32, Vec<u32>),
+    /// The run's progress when the generation was formed.
+    pub began: u64,
     /// The boundary directive that was sent and that not all members have reported.
     pub awaiting: Option<Awaiting>,
-    /// Why the generation is to end once what is granted is done.
+    /// Why the generation is to end: its members were told to halt, and it ends once one does or all that is granted is done.
     pub ending: Option<String>,
     pub merger: Merger,
 }
@@ -51,7 +58,7 @@ pub(super) struct Generation {
 impl Generation {
     /// Whether all members have reported all steps that were granted.
     pub fn quiet(&self) -> bool {
-        self.progress.values().all(|reached| *reached == self.granted)
+        self.lockstep.all_at(self.granted)
     }
 }
 
@@ -99,39 +106,40 @@ impl Failures {
 }
 
 /// Where a generation starts, and whose state it takes.
-struct Origin {
-    start: Place,
-    source: Source,
+pub(super) struct Origin {
+    pub start: Place,
+    pub source: Source,
 }
 
 impl Run {
     /// Forms the next generation when enough members are there and all have let go of the last one.
     pub(super) fn try_form(&mut self) {
-        let all_idle = self.members.iter().all(|(_, member)| member.standing == Standing::Idle);
-        if !all_idle || self.members.len() < self.file.workers.min as usize {
+        if !self.members.all_idle() {
             return;
         }
+        let Some(ranks) = self.next_members() else { return };
         self.flush_statistics();
-        self.delete_unfinished();
         let Origin { start, source } = self.origin();
         let number = self.last_generation + 1;
         self.last_generation = number;
-        if !matches!(source, Source::Member(_)) {
-            self.lineage = number;
-        }
+        self.cuts.cut(number, start);
         self.keep_evaluation(start);
         self.go_to(start, number, &source);
+        self.delete_unfinished();
 
-        let members: Vec<_> = self.members.iter().map(|(rank, member)| (rank, member.machine.clone())).collect();
-        let ranks: Vec<u32> = members.iter().map(|(rank, _)| *rank).collect();
+        let machine = |rank: &u32| Some((*rank, self.members.get(*rank)?.machine.clone()));
+        let members: Vec<_> = ranks.iter().filter_map(machine).collect();
         let cause = self.cause.0.clone();
         self.record(Record::Formed { generation: number, members, cause, start, source: source.clone() });
         self.rendezvous(number, &ranks, start, &source);
         self.generation = Some(Generation {
             number,
-            progress: ranks.iter().map(|rank| (*rank, start)).collect(),
+            lockstep: Lockstep::new(&ranks, start),
+            shares: (0, Vec::new()),
+            began: self.progress,
             members: ranks,
             start,
+            source,
             ready: BTreeSet::new(),
             granted: start,
             awaiting: None,
@@ -142,15 +150,17 @@ impl Run {
     }
 
     /// The furthest state that is left: a member's (of the lowest rank that has it), else a checkpoint's, else the seed's.
-    fn origin(&self) -> Origin {
-        let usable = |position: &v1::Position| position.generation >= self.lineage && self.may_hold(position);
+    pub(super) fn origin(&self) -> Origin {
+        let usable =
+            |position: &v1::Position| self.cuts.allow(position.into(), position.generation) && self.may_hold(position);
         let held = self.members.iter().filter_map(|(rank, member)| {
             let place = Place::from(member.position.as_ref().filter(|position| usable(position))?);
-            Some((place, std::cmp::Reverse(rank)))
+            // Of those who have come as far, rather one who stays.
+            Some((place, member.leaving.is_none(), std::cmp::Reverse(rank)))
         });
         let saved = self.checkpoints.values().next_back();
         match (held.max(), saved) {
-            (Some((start, rank)), saved) if saved.is_none_or(|saved| saved.place <= start) => {
+            (Some((start, _, rank)), saved) if saved.is_none_or(|saved| saved.place <= start) => {
                 Origin { start, source: Source::Member(rank.0) }
             }
             (_, Some(saved)) => Origin { start: saved.place, source: Source::Checkpoint(saved.name.clone()) },
@@ -174,6 +184,7 @@ impl Run {
         self.event(if start < from { Happening::RolledBack } else { Happening::Adopted }, detail);
         self.done.retain(|(place, _)| *place <= start);
         self.scores.retain(|place, _| *place <= start);
+        self.saves_up_to(start);
         self.committed = start;
         if start < from || start.stage != from.stage {
             self.watch();
@@ -190,9 +201,8 @@ impl Run {
             Source::Seed => (None, String::new()),
         };
         for (index, rank) in ranks.iter().enumerate() {
-            let Some(member) = self.members.get_mut(*rank) else { continue };
-            member.standing = Standing::In(number);
-            let session = member.session;
+            self.members.stand(*rank, Standing::In(number));
+            let Some(session) = self.members.get(*rank).map(|member| member.session) else { continue };
             let rendezvous = v1::Rendezvous {
                 rank: index as u32,
                 world_size: ranks.len() as u32,
@@ -256,17 +266,23 @@ impl Run {
         }
         let position = idle.position.filter(|position| self.may_hold(position));
         let Some(member) = self.members.get_mut(rank) else { return Ok(()) };
-        member.phase = v1::Phase::Idle;
-        match member.standing {
-            Standing::In(generation) if generation > idle.generation => {}
-            Standing::In(_) => {
-                (member.standing, member.position) = (Standing::Idle, position);
-                self.end_generation(now, &format!("rank {rank} let go of the generation"), true);
-            }
-            Standing::LettingGo { generation, .. } if generation > idle.generation => {}
-            Standing::LettingGo { .. } | Standing::Idle => {
-                (member.standing, member.position) = (Standing::Idle, position);
-            }
+        let own = match member.standing {
+            Standing::In(own) | Standing::LettingGo { generation: own, .. } => own,
+            Standing::Idle => 0,
+        };
+        if own > idle.generation {
+            return Ok(());
+        }
+        let was_in = matches!(member.standing, Standing::In(_));
+        member.position = position;
+        member.beat(now, v1::Phase::Idle, position);
+        self.members.stand(rank, Standing::Idle);
+        self.stops_saving(now, rank, idle.saving);
+        if was_in {
+            let halted = self.generation.as_ref().and_then(|generation| generation.ending.clone());
+            let by_failure = halted.is_none();
+            let reason = halted.unwrap_or_else(|| format!("rank {rank} let go of the generation"));
+            self.end_generation(now, &reason, by_failure);
         }
         Ok(())
     }
@@ -278,11 +294,16 @@ impl Run {
         let reason = one_line(&failed.reason);
         let current = matches!(self.phase, Phase::Forming | Phase::Running)
             && self.members.get(rank).is_some_and(|member| member.standing == Standing::In(failed.generation));
+        if current && !failed.damaged_checkpoint.is_empty() {
+            self.damaged(rank, &failed.damaged_checkpoint, &reason)?;
+        }
+        // Others may have halted first, and left it behind in the collective.
+        let halted = self.generation.as_ref().is_some_and(|generation| generation.ending.is_some());
         let too_many = if failed.fatal {
             // Others may have noticed first, and ended the generation: the cause counts all the same.
             self.failures.count(self.progress, failed.generation, &reason, true)
         } else {
-            current && self.failures.count(self.progress, failed.generation, &reason, false)
+            current && !halted && self.failures.count(self.progress, failed.generation, &reason, false)
         };
         let text = format!("rank {rank} failed: {reason}");
         if failed.fatal {
@@ -290,11 +311,9 @@ impl Run {
             self.remove(now, rank, Happening::Lost, &text);
             self.actions.extend(session.map(|session| Action::Close { session, refusal: None }));
         } else if current {
-            if let Some(member) = self.members.get_mut(rank) {
-                // It lets go by itself: whoever reports a failure needs not be told.
-                member.standing = Standing::LettingGo { generation: failed.generation, since: now };
-            }
-            self.end_generation(now, &text, true);
+            // It lets go by itself: whoever reports a failure needs not be told.
+            self.members.stand(rank, Standing::LettingGo { generation: failed.generation, since: now });
+            self.end_generation(now, &text, !halted);
         }
         if too_many && !matches!(self.phase, Phase::Over { .. }) {
             self.conclude(now, Outcome::Failed(format!("generations keep failing without progress: {text}")));
@@ -307,18 +326,13 @@ impl Run {
         let live = matches!(self.phase, Phase::Forming | Phase::Running);
         let Some(generation) = self.generation.as_mut().filter(|_| live) else { return };
         let number = generation.number;
-        if let Some(Awaiting::Checkpoint { place, name, .. }) = generation.awaiting.take() {
-            self.unfinished.insert(place, name);
-        }
+        generation.awaiting = None;
         self.phase = Phase::Waiting;
         self.cause = (reason.to_owned(), by_failure);
         for rank in generation.members.clone() {
-            let Some(member) = self.members.get_mut(rank).filter(|member| member.standing == Standing::In(number))
-            else {
-                continue;
-            };
-            member.standing = Standing::LettingGo { generation: number, since: now };
-            let session = member.session;
+            let member = self.members.get(rank).filter(|member| member.standing == Standing::In(number));
+            let Some(session) = member.map(|member| member.session) else { continue };
+            self.members.stand(rank, Standing::LettingGo { generation: number, since: now });
             self.send(session, number, Directive::Abandon(v1::Abandon { reason: reason.to_owned() }));
         }
         self.record(Record::Ended { generation: number, reason: reason.to_owned() });

@@ -11,6 +11,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use proto::v1;
+use sha2::{Digest, Sha256};
 
 use super::{Refusal, RefusalKind, SessionId, Time};
 
@@ -20,6 +21,9 @@ pub const RANKS: u32 = 100_000;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest name of a host, device or version, in bytes.
 const LONGEST_NAME: usize = 256;
+
+/// What the newest step counts for in a member's speed.
+const SMOOTHING: f64 = 0.2;
 
 /// What a member is doing, as far as generations go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +67,54 @@ pub struct Member {
     pub phase: v1::Phase,
     /// The training state it holds.
     pub position: Option<v1::Position>,
+    /// What its last heartbeat said of that.
+    said: Option<v1::Position>,
     /// When it was last heard.
     pub heard: Time,
+    /// When it last got on with what it does: since then phase and position are what they are.
+    pub moved: Time,
+    /// Why it wants to go, if it does.
+    pub leaving: Option<String>,
+    /// Samples a second that it computes, as far as it is known: a moving average over its steps.
+    pub speed: Option<f64>,
+}
+
+impl Member {
+    /// It was heard, and says what it is doing.
+    pub fn beat(&mut self, now: Time, phase: v1::Phase, position: Option<v1::Position>) {
+        if (self.phase, self.said) != (phase, position) {
+            (self.phase, self.said, self.moved) = (phase, position, now);
+        }
+    }
+
+    /// It has computed so many samples in so many seconds.
+    pub fn measure(&mut self, samples: u32, seconds: f64) {
+        let now = f64::from(samples) / seconds;
+        if now.is_finite() && now > 0.0 {
+            self.speed = Some(self.speed.map_or(now, |known| known + SMOOTHING * (now - known)));
+        }
+    }
+
+    /// Whether it computes, as far as it says, rather than waits for others or for orders.
+    fn works(&self) -> bool {
+        !matches!(self.phase, v1::Phase::AllReduce | v1::Phase::Idle | v1::Phase::Rendezvous)
+    }
+}
+
+/// What is kept of a session token: how long it takes to compare digests tells nothing of what they are of, so that nobody can
+/// find a token piece by piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Secret([u8; 32]);
+
+impl Secret {
+    fn of(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Reservation {
-    token: String,
+    token: Secret,
     machine: Machine,
     until: Time,
 }
@@ -80,17 +125,23 @@ pub struct Membership {
     reserved: BTreeMap<u32, Reservation>,
     members: BTreeMap<u32, Member>,
     sessions: BTreeMap<SessionId, u32>,
+    /// Members that are not idle.
+    busy: usize,
+    /// Members that want to go.
+    leaving: usize,
+    /// No rank below is free.
+    free_from: u32,
 }
 
 impl Membership {
-    /// Reserves a place and says its rank.
+    /// Reserves a place; says its rank, and the token by which it is taken.
     pub fn reserve(
         &mut self,
         request: &v1::JoinRequest,
         token: String,
         most: u32,
         until: Time,
-    ) -> Result<u32, Refusal> {
+    ) -> Result<(u32, String), Refusal> {
         let v1::JoinRequest { host, version, device, .. } = request;
         if [host, version, device].into_iter().any(|name| name.len() > LONGEST_NAME) {
             let reason = format!("host, version and device must not be longer than {LONGEST_NAME} bytes");
@@ -106,11 +157,20 @@ impl Membership {
             let reason = format!("the run is full: workers.max is {most}, and as many have joined");
             return Err(Refusal::new(RefusalKind::ResourceExhausted, reason));
         }
-        let free = |rank: &u32| !self.reserved.contains_key(rank) && !self.members.contains_key(rank);
-        let rank = request.rank.or_else(|| (0..RANKS).find(free));
+        let rank = request.rank.or_else(|| self.free());
         let rank = rank.ok_or_else(|| Refusal::new(RefusalKind::ResourceExhausted, "all ranks are taken".into()))?;
-        self.reserved.insert(rank, Reservation { token, machine, until });
-        Ok(rank)
+        // The token says whose it is: it is found without a search.
+        let token = format!("{rank}.{token}");
+        self.reserved.insert(rank, Reservation { token: Secret::of(&token), machine, until });
+        Ok((rank, token))
+    }
+
+    /// The lowest rank that is free.
+    fn free(&mut self) -> Option<u32> {
+        let is_free = |rank: &u32| !self.reserved.contains_key(rank) && !self.members.contains_key(rank);
+        let rank = (self.free_from..RANKS).find(is_free)?;
+        self.free_from = rank;
+        Some(rank)
     }
 
     fn check_wanted(&self, rank: u32, machine: &Machine) -> Result<(), Refusal> {
@@ -142,8 +202,10 @@ impl Membership {
         token: &str,
         store_address: String,
     ) -> Result<u32, Refusal> {
-        let found = self.reserved.iter().find(|(_, reservation)| reservation.token == token);
-        let Some(rank) = found.map(|(&rank, _)| rank) else {
+        let rank = token.split_once('.').and_then(|(rank, _)| rank.parse().ok());
+        let presented = Secret::of(token);
+        let reserved = |rank: &u32| self.reserved.get(rank).is_some_and(|reservation| reservation.token == presented);
+        let Some(rank) = rank.filter(reserved) else {
             let reason = "unknown session token: join (again) to get one; tokens work once and run out".into();
             return Err(Refusal::new(RefusalKind::Unauthenticated, reason));
         };
@@ -159,7 +221,11 @@ impl Membership {
             standing: Standing::Idle,
             phase: v1::Phase::Idle,
             position: None,
+            said: None,
             heard: now,
+            moved: now,
+            leaving: None,
+            speed: None,
         };
         self.members.insert(rank, member);
         self.sessions.insert(session, rank);
@@ -170,12 +236,44 @@ impl Membership {
     pub fn remove(&mut self, rank: u32) -> Option<Member> {
         let member = self.members.remove(&rank)?;
         self.sessions.remove(&member.session);
+        self.busy -= usize::from(member.standing != Standing::Idle);
+        self.leaving -= usize::from(member.leaving.is_some());
+        self.free_from = self.free_from.min(rank);
         Some(member)
+    }
+
+    /// A member's standing changes.
+    pub fn stand(&mut self, rank: u32, standing: Standing) {
+        let Some(member) = self.members.get_mut(&rank) else { return };
+        let before = std::mem::replace(&mut member.standing, standing);
+        self.busy += usize::from(standing != Standing::Idle);
+        self.busy -= usize::from(before != Standing::Idle);
+    }
+
+    /// A member wants to go.
+    pub fn wants_to_go(&mut self, rank: u32, why: String) {
+        let Some(member) = self.members.get_mut(&rank) else { return };
+        self.leaving += usize::from(member.leaving.is_none());
+        member.leaving = Some(why);
+    }
+
+    /// Whether nobody is in a generation, or has yet to let go of one.
+    #[must_use]
+    pub fn all_idle(&self) -> bool {
+        self.busy == 0
+    }
+
+    /// How many do not want to go.
+    #[must_use]
+    pub fn staying(&self) -> usize {
+        self.members.len() - self.leaving
     }
 
     /// Frees the places of reservations that have run out.
     pub fn expire(&mut self, now: Time) {
-        self.reserved.retain(|_, reservation| reservation.until > now);
+        for (rank, _) in self.reserved.extract_if(.., |_, reservation| reservation.until <= now) {
+            self.free_from = self.free_from.min(rank);
+        }
     }
 
     /// The member behind a stream.
@@ -224,6 +322,31 @@ impl Membership {
         };
         self.members.iter().filter_map(overdue).collect()
     }
+
+    /// Whether a generation has not got on for `stall_after`, and because of whom. Who computes for long is let be as long as
+    /// nobody waits for it.
+    #[must_use]
+    pub fn stalled(&self, now: Time, generation: u64, stall_after: Duration) -> Option<Stall> {
+        let members = || self.members.iter().filter(|(_, member)| member.standing == Standing::In(generation));
+        let still = |member: &Member| now.saturating_sub(member.moved) >= stall_after;
+        let stuck: Vec<u32> =
+            members().filter(|(_, member)| member.works() && still(member)).map(|(rank, _)| *rank).collect();
+        if !stuck.is_empty() {
+            return members().any(|(_, member)| !member.works()).then_some(Stall::Of(stuck));
+        }
+        let waits = |member: &Member| member.phase == v1::Phase::AllReduce && still(member);
+        let mut all = members().map(|(_, member)| waits(member)).peekable();
+        (all.peek().is_some() && all.all(|waits| waits)).then_some(Stall::OfAll)
+    }
+}
+
+/// A generation that does not get on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stall {
+    /// These have not moved for too long, and others wait for them.
+    Of(Vec<u32>),
+    /// All wait for each other.
+    OfAll,
 }
 
 /// Why a member is overdue.
@@ -248,9 +371,9 @@ mod tests {
     #[test]
     fn ranks_are_given_from_the_lowest_free_one() {
         let mut members = Membership::default();
-        assert_eq!(members.reserve(&request(Some(1), "a"), "t1".into(), 3, UNTIL), Ok(1));
-        assert_eq!(members.reserve(&request(None, "a"), "t0".into(), 3, UNTIL), Ok(0));
-        assert_eq!(members.reserve(&request(None, "a"), "t2".into(), 3, UNTIL), Ok(2));
+        assert_eq!(members.reserve(&request(Some(1), "a"), "t1".into(), 3, UNTIL), Ok((1, "1.t1".into())));
+        assert_eq!(members.reserve(&request(None, "a"), "t0".into(), 3, UNTIL), Ok((0, "0.t0".into())));
+        assert_eq!(members.reserve(&request(None, "a"), "t2".into(), 3, UNTIL), Ok((2, "2.t2".into())));
         let full = members.reserve(&request(None, "a"), "t3".into(), 3, UNTIL).unwrap_err();
         assert_eq!(full.kind, RefusalKind::ResourceExhausted);
     }
@@ -263,9 +386,9 @@ mod tests {
         assert_eq!(loading.kind, RefusalKind::AlreadyExists);
         // The same host may start its worker anew; the first token is void then.
         members.reserve(&request(Some(4), "node-a"), "second".into(), 3, UNTIL).unwrap();
-        let void = members.attach(Time::ZERO, SessionId(1), "first", "node-a:1".into()).unwrap_err();
+        let void = members.attach(Time::ZERO, SessionId(1), "4.first", "node-a:1".into()).unwrap_err();
         assert_eq!(void.kind, RefusalKind::Unauthenticated);
-        assert_eq!(members.attach(Time::ZERO, SessionId(2), "second", "node-a:1".into()), Ok(4));
+        assert_eq!(members.attach(Time::ZERO, SessionId(2), "4.second", "node-a:1".into()), Ok(4));
         let attached = members.reserve(&request(Some(4), "node-a"), "third".into(), 3, UNTIL).unwrap_err();
         assert!(attached.reason.contains("rank 4 is taken") && attached.reason.contains("node-a"), "{attached:?}");
     }
@@ -275,6 +398,29 @@ mod tests {
         let mut members = Membership::default();
         members.reserve(&request(Some(0), "a"), "token".into(), 1, UNTIL).unwrap();
         members.expire(UNTIL);
-        assert_eq!(members.reserve(&request(Some(0), "b"), "token".into(), 1, UNTIL + UNTIL), Ok(0));
+        assert_eq!(members.reserve(&request(None, "b"), "token".into(), 1, UNTIL + UNTIL).unwrap().0, 0);
+    }
+
+    #[test]
+    fn who_does_not_move_is_to_blame_only_if_others_wait() {
+        let mut members = Membership::default();
+        for rank in 0..2 {
+            let token = members.reserve(&request(Some(rank), "a"), "t".into(), 2, UNTIL).unwrap().1;
+            members.attach(Time::ZERO, SessionId(rank.into()), &token, "a:1".into()).unwrap();
+            members.stand(rank, Standing::In(1));
+        }
+        let after = Duration::from_secs(30);
+        let mut beat = |rank: u32, seconds, phase| {
+            let member = members.get_mut(rank).unwrap();
+            member.beat(Duration::from_secs(seconds), phase, None);
+            members.stalled(Duration::from_secs(40), 1, after)
+        };
+        beat(0, 1, v1::Phase::Compute);
+        assert_eq!(beat(1, 1, v1::Phase::Compute), None, "both compute for long");
+        assert_eq!(beat(1, 35, v1::Phase::AllReduce), Some(Stall::Of(vec![0])));
+        assert_eq!(beat(0, 36, v1::Phase::Load), None, "it moved");
+        beat(0, 2, v1::Phase::AllReduce);
+        assert_eq!(beat(1, 3, v1::Phase::Idle), None);
+        assert_eq!(beat(1, 4, v1::Phase::AllReduce), Some(Stall::OfAll));
     }
 }

@@ -7,9 +7,10 @@
 //!   Run ---- membership   who has a place, when heard
 //!      |---- plan         what has to happen at a point of the run
 //!      |---- generation   waiting -> forming -> running -> waiting -> ... -> over
-//!      |---- progress     grants, boundaries, commits of the running generation
+//!      |---- comings      who is let in, who may go, when a generation halts for it
+//!      |---- progress     grants, boundaries, commits of the running generation (lockstep, shares)
 //!      |---- statistics   merging the reports of a step
-//!      |---- checkpoint   states on disk, and which of them are kept
+//!      |---- checkpoint   states being saved, states on disk, and which of them are kept
 //!      |---- evaluation   captions (captions) and their scores
 //!      |---- oversight    bounds (guard), the best state (best), and where a stage ends
 //!      v
@@ -24,14 +25,18 @@
 pub mod best;
 pub mod captions;
 mod checkpoint;
+mod comings;
+pub mod cuts;
 mod evaluation;
 mod generation;
 pub mod guard;
+pub mod lockstep;
 pub mod membership;
 mod oversight;
 pub mod plan;
 mod progress;
 pub mod record;
+pub mod shares;
 #[cfg(test)]
 mod simulation;
 pub mod statistics;
@@ -51,10 +56,12 @@ use serde_json::json;
 
 use best::Scores;
 use captions::{Item, MOST_IMAGES};
+use checkpoint::{Saving, Unsaved};
+use cuts::Cuts;
 use evaluation::Evaluation;
 use generation::{Failures, Generation};
 use guard::Guard;
-use membership::{Membership, Overdue, PATIENCE, Standing};
+use membership::{Membership, Overdue, PATIENCE, Stall, Standing};
 use plan::{Boundaries, Place, Plan};
 use record::{Checkpoint, Happening, Record, Restored};
 use statistics::StepStatistics;
@@ -64,6 +71,8 @@ pub type Time = Duration;
 
 /// How long the coordinator waits for its members to go when the run is over.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Heartbeats of all workers together, as far as `lost_after` allows.
+const HEARTBEATS_A_SECOND: f64 = 5_000.0;
 /// Longest reason that is taken from a worker, in characters.
 const LONGEST_REASON: usize = 500;
 
@@ -212,7 +221,7 @@ pub enum RefusalKind {
     ResourceExhausted,
     /// The session token is unknown.
     Unauthenticated,
-    /// The run is over.
+    /// The coordinator is about to end.
     Unavailable,
 }
 
@@ -251,15 +260,21 @@ pub struct Run {
     generation: Option<Generation>,
     /// Number of the last generation.
     last_generation: u64,
-    /// States from generations before this one are of a history that was given up.
-    lineage: u64,
+    /// Which states are of the present history.
+    cuts: Cuts,
     committed: Place,
     /// Counts everything that counts as progress, to tell a bad day from a run that cannot go on.
     progress: u64,
     done: Boundaries,
     checkpoints: BTreeMap<Place, Checkpoint>,
-    /// Names of checkpoints that were not complete when their generation ended.
-    unfinished: BTreeMap<Place, String>,
+    /// The checkpoint that is being saved.
+    saving: Option<Saving>,
+    /// Why the last attempt to save failed, if it did.
+    unsaved: Option<Unsaved>,
+    /// States that somebody was told to save, or did.
+    attempted: BTreeSet<Place>,
+    /// Names of checkpoints that an earlier coordinator saw begun, but not finished.
+    unfinished: BTreeMap<String, Place>,
     /// What evaluations of the present history gave.
     scores: Scores,
     /// The evaluation under way.
@@ -286,6 +301,8 @@ impl Run {
     #[must_use]
     pub fn new(file: RunFile, restored: Restored) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
+        let saved = restored.checkpoints.iter().map(|checkpoint| checkpoint.place);
+        let attempted = saved.chain(restored.unfinished.values().copied()).collect();
         let mut run = Self {
             file_json: serde_json::to_string(&file).expect("a run file is plain data"),
             plan: Plan::new(&file, restored.ends),
@@ -294,12 +311,15 @@ impl Run {
             phase: if restored.finished { finished } else { Phase::Waiting },
             generation: None,
             last_generation: restored.last_generation,
-            lineage: restored.lineage,
+            cuts: restored.cuts,
             committed: restored.committed,
             progress: 0,
             done: restored.done,
             checkpoints: restored.checkpoints.into_iter().map(|checkpoint| (checkpoint.place, checkpoint)).collect(),
-            unfinished: BTreeMap::new(),
+            saving: None,
+            unsaved: None,
+            attempted,
+            unfinished: restored.unfinished,
             scores: restored.scores,
             evaluation: None,
             guard: Guard::new(0, &[]),
@@ -361,16 +381,17 @@ impl Run {
             );
             return Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
         }
-        if let Some(reason) = self.closed_to_workers() {
-            return Err(Refusal::new(RefusalKind::Unavailable, reason));
+        if let Some(refusal) = self.closed_to_workers() {
+            return Err(refusal);
         }
         let until = now.saturating_add(PATIENCE.max(self.lost_after()));
-        let rank = self.members.reserve(join, token.clone(), self.file.workers.max, until)?;
-        let heartbeat = (self.lost_after() / 5).min(Duration::from_secs(1)).max(Duration::from_millis(1));
+        let (rank, session_token) = self.members.reserve(join, token, self.file.workers.max, until)?;
+        let calm = Duration::from_secs_f64(f64::from(self.file.workers.max) / HEARTBEATS_A_SECOND);
+        let heartbeat = (self.lost_after() / 5).min(calm.max(Duration::from_secs(1))).max(Duration::from_millis(1));
         Ok(v1::JoinResponse {
             protocol_version: PROTOCOL_VERSION,
             rank,
-            session_token: token,
+            session_token,
             run_file: self.file_json.clone(),
             heartbeat_interval_ms: heartbeat.as_millis() as u64,
             lost_after_ms: u64::try_from(self.lost_after().as_millis()).unwrap_or(u64::MAX),
@@ -378,19 +399,22 @@ impl Run {
     }
 
     /// Why no worker is let in any more, if so.
-    fn closed_to_workers(&self) -> Option<String> {
+    fn closed_to_workers(&self) -> Option<Refusal> {
+        // Over for good, or to be asked again: another coordinator may go on.
+        let over = |reason: String| Some(Refusal::new(RefusalKind::FailedPrecondition, reason));
+        let stopping = || Some(Refusal::new(RefusalKind::Unavailable, "the coordinator is shutting down".into()));
         match &self.phase {
-            Phase::Over { outcome: Outcome::Finished, .. } => Some("the run is finished".into()),
-            Phase::Over { outcome: Outcome::Failed(reason), .. } => Some(format!("the run has failed: {reason}")),
-            Phase::Over { outcome: Outcome::Stopped, .. } => Some("the coordinator is shutting down".into()),
-            _ if self.stopping => Some("the coordinator is shutting down".into()),
+            Phase::Over { outcome: Outcome::Finished, .. } => over("the run is finished".into()),
+            Phase::Over { outcome: Outcome::Failed(reason), .. } => over(format!("the run has failed: {reason}")),
+            Phase::Over { outcome: Outcome::Stopped, .. } => stopping(),
+            _ if self.stopping => stopping(),
             _ => None,
         }
     }
 
     fn attach(&mut self, now: Time, session: SessionId, attach: v1::Attach) -> Result<(), Refusal> {
-        if let Some(reason) = self.closed_to_workers() {
-            return Err(Refusal::new(RefusalKind::Unavailable, reason));
+        if let Some(refusal) = self.closed_to_workers() {
+            return Err(refusal);
         }
         let data_set = attach.data_set.unwrap_or_default();
         if data_set.fingerprint.len() > 128 {
@@ -433,9 +457,6 @@ impl Run {
             member.position = holds;
         }
         self.event(Happening::Joined, detail);
-        if let (Phase::Forming | Phase::Running, Some(generation)) = (&self.phase, &mut self.generation) {
-            generation.ending.get_or_insert_with(|| format!("rank {rank} joined"));
-        }
         Ok(())
     }
 
@@ -465,7 +486,7 @@ impl Run {
             Message::Attach(_) => Err("attached twice".into()),
             Message::Heartbeat(heartbeat) => {
                 if let Some(member) = self.members.get_mut(rank) {
-                    member.phase = heartbeat.phase();
+                    member.beat(now, heartbeat.phase(), heartbeat.position);
                 }
                 Ok(())
             }
@@ -476,7 +497,11 @@ impl Run {
             Message::Advanced(advanced) => self.advanced(rank, &advanced),
             Message::Idle(idle) => self.idle(now, rank, &idle),
             Message::Failed(failed) => self.failed(now, rank, &failed),
-            Message::CheckpointFailed(_) | Message::Leaving(_) => Ok(()),
+            Message::CheckpointFailed(failed) => self.checkpoint_failed(now, rank, &failed),
+            Message::Leaving(leaving) => {
+                self.leaving(rank, &leaving);
+                Ok(())
+            }
             Message::Finished(_) => {
                 if let Some(member) = self.members.get(rank) {
                     self.actions.push(Action::Close { session: member.session, refusal: None });
@@ -505,6 +530,26 @@ impl Run {
                 }
             }
         }
+        self.unstall(now);
+    }
+
+    /// Sends those away for whom the others have waited too long.
+    fn unstall(&mut self, now: Time) {
+        let stall_after = Duration::try_from_secs_f64(self.file.control.stall_after).unwrap_or(Duration::MAX);
+        let live = matches!(self.phase, Phase::Forming | Phase::Running);
+        let seconds = stall_after.as_secs_f64();
+        match self.members.stalled(now, self.last_generation, stall_after).filter(|_| live) {
+            Some(Stall::Of(ranks)) => {
+                for rank in ranks {
+                    self.evict(now, rank, &format!("it did not move for {seconds} s while others waited for it"));
+                }
+            }
+            Some(Stall::OfAll) => {
+                let reason = format!("all ranks have waited for each other in the all-reduce for {seconds} s");
+                self.end_generation(now, &reason, true);
+            }
+            None => {}
+        }
     }
 
     /// A member is gone without a farewell.
@@ -530,6 +575,7 @@ impl Run {
             // Nothing was trained yet: the next to come may bring other data.
             self.data_set = None;
         }
+        self.stops_saving(now, rank, None);
         if matches!(member.standing, Standing::In(_)) {
             self.end_generation(now, reason, true);
         }
@@ -565,6 +611,7 @@ impl Run {
             Outcome::Failed(reason) => (Happening::Failed, reason.as_str()),
         };
         self.flush_statistics();
+        self.saving = None;
         if let (Phase::Forming | Phase::Running, Some(generation)) = (&self.phase, &self.generation) {
             let (generation, reason) = (generation.number, reason.to_owned());
             self.record(Record::Ended { generation, reason });
@@ -584,6 +631,9 @@ impl Run {
     /// Does what the present state calls for; every event ends here.
     fn settle(&mut self, now: Time) {
         self.end_stage(now);
+        if !matches!(self.phase, Phase::Over { .. }) {
+            self.dismiss(now);
+        }
         if self.stopping && matches!(self.phase, Phase::Waiting | Phase::Forming) {
             self.conclude(now, Outcome::Stopped);
         }

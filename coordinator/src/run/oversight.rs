@@ -26,7 +26,7 @@ impl Run {
     pub(super) fn known(&self) -> Known<'_> {
         let at = Place { stage: self.guard.stage(), step: 0 };
         let stage = self.plan.stage(at);
-        Known { stage, guard: &self.guard, scores: &self.scores, checkpoints: &self.checkpoints }
+        Known { stage, guard: &self.guard, scores: &self.scores, checkpoints: &self.checkpoints, done: &self.done }
     }
 
     /// The metric and the best state of the present stage.
@@ -71,8 +71,8 @@ impl Run {
 
     /// Lets a paused run go on.
     pub(super) fn resume(&mut self) -> Result<(), Refusal> {
-        if let Some(reason) = self.closed_to_workers() {
-            return Err(Refusal::new(RefusalKind::Unavailable, reason));
+        if let Some(refusal) = self.closed_to_workers() {
+            return Err(refusal);
         }
         let Some(reason) = self.paused.take() else {
             let reason = "the run is not paused: there is nothing to resume".into();
@@ -85,13 +85,14 @@ impl Run {
     /// Ends the present stage elsewhere than where it stands, if that is due. A paused run waits with it.
     pub(super) fn end_stage(&mut self, now: Time) {
         let ended = self.plan.has_ended(self.guard.stage());
-        if ended || self.paused.is_some() || matches!(self.phase, Phase::Over { .. }) {
+        // What is being saved, or cannot be at the moment, may be what it ends with.
+        let saving = self.unsaved.is_some() || self.saving.as_ref().is_some_and(|saving| saving.wanted);
+        if ended || saving || self.paused.is_some() || matches!(self.phase, Phase::Over { .. }) {
             return;
         }
         let Some(End { place, reason }) = self.known().end() else { return };
         self.plan.end(place);
-        // No state that a member holds is usable any more.
-        self.lineage = self.last_generation + 1;
+        self.cuts.cut(self.last_generation + 1, place);
         self.evaluation = None;
         let (Place { stage, step }, generation) = (place, self.last_generation);
         self.event(
@@ -99,6 +100,7 @@ impl Run {
             json!({ "stage": stage, "step": step, "generation": generation, "reason": reason }),
         );
         self.delete_checkpoints(|other| *other > place);
+        self.saves_up_to(place);
         let name = &self.plan.stage(place).name;
         let reason = format!("stage {name} ends with its state at step {step}: {reason}");
         self.end_generation(now, &reason, false);

@@ -3,10 +3,7 @@
 //! The batch of a stage is constant, so a point in the run is all there is to know about the data: step `s` of a stage
 //! consumes the samples `s * batch .. (s + 1) * batch` of that stage's infinite, permuted sequence.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::v1;
 use runfile::{RunFile, Stage};
@@ -25,6 +22,14 @@ impl Place {
     #[must_use]
     pub fn after(self, steps: u64) -> Self {
         Self { stage: self.stage, step: self.step.saturating_add(steps) }
+    }
+
+    /// What a checkpoint of this point is called, whose stage has this name. Where an earlier attempt may still be under way, the
+    /// generation of the new one tells the two apart.
+    #[must_use]
+    pub fn checkpoint_name(self, stage: &str, attempt: Option<u64>) -> String {
+        let attempt = attempt.map(|generation| format!(".{generation}")).unwrap_or_default();
+        format!("{}-{stage}-{:08}{attempt}", self.stage, self.step)
     }
 
     /// As the wire says it, for a state agreed upon or reached in `generation`.
@@ -176,14 +181,6 @@ impl Plan {
     }
 }
 
-/// The part of `0..whole` that falls to `rank` of `world`: contiguous, and equal but for one.
-#[must_use]
-pub fn share(whole: u32, world: u32, rank: u32) -> Range<u32> {
-    let (each, more) = (whole / world, whole % world);
-    let begin = rank * each + rank.min(more);
-    begin..begin + each + u32::from(rank < more)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -272,18 +269,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn every_sample_of_a_batch_falls_to_one_rank(batch in 1..500_u32, world in 1..40_u32) {
-            let mut next = 0;
-            for rank in 0..world {
-                let share = share(batch, world, rank);
-                prop_assert_eq!(share.start, next);
-                prop_assert!(share.len() as u32 - batch / world <= 1);
-                next = share.end;
-            }
-            prop_assert_eq!(next, batch);
-        }
-
         #[test]
         fn every_step_is_planned_once(
             steps in 1..60_u64, checkpoint in prop::option::of(1..20_u64), evaluate in prop::option::of(1..20_u64),

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{v1, v1::directive::Directive};
+use runfile::Sharding;
 
 use super::{
     Outcome, Phase, Run, Time, Violation,
     captions::Images,
     generation::Generation,
     membership::Standing,
-    plan::{self, Boundary, Next, Place},
+    plan::{Next, Place},
     record::Record,
+    shares,
     statistics::StepStatistics,
 };
 
@@ -21,14 +23,6 @@ const WINDOWS_BEHIND: u64 = 4;
 /// A boundary directive that was sent and that not all members have reported.
 #[derive(Debug)]
 pub(super) enum Awaiting {
-    /// A checkpoint is being written.
-    Checkpoint {
-        number: u64,
-        place: Place,
-        name: String,
-        /// Hash of the parameters, by rank.
-        hashes: BTreeMap<u32, String>,
-    },
     /// Captions are being written.
     Captions {
         /// The ranges of images that a rank was asked for and has not reported yet.
@@ -43,64 +37,87 @@ pub(super) enum Awaiting {
 impl Run {
     /// Sends what comes next, as far as it may be sent by now.
     pub(super) fn proceed(&mut self, now: Time) {
-        loop {
-            let Some(generation) = self.generation.as_ref().filter(|_| self.phase == Phase::Running) else { return };
+        while let Some(generation) = self.generation.as_ref().filter(|_| self.phase == Phase::Running) {
+            let (granted, quiet) = (generation.granted, generation.quiet());
+            let next = self.plan.next(granted, &self.done);
+            let (halted, paused) = (generation.ending.clone(), self.paused.is_some());
+            if halted.is_none()
+                && (next != Next::Finish || paused)
+                && let Some(reason) = self.reason_to_halt(generation)
+            {
+                self.halt(reason);
+                continue;
+            }
             // Scores need no member, and are as good to the next generation: nobody who joins or stops has to wait for them.
             let scoring = matches!(generation.awaiting, Some(Awaiting::Scores));
             if generation.awaiting.is_some() && !scoring {
                 return;
             }
-            let granted = generation.granted;
-            let next = self.plan.next(granted, &self.done);
-            let saved = granted == Place::default() || self.done.contains(&(granted, Boundary::Checkpoint));
-            let paused = self.paused.is_some();
             if next == Next::Finish && !paused {
-                if generation.quiet() {
+                if quiet && self.saving.is_none() {
                     self.conclude(now, Outcome::Finished);
                 }
                 return;
             }
             if self.stopping {
-                if !saved {
-                    self.place_checkpoint(granted);
-                } else if generation.quiet() {
+                // Where it cannot be saved, whoever stops it has been told, and the last checkpoint has to do.
+                if quiet && (self.unsaved.is_some() || self.secured(granted)) {
                     self.conclude(now, Outcome::Stopped);
                 }
                 return;
             }
-            if let Some(reason) = &generation.ending {
-                if generation.quiet() {
-                    let reason = reason.clone();
+            if let Some(reason) = halted {
+                if quiet {
                     self.end_generation(now, &reason, false);
                 }
                 return;
             }
+            if self.unsaved.is_some() {
+                if quiet && self.save_again(now, granted) {
+                    continue;
+                }
+                return;
+            }
+            if self.members.staying() == 0 {
+                if self.secured(granted) && quiet {
+                    self.end_generation(now, "all members leave", false);
+                }
+                return;
+            }
             if paused {
-                if !saved {
-                    self.place_checkpoint(granted);
-                }
+                self.secured(granted);
                 return;
             }
-            if scoring {
+            if scoring || !self.advance(granted, next) {
                 return;
-            }
-            match next {
-                Next::Train { steps } => {
-                    let steps = self.grantable(generation, steps);
-                    if steps == 0 {
-                        return;
-                    }
-                    self.grant(steps);
-                }
-                Next::Checkpoint => self.place_checkpoint(granted),
-                Next::Evaluate => self.evaluate(granted),
-                Next::Advance { stage } => {
-                    let awaiting = Awaiting::Advance { stage, done: BTreeSet::new() };
-                    self.place(awaiting, &Directive::Advance(v1::Advance { stage }));
-                }
-                Next::Finish => unreachable!("handled above"),
             }
         }
+    }
+
+    /// Sends what comes next at `granted`; whether it could be sent by now.
+    fn advance(&mut self, granted: Place, next: Next) -> bool {
+        // One save at a time; and where a stage may end with the state that is being saved, nothing goes on without it.
+        let saving = self.saving.as_ref().map(|saving| saving.place);
+        match next {
+            Next::Train { .. } if saving == Some(granted) && self.plan.stage(granted).metric.is_some() => return false,
+            Next::Train { steps } => {
+                let Some(generation) = &self.generation else { return false };
+                let steps = self.grantable(generation, steps);
+                if steps == 0 {
+                    return false;
+                }
+                self.grant(steps);
+            }
+            Next::Checkpoint | Next::Advance { .. } if saving.is_some() => return false,
+            Next::Checkpoint => self.place_checkpoint(granted),
+            Next::Evaluate => self.evaluate(granted),
+            Next::Advance { stage } => {
+                let awaiting = Awaiting::Advance { stage, done: BTreeSet::new() };
+                self.place(awaiting, &Directive::Advance(v1::Advance { stage }));
+            }
+            Next::Finish => unreachable!("the caller deals with it"),
+        }
+        true
     }
 
     /// How many of the next `steps` may be granted. None as long as it is less than half a window: a directive for every
@@ -108,7 +125,7 @@ impl Run {
     fn grantable(&self, generation: &Generation, steps: u64) -> u32 {
         let window = self.file.control.window;
         let granted = generation.granted.step;
-        let slowest = generation.progress.values().map(|place| place.step).min().unwrap_or(granted);
+        let slowest = generation.lockstep.last().map_or(granted, |last| last.step);
         let committed = self.committed.step.saturating_add(window.into());
         let limit = committed.min(slowest.saturating_add(WINDOWS_BEHIND * u64::from(window)));
         let open = limit.saturating_sub(granted).min(u64::from(u32::MAX));
@@ -117,12 +134,13 @@ impl Run {
     }
 
     fn grant(&mut self, steps: u32) {
-        let Some(generation) = &mut self.generation else { return };
-        let from = generation.granted;
-        generation.granted = from.after(steps.into());
-        let batch = self.plan.stage(from).batch;
-        self.tell(|index, world| {
-            let share = plan::share(batch, world, index);
+        let Some(from) = self.generation.as_ref().map(|generation| generation.granted) else { return };
+        let shares: Vec<_> = shares::ranges(&self.shares(self.plan.stage(from).batch)).collect();
+        if let Some(generation) = &mut self.generation {
+            generation.granted = from.after(steps.into());
+        }
+        self.tell(|index, _| {
+            let share = shares.get(index as usize).cloned().unwrap_or_default();
             Directive::Train(v1::Train {
                 stage: from.stage,
                 first_step: from.step,
@@ -131,6 +149,22 @@ impl Run {
                 share_end: share.end,
             })
         });
+    }
+
+    /// What every rank of the generation gets of a batch.
+    fn shares(&mut self, batch: u32) -> Vec<u32> {
+        let Some(generation) = &mut self.generation else { return Vec::new() };
+        let (of, sizes) = &mut generation.shares;
+        if *of != batch {
+            (*of, *sizes) = (batch, shares::even(batch, generation.members.len()));
+        }
+        if self.file.control.sharding == Sharding::Proportional {
+            let speeds = generation.members.iter().map(|rank| self.members.get(*rank)?.speed);
+            if let Some(speeds) = speeds.collect::<Option<Vec<f64>>>() {
+                *sizes = shares::follow(sizes, &speeds);
+            }
+        }
+        sizes.clone()
     }
 
     /// Sends a boundary directive to all members, and waits for them.
@@ -174,7 +208,7 @@ impl Run {
         };
         let generation = self.generation.as_mut().filter(|generation| generation.number == position.generation);
         let Some(generation) = generation.filter(|_| own == position.generation) else { return Ok(()) };
-        let Some(reached) = generation.progress.get_mut(&rank) else { return Ok(()) };
+        let Some(reached) = generation.lockstep.of(rank) else { return Ok(()) };
         if matches!(self.phase, Phase::Over { .. }) {
             return Ok(());
         }
@@ -185,11 +219,13 @@ impl Run {
         if report.samples > self.plan.stage(place).batch {
             return Err(format!("{} samples in a step", report.samples));
         }
-        let report = StepStatistics::read(report, &position)?;
-        *reached = place;
+        let (samples, seconds) = (report.samples, report.seconds - report.all_reduce_seconds);
+        let report = StepStatistics::read(rank, report, &position)?;
+        generation.lockstep.advance(rank, place);
         let whole = generation.merger.add(generation.members.len(), report);
         if let Some(member) = self.members.get_mut(rank) {
             member.position = Some(position);
+            member.measure(samples, seconds);
         }
         self.commit(place);
         if let Some(step) = whole {
@@ -224,7 +260,7 @@ impl Run {
         let Some(Awaiting::Advance { stage, done }) = &mut generation.awaiting else {
             return Err("it advanced to a stage unasked".into());
         };
-        if *stage != advanced.stage || generation.progress.get(&rank) != Some(&generation.granted) {
+        if *stage != advanced.stage || generation.lockstep.of(rank) != Some(generation.granted) {
             return Err(format!("it advanced to stage {} instead of {stage}, or too early", advanced.stage));
         }
         done.insert(rank);
@@ -232,7 +268,7 @@ impl Run {
         if done.len() == world {
             generation.awaiting = None;
             generation.granted = place;
-            generation.progress.values_mut().for_each(|reached| *reached = place);
+            generation.lockstep.set_all(place);
         }
         if let Some(member) = self.members.get_mut(rank) {
             member.position = Some(place.in_generation(number));

@@ -7,6 +7,7 @@ use proto::v1;
 use super::{
     best::Scores,
     captions::Item,
+    cuts::Cuts,
     guard::Firing,
     membership::Machine,
     plan::{Boundaries, Ends, Place},
@@ -54,12 +55,20 @@ pub enum Happening {
     Joined,
     /// A member is gone.
     Lost,
+    /// A member wants to go.
+    Leaving,
     /// A member ended as it should.
     Left,
     /// Committed steps were given up.
     RolledBack,
     /// Steps that nobody reported turned out to be applied.
     Adopted,
+    /// A state could not be saved: the run holds.
+    SaveFailed,
+    /// States can be saved again: the run goes on.
+    SavedAgain,
+    /// A checkpoint cannot be used.
+    Damaged,
     /// The ranks' parameters differ.
     Diverged,
     /// An evaluation saw several images of the same name.
@@ -82,7 +91,16 @@ impl Happening {
     /// Whether people should look into it.
     #[must_use]
     pub fn is_trouble(self) -> bool {
-        !matches!(self, Self::Joined | Self::Left | Self::StageEnded | Self::Resumed | Self::Finished)
+        let good = [
+            Self::Joined,
+            Self::Leaving,
+            Self::Left,
+            Self::StageEnded,
+            Self::Resumed,
+            Self::SavedAgain,
+            Self::Finished,
+        ];
+        !good.contains(&self)
     }
 
     /// Its name in the journal.
@@ -91,7 +109,11 @@ impl Happening {
         match self {
             Self::Joined => "joined",
             Self::Lost => "lost",
+            Self::Leaving => "leaving",
             Self::Left => "left",
+            Self::SaveFailed => "save_failed",
+            Self::SavedAgain => "saved_again",
+            Self::Damaged => "checkpoint_damaged",
             Self::RolledBack => "rollback",
             Self::Adopted => "adopted",
             Self::Diverged => "divergence",
@@ -142,6 +164,8 @@ pub enum Record {
     Saved(Checkpoint),
     /// A checkpoint is about to be deleted. Durable before it is: the journal must not promise what is gone.
     Deleted(String),
+    /// A checkpoint cannot be used. Durable before another serves in its place.
+    Damaged(String),
     /// An evaluation is complete. Durable before training goes on: where a stage ends depends on it.
     Evaluated {
         /// The state that was evaluated.
@@ -174,7 +198,7 @@ impl Record {
     #[must_use]
     pub fn must_be_durable(&self) -> bool {
         match self {
-            Self::Formed { .. } | Self::Saved(_) | Self::Deleted(_) | Self::Evaluated { .. } => true,
+            Self::Formed { .. } | Self::Saved(_) | Self::Deleted(_) | Self::Damaged(_) | Self::Evaluated { .. } => true,
             Self::Event { what, .. } => matches!(what, Happening::StageEnded | Happening::Paused | Happening::Resumed),
             Self::Ready { .. } | Self::Ended { .. } | Self::Step(_) | Self::Guard { .. } => false,
         }
@@ -186,12 +210,15 @@ impl Record {
 pub struct Restored {
     /// The number of the last generation; 0 of none.
     pub last_generation: u64,
-    /// The generation that last started from a checkpoint or the seed.
-    pub lineage: u64,
+    /// Which states are of the present history.
+    pub cuts: Cuts,
     /// What was committed.
     pub committed: Place,
     /// Checkpoints that are not deleted, in order.
     pub checkpoints: Vec<Checkpoint>,
+    /// Names of what else is kept that this run wrote: checkpoints that were not complete, or were to be deleted. Found where
+    /// they are kept; the journal knows nothing of them.
+    pub unfinished: BTreeMap<String, Place>,
     /// Boundaries that the present history has behind it.
     pub done: Boundaries,
     /// Scores of the present history's evaluations.

@@ -30,11 +30,45 @@ pub struct StepStatistics {
     pub all_reduce_seconds: f64,
     /// Distributions over all shares; the keys are of `statistics::names::ALL`.
     pub summaries: BTreeMap<&'static str, Summary>,
+    /// How long the members computed.
+    pub pace: Pace,
+}
+
+/// How long the members of a step computed, the all-reduce left out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// The slowest member's identity, and its seconds.
+    slowest: (u32, f64),
+    /// Seconds of all, and how many they are.
+    total: f64,
+    members: u32,
+}
+
+impl Pace {
+    fn of(rank: u32, seconds: f64) -> Self {
+        Self { slowest: (rank, seconds), total: seconds, members: 1 }
+    }
+
+    fn merge(&mut self, other: Self) {
+        if other.slowest.1 > self.slowest.1 {
+            self.slowest = other.slowest;
+        }
+        self.total += other.total;
+        self.members += other.members;
+    }
+
+    /// The slowest of several members, and how many seconds longer than the average of the others it took.
+    #[must_use]
+    pub fn lag(&self) -> Option<(u32, f64)> {
+        let (rank, seconds) = self.slowest;
+        let others = self.members.checked_sub(1).filter(|others| *others > 0)?;
+        Some((rank, seconds - (self.total - seconds) / f64::from(others)))
+    }
 }
 
 impl StepStatistics {
-    /// Reads a report; says what is wrong with it if a worker cannot have meant it.
-    pub fn read(report: &v1::StepDone, position: &v1::Position) -> Result<Self, String> {
+    /// Reads the report of the member of this identity; says what is wrong with it if a worker cannot have meant it.
+    pub fn read(rank: u32, report: &v1::StepDone, position: &v1::Position) -> Result<Self, String> {
         let mut summaries = BTreeMap::new();
         for (name, summary) in &report.summaries {
             let known = names::ALL.into_iter().find(|known| known == name);
@@ -56,6 +90,7 @@ impl StepStatistics {
             seconds: report.seconds,
             all_reduce_seconds: report.all_reduce_seconds,
             summaries,
+            pace: Pace::of(rank, (report.seconds - report.all_reduce_seconds).max(0.0)),
         })
     }
 
@@ -85,6 +120,7 @@ impl StepStatistics {
         self.gradient_norm = self.gradient_norm.max(other.gradient_norm);
         self.seconds = self.seconds.max(other.seconds);
         self.all_reduce_seconds = self.all_reduce_seconds.max(other.all_reduce_seconds);
+        self.pace.merge(other.pace);
         for (name, summary) in other.summaries {
             self.summaries.entry(name).or_default().merge(&summary);
         }
@@ -141,9 +177,11 @@ mod tests {
     fn shares_merge_into_the_whole() {
         let at = v1::Position { stage: 0, step: 1, generation: 1 };
         let mut merger = Merger::default();
-        let read = |report: &v1::StepDone| StepStatistics::read(report, &at).unwrap();
-        assert_eq!(merger.add(2, read(&report(1.0, &[0.2, 0.4]))), None);
-        let step = merger.add(2, read(&report(3.0, &[0.6, 0.8]))).unwrap();
+        let read = |rank, report: &v1::StepDone| StepStatistics::read(rank, report, &at).unwrap();
+        assert_eq!(merger.add(2, read(7, &report(1.0, &[0.2, 0.4]))), None);
+        let step = merger.add(2, read(5, &report(3.0, &[0.6, 0.8]))).unwrap();
+        assert_eq!(step.pace.lag(), Some((5, 2.0)));
+        assert_eq!(Pace::of(5, 2.0).lag(), None, "nobody waits for the only one");
         assert_eq!((step.loss(), step.samples, step.seconds), (1.0, 4, 3.0));
         assert!((step.reward().unwrap() - 0.5).abs() < 1e-12);
         assert_eq!(merger.drain().count(), 0);
@@ -159,7 +197,7 @@ mod tests {
         };
         let slow = v1::StepDone { seconds: f64::NAN, ..Default::default() };
         for report in [unknown, broken, slow] {
-            StepStatistics::read(&report, &at).unwrap_err();
+            StepStatistics::read(0, &report, &at).unwrap_err();
         }
     }
 }

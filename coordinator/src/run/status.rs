@@ -4,12 +4,13 @@ use proto::v1;
 
 use super::{Outcome, Phase, Run, Time, membership::Standing, statistics::StepStatistics};
 
+/// Ranks that are named where many could be.
+const NAMED: usize = 8;
+
 impl Run {
-    /// The run as it stands.
+    /// The run as it stands, and each of its members.
     #[must_use]
     pub fn status(&self, now: Time) -> v1::StatusResponse {
-        let stage = self.plan.stage(self.committed);
-        let (state, reason) = self.state();
         let member = |(rank, member): (u32, &super::membership::Member)| v1::Member {
             rank,
             host: member.machine.host.clone(),
@@ -18,6 +19,21 @@ impl Run {
             position: member.position,
             seconds_since_heard: now.saturating_sub(member.heard).as_secs_f64(),
         };
+        v1::StatusResponse { members: self.members.iter().map(member).collect(), ..self.outline() }
+    }
+
+    /// How many members there are.
+    #[must_use]
+    pub fn attached(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The run as it stands, without its members.
+    #[must_use]
+    pub fn outline(&self) -> v1::StatusResponse {
+        let stage = self.plan.stage(self.committed);
+        let (state, reason) = self.state();
+        let lag = self.latest.as_ref().and_then(|step| step.pace.lag());
         v1::StatusResponse {
             run: self.file.name.clone(),
             state: state.into(),
@@ -29,10 +45,10 @@ impl Run {
             loss: self.latest.as_ref().map_or(0.0, StepStatistics::loss),
             reward: self.latest.as_ref().and_then(StepStatistics::reward),
             images_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::images_per_second),
-            members: self.members.iter().map(member).collect(),
+            members: Vec::new(),
             reason,
-            slowest_rank: None,
-            lag_seconds: 0.0,
+            slowest_rank: lag.map(|(rank, _)| rank),
+            lag_seconds: lag.map_or(0.0, |(_, seconds)| seconds),
         }
     }
 
@@ -56,6 +72,10 @@ impl Run {
     fn state(&self) -> (&'static str, String) {
         match (&self.phase, &self.paused) {
             (Phase::Waiting | Phase::Forming | Phase::Running, Some(reason)) => ("paused", reason.clone()),
+            (Phase::Running, None) if self.unsaved.is_some() => {
+                let reason = self.unsaved.as_ref().map(|unsaved| unsaved.reason.as_str()).unwrap_or_default();
+                ("paused", format!("{reason}; it is tried again every few seconds"))
+            }
             (Phase::Waiting, None) => ("waiting", self.waiting_for()),
             (Phase::Forming, None) => {
                 let ready = self.generation.as_ref().map_or(0, |generation| generation.ready.len());
@@ -71,14 +91,17 @@ impl Run {
     }
 
     fn waiting_for(&self) -> String {
-        let (members, min) = (self.members.len(), self.file.workers.min as usize);
+        let (members, min) = (self.members.staying(), self.file.workers.min as usize);
         if members < min {
             return format!("{members} of at least {min} workers are attached");
         }
-        let busy = |(rank, member): (u32, &super::membership::Member)| {
-            (member.standing != Standing::Idle).then(|| rank.to_string())
+        let is_busy = |(_, member): &(u32, &super::membership::Member)| member.standing != Standing::Idle;
+        let mut busy = self.members.iter().filter(is_busy).map(|(rank, _)| rank.to_string());
+        let named: Vec<String> = busy.by_ref().take(NAMED).collect();
+        let others = match busy.count() {
+            0 => String::new(),
+            others => format!(" and {others} others"),
         };
-        let busy: Vec<String> = self.members.iter().filter_map(busy).collect();
-        format!("rank {} has yet to let go of generation {}", busy.join(", "), self.last_generation)
+        format!("rank {}{others} have yet to let go of generation {}", named.join(", "), self.last_generation)
     }
 }

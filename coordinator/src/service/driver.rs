@@ -1,8 +1,9 @@
 //! The one task that owns the run: feeds it events and does what it says.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use proto::v1;
+use storage::Checkpoints;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{self, Instant, MissedTickBehavior},
@@ -10,14 +11,22 @@ use tokio::{
 use tonic::Status;
 use tracing::{info, warn};
 
-use super::{captions, http::Readiness, metrics::Metrics, recorder::Recorder, score};
+use super::{
+    captions,
+    clock::Clock,
+    http::Readiness,
+    metrics::Metrics,
+    recorder::Recorder,
+    refusals::{Reason, Refusals},
+    score,
+};
 use crate::run::{Action, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics};
 
 /// Between ticks; the precision with which silence is noticed.
 const TICK: Duration = Duration::from_millis(100);
 /// Between lines about progress.
 const PROGRESS: Duration = Duration::from_secs(1);
-/// Inputs taken in before metrics and readiness are brought up to date.
+/// Inputs taken in before a tick is looked for.
 const TURN: usize = 256;
 
 /// What comes in from the network and the system.
@@ -43,6 +52,7 @@ pub enum Input {
 
 /// The way to a worker. When it is dropped the stream ends.
 pub struct Line {
+    pub peer: SocketAddr,
     pub outbound: mpsc::Sender<Result<v1::Directive, Status>>,
     /// Dropped with the line: tells the task that listens to the worker.
     pub _hold: oneshot::Sender<()>,
@@ -53,11 +63,12 @@ pub struct Driver {
     pub run: Run,
     pub recorder: Recorder,
     pub metrics: Metrics,
+    pub refusals: Refusals,
     /// Scores captions.
     pub scoring: Arc<scoring::Metrics>,
     pub readiness: watch::Sender<Readiness>,
     /// Where checkpoints are.
-    pub checkpoints: PathBuf,
+    pub checkpoints: Arc<Checkpoints>,
     /// For events that come back from threads.
     pub inputs: mpsc::Sender<Input>,
 }
@@ -72,24 +83,34 @@ impl Driver {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut turn = Turn {
             driver: self,
-            started: Instant::now(),
+            clock: Clock::start(),
             asked: BTreeMap::new(),
             lines: BTreeMap::new(),
             reported: None,
+            noted: false,
         };
         let mut inputs = Vec::with_capacity(TURN);
         loop {
             let mut outcome = None;
+            let mut ticked = false;
             tokio::select! {
                 _ = waiting.recv_many(&mut inputs, TURN) => {
+                    turn.clock.turn();
                     for input in inputs.drain(..) {
                         let ended = turn.take(input).await?;
                         outcome = outcome.or(ended);
                     }
                 }
-                _ = ticks.tick() => outcome = turn.event(Event::Tick).await?,
+                _ = ticks.tick() => {
+                    ticked = true;
+                    turn.clock.turn();
+                    outcome = turn.event(Event::Tick).await?;
+                }
             }
-            turn.publish();
+            // How a run with thousands of members stands takes longer to say than most inputs take to handle.
+            if ticked || outcome.is_some() || (turn.noted && waiting.is_empty()) {
+                turn.publish();
+            }
             if let Some(outcome) = outcome {
                 turn.driver.recorder.finish().await?;
                 return Ok(outcome);
@@ -106,11 +127,13 @@ enum Asked {
 
 struct Turn {
     driver: Driver,
-    started: Instant,
+    clock: Clock,
     asked: BTreeMap<RequestId, Asked>,
     lines: BTreeMap<SessionId, Line>,
     /// When progress was last logged.
     reported: Option<Instant>,
+    /// Whether anything was recorded since metrics and readiness were brought up to date.
+    noted: bool,
 }
 
 impl Turn {
@@ -133,7 +156,7 @@ impl Turn {
             Input::Event(event) => event,
             Input::Status { reply } => {
                 // Who no longer waits needs no answer.
-                _ = reply.send(self.driver.run.status(self.started.elapsed()));
+                _ = reply.send(self.driver.run.status(self.clock.now()));
                 return Ok(None);
             }
             Input::Shutdown => {
@@ -149,7 +172,7 @@ impl Turn {
 
     async fn event(&mut self, event: Event) -> anyhow::Result<Option<Outcome>> {
         let mut outcome = None;
-        for action in self.driver.run.on_event(self.started.elapsed(), event) {
+        for action in self.driver.run.on_event(self.clock.now(), event) {
             match action {
                 // Who no longer waits for a place loses it when the reservation runs out.
                 Action::Admit { request, response } => {
@@ -162,23 +185,22 @@ impl Turn {
                         _ = reply.send(Ok(()));
                     }
                 }
-                Action::Refuse { request, refusal } => {
-                    info!(reason = refusal.reason, "refused");
-                    match self.asked.remove(&request) {
-                        Some(Asked::Join(reply)) => _ = reply.send(Err(refusal.into())),
-                        Some(Asked::Resume(reply)) => _ = reply.send(Err(refusal.into())),
-                        None => {}
-                    }
-                }
+                Action::Refuse { request, refusal } => match self.asked.remove(&request) {
+                    Some(Asked::Join(reply)) => _ = reply.send(Err(refusal.into())),
+                    Some(Asked::Resume(reply)) => _ = reply.send(Err(refusal.into())),
+                    None => {}
+                },
                 Action::Send { session, directive } => self.send(session, Ok(directive)),
                 Action::Close { session, refusal } => {
-                    if let Some(refusal) = refusal {
-                        warn!(reason = refusal.reason, "closed a session");
-                        self.send(session, Err(refusal.into()));
+                    if let (Some(refusal), Some(line)) = (refusal, self.lines.get(&session)) {
+                        let status = Status::from(refusal);
+                        self.driver.refusals.note(line.peer, Reason::of_session(status.code()), status.message());
+                        self.send(session, Err(status));
                     }
                     self.lines.remove(&session);
                 }
                 Action::Record(record) => {
+                    self.noted = true;
                     self.tell(&record);
                     self.driver.metrics.record(&record);
                     let durable = record.must_be_durable();
@@ -205,7 +227,7 @@ impl Turn {
                         _ = inputs.send(Input::Event(Event::Scored { evaluation, metrics, items })).await;
                     });
                 }
-                Action::DeleteCheckpoint(name) => self.delete(&name),
+                Action::DeleteCheckpoint(name) => self.delete(name),
                 Action::Exit(how) => outcome = Some(how),
             }
         }
@@ -223,18 +245,18 @@ impl Turn {
         }
     }
 
-    fn delete(&self, name: &str) {
-        let path = self.driver.checkpoints.join(name);
-        tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => warn!(path = %path.display(), %error, "could not delete an old checkpoint"),
+    fn delete(&self, name: String) {
+        let checkpoints = Arc::clone(&self.driver.checkpoints);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = checkpoints.delete(&name) {
+                warn!(%error, "could not delete an old checkpoint");
+            }
         });
     }
 
     fn publish(&mut self) {
-        let status = self.driver.run.status(self.started.elapsed());
-        self.driver.metrics.publish(&status, self.driver.run.samples_committed(), self.driver.run.best());
+        self.noted = false;
+        self.driver.metrics.publish(&self.driver.run);
         let readiness = self.driver.run.readiness();
         self.driver.readiness.send_if_modified(|known| std::mem::replace(known, readiness.clone()) != readiness);
     }
@@ -243,13 +265,14 @@ impl Turn {
     fn tell(&mut self, record: &Record) {
         match record {
             Record::Formed { generation, members, start, source, cause } => {
-                let ranks: Vec<u32> = members.iter().map(|(rank, _)| *rank).collect();
-                info!(generation, ?ranks, at = %start, %source, cause, "forming a generation");
+                let ranks = ranges(members.iter().map(|(rank, _)| *rank));
+                info!(generation, members = members.len(), ranks, at = %start, %source, cause, "forming a generation");
             }
             Record::Ready { generation, .. } => info!(generation, "training"),
             Record::Ended { generation, reason } => info!(generation, reason, "the generation ended"),
             Record::Step(step) => self.tell_progress(step),
             Record::Saved(saved) => info!(at = %saved.place, name = saved.name, "checkpoint"),
+            Record::Damaged(name) => warn!(name, "a checkpoint cannot be used"),
             Record::Deleted(name) => info!(name, "deleting an old checkpoint"),
             Record::Evaluated { place, metrics, .. } => info!(at = %place, ?metrics, "evaluation"),
             Record::Guard { place, firing } => {
@@ -265,7 +288,7 @@ impl Turn {
             return;
         }
         self.reported = Some(Instant::now());
-        let status = self.driver.run.status(self.started.elapsed());
+        let status = self.driver.run.outline();
         info!(
             stage = status.stage_name,
             step = format_args!("{}/{}", step.place.step, status.steps),
@@ -274,5 +297,29 @@ impl Turn {
             images_per_second = step.images_per_second().round(),
             "progress"
         );
+    }
+}
+
+/// Ascending numbers as text: `0-3,7,9-10`.
+fn ranges(numbers: impl IntoIterator<Item = u32>) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if number.checked_sub(1) == Some(*last) => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let run = |(first, last): (u32, u32)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    runs.into_iter().map(run).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ranges;
+
+    #[test]
+    fn ranks_are_logged_as_ranges() {
+        assert_eq!(ranges([0, 1, 2, 3, 7, 9, 10]), "0-3,7,9-10");
+        assert_eq!(ranges([]), "");
     }
 }

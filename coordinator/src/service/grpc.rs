@@ -1,6 +1,7 @@
 //! The gRPC services: every call becomes an input of the driver.
 
 use std::{
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -12,31 +13,46 @@ use std::{
 use futures::Stream;
 use proto::v1::{self, admin_server::Admin, coordinator_server::Coordinator, worker_message::Message as WorkerSays};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::driver::{Input, Line};
+use super::{
+    door::Peer,
+    driver::{Input, Line},
+    http::Readiness,
+    refusals::{Reason, Refusals},
+};
 use crate::run::{Event, Refusal, RefusalKind, SessionId};
 
 /// Directives that may wait for a worker; one that lets more wait is gone.
 const WAITING_DIRECTIVES: usize = 1024;
 /// How long a fresh stream may take to say whose it is.
 const ATTACH_WITHIN: Duration = Duration::from_secs(30);
+/// Streams that have yet to say whose they are. A worker says so at once; the bound is for what others may make the coordinator hold.
+const MOST_UNATTACHED: usize = 1024;
+
+/// How long a question about the run may wait while the coordinator waits for its disk.
+const STATUS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Both services.
 #[derive(Clone)]
 pub struct Grpc {
     driver: mpsc::Sender<Input>,
+    refusals: Refusals,
+    /// What is said of a coordinator that does not come to answer.
+    readiness: watch::Receiver<Readiness>,
     last: Arc<AtomicU64>,
+    unattached: Arc<Semaphore>,
 }
 
 impl Grpc {
     /// Services that speak to this driver.
-    pub fn new(driver: mpsc::Sender<Input>) -> Self {
-        Self { driver, last: Arc::default() }
+    pub fn new(driver: mpsc::Sender<Input>, refusals: Refusals, readiness: watch::Receiver<Readiness>) -> Self {
+        let unattached = Arc::new(Semaphore::new(MOST_UNATTACHED));
+        Self { driver, refusals, readiness, last: Arc::default(), unattached }
     }
 
     fn next(&self) -> u64 {
@@ -83,8 +99,13 @@ impl Coordinator for Grpc {
         // Answered at once: what is wrong with the first message is said in the stream, so that a worker need not send it
         // before it has read the headers.
         let (outbound, directives) = mpsc::channel(WAITING_DIRECTIVES);
-        let session = SessionId(self.next());
-        tokio::spawn(listen(self.driver.clone(), session, request.into_inner(), outbound));
+        let peer =
+            request.extensions().get::<Peer>().ok_or_else(|| Status::internal("a stream without a connection"))?.0;
+        let busy = |_| Status::resource_exhausted("too many sessions have yet to attach: try again");
+        let unattached = Arc::clone(&self.unattached).try_acquire_owned().map_err(busy)?;
+        let (driver, refusals, id) = (self.driver.clone(), self.refusals.clone(), SessionId(self.next()));
+        let session = Session { driver, refusals, id, peer, inbound: request.into_inner() };
+        tokio::spawn(session.listen(outbound, unattached));
         Ok(Response::new(Box::pin(ReceiverStream::new(directives))))
     }
 }
@@ -92,7 +113,13 @@ impl Coordinator for Grpc {
 #[tonic::async_trait]
 impl Admin for Grpc {
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
-        Ok(Response::new(self.ask(|reply| Input::Status { reply }).await?))
+        match time::timeout(STATUS_WITHIN, self.ask(|reply| Input::Status { reply })).await {
+            Ok(status) => Ok(Response::new(status?)),
+            Err(_) => {
+                let reason = self.readiness.borrow().clone().err().unwrap_or_else(|| "it is busy".into());
+                Err(Status::unavailable(format!("the coordinator does not answer: {reason}")))
+            }
+        }
     }
 
     async fn resume(&self, _: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
@@ -102,44 +129,77 @@ impl Admin for Grpc {
     }
 }
 
-/// Tells the driver what comes in on a stream, until either of them ends it.
-async fn listen(
+/// A worker's stream.
+struct Session {
     driver: mpsc::Sender<Input>,
-    session: SessionId,
-    mut inbound: Streaming<v1::WorkerMessage>,
-    outbound: mpsc::Sender<Result<v1::Directive, Status>>,
-) {
-    let first = match time::timeout(ATTACH_WITHIN, inbound.message()).await {
-        Ok(Ok(message)) => message.and_then(|message| message.message),
-        Ok(Err(_)) => return,
-        Err(_) => None,
-    };
-    let Some(WorkerSays::Attach(attach)) = first else {
-        // It may be gone already; then nobody is interested.
-        _ = outbound.send(Err(Status::invalid_argument("the first message of a session must be Attach"))).await;
-        return;
-    };
-    let (hold, mut dropped) = oneshot::channel();
-    let line = Line { outbound, _hold: hold };
-    if driver.send(Input::Attach { session, attach, line }).await.is_err() {
-        return;
+    refusals: Refusals,
+    id: SessionId,
+    peer: SocketAddr,
+    inbound: Streaming<v1::WorkerMessage>,
+}
+
+impl Session {
+    /// Tells the driver what comes in, until either of them ends the session.
+    async fn listen(mut self, outbound: mpsc::Sender<Result<v1::Directive, Status>>, unattached: OwnedSemaphorePermit) {
+        let first = time::timeout(ATTACH_WITHIN, self.inbound.message()).await;
+        let refused = match first {
+            Ok(Ok(Some(v1::WorkerMessage { message: Some(WorkerSays::Attach(attach)) }))) => {
+                drop(unattached);
+                return self.attached(outbound, attach).await;
+            }
+            Ok(Ok(None)) => return,
+            Ok(Err(status)) => status,
+            Ok(Ok(Some(_))) | Err(_) => Status::invalid_argument("the first message of a session must be Attach"),
+        };
+        if self.is_refusal(&refused) {
+            // It may be gone already; then nobody is interested.
+            _ = outbound.send(Err(refused)).await;
+        }
     }
-    loop {
-        let message = tokio::select! {
-            message = inbound.message() => message,
-            // The driver has ended the session.
-            _ = &mut dropped => return,
-        };
-        let event = match message {
-            Ok(Some(v1::WorkerMessage { message: Some(message) })) => Event::Message { session, message },
-            // Of a newer worker; versions that must not be mixed are told apart at join.
-            Ok(Some(v1::WorkerMessage { message: None })) => continue,
-            Ok(None) | Err(_) => Event::Closed { session },
-        };
-        let closed = matches!(event, Event::Closed { .. });
-        if driver.send(Input::Event(event)).await.is_err() || closed {
+
+    async fn attached(mut self, outbound: mpsc::Sender<Result<v1::Directive, Status>>, attach: v1::Attach) {
+        let (session, peer) = (self.id, self.peer);
+        let (hold, mut dropped) = oneshot::channel();
+        // Does not keep the stream open when the driver lets go of it.
+        let line = Line { peer, outbound: outbound.clone(), _hold: hold };
+        let outbound = outbound.downgrade();
+        if self.driver.send(Input::Attach { session, attach, line }).await.is_err() {
             return;
         }
+        loop {
+            let message = tokio::select! {
+                message = self.inbound.message() => message,
+                // The driver has ended the session.
+                _ = &mut dropped => return,
+            };
+            let event = match message {
+                Ok(Some(v1::WorkerMessage { message: Some(message) })) => Event::Message { session, message },
+                // Of a newer worker; versions that must not be mixed are told apart at join.
+                Ok(Some(v1::WorkerMessage { message: None })) => continue,
+                Ok(None) => Event::Closed { session },
+                Err(status) => {
+                    if let Some(outbound) = outbound.upgrade().filter(|_| self.is_refusal(&status)) {
+                        // One that does not read what it is sent is not told.
+                        _ = outbound.try_send(Err(status));
+                    }
+                    Event::Closed { session }
+                }
+            };
+            let closed = matches!(event, Event::Closed { .. });
+            if self.driver.send(Input::Event(event)).await.is_err() || closed {
+                return;
+            }
+        }
+    }
+
+    /// Whether a stream's error is about what was said on it, and not about the connection; then it is noted.
+    fn is_refusal(&self, status: &Status) -> bool {
+        // What tonic finds wrong with a message has no cause; what happens to a connection has.
+        let refused = std::error::Error::source(status).is_none();
+        if refused {
+            self.refusals.note(self.peer, Reason::of_session(status.code()), status.message());
+        }
+        refused
     }
 }
 

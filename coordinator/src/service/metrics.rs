@@ -5,11 +5,11 @@ use metrics::{
     Label, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram, with_local_recorder,
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use proto::v1;
 use runfile::RunFile;
 use statistics::{Summary, names};
 
-use crate::run::{best::Best, record::Record, statistics::StepStatistics};
+use super::refusals::Refusals;
+use crate::run::{Run, record::Record, statistics::StepStatistics};
 
 /// Bounds of the buckets of step durations, in seconds.
 const STEP_SECONDS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0];
@@ -60,6 +60,11 @@ impl Metrics {
         self.recorder.handle()
     }
 
+    /// Counts what is refused.
+    pub fn refusals(&self) -> Refusals {
+        with_local_recorder(&self.recorder, Refusals::new)
+    }
+
     /// Brings the metrics up to date with something that happened.
     pub fn record(&self, record: &Record) {
         with_local_recorder(&self.recorder, || match record {
@@ -79,17 +84,20 @@ impl Metrics {
             | Record::Formed { .. }
             | Record::Ended { .. }
             | Record::Deleted(_)
+            | Record::Damaged(_)
             | Record::Event { .. } => {}
         });
     }
 
     /// Brings the metrics up to date with how the run stands.
-    pub fn publish(&mut self, status: &v1::StatusResponse, samples: u64, best: Option<(&str, Best)>) {
+    pub fn publish(&mut self, run: &Run) {
+        let (status, samples, best) = (run.outline(), run.samples_committed(), run.best());
+        let members = run.attached();
         let Self { recorder, run, stage, best: known } = self;
         with_local_recorder(&*recorder, || {
             gauge!("dico_step").set(status.step as f64);
             gauge!("dico_generation").set(status.generation as f64);
-            gauge!("dico_members").set(status.members.len() as f64);
+            gauge!("dico_members").set(members as f64);
             counter!("dico_samples_committed_total").absolute(samples);
             let info = |name: &str, value| {
                 gauge!("dico_stage_info", "run" => run.clone(), "stage" => name.to_owned()).set(value);
@@ -122,6 +130,10 @@ fn expose_step(step: &StepStatistics) {
     histogram!("dico_step_seconds").record(step.seconds);
     gauge!("dico_all_reduce_seconds").set(step.all_reduce_seconds);
     gauge!("dico_images_per_second").set(step.images_per_second());
+    if let Some((rank, seconds)) = step.pace.lag() {
+        gauge!("dico_slowest_rank").set(rank);
+        gauge!("dico_lag_seconds").set(seconds);
+    }
     for (summary, gauge, _) in MEANS {
         if let Some(summary) = step.summaries.get(summary).filter(|summary| summary.count() > 0) {
             gauge!(gauge).set(summary.mean());
@@ -156,6 +168,11 @@ fn describe() {
     describe_histogram!("dico_step_seconds", "Seconds of a step on the slowest member");
     describe_gauge!("dico_all_reduce_seconds", "Longest time a member spent in the last step's all-reduce, in seconds");
     describe_gauge!("dico_images_per_second", "Samples a second over all members in the last step");
+    describe_gauge!("dico_slowest_rank", "Rank that the others waited for in the last step");
+    describe_gauge!(
+        "dico_lag_seconds",
+        "How much longer than the average of the others the slowest rank computed, in seconds"
+    );
     describe_counter!("dico_samples_committed_total", "Samples that training has consumed for good");
     describe_gauge!("dico_generation", "Number of the last generation");
     describe_gauge!("dico_members", "Attached workers");
@@ -165,5 +182,9 @@ fn describe() {
     describe_gauge!("dico_best_score", "Score of the present stage's best state, by the stage's metric");
     describe_counter!("dico_guard_events_total", "Rules of the guard that were broken");
     describe_gauge!("dico_paused", "1 while the guard has paused the run");
+    describe_counter!(
+        "dico_refusals_total",
+        "Connections, calls and sessions that were refused or ended for what they are"
+    );
     describe_gauge!("dico_build_info", "Version of the coordinator");
 }

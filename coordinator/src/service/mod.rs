@@ -1,35 +1,46 @@
 //! The shell around the run: turns calls into events, and actions into messages, records and metrics.
 //!
 //! ```text
-//!   workers ==gRPC==> grpc --Input--> driver --Event--> run::Run
-//!      ^                                |  <--Action------'
-//!      '======== directives ============|
-//!                                       |--Record--> recorder (a thread; SQLite)
-//!                                       |--Record--> metrics --> http <-- Prometheus
-//!                                       '--items---> captions, score (a blocking thread) --Event--> driver
+//!   workers ==gRPC==> door -> access -> grpc --Input--> driver --Event--> run::Run
+//!      ^               |        |        |                |  <--Action------'
+//!      |               '--------'--------'--> refusals    |
+//!      '======== directives ==============================|
+//!                                                         |--Record--> recorder (a thread; SQLite)
+//!                                                         |--Record--> metrics --> http <-- Prometheus
+//!                                                         '--items---> captions, score (a blocking thread) --Event--> driver
 //! ```
 
+mod access;
 mod captions;
+mod clock;
+mod door;
 mod driver;
 mod grpc;
 mod http;
 mod metrics;
 mod recorder;
+mod refusals;
 mod score;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
+use axum::middleware;
+use proto::v1::{admin_server::AdminServer, coordinator_server::CoordinatorServer};
 use runfile::RunFile;
+use rustls::ServerConfig;
+use storage::Checkpoints;
 use tokio::{net::TcpListener, sync::mpsc, sync::watch, time};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::{service::Routes, transport::Server};
 
 use crate::{
     journal::Journal,
     run::{Outcome, Run, record::Restored},
 };
+use access::Reception;
+pub use access::Tokens;
+use door::Door;
 use driver::Driver;
 use metrics::Metrics;
 use recorder::Recorder;
@@ -38,6 +49,12 @@ use recorder::Recorder;
 const WAITING_INPUTS: usize = 4096;
 /// How long open connections may take to close when everything is said, in seconds.
 const CLOSING: time::Duration = time::Duration::from_secs(1);
+/// Calls that may be under way on one connection.
+const MOST_STREAMS: u32 = 128;
+/// Most bytes of a call's headers; a token is the longest of them.
+const MOST_HEADERS: u32 = 16 << 10;
+/// How long a connection may be silent before its peer is asked whether it is there, and how long that may take.
+const ASKED_AFTER: [time::Duration; 2] = [time::Duration::from_secs(30), time::Duration::from_secs(20)];
 
 /// What a coordinator is made of.
 pub struct Service {
@@ -47,12 +64,25 @@ pub struct Service {
     pub restored: Restored,
     /// Where the run is recorded.
     pub journal: Journal,
+    /// Where states are saved, for those that are to be deleted.
+    pub checkpoints: Checkpoints,
     /// Scores captions of evaluations.
     pub scoring: scoring::Metrics,
     /// Where workers and `coordinator status` come in.
     pub grpc: TcpListener,
     /// Where Prometheus and health checks come in.
     pub http: TcpListener,
+    /// Who is let in.
+    pub security: Security,
+}
+
+/// Who is let in. By default everybody, and those on this machine may do everything.
+#[derive(Clone, Default)]
+pub struct Security {
+    /// The certificates that connections are made with.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// The tokens that calls need.
+    pub tokens: Tokens,
 }
 
 /// Asks a coordinator to stop.
@@ -81,28 +111,36 @@ impl Service {
         waiting: mpsc::Receiver<driver::Input>,
     ) -> anyhow::Result<Outcome> {
         let mut metrics = Metrics::new(&self.file);
-        let checkpoints: PathBuf = self.file.output.join("checkpoints");
         let run = Run::new(self.file, self.restored);
         // Whoever asks first is told how the run stands, too.
-        metrics.publish(&run.status(time::Duration::ZERO), run.samples_committed(), run.best());
+        metrics.publish(&run);
         let (readiness, ready) = watch::channel(run.readiness());
         let (over, closing) = watch::channel(());
         let closed = |mut closing: watch::Receiver<()>| async move { _ = closing.changed().await };
 
-        let http = axum::serve(self.http, http::routes(metrics.handle(), ready));
+        let http = axum::serve(self.http, http::routes(metrics.handle(), ready.clone()));
         let http = tokio::spawn(http.with_graceful_shutdown(closed(closing.clone())).into_future());
-        let incoming = TcpListenerStream::new(self.grpc);
-        let grpc = grpc::Grpc::new(inputs.clone());
+        let refusals = metrics.refusals();
+        let Security { tls, tokens } = self.security;
+        let door = Door { listener: self.grpc, tls, refusals: refusals.clone() };
+        let reception = Reception { tokens: Arc::new(tokens), refusals: refusals.clone() };
+        let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), ready);
+        let workers = CoordinatorServer::new(grpc.clone()).max_decoding_message_size(proto::MOST_TO_COORDINATOR);
+        let routes = Routes::new(workers).add_service(AdminServer::new(grpc)).into_axum_router();
+        let routes = routes.layer(middleware::from_fn_with_state(reception, access::receive));
+        let [idle, patience] = ASKED_AFTER.map(Some);
         let grpc = Server::builder()
-            .tcp_nodelay(true)
-            .add_service(proto::v1::coordinator_server::CoordinatorServer::new(grpc.clone()))
-            .add_service(proto::v1::admin_server::AdminServer::new(grpc))
-            .serve_with_incoming_shutdown(incoming, closed(closing));
+            .max_concurrent_streams(MOST_STREAMS)
+            .http2_max_header_list_size(MOST_HEADERS)
+            .http2_keepalive_interval(idle)
+            .http2_keepalive_timeout(patience)
+            .add_routes(routes.into())
+            .serve_with_incoming_shutdown(door.open(), closed(closing));
         let grpc = tokio::spawn(grpc);
 
-        let scoring = Arc::new(self.scoring);
-        let driver =
-            Driver { run, recorder: Recorder::start(self.journal), metrics, scoring, readiness, checkpoints, inputs };
+        let (scoring, checkpoints) = (Arc::new(self.scoring), Arc::new(self.checkpoints));
+        let recorder = Recorder::start(self.journal, readiness.clone());
+        let driver = Driver { run, recorder, metrics, refusals, scoring, readiness, checkpoints, inputs };
         let outcome = driver.drive(waiting).await;
         drop(over);
         // What is left are connections whose peers do not close them: they are cut.

@@ -1,7 +1,10 @@
 //! The thread that writes the journal, so that nobody waits for the disk who need not.
 
-use tokio::sync::{mpsc, oneshot};
+use std::time::Duration;
 
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::http::Readiness;
 use crate::{
     journal::{Error, Journal},
     run::record::Record,
@@ -9,6 +12,8 @@ use crate::{
 
 /// Records that may wait for the disk; beyond that the driver waits.
 const WAITING_RECORDS: usize = 8192;
+/// Between attempts to write.
+const RETRY: Duration = Duration::from_secs(1);
 /// Records in one transaction at most.
 const BATCH: usize = 1024;
 
@@ -25,10 +30,10 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts the thread.
-    pub fn start(journal: Journal) -> Self {
+    /// Starts the thread. While the disk is full, `readiness` says so.
+    pub fn start(journal: Journal, readiness: watch::Sender<Readiness>) -> Self {
         let (orders, waiting) = mpsc::channel(WAITING_RECORDS);
-        Self { orders, thread: Some(std::thread::spawn(move || write(journal, waiting))) }
+        Self { orders, thread: Some(std::thread::spawn(move || write(journal, waiting, &readiness))) }
     }
 
     /// Writes a record some time soon, after all before it.
@@ -72,7 +77,11 @@ impl Recorder {
     }
 }
 
-fn write(mut journal: Journal, mut waiting: mpsc::Receiver<Order>) -> Result<(), Error> {
+fn write(
+    mut journal: Journal,
+    mut waiting: mpsc::Receiver<Order>,
+    readiness: &watch::Sender<Readiness>,
+) -> Result<(), Error> {
     let mut orders = Vec::new();
     while waiting.blocking_recv_many(&mut orders, BATCH) > 0 {
         let (mut records, mut answers) = (Vec::new(), Vec::new());
@@ -83,10 +92,82 @@ fn write(mut journal: Journal, mut waiting: mpsc::Receiver<Order>) -> Result<(),
             }
         }
         if !records.is_empty() {
-            journal.write(&records)?;
+            insist(&mut journal, &records, readiness)?;
         }
         // Who no longer waits needs no answer.
         answers.into_iter().for_each(|answer| _ = answer.send(()));
     }
     Ok(())
+}
+
+/// Writes until it is written: a full disk holds the run, and nothing is lost.
+fn insist(journal: &mut Journal, records: &[Record], readiness: &watch::Sender<Readiness>) -> Result<(), Error> {
+    while let Err(error) = journal.write(records) {
+        if !error.may_pass() {
+            return Err(error);
+        }
+        let reason = format!("{error}: the run holds until it can be written (make room where the journal is)");
+        tracing::warn!("{reason}");
+        _ = readiness.send_replace(Err(format!("paused: {reason}")));
+        std::thread::sleep(RETRY);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, process::Command, time::Duration};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::run::{record::Happening, testing};
+
+    /// A file system of one MiB.
+    struct SmallDisk(tempfile::TempDir);
+
+    impl SmallDisk {
+        fn mount() -> Option<Self> {
+            let folder = tempfile::tempdir().unwrap();
+            let mount =
+                Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder.path()).output();
+            if mount.as_ref().is_ok_and(|output| output.status.success()) {
+                return Some(Self(folder));
+            }
+            eprintln!("SKIPPED: a full disk needs a file system that this process may not mount: {mount:?}");
+            None
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            Command::new("umount").arg(self.0.path()).status().unwrap();
+        }
+    }
+
+    fn events(state: &Path) -> usize {
+        crate::journal::history::History::open(state).unwrap().events(0).unwrap().len()
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_holds_until_there_is_room_and_nothing_is_lost() {
+        let Some(disk) = SmallDisk::mount() else { return };
+        let state = disk.0.path().join("state");
+        let journal = Journal::open(&state, &testing::run_file(vec![testing::stage("a", 2, 8, None, None)])).unwrap();
+        let hoard = disk.0.path().join("hoard");
+        std::fs::write(&hoard, vec![1; 700 << 10]).unwrap();
+        let (readiness, mut ready) = watch::channel(Ok(()));
+        let mut recorder = Recorder::start(journal, readiness);
+        let detail = json!({ "reason": "x".repeat(100 << 10) });
+        for _ in 0..5 {
+            let record = Record::Event { what: Happening::Lost, detail: detail.clone() };
+            recorder.write(record).await.unwrap();
+        }
+        ready.wait_for(Result::is_err).await.unwrap();
+        let reason = ready.borrow().clone().unwrap_err();
+        assert!(reason.contains("full") && reason.contains("make room"), "{reason}");
+        std::fs::remove_file(hoard).unwrap();
+        tokio::time::timeout(Duration::from_secs(60), recorder.sync()).await.unwrap().unwrap();
+        assert_eq!(events(&state), 5);
+    }
 }

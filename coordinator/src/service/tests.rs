@@ -1,5 +1,7 @@
 //! The whole coordinator on the loopback, with clients that speak gRPC.
 
+mod refusals;
+
 use std::path::Path;
 
 use proto::{
@@ -19,7 +21,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{Service, Stop};
+use super::{Security, Service, Stop};
 use crate::{
     journal::Journal,
     run::{Outcome, testing},
@@ -34,11 +36,27 @@ struct Running {
     output: tempfile::TempDir,
 }
 
+/// A coordinator whom nobody has spoken to yet.
+struct Served {
+    grpc: std::net::SocketAddr,
+    http: std::net::SocketAddr,
+    stop: Stop,
+    served: JoinHandle<anyhow::Result<Outcome>>,
+    output: tempfile::TempDir,
+}
+
 async fn start() -> Running {
     start_with(testing::stage("a", 12, 8, Some(4), None)).await
 }
 
 async fn start_with(stage: Stage) -> Running {
+    let Served { grpc, http, stop, served, output } = serve(stage, Security::default()).await;
+    let channel = Channel::from_shared(format!("http://{grpc}")).unwrap().connect().await.unwrap();
+    let (client, admin) = (CoordinatorClient::new(channel.clone()), AdminClient::new(channel));
+    Running { client, admin, http, stop, served, output }
+}
+
+async fn serve(stage: Stage, security: Security) -> Served {
     let output = tempfile::tempdir().unwrap();
     let mut file = testing::run_file(vec![stage]);
     file.output = output.path().to_owned();
@@ -49,11 +67,10 @@ async fn start_with(stage: Stage) -> Running {
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
     let scoring = scoring::Metrics::open(&scoring::Files::default()).expect("no files are named");
-    let (stop, served) = Service { file, restored, journal, scoring, grpc, http }.start();
-    let served = tokio::spawn(served);
-    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-    let (client, admin) = (CoordinatorClient::new(channel.clone()), AdminClient::new(channel));
-    Running { client, admin, http: http_address, stop, served, output }
+    let access = storage::Access::environment();
+    let checkpoints = storage::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
+    let (stop, served) = Service { file, restored, journal, checkpoints, scoring, grpc, http, security }.start();
+    Served { grpc: address, http: http_address, stop, served: tokio::spawn(served), output }
 }
 
 fn join(rank: Option<u32>) -> v1::JoinRequest {

@@ -1,14 +1,12 @@
 //! Whole data sets, from folders and from a bucket that a small server in this process pretends to be.
 
-mod bucket;
-
 use std::io::Cursor;
 use std::path::Path;
 
+use bucket::Bucket;
 use image::{ImageFormat, Rgb, RgbImage};
 use object_store::aws::AmazonS3Builder;
 
-use self::bucket::Bucket;
 use super::*;
 
 const INDEX: &str = ".index.json";
@@ -182,13 +180,7 @@ fn paths_with_dots_blanks_and_links_are_followed() {
 }
 
 fn access(bucket: &Bucket) -> Access {
-    AmazonS3Builder::new()
-        .with_endpoint(bucket.address())
-        .with_allow_http(true)
-        .with_region("here")
-        .with_access_key_id("key")
-        .with_secret_access_key("secret")
-        .into()
+    bucket.settings().into()
 }
 
 fn filled() -> Bucket {

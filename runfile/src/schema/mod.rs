@@ -92,6 +92,15 @@ pub struct Checkpoints {
     pub keep: u32,
 }
 
+impl RunFile {
+    /// The folder or URL that states are saved to.
+    #[must_use]
+    pub fn checkpoint_place(&self) -> String {
+        let beside = || self.output.join("checkpoints").to_string_lossy().into_owned();
+        self.checkpoints.to.clone().unwrap_or_else(beside)
+    }
+}
+
 impl Default for Checkpoints {
     fn default() -> Self {
         Self { to: None, keep: 2 }

@@ -1,17 +1,17 @@
 //! The published layout, written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensorError;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 
 use crate::archive::stored;
 use crate::clip::names::{Returned, vision_to_hugging_face};
 use crate::error::Error;
-use crate::tensor::Tensor;
+use crate::tensor::{Dtype, Tensor};
 
 /// The vision tower's tensors under their published names, which begin with `prefix` ([`super::VISION_PREFIX`], or what
 /// [`super::Released::vision_prefix`] says): the inverse of [`super::Released::vision_tensors`]. `visual.proj` has no place
@@ -58,10 +58,40 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor<'_>)]) -> Resul
     })
 }
 
+/// What a safetensors file begins with whose tensors, of 32-bit numbers, follow one upon the other without gaps: for those who
+/// write a file without having it in memory.
+///
+/// # Errors
+/// A name is there twice, or a tensor is larger than a file can be.
+pub fn safetensors_start(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<Vec<u8>, Error> {
+    let mut end = 0;
+    let mut names = BTreeSet::new();
+    let mut infos = Vec::new();
+    for (name, shape) in tensors {
+        let size = shape.iter().try_fold(Dtype::F32.size(), |size, &side| size.checked_mul(side));
+        let after = size.and_then(|size| size.checked_add(end));
+        let after = after.ok_or_else(|| Error::export(&name, "is larger than a file can be"))?;
+        if !names.insert(name.clone()) {
+            return Err(Error::export(&name, "is there twice"));
+        }
+        infos.push((name, TensorInfo { dtype: stored(Dtype::F32), shape, data_offsets: (end, after) }));
+        end = after;
+    }
+    let failed = |error: &dyn std::fmt::Display| Error::export("header", error);
+    let metadata = Metadata::new(Some(written_by()), infos).map_err(|error| failed(&error))?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|error| failed(&error))?;
+    // Numbers that are mapped into memory are looked at in place: they begin at a multiple of eight.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())
+}
+
+/// transformers refuses a file that does not say by whom its tensors are meant to be read.
+fn written_by() -> HashMap<String, String> {
+    HashMap::from([("format".to_owned(), "pt".to_owned())])
+}
+
 fn write(views: &BTreeMap<&str, TensorView<'_>>, partial: &Path, path: &Path) -> std::io::Result<()> {
-    // transformers refuses a file that does not say by whom its tensors are meant to be read.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), partial).map_err(|error| match error {
+    safetensors::serialize_to_file(views, Some(written_by()), partial).map_err(|error| match error {
         SafeTensorError::IoError(error) => error,
         other => std::io::Error::other(other),
     })?;

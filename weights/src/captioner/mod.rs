@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use config::config_json;
-pub use export::{vision_to_released, write_safetensors};
+pub use export::{safetensors_start, vision_to_released, write_safetensors};
 pub use names::VISION_PREFIX;
 
 use crate::archive::Archive;

@@ -250,3 +250,23 @@ fn what_cannot_be_written_leaves_nothing_behind() {
     assert!(write_safetensors(&path, &twice[..1]).is_err());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "only the folder that was in the way");
 }
+
+#[test]
+fn a_file_that_is_written_piece_by_piece_is_read_like_one_that_was_written_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pieces.safetensors");
+    let shapes = [("b", vec![2, 1]), ("a", vec![]), ("empty", vec![0])];
+    let named = shapes.clone().map(|(name, shape)| (name.to_owned(), shape));
+    let mut file = safetensors_start(named).unwrap();
+    assert_eq!(file.len() % 8, 0);
+    [1.5_f32, -2.0, 3.0].iter().for_each(|value| file.extend(value.to_le_bytes()));
+    std::fs::write(&path, file).unwrap();
+    let archive = Archive::open(&path).unwrap();
+    let tensors: BTreeMap<_, _> = archive.tensors().into_iter().collect();
+    assert_eq!((&tensors["b"].shape, &tensors["a"].shape), (&shapes[0].1, &shapes[1].1));
+    assert_eq!(tensors["b"].bytes[..4], 1.5_f32.to_le_bytes());
+    assert_eq!(tensors["a"].bytes[..], 3.0_f32.to_le_bytes());
+    let twice = ["a", "a"].map(|name| (name.to_owned(), vec![1]));
+    assert!(safetensors_start(twice).unwrap_err().to_string().contains("a: is there twice"));
+    assert!(safetensors_start([("a".to_owned(), vec![usize::MAX, 2])]).unwrap_err().to_string().contains("larger"));
+}

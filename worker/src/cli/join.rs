@@ -1,6 +1,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use connection::Address;
+
 use super::device::Compute;
 use crate::session::{self, Options};
 
@@ -8,11 +10,14 @@ use crate::session::{self, Options};
 const RANK_VARIABLES: [&str; 3] = ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX"];
 
 #[derive(clap::Args)]
+/// Take part in a run until it is complete.
+///
+/// On SIGTERM or SIGINT the worker finishes the step in flight, hands over what only it holds, and ends; a second signal ends it at
+/// once.
 #[command(after_help = "Example: worker join --coordinator http://10.0.0.1:7070 --device cuda:0")]
 pub struct Join {
-    /// The coordinator's gRPC address.
-    #[arg(long, env = "DICO_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
-    coordinator: String,
+    #[command(flatten)]
+    address: Address,
     /// This worker's identity in the cluster [default: RANK, SLURM_PROCID or JOB_COMPLETION_INDEX, else the coordinator's
     /// choice].
     #[arg(long, value_name = "N")]
@@ -22,8 +27,8 @@ pub struct Join {
     /// Address at which other workers reach this one [default: that of the route to the coordinator].
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
-    /// Seconds to go on trying when the coordinator cannot be reached.
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    /// Seconds to go on trying when the coordinator cannot be reached, at first or after it was lost; the state is held meanwhile.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     join_timeout: u64,
 }
 
@@ -34,7 +39,7 @@ impl Join {
             None => rank_of_environment(|name| std::env::var(name).ok())?,
         };
         let options = Options {
-            coordinator: self.coordinator,
+            coordinator: self.address.link().map_err(|error| error.to_string())?,
             rank,
             device: self.compute.prepare()?,
             host: self.host,

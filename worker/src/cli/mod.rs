@@ -26,7 +26,6 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Take part in a coordinator's run until it is complete.
     Join(join::Join),
     /// Store what the frozen towers see of each image of a split.
     Encode(encode::Encode),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tch::Tensor;
 
-use super::{AbandonFlag, Broken, Collective};
+use super::{Broken, Collective, Flag};
 
 /// Bytes of an error's buffer; as in `gloo/shim.cpp`.
 const ERROR_LENGTH: usize = 512;
@@ -111,7 +111,7 @@ impl Store {
 pub struct Gloo {
     /// Taken when dropped, to be destroyed on another thread: an abandoned group waits for its peers' sockets.
     group: Option<Handle>,
-    abandon: AbandonFlag,
+    abandon: Flag,
     rank: usize,
     world_size: usize,
 }
@@ -128,7 +128,7 @@ impl Gloo {
         rank: usize,
         world_size: usize,
         patience: Duration,
-        abandon: AbandonFlag,
+        abandon: Flag,
     ) -> Result<Self, Broken> {
         let (host, port) = store_address
             .rsplit_once(':')
@@ -243,7 +243,7 @@ mod tests {
                 .map(|rank| {
                     scope.spawn(move || {
                         let patience = Duration::from_secs(30);
-                        let flag = AbandonFlag::default();
+                        let flag = Flag::default();
                         body(Gloo::meet(address, 1, HOST, rank, size, patience, flag).unwrap())
                     })
                 })
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn meeting_ends_when_abandoned() {
         let store = Store::serve(HOST).unwrap();
-        let flag = AbandonFlag::default();
+        let flag = Flag::default();
         flag.raise();
         let met = Gloo::meet(store.address(), 1, HOST, 0, 2, Duration::from_secs(2), flag);
         assert_eq!(met.err(), Some(Broken::Abandoned));

@@ -46,17 +46,17 @@ pub enum Broken {
     Failed(String),
 }
 
-/// Lets another thread end a wait inside a collective.
+/// Tells another thread something once: to end a wait inside a collective, or to stop after what is in flight.
 #[derive(Clone, Debug, Default)]
-pub struct AbandonFlag(Arc<AtomicBool>);
+pub struct Flag(Arc<AtomicBool>);
 
-impl AbandonFlag {
-    /// From now on every operation of the collective fails.
+impl Flag {
+    /// Tells it.
     pub fn raise(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether it was raised.
+    /// Whether it was told.
     #[must_use]
     pub fn is_raised(&self) -> bool {
         self.0.load(Ordering::Acquire)

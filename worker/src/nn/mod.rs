@@ -6,4 +6,4 @@ mod parameters;
 pub use layers::{
     BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, causal_mask, merge_heads, split_heads,
 };
-pub use parameters::{Builder, Mismatch, Parameters};
+pub use parameters::{Builder, Gradient, Mismatch, Parameters};

@@ -72,13 +72,26 @@ struct Entry {
     tensor: Tensor,
 }
 
+/// Values that the ranks sum together with the gradients.
+pub const EXTRA: i64 = 2;
+
+/// The gradients of a model, as views of one buffer.
+pub struct Gradient {
+    /// All of the buffer, `[total + EXTRA]`.
+    pub whole: Tensor,
+    /// The gradients, `[total]`.
+    pub values: Tensor,
+    /// What is summed with them, `[EXTRA]`.
+    pub extra: Tensor,
+}
+
 /// All parameters of a model, as views of one contiguous buffer, in a fixed order.
 ///
 /// While a model is trained its gradients are views of a second such buffer, so an all-reduce, a norm or an optimizer
 /// step is a handful of operations whatever the number of layers.
 pub struct Parameters {
     flat: Tensor,
-    /// Every gradient, then the weight of the samples that they are a sum over, `[total + 1]`.
+    /// Every gradient, then what else the ranks sum, `[total + EXTRA]`.
     gradient: Option<Tensor>,
     entries: Vec<Entry>,
 }
@@ -89,11 +102,14 @@ impl Parameters {
         &self.flat
     }
 
-    /// While the model is trained: its gradients and, as last value, room for the weight that they will be divided by, so
-    /// that one all-reduce sums both over all ranks. `[total + 1]`.
+    /// While the model is trained: its gradients `[total]`, and behind them, in the same memory, room for [`EXTRA`] further values,
+    /// so that one all-reduce sums all of it over the ranks.
     #[must_use]
-    pub fn gradient_and_weight(&self) -> Option<&Tensor> {
-        self.gradient.as_ref()
+    pub fn gradient(&self) -> Option<Gradient> {
+        let whole = self.gradient.as_ref()?;
+        let total = self.flat.size()[0];
+        let [values, extra] = [(0, total), (total, EXTRA)].map(|(from, length)| whole.narrow(0, from, length));
+        Some(Gradient { whole: whole.shallow_clone(), values, extra })
     }
 
     /// Lets backward passes add to the gradients, which start at zero.
@@ -101,7 +117,7 @@ impl Parameters {
         if self.gradient.is_some() {
             return;
         }
-        let gradient = Tensor::zeros([self.flat.size()[0] + 1], (Kind::Float, self.flat.device()));
+        let gradient = Tensor::zeros([self.flat.size()[0] + EXTRA], (Kind::Float, self.flat.device()));
         for entry in &self.entries {
             let leaf = entry.tensor.set_requires_grad(true);
             // A backward pass defines the leaf's gradient; from then on autograd adds to that tensor in place, so it can
@@ -243,13 +259,15 @@ mod tests {
         for _ in 0..2 {
             (weight.sum(Kind::Float) * 2.0 + bias.sum(Kind::Float)).backward();
         }
-        let expected = [4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 2.0, 2.0, 0.0_f32];
-        assert_eq!(Vec::<f32>::try_from(parameters.gradient_and_weight().unwrap()).unwrap(), expected);
+        let expected = [4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 2.0, 2.0, 0.0, 0.0_f32];
+        let gradient = parameters.gradient().unwrap();
+        assert_eq!(Vec::<f32>::try_from(&gradient.whole).unwrap(), expected);
+        assert_eq!(Vec::<f32>::try_from(&gradient.values).unwrap(), expected[..8]);
         parameters.stop_training();
         assert!(!weight.requires_grad());
         parameters.start_training();
         (weight.sum(Kind::Float) * 2.0).backward();
-        assert_eq!(parameters.gradient_and_weight().unwrap().sum(Kind::Float).double_value(&[]), 12.0);
+        assert_eq!(parameters.gradient().unwrap().values.sum(Kind::Float).double_value(&[]), 12.0);
     }
 
     #[test]

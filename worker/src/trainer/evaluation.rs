@@ -27,12 +27,17 @@ impl Trainer {
             return Err(Stop::Fatal(format!("told to caption {range:?} of {images} images")));
         }
         let ranges = order.ranges.iter().map(|range| range.begin as usize..range.end as usize);
+        let mut left = order.ranges.len();
         for (range, batch) in self.loader.ranges(Split::Validation, ranges) {
             self.not_abandoned()?;
             let items = examiner.items(&batch?);
             let range = Some(v1::ImageRange { begin: range.start as u64, end: range.end as u64 });
             let evaluation = order.evaluation;
             self.report(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items }));
+            left -= 1;
+            if left > 0 && self.halt.is_raised() {
+                return Err(Stop::Halted);
+            }
         }
         Ok(())
     }

@@ -4,11 +4,16 @@
 //!   session (tokio)                      training thread (libtorch)
 //!     | -- Order{directive, flag} -------> | rendezvous, train, evaluate, checkpoint, advance
 //!     | <----------------- reports ------- | Ready, StepDone, EvaluationItems, ..., Idle
-//!     | -- flag.raise() on Abandon ------> | ends a wait in the collective at once
+//!     | -- abandon.raise() --------------> | ends a wait in the collective at once
+//!     | -- halt.raise() -----------------> | ends the generation after the step in flight, on all ranks
+//!     |                                    | -- Save{snapshot} --> saver (a thread)
+//!     | <-- CheckpointDone, CheckpointFailed ------------------------ |
 //! ```
 
 mod checkpoint;
 mod evaluation;
+mod saver;
+mod snapshot;
 mod state;
 mod step;
 
@@ -22,13 +27,17 @@ use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
 use runfile::{Objective, Reward, RunFile, Stage};
 use scoring::cider::Cider;
 use sha2::{Digest, Sha256};
+use storage::{Access, Checkpoints};
 use tch::Device;
 
 use crate::captioner::Search;
-use crate::collective::{AbandonFlag, Broken, Collective, Gloo, Solo};
+use crate::collective::{Broken, Collective, Flag, Gloo, Solo};
 use crate::data::{Loader, Source};
 use crate::models::Origins;
 use crate::sight;
+pub use saver::Saving;
+use saver::{Save, Saver};
+use snapshot::Snapshot;
 use state::State;
 use step::{Ahead, Pairs};
 
@@ -42,7 +51,16 @@ pub struct Order {
     /// What to do.
     pub directive: v1::Directive,
     /// Of the directive's generation.
-    pub abandon: AbandonFlag,
+    pub flags: Flags,
+}
+
+/// How the session reaches the training thread in the middle of a generation.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// Let go at once.
+    pub abandon: Flag,
+    /// Let go after what is in flight.
+    pub halt: Flag,
 }
 
 /// What the heartbeat tells; written by the training thread, read by the session.
@@ -72,6 +90,10 @@ pub type Reports = tokio::sync::mpsc::Sender<Message>;
 enum Stop {
     /// The generation is over; the next one may go on.
     Broken(Broken),
+    /// The generation is over because somebody wanted it to be.
+    Halted,
+    /// The generation is over because its checkpoint is of no use; another may serve the next one.
+    Damaged { checkpoint: String, reason: String },
     /// This worker cannot go on.
     Fatal(String),
 }
@@ -114,11 +136,14 @@ pub struct Trainer {
     ahead: Ahead,
     state: State,
     collective: Option<Box<dyn Collective>>,
-    abandon: AbandonFlag,
+    abandon: Flag,
+    halt: Flag,
     /// Generations up to this one are over for this worker.
     let_go: u64,
     progress: Progress,
     reports: Reports,
+    checkpoints: Arc<Checkpoints>,
+    saver: Saver,
 }
 
 impl Trainer {
@@ -151,6 +176,9 @@ impl Trainer {
             Cider::new(&data.split(Split::Train).iter().map(|item| item.captions.clone()).collect::<Vec<_>>())
         });
         let pairs = Pairs::new(data.split(Split::Train).iter().map(|item| item.captions.len()));
+        let checkpoints = Checkpoints::open(&run.checkpoint_place(), &Access::environment());
+        let checkpoints = Arc::new(checkpoints.map_err(|error| format!("checkpoints: {error}"))?);
+        let saver = Saver::start(Arc::clone(&checkpoints), reports.clone());
         progress.phase(v1::Phase::Idle);
         Ok(Self {
             run,
@@ -165,11 +193,20 @@ impl Trainer {
             ahead: Ahead::default(),
             state,
             collective: None,
-            abandon: AbandonFlag::default(),
+            abandon: Flag::default(),
+            halt: Flag::default(),
             let_go: 0,
             progress,
             reports,
+            checkpoints,
+            saver,
         })
+    }
+
+    /// Tells whether checkpoints are being saved: what must be waited for before the process ends.
+    #[must_use]
+    pub fn saving(&self) -> Saving {
+        self.saver.saving().clone()
     }
 
     /// What the coordinator is told of the data; the fingerprint covers the weights that were read, too.
@@ -188,30 +225,25 @@ impl Trainer {
 
     /// Executes orders until the run is complete, the session closes its end, or this worker cannot go on.
     pub fn run(mut self, orders: &Receiver<Order>) -> End {
-        while let Ok(Order { directive, abandon }) = orders.recv() {
+        while let Ok(Order { directive, flags }) = orders.recv() {
             let generation = directive.generation;
             let Some(kind) = directive.directive else { continue };
             if generation <= self.let_go && !matches!(kind, Kind::Abandon(_)) {
                 continue;
             }
             if let Kind::Rendezvous(_) = &kind {
-                self.abandon = abandon;
+                (self.abandon, self.halt) = (flags.abandon, flags.halt);
             }
             match self.execute(generation, kind) {
                 Ok(false) => {}
                 Ok(true) => return End::Finished(self.state.parameters_sha256()),
-                Err(Stop::Broken(broken)) => {
+                Err(Stop::Broken(Broken::Abandoned)) => self.leave_generation(generation),
+                Err(Stop::Halted) => {
                     self.leave_generation(generation);
-                    if let Broken::Failed(reason) = broken {
-                        self.report(Message::Failed(v1::Failed {
-                            generation,
-                            reason,
-                            fatal: false,
-                            ..Default::default()
-                        }));
-                        self.report(Message::Idle(v1::Idle { generation, position: self.state.position }));
-                    }
+                    self.report_idle(generation);
                 }
+                Err(Stop::Broken(Broken::Failed(reason))) => self.fail(generation, reason, String::new()),
+                Err(Stop::Damaged { checkpoint, reason }) => self.fail(generation, reason, checkpoint),
                 Err(Stop::Fatal(reason)) => {
                     self.leave_generation(generation);
                     self.report(Message::Failed(v1::Failed {
@@ -239,12 +271,9 @@ impl Trainer {
             }
             Kind::Checkpoint(v1::Checkpoint { checkpoint, name }) => {
                 self.progress.phase(v1::Phase::Checkpoint);
-                if self.collective()?.rank() == 0 {
-                    self.write_checkpoint(&name)?;
-                }
-                let parameters_sha256 = self.state.parameters_sha256();
-                let done = v1::CheckpointDone { generation, checkpoint, parameters_sha256 };
-                self.report(Message::CheckpointDone(done));
+                let written = self.collective()?.rank() == 0;
+                let snapshot = Snapshot::take(&self.state, &self.run, &self.origins, written)?;
+                self.saver.save(Save { generation, checkpoint, name, snapshot })?;
             }
             Kind::Advance(v1::Advance { stage }) => {
                 self.state.enter_stage(&self.run, stage as usize);
@@ -253,9 +282,11 @@ impl Trainer {
             }
             Kind::Abandon(_) => {
                 self.leave_generation(generation);
-                self.report(Message::Idle(v1::Idle { generation, position: self.state.position }));
+                self.report_idle(generation);
             }
             Kind::Finish(_) => {
+                // Nobody listens to what is reported later.
+                self.saver.saving().wait();
                 self.report(Message::Finished(v1::Finished {}));
                 return Ok(true);
             }
@@ -310,8 +341,11 @@ impl Trainer {
             return Err(Stop::Broken(Broken::Failed(reason)));
         }
         for _ in 0..window.steps {
-            let done = self.step(generation, window)?;
+            let (done, halting) = self.step(generation, window)?;
             self.report(Message::StepDone(done));
+            if halting {
+                return Err(Stop::Halted);
+            }
         }
         Ok(())
     }
@@ -324,6 +358,19 @@ impl Trainer {
     fn collective(&self) -> Result<&dyn Collective, Stop> {
         let missing = || Stop::Broken(Broken::Failed("directive outside a generation".into()));
         self.collective.as_deref().ok_or_else(missing)
+    }
+
+    /// Reports that the generation cannot go on here, and why; the worker can.
+    fn fail(&mut self, generation: u64, reason: String, damaged_checkpoint: String) {
+        self.leave_generation(generation);
+        self.report(Message::Failed(v1::Failed { generation, reason, fatal: false, damaged_checkpoint }));
+        self.report_idle(generation);
+    }
+
+    /// Says that nothing more comes of a generation, but for a checkpoint that is being saved.
+    fn report_idle(&self, generation: u64) {
+        let (position, saving) = (self.state.position, self.saver.saving().latest());
+        self.report(Message::Idle(v1::Idle { generation, position, saving }));
     }
 
     fn leave_generation(&mut self, generation: u64) {

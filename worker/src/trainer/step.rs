@@ -12,7 +12,7 @@ use super::state::State;
 use super::{Stop, Trainer};
 use crate::captioner::Captions;
 use crate::data::{Batch, Pending, Sample, permutation};
-use crate::nn::Mode;
+use crate::nn::{Gradient, Mode};
 use crate::objective::candidates::{Context, Images};
 use crate::objective::reward::Judge;
 use crate::objective::{Outcome, contrastive, cross_entropy, dico, scst};
@@ -31,8 +31,8 @@ type Place = (u32, u64, u32, u32);
 pub struct Ahead(VecDeque<(Place, Pending)>);
 
 impl Trainer {
-    /// One update of the stage's model.
-    pub(super) fn step(&mut self, generation: u64, window: &v1::Train) -> Result<v1::StepDone, Stop> {
+    /// One update of the stage's model; and whether a rank wants it to be the generation's last.
+    pub(super) fn step(&mut self, generation: u64, window: &v1::Train) -> Result<(v1::StepDone, bool), Stop> {
         let started = Instant::now();
         let position = self.state.position.unwrap_or_default();
         self.not_abandoned()?;
@@ -55,16 +55,18 @@ impl Trainer {
         self.progress.phase(v1::Phase::AllReduce);
         let stage = &self.run.stages[position.stage as usize];
         let trained = self.state.trained(stage.objective);
-        let exchanged = trained.gradient_and_weight().expect("the stage's model is in training");
-        let parameters = exchanged.size()[0] - 1;
-        _ = exchanged.get(parameters).fill_(total.weight);
+        let Gradient { whole, values: mut gradient, mut extra } =
+            trained.gradient().expect("the stage's model is in training");
+        // A wish to halt travels with the gradients, so that all ranks hear of it in the same step.
+        let halting = if self.halt.is_raised() { 1.0 } else { 0.0 };
+        extra.copy_(&Tensor::from_slice(&[total.weight, halting]));
         let reducing = Instant::now();
-        self.collective()?.all_reduce(exchanged)?;
+        self.collective()?.all_reduce(&whole)?;
         let all_reduce_seconds = reducing.elapsed().as_secs_f64();
 
-        let weight = exchanged.double_value(&[parameters]);
-        let gradient = exchanged.narrow(0, 0, parameters);
-        _ = gradient.shallow_clone().g_mul_scalar_(1.0 / weight);
+        let extra = Vec::<f32>::try_from(extra).map_err(|error| error.to_string())?;
+        let (weight, halting) = (f64::from(extra[0]), extra[1] > 0.0);
+        _ = gradient.g_mul_scalar_(1.0 / weight);
         let step = position.step + 1;
         let learning_rate = stage.optimizer.learning_rate * rate(&stage.schedule, step, stage.steps);
         let norm = self.state.optimizer.clip(&gradient);
@@ -77,7 +79,7 @@ impl Trainer {
         self.state.update(stage.objective, &gradient, step, learning_rate);
         self.state.position = Some(v1::Position { step, ..position });
         self.moved(generation);
-        Ok(v1::StepDone {
+        let done = v1::StepDone {
             position: self.state.position,
             loss_sum: total.loss_sum,
             loss_weight: total.weight,
@@ -87,7 +89,8 @@ impl Trainer {
             seconds: started.elapsed().as_secs_f64(),
             all_reduce_seconds,
             summaries: total.summaries.iter().map(|(&name, summary)| (name.to_owned(), summary.into())).collect(),
-        })
+        };
+        Ok((done, halting))
     }
 
     /// This rank's batch of step `step`; those of the steps after it are started on.
@@ -144,8 +147,8 @@ impl Trainer {
     /// Adds the gradients of a batch up, part by part.
     fn accumulate(&self, stage: usize, batch: &Batch) -> Result<Total, Stop> {
         let settings = &self.run.stages[stage];
-        let gradient = self.state.trained(settings.objective).gradient_and_weight();
-        _ = gradient.expect("the stage's model is in training").shallow_clone().zero_();
+        let gradient = self.state.trained(settings.objective).gradient();
+        _ = gradient.expect("the stage's model is in training").values.zero_();
         let samples = batch.samples.len();
         let part = settings.micro_batch.map_or(samples, |part| part as usize);
         let mut total = Total::default();

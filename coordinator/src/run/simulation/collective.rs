@@ -4,7 +4,7 @@
 //! A round that all members have come to is completed by each of them at its own time: when one dies in between, some have
 //! applied the step and others have not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::v1;
 use rand::Rng;
@@ -21,6 +21,8 @@ pub struct Collective {
     world: u32,
     /// The round that each member has come to.
     arrived: BTreeMap<WorkerId, u64>,
+    /// Rounds into which somebody brought the wish to halt.
+    pub halting: BTreeSet<u64>,
     /// The state that all begin with; known when all have met.
     pub state: Option<History>,
     /// Somebody has let go.
@@ -46,6 +48,9 @@ impl World {
     pub fn arrive(&mut self, id: WorkerId, generation: u64, round: u64) {
         let collective = self.collectives.entry(generation).or_default();
         collective.arrived.insert(id, round);
+        if self.workers.get(&id).is_some_and(|worker| worker.halted == generation) {
+            collective.halting.insert(round);
+        }
         if collective.broken {
             self.notice(id);
         } else {
@@ -99,6 +104,7 @@ impl World {
                 worker.history.clone()
             }
             None if rendezvous.rank == 0 && rendezvous.checkpoint.is_empty() => History::new(),
+            None if rendezvous.rank == 0 && self.disk.damaged.contains(&rendezvous.checkpoint) => return,
             None if rendezvous.rank == 0 => match self.disk.checkpoints.get(&rendezvous.checkpoint) {
                 Some(history) => history.clone(),
                 None => {

@@ -74,13 +74,18 @@ impl World {
                     self.agenda.after(takes, Due::Connection { worker: id, wake: Wake::Loaded });
                 }
             }
-            // A place that is still taken by this worker's own lost session becomes free in a moment.
-            Err(RefusalKind::AlreadyExists) if worker.wanted != worker.rank => self.ask_later(id),
+            // A place that is still taken by this worker's own lost session becomes free in a moment; else it was given away.
+            Err(RefusalKind::AlreadyExists) if worker.loaded => {
+                if self.agenda.now() - worker.asks_since >= 2 * self.scenario.lost_after() {
+                    worker.rank = worker.wanted;
+                }
+                self.ask_later(id);
+            }
             Err(RefusalKind::Unavailable) => self.ask_later(id),
             Err(refusal) => {
                 let expected = [RefusalKind::AlreadyExists, RefusalKind::ResourceExhausted];
                 assert!(expected.contains(&refusal), "a correct worker was refused a place: {refusal:?}");
-                self.end_worker(id, false);
+                self.retire_worker(id);
             }
         }
     }
@@ -88,7 +93,7 @@ impl World {
     fn ask_later(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if self.agenda.now() - worker.asks_since > PATIENCE {
-            self.end_worker(id, false);
+            self.retire_worker(id);
             return;
         }
         worker.link = Link::None;
@@ -110,7 +115,11 @@ impl World {
         };
         self.invariants.held.insert(session, worker.position.map(|_| worker.history.clone()));
         let unsent = std::mem::take(&mut worker.unsent);
+        let leaves = worker.leaves;
         self.send_up(session, Up::Attach(attach));
+        if leaves {
+            self.say_leaving(id, session);
+        }
         unsent.into_iter().for_each(|message| self.send_up(session, Up::Message(message)));
         self.beat(id, session);
     }
@@ -125,6 +134,19 @@ impl World {
                 worker.loaded = true;
                 self.attach(id, token);
             }
+            (Wake::Leave, link) => {
+                worker.leaves = true;
+                match *link {
+                    // Nobody depends on it yet.
+                    _ if !worker.loaded => self.end_worker(id, false),
+                    Link::Attached(session) => self.say_leaving(id, session),
+                    _ => {}
+                }
+            }
+            (Wake::LetGo(session), Link::LettingGo(lost)) if session == *lost => {
+                let told = worker.told;
+                self.abandon(id, told);
+            }
             (Wake::Beat(session), Link::Attached(own)) if session == *own => self.beat(id, session),
             _ => {}
         }
@@ -134,20 +156,19 @@ impl World {
     fn beat(&mut self, id: WorkerId, session: SessionId) {
         let lost_after = self.scenario.lost_after();
         let since = |way| self.network.cuts.get(&(id, way)).copied();
-        let cut = since(Way::Up).into_iter().chain(since(Way::Down)).min();
+        let cut = since(Way::Up).into_iter().chain(since(Way::Down)).chain(self.coordinator.frozen).min();
         if cut.is_some_and(|since| self.agenda.now() - since >= lost_after) {
             self.disconnected(id);
             return;
         }
         let worker = &self.workers[&id];
         let phase = match &worker.doing {
-            Doing::Nothing => v1::Phase::Idle,
-            Doing::Meeting(_) => v1::Phase::Rendezvous,
-            Doing::Adopting(_) => v1::Phase::Load,
+            Doing::Nothing | Doing::Finishing => v1::Phase::Idle,
+            Doing::Meeting(_) | Doing::Adopting(_) => v1::Phase::Rendezvous,
             Doing::Computing(_) => v1::Phase::Compute,
             Doing::Reducing(_) | Doing::Applying(_) => v1::Phase::AllReduce,
             Doing::Captioning(_) => v1::Phase::Evaluate,
-            Doing::Saving(_) => v1::Phase::Checkpoint,
+            Doing::Copying(_) | Doing::HandingOver => v1::Phase::Checkpoint,
         };
         let beat = v1::Heartbeat { phase: phase.into(), position: worker.position };
         self.send_up(session, Up::Message(Message::Heartbeat(beat)));
@@ -162,12 +183,16 @@ impl World {
         };
         match packet {
             Down::Directive(directive) => match directive.directive {
-                Some(Directive::Leave(_)) => self.end_worker(id, false),
+                Some(Directive::Leave(_)) => self.retire_worker(id),
+                Some(Directive::Halt(_)) if directive.generation >= worker.told => worker.halted = worker.told,
                 Some(Directive::Rendezvous(_)) => {
                     worker.told = directive.generation;
                     self.order(id, directive);
                 }
-                Some(Directive::Abandon(_)) if directive.generation >= worker.told => self.abandon(id, directive),
+                Some(Directive::Abandon(_)) if directive.generation >= worker.told => {
+                    self.abandon(id, directive.generation);
+                    self.order(id, directive);
+                }
                 _ => self.order(id, directive),
             },
             Down::End(refusal) => {
@@ -178,14 +203,23 @@ impl World {
         }
     }
 
-    /// The connection is lost: the training thread lets go of its generation, then the worker comes back.
+    fn say_leaving(&mut self, id: WorkerId, session: SessionId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.halted = worker.told;
+        self.send_up(session, Up::Message(Message::Leaving(v1::Leaving { reason: "asked to end".to_owned() })));
+    }
+
+    /// The connection is lost: the training thread lets go of its generation, then the worker comes back. The others may have lost
+    /// the coordinator, too: the step in flight is finished if that does not take too long.
     pub fn disconnected(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let Link::Attached(session) = std::mem::replace(&mut worker.link, Link::LettingGo) else { return };
+        let Link::Attached(session) = worker.link else { return };
+        (worker.link, worker.halted) = (Link::LettingGo(session), worker.told);
         let directive = Some(Directive::Abandon(v1::Abandon::default()));
         let abandon = v1::Directive { generation: worker.told, directive };
         self.send_up(session, Up::End);
-        self.abandon(id, abandon);
+        self.agenda.after(self.scenario.lost_after(), Due::Connection { worker: id, wake: Wake::LetGo(session) });
+        self.order(id, abandon);
     }
 
     /// The training thread reports.
@@ -205,12 +239,12 @@ impl World {
                 self.send_up(session, Up::Message(message));
             }
             // What it has done is known from its state, which it says when it is back.
-            Link::LettingGo if matches!(message, Message::Idle(_)) => self.come_back(id),
-            Link::LettingGo => {}
+            Link::LettingGo(_) if matches!(message, Message::Idle(_)) => self.come_back(id),
+            Link::LettingGo(_) => {}
             Link::None | Link::Asking(_) | Link::Loading { .. } => worker.unsent.push(message),
         }
         if last {
-            self.end_worker(id, false);
+            self.retire_worker(id);
         }
     }
 }

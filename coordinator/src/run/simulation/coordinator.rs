@@ -15,6 +15,7 @@ use super::{
     world::{Due, World},
 };
 use crate::{
+    checkpoints,
     journal::Journal,
     run::{Action, Event, Outcome, RequestId, Run, SessionId, Time, captions::Item, plan::Place, record::Record},
 };
@@ -27,7 +28,16 @@ pub struct Coordinator {
     pub run: Option<Run>,
     /// Counts processes.
     pub life: u64,
-    pub started: Time,
+    /// What its clock says: it counts no more than [`TICK`] from one event to the next.
+    pub clock: Time,
+    /// When the last event was.
+    turn: Time,
+    /// Since when the process stands still, if it does.
+    pub frozen: Option<Time>,
+    /// It waits for the journal.
+    pub held_up: bool,
+    /// What comes in meanwhile.
+    unread: Vec<Due>,
     pub records: Vec<Record>,
     /// The first of the records that need not be on disk.
     durable: usize,
@@ -45,7 +55,11 @@ impl Coordinator {
         Self {
             run: None,
             life: 0,
-            started: Time::ZERO,
+            clock: Time::ZERO,
+            turn: Time::ZERO,
+            frozen: None,
+            held_up: false,
+            unread: Vec::new(),
             records: Vec::new(),
             durable: 0,
             journal: None,
@@ -67,10 +81,12 @@ impl World {
         journal.write(&records[*unwritten..]).expect("memory is there");
         *unwritten = records.len();
         *durable = records.len();
-        let restored = journal.restore().expect("a whole journal");
+        let mut restored = journal.restore().expect("a whole journal");
+        let listing = self.list_checkpoints();
+        checkpoints::reconcile(&self.scenario.file, &mut restored, listing).expect("checkpoints of this run");
         self.coordinator.run = Some(Run::new(self.scenario.file.clone(), restored));
         self.coordinator.life += 1;
-        self.coordinator.started = self.agenda.now();
+        (self.coordinator.clock, self.coordinator.turn) = (Time::ZERO, self.agenda.now());
         self.check_restored();
         self.agenda.after(TICK, Due::Tick { life: self.coordinator.life });
     }
@@ -88,6 +104,8 @@ impl World {
     fn end_coordinator(&mut self, back_after: Time) {
         self.coordinator.run = None;
         self.coordinator.doomed = None;
+        (self.coordinator.frozen, self.coordinator.held_up) = (None, false);
+        self.coordinator.unread.clear();
         self.coordinator.asking.clear();
         let life = self.coordinator.life;
         let own = self.network.sessions.iter().filter(|(_, session)| session.life == life);
@@ -99,6 +117,24 @@ impl World {
             }
         }
         self.agenda.after(back_after, Due::Start);
+    }
+
+    /// What a coordinator that stands still would hear now is kept until it goes on.
+    pub fn unless_unread(&mut self, due: Due) -> Option<Due> {
+        let heard = matches!(due, Due::Tick { .. } | Due::Scored { .. } | Due::Ask { .. } | Due::Up { .. });
+        if heard && (self.coordinator.frozen.is_some() || self.coordinator.held_up) {
+            self.coordinator.unread.push(due);
+            return None;
+        }
+        Some(due)
+    }
+
+    /// A coordinator that stood still goes on.
+    pub fn thaw_coordinator(&mut self) {
+        (self.coordinator.frozen, self.coordinator.held_up) = (None, false);
+        for due in std::mem::take(&mut self.coordinator.unread) {
+            self.agenda.after(Time::ZERO, due);
+        }
     }
 
     pub fn tick(&mut self, life: u64) {
@@ -141,7 +177,10 @@ impl World {
     /// Lets the state machine take in an event, does what it says, and checks that all is as it must be.
     pub fn tell(&mut self, event: Event) {
         let Some(run) = &mut self.coordinator.run else { return };
-        for action in run.on_event(self.agenda.now() - self.coordinator.started, event) {
+        let now = self.agenda.now();
+        self.coordinator.clock += (now - self.coordinator.turn).min(TICK);
+        self.coordinator.turn = now;
+        for action in run.on_event(self.coordinator.clock, event) {
             if self.coordinator.doomed == Some(0) {
                 self.check_committed();
                 let back_after = self.some_time();

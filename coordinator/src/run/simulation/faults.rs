@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use proto::v1;
 use rand::{
     Rng,
     seq::{IndexedRandom, IteratorRandom},
@@ -15,6 +16,9 @@ use super::{
 };
 use crate::run::{Event, Time};
 
+/// After so long somebody ends a worker that hangs.
+const TENDED_AFTER: Time = Time::from_secs(900);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// A worker is killed.
@@ -25,6 +29,8 @@ pub enum Fault {
     Freeze,
     /// A worker's training thread stands still; its heartbeat goes on.
     Stick,
+    /// A worker's training thread stands still for good; its heartbeat goes on.
+    Hang,
     /// A worker takes much longer than the others.
     Slow,
     /// A worker's collective fails.
@@ -53,14 +59,25 @@ pub enum Fault {
     Stop,
     /// A second worker is started with the rank of another.
     Duplicate,
+    /// A worker is asked to end.
+    Leave,
+    /// The disk is full.
+    FillDisk,
+    /// A checkpoint on disk is damaged.
+    Damage,
+    /// The coordinator stands still (SIGSTOP).
+    FreezeCoordinator,
+    /// The coordinator waits for its journal; its connections live on.
+    HoldUpJournal,
 }
 
 impl Fault {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 24] = [
         Self::Kill,
         Self::Vanish,
         Self::Freeze,
         Self::Stick,
+        Self::Hang,
         Self::Slow,
         Self::Break,
         Self::Fatal,
@@ -75,6 +92,11 @@ impl Fault {
         Self::Doom,
         Self::Stop,
         Self::Duplicate,
+        Self::Leave,
+        Self::FillDisk,
+        Self::Damage,
+        Self::FreezeCoordinator,
+        Self::HoldUpJournal,
     ];
 
     fn ways(self) -> &'static [Way] {
@@ -146,18 +168,18 @@ impl World {
         match fault {
             Fault::Kill => self.end_worker(victim, false),
             Fault::Vanish => self.end_worker(victim, true),
-            Fault::Freeze | Fault::Stick | Fault::Slow => {
+            Fault::Freeze | Fault::Stick | Fault::Hang | Fault::Slow => {
                 let Some(worker) = self.workers.get_mut(&victim) else { return };
                 match fault {
                     Fault::Freeze => worker.frozen = true,
-                    Fault::Stick => worker.stuck = true,
+                    Fault::Stick | Fault::Hang => worker.stuck = true,
                     _ => worker.pace = self.scenario.pace * 20,
                 }
                 self.mend_later(fault, victim);
             }
             Fault::Break => {
                 let doing = self.workers.get(&victim).map(|worker| &worker.doing);
-                if !matches!(doing, None | Some(Doing::Nothing | Doing::Saving(_))) {
+                if !matches!(doing, None | Some(Doing::Nothing | Doing::Copying(_) | Doing::HandingOver | Doing::Finishing)) {
                     self.wake(victim, Time::ZERO, Wake::Broken);
                 }
             }
@@ -165,7 +187,8 @@ impl World {
                 let worker = &self.workers[&victim];
                 if let Some(generation) = worker.generation.filter(|_| worker.session().is_some()) {
                     self.leave_generation(victim, generation);
-                    self.fail(victim, generation, "out of memory", true);
+                    let reason = "out of memory".to_owned();
+                    self.fail(victim, v1::Failed { generation, reason, fatal: true, ..Default::default() });
                 }
             }
             Fault::CutUp | Fault::CutDown | Fault::CutOff | Fault::CutPeers => {
@@ -193,19 +216,50 @@ impl World {
                     self.start_worker(format!("duplicate of {victim:?}"), Some(rank));
                 }
             }
+            Fault::Leave => {
+                self.agenda.after(Time::ZERO, Due::Connection { worker: victim, wake: Wake::Leave });
+            }
+            Fault::FillDisk => {
+                self.disk.full = true;
+                self.mend_later(fault, victim);
+            }
+            Fault::Damage => {
+                let name = self.disk.checkpoints.keys().choose(&mut self.rng).cloned();
+                self.disk.damaged.extend(name);
+            }
+            Fault::FreezeCoordinator if self.coordinator.run.is_some() => {
+                let now = self.agenda.now();
+                self.coordinator.frozen.get_or_insert(now);
+                self.mend_later(fault, victim);
+            }
+            Fault::HoldUpJournal if self.coordinator.run.is_some() => {
+                self.coordinator.held_up = true;
+                self.mend_later(fault, victim);
+            }
+            Fault::FreezeCoordinator | Fault::HoldUpJournal => {}
         }
     }
 
     fn mend_later(&mut self, fault: Fault, victim: WorkerId) {
-        self.faults.under_way += 1;
         let most = if self.rng.random_ratio(1, 8) { 80_000 } else { 6_000 };
-        let lasts = Time::from_millis(self.rng.random_range(50..most));
+        let lasts = match fault {
+            // Until somebody looks after it; the run should not have to wait for that.
+            Fault::Hang => TENDED_AFTER,
+            _ => Time::from_millis(self.rng.random_range(50..most)),
+        };
+        self.faults.under_way += u32::from(fault != Fault::Hang);
         self.agenda.after(lasts, Due::Mend(fault, victim));
     }
 
     pub fn put_right(&mut self, fault: Fault, victim: WorkerId) {
-        self.faults.under_way -= 1;
+        self.faults.under_way -= u32::from(fault != Fault::Hang);
+        if let Some(worker) = self.workers.get_mut(&victim) {
+            worker.well_since = self.agenda.now();
+        }
         match fault {
+            Fault::Hang => self.end_worker(victim, false),
+            Fault::FillDisk => self.disk.full = false,
+            Fault::FreezeCoordinator | Fault::HoldUpJournal => self.thaw_coordinator(),
             Fault::Freeze | Fault::Stick => self.thaw(victim),
             Fault::Slow => {
                 if let Some(worker) = self.workers.get_mut(&victim) {
@@ -213,7 +267,7 @@ impl World {
                 }
             }
             Fault::Lossy => self.network.lossy = false,
-            Fault::Erratic => self.network.erratic = false,
+            Fault::Erratic => (self.network.erratic, self.network.erratic_until) = (false, self.agenda.now()),
             _ => fault.ways().iter().for_each(|way| self.mend(victim, *way)),
         }
         self.stir();

@@ -10,6 +10,7 @@
 //!     |---------- network     sessions that keep their order; delays, cuts, resets, lost answers
 //!     |---------- worker      a process: connection (joins, beats, comes back) and training (executes directives)
 //!     |---------- collective  what the members of a generation can only do together
+//!     |---------- saver       a worker's: writes checkpoints while training goes on
 //!     |---------- disk        checkpoints
 //!     '---------- invariants  what must hold, checked at every step
 //!   stories       one thing at a time, in the same world
@@ -29,6 +30,7 @@ mod faults;
 mod invariants;
 mod network;
 mod nonsense;
+mod saver;
 mod scenario;
 mod seeds;
 mod stories;

@@ -72,11 +72,18 @@ pub struct Network {
     pub cuts: BTreeMap<(WorkerId, Way), Time>,
     /// Whether messages are sometimes much delayed.
     pub erratic: bool,
+    /// When they last ceased to be.
+    pub erratic_until: Time,
     /// Whether questions and answers are sometimes lost.
     pub lossy: bool,
 }
 
 impl Network {
+    /// Whether what is sent on a session is lost.
+    pub fn is_reset(&self, session: SessionId) -> bool {
+        self.sessions.get(&session).is_none_or(|session| session.up.reset)
+    }
+
     pub fn is_cut(&self, worker: WorkerId, way: Way) -> bool {
         self.cuts.contains_key(&(worker, way))
     }

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
 
-use crate::run::{Action, Event, Phase, RequestId, Run, SessionId, Time, record::Restored, testing};
+use super::stories::admitted;
+use crate::run::{Event, Action, Phase, RequestId, Run, SessionId, Time, record::Restored, testing};
 
 /// Any message with any numbers in it.
 fn nonsense() -> impl Strategy<Value = Message> {
     let number = || prop_oneof![4 => 0..4_u64, 1 => Just(u64::MAX)];
     let position = (0..3_u32, number(), number());
-    (0..11, number(), number(), position, any::<u32>(), any::<f64>(), any::<bool>()).prop_map(
+    (0..13, number(), number(), position, any::<u32>(), any::<f64>(), any::<bool>()).prop_map(
         |(kind, generation, id, (stage, step, of), samples, value, flag)| {
             let position = flag.then_some(v1::Position { stage, step, generation: of });
             let text = format!("{value}\n");
@@ -43,8 +44,13 @@ fn nonsense() -> impl Strategy<Value = Message> {
                     parameters_sha256: text.clone(),
                 }),
                 7 => Message::Advanced(v1::Advanced { generation, stage }),
-                8 => Message::Idle(v1::Idle { generation, position }),
-                9 => Message::Failed(v1::Failed { generation, reason: text, fatal: flag, ..Default::default() }),
+                8 => Message::Idle(v1::Idle { generation, position, saving: flag.then_some(id) }),
+                9 => {
+                    let damaged_checkpoint = if samples % 2 == 0 { String::new() } else { "0-a-00000001".into() };
+                    Message::Failed(v1::Failed { generation, reason: text, fatal: flag, damaged_checkpoint })
+                }
+                10 => Message::Leaving(v1::Leaving { reason: text }),
+                11 => Message::CheckpointFailed(v1::CheckpointFailed { generation, checkpoint: id, reason: text }),
                 _ => Message::Finished(v1::Finished {}),
             }
         },
@@ -65,8 +71,9 @@ proptest! {
                 next += 1;
                 *session = SessionId(next);
                 let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-                run.on_event(Time::ZERO, Event::Join { request: RequestId(next), token: next.to_string(), join });
-                let (session_token, store_address) = (next.to_string(), "host:1".into());
+                let event = Event::Join { request: RequestId(next), token: next.to_string(), join };
+                let session_token = admitted(&run.on_event(Time::ZERO, event));
+                let store_address = "host:1".into();
                 let data_set = Some(v1::DataSet { validation_images: 70, ..Default::default() });
                 let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
                 run.on_event(Time::ZERO, Event::Attach { session: *session, attach });
@@ -76,7 +83,7 @@ proptest! {
             let message = generation.map_or(message, |generation| {
                 let (number, start) = (generation.number, generation.start);
                 match run.phase {
-                    Phase::Waiting => Message::Idle(v1::Idle { generation: number, position: None }),
+                    Phase::Waiting => Message::Idle(v1::Idle { generation: number, position: None, saving: None }),
                     _ => Message::Ready(v1::Ready { generation: number, position: Some(start.in_generation(number)) }),
                 }
             });

@@ -2,7 +2,7 @@
 
 use rand::{Rng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
-use runfile::{GuardAction, Rule, RunFile, Stage};
+use runfile::{GuardAction, Rule, RunFile, Sharding, Stage};
 
 use super::{faults::Fault, score};
 use crate::run::{
@@ -21,6 +21,8 @@ pub struct Scenario {
     pub pace: Time,
     /// Longest time that a worker takes to load data and models, in milliseconds.
     pub loading: u64,
+    /// Longest time that it takes to write a checkpoint.
+    pub saving: Time,
     /// How long it takes to score an evaluation.
     pub scoring: Time,
     /// The ranks that workers are started with, a machine each.
@@ -42,6 +44,7 @@ impl Scenario {
             stride: 1,
             pace: Time::from_millis(100),
             loading: 100,
+            saving: Time::from_millis(200),
             scoring: Time::from_millis(100),
             machines: vec![],
             goes_on: false,
@@ -65,6 +68,10 @@ impl Scenario {
         file.workers.max = rng.random_range(file.workers.min + 1..=5);
         file.control.window = rng.random_range(1..=6);
         file.control.lost_after = f64::from(rng.random_range(2..=6_u32));
+        file.control.stall_after = f64::from(rng.random_range(20..=60_u32));
+        if rng.random() {
+            file.control.sharding = Sharding::Proportional;
+        }
         file.checkpoints.keep = rng.random_range(1..=3);
         // Now and then one more than there is room for.
         let machines = rng.random_range(file.workers.min..=file.workers.max) + u32::from(rng.random_ratio(1, 8));
@@ -75,6 +82,7 @@ impl Scenario {
             stride: 25,
             pace: Time::from_millis(rng.random_range(20..300)),
             loading: *[100, 1_000, 5_000].choose(rng).expect("some"),
+            saving: Time::from_millis(*[50, 300, 3_000, 20_000].choose(rng).expect("some")),
             scoring: Time::from_millis(rng.random_range(1..3_000)),
             machines: (0..machines).map(|rank| ranks.then_some(rank)).collect(),
             goes_on: true,
@@ -83,6 +91,12 @@ impl Scenario {
             calm_from: Time::from_secs(rng.random_range(5..60)),
             file,
         }
+    }
+
+    /// Whether nothing goes wrong that costs work.
+    pub fn is_harmless(&self) -> bool {
+        let harmless = [Fault::Leave, Fault::Slow, Fault::FillDisk, Fault::HoldUpJournal];
+        self.goes_on && self.faults.iter().all(|fault| harmless.contains(fault))
     }
 
     pub fn lost_after(&self) -> Time {

@@ -55,7 +55,6 @@ struct Totals {
     generations: u64,
     trained: u64,
     repeated: u64,
-    forks: u64,
     committed: u64,
     lost: u64,
     twice: u64,
@@ -78,7 +77,6 @@ impl Totals {
         self.twice += (world.invariants.committed.len() - committed.len()) as u64;
         self.trained += world.invariants.trained;
         self.repeated += world.invariants.repeated;
-        self.forks += world.invariants.forks;
         self.checkpoints += world.disk.checkpoints.len() as u64;
         self.evaluations += world.invariants.evaluated.len() as u64;
         for (fault, count) in &world.faults.counts {
@@ -90,12 +88,9 @@ impl Totals {
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seeds, events, seconds, coordinators, generations, .. } = self;
-        let Self { trained, repeated, forks, committed, lost, twice, evaluations, checkpoints, .. } = self;
+        let Self { trained, repeated, committed, lost, twice, evaluations, checkpoints, .. } = self;
         writeln!(f, "{seeds} seeds, {events} events in {seconds} virtual seconds")?;
-        writeln!(
-            f,
-            "{coordinators} coordinators, {generations} generations, {forks} of them from a state that was given up"
-        )?;
+        writeln!(f, "{coordinators} coordinators, {generations} generations")?;
         writeln!(
             f,
             "{trained} steps trained, {repeated} of them given up with a state that was lost, or for a better one"

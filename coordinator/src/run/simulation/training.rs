@@ -1,7 +1,7 @@
 //! A worker's training thread: executes directives in order and reports what came of them.
 //!
 //! It can be interrupted while it waits for others, between two ranges of captions, and before an update is applied; not in
-//! the middle of a computation or while it saves.
+//! the middle of a computation. What it saves is only copied here.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -35,14 +35,12 @@ impl World {
     }
 
     /// The generation is over: ends a wait in its collective at once.
-    pub fn abandon(&mut self, id: WorkerId, directive: v1::Directive) {
+    pub fn abandon(&mut self, id: WorkerId, generation: u64) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.abandoned = worker.abandoned.max(directive.generation);
-        worker.orders.push_back(directive);
+        worker.abandoned = worker.abandoned.max(generation);
         if matches!(&worker.doing, Doing::Meeting(_) | Doing::Adopting(_) | Doing::Reducing(_)) {
             self.wake(id, Time::ZERO, Wake::Broken);
         }
-        self.go_on(id);
     }
 
     /// Takes up the next directives, while nothing is being done.
@@ -63,6 +61,7 @@ impl World {
 
     fn execute(&mut self, id: WorkerId, generation: u64, directive: Directive) {
         self.check_begun(id, generation, &directive);
+        let has_saved = self.has_saved(id);
         let Some(worker) = self.workers.get_mut(&id) else { return };
         match directive {
             Directive::Rendezvous(rendezvous) => {
@@ -79,9 +78,8 @@ impl World {
             Directive::Train(train) => self.compute(id, train),
             Directive::Evaluate(evaluate) => self.caption(id, generation, evaluate),
             Directive::Checkpoint(checkpoint) => {
-                let takes = if worker.rank_within == 0 { 200 } else { 20 };
-                worker.doing = Doing::Saving(checkpoint);
-                let takes = self.rng.random_range(takes / 2..takes);
+                worker.doing = Doing::Copying(checkpoint);
+                let takes = self.rng.random_range(5..20);
                 self.wake(id, Time::from_millis(takes), Wake::Done);
             }
             Directive::Advance(v1::Advance { stage }) => {
@@ -90,10 +88,11 @@ impl World {
             }
             Directive::Abandon(_) => {
                 self.leave_generation(id, generation);
-                let position = self.workers[&id].position;
-                self.report(id, Message::Idle(v1::Idle { generation, position }));
+                self.report_idle(id, generation);
             }
-            Directive::Finish(_) => self.report(id, Message::Finished(v1::Finished {})),
+            Directive::Finish(_) if has_saved => self.report(id, Message::Finished(v1::Finished {})),
+            Directive::Finish(_) => worker.doing = Doing::Finishing,
+            // The connection handles them.
             Directive::Leave(_) | Directive::Halt(_) => {}
         }
     }
@@ -104,14 +103,17 @@ impl World {
         let granted = train.first_step..train.first_step + u64::from(train.steps);
         assert!(at.stage == train.stage && granted.contains(&at.step), "told {train:?} at {at}");
         worker.share = (train.share_begin, train.share_end);
+        let samples = f64::from(train.share_end - train.share_begin);
         worker.doing = Doing::Computing(train);
-        let pace = worker.pace;
-        let takes = pace.mul_f64(self.rng.random_range(0.5..1.5));
+        // As many samples as two workers would get each.
+        worker.computed = worker.pace.mul_f64(self.rng.random_range(0.5..1.5) * samples / 4.0);
+        let takes = worker.computed;
         self.wake(id, takes, Wake::Done);
     }
 
     /// The training thread is woken.
     pub fn work(&mut self, id: WorkerId, task: u64, wake: Wake) {
+        let has_saved = self.has_saved(id);
         let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.task == task) else { return };
         let generation = worker.generation.unwrap_or_default();
         let abandoned = worker.abandoned >= generation;
@@ -136,7 +138,10 @@ impl World {
             Doing::Adopting(rendezvous) => self.adopt(id, generation, &rendezvous),
             Doing::Applying(train) => self.apply(id, generation, train),
             Doing::Captioning(evaluate) => self.report_captions(id, generation, evaluate),
-            Doing::Saving(checkpoint) => self.save(id, generation, checkpoint),
+            Doing::Copying(checkpoint) => self.hand_over(id, generation, checkpoint),
+            Doing::HandingOver => {}
+            Doing::Finishing if has_saved => self.report(id, Message::Finished(v1::Finished {})),
+            Doing::Finishing => worker.doing = Doing::Finishing,
             Doing::Meeting(_) | Doing::Reducing(_) => unreachable!("waits for others"),
         }
         self.go_on(id);
@@ -144,10 +149,14 @@ impl World {
 
     fn adopt(&mut self, id: WorkerId, generation: u64, rendezvous: &v1::Rendezvous) {
         let Some(state) = self.collectives[&generation].state.clone() else {
-            // Its checkpoint was deleted since: the run has gone on without this generation.
-            let reason = format!("cannot read checkpoint {}", rendezvous.checkpoint);
-            self.leave_generation(id, generation);
-            self.fail(id, generation, &reason, true);
+            if rendezvous.rank == 0 {
+                self.leave_generation(id, generation);
+                let (reason, damaged_checkpoint) = ("it is damaged".to_owned(), rendezvous.checkpoint.clone());
+                self.fail(id, v1::Failed { generation, reason, damaged_checkpoint, fatal: false });
+            } else if let Some(worker) = self.workers.get_mut(&id) {
+                // It waits for the state.
+                worker.doing = Doing::Adopting(rendezvous.clone());
+            }
             return;
         };
         let Some(worker) = self.workers.get_mut(&id) else { return };
@@ -161,6 +170,7 @@ impl World {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let reached = Place::from(&worker.position.unwrap_or_default()).after(1);
         let position = reached.in_generation(generation);
+        let (round, seconds) = (worker.rounds, worker.computed.as_secs_f64());
         worker.history.push(Step { place: reached, generation });
         worker.position = Some(position);
         self.check_applied(id, generation);
@@ -168,12 +178,15 @@ impl World {
         let done = v1::StepDone {
             position: Some(position),
             loss_weight: 1.0,
+            seconds,
             samples: train.share_end - train.share_begin,
             summaries: [("kl".to_owned(), kl)].into(),
             ..Default::default()
         };
         self.report(id, Message::StepDone(done));
-        if reached.step < train.first_step + u64::from(train.steps) {
+        if self.collectives[&generation].halting.contains(&round) {
+            self.halt(id, generation);
+        } else if reached.step < train.first_step + u64::from(train.steps) {
             self.compute(id, train);
         }
     }
@@ -209,20 +222,18 @@ impl World {
         self.captioned.push((id, range.into()));
         let items = v1::EvaluationItems { generation, evaluation, range: Some(range), items };
         self.report(id, Message::EvaluationItems(items));
-        self.caption(id, generation, evaluate);
+        let halts = self.workers.get(&id).is_some_and(|worker| worker.halted == generation);
+        if halts && !evaluate.ranges.is_empty() {
+            self.halt(id, generation);
+        } else {
+            self.caption(id, generation, evaluate);
+        }
     }
 
-    fn save(&mut self, id: WorkerId, generation: u64, checkpoint: v1::Checkpoint) {
-        let worker = &self.workers[&id];
-        let (history, number, name) = (worker.history.clone(), checkpoint.checkpoint, checkpoint.name);
-        let parameters_sha256 = digest(&history);
-        if worker.rank_within == 0 {
-            self.write_checkpoint(id, name, history);
-        }
-        self.report(
-            id,
-            Message::CheckpointDone(v1::CheckpointDone { generation, checkpoint: number, parameters_sha256 }),
-        );
+    /// Somebody wanted the generation to be over, and what was in flight is done.
+    fn halt(&mut self, id: WorkerId, generation: u64) {
+        self.leave_generation(id, generation);
+        self.report_idle(id, generation);
     }
 
     /// The generation is over for this worker: it was abandoned, or else the others are gone.
@@ -230,7 +241,7 @@ impl World {
         let Some(generation) = self.workers.get(&id).and_then(|worker| worker.generation) else { return };
         self.leave_generation(id, generation);
         if !abandoned {
-            self.fail(id, generation, "collective failed", false);
+            self.fail(id, v1::Failed { generation, reason: "collective failed".to_owned(), ..Default::default() });
         }
     }
 
@@ -242,12 +253,17 @@ impl World {
         }
     }
 
-    pub fn fail(&mut self, id: WorkerId, generation: u64, reason: &str, fatal: bool) {
-        let failed = v1::Failed { generation, reason: reason.to_owned(), fatal, ..Default::default() };
+    pub fn fail(&mut self, id: WorkerId, failed: v1::Failed) {
+        let (generation, fatal) = (failed.generation, failed.fatal);
         self.report(id, Message::Failed(failed));
-        if let Some(worker) = self.workers.get(&id).filter(|_| !fatal) {
-            let position = worker.position;
-            self.report(id, Message::Idle(v1::Idle { generation, position }));
+        if !fatal {
+            self.report_idle(id, generation);
         }
+    }
+
+    fn report_idle(&mut self, id: WorkerId, generation: u64) {
+        let Some(position) = self.workers.get(&id).map(|worker| worker.position) else { return };
+        let saving = self.saving(id);
+        self.report(id, Message::Idle(v1::Idle { generation, position, saving }));
     }
 }

@@ -19,7 +19,7 @@ pub struct Worker {
     /// The rank that it was given.
     pub rank: Option<u32>,
     pub link: Link,
-    /// Data and models are loaded.
+    /// Data and models are loaded: it comes back to a place that it had.
     pub loaded: bool,
     /// Since when it asks for a place.
     pub asks_since: Time,
@@ -36,6 +36,10 @@ pub struct Worker {
     pub told: u64,
     /// Generations up to this one were abandoned.
     pub abandoned: u64,
+    /// The generation that it is to let go of after what is in flight.
+    pub halted: u64,
+    /// Its process was asked to end.
+    pub leaves: bool,
     /// Generations up to this one are over for it.
     pub let_go: u64,
     /// The generation whose collective it holds.
@@ -48,6 +52,8 @@ pub struct Worker {
     pub share: (u32, u32),
     /// Of that generation.
     pub rank_within: u32,
+    /// How long its part of the last step took.
+    pub computed: Time,
     pub position: Option<v1::Position>,
     pub history: History,
 
@@ -59,6 +65,8 @@ pub struct Worker {
     pub stuck: bool,
     /// What was due meanwhile.
     pub missed: Vec<Due>,
+    /// When the last thing that was wrong with it was put right.
+    pub well_since: Time,
 }
 
 /// How it is connected to the coordinator.
@@ -72,7 +80,7 @@ pub enum Link {
     },
     Attached(SessionId),
     /// The connection is lost; the training thread has yet to let go of its generation.
-    LettingGo,
+    LettingGo(SessionId),
 }
 
 /// What the training thread does.
@@ -90,7 +98,11 @@ pub enum Doing {
     /// Everybody's gradients are there.
     Applying(v1::Train),
     Captioning(v1::Evaluate),
-    Saving(v1::Checkpoint),
+    Copying(v1::Checkpoint),
+    /// Waits for the saver, which has a copy yet to save.
+    HandingOver,
+    /// Waits for the saver, the run being complete.
+    Finishing,
 }
 
 /// What wakes a worker.
@@ -104,6 +116,10 @@ pub enum Wake {
     Loaded,
     /// It is time for a heartbeat.
     Beat(SessionId),
+    /// The process is asked to end.
+    Leave,
+    /// It has waited long enough for the step in flight.
+    LetGo(SessionId),
     /// The training thread is done with what it does.
     Done,
     /// The training thread finds its collective broken.
@@ -125,6 +141,8 @@ impl Worker {
             task: 0,
             told: 0,
             abandoned: 0,
+            halted: 0,
+            leaves: false,
             let_go: 0,
             generation: None,
             begun: 0,
@@ -132,12 +150,14 @@ impl Worker {
             share: (0, 0),
             unsent: Vec::new(),
             rank_within: 0,
+            computed: Time::ZERO,
             position: None,
             history: History::new(),
             pace,
             frozen: false,
             stuck: false,
             missed: Vec::new(),
+            well_since: Time::ZERO,
         }
     }
 
@@ -157,8 +177,16 @@ impl World {
         id
     }
 
+    /// A worker process ends by itself: not before its saver is through.
+    pub fn retire_worker(&mut self, id: WorkerId) {
+        let saves = self.savers.remove(&id);
+        self.end_worker(id, false);
+        self.savers.extend(saves.map(|saves| (id, saves)));
+    }
+
     /// A worker process is gone. The others notice, unless its machine went with it.
     pub fn end_worker(&mut self, id: WorkerId, silently: bool) {
+        self.savers.remove(&id);
         let Some(worker) = self.workers.remove(&id) else { return };
         if let Link::Attached(session) = worker.link {
             if silently {

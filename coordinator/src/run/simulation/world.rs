@@ -19,6 +19,7 @@ use super::{
     faults::{Fault, Faults},
     invariants::Invariants,
     network::{Down, Network, Up},
+    saver::Saves,
     scenario::Scenario,
     worker::{Wake, Worker},
 };
@@ -45,6 +46,8 @@ pub enum Due {
     Connection { worker: WorkerId, wake: Wake },
     /// A worker's training thread is woken.
     Training { worker: WorkerId, task: u64, wake: Wake },
+    /// A worker's saver is through with a copy.
+    Saved { worker: WorkerId },
     /// A machine without a worker gets one.
     Hire { machine: usize },
     /// Something goes wrong.
@@ -73,6 +76,8 @@ pub struct World {
     pub coordinator: Coordinator,
     pub network: Network,
     pub workers: BTreeMap<WorkerId, Worker>,
+    /// Of living processes, and of such as only wait for them.
+    pub savers: BTreeMap<WorkerId, Saves>,
     pub collectives: BTreeMap<u64, Collective>,
     pub disk: Disk,
     pub faults: Faults,
@@ -97,6 +102,7 @@ impl World {
             coordinator: Coordinator::new(),
             network: Network::default(),
             workers: BTreeMap::new(),
+            savers: BTreeMap::new(),
             collectives: BTreeMap::new(),
             disk: Disk::default(),
             faults: Faults::default(),
@@ -142,11 +148,14 @@ impl World {
 
     fn happen(&mut self, due: Due) {
         let worker = match &due {
-            Due::Answer { worker, .. } | Due::Connection { worker, .. } | Due::Training { worker, .. } => Some(*worker),
+            Due::Answer { worker, .. }
+            | Due::Connection { worker, .. }
+            | Due::Training { worker, .. }
+            | Due::Saved { worker } => Some(*worker),
             Due::Down { session, .. } => self.network.sessions.get(session).map(|session| session.worker),
             _ => None,
         };
-        let Some(due) = self.unless_missed(worker, due) else { return };
+        let Some(due) = self.unless_missed(worker, due).and_then(|due| self.unless_unread(due)) else { return };
         match due {
             Due::Tick { life } => self.tick(life),
             Due::Start => self.start_coordinator(),
@@ -163,6 +172,7 @@ impl World {
             Due::Up { .. } | Due::Down { .. } => {}
             Due::Connection { worker, wake } => self.woken(worker, wake),
             Due::Training { worker, task, wake } => self.work(worker, task, wake),
+            Due::Saved { worker } => self.saved(worker),
             Due::Hire { machine } => self.hire(machine),
             Due::Fault => self.strike(),
             Due::Mend(fault, worker) => self.put_right(fault, worker),

@@ -2,7 +2,7 @@
 
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive};
 
-use super::at;
+use super::{admitted, at};
 use crate::run::{
     Action, Event, Outcome, RequestId, Run, SessionId, Time,
     record::{Record, Restored, Source},
@@ -22,14 +22,14 @@ fn a_quiet_run_goes_straight_to_its_end() {
 }
 
 #[test]
-fn a_newcomer_is_taken_in_after_the_steps_that_are_granted() {
+fn a_newcomer_is_taken_in_after_the_step_in_flight() {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
     let first = world.join();
     world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
     assert_eq!(world.run().generation.as_ref().unwrap().granted.step, 8);
     world.join();
     world.until(|world| world.origins().len() == 2);
-    assert_eq!(world.origins()[1], (at(0, 8), Source::Member(0)));
+    assert_eq!(world.origins()[1], (at(0, 2), Source::Member(0)));
     world.finish();
     assert_eq!(world.count(|record| matches!(record, Record::Formed { members, .. } if members.len() == 2)), 1);
 }
@@ -52,9 +52,10 @@ fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
     let mut run = Run::new(file, Restored::default());
     let enter = |run: &mut Run, session: u64, fingerprint: &str, now| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-        run.on_event(now, Event::Join { request: RequestId(0), token: "token".into(), join });
+        let session_token =
+            admitted(&run.on_event(now, Event::Join { request: RequestId(0), token: "token".into(), join }));
         let data_set = Some(v1::DataSet { fingerprint: fingerprint.into(), ..Default::default() });
-        let (session_token, store_address) = ("token".into(), "host:1".into());
+        let store_address = "host:1".into();
         let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
         run.on_event(now, Event::Attach { session: SessionId(session), attach })
     };

@@ -10,10 +10,11 @@ use runfile::RunFile;
 use super::{
     WorkerId,
     scenario::Scenario,
+    worker::Worker,
     world::{Trace, World},
 };
 use crate::run::{
-    Event, Outcome, RequestId, Time,
+    Action, Event, Outcome, RequestId, Time,
     plan::Place,
     record::{Happening, Record, Source},
 };
@@ -36,6 +37,12 @@ impl World {
         let id = self.start_worker(host, None);
         self.until(|world| world.is_member(id));
         id
+    }
+
+    /// Whether the coordinator counts on this worker.
+    fn is_member(&self, id: WorkerId) -> bool {
+        let session = self.workers.get(&id).and_then(Worker::session);
+        session.is_some_and(|session| self.run().members.rank_of(session).is_some())
     }
 
     fn until(&mut self, enough: impl Fn(&Self) -> bool) {
@@ -63,7 +70,7 @@ impl World {
     }
 
     fn status(&self) -> v1::StatusResponse {
-        self.run().status(self.agenda.now() - self.coordinator.started)
+        self.run().status(self.coordinator.clock)
     }
 
     /// The steps that are committed, in order.
@@ -95,4 +102,13 @@ impl World {
 
 fn at(stage: u32, step: u64) -> Place {
     Place { stage, step }
+}
+
+/// The token of a join that was granted.
+pub fn admitted(actions: &[Action]) -> String {
+    let token = |action: &Action| match action {
+        Action::Admit { response, .. } => Some(response.session_token.clone()),
+        _ => None,
+    };
+    actions.iter().find_map(token).unwrap_or_default()
 }

@@ -5,7 +5,7 @@
 //! |--------------------|---------------------------------|----------------------------------------------------------------|
 //! | `run`              | run (exactly one)               | `name, seed, run_file_json, created`                           |
 //! | `generations`      | generation                      | `number, members_json, cause, formed_at, ready_at, ended_at, ended_because, source, stage, step` |
-//! | `steps`            | step a generation reported      | `stage, step, generation, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds, samples, summaries_json` |
+//! | `steps`            | step a generation reported      | `stage, step, generation, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds, samples, summaries_json, at, slowest_rank, lag_seconds` |
 //! | `checkpoints`      | checkpoint                      | `stage, step, generation, name, parameters_sha256, at, deleted` |
 //! | `evaluations`      | evaluation                      | `stage, step, generation, metrics_json, at`                    |
 //! | `evaluation_items` | image of an evaluation          | `stage, step, generation, image, caption, references_json, scores_json` |
@@ -23,6 +23,8 @@
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
 //! - Values that are not finite are NULL.
 
+pub mod history;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -37,6 +39,7 @@ use statistics::Summary;
 
 use crate::run::{
     best::Scores,
+    cuts::Cuts,
     guard::Firing,
     plan::{Boundaries, Boundary, Ends, Place},
     record::{Checkpoint, Happening, Record, Restored},
@@ -54,7 +57,7 @@ CREATE TABLE IF NOT EXISTS generations (
 CREATE TABLE IF NOT EXISTS steps (
     stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, loss REAL, learning_rate REAL,
     gradient_norm REAL, seconds REAL, all_reduce_seconds REAL, samples INTEGER NOT NULL, summaries_json TEXT NOT NULL,
-    PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+    at REAL NOT NULL, slowest_rank INTEGER, lag_seconds REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS checkpoints (
     stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, name TEXT NOT NULL,
     parameters_sha256 TEXT NOT NULL, at REAL NOT NULL, deleted REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
@@ -98,9 +101,22 @@ pub enum Error {
         /// Its version.
         found: i64,
     },
+    /// Its run file is not one that this program understands.
+    #[error("the journal's run file: {0}")]
+    RunFile(String),
     /// SQLite cannot go on.
     #[error("journal: {0}")]
     Sqlite(#[from] rusqlite::Error),
+}
+
+impl Error {
+    /// Whether it may be gone the next time: a disk that is full, or does not answer.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = self else { return false };
+        use rusqlite::ErrorCode::{DatabaseBusy, DiskFull, SystemIoFailure};
+        matches!(failure.code, DiskFull | SystemIoFailure | DatabaseBusy)
+    }
 }
 
 /// The journal of one run.
@@ -188,10 +204,12 @@ impl Journal {
         let last = connection.query_row(query, [], |row| Ok((unsigned(row, 0)?, place(row, 1)?))).optional()?;
         let Some((last_generation, start)) = last else { return Ok(Restored::default()) };
 
-        // A state is of a history that was given up if its generation is not later than what started or ended it anew.
-        let query = "SELECT max(coalesce((SELECT max(number) FROM generations WHERE source NOT LIKE 'rank %'), 0),
-            coalesce((SELECT max(detail_json ->> 'generation') + 1 FROM events WHERE kind = ?), 0))";
-        let lineage = connection.query_row(query, [Happening::StageEnded.name()], |row| unsigned(row, 0))?;
+        let mut cuts = Cuts::default();
+        let mut starts = connection.prepare("SELECT generation + 1, stage, step FROM cuts ORDER BY generation")?;
+        for start in starts.query_map([], |row| Ok((unsigned(row, 0)?, place(row, 1)?)))? {
+            let (generation, start) = start?;
+            cuts.cut(generation, start);
+        }
         let query = "SELECT stage, step FROM steps WHERE generation = ? ORDER BY stage DESC, step DESC LIMIT 1";
         let number = last_generation.cast_signed();
         let stepped = connection.query_row(query, [number], |row| place(row, 0)).optional()?;
@@ -231,9 +249,10 @@ impl Journal {
             |what: Happening| connection.query_row(query, [what.name()], |row| row.get::<_, String>(0)).optional();
         Ok(Restored {
             last_generation,
-            lineage,
+            cuts,
             committed,
             checkpoints,
+            unfinished: BTreeMap::new(),
             done: &saved | &evaluated,
             scores,
             ends,
@@ -331,7 +350,7 @@ fn write(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
             let (step, generation) = (place.step.cast_signed(), generation.cast_signed());
             run(sql, params![place.stage, step, generation, name, parameters_sha256, now()])
         }
-        Record::Deleted(name) => {
+        Record::Deleted(name) | Record::Damaged(name) => {
             run("UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL", params![now(), name])
         }
         Record::Evaluated { place, generation, metrics, items } => {
@@ -359,6 +378,7 @@ fn write(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
 
 fn write_step(to: &Transaction<'_>, step: &StepStatistics) -> rusqlite::Result<()> {
     let summaries: BTreeMap<_, _> = step.summaries.iter().map(|(name, summary)| (*name, summarise(summary))).collect();
+    let lag = step.pace.lag();
     let row = params![
         step.place.stage,
         step.place.step.cast_signed(),
@@ -370,8 +390,11 @@ fn write_step(to: &Transaction<'_>, step: &StepStatistics) -> rusqlite::Result<(
         step.all_reduce_seconds,
         step.samples.cast_signed(),
         json!(summaries).to_string(),
+        now(),
+        lag.map(|(rank, _)| rank),
+        lag.map(|(_, seconds)| seconds),
     ];
-    to.prepare_cached("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(row)?;
+    to.prepare_cached("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(row)?;
     Ok(())
 }
 
@@ -406,12 +429,18 @@ mod tests {
             summaries: [("kl".into(), (&Summary::of([0.5, 1.5])).into())].into(),
             ..Default::default()
         };
-        Record::Step(StepStatistics::read(&report, &position).unwrap())
+        Record::Step(StepStatistics::read(3, &report, &position).unwrap())
     }
 
     fn saved(step: u64, generation: u64) -> Checkpoint {
         let name = format!("0-a-{step:08}");
         Checkpoint { place: Place { stage: 0, step }, generation, name, parameters_sha256: "ab".into() }
+    }
+
+    fn cuts<const N: usize>(starts: [(u64, u64); N]) -> Cuts {
+        let mut cuts = Cuts::default();
+        starts.into_iter().for_each(|(generation, step)| cuts.cut(generation, Place { stage: 0, step }));
+        cuts
     }
 
     fn evaluated(step: u64, generation: u64) -> Record {
@@ -447,7 +476,7 @@ mod tests {
         let at = |step| Place { stage: 0, step };
         let expected = Restored {
             last_generation: 3,
-            lineage: 2,
+            cuts: cuts([(1, 0), (2, 10), (3, 11)]),
             committed: at(12),
             checkpoints: vec![saved(10, 1)],
             done: [5, 10]
@@ -485,7 +514,7 @@ mod tests {
         records.push(event(Happening::Paused, json!({ "reason": "kl is 9" })));
         journal.write(&records).unwrap();
         let restored = journal.restore().unwrap();
-        assert_eq!((restored.paused.as_deref(), restored.lineage), (Some("kl is 9"), 1));
+        assert_eq!((restored.paused.as_deref(), restored.cuts), (Some("kl is 9"), cuts([(1, 0)])));
         assert_eq!((restored.committed, restored.scores.len()), (Place { stage: 0, step: 15 }, 3));
 
         // It died before anything but the decision was on disk.
@@ -495,7 +524,7 @@ mod tests {
         let restored = journal.restore().unwrap();
         let at = |step| Place { stage: 0, step };
         assert_eq!((restored.paused, restored.ends), (None, [(0, 10)].into()));
-        assert_eq!((restored.committed, restored.lineage), (at(10), 2));
+        assert_eq!((restored.committed, restored.cuts), (at(10), cuts([(1, 0), (2, 10)])));
         assert_eq!(restored.checkpoints, [saved(5, 1), saved(10, 1)]);
         assert_eq!(restored.scores.into_keys().collect::<Vec<_>>(), [at(5), at(10)]);
         // What comes after it is of the present history again.

@@ -1,0 +1,19 @@
+//! How programs reach the coordinator, and how it knows them.
+//!
+//! ```text
+//!   command line --> Address --> Link ====TLS, token====> coordinator
+//!                       |                                     ^
+//!                       '--- TlsFiles, Token -----------------'
+//! ```
+
+mod address;
+mod error;
+mod link;
+mod tls;
+mod token;
+
+pub use address::Address;
+pub use error::Error;
+pub use link::{Channel, Link};
+pub use tls::TlsFiles;
+pub use token::{ADMIN_TOKEN, JOIN_TOKEN, Token, bearer};

@@ -1,0 +1,101 @@
+use std::path::Path;
+
+use subtle::ConstantTimeEq;
+
+use crate::Error;
+
+/// Environment variable with the token that lets workers in.
+pub const JOIN_TOKEN: &str = "DICO_JOIN_TOKEN";
+/// Environment variable with the token that lets people and scripts in.
+pub const ADMIN_TOKEN: &str = "DICO_ADMIN_TOKEN";
+
+/// Fewer characters can be guessed.
+pub(crate) const LEAST: usize = 16;
+/// More do not fit into a header.
+pub(crate) const MOST: usize = 1024;
+
+/// How a token is announced in the header `authorization`.
+const SCHEME: &str = "Bearer ";
+
+/// A shared secret. It has no `Debug`, so that it cannot end up in a log.
+#[derive(Clone)]
+pub struct Token(String);
+
+impl Token {
+    /// The token in a file, else in an environment variable, if either is given.
+    ///
+    /// # Errors
+    /// The file cannot be read, or it is no token.
+    pub fn find(file: Option<&Path>, variable: &str) -> Result<Option<Self>, Error> {
+        match (file, std::env::var_os(variable)) {
+            (Some(path), _) => {
+                let text = std::fs::read_to_string(path);
+                let text = text.map_err(|source| Error::Read { path: path.to_owned(), source })?;
+                Self::parse(&text, &path.display().to_string()).map(Some)
+            }
+            (None, Some(value)) => {
+                Self::parse(&value.to_string_lossy(), &format!("environment variable {variable}")).map(Some)
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Reads a token; space around it is not part of it.
+    ///
+    /// # Errors
+    /// It is too short, too long, or has characters that a header cannot carry. `origin` says where it is from.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
+        let text = text.trim();
+        if !(LEAST..=MOST).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Error::Token { origin: origin.to_owned() });
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// Whether this is what somebody presented. The time it takes says nothing but whether the lengths differ.
+    #[must_use]
+    pub fn equals(&self, presented: &str) -> bool {
+        self.0.as_bytes().ct_eq(presented.as_bytes()).into()
+    }
+
+    /// What the header `authorization` says.
+    pub(crate) fn authorization(&self) -> String {
+        format!("{SCHEME}{}", self.0)
+    }
+}
+
+/// The token that a header `authorization` presents.
+#[must_use]
+pub fn bearer(authorization: &str) -> Option<&str> {
+    authorization.strip_prefix(SCHEME)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "0123456789abcdef";
+
+    #[test]
+    fn a_token_in_a_file_ends_before_the_newline() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("{GOOD}\n")).unwrap();
+        let token = Token::find(Some(file.path()), "DICO_NO_SUCH_VARIABLE").unwrap().unwrap();
+        assert!(token.equals(bearer(&token.authorization()).unwrap()));
+        assert!(token.equals(GOOD) && !token.equals("0123456789abcdeF") && !token.equals(&GOOD[1..]));
+        assert!(Token::find(None, "DICO_NO_SUCH_VARIABLE").unwrap().is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_a_token_is_refused_without_saying_what_it_was() {
+        let long = "x".repeat(MOST + 1);
+        for text in ["", "0123456789abcde", "0123456789 abcdef", "0123456789äabcdef", long.as_str()] {
+            let Err(error) = Token::parse(text, "token.txt").map(|_| ()) else { panic!("{text:?} is no token") };
+            let error = error.to_string();
+            assert!(error.starts_with("token.txt: ") && error.contains("openssl rand"), "{error}");
+            assert!(text.is_empty() || !error.contains(text), "{error}");
+        }
+        let missing = Token::find(Some(Path::new("/nowhere/token")), JOIN_TOKEN).map(|_| ()).unwrap_err().to_string();
+        assert!(missing.starts_with("/nowhere/token: "), "{missing}");
+    }
+}

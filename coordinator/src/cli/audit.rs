@@ -1,0 +1,63 @@
+//! `coordinator audit`: does the journal bear out what the run promises?
+
+use std::fmt::Write;
+
+use anyhow::bail;
+use clap::Args;
+
+use super::history::State;
+use crate::audit::{self, Epoch, Life, Samples};
+
+/// Check a run's journal: every sample once, and what each fault cost.
+///
+/// Fails if a sample was lost or trained on twice.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  coordinator audit --config configs/demo.yaml --json")]
+pub struct Audit {
+    #[command(flatten)]
+    state: State,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Audit {
+    /// Reads, prints and judges.
+    pub fn run(self) -> anyhow::Result<()> {
+        let audit = audit::audit(&self.state.open()?)?;
+        if self.json {
+            println!("{}", serde_json::to_string(&audit)?);
+        } else {
+            print!("{}", as_table(&audit));
+        }
+        let Samples { missing, repeated, .. } = audit.samples;
+        if !audit.clean {
+            bail!("{missing} samples are missing and {repeated} repeated");
+        }
+        Ok(())
+    }
+}
+
+fn as_table(audit: &audit::Audit) -> String {
+    let mut text =
+        format!("{:>5}  {:<16} {:>5} {:>12} {:>9} {:>9}\n", "stage", "", "epoch", "committed", "missing", "repeated");
+    // Writing to a string does not fail.
+    for Epoch { stage, name, epoch, samples } in &audit.epochs {
+        let Samples { committed, missing, repeated } = samples;
+        _ = writeln!(text, "{stage:>5}  {name:<16} {epoch:>5} {committed:>12} {missing:>9} {repeated:>9}");
+    }
+    _ = writeln!(
+        text,
+        "\n{:>10} {:>7} {:>14} {:>8} {:>10}  cause",
+        "generation", "members", "start", "steps", "recovery"
+    );
+    for Life { generation, members, cause, start: (stage, step), steps, recovery_s, .. } in &audit.generations {
+        let (members, start) = (members.len(), format!("{stage}/{step}"));
+        let recovery = recovery_s.map_or_else(String::new, |seconds| format!("{seconds:.2} s"));
+        _ = writeln!(text, "{generation:>10} {members:>7} {start:>14} {steps:>8} {recovery:>10}  {cause}");
+    }
+    let Samples { committed, missing, repeated } = audit.samples;
+    let how = if audit.clean { "clean" } else { "NOT CLEAN" };
+    _ = writeln!(text, "\n{how}: {committed} samples committed, {missing} missing, {repeated} repeated");
+    text
+}

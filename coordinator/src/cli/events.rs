@@ -1,0 +1,66 @@
+//! `coordinator events`: what happened in a run.
+
+use std::{
+    io::{ErrorKind, Write},
+    time::Duration,
+};
+
+use clap::Args;
+use serde_json::json;
+
+use super::history::State;
+use crate::journal::history::Event;
+
+/// Between looks at the journal with `--follow`.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Show what happened in a run.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  coordinator events --config configs/demo.yaml --kind lost --json")]
+pub struct Events {
+    #[command(flatten)]
+    state: State,
+    /// Only events of this kind; may be given several times.
+    #[arg(long, value_name = "KIND")]
+    kind: Vec<String>,
+    /// Go on with what happens from now on, until interrupted.
+    #[arg(long)]
+    follow: bool,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Events {
+    /// Reads and prints.
+    pub fn run(self) -> anyhow::Result<()> {
+        let history = self.state.open()?;
+        let mut known = 0;
+        loop {
+            let events = history.events(known)?;
+            known += events.len();
+            match self.print(&events) {
+                // Whoever read it has enough.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                printed => printed?,
+            }
+            if !self.follow {
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn print(&self, events: &[Event]) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        for event in events.iter().filter(|event| self.kind.is_empty() || self.kind.contains(&event.kind)) {
+            let Event { at, kind, detail } = event;
+            if self.json {
+                writeln!(out, "{}", json!({ "at": at, "kind": kind, "detail": detail }))?;
+            } else {
+                writeln!(out, "{at:.3}  {kind:<18} {detail}")?;
+            }
+        }
+        out.flush()
+    }
+}

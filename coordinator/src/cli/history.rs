@@ -1,0 +1,32 @@
+//! How subcommands find the journal of a run.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use runfile::RunFile;
+
+use crate::journal::history::History;
+
+/// A run's journal.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct State {
+    /// The run file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the journal, where it is not `coordinator` in the run's output.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+impl State {
+    /// Opens the journal; its coordinator may be running.
+    pub fn open(&self) -> anyhow::Result<History> {
+        let state = match (&self.config, &self.state) {
+            (Some(config), _) => RunFile::load(config)?.output.join("coordinator"),
+            (None, state) => state.clone().unwrap_or_default(),
+        };
+        History::open(&state).with_context(|| format!("state {}", state.display()))
+    }
+}

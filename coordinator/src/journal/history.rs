@@ -1,0 +1,166 @@
+//! A journal as others read it, also while its coordinator writes.
+
+use std::path::Path;
+
+use runfile::RunFile;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
+use serde_json::Value;
+
+use super::{Error, PRESENT, VERSION, data_set, place, unsigned};
+use crate::run::{plan::Place, record::Happening};
+
+/// A journal that is only read.
+#[derive(Debug)]
+pub struct History {
+    connection: Connection,
+}
+
+/// A generation, as it was recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// Its number.
+    pub number: u64,
+    /// Identities of its members.
+    pub members: Vec<u32>,
+    /// Why the one before it ended.
+    pub cause: String,
+    /// Where it started.
+    pub start: Place,
+    /// Whose state it started from.
+    pub source: String,
+    /// When it was formed, in Unix seconds; and so on.
+    pub formed_at: f64,
+    /// When all its members were ready.
+    pub ready_at: Option<f64>,
+    /// When it ended.
+    pub ended_at: Option<f64>,
+}
+
+/// A step that a generation reported.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// The point that it reached.
+    pub place: Place,
+    /// The generation.
+    pub generation: u64,
+    /// When it was recorded, in Unix seconds.
+    pub at: f64,
+    /// Whether it is of the present history, rather than given up.
+    pub present: bool,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// When, in Unix seconds.
+    pub at: f64,
+    /// What: the name of a [`Happening`], or `guard`.
+    pub kind: String,
+    /// Its particulars.
+    pub detail: Value,
+}
+
+impl History {
+    /// Opens the journal in the folder `state`.
+    ///
+    /// # Errors
+    /// There is none, or another version wrote it.
+    pub fn open(state: &Path) -> Result<Self, Error> {
+        let path = state.join("journal.sqlite");
+        if !path.is_file() {
+            let source = std::io::Error::new(std::io::ErrorKind::NotFound, "there is no journal");
+            return Err(Error::Open { path, source });
+        }
+        Self::new(Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)
+    }
+
+    /// The journal behind a connection.
+    ///
+    /// # Errors
+    /// Another version wrote it.
+    pub fn new(connection: Connection) -> Result<Self, Error> {
+        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if found != VERSION {
+            return Err(Error::OtherVersion { found });
+        }
+        Ok(Self { connection })
+    }
+
+    /// The run file.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn run_file(&self) -> Result<RunFile, Error> {
+        let text: String = self.connection.query_row("SELECT run_file_json FROM run", [], |row| row.get(0))?;
+        serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))
+    }
+
+    /// Images and captions of the training split, if a worker ever said.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn training_split(&self) -> Result<Option<(u64, u64)>, Error> {
+        let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
+        let joined = self.connection.query_row(query, [Happening::Joined.name()], |row| row.get::<_, String>(0));
+        let data = joined.optional()?.and_then(|detail| data_set(&detail));
+        Ok(data.map(|data| (data.train_images, data.train_captions)))
+    }
+
+    /// All generations, in order.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn generations(&self) -> Result<Vec<Generation>, Error> {
+        let query = "SELECT number, members_json, cause, stage, step, source, formed_at, ready_at, ended_at
+            FROM generations ORDER BY number";
+        let generation = |row: &Row<'_>| {
+            Ok(Generation {
+                number: unsigned(row, 0)?,
+                members: ranks(&row.get::<_, String>(1)?),
+                cause: row.get(2)?,
+                start: place(row, 3)?,
+                source: row.get(5)?,
+                formed_at: row.get(6)?,
+                ready_at: row.get(7)?,
+                ended_at: row.get(8)?,
+            })
+        };
+        self.all(query, generation)
+    }
+
+    /// All steps that were reported, in the order of the run.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn steps(&self) -> Result<Vec<Step>, Error> {
+        let query =
+            format!("SELECT stage, step, generation, at, {PRESENT} FROM steps AS own ORDER BY stage, step, generation");
+        let step = |row: &Row<'_>| {
+            Ok(Step { place: place(row, 0)?, generation: unsigned(row, 2)?, at: row.get(3)?, present: row.get(4)? })
+        };
+        self.all(&query, step)
+    }
+
+    /// All events after the first `known`, in order.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn events(&self, known: usize) -> Result<Vec<Event>, Error> {
+        let query = format!("SELECT at, kind, detail_json FROM events ORDER BY rowid LIMIT -1 OFFSET {known}");
+        let event = |row: &Row<'_>| {
+            let detail = serde_json::from_str(&row.get::<_, String>(2)?).unwrap_or_default();
+            Ok(Event { at: row.get(0)?, kind: row.get(1)?, detail })
+        };
+        self.all(&query, event)
+    }
+
+    fn all<T>(&self, query: &str, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>, Error> {
+        Ok(self.connection.prepare(query)?.query_map([], read)?.collect::<Result<_, _>>()?)
+    }
+}
+
+fn ranks(members: &str) -> Vec<u32> {
+    let members: Vec<Value> = serde_json::from_str(members).unwrap_or_default();
+    let rank = |member: &Value| u32::try_from(member.get("rank")?.as_u64()?).ok();
+    members.iter().filter_map(rank).collect()
+}

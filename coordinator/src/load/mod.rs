@@ -1,0 +1,84 @@
+//! Load: a real coordinator in a process of its own, and thousands of light workers in this one.
+//!
+//! ```text
+//!   daemon    the coordinator's process: its run file, its journal
+//!   usage     CPU and memory of a process
+//!   worker    a light worker: the real protocol, pretended computing
+//!   script    what light workers say: reports of the size that real ones have
+//!   probe     asks the coordinator something, all the time
+//!   account   what all of them saw  -->  report   what that amounts to
+//! ```
+
+mod account;
+mod daemon;
+mod probe;
+mod report;
+mod script;
+mod usage;
+mod worker;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use proto::v1::admin_client::AdminClient;
+use tokio::{
+    sync::{Barrier, OnceCell},
+    task::JoinSet,
+};
+use tonic::transport::Endpoint;
+
+use account::Account;
+use daemon::Daemon;
+pub use report::{Percentiles, Report};
+use script::Script;
+use usage::Usage;
+use worker::Cluster;
+
+/// Load to put on a coordinator.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Light workers.
+    pub workers: u32,
+    /// Steps to train.
+    pub steps: u32,
+    /// What a step takes at least.
+    pub step: Duration,
+    /// Connections that the workers share.
+    pub connections: u32,
+}
+
+impl Load {
+    /// Leads a coordinator through a run, and says how it did.
+    ///
+    /// # Errors
+    /// What the coordinator or a worker died of.
+    pub async fn run(self) -> anyhow::Result<Report> {
+        let daemon = Daemon::start(&self).await?;
+        let endpoint = Endpoint::from_shared(daemon.url().to_owned())?.tcp_nodelay(true);
+        let admin = AdminClient::new(endpoint.connect().await?);
+        let account = Arc::new(Account::new());
+        let cluster = Arc::new(Cluster {
+            load: self,
+            endpoint,
+            channels: (0..self.connections).map(|_| OnceCell::new()).collect(),
+            all_reduce: Barrier::new(self.workers as usize),
+            script: Script::new(),
+            account: Arc::clone(&account),
+        });
+        let probe = tokio::spawn(probe::probe(admin, daemon.process(), Arc::clone(&account)));
+        let mut workers = JoinSet::new();
+        for number in 0..self.workers {
+            let cluster = Arc::clone(&cluster);
+            let work = async move { worker::work(&cluster, number).await.with_context(|| format!("worker {number}")) };
+            workers.spawn(work);
+        }
+        while let Some(ended) = workers.join_next().await {
+            ended??;
+        }
+        probe.abort();
+        let recorded = daemon.finish().await?;
+        let workers = Usage::of(std::process::id()).unwrap_or_default();
+        let window = runfile::Control::default().window;
+        Ok(Report::new(self, window, &account.seen(), recorded, workers))
+    }
+}

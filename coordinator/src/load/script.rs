@@ -1,0 +1,87 @@
+//! What light workers say: reports as large as those of real ones.
+
+use std::collections::HashMap;
+
+use proto::{EVALUATION_RANGE, v1};
+use statistics::{Summary, names};
+
+/// Images of the validation split.
+const VALIDATION_IMAGES: u64 = 20 * EVALUATION_RANGE;
+/// Captions that each image is given by beam search; one of them is the best.
+const CANDIDATES: u32 = 5;
+/// Different reports of a step.
+const REPORTS: u32 = 64;
+/// Numbers of an embedding.
+const EMBEDDING: usize = 64;
+
+/// Reports of a step to choose from: to make one costs more than to send it.
+pub struct Script {
+    summaries: Vec<HashMap<String, v1::Summary>>,
+}
+
+impl Script {
+    /// Writes the reports.
+    pub fn new() -> Self {
+        Self { summaries: (0..REPORTS).map(summaries).collect() }
+    }
+
+    /// What a worker says of a step: one image, with all the distributions that DiCO reports.
+    pub fn step_done(&self, number: u32, position: v1::Position, seconds: f64) -> v1::StepDone {
+        let report = (u64::from(number) + position.step) as usize % self.summaries.len();
+        v1::StepDone {
+            position: Some(position),
+            loss_sum: 1.0,
+            loss_weight: 1.0,
+            samples: 1,
+            learning_rate: 1e-5,
+            gradient_norm: 1.0,
+            seconds,
+            all_reduce_seconds: 0.0,
+            summaries: self.summaries[report].clone(),
+        }
+    }
+}
+
+/// The data that all workers say they have.
+pub fn data_set() -> v1::DataSet {
+    v1::DataSet {
+        train_images: 100_000,
+        train_captions: 500_000,
+        skipped_images: 0,
+        fingerprint: "0".repeat(64),
+        validation_images: VALIDATION_IMAGES,
+    }
+}
+
+/// Captions of a range of the validation split.
+pub fn captions(range: v1::ImageRange) -> Vec<v1::EvaluationItem> {
+    let item = |image: u64| v1::EvaluationItem {
+        image: format!("{image:06}.jpg"),
+        caption: "a red ball on the green grass".to_owned(),
+        references: vec!["a red ball lies on the grass".to_owned(); 5],
+        scores: [("pac_s".to_owned(), 0.75)].into(),
+        image_id: Some(image),
+        image_embedding: unit(image),
+        text_embedding: unit(image),
+    };
+    (range.begin..range.end).map(item).collect()
+}
+
+/// A unit vector that tells images apart a little.
+fn unit(image: u64) -> Vec<f32> {
+    let mut vector = vec![0.0; EMBEDDING];
+    vector[image as usize % EMBEDDING] = 1.0;
+    vector
+}
+
+fn summaries(report: u32) -> HashMap<String, v1::Summary> {
+    // Some different numbers in 0..1 for every report.
+    let value = |k: u32| f64::from((report * 97 + k * 31) % 1000) / 1000.0;
+    let values = |name| match name {
+        names::REWARD_CHOSEN | names::REWARD_MARGIN | names::IMPLICIT_ACCURACY | names::GAMMA_ENTROPY => 1,
+        names::REWARD_REJECTED => CANDIDATES - 1,
+        _ => CANDIDATES,
+    };
+    let summary = |name| v1::Summary::from(&Summary::of((0..values(name)).map(value)));
+    names::ALL.into_iter().map(|name| (name.to_owned(), summary(name))).collect()
+}

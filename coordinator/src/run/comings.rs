@@ -1,0 +1,106 @@
+//! Comings and goings: who is in the next generation, when the present one halts for it, and when who wants to go may.
+//!
+//! A generation that halts finishes the step in flight; its members agree on it in the step's all-reduce. So neither a newcomer
+//! nor a farewell costs any work. Whoever wants to go is kept for as long as something depends on it: the only copy of the
+//! furthest state, or a checkpoint that it writes.
+
+use proto::{v1, v1::directive::Directive};
+use serde_json::json;
+
+use super::{
+    Action, Run, Time,
+    generation::{Generation, Origin},
+    membership::{Member, Standing},
+    one_line,
+    plan::Place,
+    progress::Awaiting,
+    record::{Happening, Source},
+};
+
+impl Run {
+    /// A member wants to go.
+    pub(super) fn leaving(&mut self, rank: u32, leaving: &v1::Leaving) {
+        let reason = one_line(&leaving.reason);
+        if self.members.get(rank).is_some_and(|member| member.leaving.is_none()) {
+            self.event(Happening::Leaving, json!({ "rank": rank, "reason": reason }));
+            self.members.wants_to_go(rank, reason);
+        }
+    }
+
+    /// The members of the next generation: all who stay, if they are enough, and whoever wants to go with the only copy of
+    /// the furthest state.
+    pub(super) fn next_members(&self) -> Option<Vec<u32>> {
+        let indispensable = self.indispensable();
+        if self.members.staying() < self.file.workers.min as usize && indispensable.is_none() {
+            return None;
+        }
+        let is_in = |(rank, member): &(u32, &Member)| member.leaving.is_none() || Some(*rank) == indispensable;
+        Some(self.members.iter().filter(is_in).map(|(rank, _)| rank).collect())
+    }
+
+    /// Who wants to go, but holds a state that is nowhere else.
+    fn indispensable(&self) -> Option<u32> {
+        if self.members.staying() == self.members.len() {
+            return None;
+        }
+        let Origin { start, source: Source::Member(rank) } = self.origin() else { return None };
+        let leaves = self.members.get(rank).is_some_and(|member| member.leaving.is_some());
+        let elsewhere = start == Place::default() || self.checkpoints.contains_key(&start);
+        (leaves && !elsewhere).then_some(rank)
+    }
+
+    /// Lets those go who want to, and whom nothing depends on.
+    pub(super) fn dismiss(&mut self, now: Time) {
+        if self.members.staying() == self.members.len() {
+            return;
+        }
+        let kept = [self.indispensable(), self.saving.as_ref().map(|saving| saving.writer)];
+        let free = |(rank, member): &(u32, &Member)| {
+            member.leaving.is_some() && member.standing == Standing::Idle && !kept.contains(&Some(*rank))
+        };
+        let going = self.members.iter().filter(free);
+        let going: Vec<_> = going.map(|(rank, member)| (rank, member.session, member.leaving.clone())).collect();
+        for (rank, session, reason) in going {
+            let reason = reason.unwrap_or_default();
+            self.leave(session, &reason);
+            self.actions.push(Action::Close { session, refusal: None });
+            self.remove(now, rank, Happening::Left, &reason);
+        }
+    }
+
+    /// Why the running generation has to halt, if it has.
+    pub(super) fn reason_to_halt(&self, generation: &Generation) -> Option<String> {
+        if self.members.staying() < self.members.len() {
+            let leaves = |rank: &&u32| self.members.get(**rank).is_some_and(|member| member.leaving.is_some());
+            let under_way = !generation.quiet() || matches!(generation.awaiting, Some(Awaiting::Captions { .. }));
+            if let Some(rank) = generation.members.iter().find(leaves)
+                && (self.members.staying() > 0 || under_way)
+            {
+                return Some(format!("rank {rank} leaves"));
+            }
+        }
+        if self.members.len() <= generation.members.len() {
+            return None;
+        }
+        // Whoever keeps coming must not keep the others from getting on.
+        let scoring = matches!(generation.awaiting, Some(Awaiting::Scores));
+        let held_up = self.paused.is_some() || self.unsaved.is_some() || scoring;
+        if self.progress == generation.began && !held_up {
+            return None;
+        }
+        let is_new = |(rank, member): &(u32, &Member)| {
+            member.leaving.is_none()
+                && member.standing == Standing::Idle
+                && generation.members.binary_search(rank).is_err()
+        };
+        self.members.iter().find(is_new).map(|(rank, _)| format!("rank {rank} joined"))
+    }
+
+    /// Tells all members of the running generation to stop after what is in flight.
+    pub(super) fn halt(&mut self, reason: String) {
+        self.tell(|_, _| Directive::Halt(v1::Halt { reason: reason.clone() }));
+        if let Some(generation) = &mut self.generation {
+            generation.ending = Some(reason);
+        }
+    }
+}

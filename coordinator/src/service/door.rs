@@ -1,0 +1,196 @@
+//! The way in: accepts connections, wants certificates of their peers where that is configured, and lets in who speaks HTTP/2.
+//!
+//! tonic could do so itself, but would neither say who was turned away nor bound how many come.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::either::Either;
+use tonic::transport::server::Connected;
+use tracing::warn;
+
+use super::refusals::{Reason, Refusals};
+
+/// Connections that may be open at once: two for each of 20,000 workers, because one that comes back may do so before its last
+/// connection is known to be dead, and some for people.
+const MOST_CONNECTIONS: usize = 50_000;
+/// Connections that may wait to be served.
+const WAITING: usize = 64;
+/// How long a peer may take to show its certificate and begin to speak HTTP/2.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Pause after the system has refused to accept a connection, e.g. because too many files are open.
+const RECOVERY: Duration = Duration::from_secs(1);
+/// What every HTTP/2 client says first.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+impl Peer {
+    /// Whether it is on this machine.
+    pub fn is_loopback(self) -> bool {
+        self.0.ip().to_canonical().is_loopback()
+    }
+}
+
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// A connection that was let in.
+pub struct Connection {
+    peer: Peer,
+    stream: Stream,
+    /// What was read of it to see whether to let it in, and not yet by whom it is served.
+    unread: &'static [u8],
+    _place: OwnedSemaphorePermit,
+}
+
+/// Where connections come in.
+pub struct Door {
+    pub listener: TcpListener,
+    /// Wants certificates.
+    pub tls: Option<Arc<ServerConfig>>,
+    pub refusals: Refusals,
+}
+
+impl Door {
+    /// Those who are let in, until nobody takes them.
+    pub fn open(self) -> ReceiverStream<io::Result<Connection>> {
+        let (entered, entering) = mpsc::channel(WAITING);
+        tokio::spawn(self.watch(entered));
+        ReceiverStream::new(entering)
+    }
+
+    async fn watch(self, entered: mpsc::Sender<io::Result<Connection>>) {
+        let Self { listener, tls, refusals } = self;
+        let tls = tls.map(TlsAcceptor::from);
+        let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = entered.closed() => return,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                // Its peer has gone before it was looked at.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => {
+                    warn!(%error, "cannot accept connections for the moment");
+                    time::sleep(RECOVERY).await;
+                    continue;
+                }
+            };
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                refusals.note(peer, Reason::Busy, format_args!("{MOST_CONNECTIONS} connections are open"));
+                continue;
+            };
+            let (tls, refusals, entered) = (tls.clone(), refusals.clone(), entered.clone());
+            tokio::spawn(async move {
+                let problem = match time::timeout(HANDSHAKE, greet(stream, tls)).await {
+                    Ok(Ok(stream)) => {
+                        let connection = Connection { peer: Peer(peer), stream, unread: PREFACE, _place: place };
+                        // Nobody takes it any more: the coordinator is shutting down.
+                        _ = entered.send(Ok(connection)).await;
+                        return;
+                    }
+                    Ok(Err(problem)) => problem,
+                    Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no handshake within the time for it"),
+                };
+                if let Some(reason) = reason(&problem) {
+                    refusals.note(peer, reason, problem);
+                }
+            });
+        }
+    }
+}
+
+/// Finds out whether a peer has a certificate, if it must, and speaks HTTP/2.
+async fn greet(stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<Stream> {
+    stream.set_nodelay(true)?;
+    let mut stream = match tls {
+        Some(tls) => Either::Right(Box::new(tls.accept(stream).await?)),
+        None => Either::Left(stream),
+    };
+    let mut said = [0; PREFACE.len()];
+    stream.read_exact(&mut said).await?;
+    if said != *PREFACE {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it does not speak HTTP/2, or speaks TLS to a port without",
+        ));
+    }
+    Ok(stream)
+}
+
+/// Why a peer was not let in; nothing was refused to one that went by itself.
+fn reason(problem: &io::Error) -> Option<Reason> {
+    let tls = problem.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match (tls, problem.kind()) {
+        (Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented), _) => {
+            Some(Reason::Certificate)
+        }
+        (None, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => None,
+        _ => Some(Reason::Handshake),
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.unread.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let (now, later) = self.unread.split_at(buffer.remaining().min(self.unread.len()));
+        buffer.put_slice(now);
+        self.unread = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

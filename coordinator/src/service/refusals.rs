@@ -1,0 +1,142 @@
+//! What the coordinator refuses: counted by reason, and logged with the peer's address.
+
+use std::{fmt::Display, net::SocketAddr, sync::Arc};
+
+use metrics::{Counter, counter};
+use proto::v1::coordinator_server;
+use tonic::Code;
+use tracing::warn;
+
+/// How the path of a call that opens a session ends.
+const SESSION: &str = "/Session";
+
+/// Why somebody is refused: a fixed set, because it is a metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// More connections, or sessions that do not say whose they are, than the coordinator holds.
+    Busy,
+    /// No certificate, or none that is good.
+    Certificate,
+    /// Neither TLS nor HTTP/2, or not within the time for it.
+    Handshake,
+    JoinToken,
+    AdminToken,
+    SessionToken,
+    ProtocolVersion,
+    RankTaken,
+    /// The run has as many workers as it takes.
+    Full,
+    /// The run is over.
+    Over,
+    /// What is asked for does not fit the run's state.
+    State,
+    Oversized,
+    /// No message of this protocol.
+    Malformed,
+    /// A message that makes no sense, or not now.
+    Violation,
+}
+
+impl Reason {
+    const ALL: [Self; 14] = [
+        Self::Busy,
+        Self::Certificate,
+        Self::Handshake,
+        Self::JoinToken,
+        Self::AdminToken,
+        Self::SessionToken,
+        Self::ProtocolVersion,
+        Self::RankTaken,
+        Self::Full,
+        Self::Over,
+        Self::State,
+        Self::Oversized,
+        Self::Malformed,
+        Self::Violation,
+    ];
+
+    /// Its name in metrics and logs.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Certificate => "certificate",
+            Self::Handshake => "handshake",
+            Self::JoinToken => "join_token",
+            Self::AdminToken => "admin_token",
+            Self::SessionToken => "session_token",
+            Self::ProtocolVersion => "protocol_version",
+            Self::RankTaken => "rank_taken",
+            Self::Full => "full",
+            Self::Over => "over",
+            Self::State => "not_in_state",
+            Self::Oversized => "oversized",
+            Self::Malformed => "malformed",
+            Self::Violation => "violation",
+        }
+    }
+
+    /// Why a call of `path` was answered with an error.
+    pub fn of_call(path: &str, code: Code) -> Self {
+        match code {
+            Code::FailedPrecondition if is_of(path, coordinator_server::SERVICE_NAME) => Self::ProtocolVersion,
+            Code::FailedPrecondition => Self::State,
+            Code::AlreadyExists => Self::RankTaken,
+            Code::ResourceExhausted if path.ends_with(SESSION) => Self::Busy,
+            Code::ResourceExhausted => Self::Full,
+            Code::Unavailable => Self::Over,
+            Code::OutOfRange => Self::Oversized,
+            Code::InvalidArgument => Self::Violation,
+            _ => Self::Malformed,
+        }
+    }
+
+    /// Why a session was ended with an error.
+    pub fn of_session(code: Code) -> Self {
+        match code {
+            Code::Unauthenticated => Self::SessionToken,
+            Code::Unavailable => Self::Over,
+            Code::ResourceExhausted => Self::Busy,
+            Code::OutOfRange => Self::Oversized,
+            Code::Internal => Self::Malformed,
+            _ => Self::Violation,
+        }
+    }
+}
+
+/// Whether a path is that of a call of this service.
+pub fn is_of(path: &str, service: &str) -> bool {
+    path.strip_prefix('/').and_then(|path| path.strip_prefix(service)).is_some_and(|call| call.starts_with('/'))
+}
+
+/// Counts and logs.
+#[derive(Clone)]
+pub struct Refusals(Arc<[Counter; Reason::ALL.len()]>);
+
+impl Refusals {
+    /// Counts with the recorder that is in force here, from zero.
+    pub fn new() -> Self {
+        Self(Arc::new(Reason::ALL.map(|reason| {
+            let counter = counter!("dico_refusals_total", "reason" => reason.name());
+            counter.absolute(0);
+            counter
+        })))
+    }
+
+    /// Somebody was refused.
+    pub fn note(&self, peer: SocketAddr, reason: Reason, why: impl Display) {
+        warn!(%peer, reason = reason.name(), "refused: {why}");
+        self.0[reason as usize].increment(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_counter_and_a_name_of_its_own() {
+        assert!(Reason::ALL.into_iter().enumerate().all(|(index, reason)| reason as usize == index));
+        let names: std::collections::BTreeSet<_> = Reason::ALL.map(Reason::name).into();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+}

@@ -1,0 +1,40 @@
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// Lets plain threads wait for what `object_store` does: a small runtime of its own.
+#[derive(Debug)]
+pub struct Blocking {
+    runtime: Option<Runtime>,
+    handle: Handle,
+}
+
+impl Blocking {
+    /// Its threads carry this name.
+    ///
+    /// # Errors
+    /// The system gives no threads.
+    pub fn new(name: &str) -> std::io::Result<Self> {
+        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build()?;
+        let handle = runtime.handle().clone();
+        Ok(Self { runtime: Some(runtime), handle })
+    }
+
+    /// Waits for a future. Must not be called by asynchronous code.
+    pub fn wait<F: Future>(&self, future: F) -> F::Output {
+        self.handle.block_on(future)
+    }
+
+    /// For those who wait for what this one started.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Drop for Blocking {
+    fn drop(&mut self) {
+        // Waiting for its threads would panic where the owner is dropped by asynchronous code.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

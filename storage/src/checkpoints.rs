@@ -1,0 +1,284 @@
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use crate::files::{AT_ONCE, PART};
+use crate::location::Location;
+use crate::seal::{self, Broken, Entry};
+use crate::{Access, Blocking, Error, Files, names};
+
+/// The checkpoints of a run, in a folder or bucket that it shares with nobody.
+#[derive(Debug)]
+pub struct Checkpoints {
+    place: String,
+    pub(crate) store: Arc<dyn ObjectStore>,
+    prefix: Key,
+    /// Where that is no bucket.
+    folder: Option<PathBuf>,
+    pub(crate) blocking: Blocking,
+}
+
+/// What is kept at a place.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Names of checkpoints; whether they are damaged is seen when they are read.
+    pub sealed: BTreeSet<String>,
+    /// Names of what is being written, or was and never will be complete.
+    pub unsealed: BTreeSet<String>,
+    /// What else is there.
+    pub foreign: BTreeSet<String>,
+}
+
+/// A checkpoint on this machine, found to be what was written.
+#[derive(Debug)]
+pub struct Fetched {
+    path: PathBuf,
+    /// Deleted when this is dropped.
+    _copy: Option<TempDir>,
+}
+
+impl Fetched {
+    /// The folder with its files.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Checkpoints {
+    /// Opens a path, `file:///folder` or `s3://bucket/prefix`. Folders are made; of buckets nothing is asked yet.
+    ///
+    /// # Errors
+    /// The place is none of these, the folder cannot be made, or the settings for buckets make no sense.
+    pub fn open(place: &str, access: &Access) -> Result<Self, Error> {
+        let failed = |error: std::io::Error| Error::system(place, &error);
+        let (store, prefix, folder): (Arc<dyn ObjectStore>, _, _) = match Location::parse(place)? {
+            Location::Folder(folder) => {
+                std::fs::create_dir_all(&folder).map_err(failed)?;
+                let folder = std::fs::canonicalize(folder).map_err(failed)?;
+                let store = LocalFileSystem::new_with_prefix(&folder);
+                // A file is safe before the seal speaks of it, and the seal before anybody hears of it.
+                let store = store.map_err(|error| Error::store(place, &error))?.with_fsync(true);
+                (Arc::new(store), Key::default(), Some(folder))
+            }
+            Location::Bucket { name, prefix } => {
+                (access.bucket(&name).map_err(|error| Error::store(place, &error))?, prefix, None)
+            }
+        };
+        let blocking = Blocking::new("checkpoints").map_err(failed)?;
+        Ok(Self { place: place.trim_end_matches('/').to_owned(), store, prefix, folder, blocking })
+    }
+
+    /// Path or URL.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Writes the checkpoint `name`, of the files that `fill` adds; one of the same name is gone from the start. It is a
+    /// checkpoint, and safe, when this returns.
+    ///
+    /// # Errors
+    /// The name is none, or a file cannot be written; then nothing of it stays, as far as that can still be brought about.
+    pub fn write(&self, name: &str, fill: impl FnOnce(&mut Files) -> Result<(), Error>) -> Result<(), Error> {
+        self.delete(name)?;
+        let mut files = Files::new(self, name);
+        fill(&mut files).and_then(|()| files.seal()).inspect_err(|_| {
+            // What led here is the error to report; remains without a seal are no checkpoint.
+            _ = self.delete(name);
+        })
+    }
+
+    /// Brings the checkpoint `name` to this machine, unless it is there, and checks every byte.
+    ///
+    /// # Errors
+    /// See [`Error::is_damage`]; or the place cannot be read.
+    pub fn read(&self, name: &str) -> Result<Fetched, Error> {
+        names::check(name)?;
+        let files = self.files(name)?;
+        if let Some(folder) = &self.folder {
+            files.iter().try_for_each(|file| self.check(name, file, &mut std::io::sink()))?;
+            return Ok(Fetched { path: folder.join(name), _copy: None });
+        }
+        let temporary = std::env::temp_dir();
+        let failed = |error| Error::system(temporary.display().to_string(), &error);
+        let copy = tempfile::tempdir().map_err(failed)?;
+        for file in &files {
+            let mut to = File::create(copy.path().join(&file.name)).map_err(failed)?;
+            self.check(name, file, &mut to)?;
+        }
+        Ok(Fetched { path: copy.path().to_owned(), _copy: Some(copy) })
+    }
+
+    /// What the seal of `name` lists.
+    fn files(&self, name: &str) -> Result<Vec<Entry>, Error> {
+        let place = self.place_of(name, "");
+        let damaged = |problem| Error::Damaged { place: place.clone(), problem };
+        let sealed = self.blocking.wait(async {
+            let found = self.store.get(&self.key(name, seal::FILE)).await?;
+            if found.meta.size > seal::LARGEST { Ok(None) } else { found.bytes().await.map(Some) }
+        });
+        let sealed = match sealed {
+            Ok(Some(sealed)) => sealed,
+            Ok(None) => return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::LARGEST))),
+            Err(object_store::Error::NotFound { .. }) => return Err(Error::Missing { place }),
+            Err(error) => return Err(Error::store(place, &error)),
+        };
+        seal::read(&sealed).map_err(|broken| match broken {
+            Broken::Damaged(problem) => damaged(problem),
+            Broken::Version(found) => Error::Version { place: place.clone(), found, known: seal::FORMAT },
+        })
+    }
+
+    /// Reads a file to its end, and copies it to `to`: it must be what the seal says.
+    fn check(&self, name: &str, file: &Entry, to: &mut impl Write) -> Result<(), Error> {
+        let key = self.key(name, &file.name);
+        let damaged =
+            |problem| Error::Damaged { place: self.place_of(name, ""), problem: format!("{} {problem}", file.name) };
+        let failed = |error: object_store::Error| match error {
+            object_store::Error::NotFound { .. } => damaged("is missing".to_owned()),
+            error => Error::store(self.place_of(name, &file.name), &error),
+        };
+        self.blocking.wait(async {
+            let found = self.store.head(&key).await.map_err(failed)?.size;
+            if found != file.size {
+                return Err(damaged(format!("has {found} bytes, {} were written", file.size)));
+            }
+            let starts = (0..file.size).step_by(PART);
+            let parts = starts.map(|start| self.store.get_range(&key, start..file.size.min(start + PART as u64)));
+            let mut parts = stream::iter(parts).buffered(AT_ONCE);
+            let mut hash = Sha256::new();
+            while let Some(part) = parts.try_next().await.map_err(failed)? {
+                hash.update(&part);
+                to.write_all(&part).map_err(|error| Error::system(std::env::temp_dir().to_string_lossy(), &error))?;
+            }
+            if format!("{:x}", hash.finalize()) != file.sha256 {
+                return Err(damaged("is not what was written: its SHA-256 differs".to_owned()));
+            }
+            Ok(())
+        })
+    }
+
+    /// What is there.
+    ///
+    /// # Errors
+    /// The place cannot be read.
+    pub fn list(&self) -> Result<Listing, Error> {
+        let mut listing = Listing::default();
+        for (name, may_be_one) in self.names()? {
+            if !may_be_one || names::check(&name).is_err() {
+                listing.foreign.insert(name);
+                continue;
+            }
+            match self.blocking.wait(self.store.head(&self.key(&name, seal::FILE))) {
+                Ok(_) => listing.sealed.insert(name),
+                Err(object_store::Error::NotFound { .. }) => listing.unsealed.insert(name),
+                Err(error) => return Err(Error::store(self.place_of(&name, seal::FILE), &error)),
+            };
+        }
+        Ok(listing)
+    }
+
+    /// Names at the place, and whether they are what checkpoints are: folders or prefixes.
+    fn names(&self) -> Result<Vec<(String, bool)>, Error> {
+        if let Some(folder) = &self.folder {
+            // Here names may be no text, which `object_store` takes for a failure.
+            let name = |entry: std::fs::DirEntry| {
+                let name = entry.file_name();
+                (name.to_string_lossy().into_owned(), name.to_str().is_some() && entry.path().is_dir())
+            };
+            let entries = std::fs::read_dir(folder).and_then(|entries| entries.map(|entry| entry.map(name)).collect());
+            return entries.map_err(|error| Error::system(&self.place, &error));
+        }
+        let listed = self.blocking.wait(self.store.list_with_delimiter(Some(&self.prefix)));
+        let listed = listed.map_err(|error| Error::store(&self.place, &error))?;
+        let prefixes = listed.common_prefixes.iter().map(|prefix| (prefix, true));
+        let names = prefixes.chain(listed.objects.iter().map(|object| (&object.location, false)));
+        Ok(names.filter_map(|(key, is_prefix)| Some((key.filename()?.to_owned(), is_prefix))).collect())
+    }
+
+    /// Deletes the checkpoint `name`, or what there is of it; the seal first, so that what is left by a deletion that was
+    /// interrupted is not taken for a checkpoint.
+    ///
+    /// # Errors
+    /// The name is none, or something stays.
+    pub fn delete(&self, name: &str) -> Result<(), Error> {
+        names::check(name)?;
+        match &self.folder {
+            Some(folder) => {
+                delete_folder(&folder.join(name)).map_err(|error| Error::system(self.place_of(name, ""), &error))
+            }
+            None => {
+                let deleted = self.blocking.wait(self.delete_objects(name));
+                deleted.map_err(|error| Error::store(self.place_of(name, ""), &error))
+            }
+        }
+    }
+
+    async fn delete_objects(&self, name: &str) -> object_store::Result<()> {
+        let delete = async |key: &Key| match self.store.delete(key).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(()),
+            deleted => deleted,
+        };
+        delete(&self.key(name, seal::FILE)).await?;
+        let left: Vec<_> = self.store.list(Some(&self.prefix.clone().join(name))).try_collect().await?;
+        for object in left {
+            delete(&object.location).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn key(&self, name: &str, file: &str) -> Key {
+        self.prefix.clone().join(name).join(file)
+    }
+
+    /// Names a checkpoint, or a file of it, for people.
+    pub(crate) fn place_of(&self, name: &str, file: &str) -> String {
+        let place = format!("{}/{name}/{file}", self.place);
+        place.trim_end_matches('/').to_owned()
+    }
+}
+
+/// Also what `object_store` does not see, such as the remains of an upload that was cut off.
+fn delete_folder(folder: &Path) -> std::io::Result<()> {
+    let there = |done: std::io::Result<()>| match done {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        done => done.map(|()| true),
+    };
+    if there(std::fs::remove_file(folder.join(seal::FILE)))? {
+        File::open(folder)?.sync_all()?;
+    }
+    there(std::fs::remove_dir_all(folder)).map(|_| ())
+}
+
+/// Finds out whether checkpoints could be written to a place, without leaving anything there.
+///
+/// # Errors
+/// Why they could not.
+pub fn check_writable(place: &str, access: &Access) -> Result<(), Error> {
+    if let Location::Folder(folder) = Location::parse(place)? {
+        let failed = |error| Error::system(place, &error);
+        let folder = std::path::absolute(folder).map_err(failed)?;
+        let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+        return tempfile::tempfile_in(there).map(|_| ()).map_err(failed);
+    }
+    let checkpoints = Checkpoints::open(place, access)?;
+    let probe = checkpoints.prefix.clone().join("probe");
+    let written = checkpoints.blocking.wait(async {
+        checkpoints.store.put(&probe, Vec::new().into()).await?;
+        checkpoints.store.delete(&probe).await
+    });
+    written.map_err(|error| Error::store(place, &error))
+}
+
+#[cfg(test)]
+mod tests;

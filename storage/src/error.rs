@@ -1,0 +1,137 @@
+use std::io::ErrorKind;
+
+/// Longest text of a store's own message that is shown.
+const LONGEST_MESSAGE: usize = 400;
+
+/// What is wrong with checkpoints or where they are kept, in one line that names the folder or URL.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The place is named in a way that makes no sense.
+    #[error("{place}: {problem}")]
+    Place {
+        /// Path or URL.
+        place: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A name that no checkpoint and no file of one may have.
+    #[error(
+        "{name:?} is no name for a checkpoint or a new file of one: it takes 1 to 255 letters, digits, `-`, `_` or `.`"
+    )]
+    Name {
+        /// The beginning of it.
+        name: String,
+    },
+    /// The disk or the quota is full.
+    #[error("{place}: no room is left ({problem}): make room there")]
+    NoRoom {
+        /// Path or URL.
+        place: String,
+        /// What the system said.
+        problem: String,
+    },
+    /// The place cannot be used, now or at all.
+    #[error("{place}: {problem}")]
+    Store {
+        /// Path or URL.
+        place: String,
+        /// What the store said.
+        problem: String,
+    },
+    /// There is no checkpoint of this name, or one that was never completed.
+    #[error("{place} is no checkpoint: it has no seal (checkpoint.json)")]
+    Missing {
+        /// Path or URL of the checkpoint.
+        place: String,
+    },
+    /// The checkpoint is not what was written.
+    #[error("{place} is damaged: {problem}")]
+    Damaged {
+        /// Path or URL of the checkpoint.
+        place: String,
+        /// Which file, and what is wrong with it.
+        problem: String,
+    },
+    /// The checkpoint is whole but was written by another version.
+    #[error("{place} has format {found}, this program reads {known}: use the version that wrote it")]
+    Version {
+        /// Path or URL of the checkpoint.
+        place: String,
+        /// Its format.
+        found: u64,
+        /// The format that can be read.
+        known: u64,
+    },
+}
+
+impl Error {
+    /// What the store said of `place`.
+    pub(crate) fn store(place: impl Into<String>, error: &object_store::Error) -> Self {
+        Self::of(place, error, describe(error))
+    }
+
+    /// What the system said of `place`.
+    pub(crate) fn system(place: impl Into<String>, error: &std::io::Error) -> Self {
+        Self::of(place, error, error.to_string())
+    }
+
+    fn of(place: impl Into<String>, error: &(dyn std::error::Error + 'static), problem: String) -> Self {
+        let place = place.into();
+        match full(error) {
+            Some(problem) => Self::NoRoom { place, problem },
+            None => Self::Store { place, problem },
+        }
+    }
+
+    /// Whether the checkpoint itself is of no use, so that an earlier one has to serve.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Missing { .. } | Self::Damaged { .. })
+    }
+}
+
+/// What the system said, if at the bottom of it all a disk or a quota is full.
+fn full(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.find_map(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>()?;
+        matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded).then(|| cause.to_string())
+    })
+}
+
+/// A store's message in one line, with the remedy where there is one.
+#[must_use]
+pub fn describe(error: &object_store::Error) -> String {
+    use object_store::Error as Problem;
+    let message = match error {
+        Problem::NotFound { .. } => return "not found".to_owned(),
+        Problem::PermissionDenied { .. } => {
+            return "access denied (403): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+                .to_owned();
+        }
+        Problem::Unauthenticated { .. } => {
+            return "not authenticated (401): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned();
+        }
+        Problem::Generic { source, .. } => source.to_string(),
+        other => other.to_string(),
+    };
+    let words: Vec<&str> = message.split_whitespace().collect();
+    words.join(" ").chars().take(LONGEST_MESSAGE).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_full_quota_are_told_from_other_failures() {
+        // ENOSPC, EDQUOT, EACCES.
+        for (code, full) in [(28, true), (122, true), (13, false)] {
+            let source = Box::new(std::io::Error::from_raw_os_error(code));
+            let error = Error::store("here", &object_store::Error::Generic { store: "disk", source });
+            assert_eq!(matches!(error, Error::NoRoom { .. }), full, "{error}");
+            let text = error.to_string();
+            assert!(text.starts_with("here: ") && text.contains(&format!("os error {code}")), "{text}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+use bytes::Bytes;
+use object_store::{ObjectStoreExt, PutPayload, WriteMultipart};
+use sha2::{Digest, Sha256};
+
+use crate::checkpoints::Checkpoints;
+use crate::seal::{self, Entry};
+use crate::{Error, names};
+
+/// Bytes of a request: large files are written and read in such parts. (S3 allows for 10,000 of them, here 80 GB.)
+pub const PART: usize = 8 << 20;
+/// Parts under way at once.
+pub const AT_ONCE: usize = 4;
+
+/// The files of a checkpoint that is being written.
+pub struct Files<'a> {
+    checkpoints: &'a Checkpoints,
+    name: &'a str,
+    written: Vec<Entry>,
+}
+
+impl<'a> Files<'a> {
+    pub(crate) fn new(checkpoints: &'a Checkpoints, name: &'a str) -> Self {
+        Self { checkpoints, name, written: Vec::new() }
+    }
+
+    /// Writes a file, whose content comes in chunks; no more than a few parts of it are in memory at a time. It is safe when
+    /// this returns.
+    ///
+    /// # Errors
+    /// The name is taken or none for a file, or the store does not take it.
+    pub fn add<B: Into<Bytes>>(&mut self, file: &str, chunks: impl IntoIterator<Item = B>) -> Result<(), Error> {
+        names::check(file)?;
+        if file == seal::FILE || self.written.iter().any(|entry| entry.name == file) {
+            return Err(Error::Name { name: file.to_owned() });
+        }
+        let (mut hash, mut size) = (Sha256::new(), 0);
+        let chunks = chunks.into_iter().map(Into::into).inspect(|chunk: &Bytes| {
+            hash.update(chunk);
+            size += chunk.len() as u64;
+        });
+        self.checkpoints.blocking.wait(self.upload(file, chunks)).map_err(|error| self.failed(file, &error))?;
+        self.written.push(Entry { name: file.to_owned(), size, sha256: format!("{:x}", hash.finalize()) });
+        Ok(())
+    }
+
+    async fn upload(&self, file: &str, mut chunks: impl Iterator<Item = Bytes>) -> object_store::Result<()> {
+        let (store, key) = (&self.checkpoints.store, self.checkpoints.key(self.name, file));
+        let (mut first, mut length) = (Vec::new(), 0);
+        while length < PART
+            && let Some(chunk) = chunks.next()
+        {
+            length += chunk.len();
+            first.push(chunk);
+        }
+        if length < PART {
+            store.put(&key, PutPayload::from_iter(first)).await?;
+            return Ok(());
+        }
+        let mut upload = WriteMultipart::new_with_chunk_size(store.put_multipart(&key).await?, PART);
+        for chunk in first.into_iter().chain(chunks) {
+            if let Err(error) = upload.wait_for_capacity(AT_ONCE).await {
+                // What led here is the error to report; that parts of it stay is not.
+                _ = upload.abort().await;
+                return Err(error);
+            }
+            upload.put(chunk);
+        }
+        upload.finish().await.map(|_| ())
+    }
+
+    /// From here on it is a checkpoint.
+    pub(crate) fn seal(self) -> Result<(), Error> {
+        let place = || self.checkpoints.place_of(self.name, seal::FILE);
+        let sealed = seal::write(&self.written).map_err(|error| Error::system(place(), &error.into()))?;
+        let key = self.checkpoints.key(self.name, seal::FILE);
+        let put = self.checkpoints.store.put(&key, sealed.into());
+        self.checkpoints.blocking.wait(put).map(|_| ()).map_err(|error| self.failed(seal::FILE, &error))
+    }
+
+    fn failed(&self, file: &str, error: &object_store::Error) -> Error {
+        Error::store(self.checkpoints.place_of(self.name, file), error)
+    }
+}

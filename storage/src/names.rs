@@ -1,0 +1,46 @@
+use crate::Error;
+
+/// Longest name, in bytes: that of a file in common file systems.
+const LONGEST: usize = 255;
+
+/// Lets through what is one component of a path anywhere, is not hidden, and is written the same in a folder and in a URL.
+pub fn check(name: &str) -> Result<(), Error> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.is_empty() || name.len() > LONGEST || name.starts_with('.') || !name.bytes().all(known) {
+        return Err(Error::Name { name: name.chars().take(LONGEST).collect() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_of_checkpoints_and_their_files_pass() {
+        for name in ["2-dico-00000050", "captioner.safetensors", "a", &"x".repeat(LONGEST)] {
+            check(name).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_leads_elsewhere_does_not() {
+        for name in
+            ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a\0", "a b", "ä", "a%2Fb", &"x".repeat(LONGEST + 1)]
+        {
+            assert!(matches!(check(name), Err(Error::Name { .. })), "{name:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_passes_is_one_component(name in ".*") {
+            if check(&name).is_ok() {
+                let parts: Vec<_> = std::path::Path::new(&name).components().collect();
+                prop_assert_eq!(parts, [std::path::Component::Normal(name.as_ref())]);
+            }
+        }
+    }
+}

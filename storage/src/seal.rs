@@ -1,0 +1,124 @@
+//! The seal of a checkpoint: what belongs to it. It carries its own sum, so that damage to it is not taken for another
+//! version's format.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::names;
+
+/// Its file in a checkpoint.
+pub const FILE: &str = "checkpoint.json";
+/// Longest that is read, in bytes; those that are written have a few hundred.
+pub const LARGEST: u64 = 1 << 20;
+/// Raised when older programs cannot read newer checkpoints.
+pub const FORMAT: u64 = 1;
+/// Key of the sum over all other keys.
+const SUM: &str = "sha256";
+
+/// A file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Of its content, as hex.
+    pub sha256: String,
+}
+
+/// Why a seal is not used.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// It is not what was written.
+    Damaged(String),
+    /// It is of this format.
+    Version(u64),
+}
+
+/// A seal for these files.
+pub fn write(files: &[Entry]) -> serde_json::Result<Vec<u8>> {
+    let mut seal = BTreeMap::from([
+        ("format".to_owned(), Value::from(FORMAT)),
+        ("files".to_owned(), serde_json::to_value(files)?),
+    ]);
+    seal.insert(SUM.to_owned(), sum(&seal)?.into());
+    serde_json::to_vec_pretty(&seal)
+}
+
+/// The files that a seal lists.
+pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, Broken> {
+    let damaged = |problem: String| Broken::Damaged(format!("{FILE}: {problem}"));
+    let unreadable = |error: serde_json::Error| damaged(error.to_string());
+    let mut seal: BTreeMap<String, Value> = serde_json::from_slice(bytes).map_err(unreadable)?;
+    let stated = seal.remove(SUM);
+    if stated != Some(sum(&seal).map_err(unreadable)?.into()) {
+        return Err(damaged("its content is not what was written".to_owned()));
+    }
+    match seal.get("format").and_then(Value::as_u64) {
+        Some(FORMAT) => {}
+        Some(other) => return Err(Broken::Version(other)),
+        None => return Err(damaged("it has no format".to_owned())),
+    }
+    let files: Vec<Entry> = serde_json::from_value(seal.remove("files").unwrap_or_default()).map_err(unreadable)?;
+    // A sum keeps accidents out, not people: names are looked at all the same.
+    for file in &files {
+        names::check(&file.name).map_err(|error| damaged(error.to_string()))?;
+    }
+    Ok(files)
+}
+
+fn sum(seal: &BTreeMap<String, Value>) -> serde_json::Result<String> {
+    Ok(format!("{:x}", Sha256::digest(serde_json::to_vec(seal)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(name: &str) -> Entry {
+        Entry { name: name.to_owned(), size: 7, sha256: "00ff".to_owned() }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_seen() {
+        let files = [entry("a"), entry("b.json")];
+        let whole = write(&files).unwrap();
+        assert_eq!(read(&whole).unwrap(), files);
+        for length in 0..whole.len() {
+            assert!(matches!(read(&whole[..length]), Err(Broken::Damaged(_))), "{length} bytes");
+        }
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(read(&flipped), Err(Broken::Damaged(_))), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn another_format_is_no_damage() {
+        let mut seal = BTreeMap::from([("format".to_owned(), Value::from(2)), ("news".to_owned(), Value::from("x"))]);
+        seal.insert(SUM.to_owned(), sum(&seal).unwrap().into());
+        assert_eq!(read(&serde_json::to_vec(&seal).unwrap()), Err(Broken::Version(2)));
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        for name in ["../a", "/etc/passwd", "a/b", ""] {
+            let Err(Broken::Damaged(problem)) = read(&write(&[entry(name)]).unwrap()) else { panic!("{name}") };
+            assert!(problem.contains(&format!("{name:?}")), "{problem}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_panic(bytes: Vec<u8>, text in "\\{.*\\}") {
+            prop_assert!(read(&bytes).is_err() && read(text.as_bytes()).is_err());
+        }
+    }
+}

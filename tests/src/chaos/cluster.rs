@@ -1,0 +1,108 @@
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::{Process, command, printed_hash, wait_for};
+
+/// A coordinator and workers, each of which is started again when it ends, as an operator's system would.
+pub struct Cluster {
+    run_file: PathBuf,
+    logs: PathBuf,
+    port: u16,
+    /// None while it is away.
+    coordinator: Option<Process>,
+    workers: BTreeMap<u32, Process>,
+    /// Who is to be started, and when.
+    due: BTreeMap<u32, Instant>,
+    /// What is added to the names of logs, so that a process that is started again does not write over its predecessor's.
+    starts: u32,
+}
+
+impl Cluster {
+    /// Starts everything.
+    pub fn start(run_file: &Path, workers: u32) -> Self {
+        let logs = run_file.with_extension("logs");
+        std::fs::create_dir_all(&logs).expect("a folder for logs can be made");
+        let due = (0..workers).map(|rank| (rank, Instant::now())).collect();
+        let (run_file, port, workers) = (run_file.to_owned(), free_port(), BTreeMap::new());
+        let mut cluster = Self { run_file, logs, port, coordinator: None, workers, due, starts: 0 };
+        cluster.start_coordinator();
+        cluster.tend();
+        cluster
+    }
+
+    fn log(&mut self, of: &str) -> PathBuf {
+        self.starts += 1;
+        self.logs.join(format!("{:03}-{of}.log", self.starts))
+    }
+
+    fn start_coordinator(&mut self) {
+        let log = self.log("coordinator");
+        let mut command = command("coordinator");
+        command.arg("serve").arg("--config").arg(&self.run_file).args(["--http", "127.0.0.1:0"]);
+        let mut process = Process::start(command.args(["--listen", &format!("127.0.0.1:{}", self.port)]), log);
+        process.line();
+        self.coordinator = Some(process);
+    }
+
+    /// Kills the coordinator, and starts it again after a while.
+    pub fn restart_coordinator(&mut self, away: Duration) {
+        self.coordinator = None;
+        std::thread::sleep(away);
+        self.start_coordinator();
+    }
+
+    /// Sends a worker a signal; should it end, it is started again after a while.
+    pub fn signal(&mut self, rank: u32, name: &str, away: Duration) {
+        if let Some(worker) = self.workers.get(&rank) {
+            worker.signal(name);
+            self.due.insert(rank, Instant::now() + away);
+        }
+    }
+
+    /// Starts whoever has ended and is due.
+    pub fn tend(&mut self) {
+        let ended = |(rank, worker): (&u32, &mut Process)| worker.ended().then_some(*rank);
+        let ended: Vec<u32> = self.workers.iter_mut().filter_map(ended).collect();
+        for rank in ended {
+            self.workers.remove(&rank);
+            self.due.entry(rank).or_insert_with(Instant::now);
+        }
+        let due = |(rank, due): (&u32, &Instant)| (*due <= Instant::now()).then_some(*rank);
+        for rank in self.due.iter().filter_map(due).collect::<Vec<_>>() {
+            self.due.remove(&rank);
+            if !self.workers.contains_key(&rank) {
+                let log = self.log(&format!("worker-{rank}"));
+                let mut command = command("worker");
+                command.args(["join", "--coordinator", &format!("http://127.0.0.1:{}", self.port)]);
+                let command = command.args(["--rank", &rank.to_string(), "--threads", "1"]);
+                self.workers.insert(rank, Process::start(command, log));
+            }
+        }
+    }
+
+    /// Waits for the run's end; the hashes of the parameters of all workers that were there.
+    pub fn finish(&mut self) -> Vec<String> {
+        wait_for("the end of the run", || {
+            let over = self.coordinator.as_mut().is_none_or(Process::ended);
+            if !over {
+                self.tend();
+            }
+            over.then_some(())
+        });
+        let coordinator = self.coordinator.take().expect("it was started");
+        let log = coordinator.log();
+        assert!(coordinator.finish().0, "{log}");
+        let workers = std::mem::take(&mut self.workers).into_values();
+        // Whoever came too late to be told is refused, and says so.
+        workers.filter_map(|worker| printed_hash(&worker.finish().1)).collect()
+    }
+}
+
+/// A port that nobody listens on, and that no outgoing connection will be given.
+fn free_port() -> u16 {
+    let first = 20_000 + (std::process::id() % 8_000) as u16;
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (first..32_000).find(free).expect("a port is free")
+}

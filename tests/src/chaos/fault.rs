@@ -1,0 +1,44 @@
+use std::time::Duration;
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use super::cluster::Cluster;
+
+/// Longest while that a process stays away.
+const LONGEST_AWAY: Duration = Duration::from_millis(500);
+
+/// Something that happens to processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// SIGKILL to a worker; it is started again.
+    Kill,
+    /// SIGSTOP to a worker until it is lost; then SIGCONT.
+    Stop,
+    /// SIGTERM to a worker: it leaves, and is started again.
+    Leave,
+    /// SIGKILL to the coordinator; it is started again.
+    KillCoordinator,
+}
+
+impl Fault {
+    /// Does it.
+    pub fn strike(self, cluster: &mut Cluster, victim: u32, random: &mut ChaCha8Rng) {
+        let away = random.random_range(Duration::ZERO..LONGEST_AWAY);
+        match self {
+            Self::Kill => cluster.signal(victim, "KILL", away),
+            Self::Leave => cluster.signal(victim, "TERM", away),
+            Self::Stop => cluster.signal(victim, "STOP", away),
+            Self::KillCoordinator => cluster.restart_coordinator(away),
+        }
+    }
+
+    /// Ends what does not end by itself.
+    pub fn relieve(self, cluster: &mut Cluster, victim: u32) {
+        if self == Self::Stop {
+            cluster.signal(victim, "CONT", Duration::ZERO);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Real processes under random faults, and what each fault cost.
+//!
+//! ```text
+//! cluster.rs   a coordinator on a fixed port and its workers, started again when they end
+//! fault.rs     what is done to them
+//! record.rs    what the run's journal says of it
+//! summary.rs   the account
+//! ```
+//!
+//! One fault at a time: the next comes when a step was applied after the last one, and a random while later. Two members at
+//! least are there when one is taken, so that the state is never lost; what happens then is the simulation's matter.
+
+mod cluster;
+mod fault;
+mod record;
+mod summary;
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{Place, wait_for};
+use cluster::Cluster;
+pub use fault::Fault;
+use record::Record;
+pub use summary::{Spread, Summary};
+
+/// Seconds without a word after which a member is lost, in these runs.
+const LOST_AFTER: f64 = 2.0;
+/// Longest while between a recovery and the next fault.
+const LONGEST_PAUSE: Duration = Duration::from_millis(1500);
+
+/// What is to be done to a run.
+pub struct Chaos {
+    /// How many workers there are.
+    pub workers: u32,
+    /// Which faults, with equal chances.
+    pub kinds: Vec<Fault>,
+    /// So many, if the run lasts that long.
+    pub most: usize,
+    /// And for no longer than that.
+    pub limit: Duration,
+    /// What is random follows from it.
+    pub seed: u64,
+    /// Steps of teacher forcing; they decide how long the run lasts.
+    pub steps: u64,
+}
+
+impl Chaos {
+    /// Runs to the end without any fault; the scores of the last evaluation.
+    ///
+    /// # Panics
+    /// The run does not end as it should.
+    #[must_use]
+    pub fn quiet(&self, place: &Place, name: &str) -> serde_json::Value {
+        let mut cluster = Cluster::start(&self.run_file(place, name), self.workers);
+        cluster.finish();
+        Record::open(place, name).last_scores()
+    }
+
+    /// Runs to the end under faults.
+    ///
+    /// # Panics
+    /// The run does not end as it should, or does not recover.
+    #[must_use]
+    pub fn run(&self, place: &Place, name: &str) -> Summary {
+        let run_file = self.run_file(place, name);
+        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut cluster = Cluster::start(&run_file, self.workers);
+        let record = wait_for("a journal", || Record::try_open(place, name));
+        let started = Instant::now();
+        let mut costs = Vec::new();
+        while costs.len() < self.most && started.elapsed() < self.limit {
+            let pause = random.random_range(Duration::ZERO..LONGEST_PAUSE);
+            let Some((generation, members)) = self.calm(&mut cluster, &record, pause) else { break };
+            let fault = self.kinds[random.random_range(0..self.kinds.len())];
+            let victim = members[random.random_range(0..members.len())];
+            let at = now();
+            fault.strike(&mut cluster, victim, &mut random);
+            let since = match fault {
+                // Until it is missed, it costs what `lost_after` says; what it costs then is what is measured.
+                Fault::Stop => wait_for("the stopped worker's loss", || record.lost(victim, at)),
+                _ => at,
+            };
+            let next = wait_for("a step after the fault", || {
+                cluster.tend();
+                record.applied_after(generation).or_else(|| record.finished().then_some(since))
+            });
+            fault.relieve(&mut cluster, victim);
+            costs.push((fault, next - since));
+        }
+        let hashes = cluster.finish();
+        Summary::new(costs, &hashes, &record, &run_file)
+    }
+
+    /// Waits until a generation of several members has trained for `pause`; says its number and members. None once the run is
+    /// finished.
+    fn calm(&self, cluster: &mut Cluster, record: &Record, pause: Duration) -> Option<(i64, Vec<u32>)> {
+        let enough = (self.workers as usize).min(2);
+        let mut since = (0, Instant::now());
+        wait_for("a calm", || {
+            cluster.tend();
+            if record.finished() {
+                return Some(None);
+            }
+            let (number, members) = record.generation()?;
+            if since.0 != number {
+                since = (number, Instant::now());
+            }
+            let calm = members.len() >= enough && record.has_trained(number) && since.1.elapsed() >= pause;
+            calm.then_some(Some((number, members)))
+        })
+    }
+
+    fn run_file(&self, place: &Place, name: &str) -> std::path::PathBuf {
+        let folder = place.path("");
+        let (folder, workers, steps) = (folder.display(), self.workers, self.steps);
+        let optimizer = "optimizer: { learning_rate: 1.0e-3 }";
+        let text = format!(
+            "name: chaos\nseed: 5\noutput: {folder}/{name}\nworkers: {{ min: 1, max: {workers} }}\n\
+             data:\n  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}\n  \
+             scenes: {folder}/world/scenes.json\nvocabulary: corpus\nevaluator: {{ preset: tiny, prefix: \"\" }}\n\
+             captioner: {{ preset: tiny, dropout: 0.0 }}\ndecoding: {{ beams: 3, max_length: 20 }}\n\
+             control: {{ lost_after: {LOST_AFTER:.1} }}\nstages:\n  \
+             - {{ name: evaluator, objective: contrastive, steps: 30, batch: 24, {optimizer} }}\n  \
+             - {{ name: xe, objective: cross_entropy, steps: {steps}, batch: 24, checkpoint_every: 100, evaluate_every: {}, {optimizer} }}\n  \
+             - {{ name: dico, objective: dico, steps: {}, batch: 12, checkpoint_every: 20, optimizer: {{ learning_rate: 1.0e-5 }} }}\n",
+            (steps / 3).max(1),
+            (steps / 20).max(1),
+        );
+        let path = place.path(&format!("{name}.yaml"));
+        std::fs::write(&path, text).expect("the run file can be written");
+        path
+    }
+}
+
+/// Seconds since 1970, as the journal counts them.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

@@ -1,0 +1,89 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::fault::Fault;
+use super::record::Record;
+
+/// What faults cost a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// How many there were.
+    pub faults: usize,
+    /// How many of each kind.
+    pub by_kind: BTreeMap<Fault, usize>,
+    /// Seconds from a fault to the next applied step; of a stopped worker, from when it was lost.
+    pub recovery_s: Spread,
+    /// The same, by kind.
+    pub recovery_s_by_kind: BTreeMap<Fault, Spread>,
+    /// Most steps that were done again after a fault, the one in flight included.
+    pub redone_steps_max: u64,
+    /// Seconds from a worker's join to the first step that it took part in.
+    pub rejoin_s: Spread,
+    /// By the audit.
+    pub samples_lost: u64,
+    /// By the audit.
+    pub samples_repeated: u64,
+    /// Ranks whose parameters differed from the others' at the end.
+    pub divergent_ranks: usize,
+    /// Ranks that were there at the end.
+    pub ranks: usize,
+    /// Scores of the last evaluation.
+    pub scores: Value,
+}
+
+/// Median and maximum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Spread {
+    /// Half of the values are not above it.
+    pub median: f64,
+    /// The greatest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of these values; zeros of none.
+    #[must_use]
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let middle = values.len().checked_sub(1).map_or(0, |last| last / 2);
+        Self { median: values.get(middle).copied().unwrap_or(0.0), max: values.last().copied().unwrap_or(0.0) }
+    }
+}
+
+impl Summary {
+    /// The account of a run that is finished.
+    pub(super) fn new(costs: Vec<(Fault, f64)>, hashes: &[String], record: &Record, run_file: &Path) -> Self {
+        let audit = audit(run_file);
+        let samples = |key: &str| audit["samples"][key].as_u64().expect("an audit counts samples");
+        let generations = audit["generations"].as_array().expect("an audit lists generations");
+        // The step in flight is begun again; steps that were applied and given up come on top.
+        let given_up = generations.iter().filter_map(|generation| generation["given_up"].as_u64());
+        let mut by_kind: BTreeMap<Fault, Vec<f64>> = BTreeMap::new();
+        for (fault, seconds) in &costs {
+            by_kind.entry(*fault).or_default().push(*seconds);
+        }
+        let different: BTreeSet<&String> = hashes.iter().collect();
+        Self {
+            faults: costs.len(),
+            by_kind: by_kind.iter().map(|(fault, costs)| (*fault, costs.len())).collect(),
+            recovery_s: Spread::of(costs.iter().map(|(_, seconds)| *seconds).collect()),
+            recovery_s_by_kind: by_kind.into_iter().map(|(fault, costs)| (fault, Spread::of(costs))).collect(),
+            redone_steps_max: given_up.max().unwrap_or(0) + u64::from(!costs.is_empty()),
+            rejoin_s: Spread::of(record.rejoins()),
+            samples_lost: samples("missing"),
+            samples_repeated: samples("repeated"),
+            divergent_ranks: different.len().saturating_sub(1),
+            ranks: hashes.len(),
+            scores: record.last_scores(),
+        }
+    }
+}
+
+fn audit(run_file: &Path) -> Value {
+    let run_file = run_file.to_string_lossy();
+    let output = crate::run("coordinator", &["audit", "--config", &run_file, "--json"]);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no audit: {output:?}"))
+}

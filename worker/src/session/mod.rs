@@ -1,0 +1,116 @@
+//! The connection to the coordinator: joins, passes directives to the training thread and reports back, keeps the heartbeat
+//! going, comes back when the connection breaks, and leaves when the process is asked to end.
+//!
+//! ```text
+//!   joining ---> stream ----------------> over: finished, left, failed
+//!      ^            | connection lost
+//!      '------------' (training: let go of the generation, hold the state)
+//! ```
+
+mod joining;
+mod leaving;
+mod stream;
+mod training;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use connection::{Channel, Link};
+use proto::v1::{self, coordinator_client::CoordinatorClient};
+use tch::Device;
+use tokio::sync::watch;
+
+use crate::collective::Store;
+use crate::trainer::End;
+use stream::Over;
+use training::{Held, Training, training_died};
+
+/// Reports that may wait for the network before the training thread does.
+const REPORTS: usize = 256;
+
+/// What the command line says.
+pub struct Options {
+    /// The way to the coordinator.
+    pub coordinator: Link,
+    /// Wanted identity.
+    pub rank: Option<u32>,
+    /// Where to compute.
+    pub device: Device,
+    /// Address for other workers.
+    pub host: Option<IpAddr>,
+    /// How long to go on trying to reach the coordinator.
+    pub patience: Duration,
+}
+
+/// Takes part in the run until it is complete, or this process is asked to end.
+///
+/// # Errors
+/// One line that says why this worker cannot go on.
+pub async fn run(options: Options) -> Result<(), String> {
+    let mut wish = leaving::wish()?;
+    let begin = async {
+        let host = match options.host {
+            Some(host) => host,
+            None => joining::route_to(options.coordinator.url()).await?,
+        };
+        let place = joining::join(&options, host).await?;
+        let store = Store::serve(host)?;
+        let training = Training::start(&place, options.device, host).await?;
+        Ok::<_, String>((host, place, store, training))
+    };
+    let (host, place, store, mut training) = tokio::select! {
+        begun = begin => begun?,
+        // Nobody depends on it yet.
+        Ok(_) = wish.wait_for(|wish| *wish) => return Ok(()),
+    };
+    let over = take_part(&options, host, place, &store, &mut training, &wish).await;
+    training.saved().await;
+    over
+}
+
+/// Session after session, until there is nothing left to do.
+async fn take_part(
+    options: &Options,
+    host: IpAddr,
+    mut place: v1::JoinResponse,
+    store: &Store,
+    training: &mut Training,
+    wish: &watch::Receiver<bool>,
+) -> Result<(), String> {
+    let mut holds = None;
+    loop {
+        let attach = v1::Attach {
+            session_token: place.session_token.clone(),
+            store_address: store.address().to_owned(),
+            data_set: Some(training.data_set.clone()),
+            holds,
+        };
+        match stream::serve(&options.coordinator, &place, attach, training, wish.clone()).await {
+            Over::Finished => return finish(place.rank, training).await,
+            Over::Left => {
+                println!("left rank={}", place.rank);
+                return Ok(());
+            }
+            Over::Failed(reason) => return Err(reason),
+            Over::Disconnected(reason) => {
+                tracing::warn!("connection to the coordinator lost ({reason}): holding the state, and rejoining");
+                let lost_after = Duration::from_millis(place.lost_after_ms);
+                holds = match training.let_go(lost_after).await? {
+                    Held::State(position) => position,
+                    Held::Result => return finish(place.rank, training).await,
+                };
+                place = joining::rejoin(options, host, place.rank, lost_after).await?;
+            }
+        }
+    }
+}
+
+async fn finish(rank: u32, training: &mut Training) -> Result<(), String> {
+    let End::Finished(sha256) = training.end().await else { return Err(training_died()) };
+    println!("finished rank={rank} parameters_sha256={sha256}");
+    Ok(())
+}
+
+fn client(channel: Channel) -> CoordinatorClient<Channel> {
+    CoordinatorClient::new(channel).max_decoding_message_size(proto::MOST_FROM_COORDINATOR)
+}

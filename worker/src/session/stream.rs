@@ -1,0 +1,114 @@
+//! One stream to the coordinator, from Attach to its end.
+
+use std::time::Duration;
+
+use connection::Link;
+use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+
+use super::training::Training;
+use super::{REPORTS, client, leaving};
+
+/// How long the coordinator may take to close a stream.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How a session ended.
+pub enum Over {
+    /// The run is complete.
+    Finished,
+    /// This worker wanted to go, and may.
+    Left,
+    /// This worker cannot go on.
+    Failed(String),
+    /// The connection broke.
+    Disconnected(String),
+}
+
+/// One session, from Attach to its end.
+pub async fn serve(
+    link: &Link,
+    place: &v1::JoinResponse,
+    attach: v1::Attach,
+    training: &mut Training,
+    mut wish: watch::Receiver<bool>,
+) -> Over {
+    let (outgoing, messages) = mpsc::channel(REPORTS);
+    let send = async |message| outgoing.send(v1::WorkerMessage { message: Some(message) }).await.is_ok();
+    send(Message::Attach(attach)).await;
+    let session = async {
+        let channel = link.stay(Duration::from_millis(place.lost_after_ms)).await?;
+        client(channel).session(ReceiverStream::new(messages)).await
+    };
+    let mut directives = match session.await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return broken(&status),
+    };
+    let mut heartbeat = tokio::time::interval(Duration::from_millis(place.heartbeat_interval_ms.max(10)));
+    let (mut finished, mut leaves) = (false, false);
+    loop {
+        let message = tokio::select! {
+            directive = directives.message() => match directive {
+                Ok(Some(v1::Directive { directive: Some(Kind::Leave(_)), .. })) if leaves => return Over::Left,
+                Ok(Some(v1::Directive { directive: Some(Kind::Leave(leave)), .. })) => return Over::Failed(leave.reason),
+                Ok(Some(directive)) => {
+                    training.order(directive);
+                    continue;
+                }
+                Ok(None) | Err(_) if finished => return Over::Finished,
+                Ok(None) => return Over::Disconnected("stream closed".to_owned()),
+                Err(status) => return broken(&status),
+            },
+            report = training.reports.recv(), if !finished => match report {
+                Some(report) => {
+                    finished = matches!(report, Message::Finished(_));
+                    report
+                }
+                None => return Over::Failed(training.why_ended().await),
+            },
+            Ok(_) = wish.wait_for(|wish| *wish), if !leaves => {
+                leaves = true;
+                training.halt();
+                Message::Leaving(v1::Leaving { reason: leaving::REASON.to_owned() })
+            }
+            _ = heartbeat.tick() => Message::Heartbeat(training.progress.heartbeat()),
+        };
+        let fatal = matches!(&message, Message::Failed(failed) if failed.fatal);
+        let sent = send(message).await;
+        if finished {
+            // Closing this end tells the coordinator that nothing more will come.
+            return close(outgoing, directives, Over::Finished).await;
+        }
+        if fatal {
+            let reason = training.why_ended().await;
+            return close(outgoing, directives, Over::Failed(reason)).await;
+        }
+        if !sent {
+            return Over::Disconnected("stream closed".to_owned());
+        }
+    }
+}
+
+/// Closes this end of the stream and waits, not for long, until the coordinator has closed its own, so that the last message
+/// is not cut off.
+async fn close(
+    outgoing: mpsc::Sender<v1::WorkerMessage>,
+    mut directives: tonic::Streaming<v1::Directive>,
+    over: Over,
+) -> Over {
+    drop(outgoing);
+    let drained = async { while let Ok(Some(_)) = directives.message().await {} };
+    _ = tokio::time::timeout(FAREWELL, drained).await;
+    over
+}
+
+fn broken(status: &Status) -> Over {
+    match status.code() {
+        // The coordinator answered: it refuses this worker, and would again.
+        Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied | Code::OutOfRange => {
+            Over::Failed(status.message().to_owned())
+        }
+        _ => Over::Disconnected(status.message().to_owned()),
+    }
+}

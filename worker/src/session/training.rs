@@ -1,0 +1,133 @@
+use std::net::IpAddr;
+use std::sync::mpsc as blocking;
+use std::time::Duration;
+
+use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
+use runfile::RunFile;
+use tch::Device;
+use tokio::sync::{mpsc, oneshot};
+
+use super::REPORTS;
+use crate::trainer::{End, Flags, Order, Progress, Saving, Trainer};
+
+/// What a worker has that let go of its generation.
+pub enum Held {
+    /// The state of the run at this point, if any.
+    State(Option<v1::Position>),
+    /// The result: the run was complete.
+    Result,
+}
+
+/// The training thread, seen from here.
+pub struct Training {
+    /// What it trains on.
+    pub data_set: v1::DataSet,
+    saving: Saving,
+    /// What it is doing.
+    pub progress: Progress,
+    orders: blocking::Sender<Order>,
+    /// What it has to say.
+    pub reports: mpsc::Receiver<Message>,
+    end: oneshot::Receiver<End>,
+    /// The latest generation that this worker was told of, and its flags.
+    generation: u64,
+    flags: Flags,
+}
+
+impl Training {
+    /// Starts the thread and waits until data and models are loaded.
+    pub async fn start(place: &v1::JoinResponse, device: Device, host: IpAddr) -> Result<Self, String> {
+        let run: RunFile = serde_json::from_str(&place.run_file)
+            .map_err(|error| format!("the coordinator's run file does not fit this version: {error}"))?;
+        let progress = Progress::default();
+        let (orders, received) = blocking::channel();
+        let (sender, reports) = mpsc::channel(REPORTS);
+        let (loaded, loading) = oneshot::channel();
+        let (ended, end) = oneshot::channel();
+        let shared = progress.clone();
+        std::thread::spawn(move || {
+            // A session that is gone needs no answer.
+            match Trainer::new(run, device, host, shared, sender) {
+                Err(problem) => _ = loaded.send(Err(problem)),
+                Ok(trainer) => {
+                    _ = loaded.send(Ok((trainer.data_set(), trainer.saving())));
+                    _ = ended.send(trainer.run(&received));
+                }
+            }
+        });
+        let (data_set, saving) = loading.await.map_err(|_| training_died())??;
+        Ok(Self { data_set, saving, progress, orders, reports, end, generation: 0, flags: Flags::default() })
+    }
+
+    /// Passes a directive on.
+    pub fn order(&mut self, directive: v1::Directive) {
+        let current = directive.generation >= self.generation;
+        match &directive.directive {
+            Some(Kind::Rendezvous(_)) => (self.generation, self.flags) = (directive.generation, Flags::default()),
+            Some(Kind::Abandon(_)) if current => self.flags.abandon.raise(),
+            Some(Kind::Halt(_)) if current => self.halt(),
+            _ => {}
+        }
+        self.pass_on(directive);
+    }
+
+    fn pass_on(&self, directive: v1::Directive) {
+        // A thread that has ended says so through `end`.
+        _ = self.orders.send(Order { directive, flags: self.flags.clone() });
+    }
+
+    /// Ends the present generation after what is in flight.
+    pub fn halt(&self) {
+        self.flags.halt.raise();
+    }
+
+    /// Ends the present generation from this side. The step in flight is finished if the others do their part within `patience`:
+    /// they may have lost the coordinator, too.
+    pub async fn let_go(&mut self, patience: Duration) -> Result<Held, String> {
+        self.halt();
+        let abandon = Some(Kind::Abandon(v1::Abandon { reason: "connection lost".to_owned() }));
+        self.pass_on(v1::Directive { generation: self.generation, directive: abandon });
+        if let Ok(held) = tokio::time::timeout(patience, self.held()).await {
+            return held;
+        }
+        self.flags.abandon.raise();
+        self.held().await
+    }
+
+    /// The state that is held once the generation is let go of.
+    async fn held(&mut self) -> Result<Held, String> {
+        loop {
+            match self.reports.recv().await {
+                Some(Message::Idle(idle)) => return Ok(Held::State(idle.position)),
+                Some(Message::Finished(_)) => return Ok(Held::Result),
+                Some(_) => {}
+                None => return Err(self.why_ended().await),
+            }
+        }
+    }
+
+    /// How it ended.
+    pub async fn end(&mut self) -> End {
+        (&mut self.end).await.unwrap_or(End::Closed)
+    }
+
+    /// Waits for checkpoints that are being saved: they would not become whole without this process.
+    pub async fn saved(&self) {
+        let saving = self.saving.clone();
+        // It only fails where the runtime is gone, and with it the process.
+        _ = tokio::task::spawn_blocking(move || saving.wait()).await;
+    }
+
+    /// Why it ended.
+    pub async fn why_ended(&mut self) -> String {
+        match self.end().await {
+            End::Failed(reason) => reason,
+            _ => training_died(),
+        }
+    }
+}
+
+/// Why a worker ends whose training thread is gone without a word.
+pub fn training_died() -> String {
+    "the training thread died".to_owned()
+}

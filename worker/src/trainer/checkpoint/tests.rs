@@ -1,0 +1,149 @@
+//! From a state to its snapshot, to a folder, and back into a state.
+
+use std::path::Path;
+
+use storage::Access;
+use tch::{Device, no_grad};
+
+use super::*;
+use crate::trainer::snapshot::Snapshot;
+
+const RUN: &str = "
+name: test
+output: /nowhere
+workers: { min: 1, max: 2 }
+data: { karpathy: { annotations: annotations.json, images: images } }
+vocabulary: corpus
+captioner: { preset: tiny }
+evaluator: { preset: tiny }
+stages:
+  - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+  - { name: dico, objective: dico, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+";
+const NAME: &str = "1-dico-00000003";
+
+struct Place {
+    run: RunFile,
+    origins: Origins,
+    checkpoints: Checkpoints,
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
+        let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path().to_str().unwrap(), &Access::environment()).unwrap();
+        Self { run, origins, checkpoints, folder }
+    }
+
+    fn start(&self) -> State {
+        State::new(&self.run, &self.origins, Device::Cpu).unwrap()
+    }
+
+    /// In the second stage, where every number is another than at the start.
+    fn trained(&self) -> State {
+        let mut state = self.start();
+        state.enter_stage(&self.run, 1);
+        state.position = Some(v1::Position { stage: 1, step: 3, generation: 4 });
+        for (at, buffer) in buffers(&state).into_iter().enumerate() {
+            fill(buffer, at as f64 + 0.25);
+        }
+        state
+    }
+
+    fn save(&self, snapshot: &Snapshot) -> String {
+        let sha256 = snapshot.parameters_sha256();
+        snapshot.write(&self.checkpoints, NAME, &sha256).unwrap();
+        sha256
+    }
+}
+
+fn buffers(state: &State) -> Vec<&Tensor> {
+    let models = state.own().map(|(_, parameters)| parameters.flat());
+    models.chain([&state.optimizer.first, &state.optimizer.second]).collect()
+}
+
+fn fill(buffer: &Tensor, value: f64) {
+    no_grad(|| _ = buffer.shallow_clone().fill_(value));
+}
+
+#[test]
+fn a_snapshot_is_not_changed_by_training_that_goes_on() {
+    let place = Place::new();
+    let mut state = place.trained();
+    let whole = Snapshot::take(&state, &place.run, &place.origins, true).unwrap();
+    let hashed = Snapshot::take(&state, &place.run, &place.origins, false).unwrap();
+    let sha256 = state.parameters_sha256();
+
+    buffers(&state).into_iter().for_each(|buffer| fill(buffer, -1.0));
+    state.enter_stage(&place.run, 0);
+    assert_ne!(state.parameters_sha256(), sha256);
+    assert_eq!((whole.parameters_sha256(), hashed.parameters_sha256()), (sha256.clone(), sha256.clone()));
+
+    place.save(&whole);
+    let mut back = place.start();
+    let fetched = place.checkpoints.read(NAME).unwrap();
+    restore(&mut back, &place.run, &place.origins, fetched.path()).unwrap();
+    assert_eq!(back.parameters_sha256(), sha256);
+    assert_eq!(back.position, Some(v1::Position { stage: 1, step: 3, generation: 0 }));
+    for (back, was) in buffers(&back).into_iter().zip(buffers(&place.trained())) {
+        assert_eq!(back, was);
+    }
+    // What captions, exports and starts other runs.
+    let models = weights::folder::Folder::open(fetched.path()).unwrap();
+    assert_eq!(models.manifest().vocabulary, place.origins.captioner_vocabulary.to_stored());
+}
+
+#[test]
+fn ranks_that_do_not_write_leave_nothing() {
+    let place = Place::new();
+    let snapshot = Snapshot::take(&place.trained(), &place.run, &place.origins, false).unwrap();
+    place.save(&snapshot);
+    assert_eq!(place.checkpoints.list().unwrap(), storage::Listing::default());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
+    let place = Place::new();
+    let state = place.trained();
+    place.save(&Snapshot::take(&state, &place.run, &place.origins, true).unwrap());
+    let files: Vec<_> = std::fs::read_dir(place.folder.path().join(NAME)).unwrap().map(|e| e.unwrap().path()).collect();
+    // Three models, moments, manifest, place and seal.
+    assert_eq!(files.len(), 7, "{files:?}");
+    for file in files {
+        let content = std::fs::read(&file).unwrap();
+        let mut flipped = content.clone();
+        flipped[content.len() / 3] ^= 1;
+        for damaged in [&flipped, &content[..content.len() - 1]] {
+            std::fs::write(&file, damaged).unwrap();
+            let Err(Stop::Damaged { checkpoint, reason }) = fetch(&place.checkpoints, NAME) else { panic!("{file:?}") };
+            assert_eq!(checkpoint, NAME);
+            assert!(reason.contains(file.file_name().unwrap().to_str().unwrap()), "{reason}");
+        }
+        std::fs::write(&file, content).unwrap();
+    }
+    assert!(fetch(&place.checkpoints, NAME).is_ok());
+    assert!(matches!(fetch(&place.checkpoints, "1-dico-00000009"), Err(Stop::Damaged { .. })));
+    assert!(matches!(fetch(&place.checkpoints, "../run"), Err(Stop::Fatal(_))));
+    let seal = place.folder.path().join(NAME).join("checkpoint.json");
+    std::fs::remove_file(&seal).unwrap();
+    // Leads nowhere, which is no damage to what was written.
+    std::os::unix::fs::symlink(&seal, &seal).unwrap();
+    assert!(matches!(fetch(&place.checkpoints, NAME), Err(Stop::Broken(Broken::Failed(_)))));
+}
+
+#[test]
+fn what_is_whole_but_does_not_fit_is_refused() {
+    let place = Place::new();
+    place.save(&Snapshot::take(&place.trained(), &place.run, &place.origins, true).unwrap());
+    let fetched = place.checkpoints.read(NAME).unwrap();
+    let refusal =
+        |run: &RunFile, origins: &Origins| restore(&mut place.start(), run, origins, fetched.path()).unwrap_err();
+    let other = Origins::open(&place.run, ["a blue square"].into_iter()).unwrap();
+    assert!(refusal(&place.run, &other).contains("another vocabulary"));
+    let mut renamed = place.run.clone();
+    renamed.stages[1].name = "other".into();
+    assert!(refusal(&renamed, &place.origins).contains("no stage dico"));
+}

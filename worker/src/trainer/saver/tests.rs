@@ -1,0 +1,60 @@
+//! What is reported of saves, and that the process can wait for them.
+
+use std::path::Path;
+
+use runfile::RunFile;
+use storage::Access;
+use tch::Device;
+
+use super::*;
+use crate::models::Origins;
+use crate::trainer::state::State;
+
+const RUN: &str = "
+name: test
+output: /nowhere
+workers: { min: 1, max: 2 }
+data: { karpathy: { annotations: annotations.json, images: images } }
+vocabulary: corpus
+captioner: { preset: tiny }
+evaluator: { preset: tiny }
+stages:
+  - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+";
+
+#[test]
+fn what_was_saved_is_reported_and_what_was_not_too() {
+    let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
+    let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
+    let state = State::new(&run, &origins, Device::Cpu).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("checkpoints");
+    let checkpoints = Arc::new(Checkpoints::open(place.to_str().unwrap(), &Access::environment()).unwrap());
+    let (sender, mut reports) = tokio::sync::mpsc::channel(8);
+    let saver = Saver::start(Arc::clone(&checkpoints), sender);
+    let save = |checkpoint, name: &str, written| {
+        let snapshot = Snapshot::take(&state, &run, &origins, written).unwrap();
+        saver.save(Save { generation: 3, checkpoint, name: name.to_owned(), snapshot }).unwrap();
+    };
+    save(1, "0-xe-00000004", true);
+    save(2, "0-xe-00000008", false);
+    saver.saving().wait();
+    assert_eq!(checkpoints.list().unwrap().sealed.into_iter().collect::<Vec<_>>(), ["0-xe-00000004"]);
+    // Nobody can make a folder of a file.
+    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::write(&place, b"").unwrap();
+    save(3, "0-xe-00000009", true);
+    saver.saving().wait();
+    drop(saver);
+
+    let parameters_sha256 = state.parameters_sha256();
+    for checkpoint in [1, 2] {
+        let parameters_sha256 = parameters_sha256.clone();
+        let done = v1::CheckpointDone { generation: 3, checkpoint, parameters_sha256 };
+        assert_eq!(reports.blocking_recv(), Some(Message::CheckpointDone(done)));
+    }
+    let Some(Message::CheckpointFailed(failed)) = reports.blocking_recv() else { panic!("no failure is reported") };
+    assert_eq!((failed.generation, failed.checkpoint), (3, 3));
+    assert!(failed.reason.contains("0-xe-00000009"), "{}", failed.reason);
+    assert_eq!(reports.blocking_recv(), None);
+}
