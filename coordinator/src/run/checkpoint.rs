@@ -86,9 +86,11 @@ impl Run {
         place.checkpoint_name(&self.plan.stage(place).name, None)
     }
 
-    /// A name for a checkpoint that nobody can be writing to, not even who was cut off while at it.
+    /// A name for a checkpoint that nobody can be writing to, not even who was cut off while at it. Of what earlier coordinators
+    /// had saved not all needs to be on disk yet.
     fn free_name(&mut self, place: Place) -> String {
-        let attempt = (!self.attempted.insert(place)).then_some(self.last_generation);
+        let first = self.attempted.insert(place) && self.first_life;
+        let attempt = (!first).then_some(self.last_generation);
         place.checkpoint_name(&self.plan.stage(place).name, attempt)
     }
 

@@ -42,6 +42,7 @@ pub struct Invariants {
     /// Where stages have ended.
     pub ends: Ends,
     pub paused: bool,
+    pub finished: bool,
     /// A stage has ended with an earlier state than the present; what lies beyond is given up.
     given_up: Option<Place>,
     /// It is on record that committed steps are given up.
@@ -199,7 +200,10 @@ impl World {
                 assert_eq!(ended, None, "a stage ends once");
                 self.invariants.given_up = Some(end);
             }
-            Record::Event { what: Happening::Finished, .. } => self.check_finished(),
+            Record::Event { what: Happening::Finished, .. } => {
+                self.check_finished();
+                self.invariants.finished = true;
+            }
             _ => {}
         }
     }

@@ -22,6 +22,8 @@ use crate::run::{Outcome, Time, plan::Place};
 
 /// How many, if nobody says.
 const SEEDS: u64 = 10_000;
+/// After so many that fail no more are run.
+const MOST_FAILURES: usize = 5;
 /// One seed in so many is run twice.
 const REPEATED: usize = 100;
 /// Virtual time by which every run has to be over.
@@ -120,7 +122,7 @@ fn whatever_happens_every_step_is_trained_once_and_the_run_is_finished() {
         return;
     }
     let (seeds, next) = (number("SEEDS").unwrap_or(SEEDS), AtomicU64::new(0));
-    let (totals, failure) = (Mutex::new(Totals::default()), Mutex::new(None));
+    let (totals, failures) = (Mutex::new(Totals::default()), Mutex::new(BTreeMap::new()));
     let work = || loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= seeds {
@@ -129,8 +131,11 @@ fn whatever_happens_every_step_is_trained_once_and_the_run_is_finished() {
         match panic::catch_unwind(AssertUnwindSafe(|| live(seed, Trace::Dropped))) {
             Ok(world) => totals.lock().expect("whole").add(&world),
             Err(panic) => {
-                next.store(seeds, Ordering::Relaxed);
-                failure.lock().expect("whole").get_or_insert((seed, said(&*panic).to_owned()));
+                let mut failures = failures.lock().expect("whole");
+                failures.insert(seed, said(&*panic).to_owned());
+                if failures.len() >= MOST_FAILURES {
+                    next.store(seeds, Ordering::Relaxed);
+                }
             }
         }
     };
@@ -139,10 +144,11 @@ fn whatever_happens_every_step_is_trained_once_and_the_run_is_finished() {
             scope.spawn(work);
         }
     });
-    if let Some((seed, reason)) = failure.into_inner().expect("whole") {
-        panic!(
-            "seed {seed} failed: {reason}\nreplay: SEED={seed} cargo test -p dico-coordinator --lib simulation::seeds -- --nocapture"
-        );
+    let failures = failures.into_inner().expect("whole");
+    let lines: Vec<String> = failures.iter().map(|(seed, reason)| format!("seed {seed} failed: {reason}")).collect();
+    if let Some(seed) = failures.keys().next() {
+        let replay = "cargo test -p dico-coordinator --lib simulation::seeds -- --nocapture";
+        panic!("{}\nreplay: SEED={seed} {replay}", lines.join("\n"));
     }
     println!("{}", totals.into_inner().expect("whole"));
 }

@@ -202,7 +202,8 @@ impl World {
             return;
         }
         worker.doing = Doing::Captioning(evaluate);
-        let takes = Time::from_millis(self.rng.random_range(50..300));
+        let pace = worker.pace;
+        let takes = pace.mul_f64(self.rng.random_range(1.0..1.5));
         self.wake(id, takes, Wake::Done);
     }
 

@@ -2,11 +2,16 @@
 
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive};
 
+use runfile::RunFile;
+
 use super::{admitted, at};
 use crate::run::{
     Action, Event, Outcome, RequestId, Run, SessionId, Time,
-    record::{Record, Restored, Source},
-    simulation::{worker::Doing, world::World},
+    record::{Happening, Record, Restored, Source},
+    simulation::{
+        worker::{Doing, Wake},
+        world::{Due, World},
+    },
     testing,
 };
 
@@ -76,4 +81,82 @@ fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
         _ => false,
     };
     assert!(actions.iter().any(abandon), "{actions:?}");
+}
+
+/// Two workers, the second of which stands still from the moment on at which it is at something; nobody looks after it.
+fn with_one_that_hangs(file: RunFile, at: impl Fn(&Doing) -> bool) {
+    let mut world = World::of(file);
+    (world.join(), world.join());
+    let is_apt = |world: &World| world.workers.iter().find(|(_, worker)| at(&worker.doing)).map(|(id, _)| *id);
+    world.until(|world| world.run().members.len() == 2 && is_apt(world).is_some());
+    let hangs = is_apt(&world).unwrap();
+    world.workers.get_mut(&hangs).unwrap().stuck = true;
+    world.until(|world| !world.workers.contains_key(&hangs));
+    world.join();
+    world.finish();
+    assert_eq!(world.happened(Happening::Lost), 1);
+}
+
+#[test]
+fn who_hangs_is_sent_away_whatever_it_was_at() {
+    let mut file = testing::run_file(vec![
+        testing::stage("a", 50, 8, Some(5), Some(5)),
+        testing::stage("b", 5, 8, None, None),
+    ]);
+    (file.workers.min, file.control.stall_after) = (2, 20.0);
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Meeting(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Adopting(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Computing(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Applying(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Captioning(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Copying(_)));
+    with_one_that_hangs(file, |doing| matches!(doing, Doing::Nothing));
+}
+
+#[test]
+fn who_hangs_alone_is_sent_away_when_another_comes() {
+    let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
+    file.control.stall_after = 20.0;
+    let mut world = World::of(file);
+    let first = world.join();
+    world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
+    world.workers.get_mut(&first).unwrap().stuck = true;
+    world.pass(Time::from_secs(100));
+    assert_eq!(world.happened(Happening::Lost), 0);
+    world.join();
+    world.finish();
+    assert_eq!(world.happened(Happening::Lost), 1);
+}
+
+#[test]
+fn who_captions_for_long_does_not_stand_still() {
+    let mut file = testing::run_file(vec![testing::stage("a", 1, 8, None, None)]);
+    (file.workers.min, file.control.stall_after) = (2, 10.0);
+    let mut world = World::of(file);
+    let slow = world.join();
+    world.join();
+    // Two ranges fall to it, and one to the other.
+    world.until(|world| matches!(world.workers[&slow].doing, Doing::Applying(_)));
+    world.workers.get_mut(&slow).unwrap().pace = Time::from_secs(6);
+    world.finish();
+    assert_eq!(world.happened(Happening::Lost), 0);
+}
+
+#[test]
+fn nothing_is_lost_with_those_who_leave() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let leave = |world: &mut World, id| world.agenda.after(Time::ZERO, Due::Connection { worker: id, wake: Wake::Leave });
+    let (first, second) = (world.join(), world.join());
+    world.until(|world| world.run().committed.step == 5);
+    leave(&mut world, first);
+    world.until(|world| !world.workers.contains_key(&first));
+    world.until(|world| world.run().committed.step >= 10);
+    // The only state there is.
+    leave(&mut world, second);
+    world.until(|world| world.workers.is_empty());
+    assert_eq!(world.checkpoints().len(), 1);
+    world.join();
+    world.finish();
+    assert_eq!((world.happened(Happening::Left), world.happened(Happening::RolledBack)), (3, 0));
+    assert_eq!(world.invariants.repeated, 0);
 }

@@ -5,8 +5,8 @@ use proto::v1;
 use super::at;
 use crate::run::{
     Outcome, Time,
-    record::{Record, Source},
-    simulation::{WorkerId, network::Way, worker::Doing, world::World},
+    record::{Happening, Record, Source},
+    simulation::{WorkerId, network::Way, scenario::Scenario, worker::Doing, world::World},
     testing,
 };
 
@@ -107,4 +107,76 @@ fn a_state_that_went_another_way_is_not_taken_up() {
     world.until(|world| world.run().last_generation == 4 && world.run().committed.step > behind);
     reach(&mut world, first);
     world.finish();
+}
+
+#[test]
+fn a_checkpoint_that_is_damaged_is_replaced_by_the_one_before() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]));
+    let first = world.join();
+    world.until(|world| world.run().committed.step == 13);
+    world.disk.damaged.insert("0-a-00000010".into());
+    world.end_worker(first, false);
+    world.join();
+    world.finish();
+    let from = |step: u64| (at(0, step), Source::Checkpoint(format!("0-a-{step:08}")));
+    assert_eq!(world.origins()[1..], [from(10), from(5)]);
+    assert_eq!(world.happened(Happening::Damaged), 1);
+    assert_eq!(world.committed(), world.way_to(at(0, 20)));
+}
+
+#[test]
+fn a_run_that_cannot_save_holds_until_it_can() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]));
+    world.join();
+    world.disk.full = true;
+    world.pass(Time::from_secs(100));
+    // Training went on while the first attempt was under way.
+    assert!((5..=10).contains(&world.run().committed.step), "{}", world.run().committed);
+    assert_eq!((world.happened(Happening::SaveFailed), world.happened(Happening::SavedAgain)), (1, 0));
+    world.disk.full = false;
+    world.finish();
+    assert_eq!((world.happened(Happening::SaveFailed), world.happened(Happening::SavedAgain)), (1, 1));
+    assert_eq!(world.origins().len(), 1);
+}
+
+/// Checkpoints take longer to write than a coordinator to come back.
+#[test]
+fn what_was_saved_for_a_coordinator_that_has_died_means_nothing_to_the_next() {
+    let file = testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]);
+    let mut world = World::with(Scenario { saving: Time::from_secs(60), ..Scenario::quiet(file) });
+    let first = world.join();
+    world.until(|world| !world.has_saved(first));
+    world.kill_coordinator(Time::from_secs(1));
+    world.finish();
+    assert_eq!(world.happened(Happening::Lost), 0);
+    assert_eq!(world.committed(), world.way_to(at(0, 20)));
+}
+
+#[test]
+fn a_coordinator_that_waits_for_its_disk_takes_nobody_for_lost() {
+    let mut file = testing::run_file(vec![testing::stage("a", 200, 8, Some(10), None)]);
+    file.workers.min = 2;
+    let mut world = World::of(file);
+    (world.join(), world.join());
+    world.until(|world| world.run().committed.step == 13);
+    world.coordinator.held_up = true;
+    world.pass(Time::from_secs(100));
+    world.thaw_coordinator();
+    world.finish();
+    assert_eq!((world.happened(Happening::Lost), world.origins().len()), (0, 1));
+}
+
+#[test]
+fn a_coordinator_that_stood_still_finds_its_workers_with_all_that_they_have_done() {
+    let mut file = testing::run_file(vec![testing::stage("a", 200, 8, Some(10), None)]);
+    file.workers.min = 2;
+    let mut world = World::of(file);
+    (world.join(), world.join());
+    world.until(|world| world.run().committed.step == 13);
+    world.coordinator.frozen = Some(world.agenda.now());
+    world.pass(Time::from_secs(30));
+    world.thaw_coordinator();
+    world.finish();
+    assert_eq!(world.happened(Happening::RolledBack), 0);
+    assert_eq!(world.committed(), world.way_to(at(0, 200)));
 }
