@@ -2,6 +2,7 @@
 
 pub mod chaos;
 pub mod clip;
+pub mod network;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -138,8 +139,16 @@ impl Place {
     /// The journal of a run, to read.
     #[must_use]
     pub fn journal(&self, name: &str) -> Connection {
+        self.try_journal(name).expect("the run has a journal")
+    }
+
+    /// The journal of a run, to read, once there is one.
+    #[must_use]
+    pub fn try_journal(&self, name: &str) -> Option<Connection> {
         let path = self.path(name).join("coordinator/journal.sqlite");
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("the run has a journal")
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
+        let ready = connection.query_row("SELECT count(*) FROM run", [], |row| row.get::<_, i64>(0)).ok()?;
+        (ready > 0).then_some(connection)
     }
 
     /// The particulars of the events of a kind in the journal of a run, in order.

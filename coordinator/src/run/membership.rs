@@ -323,18 +323,20 @@ impl Membership {
         self.members.iter().filter_map(overdue).collect()
     }
 
-    /// Whether a generation has not got on for `stall_after`, and because of whom. Who computes for long is let be as long as
+    /// Whether a generation has not got on for `stall_after` (for `hung_after`, where all are in the all-reduce), and because of whom. Who computes for long is let be as long as
     /// nobody waits for it.
     #[must_use]
-    pub fn stalled(&self, now: Time, generation: u64, stall_after: Duration) -> Option<Stall> {
+    pub fn stalled(&self, now: Time, generation: u64, stall_after: Duration, hung_after: Duration) -> Option<Stall> {
         let members = || self.members.iter().filter(|(_, member)| member.standing == Standing::In(generation));
-        let still = |member: &Member| now.saturating_sub(member.moved) >= stall_after;
-        let stuck: Vec<u32> =
-            members().filter(|(_, member)| member.works() && still(member)).map(|(rank, _)| *rank).collect();
+        let still = |member: &Member, after| now.saturating_sub(member.moved) >= after;
+        let stuck: Vec<u32> = members()
+            .filter(|(_, member)| member.works() && still(member, stall_after))
+            .map(|(rank, _)| *rank)
+            .collect();
         if !stuck.is_empty() {
             return members().any(|(_, member)| !member.works()).then_some(Stall::Of(stuck));
         }
-        let waits = |member: &Member| member.phase == v1::Phase::AllReduce && still(member);
+        let waits = |member: &Member| member.phase == v1::Phase::AllReduce && still(member, hung_after);
         let mut all = members().map(|(_, member)| waits(member)).peekable();
         (all.peek().is_some() && all.all(|waits| waits)).then_some(Stall::OfAll)
     }
@@ -413,7 +415,7 @@ mod tests {
         let mut beat = |rank: u32, seconds, phase| {
             let member = members.get_mut(rank).unwrap();
             member.beat(Duration::from_secs(seconds), phase, None);
-            members.stalled(Duration::from_secs(40), 1, after)
+            members.stalled(Duration::from_secs(40), 1, after, after)
         };
         beat(0, 1, v1::Phase::Compute);
         assert_eq!(beat(1, 1, v1::Phase::Compute), None, "both compute for long");

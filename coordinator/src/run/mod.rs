@@ -8,6 +8,7 @@
 //!      |---- plan         what has to happen at a point of the run
 //!      |---- generation   waiting -> forming -> running -> waiting -> ... -> over
 //!      |---- comings      who is let in, who may go, when a generation halts for it
+//!      |---- reach        who has to go because others cannot reach it
 //!      |---- progress     grants, boundaries, commits of the running generation (lockstep, shares)
 //!      |---- statistics   merging the reports of a step
 //!      |---- checkpoint   states being saved, states on disk, and which of them are kept
@@ -35,6 +36,7 @@ pub mod membership;
 mod oversight;
 pub mod plan;
 mod progress;
+pub mod reach;
 pub mod record;
 pub mod shares;
 #[cfg(test)]
@@ -63,6 +65,7 @@ use generation::{Failures, Generation};
 use guard::Guard;
 use membership::{Membership, Overdue, PATIENCE, Stall, Standing};
 use plan::{Boundaries, Place, Plan};
+use reach::Complaints;
 use record::{Checkpoint, Happening, Record, Restored};
 use statistics::StepStatistics;
 
@@ -71,6 +74,8 @@ pub type Time = Duration;
 
 /// How long the coordinator waits for its members to go when the run is over.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// An all-reduce that all have reached takes no longer than so many times `lost_after`.
+const HUNG: u32 = 3;
 /// Heartbeats of all workers together, as far as `lost_after` allows.
 const HEARTBEATS_A_SECOND: f64 = 5_000.0;
 /// Longest reason that is taken from a worker, in characters.
@@ -286,6 +291,8 @@ pub struct Run {
     /// Number of the last evaluation or checkpoint directive.
     last_directive: u64,
     failures: Failures,
+    /// Who could not reach whom since the last generation was formed.
+    complaints: Complaints,
     /// What the members train on, and who said so.
     data_set: Option<(String, v1::DataSet)>,
     /// Why the last generation ended, and whether by failure.
@@ -326,6 +333,7 @@ impl Run {
             paused: restored.paused,
             last_directive: 0,
             failures: Failures::default(),
+            complaints: Complaints::default(),
             data_set: restored.data_set.map(|data_set| ("the members before the restart".into(), data_set)),
             cause: ("start".into(), false),
             latest: None,
@@ -538,15 +546,16 @@ impl Run {
         let stall_after = Duration::try_from_secs_f64(self.file.control.stall_after).unwrap_or(Duration::MAX);
         let live = matches!(self.phase, Phase::Forming | Phase::Running);
         let seconds = stall_after.as_secs_f64();
-        match self.members.stalled(now, self.last_generation, stall_after).filter(|_| live) {
+        let hung_after = stall_after.min(HUNG * self.lost_after());
+        match self.members.stalled(now, self.last_generation, stall_after, hung_after).filter(|_| live) {
             Some(Stall::Of(ranks)) => {
                 for rank in ranks {
                     self.evict(now, rank, &format!("it did not move for {seconds} s while others waited for it"));
                 }
             }
             Some(Stall::OfAll) => {
-                let reason = format!("all ranks have waited for each other in the all-reduce for {seconds} s");
-                self.end_generation(now, &reason, true);
+                let reason = "all ranks wait for each other in the all-reduce";
+                self.end_generation(now, reason, true);
             }
             None => {}
         }
@@ -638,7 +647,7 @@ impl Run {
             self.conclude(now, Outcome::Stopped);
         }
         match &self.phase {
-            Phase::Waiting => self.try_form(),
+            Phase::Waiting => self.try_form(now),
             Phase::Forming => self.try_run(now),
             Phase::Running => self.proceed(now),
             Phase::Over { .. } => {}

@@ -24,7 +24,12 @@ struct Arguments {
     #[arg(long, default_value_t = usize::MAX, hide_default_value = true, value_name = "N")]
     faults: usize,
     /// Which faults.
-    #[arg(long, value_delimiter = ',', default_value = "kill,stop,leave,kill-coordinator", value_name = "KIND,...")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "kill,stop,leave,kill-coordinator,stop-coordinator",
+        value_name = "KIND,..."
+    )]
     kinds: Vec<Fault>,
     /// How many workers.
     #[arg(long, default_value_t = 3, value_name = "N")]
