@@ -643,7 +643,8 @@ impl Run {
         if !matches!(self.phase, Phase::Over { .. }) {
             self.dismiss(now);
         }
-        if self.stopping && matches!(self.phase, Phase::Waiting | Phase::Forming) {
+        let idle = self.stopping && matches!(self.phase, Phase::Waiting | Phase::Forming);
+        if idle && (self.unsaved.is_some() || self.indispensable().is_none()) {
             self.conclude(now, Outcome::Stopped);
         }
         match &self.phase {

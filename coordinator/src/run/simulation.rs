@@ -572,7 +572,7 @@ impl World {
             let mut mine: BTreeMap<u64, Vec<Directive>> = BTreeMap::new();
             for directive in &worker.received {
                 let same = match directive.directive.clone().unwrap() {
-                    Directive::Rendezvous(r) => Directive::Rendezvous(v1::Rendezvous { rank: 0, ..r }),
+                    Directive::Rendezvous(r) => Directive::Rendezvous(v1::Rendezvous { rank: 0, peers: vec![], ..r }),
                     Directive::Train(t) => Directive::Train(v1::Train { share_begin: 0, share_end: 0, ..t }),
                     Directive::Evaluate(e) => Directive::Evaluate(v1::Evaluate { ranges: vec![], ..e }),
                     // Also for those who are not in the generation, as everybody goes home.
@@ -877,6 +877,25 @@ fn asked_to_stop_it_saves_first() {
     world.run_dry();
     assert_eq!(world.outcome, Some(Outcome::Stopped));
     assert_eq!(world.checkpoints["0-a-00000008"].len(), 8);
+}
+
+#[test]
+fn asked_to_stop_while_a_worker_leaves_it_saves_first() {
+    let mut world = World::new(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    world.join(None);
+    let session = world.sessions()[0];
+    world.work(session);
+    world.deliver(session);
+    world.work(session);
+    world.deliver(session);
+    // Both are asked to end, as when a whole job is.
+    world.leave(session);
+    world.deliver(session);
+    world.event(Event::Shutdown);
+    world.run_dry();
+    assert_eq!(world.outcome, Some(Outcome::Stopped));
+    assert_eq!(world.run.committed, Place { stage: 0, step: 2 });
+    assert_eq!(world.checkpoints["0-a-00000002"].len(), 2);
 }
 
 #[test]
