@@ -91,15 +91,19 @@ impl Cluster {
         }
     }
 
-    /// Waits for the run's end; the hashes of the parameters of all workers that were there.
-    pub fn finish(&mut self) -> Vec<String> {
-        wait_for("the end of the run", || {
-            let over = self.coordinator.as_mut().is_none_or(Process::ended);
-            if !over {
+    /// Waits for the run's end, however long it takes, as long as `steps` become more; the hashes of the parameters of all
+    /// workers that were there.
+    pub fn finish(&mut self, steps: impl Fn() -> i64) -> Vec<String> {
+        let mut known = Some(-1);
+        while let Some(before) = known {
+            known = wait_for("a step, or the end of the run", || {
+                if self.coordinator.as_mut().is_none_or(Process::ended) {
+                    return Some(None);
+                }
                 self.tend();
-            }
-            over.then_some(())
-        });
+                Some(steps()).filter(|steps| *steps > before).map(Some)
+            });
+        }
         let coordinator = self.coordinator.take().expect("it was started");
         let log = coordinator.log();
         assert!(coordinator.finish().0, "{log}");

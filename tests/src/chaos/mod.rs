@@ -55,8 +55,9 @@ impl Chaos {
     #[must_use]
     pub fn quiet(&self, place: &Place, name: &str) -> serde_json::Value {
         let mut cluster = Cluster::start(&self.run_file(place, name), self.workers);
-        cluster.finish();
-        Record::open(place, name).last_scores()
+        let record = wait_for("a journal", || Record::try_open(place, name));
+        cluster.finish(|| record.steps());
+        record.last_scores()
     }
 
     /// Runs to the end under faults.
@@ -92,7 +93,7 @@ impl Chaos {
             fault.relieve(&mut cluster, victim);
             costs.push((fault, next - since));
         }
-        let hashes = cluster.finish();
+        let hashes = cluster.finish(|| record.steps());
         Summary::new(costs, &hashes, &record, &run_file)
     }
 

@@ -14,11 +14,6 @@ impl Record {
         place.try_journal(name).map(Self)
     }
 
-    /// Opens it.
-    pub fn open(place: &Place, name: &str) -> Self {
-        Self::try_open(place, name).expect("the run has a journal")
-    }
-
     fn ask<T: rusqlite::types::FromSql>(&self, query: &str, of: &[&dyn ToSql]) -> Option<T> {
         // While a coordinator starts, its journal may be locked for a moment.
         self.0.query_row(query, of, |row| row.get(0)).optional().ok().flatten()
@@ -39,6 +34,11 @@ impl Record {
     /// When a later generation than this one first applied a step.
     pub fn applied_after(&self, generation: i64) -> Option<f64> {
         self.ask::<Option<f64>>("SELECT min(at) FROM steps WHERE generation > ?", &[&generation]).flatten()
+    }
+
+    /// How many steps were reported.
+    pub fn steps(&self) -> i64 {
+        self.ask("SELECT count(*) FROM steps", &[]).unwrap_or(0)
     }
 
     /// When a step was first applied after a time.
