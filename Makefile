@@ -1,12 +1,14 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare test simulate lint audit parity score-parity libtorch
+.PHONY: demo compare chaos test simulate lint audit parity score-parity libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
 export OMP_NUM_THREADS ?= 1
 compare: SEEDS ?= 1,2,3
 simulate: SEEDS ?= 10000
+# Of `make chaos`.
+CHAOS_MINUTES ?= 3
 
 ## Train, fine-tune and compare on this machine: see README.md.
 demo: libtorch
@@ -17,6 +19,11 @@ demo: libtorch
 compare: libtorch
 	cargo build --workspace --bins --locked
 	target/debug/compare --seeds $(SEEDS)
+
+## Real processes that are killed, stopped and started again for CHAOS_MINUTES, and what it cost: runs/chaos/summary.json.
+chaos: libtorch
+	cargo build -p dico-coordinator -p dico-worker -p dico-tests --bins --locked
+	target/debug/chaos --minutes $(CHAOS_MINUTES)
 
 ## All tests, with real processes on loopback.
 test: libtorch

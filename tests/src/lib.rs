@@ -2,6 +2,7 @@
 
 pub mod chaos;
 pub mod clip;
+pub mod network;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -68,9 +69,11 @@ pub fn error_line(output: &Output) -> String {
     line.split_once(": error: ").unwrap_or_else(|| panic!("no error line in {text:?}")).1.to_owned()
 }
 
-/// A folder with a small world and a run file in it, gone with the test.
+/// A folder with a small world and run files in it.
 pub struct Place {
-    folder: TempDir,
+    folder: PathBuf,
+    /// Where the folder goes with the test.
+    _temporary: Option<TempDir>,
     /// What coordinators and workers find in their environment besides the test's own.
     pub environment: Vec<(&'static str, String)>,
 }
@@ -102,24 +105,32 @@ impl Place {
 
     fn draw(images: u32, more: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let (world, images) = (folder.path().join("world"), images.to_string());
+        let place = Self::kept(folder.path(), images, more);
+        Self { _temporary: Some(folder), ..place }
+    }
+
+    /// Draws a world in a folder that stays.
+    #[must_use]
+    pub fn kept(folder: &Path, images: u32, more: &[&str]) -> Self {
+        let folder = std::path::absolute(folder).expect("the current folder has a path");
+        let (world, images) = (folder.join("world"), images.to_string());
         let world = world.to_string_lossy();
         let arguments = ["synthesize", "--out", &world, "--images", &images, "--seed", "3"];
         let drawn = run("worker", &arguments.into_iter().chain(more.iter().copied()).collect::<Vec<_>>());
         assert!(drawn.status.success(), "{drawn:?}");
-        Self { folder, environment: Vec::new() }
+        Self { folder, _temporary: None, environment: Vec::new() }
     }
 
     /// A path inside it.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.folder.join(name)
     }
 
     /// Writes a run file for `workers` workers: a few steps of each stage, then `more` of YAML.
     #[must_use]
     pub fn run_file(&self, name: &str, workers: u32, more: &str) -> PathBuf {
-        let folder = self.folder.path().display();
+        let folder = self.folder.display();
         let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
         let text = format!(
             "name: test\nseed: 11\noutput: {folder}/{name}\nworkers: {{ min: {workers}, max: {workers} }}\n\
@@ -138,8 +149,16 @@ impl Place {
     /// The journal of a run, to read.
     #[must_use]
     pub fn journal(&self, name: &str) -> Connection {
+        self.try_journal(name).expect("the run has a journal")
+    }
+
+    /// The journal of a run, to read, once there is one.
+    #[must_use]
+    pub fn try_journal(&self, name: &str) -> Option<Connection> {
         let path = self.path(name).join("coordinator/journal.sqlite");
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("the run has a journal")
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
+        let ready = connection.query_row("SELECT count(*) FROM run", [], |row| row.get::<_, i64>(0)).ok()?;
+        (ready > 0).then_some(connection)
     }
 
     /// The particulars of the events of a kind in the journal of a run, in order.

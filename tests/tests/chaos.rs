@@ -20,6 +20,6 @@ fn workers_that_are_killed_or_stopped_or_asked_to_leave_cost_no_sample() {
 }
 
 #[test]
-fn a_coordinator_that_is_killed_costs_no_sample() {
-    storm(vec![Fault::KillCoordinator, Fault::Kill], 6, 2);
+fn a_coordinator_that_is_killed_or_stopped_costs_no_sample() {
+    storm(vec![Fault::KillCoordinator, Fault::StopCoordinator], 6, 2);
 }

@@ -21,6 +21,9 @@ namespace {
 
 constexpr size_t ERROR_LENGTH = 512;
 
+// A rank may compute for as long as it takes while the others wait for it: who waits too long is the coordinator's to say.
+constexpr std::chrono::milliseconds FOREVER = std::chrono::hours(24 * 7);
+
 using StorePtr = c10::intrusive_ptr<c10d::TCPStore>;
 using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroupGloo>;
 
@@ -96,7 +99,9 @@ void dico_gloo_free(void* group) {
 void* dico_gloo_all_reduce(void* group, void* tensor, char* error) {
   return guarded(error, [&]() -> void* {
     auto* work = new Work{{}, {*static_cast<at::Tensor*>(tensor)}, {}};
-    work->work = (*static_cast<GroupPtr*>(group))->allreduce(work->input);
+    c10d::AllreduceOptions options;
+    options.timeout = FOREVER;
+    work->work = (*static_cast<GroupPtr*>(group))->allreduce(work->input, options);
     return work;
   });
 }
@@ -106,6 +111,7 @@ void* dico_gloo_broadcast(void* group, void* tensor, int root, char* error) {
     auto* work = new Work{{}, {*static_cast<at::Tensor*>(tensor)}, {}};
     c10d::BroadcastOptions options;
     options.rootRank = root;
+    options.timeout = FOREVER;
     work->work = (*static_cast<GroupPtr*>(group))->broadcast(work->input, options);
     return work;
   });
@@ -116,7 +122,9 @@ void* dico_gloo_all_gather(void* group, void* tensor, void** outputs, int count,
   return guarded(error, [&]() -> void* {
     auto* work = new Work{{}, {*static_cast<at::Tensor*>(tensor)}, {{}}};
     for (int i = 0; i < count; ++i) work->output[0].push_back(*static_cast<at::Tensor*>(outputs[i]));
-    work->work = (*static_cast<GroupPtr*>(group))->allgather(work->output, work->input);
+    c10d::AllgatherOptions options;
+    options.timeout = FOREVER;
+    work->work = (*static_cast<GroupPtr*>(group))->allgather(work->output, work->input, options);
     return work;
   });
 }

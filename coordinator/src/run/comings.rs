@@ -31,6 +31,10 @@ impl Run {
     /// the furthest state.
     pub(super) fn next_members(&self) -> Option<Vec<u32>> {
         let indispensable = self.indispensable();
+        if self.stopping {
+            // Only to save what is nowhere else.
+            return indispensable.map(|rank| vec![rank]);
+        }
         if self.members.staying() < self.file.workers.min as usize && indispensable.is_none() {
             return None;
         }
@@ -38,13 +42,13 @@ impl Run {
         Some(self.members.iter().filter(is_in).map(|(rank, _)| rank).collect())
     }
 
-    /// Who wants to go, but holds a state that is nowhere else.
-    fn indispensable(&self) -> Option<u32> {
-        if self.members.staying() == self.members.len() {
+    /// Who wants to go, as all do when the coordinator stops, but holds a state that is nowhere else.
+    pub(super) fn indispensable(&self) -> Option<u32> {
+        if self.members.staying() == self.members.len() && !self.stopping {
             return None;
         }
         let Origin { start, source: Source::Member(rank) } = self.origin() else { return None };
-        let leaves = self.members.get(rank).is_some_and(|member| member.leaving.is_some());
+        let leaves = self.stopping || self.members.get(rank).is_some_and(|member| member.leaving.is_some());
         let elsewhere = start == Place::default() || self.checkpoints.contains_key(&start);
         (leaves && !elsewhere).then_some(rank)
     }

@@ -21,6 +21,7 @@ use super::{
     one_line,
     plan::Place,
     progress::Awaiting,
+    reach,
     record::{Happening, Record, Source},
     statistics::Merger,
 };
@@ -113,10 +114,11 @@ pub(super) struct Origin {
 
 impl Run {
     /// Forms the next generation when enough members are there and all have let go of the last one.
-    pub(super) fn try_form(&mut self) {
+    pub(super) fn try_form(&mut self, now: Time) {
         if !self.members.all_idle() {
             return;
         }
+        self.part(now);
         let Some(ranks) = self.next_members() else { return };
         self.flush_statistics();
         let Origin { start, source } = self.origin();
@@ -193,8 +195,8 @@ impl Run {
 
     fn rendezvous(&mut self, number: u64, ranks: &[u32], start: Place, source: &Source) {
         let in_generation = |rank: u32| ranks.iter().position(|other| *other == rank).map(|index| index as u32);
-        let members = ranks.iter().filter_map(|rank| self.members.get(*rank));
-        let store_address = members.map(|member| member.store_address.clone()).next().unwrap_or_default();
+        let address = |rank: &u32| Some((*rank, self.members.get(*rank)?.store_address.clone()));
+        let addresses: Vec<(u32, String)> = ranks.iter().filter_map(address).collect();
         let (source_rank, checkpoint) = match source {
             Source::Member(rank) => (in_generation(*rank), String::new()),
             Source::Checkpoint(name) => (None, name.clone()),
@@ -206,10 +208,11 @@ impl Run {
             let rendezvous = v1::Rendezvous {
                 rank: index as u32,
                 world_size: ranks.len() as u32,
-                store_address: store_address.clone(),
+                store_address: addresses.first().map(|(_, address)| address.clone()).unwrap_or_default(),
                 source_rank,
                 checkpoint: checkpoint.clone(),
                 position: Some(start.in_generation(number)),
+                peers: reach::peers(&addresses, index),
             };
             self.send(session, number, Directive::Rendezvous(rendezvous));
         }
@@ -297,6 +300,7 @@ impl Run {
         if current && !failed.damaged_checkpoint.is_empty() {
             self.damaged(rank, &failed.damaged_checkpoint, &reason)?;
         }
+        self.complain(rank, failed);
         // Others may have halted first, and left it behind in the collective.
         let halted = self.generation.as_ref().is_some_and(|generation| generation.ending.is_some());
         let too_many = if failed.fatal {

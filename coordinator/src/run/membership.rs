@@ -325,24 +325,28 @@ impl Membership {
         }
     }
 
-    /// Whether a generation has not got on for `stall_after`, and because of whom. Who computes for long is let be as long as
-    /// nobody waits for it.
+    /// Whether a generation has not got on for `stall_after` (for `hung_after`, where all are in the all-reduce), and because of
+    /// whom. Who computes for long is let be as long as nobody waits for it.
     #[must_use]
     pub fn stalled(
         &self,
         now: Time,
         stall_after: Duration,
+        hung_after: Duration,
         waits_for_others: impl Fn(&Member) -> bool,
         owes: impl Fn(u32) -> bool,
     ) -> Option<Stall> {
-        let still = |member: &Member| now.saturating_sub(member.moved) >= stall_after;
+        let still = |member: &Member, after| now.saturating_sub(member.moved) >= after;
         let (busy, free): (Vec<_>, Vec<_>) = self.iter().partition(|(rank, _)| owes(*rank));
         let (waiting, working): (Vec<_>, Vec<_>) = busy.into_iter().partition(|(_, member)| waits_for_others(member));
-        let stuck: Vec<u32> = working.iter().filter(|(_, member)| still(member)).map(|(rank, _)| *rank).collect();
+        let stuck: Vec<u32> = working.iter().filter(|(_, member)| still(member, stall_after)).map(|(rank, _)| *rank).collect();
         if !stuck.is_empty() {
             return (!waiting.is_empty() || !free.is_empty()).then_some(Stall::Of(stuck));
         }
-        let all = !waiting.is_empty() && working.is_empty() && waiting.iter().all(|(_, member)| still(member));
+        let hangs = |member: &Member| {
+            still(member, if member.phase == v1::Phase::AllReduce { hung_after } else { stall_after })
+        };
+        let all = !waiting.is_empty() && working.is_empty() && waiting.iter().all(|(_, member)| hangs(member));
         all.then_some(Stall::OfAll)
     }
 }
@@ -420,7 +424,7 @@ mod tests {
         let mut beat = |rank: u32, seconds, phase| {
             let member = members.get_mut(rank).unwrap();
             member.beat(Duration::from_secs(seconds), phase, None);
-            members.stalled(now, after, reduces, |_| true)
+            members.stalled(now, after, after, reduces, |_| true)
         };
         beat(0, 1, v1::Phase::Compute);
         assert_eq!(beat(1, 1, v1::Phase::Compute), None, "both compute for long");
@@ -428,10 +432,10 @@ mod tests {
         assert_eq!(beat(0, 36, v1::Phase::Load), None, "it moved");
         beat(0, 2, v1::Phase::AllReduce);
         assert_eq!(beat(1, 3, v1::Phase::Idle), Some(Stall::Of(vec![1])), "it has not even begun");
-        assert_eq!(members.stalled(now, after, reduces, |rank| rank == 0), Some(Stall::OfAll));
+        assert_eq!(members.stalled(now, after, after, reduces, |rank| rank == 0), Some(Stall::OfAll));
         members.get_mut(1).unwrap().beat(Duration::from_secs(4), v1::Phase::AllReduce, None);
-        assert_eq!(members.stalled(now, after, reduces, |_| true), Some(Stall::OfAll));
+        assert_eq!(members.stalled(now, after, after, reduces, |_| true), Some(Stall::OfAll));
         members.excuse(now, |rank| rank == 0);
-        assert_eq!(members.stalled(now, after, reduces, |_| true), None, "it was let alone until now");
+        assert_eq!(members.stalled(now, after, after, reduces, |_| true), None, "it was let alone until now");
     }
 }

@@ -8,6 +8,7 @@
 //!      |---- plan         what has to happen at a point of the run
 //!      |---- generation   waiting -> forming -> running -> waiting -> ... -> over
 //!      |---- comings      who is let in, who may go, when a generation halts for it
+//!      |---- reach        who has to go because others cannot reach it
 //!      |---- progress     grants, boundaries, commits of the running generation (lockstep, shares)
 //!      |---- stalls       who is waited for in vain
 //!      |---- statistics   merging the reports of a step
@@ -36,6 +37,7 @@ pub mod membership;
 mod oversight;
 pub mod plan;
 mod progress;
+pub mod reach;
 pub mod record;
 pub mod shares;
 #[cfg(test)]
@@ -65,6 +67,7 @@ use generation::{Failures, Generation};
 use guard::Guard;
 use membership::{Membership, Overdue, PATIENCE, Standing};
 use plan::{Boundaries, Place, Plan};
+use reach::Complaints;
 use record::{Checkpoint, Happening, Record, Restored};
 use statistics::StepStatistics;
 
@@ -290,6 +293,8 @@ pub struct Run {
     /// Number of the last evaluation or checkpoint directive.
     last_directive: u64,
     failures: Failures,
+    /// Who could not reach whom since the last generation was formed.
+    complaints: Complaints,
     /// What the members train on, and who said so.
     data_set: Option<(String, v1::DataSet)>,
     /// Why the last generation ended, and whether by failure.
@@ -330,6 +335,7 @@ impl Run {
             // Workers may still be at what an earlier coordinator has numbered.
             last_directive: restored.last_generation << 32,
             failures: Failures::default(),
+            complaints: Complaints::default(),
             data_set: restored.data_set.map(|data_set| ("the members before the restart".into(), data_set)),
             cause: ("start".into(), false),
             latest: None,
@@ -619,11 +625,12 @@ impl Run {
         if !matches!(self.phase, Phase::Over { .. }) {
             self.dismiss(now);
         }
-        if self.stopping && matches!(self.phase, Phase::Waiting | Phase::Forming) {
+        let idle = self.stopping && matches!(self.phase, Phase::Waiting | Phase::Forming);
+        if idle && (self.unsaved.is_some() || self.indispensable().is_none()) {
             self.conclude(now, Outcome::Stopped);
         }
         match &self.phase {
-            Phase::Waiting => self.try_form(),
+            Phase::Waiting => self.try_form(now),
             Phase::Forming => self.try_run(now),
             Phase::Running => self.proceed(now),
             Phase::Over { .. } => {}

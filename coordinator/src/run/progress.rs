@@ -16,10 +16,6 @@ use super::{
     statistics::StepStatistics,
 };
 
-/// So many windows may the slowest member's reports be behind what is granted. Members train in lockstep, so only their
-/// reports can be late; the bound keeps one that never reports from making the coordinator remember without end.
-const WINDOWS_BEHIND: u64 = 4;
-
 /// A boundary directive that was sent and that not all members have reported.
 #[derive(Debug)]
 pub(super) enum Awaiting {
@@ -120,15 +116,14 @@ impl Run {
         true
     }
 
-    /// How many of the next `steps` may be granted. None as long as it is less than half a window: a directive for every
-    /// step would only make noise.
+    /// How many of the next `steps` may be granted: a window beyond what all have reported. Members train in lockstep, so only
+    /// their reports can be late; and once the last one is in, the coordinator has nothing else to do than to tell everybody.
+    /// None as long as it is less than half a window: a directive for every step would only make noise.
     fn grantable(&self, generation: &Generation, steps: u64) -> u32 {
         let window = self.file.control.window;
         let granted = generation.granted.step;
-        let slowest = generation.lockstep.last().map_or(granted, |last| last.step);
-        let committed = self.committed.step.saturating_add(window.into());
-        let limit = committed.min(slowest.saturating_add(WINDOWS_BEHIND * u64::from(window)));
-        let open = limit.saturating_sub(granted).min(u64::from(u32::MAX));
+        let reported = generation.lockstep.last().map_or(granted, |last| last.step);
+        let open = reported.saturating_add(window.into()).saturating_sub(granted).min(u64::from(u32::MAX));
         let enough = u64::from(window.div_ceil(2)).min(steps);
         if open < enough { 0 } else { open.min(steps) as u32 }
     }

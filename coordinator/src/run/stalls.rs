@@ -10,6 +10,9 @@ use super::{
     progress::Awaiting,
 };
 
+/// An all-reduce that all have reached takes no longer than so many times `lost_after`.
+const HUNG: u32 = 3;
+
 impl Run {
     /// Sends those away for whom the others have waited too long.
     pub(super) fn unstall(&mut self, now: Time) {
@@ -25,14 +28,15 @@ impl Run {
             _ => false,
         };
         let seconds = stall_after.as_secs_f64();
-        match self.members.stalled(now, stall_after, waits_for_others, owes) {
+        let hung_after = stall_after.min(HUNG * self.lost_after());
+        match self.members.stalled(now, stall_after, hung_after, waits_for_others, owes) {
             Some(Stall::Of(ranks)) => {
                 for rank in ranks {
                     self.evict(now, rank, &format!("it did not move for {seconds} s while others waited for it"));
                 }
             }
             Some(Stall::OfAll) => {
-                self.end_generation(now, &format!("all ranks have waited for each other for {seconds} s"), true);
+                self.end_generation(now, "all ranks wait for each other", true);
             }
             None => {}
         }

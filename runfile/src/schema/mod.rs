@@ -115,7 +115,7 @@ pub struct Control {
     pub lost_after: f64,
     /// A worker that does not move for this many seconds while others wait for it is sent away, heartbeats or not.
     pub stall_after: f64,
-    /// Steps granted ahead of the last committed one.
+    /// Steps granted ahead of the last one that all workers have reported.
     pub window: u32,
     /// How a batch is shared out.
     pub sharding: Sharding,

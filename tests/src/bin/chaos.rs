@@ -24,7 +24,12 @@ struct Arguments {
     #[arg(long, default_value_t = usize::MAX, hide_default_value = true, value_name = "N")]
     faults: usize,
     /// Which faults.
-    #[arg(long, value_delimiter = ',', default_value = "kill,stop,leave,kill-coordinator", value_name = "KIND,...")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "kill,stop,leave,kill-coordinator,stop-coordinator",
+        value_name = "KIND,..."
+    )]
     kinds: Vec<Fault>,
     /// How many workers.
     #[arg(long, default_value_t = 3, value_name = "N")]
@@ -35,7 +40,7 @@ struct Arguments {
     /// Leave out the run without faults.
     #[arg(long)]
     no_quiet: bool,
-    /// Where the summary is written.
+    /// Where the runs, the logs of all processes and the summary are written.
     #[arg(long, default_value = "runs/chaos", value_name = "DIR")]
     out: PathBuf,
 }
@@ -45,7 +50,11 @@ fn main() -> std::process::ExitCode {
     let steps = ((minutes * STEPS_A_MINUTE as f64) as u64).max(30);
     let limit = Duration::from_secs_f64(minutes * 60.0);
     let chaos = Chaos { workers, kinds, most: faults, limit, seed, steps };
-    let place = Place::with_images(300);
+    // What an earlier storm left, and nothing else.
+    for left in ["world", "chaos", "chaos.logs", "quiet", "quiet.logs"] {
+        _ = std::fs::remove_dir_all(out.join(left));
+    }
+    let place = Place::kept(&out, 300, &[]);
     let summary = chaos.run(&place, "chaos");
     let mut account = serde_json::to_value(&summary).expect("a summary is plain data");
     if !no_quiet {
@@ -53,7 +62,6 @@ fn main() -> std::process::ExitCode {
     }
     account["settings"] = json!({ "minutes": minutes, "steps": steps, "workers": workers, "seed": seed });
     let text = serde_json::to_string_pretty(&account).expect("a summary is plain data");
-    std::fs::create_dir_all(&out).expect("the folder for the summary can be made");
     std::fs::write(out.join("summary.json"), format!("{text}\n")).expect("the summary can be written");
     println!("{text}");
     if summary.samples_lost + summary.samples_repeated > 0 || summary.divergent_ranks > 0 {

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{Process, command, printed_hash, wait_for};
@@ -53,6 +54,14 @@ impl Cluster {
         self.start_coordinator();
     }
 
+    /// Stops the coordinator for a while.
+    pub fn stop_coordinator(&mut self, away: Duration) {
+        let coordinator = self.coordinator.as_ref().expect("it is there");
+        coordinator.signal("STOP");
+        std::thread::sleep(away);
+        coordinator.signal("CONT");
+    }
+
     /// Sends a worker a signal; should it end, it is started again after a while.
     pub fn signal(&mut self, rank: u32, name: &str, away: Duration) {
         if let Some(worker) = self.workers.get(&rank) {
@@ -82,15 +91,19 @@ impl Cluster {
         }
     }
 
-    /// Waits for the run's end; the hashes of the parameters of all workers that were there.
-    pub fn finish(&mut self) -> Vec<String> {
-        wait_for("the end of the run", || {
-            let over = self.coordinator.as_mut().is_none_or(Process::ended);
-            if !over {
+    /// Waits for the run's end, however long it takes, as long as `steps` become more; the hashes of the parameters of all
+    /// workers that were there.
+    pub fn finish(&mut self, steps: impl Fn() -> i64) -> Vec<String> {
+        let mut known = Some(-1);
+        while let Some(before) = known {
+            known = wait_for("a step, or the end of the run", || {
+                if self.coordinator.as_mut().is_none_or(Process::ended) {
+                    return Some(None);
+                }
                 self.tend();
-            }
-            over.then_some(())
-        });
+                Some(steps()).filter(|steps| *steps > before).map(Some)
+            });
+        }
         let coordinator = self.coordinator.take().expect("it was started");
         let log = coordinator.log();
         assert!(coordinator.finish().0, "{log}");
@@ -100,9 +113,11 @@ impl Cluster {
     }
 }
 
-/// A port that nobody listens on, and that no outgoing connection will be given.
+/// A port that nobody listens on, and that no outgoing connection will be given. No two clusters of this process get the same.
 fn free_port() -> u16 {
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
     let first = 20_000 + (std::process::id() % 8_000) as u16;
+    let mut ports = std::iter::repeat_with(|| first + TAKEN.fetch_add(1, Ordering::Relaxed)).take(1_000);
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    (first..32_000).find(free).expect("a port is free")
+    ports.find(free).expect("a port is free")
 }

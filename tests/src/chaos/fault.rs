@@ -21,18 +21,22 @@ pub enum Fault {
     Leave,
     /// SIGKILL to the coordinator; it is started again.
     KillCoordinator,
+    /// SIGSTOP to the coordinator for a while, for longer than silence is borne or not; then SIGCONT.
+    StopCoordinator,
 }
 
 impl Fault {
-    /// Does it.
-    pub fn strike(self, cluster: &mut Cluster, victim: u32, random: &mut ChaCha8Rng) {
+    /// Does it; whether that ends the generation.
+    pub fn strike(self, cluster: &mut Cluster, victim: u32, random: &mut ChaCha8Rng) -> bool {
         let away = random.random_range(Duration::ZERO..LONGEST_AWAY);
         match self {
             Self::Kill => cluster.signal(victim, "KILL", away),
             Self::Leave => cluster.signal(victim, "TERM", away),
             Self::Stop => cluster.signal(victim, "STOP", away),
             Self::KillCoordinator => cluster.restart_coordinator(away),
+            Self::StopCoordinator => cluster.stop_coordinator(8 * away),
         }
+        self != Self::StopCoordinator
     }
 
     /// Ends what does not end by itself.

@@ -55,8 +55,9 @@ impl Chaos {
     #[must_use]
     pub fn quiet(&self, place: &Place, name: &str) -> serde_json::Value {
         let mut cluster = Cluster::start(&self.run_file(place, name), self.workers);
-        cluster.finish();
-        Record::open(place, name).last_scores()
+        let record = wait_for("a journal", || Record::try_open(place, name));
+        cluster.finish(|| record.steps());
+        record.last_scores()
     }
 
     /// Runs to the end under faults.
@@ -77,20 +78,22 @@ impl Chaos {
             let fault = self.kinds[random.random_range(0..self.kinds.len())];
             let victim = members[random.random_range(0..members.len())];
             let at = now();
-            fault.strike(&mut cluster, victim, &mut random);
+            let ends = fault.strike(&mut cluster, victim, &mut random);
             let since = match fault {
                 // Until it is missed, it costs what `lost_after` says; what it costs then is what is measured.
                 Fault::Stop => wait_for("the stopped worker's loss", || record.lost(victim, at)),
+                Fault::StopCoordinator => now(),
                 _ => at,
             };
             let next = wait_for("a step after the fault", || {
                 cluster.tend();
-                record.applied_after(generation).or_else(|| record.finished().then_some(since))
+                let next = if ends { record.applied_after(generation) } else { record.applied_since(since) };
+                next.or_else(|| record.finished().then_some(since))
             });
             fault.relieve(&mut cluster, victim);
             costs.push((fault, next - since));
         }
-        let hashes = cluster.finish();
+        let hashes = cluster.finish(|| record.steps());
         Summary::new(costs, &hashes, &record, &run_file)
     }
 

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, ToSql};
+use rusqlite::{Connection, OptionalExtension, ToSql};
 use serde_json::Value;
 
 use crate::Place;
@@ -11,15 +11,7 @@ pub struct Record(Connection);
 impl Record {
     /// Opens it, once there is one.
     pub fn try_open(place: &Place, name: &str) -> Option<Self> {
-        let path = place.path(name).join("coordinator/journal.sqlite");
-        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
-        let ready = connection.query_row("SELECT count(*) FROM run", [], |row| row.get::<_, i64>(0)).ok()?;
-        (ready > 0).then_some(Self(connection))
-    }
-
-    /// Opens it.
-    pub fn open(place: &Place, name: &str) -> Self {
-        Self::try_open(place, name).expect("the run has a journal")
+        place.try_journal(name).map(Self)
     }
 
     fn ask<T: rusqlite::types::FromSql>(&self, query: &str, of: &[&dyn ToSql]) -> Option<T> {
@@ -42,6 +34,16 @@ impl Record {
     /// When a later generation than this one first applied a step.
     pub fn applied_after(&self, generation: i64) -> Option<f64> {
         self.ask::<Option<f64>>("SELECT min(at) FROM steps WHERE generation > ?", &[&generation]).flatten()
+    }
+
+    /// How many steps were reported.
+    pub fn steps(&self) -> i64 {
+        self.ask("SELECT count(*) FROM steps", &[]).unwrap_or(0)
+    }
+
+    /// When a step was first applied after a time.
+    pub fn applied_since(&self, time: f64) -> Option<f64> {
+        self.ask::<Option<f64>>("SELECT min(at) FROM steps WHERE at > ?", &[&time]).flatten()
     }
 
     /// When a worker was lost after a time.

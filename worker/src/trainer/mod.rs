@@ -12,6 +12,7 @@
 
 mod checkpoint;
 mod evaluation;
+mod reach;
 mod saver;
 mod snapshot;
 mod state;
@@ -92,6 +93,8 @@ enum Stop {
     Broken(Broken),
     /// The generation is over because somebody wanted it to be.
     Halted,
+    /// The generation cannot meet because these peers are out of reach.
+    Unreachable(Vec<u32>),
     /// The generation is over because its checkpoint is of no use; another may serve the next one.
     Damaged { checkpoint: String, reason: String },
     /// This worker cannot go on.
@@ -242,8 +245,16 @@ impl Trainer {
                     self.leave_generation(generation);
                     self.report_idle(generation);
                 }
-                Err(Stop::Broken(Broken::Failed(reason))) => self.fail(generation, reason, String::new()),
-                Err(Stop::Damaged { checkpoint, reason }) => self.fail(generation, reason, checkpoint),
+                Err(Stop::Broken(Broken::Failed(reason))) => {
+                    self.fail(v1::Failed { generation, reason, ..Default::default() });
+                }
+                Err(Stop::Unreachable(unreachable)) => {
+                    let reason = format!("cannot reach rank {unreachable:?}");
+                    self.fail(v1::Failed { generation, reason, unreachable, ..Default::default() });
+                }
+                Err(Stop::Damaged { checkpoint: damaged_checkpoint, reason }) => {
+                    self.fail(v1::Failed { generation, reason, damaged_checkpoint, ..Default::default() });
+                }
                 Err(Stop::Fatal(reason)) => {
                     self.leave_generation(generation);
                     self.report(Message::Failed(v1::Failed {
@@ -304,6 +315,10 @@ impl Trainer {
             return Err(Stop::Fatal(format!("rendezvous as rank {rank} of {world_size} in stage {}", position.stage)));
         }
         self.collective = None;
+        let unreachable = reach::unreachable(&order.peers);
+        if !unreachable.is_empty() {
+            return Err(Stop::Unreachable(unreachable));
+        }
         let collective: Box<dyn Collective> = if world_size == 1 {
             Box::new(Solo)
         } else {
@@ -361,9 +376,10 @@ impl Trainer {
     }
 
     /// Reports that the generation cannot go on here, and why; the worker can.
-    fn fail(&mut self, generation: u64, reason: String, damaged_checkpoint: String) {
+    fn fail(&mut self, failed: v1::Failed) {
+        let generation = failed.generation;
         self.leave_generation(generation);
-        self.report(Message::Failed(v1::Failed { generation, reason, fatal: false, damaged_checkpoint }));
+        self.report(Message::Failed(failed));
         self.report_idle(generation);
     }
 

@@ -84,8 +84,8 @@ impl World {
             Err(RefusalKind::Unavailable) => self.ask_later(id),
             Err(refusal) => {
                 let expected = [RefusalKind::AlreadyExists, RefusalKind::ResourceExhausted];
-                let finished = refusal == RefusalKind::FailedPrecondition && self.invariants.finished;
-                assert!(finished || expected.contains(&refusal), "a correct worker was refused a place: {refusal:?}");
+                let over = refusal == RefusalKind::FailedPrecondition && self.invariants.over;
+                assert!(over || expected.contains(&refusal), "a correct worker was refused a place: {refusal:?}");
                 self.retire_worker(id);
             }
         }
@@ -110,7 +110,7 @@ impl World {
         worker.link = Link::Attached(session);
         let attach = v1::Attach {
             session_token: token,
-            store_address: format!("{}:1", worker.host),
+            store_address: format!("{}:{}", worker.host, id.0),
             data_set: Some(v1::DataSet { validation_images: IMAGES, ..Default::default() }),
             holds: worker.position,
         };
@@ -165,7 +165,7 @@ impl World {
         let worker = &self.workers[&id];
         let phase = match &worker.doing {
             Doing::Nothing | Doing::Finishing => v1::Phase::Idle,
-            Doing::Meeting(_) | Doing::Adopting(_) => v1::Phase::Rendezvous,
+            Doing::Reaching(_) | Doing::Meeting(_) | Doing::Adopting(_) => v1::Phase::Rendezvous,
             Doing::Computing(_) => v1::Phase::Compute,
             Doing::Reducing(_) | Doing::Applying(_) => v1::Phase::AllReduce,
             Doing::Captioning(_) => v1::Phase::Evaluate,

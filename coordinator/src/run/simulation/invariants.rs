@@ -42,7 +42,8 @@ pub struct Invariants {
     /// Where stages have ended.
     pub ends: Ends,
     pub paused: bool,
-    pub finished: bool,
+    /// The run is finished, or has failed once.
+    pub over: bool,
     /// A stage has ended with an earlier state than the present; what lies beyond is given up.
     given_up: Option<Place>,
     /// It is on record that committed steps are given up.
@@ -97,7 +98,7 @@ impl World {
             Directive::Rendezvous(rendezvous) => {
                 assert!(worker.generation.is_none_or(|earlier| earlier < generation), "it only goes forward");
                 worker.begun = 0;
-                Directive::Rendezvous(v1::Rendezvous { rank: 0, ..rendezvous })
+                Directive::Rendezvous(v1::Rendezvous { rank: 0, peers: vec![], ..rendezvous })
             }
             Directive::Train(train) => Directive::Train(v1::Train { share_begin: 0, share_end: 0, ..train }),
             Directive::Evaluate(evaluate) => Directive::Evaluate(v1::Evaluate { ranges: vec![], ..evaluate }),
@@ -202,8 +203,9 @@ impl World {
             }
             Record::Event { what: Happening::Finished, .. } => {
                 self.check_finished();
-                self.invariants.finished = true;
+                self.invariants.over = true;
             }
+            Record::Event { what: Happening::Failed, .. } => self.invariants.over = true,
             _ => {}
         }
     }
@@ -229,13 +231,14 @@ impl World {
             let later = &mut self.invariants.starts.range(step.generation + 1..);
             later.any(|(_, start)| *start < step.place)
         };
-        assert!(!state.last().is_some_and(beyond), "{source} has a state that was given up: {state:?}");
+        let given_up = |state: &History| state.last().is_some_and(beyond);
+        assert!(!given_up(&state), "{source} has a state that was given up: {state:?}");
         assert!(lost == 0 || same == state.len(), "{source} is of another history: {state:?}, {committed:?}");
         if lost > 0 && self.invariants.given_up.is_none() {
             assert!(self.invariants.rolled_back, "what is committed is never lost in silence");
             assert!(!self.scenario.is_harmless(), "nothing that is lost went wrong");
             for (rank, member) in run.members.iter() {
-                let better = |held: &History| common(committed, held) > same;
+                let better = |held: &History| !given_up(held) && common(committed, held) > same;
                 assert!(!held(member.session).is_some_and(|held| better(&held)), "rank {rank} held what is given up");
             }
         }

@@ -47,7 +47,7 @@ fn nonsense() -> impl Strategy<Value = Message> {
                 8 => Message::Idle(v1::Idle { generation, position, saving: flag.then_some(id) }),
                 9 => {
                     let damaged_checkpoint = if samples % 2 == 0 { String::new() } else { "0-a-00000001".into() };
-                    Message::Failed(v1::Failed { generation, reason: text, fatal: flag, damaged_checkpoint })
+                    Message::Failed(v1::Failed { generation, reason: text, fatal: flag, damaged_checkpoint, unreachable: vec![stage] })
                 }
                 10 => Message::Leaving(v1::Leaving { reason: text }),
                 11 => Message::CheckpointFailed(v1::CheckpointFailed { generation, checkpoint: id, reason: text }),

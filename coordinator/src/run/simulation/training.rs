@@ -10,7 +10,9 @@ use rand::Rng;
 use statistics::Summary;
 
 use super::{
-    Step, WorkerId, score,
+    Step, WorkerId,
+    network::Way,
+    score,
     worker::{Doing, Wake},
     world::World,
 };
@@ -18,6 +20,8 @@ use crate::run::{Time, plan::Place};
 
 /// How long the members of a generation wait for each other.
 const MEETING_PATIENCE: Time = Time::from_secs(60);
+/// How long it takes to find out that somebody cannot be reached.
+const ANSWER: Time = Time::from_secs(2);
 
 /// What parameters and captions depend on: all that a state has been through.
 pub fn digest(history: &[Step]) -> String {
@@ -65,15 +69,16 @@ impl World {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         match directive {
             Directive::Rendezvous(rendezvous) => {
-                let (world, earlier) = (rendezvous.world_size, worker.generation.replace(generation));
+                let earlier = worker.generation.replace(generation);
                 (worker.rank_within, worker.rounds) = (rendezvous.rank, 0);
-                worker.doing = Doing::Meeting(rendezvous);
-                let patience = if worker.abandoned >= generation { Time::ZERO } else { MEETING_PATIENCE };
+                let takes = if self.unreachable(id, &rendezvous.peers).is_empty() { self.latency() } else { ANSWER };
+                if let Some(worker) = self.workers.get_mut(&id) {
+                    worker.doing = Doing::Reaching(rendezvous);
+                }
                 if let Some(earlier) = earlier {
                     self.let_go(id, earlier, false);
                 }
-                self.wake(id, patience, Wake::Broken);
-                self.meet(id, generation, world);
+                self.wake(id, takes, Wake::Done);
             }
             Directive::Train(train) => self.compute(id, train),
             Directive::Evaluate(evaluate) => self.caption(id, generation, evaluate),
@@ -94,6 +99,32 @@ impl World {
             Directive::Finish(_) => worker.doing = Doing::Finishing,
             // The connection handles them.
             Directive::Leave(_) | Directive::Halt(_) => {}
+        }
+    }
+
+    /// Those among the others that nothing can be sent to.
+    fn unreachable(&self, id: WorkerId, peers: &[v1::Peer]) -> Vec<u32> {
+        let cut = |id: WorkerId| self.network.is_cut(id, Way::Peers);
+        let other = |peer: &v1::Peer| peer.store_address.split_once(':')?.1.parse().ok().map(WorkerId);
+        let there = |other: WorkerId| !cut(id) && !cut(other) && self.workers.contains_key(&other);
+        let out_of_reach = |peer: &&v1::Peer| !other(peer).is_some_and(there);
+        peers.iter().filter(out_of_reach).map(|peer| peer.rank).collect()
+    }
+
+    /// Meets the others, if they can be reached.
+    fn go_to_meeting(&mut self, id: WorkerId, generation: u64, rendezvous: v1::Rendezvous) {
+        let (unreachable, world) = (self.unreachable(id, &rendezvous.peers), rendezvous.world_size);
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if unreachable.is_empty() {
+            worker.doing = Doing::Meeting(rendezvous);
+            let patience = if worker.abandoned >= generation { Time::ZERO } else { MEETING_PATIENCE };
+            self.wake(id, patience, Wake::Broken);
+            self.meet(id, generation, world);
+        } else {
+            // The others have yet to meet it.
+            (worker.generation, worker.let_go) = (None, worker.let_go.max(generation));
+            let reason = "cannot reach others".to_owned();
+            self.fail(id, v1::Failed { generation, reason, unreachable, ..Default::default() });
         }
     }
 
@@ -120,6 +151,7 @@ impl World {
         let doing = std::mem::take(&mut worker.doing);
         match doing {
             Doing::Nothing => {}
+            Doing::Reaching(rendezvous) => self.go_to_meeting(id, generation, rendezvous),
             Doing::Adopting(rendezvous) if wake == Wake::Broken => {
                 // The source's state may have arrived in part.
                 if rendezvous.source_rank != Some(rendezvous.rank) && self.rng.random() {
@@ -152,7 +184,7 @@ impl World {
             if rendezvous.rank == 0 {
                 self.leave_generation(id, generation);
                 let (reason, damaged_checkpoint) = ("it is damaged".to_owned(), rendezvous.checkpoint.clone());
-                self.fail(id, v1::Failed { generation, reason, damaged_checkpoint, fatal: false });
+                self.fail(id, v1::Failed { generation, reason, damaged_checkpoint, ..Default::default() });
             } else if let Some(worker) = self.workers.get_mut(&id) {
                 // It waits for the state.
                 worker.doing = Doing::Adopting(rendezvous.clone());

@@ -88,6 +88,8 @@ pub enum Link {
 pub enum Doing {
     #[default]
     Nothing,
+    /// Tries to reach the others.
+    Reaching(v1::Rendezvous),
     /// Waits for the others.
     Meeting(v1::Rendezvous),
     /// Takes over the source's state.

@@ -9,6 +9,7 @@ use crate::run::{
     Action, Event, Outcome, RequestId, Run, SessionId, Time,
     record::{Happening, Record, Restored, Source},
     simulation::{
+        network::Way,
         worker::{Doing, Wake},
         world::{Due, World},
     },
@@ -48,6 +49,21 @@ fn asked_to_stop_it_saves_first() {
     world.until(|world| world.outcome.is_some());
     assert_eq!(world.outcome, Some(Outcome::Stopped));
     assert_eq!(world.disk.checkpoints["0-a-00000008"].len(), 8);
+}
+
+#[test]
+fn asked_to_stop_while_a_worker_leaves_it_saves_first() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let first = world.join();
+    world.until(|world| world.run().committed.step == 2);
+    // Both are asked to end, as when a whole job is.
+    world.agenda.after(Time::ZERO, Due::Connection { worker: first, wake: Wake::Leave });
+    world.until(|world| world.happened(Happening::Leaving) == 1);
+    world.tell(Event::Shutdown);
+    world.until(|world| world.outcome.is_some());
+    assert_eq!(world.outcome, Some(Outcome::Stopped));
+    let committed = world.run().committed;
+    assert_eq!(world.disk.checkpoints[&committed.checkpoint_name("a", None)].len() as u64, committed.step);
 }
 
 #[test]
@@ -159,4 +175,17 @@ fn nothing_is_lost_with_those_who_leave() {
     world.finish();
     assert_eq!((world.happened(Happening::Left), world.happened(Happening::RolledBack)), (3, 0));
     assert_eq!(world.invariants.repeated, 0);
+}
+
+#[test]
+fn whoever_comes_without_a_way_to_the_others_has_to_go_again() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let first = world.start_worker("host".into(), Some(1));
+    world.until(|world| world.run().committed.step == 5);
+    let second = world.start_worker("elsewhere".into(), Some(0));
+    world.cut(second, Way::Peers);
+    world.finish();
+    assert!(!world.workers.contains_key(&second));
+    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
+    assert_eq!(world.workers.get(&first).map_or(50, |worker| worker.history.len()), 50);
 }
