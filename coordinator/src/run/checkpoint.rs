@@ -60,6 +60,13 @@ pub(super) struct Unsaved {
     again: Time,
 }
 
+impl Saving {
+    /// Whether this rank has yet to report.
+    pub fn awaits(&self, rank: u32) -> bool {
+        self.asked.contains(&rank)
+    }
+}
+
 impl Run {
     /// Has the state at `place`, the last that was granted, saved.
     pub(super) fn place_checkpoint(&mut self, place: Place) {

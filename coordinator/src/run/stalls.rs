@@ -18,7 +18,9 @@ impl Run {
     pub(super) fn unstall(&mut self, now: Time) {
         let stall_after = Duration::try_from_secs_f64(self.file.control.stall_after).unwrap_or(Duration::MAX);
         let debtors = self.debtors();
-        let owes = |rank: u32| debtors.binary_search(&rank).is_ok();
+        // What is trained meanwhile counts, too: nobody is blamed for a save that keeps nobody from anything.
+        let saves = |rank: u32| self.saving.as_ref().is_some_and(|saving| saving.awaits(rank));
+        let owes = |rank: u32| debtors.binary_search(&rank).is_ok() || saves(rank);
         self.members.excuse(now, owes);
         // Nobody gets on in a meeting before all do.
         let meets = self.generation.as_ref().is_some_and(|generation| generation.ready.is_empty());
@@ -42,7 +44,7 @@ impl Run {
         }
     }
 
-    /// The ranks that were told to do what they have not done yet, in order.
+    /// The ranks of the generation that were told to do what they have not done yet, in order; saves left out.
     fn debtors(&self) -> Vec<u32> {
         let Some(generation) = &self.generation else { return Vec::new() };
         let owes = |rank: &u32| match &self.phase {

@@ -196,6 +196,8 @@ impl World {
                 }
                 _ => self.order(id, directive),
             },
+            // Whoever comes too late is told so.
+            Down::End(Some(RefusalKind::FailedPrecondition)) if self.invariants.over => self.retire_worker(id),
             Down::End(refusal) => {
                 let expected = [None, Some(RefusalKind::Unauthenticated), Some(RefusalKind::Unavailable)];
                 assert!(expected.contains(&refusal), "a correct worker's session was refused: {refusal:?}");

@@ -129,6 +129,24 @@ fn who_hangs_is_sent_away_whatever_it_was_at() {
     with_one_that_hangs(file, |doing| matches!(doing, Doing::Nothing));
 }
 
+/// The last state can be saved only when one of two no longer listens.
+#[test]
+fn who_hangs_while_all_wait_for_a_checkpoint_is_sent_away() {
+    let mut file = testing::run_file(vec![testing::stage("a", 10, 8, None, None)]);
+    (file.workers.min, file.control.stall_after) = (2, 20.0);
+    let mut world = World::of(file);
+    let hangs = [world.join(), world.join()][1];
+    world.disk.full = true;
+    world.until(|world| world.happened(Happening::SaveFailed) == 1);
+    world.pass(Time::from_millis(500));
+    world.workers.get_mut(&hangs).unwrap().stuck = true;
+    world.disk.full = false;
+    world.until(|world| !world.workers.contains_key(&hangs));
+    world.join();
+    world.finish();
+    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
+}
+
 #[test]
 fn who_hangs_alone_is_sent_away_when_another_comes() {
     let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
