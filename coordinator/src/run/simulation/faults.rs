@@ -99,6 +99,9 @@ impl Fault {
         Self::HoldUpJournal,
     ];
 
+    /// What costs no work.
+    pub const HARMLESS: [Self; 4] = [Self::Leave, Self::Slow, Self::FillDisk, Self::HoldUpJournal];
+
     fn ways(self) -> &'static [Way] {
         match self {
             Self::CutUp => &[Way::Up],
@@ -179,7 +182,12 @@ impl World {
             }
             Fault::Break => {
                 let doing = self.workers.get(&victim).map(|worker| &worker.doing);
-                if !matches!(doing, None | Some(Doing::Nothing | Doing::Reaching(_) | Doing::Copying(_) | Doing::HandingOver | Doing::Finishing)) {
+                if !matches!(
+                    doing,
+                    None | Some(
+                        Doing::Nothing | Doing::Reaching(_) | Doing::Copying(_) | Doing::HandingOver | Doing::Finishing
+                    )
+                ) {
                     self.wake(victim, Time::ZERO, Wake::Broken);
                 }
             }

@@ -7,7 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{v1, v1::directive::Directive};
 
-use super::{History, Step, WorkerId, coordinator::Captioned, training::digest, network::Way, worker::{Doing, Worker}, world::World};
+use super::{
+    History, Step, WorkerId,
+    coordinator::Captioned,
+    network::Way,
+    training::digest,
+    worker::{Doing, Worker},
+    world::World,
+};
 use crate::run::{
     SessionId, Time,
     plan::{Ends, Place},
@@ -231,14 +238,16 @@ impl World {
             let later = &mut self.invariants.starts.range(step.generation + 1..);
             later.any(|(_, start)| *start < step.place)
         };
-        let given_up = |state: &History| state.last().is_some_and(beyond);
-        assert!(!given_up(&state), "{source} has a state that was given up: {state:?}");
+        assert!(!state.last().is_some_and(beyond), "{source} has a state that was given up: {state:?}");
         assert!(lost == 0 || same == state.len(), "{source} is of another history: {state:?}, {committed:?}");
         if lost > 0 && self.invariants.given_up.is_none() {
             assert!(self.invariants.rolled_back, "what is committed is never lost in silence");
             assert!(!self.scenario.is_harmless(), "nothing that is lost went wrong");
             for (rank, member) in run.members.iter() {
-                let better = |held: &History| !given_up(held) && common(committed, held) > same;
+                let position = member.position.unwrap_or_default();
+                let mut later = self.invariants.starts.range(position.generation + 1..);
+                let gone = later.any(|(_, start)| *start < Place::from(&position));
+                let better = |held: &History| !gone && common(committed, held) > same;
                 assert!(!held(member.session).is_some_and(|held| better(&held)), "rank {rank} held what is given up");
             }
         }
@@ -361,11 +370,7 @@ impl World {
         }
         let waits = self.faults.under_way > 0 || self.is_helpless() || self.invariants.paused || !self.scenario.goes_on;
         let since = since.max(self.invariants.calm_since);
-        assert!(
-            waits || now - since < PROGRESS_WITHIN,
-            "no progress: {:?}",
-            run.status(self.coordinator.clock)
-        );
+        assert!(waits || now - since < PROGRESS_WITHIN, "no progress: {:?}", run.status(self.coordinator.clock));
     }
 
     /// Generations only keep failing while things go wrong.
@@ -384,10 +389,7 @@ impl World {
             for step in (0..=end).filter(|step| self.scenario.is_evaluated(stage, *step)) {
                 // Where a stage was ended early it need not be evaluated any more.
                 let ended = self.invariants.ends.get(&number) == Some(&step);
-                assert!(
-                    evaluated(step) || ended,
-                    "stage {number} step {step} is not evaluated"
-                );
+                assert!(evaluated(step) || ended, "stage {number} step {step} is not evaluated");
             }
         }
         let last = |place: &&Place| {

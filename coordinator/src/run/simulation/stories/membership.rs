@@ -10,8 +10,9 @@ use crate::run::{
     record::{Happening, Record, Restored, Source},
     simulation::{
         network::Way,
+        scenario::Scenario,
         worker::{Doing, Wake},
-        world::{Due, World},
+        world::{Due, Trace, World},
     },
     testing,
 };
@@ -115,10 +116,8 @@ fn with_one_that_hangs(file: RunFile, at: impl Fn(&Doing) -> bool) {
 
 #[test]
 fn who_hangs_is_sent_away_whatever_it_was_at() {
-    let mut file = testing::run_file(vec![
-        testing::stage("a", 50, 8, Some(5), Some(5)),
-        testing::stage("b", 5, 8, None, None),
-    ]);
+    let mut file =
+        testing::run_file(vec![testing::stage("a", 50, 8, Some(5), Some(5)), testing::stage("b", 5, 8, None, None)]);
     (file.workers.min, file.control.stall_after) = (2, 20.0);
     with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Meeting(_)));
     with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Adopting(_)));
@@ -179,7 +178,8 @@ fn who_captions_for_long_does_not_stand_still() {
 #[test]
 fn nothing_is_lost_with_those_who_leave() {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
-    let leave = |world: &mut World, id| world.agenda.after(Time::ZERO, Due::Connection { worker: id, wake: Wake::Leave });
+    let leave =
+        |world: &mut World, id| world.agenda.after(Time::ZERO, Due::Connection { worker: id, wake: Wake::Leave });
     let (first, second) = (world.join(), world.join());
     world.until(|world| world.run().committed.step == 5);
     leave(&mut world, first);
@@ -206,4 +206,25 @@ fn whoever_comes_without_a_way_to_the_others_has_to_go_again() {
     assert!(!world.workers.contains_key(&second));
     assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
     assert_eq!(world.workers.get(&first).map_or(50, |worker| worker.history.len()), 50);
+}
+
+/// Two checkpoints in a row, during which nothing else happens.
+#[test]
+fn whose_disk_is_slow_does_not_stand_still() {
+    let stop_while_saving = |seed: u64| {
+        let mut file = testing::run_file(vec![testing::stage("a", 50, 8, Some(2), None)]);
+        (file.workers.min, file.control.stall_after) = (2, 20.0);
+        let slow = Scenario { saving: Time::from_secs(19), ..Scenario::quiet(file) };
+        let mut world = World::new(seed, Trace::Dropped, |_| slow);
+        let first = world.join();
+        world.join();
+        world.until(|world| !world.has_saved(first));
+        let begun = world.agenda.now();
+        world.tell(Event::Shutdown);
+        world.until(|world| world.outcome.is_some());
+        assert_eq!((world.outcome.clone(), world.happened(Happening::Lost)), (Some(Outcome::Stopped), 0));
+        world.agenda.now() - begun
+    };
+    let longest = (0..10).map(stop_while_saving).max();
+    assert!(longest > Some(Time::from_secs(20)), "{longest:?}");
 }
