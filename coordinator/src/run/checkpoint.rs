@@ -39,7 +39,7 @@ pub(super) struct Saving {
     number: u64,
     /// The state.
     pub place: Place,
-    name: String,
+    pub name: String,
     generation: u64,
     /// Whether the state is still of the run's history.
     pub wanted: bool,
@@ -58,6 +58,13 @@ pub(super) struct Unsaved {
     pub reason: String,
     /// When it is tried again.
     again: Time,
+}
+
+impl Saving {
+    /// Whether this rank has yet to report.
+    pub fn awaits(&self, rank: u32) -> bool {
+        self.asked.contains(&rank)
+    }
 }
 
 impl Run {
@@ -86,9 +93,11 @@ impl Run {
         place.checkpoint_name(&self.plan.stage(place).name, None)
     }
 
-    /// A name for a checkpoint that nobody can be writing to, not even who was cut off while at it.
+    /// A name for a checkpoint that nobody can be writing to, not even who was cut off while at it. Of what earlier coordinators
+    /// had saved not all needs to be on disk yet.
     fn free_name(&mut self, place: Place) -> String {
-        let attempt = (!self.attempted.insert(place)).then_some(self.last_generation);
+        let first = self.attempted.insert(place) && self.first_life;
+        let attempt = (!first).then_some(self.last_generation);
         place.checkpoint_name(&self.plan.stage(place).name, attempt)
     }
 

@@ -94,11 +94,6 @@ impl Member {
             self.speed = Some(self.speed.map_or(now, |known| known + SMOOTHING * (now - known)));
         }
     }
-
-    /// Whether it computes, as far as it says, rather than waits for others or for orders.
-    fn works(&self) -> bool {
-        !matches!(self.phase, v1::Phase::AllReduce | v1::Phase::Idle | v1::Phase::Rendezvous)
-    }
 }
 
 /// What is kept of a session token: how long it takes to compare digests tells nothing of what they are of, so that nobody can
@@ -323,22 +318,36 @@ impl Membership {
         self.members.iter().filter_map(overdue).collect()
     }
 
-    /// Whether a generation has not got on for `stall_after` (for `hung_after`, where all are in the all-reduce), and because of whom. Who computes for long is let be as long as
-    /// nobody waits for it.
-    #[must_use]
-    pub fn stalled(&self, now: Time, generation: u64, stall_after: Duration, hung_after: Duration) -> Option<Stall> {
-        let members = || self.members.iter().filter(|(_, member)| member.standing == Standing::In(generation));
-        let still = |member: &Member, after| now.saturating_sub(member.moved) >= after;
-        let stuck: Vec<u32> = members()
-            .filter(|(_, member)| member.works() && still(member, stall_after))
-            .map(|(rank, _)| *rank)
-            .collect();
-        if !stuck.is_empty() {
-            return members().any(|(_, member)| !member.works()).then_some(Stall::Of(stuck));
+    /// Those who owe nothing do not stand still, however long they are left alone.
+    pub fn excuse(&mut self, now: Time, owes: impl Fn(u32) -> bool) {
+        for (_, member) in self.members.iter_mut().filter(|(rank, _)| !owes(**rank)) {
+            member.moved = now;
         }
-        let waits = |member: &Member| member.phase == v1::Phase::AllReduce && still(member, hung_after);
-        let mut all = members().map(|(_, member)| waits(member)).peekable();
-        (all.peek().is_some() && all.all(|waits| waits)).then_some(Stall::OfAll)
+    }
+
+    /// Whether a generation has not got on for `stall_after` (for `hung_after`, where all are in the all-reduce), and because of
+    /// whom. Who computes for long is let be as long as nobody waits for it.
+    #[must_use]
+    pub fn stalled(
+        &self,
+        now: Time,
+        stall_after: Duration,
+        hung_after: Duration,
+        waits_for_others: impl Fn(&Member) -> bool,
+        owes: impl Fn(u32) -> bool,
+    ) -> Option<Stall> {
+        let still = |member: &Member, after| now.saturating_sub(member.moved) >= after;
+        let (busy, free): (Vec<_>, Vec<_>) = self.iter().partition(|(rank, _)| owes(*rank));
+        let (waiting, working): (Vec<_>, Vec<_>) = busy.into_iter().partition(|(_, member)| waits_for_others(member));
+        let stuck: Vec<u32> = working.iter().filter(|(_, member)| still(member, stall_after)).map(|(rank, _)| *rank).collect();
+        if !stuck.is_empty() {
+            return (!waiting.is_empty() || !free.is_empty()).then_some(Stall::Of(stuck));
+        }
+        let hangs = |member: &Member| {
+            still(member, if member.phase == v1::Phase::AllReduce { hung_after } else { stall_after })
+        };
+        let all = !waiting.is_empty() && working.is_empty() && waiting.iter().all(|(_, member)| hangs(member));
+        all.then_some(Stall::OfAll)
     }
 }
 
@@ -409,20 +418,24 @@ mod tests {
         for rank in 0..2 {
             let token = members.reserve(&request(Some(rank), "a"), "t".into(), 2, UNTIL).unwrap().1;
             members.attach(Time::ZERO, SessionId(rank.into()), &token, "a:1".into()).unwrap();
-            members.stand(rank, Standing::In(1));
         }
-        let after = Duration::from_secs(30);
+        let (now, after) = (Duration::from_secs(40), Duration::from_secs(30));
+        let reduces = |member: &Member| member.phase == v1::Phase::AllReduce;
         let mut beat = |rank: u32, seconds, phase| {
             let member = members.get_mut(rank).unwrap();
             member.beat(Duration::from_secs(seconds), phase, None);
-            members.stalled(Duration::from_secs(40), 1, after, after)
+            members.stalled(now, after, after, reduces, |_| true)
         };
         beat(0, 1, v1::Phase::Compute);
         assert_eq!(beat(1, 1, v1::Phase::Compute), None, "both compute for long");
         assert_eq!(beat(1, 35, v1::Phase::AllReduce), Some(Stall::Of(vec![0])));
         assert_eq!(beat(0, 36, v1::Phase::Load), None, "it moved");
         beat(0, 2, v1::Phase::AllReduce);
-        assert_eq!(beat(1, 3, v1::Phase::Idle), None);
-        assert_eq!(beat(1, 4, v1::Phase::AllReduce), Some(Stall::OfAll));
+        assert_eq!(beat(1, 3, v1::Phase::Idle), Some(Stall::Of(vec![1])), "it has not even begun");
+        assert_eq!(members.stalled(now, after, after, reduces, |rank| rank == 0), Some(Stall::OfAll));
+        members.get_mut(1).unwrap().beat(Duration::from_secs(4), v1::Phase::AllReduce, None);
+        assert_eq!(members.stalled(now, after, after, reduces, |_| true), Some(Stall::OfAll));
+        members.excuse(now, |rank| rank == 0);
+        assert_eq!(members.stalled(now, after, after, reduces, |_| true), None, "it was let alone until now");
     }
 }

@@ -10,6 +10,7 @@
 //!      |---- comings      who is let in, who may go, when a generation halts for it
 //!      |---- reach        who has to go because others cannot reach it
 //!      |---- progress     grants, boundaries, commits of the running generation (lockstep, shares)
+//!      |---- stalls       who is waited for in vain
 //!      |---- statistics   merging the reports of a step
 //!      |---- checkpoint   states being saved, states on disk, and which of them are kept
 //!      |---- evaluation   captions (captions) and their scores
@@ -42,6 +43,7 @@ pub mod shares;
 #[cfg(test)]
 mod simulation;
 pub mod statistics;
+mod stalls;
 mod status;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -63,7 +65,7 @@ use cuts::Cuts;
 use evaluation::Evaluation;
 use generation::{Failures, Generation};
 use guard::Guard;
-use membership::{Membership, Overdue, PATIENCE, Stall, Standing};
+use membership::{Membership, Overdue, PATIENCE, Standing};
 use plan::{Boundaries, Place, Plan};
 use reach::Complaints;
 use record::{Checkpoint, Happening, Record, Restored};
@@ -74,8 +76,6 @@ pub type Time = Duration;
 
 /// How long the coordinator waits for its members to go when the run is over.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// An all-reduce that all have reached takes no longer than so many times `lost_after`.
-const HUNG: u32 = 3;
 /// Heartbeats of all workers together, as far as `lost_after` allows.
 const HEARTBEATS_A_SECOND: f64 = 5_000.0;
 /// Longest reason that is taken from a worker, in characters.
@@ -278,8 +278,10 @@ pub struct Run {
     saving: Option<Saving>,
     /// Why the last attempt to save failed, if it did.
     unsaved: Option<Unsaved>,
-    /// States that somebody was told to save, or did.
+    /// States that this coordinator had somebody save.
     attempted: BTreeSet<Place>,
+    /// Whether no earlier coordinator can have had anything saved.
+    first_life: bool,
     /// Names of checkpoints that an earlier coordinator saw begun, but not finished.
     unfinished: BTreeMap<String, Place>,
     /// What evaluations of the present history gave.
@@ -310,8 +312,6 @@ impl Run {
     #[must_use]
     pub fn new(file: RunFile, restored: Restored) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
-        let saved = restored.checkpoints.iter().map(|checkpoint| checkpoint.place);
-        let attempted = saved.chain(restored.unfinished.values().copied()).collect();
         let mut run = Self {
             file_json: serde_json::to_string(&file).expect("a run file is plain data"),
             plan: Plan::new(&file, restored.ends),
@@ -327,13 +327,15 @@ impl Run {
             checkpoints: restored.checkpoints.into_iter().map(|checkpoint| (checkpoint.place, checkpoint)).collect(),
             saving: None,
             unsaved: None,
-            attempted,
+            attempted: BTreeSet::new(),
+            first_life: restored.last_generation == 0,
             unfinished: restored.unfinished,
             scores: restored.scores,
             evaluation: None,
             guard: Guard::new(0, &[]),
             paused: restored.paused,
-            last_directive: 0,
+            // Workers may still be at what an earlier coordinator has numbered.
+            last_directive: restored.last_generation << 32,
             failures: Failures::default(),
             complaints: Complaints::default(),
             data_set: restored.data_set.map(|data_set| ("the members before the restart".into(), data_set)),
@@ -502,7 +504,7 @@ impl Run {
             }
             Message::Ready(ready) => self.ready(rank, &ready),
             Message::StepDone(report) => self.step_done(rank, &report),
-            Message::EvaluationItems(items) => self.evaluation_items(rank, items),
+            Message::EvaluationItems(items) => self.evaluation_items(now, rank, items),
             Message::CheckpointDone(done) => self.checkpoint_done(now, rank, done),
             Message::Advanced(advanced) => self.advanced(rank, &advanced),
             Message::Idle(idle) => self.idle(now, rank, &idle),
@@ -541,26 +543,6 @@ impl Run {
             }
         }
         self.unstall(now);
-    }
-
-    /// Sends those away for whom the others have waited too long.
-    fn unstall(&mut self, now: Time) {
-        let stall_after = Duration::try_from_secs_f64(self.file.control.stall_after).unwrap_or(Duration::MAX);
-        let live = matches!(self.phase, Phase::Forming | Phase::Running);
-        let seconds = stall_after.as_secs_f64();
-        let hung_after = stall_after.min(HUNG * self.lost_after());
-        match self.members.stalled(now, self.last_generation, stall_after, hung_after).filter(|_| live) {
-            Some(Stall::Of(ranks)) => {
-                for rank in ranks {
-                    self.evict(now, rank, &format!("it did not move for {seconds} s while others waited for it"));
-                }
-            }
-            Some(Stall::OfAll) => {
-                let reason = "all ranks wait for each other in the all-reduce";
-                self.end_generation(now, reason, true);
-            }
-            None => {}
-        }
     }
 
     /// A member is gone without a farewell.

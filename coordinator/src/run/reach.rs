@@ -8,7 +8,7 @@ use std::{cmp::Reverse, collections::BTreeSet};
 
 use proto::v1;
 
-use super::{Run, Time};
+use super::{Run, Time, generation::Origin, membership::Member, plan::Place, record::Source};
 
 /// So many others does a member make sure to reach.
 const PEERS: usize = 64;
@@ -22,12 +22,12 @@ pub(super) fn peers(members: &[(u32, String)], index: usize) -> Vec<v1::Peer> {
     others.map(|(rank, address)| v1::Peer { rank: *rank, store_address: address.clone() }).collect()
 }
 
-/// Who is part of most pairs; of several whoever was not heard for longest, for it may be gone altogether; then the highest
+/// Who is part of most pairs; of several rather not whoever is `precious`; then whoever was not heard for longest, for it may be gone altogether; then the highest
 /// identity, because the lowest one serves the meeting.
-fn worst(complaints: &Complaints, heard: impl Fn(u32) -> Time) -> Option<u32> {
+fn worst(complaints: &Complaints, precious: Option<u32>, heard: impl Fn(u32) -> Time) -> Option<u32> {
     let count = |rank: u32| complaints.iter().filter(|(a, b)| *a == rank || *b == rank).count();
     let ranks: BTreeSet<u32> = complaints.iter().flat_map(|(a, b)| [*a, *b]).collect();
-    ranks.into_iter().max_by_key(|rank| (count(*rank), Reverse(heard(*rank)), *rank))
+    ranks.into_iter().max_by_key(|rank| (count(*rank), Some(*rank) != precious, Reverse(heard(*rank)), *rank))
 }
 
 impl Run {
@@ -45,13 +45,21 @@ impl Run {
         let mut complaints = std::mem::take(&mut self.complaints);
         complaints.retain(|(a, b)| self.members.get(*a).is_some() && self.members.get(*b).is_some());
         let heard = |run: &Self, rank| run.members.get(rank).map_or(Time::ZERO, |member| member.heard);
-        while let Some(rank) = worst(&complaints, |rank| heard(self, rank)) {
+        let precious = self.sole_holder();
+        while let Some(rank) = worst(&complaints, precious, |rank| heard(self, rank)) {
             let of_it = |(a, b): &(u32, u32)| *a == rank || *b == rank;
             let others: Vec<String> =
                 complaints.iter().filter(|pair| of_it(pair)).map(|(a, b)| (a + b - rank).to_string()).collect();
             complaints.retain(|pair| !of_it(pair));
             self.evict(now, rank, &format!("it and rank {} cannot reach each other", others.join(", ")));
         }
+    }
+
+    /// Who alone holds the furthest state: it must not have to go for somebody who has nothing.
+    fn sole_holder(&self) -> Option<u32> {
+        let Origin { start, source: Source::Member(rank) } = self.origin() else { return None };
+        let holds = |member: &Member| member.position.as_ref().map(Place::from) == Some(start);
+        (self.members.iter().filter(|(_, member)| holds(member)).count() == 1).then_some(rank)
     }
 }
 
@@ -72,12 +80,14 @@ mod tests {
     #[test]
     fn who_is_cut_off_goes_and_the_others_stay() {
         let worst = |pairs: &[(u32, u32)], silent: u32| {
-            worst(&pairs.iter().copied().collect(), |rank| Time::from_secs(u64::from(rank != silent)))
+            worst(&pairs.iter().copied().collect(), None, |rank| Time::from_secs(u64::from(rank != silent)))
         };
         assert_eq!(worst(&[(0, 1), (1, 2)], 0), Some(1));
         assert_eq!(worst(&[(0, 1)], 0), Some(0));
         assert_eq!(worst(&[(0, 1)], 9), Some(1));
         assert_eq!(worst(&[(0, 5), (0, 7), (5, 7), (0, 9)], 7), Some(0));
         assert_eq!(worst(&[], 0), None);
+        let only = |precious| super::worst(&[(0, 1)].into(), precious, |_| Time::ZERO);
+        assert_eq!((only(None), only(Some(1))), (Some(1), Some(0)));
     }
 }

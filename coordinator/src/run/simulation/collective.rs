@@ -1,0 +1,145 @@
+//! The collectives: what the members of a generation can only do together, in rounds. The first round is the meeting, every
+//! other one an all-reduce.
+//!
+//! A round that all members have come to is completed by each of them at its own time: when one dies in between, some have
+//! applied the step and others have not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::v1;
+use rand::Rng;
+
+use super::{
+    History, WorkerId,
+    network::Way,
+    worker::{Doing, Wake},
+    world::World,
+};
+
+#[derive(Debug, Default)]
+pub struct Collective {
+    world: u32,
+    /// The round that each member has come to.
+    arrived: BTreeMap<WorkerId, u64>,
+    /// Rounds into which somebody brought the wish to halt.
+    pub halting: BTreeSet<u64>,
+    /// The state that all begin with; known when all have met.
+    pub state: Option<History>,
+    /// Somebody has let go.
+    broken: bool,
+}
+
+impl Collective {
+    /// The last round that all have come to.
+    fn common(&self) -> Option<u64> {
+        let all = self.arrived.len() == self.world as usize;
+        self.arrived.values().min().copied().filter(|_| all && !self.broken)
+    }
+}
+
+impl World {
+    /// A worker comes to the meeting.
+    pub fn meet(&mut self, id: WorkerId, generation: u64, world: u32) {
+        self.collectives.entry(generation).or_default().world = world;
+        self.arrive(id, generation, 0);
+    }
+
+    /// A worker waits for the others in a round.
+    pub fn arrive(&mut self, id: WorkerId, generation: u64, round: u64) {
+        let collective = self.collectives.entry(generation).or_default();
+        collective.arrived.insert(id, round);
+        if self.workers.get(&id).is_some_and(|worker| worker.halted == generation) {
+            collective.halting.insert(round);
+        }
+        if collective.broken {
+            self.notice(id);
+        } else {
+            self.release(generation);
+        }
+    }
+
+    /// Lets all go on who wait in a round that everybody has come to, if they can reach each other.
+    fn release(&mut self, generation: u64) {
+        let collective = &self.collectives[&generation];
+        let Some(round) = collective.common() else { return };
+        let members: Vec<WorkerId> = collective.arrived.keys().copied().collect();
+        if members.len() > 1 && members.iter().any(|id| self.network.is_cut(*id, Way::Peers)) {
+            return;
+        }
+        self.check_shares(&members);
+        for id in members {
+            let arrived = self.collectives[&generation].arrived[&id];
+            let Some(worker) = self.workers.get_mut(&id).filter(|_| arrived == round) else { continue };
+            worker.doing = match std::mem::take(&mut worker.doing) {
+                Doing::Meeting(rendezvous) => Doing::Adopting(rendezvous),
+                Doing::Reducing(train) => Doing::Applying(train),
+                other => {
+                    worker.doing = other;
+                    continue;
+                }
+            };
+            if let Doing::Adopting(rendezvous) = &worker.doing {
+                let rendezvous = rendezvous.clone();
+                self.lay_out_state(id, generation, &rendezvous);
+            }
+            let takes = self.latency();
+            self.wake(id, takes, Wake::Done);
+        }
+    }
+
+    pub fn release_all(&mut self) {
+        for generation in self.collectives.keys().copied().collect::<Vec<_>>() {
+            self.release(generation);
+        }
+    }
+
+    /// The source, or whoever reads the checkpoint, puts its state where the others get it.
+    fn lay_out_state(&mut self, id: WorkerId, generation: u64, rendezvous: &v1::Rendezvous) {
+        let state = match rendezvous.source_rank {
+            Some(source) if source == rendezvous.rank => {
+                let worker = &self.workers[&id];
+                let at = worker.position.map(|position| (position.stage, position.step));
+                let wanted = rendezvous.position.map(|position| (position.stage, position.step));
+                assert_eq!(at, wanted, "the source is at the place");
+                worker.history.clone()
+            }
+            None if rendezvous.rank == 0 && rendezvous.checkpoint.is_empty() => History::new(),
+            None if rendezvous.rank == 0 && self.disk.damaged.contains(&rendezvous.checkpoint) => return,
+            None if rendezvous.rank == 0 => match self.disk.checkpoints.get(&rendezvous.checkpoint) {
+                Some(history) => history.clone(),
+                None => {
+                    let name = &rendezvous.checkpoint;
+                    assert_ne!(self.invariants.live, Some(generation), "{name} is not there to start from");
+                    return;
+                }
+            },
+            _ => return,
+        };
+        self.collectives.entry(generation).or_default().state = Some(state);
+    }
+
+    /// A member lets go of its collective, or dies: whoever waits for it notices, unless it went without a sound.
+    pub fn let_go(&mut self, id: WorkerId, generation: u64, silently: bool) {
+        let Some(collective) = self.collectives.get_mut(&generation).filter(|_| !silently) else { return };
+        let first = !std::mem::replace(&mut collective.broken, true);
+        let others: Vec<WorkerId> = collective.arrived.keys().copied().filter(|other| *other != id).collect();
+        for other in others.into_iter().filter(|_| first) {
+            // Who has all that it needs may still complete the round.
+            let complete = matches!(self.workers.get(&other).map(|worker| &worker.doing), Some(Doing::Applying(_)));
+            if !complete || self.rng.random() {
+                self.notice(other);
+            }
+        }
+    }
+
+    /// A worker that waits in a collective will find it broken.
+    fn notice(&mut self, id: WorkerId) {
+        let waits = |doing: &Doing| {
+            matches!(doing, Doing::Meeting(_) | Doing::Adopting(_) | Doing::Reducing(_) | Doing::Applying(_))
+        };
+        if self.workers.get(&id).is_some_and(|worker| waits(&worker.doing)) {
+            let latency = self.latency();
+            self.wake(id, latency, Wake::Broken);
+        }
+    }
+}

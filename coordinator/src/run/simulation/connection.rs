@@ -1,0 +1,253 @@
+//! A worker's connection: asks for a place, attaches, passes directives on and reports back, keeps the heartbeat going, and comes back
+//! when the connection breaks.
+
+use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive, v1::worker_message::Message};
+use rand::Rng;
+
+use super::{
+    IMAGES, WorkerId,
+    network::{Down, Up, Way},
+    worker::{Doing, Link, Wake},
+    world::{Due, World},
+};
+use crate::run::{RefusalKind, RequestId, SessionId, Time};
+
+/// First and longest pause between attempts to get a place.
+const BACK_OFF: [Time; 2] = [Time::from_millis(100), Time::from_secs(5)];
+/// After so long without a place it gives up.
+const PATIENCE: Time = Time::from_secs(60);
+/// How long a worker waits for an answer.
+const ANSWER_WITHIN: Time = Time::from_secs(5);
+
+impl World {
+    /// Begins to ask for a place.
+    pub fn come_back(&mut self, id: WorkerId) {
+        let now = self.agenda.now();
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        (worker.asks_since, worker.pause) = (now, Time::ZERO);
+        self.ask(id);
+    }
+
+    /// Asks for a place. Question and answer may both be lost.
+    fn ask(&mut self, id: WorkerId) {
+        let request = RequestId(self.next_number());
+        let (latency, lost) = (self.latency(), self.is_lost(id, Way::Up));
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.link = Link::Asking(request);
+        let join = v1::JoinRequest {
+            protocol_version: PROTOCOL_VERSION,
+            rank: worker.rank,
+            host: worker.host.clone(),
+            ..Default::default()
+        };
+        if !lost {
+            self.agenda.after(latency, Due::Ask { worker: id, request, join });
+        }
+        self.agenda.after(ANSWER_WITHIN, Due::Connection { worker: id, wake: Wake::Unanswered(request) });
+    }
+
+    fn is_lost(&mut self, id: WorkerId, way: Way) -> bool {
+        self.network.is_cut(id, way) || (self.network.lossy && self.rng.random_ratio(1, 4))
+    }
+
+    /// The coordinator's answer sets out.
+    pub fn answer(&mut self, id: WorkerId, request: RequestId, answer: Result<v1::JoinResponse, RefusalKind>) {
+        if !self.is_lost(id, Way::Down) {
+            let latency = self.latency();
+            self.agenda.after(latency, Due::Answer { worker: id, request, answer });
+        }
+    }
+
+    pub fn hear_answer(&mut self, id: WorkerId, request: RequestId, answer: Result<v1::JoinResponse, RefusalKind>) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.link != Link::Asking(request) {
+            return;
+        }
+        match answer {
+            Ok(place) => {
+                worker.rank = Some(place.rank);
+                if worker.loaded {
+                    self.attach(id, place.session_token);
+                } else {
+                    worker.link = Link::Loading { token: place.session_token };
+                    let takes = Time::from_millis(self.rng.random_range(50..self.scenario.loading));
+                    self.agenda.after(takes, Due::Connection { worker: id, wake: Wake::Loaded });
+                }
+            }
+            // A place that is still taken by this worker's own lost session becomes free in a moment; else it was given away.
+            Err(RefusalKind::AlreadyExists) if worker.loaded => {
+                if self.agenda.now() - worker.asks_since >= 2 * self.scenario.lost_after() {
+                    worker.rank = worker.wanted;
+                }
+                self.ask_later(id);
+            }
+            Err(RefusalKind::Unavailable) => self.ask_later(id),
+            Err(refusal) => {
+                let expected = [RefusalKind::AlreadyExists, RefusalKind::ResourceExhausted];
+                let over = refusal == RefusalKind::FailedPrecondition && self.invariants.over;
+                assert!(over || expected.contains(&refusal), "a correct worker was refused a place: {refusal:?}");
+                self.retire_worker(id);
+            }
+        }
+    }
+
+    fn ask_later(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if self.agenda.now() - worker.asks_since > PATIENCE {
+            self.retire_worker(id);
+            return;
+        }
+        worker.link = Link::None;
+        worker.pause = (worker.pause * 2).clamp(BACK_OFF[0], BACK_OFF[1]);
+        let pause = worker.pause;
+        self.agenda.after(pause, Due::Connection { worker: id, wake: Wake::Ask });
+    }
+
+    fn attach(&mut self, id: WorkerId, token: String) {
+        let session = SessionId(self.next_number());
+        self.open(session, id);
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.link = Link::Attached(session);
+        let attach = v1::Attach {
+            session_token: token,
+            store_address: format!("{}:{}", worker.host, id.0),
+            data_set: Some(v1::DataSet { validation_images: IMAGES, ..Default::default() }),
+            holds: worker.position,
+        };
+        self.invariants.held.insert(session, worker.position.map(|_| worker.history.clone()));
+        let unsent = std::mem::take(&mut worker.unsent);
+        let leaves = worker.leaves;
+        self.send_up(session, Up::Attach(attach));
+        if leaves {
+            self.say_leaving(id, session);
+        }
+        unsent.into_iter().for_each(|message| self.send_up(session, Up::Message(message)));
+        self.beat(id, session);
+    }
+
+    pub fn woken(&mut self, id: WorkerId, wake: Wake) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        match (wake, &worker.link) {
+            (Wake::Ask, Link::None) => self.ask(id),
+            (Wake::Unanswered(request), Link::Asking(asked)) if request == *asked => self.ask_later(id),
+            (Wake::Loaded, Link::Loading { token }) => {
+                let token = token.clone();
+                worker.loaded = true;
+                self.attach(id, token);
+            }
+            (Wake::Leave, link) => {
+                worker.leaves = true;
+                match *link {
+                    // Nobody depends on it yet.
+                    _ if !worker.loaded => self.end_worker(id, false),
+                    Link::Attached(session) => self.say_leaving(id, session),
+                    _ => {}
+                }
+            }
+            (Wake::LetGo(session), Link::LettingGo(lost)) if session == *lost => {
+                let told = worker.told;
+                self.abandon(id, told);
+            }
+            (Wake::Beat(session), Link::Attached(own)) if session == *own => self.beat(id, session),
+            _ => {}
+        }
+    }
+
+    /// Says that it lives, and finds out whether the coordinator does.
+    fn beat(&mut self, id: WorkerId, session: SessionId) {
+        let lost_after = self.scenario.lost_after();
+        let since = |way| self.network.cuts.get(&(id, way)).copied();
+        let cut = since(Way::Up).into_iter().chain(since(Way::Down)).chain(self.coordinator.frozen).min();
+        if cut.is_some_and(|since| self.agenda.now() - since >= lost_after) {
+            self.disconnected(id);
+            return;
+        }
+        let worker = &self.workers[&id];
+        let phase = match &worker.doing {
+            Doing::Nothing | Doing::Finishing => v1::Phase::Idle,
+            Doing::Reaching(_) | Doing::Meeting(_) | Doing::Adopting(_) => v1::Phase::Rendezvous,
+            Doing::Computing(_) => v1::Phase::Compute,
+            Doing::Reducing(_) | Doing::Applying(_) => v1::Phase::AllReduce,
+            Doing::Captioning(_) => v1::Phase::Evaluate,
+            Doing::Copying(_) | Doing::HandingOver => v1::Phase::Checkpoint,
+        };
+        let beat = v1::Heartbeat { phase: phase.into(), position: worker.position };
+        self.send_up(session, Up::Message(Message::Heartbeat(beat)));
+        let interval = (lost_after / 5).min(Time::from_secs(1));
+        self.agenda.after(interval, Due::Connection { worker: id, wake: Wake::Beat(session) });
+    }
+
+    /// Something arrives from the coordinator.
+    pub fn hear(&mut self, id: WorkerId, session: SessionId, packet: Down) {
+        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.link == Link::Attached(session)) else {
+            return;
+        };
+        match packet {
+            Down::Directive(directive) => match directive.directive {
+                Some(Directive::Leave(_)) => self.retire_worker(id),
+                Some(Directive::Halt(_)) if directive.generation >= worker.told => worker.halted = worker.told,
+                Some(Directive::Rendezvous(_)) => {
+                    worker.told = directive.generation;
+                    self.order(id, directive);
+                }
+                Some(Directive::Abandon(_)) if directive.generation >= worker.told => {
+                    self.abandon(id, directive.generation);
+                    self.order(id, directive);
+                }
+                _ => self.order(id, directive),
+            },
+            // Whoever comes too late is told so.
+            Down::End(Some(RefusalKind::FailedPrecondition)) if self.invariants.over => self.retire_worker(id),
+            Down::End(refusal) => {
+                let expected = [None, Some(RefusalKind::Unauthenticated), Some(RefusalKind::Unavailable)];
+                assert!(expected.contains(&refusal), "a correct worker's session was refused: {refusal:?}");
+                self.disconnected(id);
+            }
+        }
+    }
+
+    fn say_leaving(&mut self, id: WorkerId, session: SessionId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.halted = worker.told;
+        self.send_up(session, Up::Message(Message::Leaving(v1::Leaving { reason: "asked to end".to_owned() })));
+    }
+
+    /// The connection is lost: the training thread lets go of its generation, then the worker comes back. The others may have lost
+    /// the coordinator, too: the step in flight is finished if that does not take too long.
+    pub fn disconnected(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Link::Attached(session) = worker.link else { return };
+        (worker.link, worker.halted) = (Link::LettingGo(session), worker.told);
+        let directive = Some(Directive::Abandon(v1::Abandon::default()));
+        let abandon = v1::Directive { generation: worker.told, directive };
+        self.send_up(session, Up::End);
+        self.agenda.after(self.scenario.lost_after(), Due::Connection { worker: id, wake: Wake::LetGo(session) });
+        self.order(id, abandon);
+    }
+
+    /// The training thread reports.
+    pub fn report(&mut self, id: WorkerId, message: Message) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        // Whoever is through, or cannot go on, goes home.
+        let last = match &message {
+            Message::Finished(_) => true,
+            Message::Failed(failed) => failed.fatal,
+            _ => false,
+        };
+        match worker.link {
+            Link::Attached(session) => {
+                if matches!(message, Message::Idle(_)) {
+                    self.invariants.held.insert(session, worker.position.map(|_| worker.history.clone()));
+                }
+                self.send_up(session, Up::Message(message));
+            }
+            // What it has done is known from its state, which it says when it is back.
+            Link::LettingGo(_) if matches!(message, Message::Idle(_)) => self.come_back(id),
+            Link::LettingGo(_) => {}
+            Link::None | Link::Asking(_) | Link::Loading { .. } => worker.unsent.push(message),
+        }
+        if last {
+            self.retire_worker(id);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The coordinator's process: the state machine, the journal, and what happens to both when it dies.
+//!
+//! It may die between any two of its actions. Of what it recorded, all up to the last record that had to be durable is on
+//! disk, and of the rest as much as the disk had time for.
+
+use std::collections::BTreeMap;
+
+use proto::v1;
+use rand::Rng;
+
+use super::{
+    WorkerId,
+    network::{Down, Up},
+    score,
+    world::{Due, World},
+};
+use crate::{
+    checkpoints,
+    journal::Journal,
+    run::{Action, Event, Outcome, RequestId, Run, SessionId, Time, captions::Item, plan::Place, record::Record},
+};
+
+/// Between ticks.
+const TICK: Time = Time::from_millis(500);
+
+pub struct Coordinator {
+    /// None while the process is dead.
+    pub run: Option<Run>,
+    /// Counts processes.
+    pub life: u64,
+    /// What its clock says: it counts no more than [`TICK`] from one event to the next.
+    pub clock: Time,
+    /// When the last event was.
+    turn: Time,
+    /// Since when the process stands still, if it does.
+    pub frozen: Option<Time>,
+    /// It waits for the journal.
+    pub held_up: bool,
+    /// What comes in meanwhile.
+    unread: Vec<Due>,
+    pub records: Vec<Record>,
+    /// The first of the records that need not be on disk.
+    durable: usize,
+    journal: Option<Journal>,
+    /// The first of the records that are not in the journal.
+    unwritten: usize,
+    /// Who waits for an answer.
+    asking: BTreeMap<RequestId, WorkerId>,
+    /// It dies after so many more actions.
+    pub doomed: Option<u32>,
+}
+
+impl Coordinator {
+    pub fn new() -> Self {
+        Self {
+            run: None,
+            life: 0,
+            clock: Time::ZERO,
+            turn: Time::ZERO,
+            frozen: None,
+            held_up: false,
+            unread: Vec::new(),
+            records: Vec::new(),
+            durable: 0,
+            journal: None,
+            unwritten: 0,
+            asking: BTreeMap::new(),
+            doomed: None,
+        }
+    }
+}
+
+impl World {
+    /// A coordinator process starts with what is in the journal.
+    pub fn start_coordinator(&mut self) {
+        let Coordinator { journal, records, durable, unwritten, .. } = &mut self.coordinator;
+        let journal = journal.get_or_insert_with(|| {
+            let connection = rusqlite::Connection::open_in_memory().expect("memory is there");
+            Journal::new(connection, &self.scenario.file).expect("a fresh journal")
+        });
+        journal.write(&records[*unwritten..]).expect("memory is there");
+        *unwritten = records.len();
+        *durable = records.len();
+        let mut restored = journal.restore().expect("a whole journal");
+        let listing = self.list_checkpoints();
+        checkpoints::reconcile(&self.scenario.file, &mut restored, listing).expect("checkpoints of this run");
+        self.coordinator.run = Some(Run::new(self.scenario.file.clone(), restored));
+        self.coordinator.life += 1;
+        (self.coordinator.clock, self.coordinator.turn) = (Time::ZERO, self.agenda.now());
+        self.check_restored();
+        self.agenda.after(TICK, Due::Tick { life: self.coordinator.life });
+    }
+
+    /// The coordinator's process dies, and is started again after a while.
+    pub fn kill_coordinator(&mut self, back_after: Time) {
+        if self.coordinator.run.is_none() {
+            return;
+        }
+        let kept = self.rng.random_range(self.coordinator.durable..=self.coordinator.records.len());
+        self.coordinator.records.truncate(kept);
+        self.end_coordinator(back_after);
+    }
+
+    fn end_coordinator(&mut self, back_after: Time) {
+        self.coordinator.run = None;
+        self.coordinator.doomed = None;
+        (self.coordinator.frozen, self.coordinator.held_up) = (None, false);
+        self.coordinator.unread.clear();
+        self.coordinator.asking.clear();
+        let life = self.coordinator.life;
+        let own = self.network.sessions.iter().filter(|(_, session)| session.life == life);
+        for session in own.map(|(session, _)| *session).collect::<Vec<_>>() {
+            if self.rng.random() {
+                self.reset(session, false, true);
+            } else {
+                self.send_down(session, Down::End(None));
+            }
+        }
+        self.agenda.after(back_after, Due::Start);
+    }
+
+    /// What a coordinator that stands still would hear now is kept until it goes on.
+    pub fn unless_unread(&mut self, due: Due) -> Option<Due> {
+        let heard = matches!(due, Due::Tick { .. } | Due::Scored { .. } | Due::Ask { .. } | Due::Up { .. });
+        if heard && (self.coordinator.frozen.is_some() || self.coordinator.held_up) {
+            self.coordinator.unread.push(due);
+            return None;
+        }
+        Some(due)
+    }
+
+    /// A coordinator that stood still goes on.
+    pub fn thaw_coordinator(&mut self) {
+        (self.coordinator.frozen, self.coordinator.held_up) = (None, false);
+        for due in std::mem::take(&mut self.coordinator.unread) {
+            self.agenda.after(Time::ZERO, due);
+        }
+    }
+
+    pub fn tick(&mut self, life: u64) {
+        if self.coordinator.life == life && self.coordinator.run.is_some() {
+            self.tell(Event::Tick);
+            if self.invariants.paused && self.scenario.goes_on && self.rng.random_ratio(1, 10) {
+                let request = RequestId(self.next_number());
+                self.tell(Event::Resume { request });
+            }
+            self.check_progress();
+            self.agenda.after(TICK, Due::Tick { life });
+        }
+    }
+
+    /// A question reaches the coordinator.
+    pub fn asked(&mut self, worker: WorkerId, request: RequestId, join: v1::JoinRequest) {
+        if self.coordinator.run.is_none() {
+            self.answer(worker, request, Err(crate::run::RefusalKind::Unavailable));
+            return;
+        }
+        self.coordinator.asking.insert(request, worker);
+        self.tell(Event::Join { request, token: format!("token {}", request.0), join });
+    }
+
+    /// Something reaches the coordinator on a stream.
+    pub fn told(&mut self, session: SessionId, packet: Up) {
+        let life = self.network.sessions.get(&session).map(|session| session.life);
+        if life != Some(self.coordinator.life) || self.coordinator.run.is_none() {
+            // Nobody knows of the session any more.
+            self.send_down(session, Down::End(None));
+            return;
+        }
+        self.tell(match packet {
+            Up::Attach(attach) => Event::Attach { session, attach },
+            Up::Message(message) => Event::Message { session, message },
+            Up::End => Event::Closed { session },
+        });
+    }
+
+    /// Lets the state machine take in an event, does what it says, and checks that all is as it must be.
+    pub fn tell(&mut self, event: Event) {
+        let Some(run) = &mut self.coordinator.run else { return };
+        let now = self.agenda.now();
+        self.coordinator.clock += (now - self.coordinator.turn).min(TICK);
+        self.coordinator.turn = now;
+        for action in run.on_event(self.coordinator.clock, event) {
+            if self.coordinator.doomed == Some(0) {
+                self.check_committed();
+                let back_after = self.some_time();
+                self.kill_coordinator(back_after);
+                return;
+            }
+            self.coordinator.doomed = self.coordinator.doomed.map(|left| left - 1);
+            self.act(action);
+        }
+        self.check_committed();
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Admit { request, response } => {
+                if let Some(worker) = self.coordinator.asking.remove(&request) {
+                    // Everybody has the run file already, and it would fill the trace.
+                    self.answer(worker, request, Ok(v1::JoinResponse { run_file: String::new(), ..response }));
+                }
+            }
+            Action::Refuse { request, refusal } => {
+                if let Some(worker) = self.coordinator.asking.remove(&request) {
+                    self.answer(worker, request, Err(refusal.kind));
+                }
+            }
+            Action::Resumed { .. } => assert!(!self.invariants.paused, "it is remembered before it is said"),
+            Action::Send { session, directive } => {
+                self.check_sent(&directive);
+                self.send_down(session, Down::Directive(directive));
+            }
+            Action::Close { session, refusal } => {
+                self.send_down(session, Down::End(refusal.map(|refusal| refusal.kind)))
+            }
+            Action::Record(record) => {
+                self.trace(format_args!("{record:?}"));
+                self.check_record(&record);
+                let durable = record.must_be_durable();
+                self.coordinator.records.push(record);
+                if durable {
+                    self.coordinator.durable = self.coordinator.records.len();
+                }
+            }
+            Action::Score { evaluation, items, captions } => {
+                assert!(captions.starts_with(self.scenario.file.output.join("captions")));
+                let scored = scored_state(&items, self.scenario.stride);
+                self.check_captions(&scored);
+                let metrics = [("cider".to_owned(), score(self.scenario.salt, scored.place))].into();
+                let event = Event::Scored { evaluation, metrics, items };
+                self.agenda.after(self.scenario.scoring, Due::Scored { life: self.coordinator.life, event });
+            }
+            Action::DeleteCheckpoint(name) => self.delete_checkpoint(&name),
+            Action::Exit(outcome) => self.exit(outcome),
+        }
+    }
+
+    fn exit(&mut self, outcome: Outcome) {
+        self.trace(format_args!("the coordinator exits: {outcome:?}"));
+        self.coordinator.durable = self.coordinator.records.len();
+        if let Outcome::Failed(reason) = &outcome {
+            self.check_failure(reason);
+        }
+        if outcome == Outcome::Finished || !self.scenario.goes_on {
+            assert_eq!(self.outcome.replace(outcome), None, "a run ends once");
+        } else {
+            let back_after = self.some_time();
+            self.end_coordinator(back_after);
+        }
+    }
+}
+
+/// A state that was captioned.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Captioned {
+    pub place: Place,
+    pub digest: String,
+}
+
+/// The state that is scored: all captions must be of it, and of every image one.
+fn scored_state(items: &[Item], stride: usize) -> Captioned {
+    let images: Vec<Option<u64>> = items.iter().map(|item| item.image_id).collect();
+    let legible = |begin: u64| (begin..super::IMAGES.min(begin + proto::EVALUATION_RANGE)).step_by(stride);
+    let expected = (0..super::IMAGES).step_by(proto::EVALUATION_RANGE as usize).flat_map(legible).map(Some);
+    assert_eq!(images, expected.collect::<Vec<_>>(), "every image is captioned once");
+    assert!(items.iter().all(|item| item.caption == items[0].caption), "captions are of one state");
+    let words: Vec<&str> = items[0].caption.split(' ').collect();
+    let [stage, step, digest] = words[..] else { panic!("not a caption: {words:?}") };
+    let place = Place { stage: stage.parse().unwrap(), step: step.parse().unwrap() };
+    Captioned { place, digest: digest.to_owned() }
+}

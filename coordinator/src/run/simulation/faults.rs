@@ -1,0 +1,290 @@
+//! What goes wrong, and how it is put right again.
+
+use std::collections::BTreeMap;
+
+use proto::v1;
+use rand::{
+    Rng,
+    seq::{IndexedRandom, IteratorRandom},
+};
+
+use super::{
+    WorkerId,
+    network::Way,
+    worker::{Doing, Wake},
+    world::{Due, World},
+};
+use crate::run::{Event, Time};
+
+/// After so long somebody ends a worker that hangs.
+const TENDED_AFTER: Time = Time::from_secs(900);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// A worker is killed.
+    Kill,
+    /// A machine is gone, without a word to anybody.
+    Vanish,
+    /// A worker stands still (SIGSTOP).
+    Freeze,
+    /// A worker's training thread stands still; its heartbeat goes on.
+    Stick,
+    /// A worker's training thread stands still for good; its heartbeat goes on.
+    Hang,
+    /// A worker takes much longer than the others.
+    Slow,
+    /// A worker's collective fails.
+    Break,
+    /// A worker cannot go on, says so and exits.
+    Fatal,
+    /// A worker's words do not reach the coordinator.
+    CutUp,
+    /// The coordinator's words do not reach a worker.
+    CutDown,
+    /// A worker and the coordinator do not reach each other.
+    CutOff,
+    /// A worker and its peers do not reach each other.
+    CutPeers,
+    /// A session is reset, with all that is in flight.
+    Reset,
+    /// Questions and answers are lost.
+    Lossy,
+    /// Messages are sometimes much delayed.
+    Erratic,
+    /// The coordinator is killed.
+    KillCoordinator,
+    /// The coordinator is killed in the middle of what it does.
+    Doom,
+    /// The coordinator is asked to stop.
+    Stop,
+    /// A second worker is started with the rank of another.
+    Duplicate,
+    /// A worker is asked to end.
+    Leave,
+    /// The disk is full.
+    FillDisk,
+    /// A checkpoint on disk is damaged.
+    Damage,
+    /// The coordinator stands still (SIGSTOP).
+    FreezeCoordinator,
+    /// The coordinator waits for its journal; its connections live on.
+    HoldUpJournal,
+}
+
+impl Fault {
+    pub const ALL: [Self; 24] = [
+        Self::Kill,
+        Self::Vanish,
+        Self::Freeze,
+        Self::Stick,
+        Self::Hang,
+        Self::Slow,
+        Self::Break,
+        Self::Fatal,
+        Self::CutUp,
+        Self::CutDown,
+        Self::CutOff,
+        Self::CutPeers,
+        Self::Reset,
+        Self::Lossy,
+        Self::Erratic,
+        Self::KillCoordinator,
+        Self::Doom,
+        Self::Stop,
+        Self::Duplicate,
+        Self::Leave,
+        Self::FillDisk,
+        Self::Damage,
+        Self::FreezeCoordinator,
+        Self::HoldUpJournal,
+    ];
+
+    fn ways(self) -> &'static [Way] {
+        match self {
+            Self::CutUp => &[Way::Up],
+            Self::CutDown => &[Way::Down],
+            Self::CutOff => &[Way::Up, Way::Down],
+            Self::CutPeers => &[Way::Peers],
+            _ => &[],
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// Nothing goes wrong any more.
+    pub calm: bool,
+    /// How many are not put right yet.
+    pub under_way: u32,
+    pub counts: BTreeMap<Fault, u64>,
+}
+
+impl World {
+    /// Starts a worker on every machine, and has things go wrong for a while.
+    pub fn begin(&mut self) {
+        for machine in 0..self.scenario.machines.len() {
+            self.agenda.after(Time::from_millis(self.rng.random_range(0..2_000)), Due::Hire { machine });
+        }
+        if !self.scenario.faults.is_empty() {
+            self.next_fault();
+        }
+        self.agenda.after(self.scenario.calm_from, Due::Calm);
+    }
+
+    fn next_fault(&mut self) {
+        let wait = self.scenario.fault_every.mul_f64(self.rng.random_range(0.0..2.0));
+        self.agenda.after(wait, Due::Fault);
+    }
+
+    /// A worker's machine is free again.
+    pub fn vacate(&mut self, host: &str) {
+        let machine = (0..self.scenario.machines.len()).find(|machine| host_of(*machine) == host);
+        if let Some(machine) = machine {
+            let after = self.some_time();
+            self.agenda.after(after, Due::Hire { machine });
+        }
+    }
+
+    pub fn hire(&mut self, machine: usize) {
+        self.start_worker(host_of(machine), self.scenario.machines[machine]);
+    }
+
+    /// Something goes wrong.
+    pub fn strike(&mut self) {
+        if self.faults.calm {
+            return;
+        }
+        let fault = *self.scenario.faults.choose(&mut self.rng).expect("some can");
+        if let Some(victim) = self.workers.keys().copied().choose(&mut self.rng) {
+            self.trace(format_args!("{fault:?} {victim:?}"));
+            *self.faults.counts.entry(fault).or_default() += 1;
+            self.inflict(fault, victim);
+        }
+        self.stir();
+        self.next_fault();
+    }
+
+    fn inflict(&mut self, fault: Fault, victim: WorkerId) {
+        match fault {
+            Fault::Kill => self.end_worker(victim, false),
+            Fault::Vanish => self.end_worker(victim, true),
+            Fault::Freeze | Fault::Stick | Fault::Hang | Fault::Slow => {
+                let Some(worker) = self.workers.get_mut(&victim) else { return };
+                match fault {
+                    Fault::Freeze => worker.frozen = true,
+                    Fault::Stick | Fault::Hang => worker.stuck = true,
+                    _ => worker.pace = self.scenario.pace * 20,
+                }
+                self.mend_later(fault, victim);
+            }
+            Fault::Break => {
+                let doing = self.workers.get(&victim).map(|worker| &worker.doing);
+                if !matches!(doing, None | Some(Doing::Nothing | Doing::Reaching(_) | Doing::Copying(_) | Doing::HandingOver | Doing::Finishing)) {
+                    self.wake(victim, Time::ZERO, Wake::Broken);
+                }
+            }
+            Fault::Fatal => {
+                let worker = &self.workers[&victim];
+                if let Some(generation) = worker.generation.filter(|_| worker.session().is_some()) {
+                    self.leave_generation(victim, generation);
+                    let reason = "out of memory".to_owned();
+                    self.fail(victim, v1::Failed { generation, reason, fatal: true, ..Default::default() });
+                }
+            }
+            Fault::CutUp | Fault::CutDown | Fault::CutOff | Fault::CutPeers => {
+                fault.ways().iter().for_each(|way| self.cut(victim, *way));
+                self.mend_later(fault, victim);
+            }
+            Fault::Reset => {
+                if let Some(session) = self.workers[&victim].session() {
+                    self.reset(session, true, true);
+                }
+            }
+            Fault::Lossy | Fault::Erratic => {
+                let network = &mut self.network;
+                *(if fault == Fault::Lossy { &mut network.lossy } else { &mut network.erratic }) = true;
+                self.mend_later(fault, victim);
+            }
+            Fault::KillCoordinator => {
+                let back_after = self.some_time();
+                self.kill_coordinator(back_after);
+            }
+            Fault::Doom => self.coordinator.doomed = Some(self.rng.random_range(0..40)),
+            Fault::Stop => self.tell(Event::Shutdown),
+            Fault::Duplicate => {
+                if let Some(rank) = self.workers[&victim].rank {
+                    self.start_worker(format!("duplicate of {victim:?}"), Some(rank));
+                }
+            }
+            Fault::Leave => {
+                self.agenda.after(Time::ZERO, Due::Connection { worker: victim, wake: Wake::Leave });
+            }
+            Fault::FillDisk => {
+                self.disk.full = true;
+                self.mend_later(fault, victim);
+            }
+            Fault::Damage => {
+                let name = self.disk.checkpoints.keys().choose(&mut self.rng).cloned();
+                self.disk.damaged.extend(name);
+            }
+            Fault::FreezeCoordinator if self.coordinator.run.is_some() => {
+                let now = self.agenda.now();
+                self.coordinator.frozen.get_or_insert(now);
+                self.mend_later(fault, victim);
+            }
+            Fault::HoldUpJournal if self.coordinator.run.is_some() => {
+                self.coordinator.held_up = true;
+                self.mend_later(fault, victim);
+            }
+            Fault::FreezeCoordinator | Fault::HoldUpJournal => {}
+        }
+    }
+
+    fn mend_later(&mut self, fault: Fault, victim: WorkerId) {
+        let most = if self.rng.random_ratio(1, 8) { 80_000 } else { 6_000 };
+        let lasts = match fault {
+            // Until somebody looks after it; the run should not have to wait for that.
+            Fault::Hang => TENDED_AFTER,
+            _ => Time::from_millis(self.rng.random_range(50..most)),
+        };
+        self.faults.under_way += u32::from(fault != Fault::Hang);
+        self.agenda.after(lasts, Due::Mend(fault, victim));
+    }
+
+    pub fn put_right(&mut self, fault: Fault, victim: WorkerId) {
+        self.faults.under_way -= u32::from(fault != Fault::Hang);
+        if let Some(worker) = self.workers.get_mut(&victim) {
+            worker.well_since = self.agenda.now();
+        }
+        match fault {
+            Fault::Hang => self.end_worker(victim, false),
+            Fault::FillDisk => self.disk.full = false,
+            Fault::FreezeCoordinator | Fault::HoldUpJournal => self.thaw_coordinator(),
+            Fault::Freeze | Fault::Stick => self.thaw(victim),
+            Fault::Slow => {
+                if let Some(worker) = self.workers.get_mut(&victim) {
+                    worker.pace = self.scenario.pace;
+                }
+            }
+            Fault::Lossy => self.network.lossy = false,
+            Fault::Erratic => (self.network.erratic, self.network.erratic_until) = (false, self.agenda.now()),
+            _ => fault.ways().iter().for_each(|way| self.mend(victim, *way)),
+        }
+        self.stir();
+    }
+
+    /// From now on nothing goes wrong any more; what went wrong is put right when its time comes.
+    pub fn calm_down(&mut self) {
+        self.faults.calm = true;
+        self.coordinator.doomed = None;
+        self.stir();
+    }
+
+    fn stir(&mut self) {
+        self.invariants.calm_since = self.agenda.now();
+    }
+}
+
+fn host_of(machine: usize) -> String {
+    format!("machine {machine}")
+}

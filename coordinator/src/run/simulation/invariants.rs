@@ -1,0 +1,402 @@
+//! What must hold whatever happens, checked at every step.
+//!
+//! A state is the list of all updates that led to it, each with the generation that applied it. So two states are equal only if they
+//! are the same bits in truth, and what is committed is such a list, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::{v1, v1::directive::Directive};
+
+use super::{History, Step, WorkerId, coordinator::Captioned, training::digest, network::Way, worker::{Doing, Worker}, world::World};
+use crate::run::{
+    SessionId, Time,
+    plan::{Ends, Place},
+    record::{Checkpoint, Happening, Record, Source},
+};
+
+/// With nothing wrong for so long there has to be progress: more than a worker may take to let go, or to come to a meeting.
+const PROGRESS_WITHIN: Time = Time::from_secs(300);
+
+/// Whoever was not well may be taken for lost so long after that, at most.
+const UNWELL_FOR: Time = Time::from_secs(5);
+
+#[derive(Debug, Default)]
+pub struct Invariants {
+    /// The generation that forms or runs.
+    pub live: Option<u64>,
+    last_generation: u64,
+    /// Where generations started.
+    starts: BTreeMap<u64, Place>,
+    /// What is committed.
+    pub committed: History,
+    /// Where that is.
+    at: Place,
+    /// What the latest member of each generation to do so has made of the generation's state.
+    states: BTreeMap<u64, History>,
+    /// What the members of each generation began, in order; shares left out.
+    begun: BTreeMap<u64, Vec<Directive>>,
+    /// What whoever is at the other end of a session held when it last said so.
+    pub held: BTreeMap<SessionId, Option<History>>,
+    /// States of the present history that were evaluated: after how many updates, and whether they may be again.
+    pub evaluated: BTreeMap<Place, (usize, bool)>,
+    /// Where stages have ended.
+    pub ends: Ends,
+    pub paused: bool,
+    /// The run is finished, or has failed once.
+    pub over: bool,
+    /// A stage has ended with an earlier state than the present; what lies beyond is given up.
+    given_up: Option<Place>,
+    /// It is on record that committed steps are given up.
+    rolled_back: bool,
+    progress: (u64, u64, Time),
+    /// Since when nothing new goes wrong, and nothing is put right.
+    pub calm_since: Time,
+    pub formed: u64,
+    pub trained: u64,
+    pub repeated: u64,
+    /// A checkpoint could not be used: the states that a stage may have to choose from are not all that were saved.
+    pub damaged: bool,
+}
+
+fn places(history: &[Step]) -> Vec<Place> {
+    history.iter().map(|step| step.place).collect()
+}
+
+/// How far two histories are the same.
+fn common(one: &[Step], other: &[Step]) -> usize {
+    one.iter().zip(other).take_while(|(one, other)| one == other).count()
+}
+
+/// The part of a history that leads to a point of the run.
+fn up_to(history: &[Step], at: Place) -> &[Step] {
+    &history[..history.partition_point(|step| step.place <= at)]
+}
+
+impl World {
+    /// The steps that lead to a point of the run.
+    pub fn way_to(&self, at: Place) -> Vec<Place> {
+        let steps = |stage: u32, end: u64| (1..=end).map(move |step| Place { stage, step });
+        (0..at.stage).flat_map(|stage| steps(stage, self.end_of(stage))).chain(steps(at.stage, at.step)).collect()
+    }
+
+    /// Where the run is over.
+    pub fn end(&self) -> Place {
+        let last = self.scenario.file.stages.len() as u32 - 1;
+        Place { stage: last, step: self.end_of(last) }
+    }
+
+    fn end_of(&self, stage: u32) -> u64 {
+        *self.invariants.ends.get(&stage).unwrap_or(&self.scenario.file.stages[stage as usize].steps)
+    }
+
+    // ------------------------------------------------------------------------------------------------------ workers
+
+    /// All ranks of a generation execute the same directives, in the same order.
+    pub fn check_begun(&mut self, id: WorkerId, generation: u64, directive: &Directive) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let same = match directive.clone() {
+            Directive::Rendezvous(rendezvous) => {
+                assert!(worker.generation.is_none_or(|earlier| earlier < generation), "it only goes forward");
+                worker.begun = 0;
+                Directive::Rendezvous(v1::Rendezvous { rank: 0, peers: vec![], ..rendezvous })
+            }
+            Directive::Train(train) => Directive::Train(v1::Train { share_begin: 0, share_end: 0, ..train }),
+            Directive::Evaluate(evaluate) => Directive::Evaluate(v1::Evaluate { ranges: vec![], ..evaluate }),
+            other @ (Directive::Checkpoint(_) | Directive::Advance(_)) => other,
+            Directive::Abandon(_) | Directive::Halt(_) | Directive::Finish(_) | Directive::Leave(_) => return,
+        };
+        if !matches!(same, Directive::Rendezvous(_)) {
+            assert_eq!(worker.generation, Some(generation), "it was told {same:?} outside of its generation");
+        }
+        let begun = self.invariants.begun.entry(generation).or_default();
+        match begun.get(worker.begun) {
+            Some(first) => assert_eq!(*first, same, "told differently in generation {generation}"),
+            None => begun.push(same),
+        }
+        worker.begun += 1;
+    }
+
+    /// The shares of those who are about to apply a step are the whole batch.
+    pub fn check_shares(&self, members: &[WorkerId]) {
+        let reducing = |id: &WorkerId| {
+            let worker = self.workers.get(id)?;
+            let Doing::Reducing(train) = &worker.doing else { return None };
+            Some((worker.rank_within, train.stage, train.share_begin..train.share_end))
+        };
+        // None: some have died since, or meet.
+        let Some(mut shares) = members.iter().map(reducing).collect::<Option<Vec<_>>>() else { return };
+        shares.sort_by_key(|(rank, ..)| *rank);
+        let mut next = 0;
+        for (_, _, share) in &shares {
+            assert_eq!(share.start, next, "a sample is lost or trained on twice");
+            assert!(share.end > share.start, "nobody is left out");
+            next = share.end;
+        }
+        let batch = self.scenario.file.stages[shares[0].1 as usize].batch;
+        assert_eq!(next, batch, "the shares are not the batch");
+    }
+
+    /// All members of a generation begin with the same state, which is what is committed.
+    pub fn check_adopted(&mut self, id: WorkerId, generation: u64) {
+        let history = &self.workers[&id].history;
+        let state = self.invariants.states.entry(generation).or_insert_with(|| history.clone());
+        assert_eq!(state, history, "another state to begin with");
+        if self.invariants.live == Some(generation) {
+            assert_eq!(self.invariants.committed, *history, "a generation begins with what is committed");
+        }
+    }
+
+    /// All members of a generation train the same steps, each once and in order.
+    pub fn check_applied(&mut self, id: WorkerId, generation: u64) {
+        let history = &self.workers[&id].history;
+        let [earlier @ .., last] = history.as_slice() else { return };
+        let Place { stage, step } = last.place;
+        let follows = match earlier.last() {
+            Some(Step { place, .. }) if place.stage == stage => place.step + 1 == step,
+            Some(Step { place, .. }) => place.stage < stage && step == 1,
+            None => step == 1,
+        };
+        assert!(follows, "{:?} after {:?}", last, earlier.last());
+        let state = self.invariants.states.entry(generation).or_default();
+        if state.len() < history.len() {
+            state.push(*last);
+            self.invariants.trained += 1;
+        }
+        assert_eq!(up_to(state, last.place), history, "other steps than the others");
+    }
+
+    // -------------------------------------------------------------------------------------------------- coordinator
+
+    /// Paused means that nothing goes on.
+    pub fn check_sent(&self, directive: &v1::Directive) {
+        let goes_on = matches!(
+            directive.directive,
+            Some(Directive::Train(_) | Directive::Evaluate(_) | Directive::Advance(_) | Directive::Finish(_))
+        );
+        assert!(!(self.invariants.paused && goes_on), "the run is paused: {directive:?}");
+    }
+
+    pub fn check_record(&mut self, record: &Record) {
+        match record {
+            Record::Formed { generation, start, source, .. } => self.check_formed(*generation, *start, source),
+            Record::Ended { generation, .. } => assert_eq!(self.invariants.live.take(), Some(*generation)),
+            Record::Saved(saved) => self.check_saved(saved),
+            Record::Damaged(name) => {
+                assert!(self.disk.damaged.contains(name), "{name} is as it was written");
+                self.invariants.damaged = true;
+            }
+            Record::Event { what: Happening::Lost, detail } => self.check_lost(detail),
+            Record::Evaluated { place, .. } => {
+                let updates = up_to(&self.invariants.committed, *place).len();
+                let earlier = self.invariants.evaluated.insert(*place, (updates, false));
+                assert!(earlier.is_none_or(|(_, again)| again), "{place} is evaluated twice");
+            }
+            Record::Event { what: Happening::Paused, .. } => self.invariants.paused = true,
+            Record::Event { what: Happening::Resumed, .. } => self.invariants.paused = false,
+            Record::Event { what: Happening::RolledBack, .. } => self.invariants.rolled_back = true,
+            Record::Event { what: Happening::StageEnded, detail } => {
+                let number = |key: &str| detail[key].as_u64().expect("a number");
+                let end = Place { stage: number("stage") as u32, step: number("step") };
+                let ended = self.invariants.ends.insert(end.stage, end.step);
+                assert_eq!(ended, None, "a stage ends once");
+                self.invariants.given_up = Some(end);
+            }
+            Record::Event { what: Happening::Finished, .. } => {
+                self.check_finished();
+                self.invariants.over = true;
+            }
+            Record::Event { what: Happening::Failed, .. } => self.invariants.over = true,
+            _ => {}
+        }
+    }
+
+    fn check_formed(&mut self, generation: u64, start: Place, source: &Source) {
+        let earlier = self.invariants.live.replace(generation);
+        assert_eq!(earlier, None, "one generation at a time");
+        assert!(generation > self.invariants.last_generation, "generation numbers grow");
+        self.invariants.last_generation = generation;
+        self.invariants.formed += 1;
+        let run = self.run();
+        let held = |session: SessionId| self.invariants.held[&session].clone();
+        let state = match source {
+            Source::Member(rank) => run.members.get(*rank).and_then(|member| held(member.session)),
+            Source::Checkpoint(name) => self.disk.checkpoints.get(name).cloned(),
+            Source::Seed => Some(History::new()),
+        };
+        let state = state.unwrap_or_else(|| panic!("{source} has no state"));
+        assert_eq!(places(&state), self.way_to(start), "the state of {source}");
+        let committed = &self.invariants.committed;
+        let (same, lost) = (common(committed, &state), committed.len() - common(committed, &state));
+        let beyond = |step: &Step| {
+            let later = &mut self.invariants.starts.range(step.generation + 1..);
+            later.any(|(_, start)| *start < step.place)
+        };
+        let given_up = |state: &History| state.last().is_some_and(beyond);
+        assert!(!given_up(&state), "{source} has a state that was given up: {state:?}");
+        assert!(lost == 0 || same == state.len(), "{source} is of another history: {state:?}, {committed:?}");
+        if lost > 0 && self.invariants.given_up.is_none() {
+            assert!(self.invariants.rolled_back, "what is committed is never lost in silence");
+            assert!(!self.scenario.is_harmless(), "nothing that is lost went wrong");
+            for (rank, member) in run.members.iter() {
+                let better = |held: &History| !given_up(held) && common(committed, held) > same;
+                assert!(!held(member.session).is_some_and(|held| better(&held)), "rank {rank} held what is given up");
+            }
+        }
+        self.invariants.repeated += lost as u64;
+        self.invariants.committed = state;
+        self.invariants.at = start;
+        self.invariants.starts.insert(generation, start);
+        self.invariants.evaluated.retain(|place, (updates, again)| {
+            // The beginning of a stage is the same state as the end of the one before.
+            *again |= *place > start;
+            *updates <= self.invariants.committed.len()
+        });
+        (self.invariants.given_up, self.invariants.rolled_back) = (None, false);
+    }
+
+    fn check_saved(&self, saved: &Checkpoint) {
+        let Checkpoint { place, name, parameters_sha256, .. } = saved;
+        let committed = up_to(&self.invariants.committed, *place);
+        assert_eq!(self.disk.checkpoints.get(name).map(Vec::as_slice), Some(committed), "checkpoint {name}");
+        assert_eq!(digest(committed), *parameters_sha256);
+    }
+
+    /// What is scored is a state that is committed.
+    pub fn check_captions(&self, captioned: &Captioned) {
+        let committed = up_to(&self.invariants.committed, captioned.place);
+        assert_eq!(
+            digest(committed),
+            captioned.digest,
+            "captions of another state than the one at {}",
+            captioned.place
+        );
+    }
+
+    /// After every event: what is committed was applied, and is only ever added to.
+    pub fn check_committed(&mut self) {
+        let Some(run) = &self.coordinator.run else { return };
+        let (at, generation) = (run.committed, run.last_generation);
+        // It may have died before it put on record that a generation was formed.
+        if at == self.invariants.at || generation != self.invariants.last_generation {
+            return;
+        }
+        assert!(at > self.invariants.at, "{at} is committed, which {} was", self.invariants.at);
+        let applied =
+            self.invariants.states.get(&generation).map(|state| up_to(state, at).to_vec()).unwrap_or_default();
+        assert!(applied.starts_with(&self.invariants.committed), "what is committed stays");
+        assert_eq!(places(&applied), self.way_to(at), "every step up to what is committed is applied");
+        (self.invariants.committed, self.invariants.at) = (applied, at);
+    }
+
+    /// A coordinator that has started knows all that had to be durable.
+    pub fn check_restored(&mut self) {
+        let run = self.coordinator.run.as_ref().expect("it has just started");
+        assert!(run.committed <= self.invariants.at, "{} was never reached", run.committed);
+        let at = run.committed;
+        let Invariants { committed, evaluated, paused, given_up, .. } = &mut self.invariants;
+        committed.truncate(up_to(committed, at).len());
+        evaluated.retain(|place, _| given_up.is_none_or(|end| *place <= end));
+        let known = |place: &Place, again: bool| again || run.scores.contains_key(place);
+        assert!(evaluated.iter().all(|(place, (_, again))| known(place, *again)), "evaluations are remembered");
+        assert!(run.scores.keys().all(|place| evaluated.contains_key(place)), "evaluations of another history");
+        assert_eq!(run.paused.is_some(), *paused, "a pause is remembered");
+        for stage in 0..self.scenario.file.stages.len() as u32 {
+            assert_eq!(run.plan.steps(stage), self.end_of(stage), "the ends of stages are remembered");
+        }
+        (self.invariants.at, self.invariants.live, self.invariants.given_up) = (at, None, None);
+        assert_eq!(places(&self.invariants.committed), self.way_to(at));
+        self.check_known_checkpoints();
+    }
+
+    fn check_finished(&self) {
+        assert_eq!(
+            places(&self.invariants.committed),
+            self.way_to(self.end()),
+            "every step is trained once, up to the end"
+        );
+        for worker in self.workers.values() {
+            // Also whoever has failed since, and was not heard yet.
+            if worker.position.is_some_and(|position| position.generation == self.invariants.last_generation) {
+                assert_eq!(worker.history, self.invariants.committed, "all end with the same state");
+            }
+        }
+    }
+
+    /// Only who is not well is sent away for not moving, or lost for not being heard.
+    fn check_lost(&self, detail: &serde_json::Value) {
+        let (rank, reason) = (detail["rank"].as_u64(), detail["reason"].as_str().expect("a reason"));
+        let its = |worker: &&Worker| worker.rank.map(u64::from) == rank && detail["host"] == worker.host.as_str();
+        let ends = [reason.contains("did not move"), reason.contains("was not heard")];
+        // None: it is gone.
+        let Some((id, worker)) = self.workers.iter().find(|(_, worker)| its(worker)).filter(|_| ends != [false; 2])
+        else {
+            return;
+        };
+        let Some(session) = worker.session() else { return };
+        let now = self.agenda.now();
+        let shortly = |since: Time| now - since < self.scenario.lost_after() + UNWELL_FOR;
+        let cut = [Way::Up, Way::Down, Way::Peers].iter().any(|way| self.network.is_cut(*id, *way));
+        let unwell = worker.stuck || worker.frozen || cut || shortly(worker.well_since);
+        let unheard = self.network.is_reset(session) || self.network.erratic || shortly(self.network.erratic_until);
+        assert!(unwell || (ends[1] && unheard), "{id:?} is well: {reason}");
+    }
+
+    /// Whether it takes somebody who ends those that hang: nobody waits for them, or there are too few others.
+    fn is_helpless(&self) -> bool {
+        let stuck: BTreeSet<Option<SessionId>> =
+            self.workers.values().filter(|worker| worker.stuck).map(Worker::session).collect();
+        let members = &self.run().members;
+        let well = members.iter().filter(|(_, member)| !stuck.contains(&Some(member.session))).count();
+        !stuck.is_empty() && (well == 0 || members.len() < self.scenario.file.workers.min as usize)
+    }
+
+    /// While nothing goes wrong there is progress.
+    pub fn check_progress(&mut self) {
+        let Some(run) = &self.coordinator.run else { return };
+        let (life, progress, since) = self.invariants.progress;
+        let now = self.agenda.now();
+        if (life, progress) != (self.coordinator.life, run.progress) {
+            self.invariants.progress = (self.coordinator.life, run.progress, now);
+            return;
+        }
+        let waits = self.faults.under_way > 0 || self.is_helpless() || self.invariants.paused || !self.scenario.goes_on;
+        let since = since.max(self.invariants.calm_since);
+        assert!(
+            waits || now - since < PROGRESS_WITHIN,
+            "no progress: {:?}",
+            run.status(self.coordinator.clock)
+        );
+    }
+
+    /// Generations only keep failing while things go wrong.
+    pub fn check_failure(&self, reason: &str) {
+        let trouble = self.faults.under_way > 0 || self.agenda.now() - self.invariants.calm_since < PROGRESS_WITHIN;
+        let excused = !self.scenario.goes_on || (trouble && reason.contains("without progress"));
+        assert!(excused, "the run failed: {reason}");
+    }
+
+    /// What a run that has ended must have left behind.
+    pub fn check_end(&self) {
+        self.check_disk();
+        for (number, stage) in (0..).zip(&self.scenario.file.stages) {
+            let end = self.end_of(number);
+            let evaluated = |step: u64| self.invariants.evaluated.contains_key(&Place { stage: number, step });
+            for step in (0..=end).filter(|step| self.scenario.is_evaluated(stage, *step)) {
+                // Where a stage was ended early it need not be evaluated any more.
+                let ended = self.invariants.ends.get(&number) == Some(&step);
+                assert!(
+                    evaluated(step) || ended,
+                    "stage {number} step {step} is not evaluated"
+                );
+            }
+        }
+        let last = |place: &&Place| {
+            place.step > self.end_of(place.stage)
+                || !self.scenario.is_evaluated(&self.scenario.file.stages[place.stage as usize], place.step)
+        };
+        assert_eq!(self.invariants.evaluated.keys().find(last), None, "evaluated unasked");
+        if !self.invariants.damaged {
+            self.scenario.check_ends(&self.invariants.ends);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The network: sessions between workers and the coordinator, each of two streams that keep their order, as TCP does.
+//!
+//! A stream can be delayed, held up by a cut, and reset with all that is in flight. What was sent on an old session may arrive after a
+//! worker has asked for a new one. Asking for a place is a call of its own: the request or the answer may be lost.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use proto::{v1, v1::worker_message::Message};
+use rand::Rng;
+
+use super::{
+    WorkerId,
+    world::{Due, World},
+};
+use crate::run::{RefusalKind, SessionId, Time};
+
+/// Where nothing gets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// From a worker to the coordinator.
+    Up,
+    /// From the coordinator to a worker.
+    Down,
+    /// Between a worker and all others.
+    Peers,
+}
+
+/// From a worker to the coordinator.
+#[derive(Debug)]
+pub enum Up {
+    Attach(v1::Attach),
+    Message(Message),
+    End,
+}
+
+/// From the coordinator to a worker.
+#[derive(Debug)]
+pub enum Down {
+    Directive(v1::Directive),
+    End(Option<RefusalKind>),
+}
+
+#[derive(Debug)]
+struct Stream<P> {
+    /// When the last of what is in flight arrives; what is sent later arrives no earlier.
+    last: Time,
+    /// What waits for the end of a cut.
+    held: VecDeque<P>,
+    /// What is in flight does not arrive.
+    reset: bool,
+}
+
+impl<P> Default for Stream<P> {
+    fn default() -> Self {
+        Self { last: Time::ZERO, held: VecDeque::new(), reset: false }
+    }
+}
+
+#[derive(Debug)]
+pub struct Session {
+    pub worker: WorkerId,
+    /// The life of the coordinator that it leads to.
+    pub life: u64,
+    up: Stream<Up>,
+    down: Stream<Down>,
+}
+
+#[derive(Debug, Default)]
+pub struct Network {
+    pub sessions: BTreeMap<SessionId, Session>,
+    /// Since when nothing gets through.
+    pub cuts: BTreeMap<(WorkerId, Way), Time>,
+    /// Whether messages are sometimes much delayed.
+    pub erratic: bool,
+    /// When they last ceased to be.
+    pub erratic_until: Time,
+    /// Whether questions and answers are sometimes lost.
+    pub lossy: bool,
+}
+
+impl Network {
+    /// Whether what is sent on a session is lost.
+    pub fn is_reset(&self, session: SessionId) -> bool {
+        self.sessions.get(&session).is_none_or(|session| session.up.reset)
+    }
+
+    pub fn is_cut(&self, worker: WorkerId, way: Way) -> bool {
+        self.cuts.contains_key(&(worker, way))
+    }
+
+    /// Whether what arrives now on a session's stream was lost on the way.
+    pub fn is_lost_up(&self, session: SessionId, packet: &Up) -> bool {
+        self.sessions.get(&session).is_none_or(|session| session.up.reset && !matches!(packet, Up::End))
+    }
+
+    /// See [`Network::is_lost_up`].
+    pub fn is_lost_down(&self, session: SessionId, packet: &Down) -> bool {
+        self.sessions.get(&session).is_none_or(|session| session.down.reset && !matches!(packet, Down::End(_)))
+    }
+}
+
+impl World {
+    pub fn latency(&mut self) -> Time {
+        if self.network.erratic && self.rng.random_ratio(1, 50) {
+            Time::from_millis(self.rng.random_range(100..3_000))
+        } else {
+            Time::from_millis(self.rng.random_range(1..20))
+        }
+    }
+
+    pub fn open(&mut self, session: SessionId, worker: WorkerId) {
+        let life = self.coordinator.life;
+        self.network.sessions.insert(session, Session { worker, life, up: Stream::default(), down: Stream::default() });
+    }
+
+    pub fn send_up(&mut self, session: SessionId, packet: Up) {
+        let latency = self.latency();
+        let Some(Session { worker, up, .. }) = self.network.sessions.get_mut(&session) else { return };
+        if self.network.cuts.contains_key(&(*worker, Way::Up)) {
+            up.held.push_back(packet);
+        } else {
+            up.last = up.last.max(self.agenda.now() + latency);
+            self.agenda.at(up.last, Due::Up { session, packet });
+        }
+    }
+
+    pub fn send_down(&mut self, session: SessionId, packet: Down) {
+        let latency = self.latency();
+        let Some(Session { worker, down, .. }) = self.network.sessions.get_mut(&session) else { return };
+        if self.network.cuts.contains_key(&(*worker, Way::Down)) {
+            down.held.push_back(packet);
+        } else {
+            down.last = down.last.max(self.agenda.now() + latency);
+            self.agenda.at(down.last, Due::Down { session, packet });
+        }
+    }
+
+    /// Nothing of what is in flight arrives, and the ends of the streams only where they are noticed.
+    pub fn reset(&mut self, session: SessionId, noticed_above: bool, noticed_below: bool) {
+        let Some(Session { up, down, .. }) = self.network.sessions.get_mut(&session) else { return };
+        (up.reset, down.reset) = (true, true);
+        up.held.clear();
+        down.held.clear();
+        if noticed_above {
+            self.send_up(session, Up::End);
+        }
+        if noticed_below {
+            self.send_down(session, Down::End(None));
+        }
+    }
+
+    pub fn cut(&mut self, worker: WorkerId, way: Way) {
+        let now = self.agenda.now();
+        self.network.cuts.entry((worker, way)).or_insert(now);
+    }
+
+    /// Ends a cut: what was held up is on its way again.
+    pub fn mend(&mut self, worker: WorkerId, way: Way) {
+        if self.network.cuts.remove(&(worker, way)).is_none() {
+            return;
+        }
+        let own = self.network.sessions.iter().filter(|(_, session)| session.worker == worker);
+        for session in own.map(|(session, _)| *session).collect::<Vec<_>>() {
+            let Some(Session { up, down, .. }) = self.network.sessions.get_mut(&session) else { continue };
+            match way {
+                Way::Up => std::mem::take(&mut up.held).into_iter().for_each(|packet| self.send_up(session, packet)),
+                Way::Down => {
+                    std::mem::take(&mut down.held).into_iter().for_each(|packet| self.send_down(session, packet));
+                }
+                Way::Peers => {}
+            }
+        }
+        if way == Way::Peers {
+            self.release_all();
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Runs of many seeds: each a world of its own, in which everything random follows from the seed.
+//!
+//! `SEEDS` says how many (10,000 if it does not), `SEED=n` runs only that one and prints all that happens in it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    hash::{DefaultHasher, Hasher},
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{
+    faults::Fault,
+    scenario::Scenario,
+    world::{Trace, World},
+};
+use crate::run::{Outcome, Time, plan::Place};
+
+/// How many, if nobody says.
+const SEEDS: u64 = 10_000;
+/// After so many that fail no more are run.
+const MOST_FAILURES: usize = 5;
+/// One seed in so many is run twice.
+const REPEATED: usize = 100;
+/// Virtual time by which every run has to be over.
+const OVER_BY: Time = Time::from_secs(3_600);
+
+/// Runs a seed to the end of its run.
+fn live(seed: u64, trace: Trace) -> World {
+    let mut world = World::new(seed, trace, Scenario::any);
+    world.begin();
+    while world.outcome.is_none() && world.step(OVER_BY) {}
+    assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
+    world.check_end();
+    world
+}
+
+/// What a seed's run comes to: its number of events, and a hash of all of them.
+fn fingerprint(seed: u64) -> (u64, u64) {
+    let world = live(seed, Trace::Hashed(DefaultHasher::new()));
+    let Trace::Hashed(hasher) = world.trace else { unreachable!("as said above") };
+    (world.events, hasher.finish())
+}
+
+/// What all seeds came to, together.
+#[derive(Default)]
+struct Totals {
+    seeds: u64,
+    events: u64,
+    /// Virtual.
+    seconds: u64,
+    coordinators: u64,
+    generations: u64,
+    trained: u64,
+    repeated: u64,
+    committed: u64,
+    lost: u64,
+    twice: u64,
+    evaluations: u64,
+    checkpoints: u64,
+    faults: BTreeMap<Fault, u64>,
+}
+
+impl Totals {
+    fn add(&mut self, world: &World) {
+        self.seeds += 1;
+        self.events += world.events;
+        self.seconds += world.agenda.now().as_secs();
+        self.coordinators += world.coordinator.life;
+        self.generations += world.invariants.formed;
+        let planned: BTreeSet<Place> = world.way_to(world.end()).into_iter().collect();
+        let committed: BTreeSet<Place> = world.invariants.committed.iter().map(|step| step.place).collect();
+        self.committed += committed.len() as u64;
+        self.lost += (&planned - &committed).len() as u64;
+        self.twice += (world.invariants.committed.len() - committed.len()) as u64;
+        self.trained += world.invariants.trained;
+        self.repeated += world.invariants.repeated;
+        self.checkpoints += world.disk.checkpoints.len() as u64;
+        self.evaluations += world.invariants.evaluated.len() as u64;
+        for (fault, count) in &world.faults.counts {
+            *self.faults.entry(*fault).or_default() += count;
+        }
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seeds, events, seconds, coordinators, generations, .. } = self;
+        let Self { trained, repeated, committed, lost, twice, evaluations, checkpoints, .. } = self;
+        writeln!(f, "{seeds} seeds, {events} events in {seconds} virtual seconds")?;
+        writeln!(f, "{coordinators} coordinators, {generations} generations")?;
+        writeln!(
+            f,
+            "{trained} steps trained, {repeated} of them given up with a state that was lost, or for a better one"
+        )?;
+        writeln!(f, "{committed} steps committed in the end, {lost} lost, {twice} committed twice")?;
+        writeln!(f, "{evaluations} evaluations, {checkpoints} checkpoints in the end")?;
+        let faults: Vec<String> = self.faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
+        write!(f, "faults: {}", faults.join(", "))
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value}: not a number")))
+}
+
+/// What a panic says.
+fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")
+}
+
+#[test]
+fn whatever_happens_every_step_is_trained_once_and_the_run_is_finished() {
+    if let Some(seed) = number("SEED") {
+        live(seed, Trace::Printed);
+        return;
+    }
+    let (seeds, next) = (number("SEEDS").unwrap_or(SEEDS), AtomicU64::new(0));
+    let (totals, failures) = (Mutex::new(Totals::default()), Mutex::new(BTreeMap::new()));
+    let work = || loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= seeds {
+            return;
+        }
+        match panic::catch_unwind(AssertUnwindSafe(|| live(seed, Trace::Dropped))) {
+            Ok(world) => totals.lock().expect("whole").add(&world),
+            Err(panic) => {
+                let mut failures = failures.lock().expect("whole");
+                failures.insert(seed, said(&*panic).to_owned());
+                if failures.len() >= MOST_FAILURES {
+                    next.store(seeds, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    let failures = failures.into_inner().expect("whole");
+    let lines: Vec<String> = failures.iter().map(|(seed, reason)| format!("seed {seed} failed: {reason}")).collect();
+    if let Some(seed) = failures.keys().next() {
+        let replay = "cargo test -p dico-coordinator --lib simulation::seeds -- --nocapture";
+        panic!("{}\nreplay: SEED={seed} {replay}", lines.join("\n"));
+    }
+    println!("{}", totals.into_inner().expect("whole"));
+}
+
+#[test]
+fn a_seed_always_gives_the_same_run() {
+    let seeds = match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SEEDS").unwrap_or(SEEDS),
+    };
+    for seed in seeds.step_by(REPEATED) {
+        assert_eq!(fingerprint(seed), fingerprint(seed), "seed {seed}");
+    }
+}

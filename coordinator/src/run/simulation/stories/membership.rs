@@ -1,0 +1,209 @@
+//! Who comes, who goes, and who is sent away.
+
+use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive};
+
+use runfile::RunFile;
+
+use super::{admitted, at};
+use crate::run::{
+    Action, Event, Outcome, RequestId, Run, SessionId, Time,
+    record::{Happening, Record, Restored, Source},
+    simulation::{
+        network::Way,
+        worker::{Doing, Wake},
+        world::{Due, World},
+    },
+    testing,
+};
+
+#[test]
+fn a_quiet_run_goes_straight_to_its_end() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(10), None)]));
+    world.join();
+    world.finish();
+    assert_eq!(world.count(|record| matches!(record, Record::Step(_))), 20);
+    assert_eq!(world.count(|record| matches!(record, Record::Formed { .. })), 1);
+    assert_eq!(world.count(|record| matches!(record, Record::Evaluated { .. })), 1);
+    assert_eq!(world.count(|record| matches!(record, Record::Saved(_))), 2);
+}
+
+#[test]
+fn a_newcomer_is_taken_in_after_the_step_in_flight() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let first = world.join();
+    world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
+    assert_eq!(world.run().generation.as_ref().unwrap().granted.step, 8);
+    world.join();
+    world.until(|world| world.origins().len() == 2);
+    assert_eq!(world.origins()[1], (at(0, 2), Source::Member(0)));
+    world.finish();
+    assert_eq!(world.count(|record| matches!(record, Record::Formed { members, .. } if members.len() == 2)), 1);
+}
+
+#[test]
+fn asked_to_stop_it_saves_first() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let first = world.join();
+    world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
+    world.tell(Event::Shutdown);
+    world.until(|world| world.outcome.is_some());
+    assert_eq!(world.outcome, Some(Outcome::Stopped));
+    assert_eq!(world.disk.checkpoints["0-a-00000008"].len(), 8);
+}
+
+#[test]
+fn asked_to_stop_while_a_worker_leaves_it_saves_first() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let first = world.join();
+    world.until(|world| world.run().committed.step == 2);
+    // Both are asked to end, as when a whole job is.
+    world.agenda.after(Time::ZERO, Due::Connection { worker: first, wake: Wake::Leave });
+    world.until(|world| world.happened(Happening::Leaving) == 1);
+    world.tell(Event::Shutdown);
+    world.until(|world| world.outcome.is_some());
+    assert_eq!(world.outcome, Some(Outcome::Stopped));
+    let committed = world.run().committed;
+    assert_eq!(world.disk.checkpoints[&committed.checkpoint_name("a", None)].len() as u64, committed.step);
+}
+
+#[test]
+fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
+    let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
+    file.workers.min = 2;
+    let mut run = Run::new(file, Restored::default());
+    let enter = |run: &mut Run, session: u64, fingerprint: &str, now| {
+        let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+        let session_token =
+            admitted(&run.on_event(now, Event::Join { request: RequestId(0), token: "token".into(), join }));
+        let data_set = Some(v1::DataSet { fingerprint: fingerprint.into(), ..Default::default() });
+        let store_address = "host:1".into();
+        let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
+        run.on_event(now, Event::Attach { session: SessionId(session), attach })
+    };
+    enter(&mut run, 1, "these", Time::ZERO);
+    let actions = enter(&mut run, 2, "those", Time::ZERO);
+    let Action::Send { session: SessionId(2), directive } = &actions[0] else { panic!("{actions:?}") };
+    let Some(Directive::Leave(leave)) = &directive.directive else { panic!("{directive:?}") };
+    assert!(["these", "those", "rank 0", "rank 1"].iter().all(|part| leave.reason.contains(part)), "{}", leave.reason);
+    assert_eq!(run.members.len(), 1);
+
+    let heard = Time::from_secs(6);
+    enter(&mut run, 3, "these", heard);
+    assert_eq!(run.status(heard).state, "forming");
+    let actions = run.on_event(Time::from_secs(10), Event::Tick);
+    assert!(actions.contains(&Action::Close { session: SessionId(1), refusal: None }), "{actions:?}");
+    let abandon = |action: &Action| match action {
+        Action::Send { session: SessionId(3), directive } => matches!(directive.directive, Some(Directive::Abandon(_))),
+        _ => false,
+    };
+    assert!(actions.iter().any(abandon), "{actions:?}");
+}
+
+/// Two workers, the second of which stands still from the moment on at which it is at something; nobody looks after it.
+fn with_one_that_hangs(file: RunFile, at: impl Fn(&Doing) -> bool) {
+    let mut world = World::of(file);
+    (world.join(), world.join());
+    let is_apt = |world: &World| world.workers.iter().find(|(_, worker)| at(&worker.doing)).map(|(id, _)| *id);
+    world.until(|world| world.run().members.len() == 2 && is_apt(world).is_some());
+    let hangs = is_apt(&world).unwrap();
+    world.workers.get_mut(&hangs).unwrap().stuck = true;
+    world.until(|world| !world.workers.contains_key(&hangs));
+    world.join();
+    world.finish();
+    assert_eq!(world.happened(Happening::Lost), 1);
+}
+
+#[test]
+fn who_hangs_is_sent_away_whatever_it_was_at() {
+    let mut file = testing::run_file(vec![
+        testing::stage("a", 50, 8, Some(5), Some(5)),
+        testing::stage("b", 5, 8, None, None),
+    ]);
+    (file.workers.min, file.control.stall_after) = (2, 20.0);
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Meeting(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Adopting(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Computing(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Applying(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Captioning(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Copying(_)));
+    with_one_that_hangs(file, |doing| matches!(doing, Doing::Nothing));
+}
+
+/// The last state can be saved only when one of two no longer listens.
+#[test]
+fn who_hangs_while_all_wait_for_a_checkpoint_is_sent_away() {
+    let mut file = testing::run_file(vec![testing::stage("a", 10, 8, None, None)]);
+    (file.workers.min, file.control.stall_after) = (2, 20.0);
+    let mut world = World::of(file);
+    let hangs = [world.join(), world.join()][1];
+    world.disk.full = true;
+    world.until(|world| world.happened(Happening::SaveFailed) == 1);
+    world.pass(Time::from_millis(500));
+    world.workers.get_mut(&hangs).unwrap().stuck = true;
+    world.disk.full = false;
+    world.until(|world| !world.workers.contains_key(&hangs));
+    world.join();
+    world.finish();
+    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
+}
+
+#[test]
+fn who_hangs_alone_is_sent_away_when_another_comes() {
+    let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
+    file.control.stall_after = 20.0;
+    let mut world = World::of(file);
+    let first = world.join();
+    world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
+    world.workers.get_mut(&first).unwrap().stuck = true;
+    world.pass(Time::from_secs(100));
+    assert_eq!(world.happened(Happening::Lost), 0);
+    world.join();
+    world.finish();
+    assert_eq!(world.happened(Happening::Lost), 1);
+}
+
+#[test]
+fn who_captions_for_long_does_not_stand_still() {
+    let mut file = testing::run_file(vec![testing::stage("a", 1, 8, None, None)]);
+    (file.workers.min, file.control.stall_after) = (2, 10.0);
+    let mut world = World::of(file);
+    let slow = world.join();
+    world.join();
+    // Two ranges fall to it, and one to the other.
+    world.until(|world| matches!(world.workers[&slow].doing, Doing::Applying(_)));
+    world.workers.get_mut(&slow).unwrap().pace = Time::from_secs(6);
+    world.finish();
+    assert_eq!(world.happened(Happening::Lost), 0);
+}
+
+#[test]
+fn nothing_is_lost_with_those_who_leave() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let leave = |world: &mut World, id| world.agenda.after(Time::ZERO, Due::Connection { worker: id, wake: Wake::Leave });
+    let (first, second) = (world.join(), world.join());
+    world.until(|world| world.run().committed.step == 5);
+    leave(&mut world, first);
+    world.until(|world| !world.workers.contains_key(&first));
+    world.until(|world| world.run().committed.step >= 10);
+    // The only state there is.
+    leave(&mut world, second);
+    world.until(|world| world.workers.is_empty());
+    assert_eq!(world.checkpoints().len(), 1);
+    world.join();
+    world.finish();
+    assert_eq!((world.happened(Happening::Left), world.happened(Happening::RolledBack)), (3, 0));
+    assert_eq!(world.invariants.repeated, 0);
+}
+
+#[test]
+fn whoever_comes_without_a_way_to_the_others_has_to_go_again() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let first = world.start_worker("host".into(), Some(1));
+    world.until(|world| world.run().committed.step == 5);
+    let second = world.start_worker("elsewhere".into(), Some(0));
+    world.cut(second, Way::Peers);
+    world.finish();
+    assert!(!world.workers.contains_key(&second));
+    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
+    assert_eq!(world.workers.get(&first).map_or(50, |worker| worker.history.len()), 50);
+}

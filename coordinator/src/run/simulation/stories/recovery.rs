@@ -1,0 +1,182 @@
+//! What dies or breaks, and what becomes of the run.
+
+use proto::v1;
+
+use super::at;
+use crate::run::{
+    Outcome, Time,
+    record::{Happening, Record, Source},
+    simulation::{WorkerId, network::Way, scenario::Scenario, worker::Doing, world::World},
+    testing,
+};
+
+#[test]
+fn when_all_state_dies_the_last_checkpoint_is_taken() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(10), None)]));
+    let first = world.join();
+    world.until(|world| world.run().committed.step == 13);
+    world.end_worker(first, false);
+    world.join();
+    world.finish();
+    let checkpoint = Source::Checkpoint("0-a-00000010".into());
+    assert_eq!(world.origins(), [(at(0, 0), Source::Seed), (at(0, 10), checkpoint)]);
+    assert!(world.invariants.repeated >= 3);
+}
+
+#[test]
+fn parameters_that_differ_fail_the_run() {
+    let mut file = testing::run_file(vec![testing::stage("a", 2, 8, None, None)]);
+    file.workers.min = 2;
+    let mut world = World::of(file);
+    world.join();
+    let spoilt = world.join();
+    world.until(|world| matches!(world.workers[&spoilt].doing, Doing::Copying(_)));
+    world.workers.get_mut(&spoilt).unwrap().history[0].generation = 99;
+    world.until(|world| world.outcome.is_some());
+    let Some(Outcome::Failed(reason)) = world.outcome else { panic!("{:?}", world.outcome) };
+    assert!(reason.contains("differ") && reason.contains("rank 1"), "{reason}");
+}
+
+#[test]
+fn the_same_fatal_failure_again_and_again_fails_the_run() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 2, 8, None, None)]));
+    for generation in 1..=3 {
+        assert_eq!(world.outcome, None);
+        let worker = world.join();
+        world.until(|world| world.workers[&worker].generation == Some(generation));
+        world.leave_generation(worker, generation);
+        let reason = "no memory\nleft".to_owned();
+        world.fail(worker, v1::Failed { generation, reason, fatal: true, ..Default::default() });
+        world.pass(Time::from_secs(1));
+    }
+    world.until(|world| world.outcome.is_some());
+    let Some(Outcome::Failed(reason)) = world.outcome else { panic!("{:?}", world.outcome) };
+    assert!(reason.contains("no memory left"), "{reason}");
+}
+
+/// Two workers, of which the first is about to save when the coordinator gives it up, or dies; the second saves the same place.
+fn saved_by_two(meanwhile: impl Fn(&mut World, WorkerId)) {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 9, 8, Some(3), None)]));
+    let first = world.join();
+    world.until(|world| matches!(world.workers[&first].doing, Doing::Copying(_)));
+    world.workers.get_mut(&first).unwrap().stuck = true;
+    meanwhile(&mut world, first);
+    world.join();
+    world.until(|world| world.count(|record| matches!(record, Record::Saved(_))) == 1);
+    let saved = world.disk.checkpoints.clone();
+    world.thaw(first);
+    world.until(|world| !world.has_saved(first));
+    world.until(|world| world.has_saved(first));
+    for (name, history) in saved {
+        assert_eq!(world.disk.checkpoints.get(&name), Some(&history), "{name}");
+    }
+    world.finish();
+}
+
+#[test]
+fn a_worker_that_was_given_up_does_not_touch_what_is_on_record() {
+    saved_by_two(|world, first| {
+        let session = world.workers[&first].session().unwrap();
+        world.reset(session, true, true);
+    });
+}
+
+#[test]
+fn nor_does_one_that_was_told_to_save_by_a_coordinator_that_has_died() {
+    saved_by_two(|world, _| {
+        world.kill_coordinator(Time::from_secs(1));
+        world.until(|world| world.coordinator.run.is_some());
+    });
+}
+
+/// A member that is cut off goes on for as far as it was told; meanwhile another takes the run on from an older state.
+#[test]
+fn a_state_that_went_another_way_is_not_taken_up() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 500, 8, None, None)]));
+    let (first, second) = (world.join(), world.join());
+    let cut_off = |world: &mut World, worker| [Way::Up, Way::Down].map(|way| world.cut(worker, way));
+    let reach = |world: &mut World, worker| [Way::Up, Way::Down].map(|way| world.mend(worker, way));
+    world.until(|world| world.run().committed.step >= 10 && world.run().members.len() == 2);
+    cut_off(&mut world, second);
+    world.until(|world| world.run().last_generation == 3);
+    let behind = world.run().committed.step;
+    world.until(|world| world.run().committed.step >= behind + 20);
+    cut_off(&mut world, first);
+    world.until(|world| world.run().members.is_empty());
+    reach(&mut world, second);
+    world.until(|world| world.run().last_generation == 4 && world.run().committed.step > behind);
+    reach(&mut world, first);
+    world.finish();
+}
+
+#[test]
+fn a_checkpoint_that_is_damaged_is_replaced_by_the_one_before() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]));
+    let first = world.join();
+    world.until(|world| world.run().committed.step == 13);
+    world.disk.damaged.insert("0-a-00000010".into());
+    world.end_worker(first, false);
+    world.join();
+    world.finish();
+    let from = |step: u64| (at(0, step), Source::Checkpoint(format!("0-a-{step:08}")));
+    assert_eq!(world.origins()[1..], [from(10), from(5)]);
+    assert_eq!(world.happened(Happening::Damaged), 1);
+    assert_eq!(world.committed(), world.way_to(at(0, 20)));
+}
+
+#[test]
+fn a_run_that_cannot_save_holds_until_it_can() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]));
+    world.join();
+    world.disk.full = true;
+    world.pass(Time::from_secs(100));
+    // Training went on while the first attempt was under way.
+    assert!((5..=10).contains(&world.run().committed.step), "{}", world.run().committed);
+    assert_eq!((world.happened(Happening::SaveFailed), world.happened(Happening::SavedAgain)), (1, 0));
+    world.disk.full = false;
+    world.finish();
+    assert_eq!((world.happened(Happening::SaveFailed), world.happened(Happening::SavedAgain)), (1, 1));
+    assert_eq!(world.origins().len(), 1);
+}
+
+/// Checkpoints take longer to write than a coordinator to come back.
+#[test]
+fn what_was_saved_for_a_coordinator_that_has_died_means_nothing_to_the_next() {
+    let file = testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]);
+    let mut world = World::with(Scenario { saving: Time::from_secs(60), ..Scenario::quiet(file) });
+    let first = world.join();
+    world.until(|world| !world.has_saved(first));
+    world.kill_coordinator(Time::from_secs(1));
+    world.finish();
+    assert_eq!(world.happened(Happening::Lost), 0);
+    assert_eq!(world.committed(), world.way_to(at(0, 20)));
+}
+
+#[test]
+fn a_coordinator_that_waits_for_its_disk_takes_nobody_for_lost() {
+    let mut file = testing::run_file(vec![testing::stage("a", 200, 8, Some(10), None)]);
+    file.workers.min = 2;
+    let mut world = World::of(file);
+    (world.join(), world.join());
+    world.until(|world| world.run().committed.step == 13);
+    world.coordinator.held_up = true;
+    world.pass(Time::from_secs(100));
+    world.thaw_coordinator();
+    world.finish();
+    assert_eq!((world.happened(Happening::Lost), world.origins().len()), (0, 1));
+}
+
+#[test]
+fn a_coordinator_that_stood_still_finds_its_workers_with_all_that_they_have_done() {
+    let mut file = testing::run_file(vec![testing::stage("a", 200, 8, Some(10), None)]);
+    file.workers.min = 2;
+    let mut world = World::of(file);
+    (world.join(), world.join());
+    world.until(|world| world.run().committed.step == 13);
+    world.coordinator.frozen = Some(world.agenda.now());
+    world.pass(Time::from_secs(30));
+    world.thaw_coordinator();
+    world.finish();
+    assert_eq!(world.happened(Happening::RolledBack), 0);
+    assert_eq!(world.committed(), world.way_to(at(0, 200)));
+}

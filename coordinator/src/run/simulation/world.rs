@@ -1,0 +1,182 @@
+//! The world: all processes, the network and the disk between them, and what is due.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    hash::{DefaultHasher, Hasher},
+};
+
+use proto::v1;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{
+    WorkerId,
+    agenda::Agenda,
+    collective::Collective,
+    coordinator::Coordinator,
+    disk::Disk,
+    faults::{Fault, Faults},
+    invariants::Invariants,
+    network::{Down, Network, Up},
+    saver::Saves,
+    scenario::Scenario,
+    worker::{Wake, Worker},
+};
+use crate::run::{Event, Outcome, RefusalKind, RequestId, Run, SessionId, Time, captions::Images};
+
+/// What can be due.
+#[derive(Debug)]
+pub enum Due {
+    /// The coordinator's clock.
+    Tick { life: u64 },
+    /// A coordinator starts.
+    Start,
+    /// An evaluation is scored.
+    Scored { life: u64, event: Event },
+    /// A worker's question reaches the coordinator.
+    Ask { worker: WorkerId, request: RequestId, join: v1::JoinRequest },
+    /// The answer reaches the worker.
+    Answer { worker: WorkerId, request: RequestId, answer: Result<v1::JoinResponse, RefusalKind> },
+    /// Something reaches the coordinator on a session's stream.
+    Up { session: SessionId, packet: Up },
+    /// Something reaches a worker on a session's stream.
+    Down { session: SessionId, packet: Down },
+    /// A worker's connection is woken.
+    Connection { worker: WorkerId, wake: Wake },
+    /// A worker's training thread is woken.
+    Training { worker: WorkerId, task: u64, wake: Wake },
+    /// A worker's saver is through with a copy.
+    Saved { worker: WorkerId },
+    /// A machine without a worker gets one.
+    Hire { machine: usize },
+    /// Something goes wrong.
+    Fault,
+    /// What went wrong is put right.
+    Mend(Fault, WorkerId),
+    /// From now on nothing goes wrong any more.
+    Calm,
+}
+
+/// What becomes of the trace of all events.
+pub enum Trace {
+    Dropped,
+    Printed,
+    Hashed(DefaultHasher),
+}
+
+pub struct World {
+    pub scenario: Scenario,
+    pub rng: ChaCha8Rng,
+    pub agenda: Agenda<Due>,
+    pub trace: Trace,
+    pub events: u64,
+    number: u64,
+    pub last_worker: u64,
+    pub coordinator: Coordinator,
+    pub network: Network,
+    pub workers: BTreeMap<WorkerId, Worker>,
+    /// Of living processes, and of such as only wait for them.
+    pub savers: BTreeMap<WorkerId, Saves>,
+    pub collectives: BTreeMap<u64, Collective>,
+    pub disk: Disk,
+    pub faults: Faults,
+    pub invariants: Invariants,
+    /// Who captioned what, in order.
+    pub captioned: Vec<(WorkerId, Images)>,
+    pub outcome: Option<Outcome>,
+}
+
+impl World {
+    /// A world in which nothing has happened yet.
+    pub fn new(seed: u64, trace: Trace, scenario: impl FnOnce(&mut ChaCha8Rng) -> Scenario) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut world = Self {
+            scenario: scenario(&mut rng),
+            rng,
+            agenda: Agenda::default(),
+            trace,
+            events: 0,
+            number: 0,
+            last_worker: 0,
+            coordinator: Coordinator::new(),
+            network: Network::default(),
+            workers: BTreeMap::new(),
+            savers: BTreeMap::new(),
+            collectives: BTreeMap::new(),
+            disk: Disk::default(),
+            faults: Faults::default(),
+            invariants: Invariants::default(),
+            captioned: Vec::new(),
+            outcome: None,
+        };
+        world.start_coordinator();
+        world
+    }
+
+    /// The state machine of the living coordinator.
+    pub fn run(&self) -> &Run {
+        self.coordinator.run.as_ref().expect("the coordinator lives")
+    }
+
+    pub fn next_number(&mut self) -> u64 {
+        self.number += 1;
+        self.number
+    }
+
+    /// As long as people or supervisors may take to start something again.
+    pub fn some_time(&mut self) -> Time {
+        Time::from_millis(self.rng.random_range(100..5_000))
+    }
+
+    pub fn trace(&mut self, line: fmt::Arguments<'_>) {
+        match &mut self.trace {
+            Trace::Dropped => {}
+            Trace::Printed => println!("{:>10.3} {line}", self.agenda.now().as_secs_f64()),
+            Trace::Hashed(hasher) => hasher.write(format!("{:?} {line}", self.agenda.now()).as_bytes()),
+        }
+    }
+
+    /// Lets the next thing happen that is due by `until`; whether there is one.
+    pub fn step(&mut self, until: Time) -> bool {
+        let Some(due) = self.agenda.next(until) else { return false };
+        self.events += 1;
+        self.trace(format_args!("{due:?}"));
+        self.happen(due);
+        true
+    }
+
+    fn happen(&mut self, due: Due) {
+        let worker = match &due {
+            Due::Answer { worker, .. }
+            | Due::Connection { worker, .. }
+            | Due::Training { worker, .. }
+            | Due::Saved { worker } => Some(*worker),
+            Due::Down { session, .. } => self.network.sessions.get(session).map(|session| session.worker),
+            _ => None,
+        };
+        let Some(due) = self.unless_missed(worker, due).and_then(|due| self.unless_unread(due)) else { return };
+        match due {
+            Due::Tick { life } => self.tick(life),
+            Due::Start => self.start_coordinator(),
+            Due::Scored { life, event } if life == self.coordinator.life => self.tell(event),
+            Due::Scored { .. } => {}
+            Due::Ask { worker, request, join } => self.asked(worker, request, join),
+            Due::Answer { worker, request, answer } => self.hear_answer(worker, request, answer),
+            Due::Up { session, packet } if !self.network.is_lost_up(session, &packet) => self.told(session, packet),
+            Due::Down { session, packet } if !self.network.is_lost_down(session, &packet) => {
+                if let Some(worker) = worker {
+                    self.hear(worker, session, packet);
+                }
+            }
+            Due::Up { .. } | Due::Down { .. } => {}
+            Due::Connection { worker, wake } => self.woken(worker, wake),
+            Due::Training { worker, task, wake } => self.work(worker, task, wake),
+            Due::Saved { worker } => self.saved(worker),
+            Due::Hire { machine } => self.hire(machine),
+            Due::Fault => self.strike(),
+            Due::Mend(fault, worker) => self.put_right(fault, worker),
+            Due::Calm => self.calm_down(),
+        }
+    }
+}

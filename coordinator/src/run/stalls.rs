@@ -1,0 +1,65 @@
+//! Stalls: whoever says that it lives, but does not do what the others wait for, is sent away.
+
+use std::time::Duration;
+
+use proto::v1;
+
+use super::{
+    Phase, Run, Time,
+    membership::{Member, Stall, Standing},
+    progress::Awaiting,
+};
+
+/// An all-reduce that all have reached takes no longer than so many times `lost_after`.
+const HUNG: u32 = 3;
+
+impl Run {
+    /// Sends those away for whom the others have waited too long.
+    pub(super) fn unstall(&mut self, now: Time) {
+        let stall_after = Duration::try_from_secs_f64(self.file.control.stall_after).unwrap_or(Duration::MAX);
+        let debtors = self.debtors();
+        // What is trained meanwhile counts, too: nobody is blamed for a save that keeps nobody from anything.
+        let saves = |rank: u32| self.saving.as_ref().is_some_and(|saving| saving.awaits(rank));
+        let owes = |rank: u32| debtors.binary_search(&rank).is_ok() || saves(rank);
+        self.members.excuse(now, owes);
+        // Nobody gets on in a meeting before all do.
+        let meets = self.generation.as_ref().is_some_and(|generation| generation.ready.is_empty());
+        let waits_for_others = |member: &Member| match member.phase {
+            v1::Phase::AllReduce => true,
+            v1::Phase::Rendezvous => meets,
+            _ => false,
+        };
+        let seconds = stall_after.as_secs_f64();
+        let hung_after = stall_after.min(HUNG * self.lost_after());
+        match self.members.stalled(now, stall_after, hung_after, waits_for_others, owes) {
+            Some(Stall::Of(ranks)) => {
+                for rank in ranks {
+                    self.evict(now, rank, &format!("it did not move for {seconds} s while others waited for it"));
+                }
+            }
+            Some(Stall::OfAll) => {
+                self.end_generation(now, "all ranks wait for each other", true);
+            }
+            None => {}
+        }
+    }
+
+    /// The ranks of the generation that were told to do what they have not done yet, in order; saves left out.
+    fn debtors(&self) -> Vec<u32> {
+        let Some(generation) = &self.generation else { return Vec::new() };
+        let owes = |rank: &u32| match &self.phase {
+            Phase::Forming => !generation.ready.contains(rank),
+            Phase::Running if generation.lockstep.of(*rank) != Some(generation.granted) => true,
+            Phase::Running => match &generation.awaiting {
+                Some(Awaiting::Captions { asked }) => asked.get(rank).is_some_and(|ranges| !ranges.is_empty()),
+                Some(Awaiting::Advance { done, .. }) => !done.contains(rank),
+                Some(Awaiting::Scores) | None => false,
+            },
+            Phase::Waiting | Phase::Over { .. } => false,
+        };
+        let is_in = |rank: &u32| {
+            self.members.get(*rank).is_some_and(|member| member.standing == Standing::In(generation.number))
+        };
+        generation.members.iter().copied().filter(|rank| is_in(rank) && owes(rank)).collect()
+    }
+}
