@@ -70,7 +70,12 @@ impl Run {
         self.actions.push(Action::Score { evaluation, items, captions });
     }
 
-    pub(super) fn evaluation_items(&mut self, now: Time, rank: u32, report: v1::EvaluationItems) -> Result<(), Violation> {
+    pub(super) fn evaluation_items(
+        &mut self,
+        now: Time,
+        rank: u32,
+        report: v1::EvaluationItems,
+    ) -> Result<(), Violation> {
         if !self.is_current(rank, report.generation)? {
             return Ok(());
         }

@@ -339,7 +339,8 @@ impl Membership {
         let still = |member: &Member, after| now.saturating_sub(member.moved) >= after;
         let (busy, free): (Vec<_>, Vec<_>) = self.iter().partition(|(rank, _)| owes(*rank));
         let (waiting, working): (Vec<_>, Vec<_>) = busy.into_iter().partition(|(_, member)| waits_for_others(member));
-        let stuck: Vec<u32> = working.iter().filter(|(_, member)| still(member, stall_after)).map(|(rank, _)| *rank).collect();
+        let stuck: Vec<u32> =
+            working.iter().filter(|(_, member)| still(member, stall_after)).map(|(rank, _)| *rank).collect();
         if !stuck.is_empty() {
             return (!waiting.is_empty() || !free.is_empty()).then_some(Stall::Of(stuck));
         }

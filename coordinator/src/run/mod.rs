@@ -42,8 +42,8 @@ pub mod record;
 pub mod shares;
 #[cfg(test)]
 mod simulation;
-pub mod statistics;
 mod stalls;
+pub mod statistics;
 mod status;
 #[cfg(test)]
 pub(crate) mod testing;

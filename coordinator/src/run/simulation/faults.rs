@@ -179,7 +179,12 @@ impl World {
             }
             Fault::Break => {
                 let doing = self.workers.get(&victim).map(|worker| &worker.doing);
-                if !matches!(doing, None | Some(Doing::Nothing | Doing::Reaching(_) | Doing::Copying(_) | Doing::HandingOver | Doing::Finishing)) {
+                if !matches!(
+                    doing,
+                    None | Some(
+                        Doing::Nothing | Doing::Reaching(_) | Doing::Copying(_) | Doing::HandingOver | Doing::Finishing
+                    )
+                ) {
                     self.wake(victim, Time::ZERO, Wake::Broken);
                 }
             }

@@ -7,7 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{v1, v1::directive::Directive};
 
-use super::{History, Step, WorkerId, coordinator::Captioned, training::digest, network::Way, worker::{Doing, Worker}, world::World};
+use super::{
+    History, Step, WorkerId,
+    coordinator::Captioned,
+    network::Way,
+    training::digest,
+    worker::{Doing, Worker},
+    world::World,
+};
 use crate::run::{
     SessionId, Time,
     plan::{Ends, Place},
@@ -361,11 +368,7 @@ impl World {
         }
         let waits = self.faults.under_way > 0 || self.is_helpless() || self.invariants.paused || !self.scenario.goes_on;
         let since = since.max(self.invariants.calm_since);
-        assert!(
-            waits || now - since < PROGRESS_WITHIN,
-            "no progress: {:?}",
-            run.status(self.coordinator.clock)
-        );
+        assert!(waits || now - since < PROGRESS_WITHIN, "no progress: {:?}", run.status(self.coordinator.clock));
     }
 
     /// Generations only keep failing while things go wrong.
@@ -384,10 +387,7 @@ impl World {
             for step in (0..=end).filter(|step| self.scenario.is_evaluated(stage, *step)) {
                 // Where a stage was ended early it need not be evaluated any more.
                 let ended = self.invariants.ends.get(&number) == Some(&step);
-                assert!(
-                    evaluated(step) || ended,
-                    "stage {number} step {step} is not evaluated"
-                );
+                assert!(evaluated(step) || ended, "stage {number} step {step} is not evaluated");
             }
         }
         let last = |place: &&Place| {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
 
 use super::stories::admitted;
-use crate::run::{Event, Action, Phase, RequestId, Run, SessionId, Time, record::Restored, testing};
+use crate::run::{Action, Event, Phase, RequestId, Run, SessionId, Time, record::Restored, testing};
 
 /// Any message with any numbers in it.
 fn nonsense() -> impl Strategy<Value = Message> {
@@ -47,7 +47,13 @@ fn nonsense() -> impl Strategy<Value = Message> {
                 8 => Message::Idle(v1::Idle { generation, position, saving: flag.then_some(id) }),
                 9 => {
                     let damaged_checkpoint = if samples % 2 == 0 { String::new() } else { "0-a-00000001".into() };
-                    Message::Failed(v1::Failed { generation, reason: text, fatal: flag, damaged_checkpoint, unreachable: vec![stage] })
+                    Message::Failed(v1::Failed {
+                        generation,
+                        reason: text,
+                        fatal: flag,
+                        damaged_checkpoint,
+                        unreachable: vec![stage],
+                    })
                 }
                 10 => Message::Leaving(v1::Leaving { reason: text }),
                 11 => Message::CheckpointFailed(v1::CheckpointFailed { generation, checkpoint: id, reason: text }),

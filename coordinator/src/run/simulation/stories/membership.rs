@@ -115,10 +115,8 @@ fn with_one_that_hangs(file: RunFile, at: impl Fn(&Doing) -> bool) {
 
 #[test]
 fn who_hangs_is_sent_away_whatever_it_was_at() {
-    let mut file = testing::run_file(vec![
-        testing::stage("a", 50, 8, Some(5), Some(5)),
-        testing::stage("b", 5, 8, None, None),
-    ]);
+    let mut file =
+        testing::run_file(vec![testing::stage("a", 50, 8, Some(5), Some(5)), testing::stage("b", 5, 8, None, None)]);
     (file.workers.min, file.control.stall_after) = (2, 20.0);
     with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Meeting(_)));
     with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Adopting(_)));
@@ -179,7 +177,8 @@ fn who_captions_for_long_does_not_stand_still() {
 #[test]
 fn nothing_is_lost_with_those_who_leave() {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
-    let leave = |world: &mut World, id| world.agenda.after(Time::ZERO, Due::Connection { worker: id, wake: Wake::Leave });
+    let leave =
+        |world: &mut World, id| world.agenda.after(Time::ZERO, Due::Connection { worker: id, wake: Wake::Leave });
     let (first, second) = (world.join(), world.join());
     world.until(|world| world.run().committed.step == 5);
     leave(&mut world, first);
