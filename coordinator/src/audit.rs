@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::journal::Error;
 use crate::journal::history::{Event, Generation, History, Step};
-use crate::run::{plan::Place, record::Happening};
+use crate::run::{cuts::Cuts, plan::Place, record::Happening};
 
 /// What an audit found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -93,7 +93,7 @@ pub struct Life {
 pub fn audit(history: &History) -> Result<Audit, Error> {
     let file = history.run_file()?;
     let (generations, steps, events) = (history.generations()?, history.steps()?, history.events(0)?);
-    let times = times(&steps, &events);
+    let times = times(&steps, &events, &cuts(&generations, &events));
     let epochs = epochs(&file, history.training_split()?, &times);
     let mut samples = Samples::default();
     for Epoch { samples: Samples { committed, missing, repeated }, .. } in &epochs {
@@ -111,21 +111,36 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
 }
 
 /// How often each step of the present history was applied.
-fn times(steps: &[Step], events: &[Event]) -> BTreeMap<Place, u64> {
+fn times(steps: &[Step], events: &[Event], cuts: &Cuts) -> BTreeMap<Place, u64> {
     let mut times: BTreeMap<Place, u64> = BTreeMap::new();
     for step in steps.iter().filter(|step| step.present) {
         *times.entry(step.place).or_default() += 1;
     }
-    // What is adopted was applied, but not reported; unless it was given up after all it stands in for the missing report.
+    // What is adopted was applied, but not reported: unless it was given up later it stands in for the missing report.
     for event in events.iter().filter(|event| event.kind == Happening::Adopted.name()) {
         let [from, to] = ["from", "to"].map(|key| point(&event.detail[key]));
-        let (Some(from), Some(to)) = (from, to) else { continue };
+        let (Some(from), Some(to), Some(by)) = (from, to, event.detail["generation"].as_u64()) else { continue };
         let first = if from.stage == to.stage { from.step } else { 0 };
         for step in first + 1..=to.step {
-            times.entry(Place { stage: to.stage, step }).or_insert(1);
+            let place = Place { stage: to.stage, step };
+            if cuts.allow(place, by) {
+                times.entry(place).or_insert(1);
+            }
         }
     }
     times
+}
+
+/// What later generations, and the ends of stages, have given up.
+fn cuts(generations: &[Generation], events: &[Event]) -> Cuts {
+    let ended = events.iter().filter(|event| event.kind == Happening::StageEnded.name());
+    let ended = ended.filter_map(|event| Some((event.detail["generation"].as_u64()? + 1, point(&event.detail)?)));
+    let formed = generations.iter().map(|generation| (generation.number, generation.start));
+    let mut all: Vec<(u64, Place)> = formed.chain(ended).collect();
+    all.sort_unstable();
+    let mut cuts = Cuts::default();
+    all.into_iter().for_each(|(generation, start)| cuts.cut(generation, start));
+    cuts
 }
 
 fn point(json: &serde_json::Value) -> Option<Place> {
@@ -196,15 +211,19 @@ mod tests {
     }
 
     fn adopted(from: u64, to: u64) -> Event {
-        let detail = serde_json::json!({ "from": { "stage": 0, "step": from }, "to": { "stage": 0, "step": to } });
+        let detail = serde_json::json!({ "from": { "stage": 0, "step": from }, "to": { "stage": 0, "step": to }, "generation": 2 });
         Event { at: 0.0, kind: "adopted".into(), detail }
     }
 
     /// Samples by epoch of a stage with batches of 4 of 10 images.
     fn by_epoch(steps: &[Step], events: &[Event]) -> Vec<[u64; 3]> {
+        by_epoch_with(steps, events, &Cuts::default())
+    }
+
+    fn by_epoch_with(steps: &[Step], events: &[Event], cuts: &Cuts) -> Vec<[u64; 3]> {
         let mut file = testing::run_file(vec![testing::stage("a", 20, 4, None, None)]);
         file.stages[0].objective = Objective::Dico;
-        let epochs = epochs(&file, Some((10, 50)), &times(steps, events));
+        let epochs = epochs(&file, Some((10, 50)), &times(steps, events, cuts));
         epochs.iter().map(|epoch| epoch.samples).map(|s| [s.committed, s.missing, s.repeated]).collect()
     }
 
@@ -226,6 +245,11 @@ mod tests {
         let given_up = [step(1, 1, true), step(2, 1, false), step(2, 2, true), step(3, 2, true)];
         assert_eq!(by_epoch(&given_up, &[]), [[10, 0, 0], [2, 0, 0]]);
         assert_eq!(by_epoch(&gap, &[adopted(2, 3)]), [[10, 0, 0], [10, 0, 0]]);
+        // Adopted, and then given up with the end of the stage.
+        let mut cuts = Cuts::default();
+        cuts.cut(3, Place { stage: 0, step: 2 });
+        let kept = [step(1, 1, true), step(2, 1, true)];
+        assert_eq!(by_epoch_with(&kept, &[adopted(2, 4)], &cuts), [[8, 0, 0]]);
     }
 
     #[test]

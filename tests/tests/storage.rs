@@ -23,7 +23,8 @@ fn a_run_goes_on_from_a_checkpoint_in_a_bucket_as_if_it_had_never_stopped() {
     assert!(coordinator.process.finish().0);
     assert_eq!(complete(&place, &run_file, 2), whole);
 
-    assert!(bucket.objects().contains_key("data/runs/a/2-dico-00000004/checkpoint.json"));
+    let last = |name: &String| name.starts_with("data/runs/a/2-dico-00000004") && name.ends_with("/checkpoint.json");
+    assert!(bucket.objects().keys().any(last));
     assert!(!place.path("stopped/checkpoints").exists());
 }
 

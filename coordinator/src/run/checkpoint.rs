@@ -106,7 +106,7 @@ impl Run {
         if self.saving.is_some() {
             return false;
         }
-        if granted == Place::default() || self.done.contains(&(granted, Boundary::Checkpoint)) {
+        if granted == Place::default() || self.checkpoints.contains_key(&granted) {
             return true;
         }
         self.place_checkpoint(granted);
@@ -144,7 +144,7 @@ impl Run {
         if hash.is_empty() || hash.len() > LONGEST_HASH {
             return Err("a checkpoint without a hash of the parameters".into());
         }
-        let Some(saving) = self.saving_of(rank, report.checkpoint)? else { return Ok(()) };
+        let Some(saving) = self.saving_of(rank, report.generation, report.checkpoint)? else { return Ok(()) };
         saving.asked.remove(&rank);
         saving.hashes.insert(rank, hash);
         self.complete_saving(now);
@@ -157,7 +157,7 @@ impl Run {
         rank: u32,
         report: &v1::CheckpointFailed,
     ) -> Result<(), Violation> {
-        let Some(saving) = self.saving_of(rank, report.checkpoint)? else { return Ok(()) };
+        let Some(saving) = self.saving_of(rank, report.generation, report.checkpoint)? else { return Ok(()) };
         if saving.writer != rank {
             return Err("it failed to write a checkpoint that another writes".into());
         }
@@ -173,11 +173,13 @@ impl Run {
     }
 
     /// The save under way, if that is what a member speaks of. It may speak of an earlier one that was given up.
-    fn saving_of(&mut self, rank: u32, number: u64) -> Result<Option<&mut Saving>, Violation> {
+    fn saving_of(&mut self, rank: u32, generation: u64, number: u64) -> Result<Option<&mut Saving>, Violation> {
         if number > self.last_directive {
             return Err(format!("checkpoint {number} was not asked for"));
         }
-        let under_way = |saving: &&mut Saving| saving.number == number && saving.asked.contains(&rank);
+        let under_way = |saving: &&mut Saving| {
+            (saving.generation, saving.number) == (generation, number) && saving.asked.contains(&rank)
+        };
         Ok(self.saving.as_mut().filter(under_way))
     }
 
@@ -237,7 +239,8 @@ impl Run {
         let (Some(place), Some(generation)) = (place, &self.generation) else {
             return Err("a damaged checkpoint that the run does not have".into());
         };
-        if generation.source != Source::Checkpoint(name.to_owned()) {
+        let reads = generation.members.first() == Some(&rank);
+        if !reads || generation.source != Source::Checkpoint(name.to_owned()) {
             return Err("a damaged checkpoint that it was not to read".into());
         }
         self.checkpoints.remove(&place);

@@ -74,9 +74,12 @@ impl Run {
 
     /// Why the running generation has to halt, if it has.
     pub(super) fn reason_to_halt(&self, generation: &Generation) -> Option<String> {
+        let under_way = !generation.quiet() || matches!(generation.awaiting, Some(Awaiting::Captions { .. }));
+        if self.stopping && under_way {
+            return Some("the coordinator stops".to_owned());
+        }
         if self.members.staying() < self.members.len() {
             let leaves = |rank: &&u32| self.members.get(**rank).is_some_and(|member| member.leaving.is_some());
-            let under_way = !generation.quiet() || matches!(generation.awaiting, Some(Awaiting::Captions { .. }));
             if let Some(rank) = generation.members.iter().find(leaves)
                 && (self.members.staying() > 0 || under_way)
             {

@@ -81,7 +81,7 @@ struct Fatal {
 
 impl Failures {
     /// Counts a failure, once a generation; whether it is one too many.
-    fn count(&mut self, progress: u64, generation: u64, reason: &str, is_fatal: bool) -> bool {
+    pub(super) fn count(&mut self, progress: u64, generation: u64, reason: &str, is_fatal: bool) -> bool {
         if progress != self.progress {
             *self = Self { progress, ..Self::default() };
         }

@@ -213,7 +213,7 @@ pub struct Refusal {
     pub reason: String,
 }
 
-/// Kinds of refusals: the gRPC status codes of the same names.
+/// Kinds of refusals: the gRPC status codes of the same names, but for the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
     /// The message makes no sense.
@@ -228,6 +228,8 @@ pub enum RefusalKind {
     Unauthenticated,
     /// The coordinator is about to end.
     Unavailable,
+    /// The run is over: `NOT_FOUND`.
+    Over,
 }
 
 impl Refusal {
@@ -411,7 +413,7 @@ impl Run {
     /// Why no worker is let in any more, if so.
     fn closed_to_workers(&self) -> Option<Refusal> {
         // Over for good, or to be asked again: another coordinator may go on.
-        let over = |reason: String| Some(Refusal::new(RefusalKind::FailedPrecondition, reason));
+        let over = |reason: String| Some(Refusal::new(RefusalKind::Over, reason));
         let stopping = || Some(Refusal::new(RefusalKind::Unavailable, "the coordinator is shutting down".into()));
         match &self.phase {
             Phase::Over { outcome: Outcome::Finished, .. } => over("the run is finished".into()),

@@ -4,7 +4,10 @@
 //! meet, members try to reach some of the others, and say whom they cannot. When all have let go of the generation that failed
 //! for it, whoever is part of most such pairs is sent away, until none is left.
 
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use proto::v1;
 
@@ -22,12 +25,15 @@ pub(super) fn peers(members: &[(u32, String)], index: usize) -> Vec<v1::Peer> {
     others.map(|(rank, address)| v1::Peer { rank: *rank, store_address: address.clone() }).collect()
 }
 
-/// Who is part of most pairs; of several rather not whoever is `precious`; then whoever was not heard for longest, for it may be gone altogether; then the highest
-/// identity, because the lowest one serves the meeting.
+/// Who is part of most pairs; of several rather not whoever is `precious`; then whoever was not heard for longest, for it may be
+/// gone altogether; then the highest identity, because the lowest one serves the meeting.
 fn worst(complaints: &Complaints, precious: Option<u32>, heard: impl Fn(u32) -> Time) -> Option<u32> {
-    let count = |rank: u32| complaints.iter().filter(|(a, b)| *a == rank || *b == rank).count();
-    let ranks: BTreeSet<u32> = complaints.iter().flat_map(|(a, b)| [*a, *b]).collect();
-    ranks.into_iter().max_by_key(|rank| (count(*rank), Some(*rank) != precious, Reverse(heard(*rank)), *rank))
+    let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+    for rank in complaints.iter().flat_map(|(a, b)| [*a, *b]) {
+        *counts.entry(rank).or_default() += 1;
+    }
+    let order = |(rank, count): &(u32, usize)| (*count, Some(*rank) != precious, Reverse(heard(*rank)), *rank);
+    counts.into_iter().max_by_key(order).map(|(rank, _)| rank)
 }
 
 impl Run {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proto::v1;
 
 use super::{
-    Phase, Run, Time,
+    Outcome, Phase, Run, Time,
     membership::{Member, Stall, Standing},
     progress::Awaiting,
 };
@@ -38,7 +38,13 @@ impl Run {
                 }
             }
             Some(Stall::OfAll) => {
-                self.end_generation(now, "all ranks wait for each other", true);
+                let seconds = hung_after.as_secs_f64();
+                let reason = format!("all ranks have waited for each other for {seconds} s (see control.lost_after)");
+                let too_many = self.failures.count(self.progress, self.last_generation, &reason, false);
+                self.end_generation(now, &reason, true);
+                if too_many {
+                    self.conclude(now, Outcome::Failed(format!("generations keep failing without progress: {reason}")));
+                }
             }
             None => {}
         }

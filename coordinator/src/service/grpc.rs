@@ -76,6 +76,7 @@ impl From<Refusal> for Status {
             RefusalKind::ResourceExhausted => Code::ResourceExhausted,
             RefusalKind::Unauthenticated => Code::Unauthenticated,
             RefusalKind::Unavailable => Code::Unavailable,
+            RefusalKind::Over => Code::NotFound,
         };
         Self::new(code, refusal.reason)
     }

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 /// Whether the coordinator is ready, and if not, why.
 pub type Readiness = Result<(), String>;
 
-/// `/metrics`, `/healthz`, `/readyz`.
-pub fn routes(metrics: PrometheusHandle, readiness: watch::Receiver<Readiness>) -> Router {
+/// `/metrics`, `/healthz`, `/readyz`. The first reason why not to be ready is told: the journal's, then the run's.
+pub fn routes(metrics: PrometheusHandle, readiness: [watch::Receiver<Readiness>; 2]) -> Router {
     let exposition = || [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Router::new()
         .route("/metrics", get(move || async move { (exposition(), metrics.render()) }))
@@ -21,8 +21,9 @@ pub fn routes(metrics: PrometheusHandle, readiness: watch::Receiver<Readiness>) 
         .route("/readyz", get(move || ready(readiness)))
 }
 
-async fn ready(readiness: watch::Receiver<Readiness>) -> impl IntoResponse {
-    match readiness.borrow().clone() {
+async fn ready([journal, run]: [watch::Receiver<Readiness>; 2]) -> impl IntoResponse {
+    let journal = journal.borrow().clone();
+    match journal.and_then(|()| run.borrow().clone()) {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }

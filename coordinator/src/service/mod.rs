@@ -115,16 +115,17 @@ impl Service {
         // Whoever asks first is told how the run stands, too.
         metrics.publish(&run);
         let (readiness, ready) = watch::channel(run.readiness());
+        let (writable, disk) = watch::channel(Ok(()));
         let (over, closing) = watch::channel(());
         let closed = |mut closing: watch::Receiver<()>| async move { _ = closing.changed().await };
 
-        let http = axum::serve(self.http, http::routes(metrics.handle(), ready.clone()));
+        let http = axum::serve(self.http, http::routes(metrics.handle(), [disk.clone(), ready]));
         let http = tokio::spawn(http.with_graceful_shutdown(closed(closing.clone())).into_future());
         let refusals = metrics.refusals();
         let Security { tls, tokens } = self.security;
         let door = Door { listener: self.grpc, tls, refusals: refusals.clone() };
         let reception = Reception { tokens: Arc::new(tokens), refusals: refusals.clone() };
-        let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), ready);
+        let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), disk);
         let workers = CoordinatorServer::new(grpc.clone()).max_decoding_message_size(proto::MOST_TO_COORDINATOR);
         let routes = Routes::new(workers).add_service(AdminServer::new(grpc)).into_axum_router();
         let routes = routes.layer(middleware::from_fn_with_state(reception, access::receive));
@@ -139,7 +140,7 @@ impl Service {
         let grpc = tokio::spawn(grpc);
 
         let (scoring, checkpoints) = (Arc::new(self.scoring), Arc::new(self.checkpoints));
-        let recorder = Recorder::start(self.journal, readiness.clone());
+        let recorder = Recorder::start(self.journal, writable);
         let driver = Driver { run, recorder, metrics, refusals, scoring, readiness, checkpoints, inputs };
         let outcome = driver.drive(waiting).await;
         drop(over);

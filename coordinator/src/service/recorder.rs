@@ -111,6 +111,7 @@ fn insist(journal: &mut Journal, records: &[Record], readiness: &watch::Sender<R
         _ = readiness.send_replace(Err(format!("paused: {reason}")));
         std::thread::sleep(RETRY);
     }
+    readiness.send_if_modified(|readiness| std::mem::replace(readiness, Ok(())).is_err());
     Ok(())
 }
 

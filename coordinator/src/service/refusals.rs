@@ -83,7 +83,7 @@ impl Reason {
             Code::AlreadyExists => Self::RankTaken,
             Code::ResourceExhausted if path.ends_with(SESSION) => Self::Busy,
             Code::ResourceExhausted => Self::Full,
-            Code::Unavailable => Self::Over,
+            Code::Unavailable | Code::NotFound => Self::Over,
             Code::OutOfRange => Self::Oversized,
             Code::InvalidArgument => Self::Violation,
             _ => Self::Malformed,
@@ -94,7 +94,7 @@ impl Reason {
     pub fn of_session(code: Code) -> Self {
         match code {
             Code::Unauthenticated => Self::SessionToken,
-            Code::Unavailable => Self::Over,
+            Code::Unavailable | Code::NotFound => Self::Over,
             Code::ResourceExhausted => Self::Busy,
             Code::OutOfRange => Self::Oversized,
             Code::Internal => Self::Malformed,

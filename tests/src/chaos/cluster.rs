@@ -85,7 +85,7 @@ impl Cluster {
                 let log = self.log(&format!("worker-{rank}"));
                 let mut command = command("worker");
                 command.args(["join", "--coordinator", &format!("http://127.0.0.1:{}", self.port)]);
-                let command = command.args(["--rank", &rank.to_string(), "--threads", "1"]);
+                let command = command.args(["--rank", &rank.to_string(), "--threads", "1", "--join-timeout", "30"]);
                 self.workers.insert(rank, Process::start(command, log));
             }
         }

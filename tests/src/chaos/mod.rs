@@ -81,7 +81,7 @@ impl Chaos {
             let ends = fault.strike(&mut cluster, victim, &mut random);
             let since = match fault {
                 // Until it is missed, it costs what `lost_after` says; what it costs then is what is measured.
-                Fault::Stop => wait_for("the stopped worker's loss", || record.lost(victim, at)),
+                Fault::Stop => wait_for("the end of the stopped worker's generation", || record.ended(generation)),
                 Fault::StopCoordinator => now(),
                 _ => at,
             };

@@ -46,10 +46,9 @@ impl Record {
         self.ask::<Option<f64>>("SELECT min(at) FROM steps WHERE at > ?", &[&time]).flatten()
     }
 
-    /// When a worker was lost after a time.
-    pub fn lost(&self, rank: u32, since: f64) -> Option<f64> {
-        let query = "SELECT at FROM events WHERE kind = 'lost' AND at >= ? AND detail_json ->> 'rank' = ? LIMIT 1";
-        self.ask(query, &[&since, &rank])
+    /// When a generation ended.
+    pub fn ended(&self, generation: i64) -> Option<f64> {
+        self.ask::<Option<f64>>("SELECT ended_at FROM generations WHERE number = ?", &[&generation]).flatten()
     }
 
     /// Whether the run is complete.

@@ -59,7 +59,7 @@ impl Summary {
         let audit = audit(run_file);
         let samples = |key: &str| audit["samples"][key].as_u64().expect("an audit counts samples");
         let generations = audit["generations"].as_array().expect("an audit lists generations");
-        // The step in flight is begun again; steps that were applied and given up come on top.
+        // The step in flight is begun again; if whoever is gone had already applied it, it is on record as given up.
         let given_up = generations.iter().filter_map(|generation| generation["given_up"].as_u64());
         let mut by_kind: BTreeMap<Fault, Vec<f64>> = BTreeMap::new();
         for (fault, seconds) in &costs {
@@ -71,7 +71,7 @@ impl Summary {
             by_kind: by_kind.iter().map(|(fault, costs)| (*fault, costs.len())).collect(),
             recovery_s: Spread::of(costs.iter().map(|(_, seconds)| *seconds).collect()),
             recovery_s_by_kind: by_kind.into_iter().map(|(fault, costs)| (fault, Spread::of(costs))).collect(),
-            redone_steps_max: given_up.max().unwrap_or(0) + u64::from(!costs.is_empty()),
+            redone_steps_max: given_up.max().unwrap_or(0).max(u64::from(!costs.is_empty())),
             rejoin_s: Spread::of(record.rejoins()),
             samples_lost: samples("missing"),
             samples_repeated: samples("repeated"),

@@ -131,6 +131,14 @@ impl Parameters {
         self.gradient = Some(gradient);
     }
 
+    /// Takes fresh memory for the gradients: a collective that was given up may write to the present one at any time.
+    pub fn renew_gradient(&mut self) {
+        if self.gradient.is_some() {
+            self.stop_training();
+            self.start_training();
+        }
+    }
+
     /// Freezes the model and gives the gradients' memory back.
     pub fn stop_training(&mut self) {
         if self.gradient.take().is_none() {
@@ -268,6 +276,19 @@ mod tests {
         parameters.start_training();
         (weight.sum(Kind::Float) * 2.0).backward();
         assert_eq!(parameters.gradient().unwrap().values.sum(Kind::Float).double_value(&[]), 12.0);
+    }
+
+    #[test]
+    fn renewed_gradients_have_nothing_to_do_with_the_old_ones() {
+        let (weight, bias, mut parameters) = model();
+        parameters.renew_gradient();
+        assert!(parameters.gradient().is_none());
+        parameters.start_training();
+        let mut old = parameters.gradient().unwrap().whole;
+        parameters.renew_gradient();
+        _ = old.fill_(7.0);
+        (weight.sum(Kind::Float) * 2.0 + bias.sum(Kind::Float)).backward();
+        assert_eq!(parameters.gradient().unwrap().whole.sum(Kind::Float).double_value(&[]), 14.0);
     }
 
     #[test]

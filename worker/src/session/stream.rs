@@ -106,9 +106,11 @@ async fn close(
 fn broken(status: &Status) -> Over {
     match status.code() {
         // The coordinator answered: it refuses this worker, and would again.
-        Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied | Code::OutOfRange => {
-            Over::Failed(status.message().to_owned())
-        }
+        Code::InvalidArgument
+        | Code::FailedPrecondition
+        | Code::NotFound
+        | Code::PermissionDenied
+        | Code::OutOfRange => Over::Failed(status.message().to_owned()),
         _ => Over::Disconnected(status.message().to_owned()),
     }
 }

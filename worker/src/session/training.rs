@@ -98,7 +98,10 @@ impl Training {
     async fn held(&mut self) -> Result<Held, String> {
         loop {
             match self.reports.recv().await {
-                Some(Message::Idle(idle)) => return Ok(Held::State(idle.position)),
+                // One of an earlier generation may still be on its way.
+                Some(Message::Idle(idle)) if idle.generation >= self.generation => {
+                    return Ok(Held::State(idle.position));
+                }
                 Some(Message::Finished(_)) => return Ok(Held::Result),
                 Some(_) => {}
                 None => return Err(self.why_ended().await),

@@ -341,7 +341,13 @@ impl Trainer {
                 0
             }
         };
-        self.state.adopt(&self.run, position, source, collective.as_ref())?;
+        if let Err(broken) = self.state.adopt(&self.run, position, source, collective.as_ref()) {
+            if self.state.position.is_none() {
+                // What was given up may yet write to the memory that the state was to arrive in.
+                self.state = State::new(&self.run, &self.origins, self.device)?;
+            }
+            return Err(broken.into());
+        }
         self.collective = Some(collective);
         self.moved(generation);
         tracing::info!(generation, rank, world_size, stage = position.stage, step = position.step, "generation formed");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proto::v1::Peer;
 
 /// How long a peer may take to answer.
-const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Identities of those among `peers` that nothing can be sent to.
 pub fn unreachable(peers: &[Peer]) -> Vec<u32> {

@@ -65,6 +65,12 @@ impl State {
         }
     }
 
+    /// A collective was given up while it had the gradients: nothing it may yet do must reach the next generation.
+    pub fn renew_gradients(&mut self) {
+        self.models.evaluator.parameters_mut().renew_gradient();
+        self.models.captioner.parameters_mut().renew_gradient();
+    }
+
     /// Update number `step` (from 1) of the model that `objective` trains.
     pub fn update(&mut self, objective: Objective, gradient: &Tensor, step: u64, learning_rate: f64) {
         let trained = match objective {

@@ -61,7 +61,10 @@ impl Trainer {
         let halting = if self.halt.is_raised() { 1.0 } else { 0.0 };
         extra.copy_(&Tensor::from_slice(&[total.weight, halting]));
         let reducing = Instant::now();
-        self.collective()?.all_reduce(&whole)?;
+        if let Err(broken) = self.collective()?.all_reduce(&whole) {
+            self.state.renew_gradients();
+            return Err(broken.into());
+        }
         let all_reduce_seconds = reducing.elapsed().as_secs_f64();
 
         let extra = Vec::<f32>::try_from(extra).map_err(|error| error.to_string())?;
@@ -212,7 +215,11 @@ impl Trainer {
                 }
             },
         };
-        Ok(contrastive::outcome(&pairs, &evaluator.logit_scale(), self.collective()?)?)
+        // Its ranks wait for each other here, too.
+        self.progress.phase(v1::Phase::AllReduce);
+        let outcome = contrastive::outcome(&pairs, &evaluator.logit_scale(), self.collective()?);
+        self.progress.phase(v1::Phase::Compute);
+        Ok(outcome?)
     }
 
     /// An objective that rewards the policy's own captions.

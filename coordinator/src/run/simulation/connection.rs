@@ -84,7 +84,7 @@ impl World {
             Err(RefusalKind::Unavailable) => self.ask_later(id),
             Err(refusal) => {
                 let expected = [RefusalKind::AlreadyExists, RefusalKind::ResourceExhausted];
-                let over = refusal == RefusalKind::FailedPrecondition && self.invariants.over;
+                let over = refusal == RefusalKind::Over && self.invariants.over;
                 assert!(over || expected.contains(&refusal), "a correct worker was refused a place: {refusal:?}");
                 self.retire_worker(id);
             }
@@ -197,7 +197,7 @@ impl World {
                 _ => self.order(id, directive),
             },
             // Whoever comes too late is told so.
-            Down::End(Some(RefusalKind::FailedPrecondition)) if self.invariants.over => self.retire_worker(id),
+            Down::End(Some(RefusalKind::Over)) if self.invariants.over => self.retire_worker(id),
             Down::End(refusal) => {
                 let expected = [None, Some(RefusalKind::Unauthenticated), Some(RefusalKind::Unavailable)];
                 assert!(expected.contains(&refusal), "a correct worker's session was refused: {refusal:?}");
@@ -242,7 +242,9 @@ impl World {
                 self.send_up(session, Up::Message(message));
             }
             // What it has done is known from its state, which it says when it is back.
-            Link::LettingGo(_) if matches!(message, Message::Idle(_)) => self.come_back(id),
+            Link::LettingGo(_) if matches!(&message, Message::Idle(idle) if idle.generation >= worker.told) => {
+                self.come_back(id);
+            }
             Link::LettingGo(_) => {}
             Link::None | Link::Asking(_) | Link::Loading { .. } => worker.unsent.push(message),
         }
