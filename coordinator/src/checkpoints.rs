@@ -36,9 +36,10 @@ pub fn reconcile(file: &RunFile, restored: &mut Restored, found: Listing) -> any
     let known: BTreeSet<&String> = restored.checkpoints.iter().map(|checkpoint| &checkpoint.name).collect();
     let mut foreign = Vec::new();
     for name in found.sealed.iter().chain(&found.unsealed).filter(|name| !known.contains(name)).cloned() {
-        match place_of(file, &name) {
-            Some(place) => _ = restored.unfinished.insert(name, place),
-            None => foreign.push(name),
+        if place_of(file, &name).is_some() {
+            restored.unfinished.insert(name);
+        } else {
+            foreign.push(name);
         }
     }
     foreign.extend(found.foreign);
@@ -88,7 +89,7 @@ mod tests {
         };
         reconcile(&file(), &mut restored, found).unwrap();
         assert_eq!(restored.checkpoints, [saved(4), saved(12)]);
-        assert_eq!(restored.unfinished.into_keys().collect::<Vec<_>>(), ["0-a-1-00000002", "0-a-1-00000008"]);
+        assert_eq!(restored.unfinished.into_iter().collect::<Vec<_>>(), ["0-a-1-00000002", "0-a-1-00000008"]);
     }
 
     #[test]
@@ -99,7 +100,7 @@ mod tests {
         let unsealed = Listing { unsealed: found().sealed, ..Listing::default() };
         let mut restored = Restored::default();
         reconcile(&file(), &mut restored, unsealed).unwrap();
-        assert_eq!(restored.unfinished.into_keys().collect::<Vec<_>>(), ["0-a-1-00000004"]);
+        assert_eq!(restored.unfinished.into_iter().collect::<Vec<_>>(), ["0-a-1-00000004"]);
     }
 
     #[test]

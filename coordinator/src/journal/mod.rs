@@ -26,7 +26,7 @@
 pub mod history;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -252,7 +252,7 @@ impl Journal {
             cuts,
             committed,
             checkpoints,
-            unfinished: BTreeMap::new(),
+            unfinished: BTreeSet::new(),
             done: &saved | &evaluated,
             scores,
             ends,

@@ -266,7 +266,7 @@ impl Run {
 
     /// Deletes what an earlier coordinator saw begun, but not finished.
     pub(super) fn delete_unfinished(&mut self) {
-        self.actions.extend(std::mem::take(&mut self.unfinished).into_keys().map(Action::DeleteCheckpoint));
+        self.actions.extend(std::mem::take(&mut self.unfinished).into_iter().map(Action::DeleteCheckpoint));
     }
 
     pub(super) fn delete_checkpoints(&mut self, which: impl Fn(&Place) -> bool) {

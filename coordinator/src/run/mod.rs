@@ -283,7 +283,7 @@ pub struct Run {
     /// Whether no earlier coordinator can have had anything saved.
     first_life: bool,
     /// Names of checkpoints that an earlier coordinator saw begun, but not finished.
-    unfinished: BTreeMap<String, Place>,
+    unfinished: BTreeSet<String>,
     /// What evaluations of the present history gave.
     scores: Scores,
     /// The evaluation under way.

@@ -1,6 +1,6 @@
 //! What is worth remembering: written to the journal, turned into metrics, and read back when a coordinator restarts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::v1;
 
@@ -218,7 +218,7 @@ pub struct Restored {
     pub checkpoints: Vec<Checkpoint>,
     /// Names of what else is kept that this run wrote: checkpoints that were not complete, or were to be deleted. Found where
     /// they are kept; the journal knows nothing of them.
-    pub unfinished: BTreeMap<String, Place>,
+    pub unfinished: BTreeSet<String>,
     /// Boundaries that the present history has behind it.
     pub done: Boundaries,
     /// Scores of the present history's evaluations.

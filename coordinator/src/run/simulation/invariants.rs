@@ -16,7 +16,7 @@ use super::{
     world::World,
 };
 use crate::run::{
-    SessionId, Time,
+    Phase, SessionId, Time,
     plan::{Ends, Place},
     record::{Checkpoint, Happening, Record, Source},
 };
@@ -261,6 +261,16 @@ impl World {
             *updates <= self.invariants.committed.len()
         });
         (self.invariants.given_up, self.invariants.rolled_back) = (None, false);
+    }
+
+    /// Nobody writes for nothing who was not given up.
+    pub fn check_awaited(&self, session: Option<SessionId>, name: &str) {
+        let Some(run) = self.coordinator.run.as_ref().filter(|run| !matches!(run.phase, Phase::Over { .. })) else {
+            return;
+        };
+        let member = session.is_some_and(|session| run.members.rank_of(session).is_some());
+        let awaited = run.saving.as_ref().is_some_and(|saving| saving.name == name);
+        assert!(awaited || !member, "nobody waits for {name}");
     }
 
     fn check_saved(&self, saved: &Checkpoint) {

@@ -12,7 +12,7 @@ use super::{
     worker::{Doing, Wake},
     world::{Due, World},
 };
-use crate::run::Time;
+use crate::run::{SessionId, Time};
 
 /// A copy of the state, and the directive that it was taken for.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Save {
     history: History,
     /// Rank 0 writes; the others only hash.
     writes: bool,
+    /// On which it was told to.
+    session: Option<SessionId>,
 }
 
 /// What a saver has to do: what it is at, and what waits for it.
@@ -33,9 +35,10 @@ impl World {
     pub fn hand_over(&mut self, id: WorkerId, generation: u64, checkpoint: v1::Checkpoint) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let v1::Checkpoint { checkpoint: number, name } = checkpoint;
-        let (history, writes) = (worker.history.clone(), worker.rank_within == 0);
+        let (history, session) = (worker.history.clone(), worker.session());
+        let writes = worker.rank_within == 0;
         let saves = self.savers.entry(id).or_default();
-        saves.push_back(Save { generation, number, name, history, writes });
+        saves.push_back(Save { generation, number, name, history, writes, session });
         if saves.len() > 1 {
             worker.doing = Doing::HandingOver;
         } else {
@@ -57,7 +60,11 @@ impl World {
     /// The saver is through with a copy.
     pub fn saved(&mut self, id: WorkerId) {
         let Some(saves) = self.savers.get_mut(&id) else { return };
-        let Some(Save { generation, number: checkpoint, name, history, writes }) = saves.pop_front() else { return };
+        let Some(save) = saves.pop_front() else { return };
+        let Save { generation, number: checkpoint, name, history, writes, session } = save;
+        if writes {
+            self.check_awaited(session, &name);
+        }
         let parameters_sha256 = digest(&history);
         let report = if writes && !self.end_checkpoint(name, history) {
             let reason = "no space left on device".to_owned();

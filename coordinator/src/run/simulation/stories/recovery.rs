@@ -139,14 +139,20 @@ fn a_run_that_cannot_save_holds_until_it_can() {
     assert_eq!(world.origins().len(), 1);
 }
 
-/// Checkpoints take longer to write than a coordinator to come back.
+/// A checkpoint takes longer to write than a coordinator to come back, which has not asked for one when it is done.
 #[test]
 fn what_was_saved_for_a_coordinator_that_has_died_means_nothing_to_the_next() {
-    let file = testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]);
+    let mut file = testing::run_file(vec![testing::stage("a", 20, 8, Some(5), Some(2))]);
+    file.workers.min = 2;
     let mut world = World::with(Scenario { saving: Time::from_secs(60), ..Scenario::quiet(file) });
-    let first = world.join();
+    let (first, second) = (world.join(), world.join());
     world.until(|world| !world.has_saved(first));
     world.kill_coordinator(Time::from_secs(1));
+    world.end_worker(second, false);
+    world.until(|world| world.has_saved(first));
+    world.pass(Time::from_secs(1));
+    assert!(world.is_member(first));
+    world.join();
     world.finish();
     assert_eq!(world.happened(Happening::Lost), 0);
     assert_eq!(world.committed(), world.way_to(at(0, 20)));
