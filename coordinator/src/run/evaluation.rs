@@ -10,7 +10,7 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Run, Time, Violation,
+    Action, Run, Violation,
     captions::{self, Captions, Images, Item},
     plan::{Boundary, Place},
     progress::Awaiting,
@@ -70,12 +70,7 @@ impl Run {
         self.actions.push(Action::Score { evaluation, items, captions });
     }
 
-    pub(super) fn evaluation_items(
-        &mut self,
-        now: Time,
-        rank: u32,
-        report: v1::EvaluationItems,
-    ) -> Result<(), Violation> {
+    pub(super) fn evaluation_items(&mut self, rank: u32, report: v1::EvaluationItems) -> Result<(), Violation> {
         if !self.is_current(rank, report.generation)? {
             return Ok(());
         }
@@ -93,9 +88,6 @@ impl Run {
         captions.add(range, report.items)?;
         if captions.complete() {
             self.await_scores();
-        }
-        if let Some(member) = self.members.get_mut(rank) {
-            member.moved = now;
         }
         Ok(())
     }

@@ -504,12 +504,21 @@ impl Run {
             }
             Message::Ready(ready) => self.ready(rank, &ready),
             Message::StepDone(report) => self.step_done(rank, &report),
-            Message::EvaluationItems(items) => self.evaluation_items(now, rank, items),
-            Message::CheckpointDone(done) => self.checkpoint_done(now, rank, done),
+            Message::EvaluationItems(items) => {
+                self.moves(now, rank);
+                self.evaluation_items(rank, items)
+            }
+            Message::CheckpointDone(done) => {
+                self.moves(now, rank);
+                self.checkpoint_done(now, rank, done)
+            }
             Message::Advanced(advanced) => self.advanced(rank, &advanced),
             Message::Idle(idle) => self.idle(now, rank, &idle),
             Message::Failed(failed) => self.failed(now, rank, &failed),
-            Message::CheckpointFailed(failed) => self.checkpoint_failed(now, rank, &failed),
+            Message::CheckpointFailed(failed) => {
+                self.moves(now, rank);
+                self.checkpoint_failed(now, rank, &failed)
+            }
             Message::Leaving(leaving) => {
                 self.leaving(rank, &leaving);
                 Ok(())
@@ -642,7 +651,12 @@ impl Run {
             && !self.exited
         {
             self.exited = true;
-            self.actions.push(Action::Exit(outcome.clone()));
+            let outcome = outcome.clone();
+            if outcome == Outcome::Finished {
+                // No generation will be formed any more.
+                self.delete_unfinished();
+            }
+            self.actions.push(Action::Exit(outcome));
         }
     }
 }

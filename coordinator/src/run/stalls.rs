@@ -50,6 +50,13 @@ impl Run {
         }
     }
 
+    /// A member got on with what no heartbeat tells of.
+    pub(super) fn moves(&mut self, now: Time, rank: u32) {
+        if let Some(member) = self.members.get_mut(rank) {
+            member.moved = now;
+        }
+    }
+
     /// The ranks of the generation that were told to do what they have not done yet, in order; saves left out.
     fn debtors(&self) -> Vec<u32> {
         let Some(generation) = &self.generation else { return Vec::new() };

@@ -99,6 +99,9 @@ impl Fault {
         Self::HoldUpJournal,
     ];
 
+    /// What costs no work.
+    pub const HARMLESS: [Self; 4] = [Self::Leave, Self::Slow, Self::FillDisk, Self::HoldUpJournal];
+
     fn ways(self) -> &'static [Way] {
         match self {
             Self::CutUp => &[Way::Up],

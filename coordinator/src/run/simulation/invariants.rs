@@ -238,14 +238,16 @@ impl World {
             let later = &mut self.invariants.starts.range(step.generation + 1..);
             later.any(|(_, start)| *start < step.place)
         };
-        let given_up = |state: &History| state.last().is_some_and(beyond);
-        assert!(!given_up(&state), "{source} has a state that was given up: {state:?}");
+        assert!(!state.last().is_some_and(beyond), "{source} has a state that was given up: {state:?}");
         assert!(lost == 0 || same == state.len(), "{source} is of another history: {state:?}, {committed:?}");
         if lost > 0 && self.invariants.given_up.is_none() {
             assert!(self.invariants.rolled_back, "what is committed is never lost in silence");
             assert!(!self.scenario.is_harmless(), "nothing that is lost went wrong");
             for (rank, member) in run.members.iter() {
-                let better = |held: &History| !given_up(held) && common(committed, held) > same;
+                let position = member.position.unwrap_or_default();
+                let mut later = self.invariants.starts.range(position.generation + 1..);
+                let gone = later.any(|(_, start)| *start < Place::from(&position));
+                let better = |held: &History| !gone && common(committed, held) > same;
                 assert!(!held(member.session).is_some_and(|held| better(&held)), "rank {rank} held what is given up");
             }
         }

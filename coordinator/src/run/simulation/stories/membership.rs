@@ -10,6 +10,7 @@ use crate::run::{
     record::{Happening, Record, Restored, Source},
     simulation::{
         network::Way,
+        scenario::Scenario,
         worker::{Doing, Wake},
         world::{Due, World},
     },
@@ -48,7 +49,8 @@ fn asked_to_stop_it_saves_first() {
     world.tell(Event::Shutdown);
     world.until(|world| world.outcome.is_some());
     assert_eq!(world.outcome, Some(Outcome::Stopped));
-    assert_eq!(world.disk.checkpoints["0-a-00000008"].len(), 8);
+    // After the step in flight, whatever else was granted.
+    assert_eq!(world.disk.checkpoints["0-a-00000001"].len(), 1);
 }
 
 #[test]
@@ -205,4 +207,20 @@ fn whoever_comes_without_a_way_to_the_others_has_to_go_again() {
     assert!(!world.workers.contains_key(&second));
     assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
     assert_eq!(world.workers.get(&first).map_or(50, |worker| worker.history.len()), 50);
+}
+
+/// Two checkpoints in a row, during which nothing else happens.
+#[test]
+fn whose_disk_is_slow_does_not_stand_still() {
+    let mut file = testing::run_file(vec![testing::stage("a", 50, 8, Some(2), None)]);
+    (file.workers.min, file.control.stall_after) = (2, 20.0);
+    let mut world = World::with(Scenario { saving: Time::from_secs(19), ..Scenario::quiet(file) });
+    let first = world.join();
+    world.join();
+    world.until(|world| !world.has_saved(first));
+    let begun = world.agenda.now();
+    world.tell(Event::Shutdown);
+    world.until(|world| world.outcome.is_some());
+    assert!(world.agenda.now() - begun > Time::from_secs(20));
+    assert_eq!((world.outcome.clone(), world.happened(Happening::Lost)), (Some(Outcome::Stopped), 0));
 }

@@ -6,7 +6,7 @@ use super::at;
 use crate::run::{
     Outcome, Time,
     record::{Happening, Record, Source},
-    simulation::{WorkerId, network::Way, scenario::Scenario, worker::Doing, world::World},
+    simulation::{History, WorkerId, network::Way, scenario::Scenario, worker::Doing, world::World},
     testing,
 };
 
@@ -179,4 +179,16 @@ fn a_coordinator_that_stood_still_finds_its_workers_with_all_that_they_have_done
     world.finish();
     assert_eq!(world.happened(Happening::RolledBack), 0);
     assert_eq!(world.committed(), world.way_to(at(0, 200)));
+}
+
+#[test]
+fn a_coordinator_that_comes_back_to_a_finished_run_clears_away_what_was_left() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 5, 8, None, None)]));
+    world.join();
+    world.until(|world| world.happened(Happening::Finished) == 1);
+    // By a worker that was given up.
+    world.disk.checkpoints.insert("0-a-00000003".into(), History::new());
+    world.kill_coordinator(Time::from_secs(1));
+    world.finish();
+    assert_eq!((world.origins().len(), world.checkpoints()), (1, vec!["0-a-00000005"]));
 }
