@@ -12,7 +12,7 @@ use crate::run::{
         network::Way,
         scenario::Scenario,
         worker::{Doing, Wake},
-        world::{Due, World},
+        world::{Due, Trace, World},
     },
     testing,
 };
@@ -212,15 +212,20 @@ fn whoever_comes_without_a_way_to_the_others_has_to_go_again() {
 /// Two checkpoints in a row, during which nothing else happens.
 #[test]
 fn whose_disk_is_slow_does_not_stand_still() {
-    let mut file = testing::run_file(vec![testing::stage("a", 50, 8, Some(2), None)]);
-    (file.workers.min, file.control.stall_after) = (2, 20.0);
-    let mut world = World::with(Scenario { saving: Time::from_secs(19), ..Scenario::quiet(file) });
-    let first = world.join();
-    world.join();
-    world.until(|world| !world.has_saved(first));
-    let begun = world.agenda.now();
-    world.tell(Event::Shutdown);
-    world.until(|world| world.outcome.is_some());
-    assert!(world.agenda.now() - begun > Time::from_secs(20));
-    assert_eq!((world.outcome.clone(), world.happened(Happening::Lost)), (Some(Outcome::Stopped), 0));
+    let stop_while_saving = |seed: u64| {
+        let mut file = testing::run_file(vec![testing::stage("a", 50, 8, Some(2), None)]);
+        (file.workers.min, file.control.stall_after) = (2, 20.0);
+        let slow = Scenario { saving: Time::from_secs(19), ..Scenario::quiet(file) };
+        let mut world = World::new(seed, Trace::Dropped, |_| slow);
+        let first = world.join();
+        world.join();
+        world.until(|world| !world.has_saved(first));
+        let begun = world.agenda.now();
+        world.tell(Event::Shutdown);
+        world.until(|world| world.outcome.is_some());
+        assert_eq!((world.outcome.clone(), world.happened(Happening::Lost)), (Some(Outcome::Stopped), 0));
+        world.agenda.now() - begun
+    };
+    let longest = (0..10).map(stop_while_saving).max();
+    assert!(longest > Some(Time::from_secs(20)), "{longest:?}");
 }
