@@ -53,7 +53,7 @@ def main() -> None:
         results["dico"] = ours
     for name in names:
         print(f"== {name}", flush=True)
-        folder = out / name.replace(", ", "-")
+        folder = out / name.replace(",", "").replace(" ", "-")
         shutil.rmtree(folder, ignore_errors=True)
         results[name] = measure(SYSTEMS[name], FAULTS, folder.resolve(), SEED)
         versions = {package: version(package) for package in ("torch", "torchft")}

@@ -7,13 +7,15 @@ import time
 from typing import Callable, NamedTuple
 
 from cluster import Cluster
-from systems import System
+from systems import WORKERS, System
 
 # As in the chaos run: longest pauses between a recovery and the next fault, and until a worker is started again.
 LONGEST_PAUSE = 1.5
 LONGEST_AWAY = 0.5
 # A fault from which there is no step within so many seconds is not recovered from.
 PATIENCE = 120
+# Nobody waits for more of these.
+MOST_LOST = 5
 
 
 class Cost(NamedTuple):
@@ -29,7 +31,7 @@ def calm(cluster: Cluster, pause: float) -> int | None:
     if not cluster.steps:
         return None
     generation = cluster.steps[-1].generation
-    together = (step for step in cluster.steps if step.generation == generation and step.world == len(cluster.workers))
+    together = (step for step in cluster.steps if step.generation == generation and step.world == WORKERS)
     first = min((step.at for step in together), default=None)
     return generation if first is not None and time.time() - first >= pause else None
 
@@ -58,13 +60,13 @@ def strike(cluster: Cluster, chance: random.Random) -> Cost | None:
 
 
 def measure(system: Callable[[], System], faults: int, folder: pathlib.Path, seed: int) -> dict:
-    """So many faults; the run is begun anew after one that was not recovered from."""
+    """So many faults; the run is begun anew after one that was not recovered from, and given up after too many of these."""
     chance = random.Random(seed)
     costs: list[Cost] = []
     lost = 0
     loads = [os.getloadavg()[0]]
     lengths: list[float] = []
-    while len(costs) + lost < faults:
+    while len(costs) + lost < faults and lost < MOST_LOST:
         cluster = Cluster(system(), folder / f"run-{lost}")
         try:
             while len(costs) + lost < faults:
@@ -79,7 +81,7 @@ def measure(system: Callable[[], System], faults: int, folder: pathlib.Path, see
             cluster.stop()
         lengths += step_lengths(cluster)
     return {
-        "faults": faults,
+        "faults": len(costs) + lost,
         "recovered": len(costs),
         "recovery_s": spread([cost.seconds for cost in costs]),
         "redone_steps_max": max((cost.redone for cost in costs), default=None),
@@ -96,7 +98,7 @@ def step_lengths(cluster: Cluster) -> list[float]:
     last: dict[int, tuple[int, float]] = {}
     for step in cluster.steps:
         before = last.get(step.pid)
-        if step.world == len(cluster.workers) and before and before[0] == step.generation:
+        if step.world == WORKERS and before and before[0] == step.generation:
             lengths.append(step.at - before[1])
         last[step.pid] = (step.generation, step.at)
     return lengths

@@ -18,8 +18,6 @@ class System:
     # What has to be there all the time beside them.
     service: list[str] | None = None
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    # Whether a worker is a child of the command that starts it, which then sees to its restart.
-    supervised: bool = False
 
 
 def free_port() -> int:
@@ -28,29 +26,35 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def torchrun(*settings: str, **environment: str) -> System:
-    """An agent for each worker, as on three machines; restarts and changes of members count against --max-restarts."""
+def agents(*settings: str, **environment: str) -> System:
+    """torchrun with an agent for each worker, as on three machines; restarts and changes of members count as restarts."""
     command = [str(PROGRAMS / "torchrun"), f"--nnodes=1:{WORKERS}", "--nproc-per-node=1", "--max-restarts=1000"]
     command += ["--rdzv-id=toy", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", *settings]
-    workers = [[*command, str(HERE / "with_torchrun.py")] for _ in range(WORKERS)]
-    return System(workers, environment=environment, supervised=True)
+    return System([[*command, str(HERE / "with_torchrun.py")]] * WORKERS, environment=environment)
+
+
+def agent() -> System:
+    """torchrun with one agent for all workers, as on one machine: nobody can join or leave."""
+    command = [str(PROGRAMS / "torchrun"), "--standalone", f"--nproc-per-node={WORKERS}", "--max-restarts=1000"]
+    return System([[*command, str(HERE / "with_torchrun.py")]])
 
 
 def torchft(*settings: str) -> System:
     """A replica group for each worker and one lighthouse."""
     port = free_port()
     lighthouse = [str(PROGRAMS / "torchft_lighthouse"), "--bind", f"127.0.0.1:{port}", "--min_replicas", "1", *settings]
-    workers = [[sys.executable, str(HERE / "with_torchft.py")] for _ in range(WORKERS)]
+    workers = [[sys.executable, str(HERE / "with_torchft.py")]] * WORKERS
     return System(workers, service=lighthouse, environment={"TORCHFT_LIGHTHOUSE": f"http://127.0.0.1:{port}"})
 
 
 SYSTEMS = {
-    "torchrun": torchrun,
-    "torchrun, tuned": lambda: torchrun(
+    "torchrun, 3 agents": agents,
+    "torchrun, 3 agents, tuned": lambda: agents(
         "--rdzv-conf=last_call_timeout=1,keep_alive_interval=1",
         # A store for each generation, so that nobody reads an address of the last one.
         TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
     ),
+    "torchrun, 1 agent": agent,
     # As its README starts it.
     "torchft": lambda: torchft("--quorum_tick_ms", "100", "--join_timeout_ms", "10000"),
     "torchft, tuned": lambda: torchft(

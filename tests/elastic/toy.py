@@ -10,7 +10,7 @@ from torch import nn
 LAYERS = 9
 WIDTH = 256
 # A worker's rows a step. They make a step of three workers on two cores about as long as one of the chaos run.
-ROWS = 256
+ROWS = 384
 
 
 class Toy:
