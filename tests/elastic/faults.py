@@ -30,7 +30,7 @@ def calm(cluster: Cluster, pause: float) -> int | None:
     """The last generation, once all workers have trained in it for so long."""
     if not cluster.steps:
         return None
-    generation = cluster.steps[-1].generation
+    generation = max(step.generation for step in cluster.steps)
     together = (step for step in cluster.steps if step.generation == generation and step.world == WORKERS)
     first = min((step.at for step in together), default=None)
     return generation if first is not None and time.time() - first >= pause else None

@@ -8,6 +8,8 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 PROGRAMS = pathlib.Path(sys.executable).parent
 WORKERS = 3
+# A store for each generation, so that nobody reads an address of the last one: https://github.com/pytorch/pytorch/issues/135712
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 @dataclasses.dataclass
@@ -36,7 +38,7 @@ def agents(*settings: str, **environment: str) -> System:
 def agent() -> System:
     """torchrun with one agent for all workers, as on one machine: nobody can join or leave."""
     command = [str(PROGRAMS / "torchrun"), "--standalone", f"--nproc-per-node={WORKERS}", "--max-restarts=1000"]
-    return System([[*command, str(HERE / "with_torchrun.py")]])
+    return System([[*command, str(HERE / "with_torchrun.py")]], environment=OWN_STORE)
 
 
 def torchft(*settings: str) -> System:
@@ -51,8 +53,7 @@ SYSTEMS = {
     "torchrun, 3 agents": agents,
     "torchrun, 3 agents, tuned": lambda: agents(
         "--rdzv-conf=last_call_timeout=1,keep_alive_interval=1",
-        # A store for each generation, so that nobody reads an address of the last one.
-        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+        **OWN_STORE,
     ),
     "torchrun, 1 agent": agent,
     # As its README starts it.
