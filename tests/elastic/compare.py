@@ -3,15 +3,17 @@
 usage: compare.py OUT [SYSTEM...]
 """
 
+import contextlib
 import json
 import pathlib
 import shutil
 import signal
+import sqlite3
 import sys
 from importlib.metadata import version
 
 from faults import measure
-from systems import SYSTEMS
+from systems import SYSTEMS, WORKERS
 
 FAULTS = 20
 SEED = 1
@@ -24,7 +26,13 @@ def dico(out: pathlib.Path) -> dict | None:
         return None
     # A run that ends has recovered from all of its faults.
     summary = json.loads(path.read_text())
-    return summary | {"recovered": summary["faults"]}
+    summary["recovered"] = summary["faults"]
+    journal = out / "dico/chaos/coordinator/journal.sqlite"
+    with contextlib.closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as connection:
+        (joined,) = connection.execute("SELECT count(*) FROM events WHERE kind = 'joined'").fetchone()
+    # Each worker joins once at first, and once after it was killed.
+    summary["survivors_restarted"] = joined > WORKERS + summary["faults"]
+    return summary
 
 
 def row(name: str, result: dict) -> str:
@@ -36,6 +44,11 @@ def row(name: str, result: dict) -> str:
     cells = [name, result["faults"], result["recovered"], number(recovery["median"]), number(recovery["max"])]
     cells += ["" if result["redone_steps_max"] is None else result["redone_steps_max"], restarted]
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def write(path: pathlib.Path, results: dict) -> None:
+    versions = {package: version(package) for package in ("torch", "torchft")}
+    path.write_text(json.dumps({"versions": versions, "systems": results}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -56,8 +69,7 @@ def main() -> None:
         folder = out / name.replace(",", "").replace(" ", "-")
         shutil.rmtree(folder, ignore_errors=True)
         results[name] = measure(SYSTEMS[name], FAULTS, folder.resolve(), SEED)
-        versions = {package: version(package) for package in ("torch", "torchft")}
-        path.write_text(json.dumps({"versions": versions, "systems": results}, indent=2) + "\n")
+        write(path, results)
     print()
     print("| | faults | recovered | median, s | max, s | steps redone, max | survivors restarted |")
     print("|---|---:|---:|---:|---:|---:|---|")
