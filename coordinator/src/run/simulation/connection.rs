@@ -242,7 +242,9 @@ impl World {
                 self.send_up(session, Up::Message(message));
             }
             // What it has done is known from its state, which it says when it is back.
-            Link::LettingGo(_) if matches!(message, Message::Idle(_)) => self.come_back(id),
+            Link::LettingGo(_) if matches!(&message, Message::Idle(idle) if idle.generation >= worker.told) => {
+                self.come_back(id);
+            }
             Link::LettingGo(_) => {}
             Link::None | Link::Asking(_) | Link::Loading { .. } => worker.unsent.push(message),
         }
