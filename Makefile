@@ -1,6 +1,6 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare chaos test simulate lint audit parity score-parity libtorch
+.PHONY: demo compare chaos test simulate lint audit parity score-parity elastic-comparison libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -50,6 +50,10 @@ parity: libtorch
 ## Caption metrics, tokens and speed against pycocoevalcap; CAPTIONS is a file of lines IMAGE#N<TAB>CAPTION. Needs Java.
 score-parity:
 	tests/parity/score $(CAPTIONS)
+
+## One kill side by side: dico, torchrun elastic and torchft: docs/results.md. Half an hour; needs 5 GB of disk.
+elastic-comparison: libtorch
+	tests/elastic/run
 
 ## A CPU libtorch in .libtorch, unless the user has one (LIBTORCH, LIBTORCH_USE_PYTORCH).
 libtorch:

@@ -5,7 +5,7 @@
 //!   run file (YAML)                                     workers
 //!        |                                              |     ^
 //!        v                                      reports |     | directives
-//!      cli  serve, validate, status, resume             v     |
+//!      cli  serve, and one each for what else is asked  v     |
 //!        |                                        service::grpc     service::http --> Prometheus, probes
 //!        '------------> service::driver <---- Input ----'              ^
 //!                         |        ^                                   |
@@ -21,6 +21,7 @@
 //! - [`run`]: everything hard is decided here, by a function from events to actions.
 //! - [`service`]: the thin shell of sockets, clock and threads around it.
 //! - [`journal`]: the durable record, and how a restarted coordinator goes on.
+//! - [`audit`]: whether the journal bears out that every sample was trained on once.
 //! - [`load`]: thousands of light workers, to measure all of it.
 //! - [`cli`]: one file per subcommand.
 

@@ -344,7 +344,7 @@ fn write(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
         Record::Step(step) => write_step(to, step),
         Record::Saved(checkpoint) => {
             let Checkpoint { place, generation, name, parameters_sha256 } = checkpoint;
-            // A checkpoint of the same place has the same name: it was written over.
+            // One of the same name was written over.
             run("UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL", params![now(), name])?;
             let sql = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, NULL)";
             let (step, generation) = (place.step.cast_signed(), generation.cast_signed());

@@ -364,7 +364,11 @@ impl Run {
             Event::Message { session, message } => self.message(now, session, message),
             Event::Closed { session } => {
                 if let Some(rank) = self.members.rank_of(session) {
-                    self.lose(now, rank, "its stream closed");
+                    match self.phase {
+                        // It was told to go.
+                        Phase::Over { .. } => self.remove(now, rank, Happening::Left, "the run is over"),
+                        _ => self.lose(now, rank, "its stream closed"),
+                    }
                 }
             }
             Event::Scored { evaluation, metrics, items } => self.scored(evaluation, metrics, items),

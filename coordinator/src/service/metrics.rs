@@ -181,7 +181,7 @@ fn describe() {
     describe_gauge!("dico_evaluation_score", "Scores of the last evaluation");
     describe_gauge!("dico_best_score", "Score of the present stage's best state, by the stage's metric");
     describe_counter!("dico_guard_events_total", "Rules of the guard that were broken");
-    describe_gauge!("dico_paused", "1 while the guard has paused the run");
+    describe_gauge!("dico_paused", "1 while the run is paused: by its guard, or because a state cannot be saved");
     describe_counter!(
         "dico_refusals_total",
         "Connections, calls and sessions that were refused or ended for what they are"

@@ -13,7 +13,7 @@ const RANK_VARIABLES: [&str; 3] = ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX
 /// Take part in a run until it is complete.
 ///
 /// On SIGTERM or SIGINT the worker finishes the step in flight, hands over what only it holds, and ends; a second signal ends it at
-/// once.
+/// once. While the coordinator is away it waits for it to be back, as it may hold what nobody else does.
 #[command(after_help = "Example: worker join --coordinator http://10.0.0.1:7070 --device cuda:0")]
 pub struct Join {
     #[command(flatten)]

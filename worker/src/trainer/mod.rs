@@ -47,7 +47,7 @@ const MEETING_PATIENCE: Duration = Duration::from_secs(60);
 /// Threads that prepare batches.
 const LOADING_THREADS: usize = 2;
 
-/// A directive, and the flag that is raised when its generation is abandoned.
+/// A directive, and the flags of its generation.
 pub struct Order {
     /// What to do.
     pub directive: v1::Directive,

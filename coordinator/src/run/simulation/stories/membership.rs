@@ -112,7 +112,8 @@ fn sent_away(world: &World) -> usize {
 /// Two workers, the second of which stands still from the moment on at which it is at something; nobody looks after it.
 fn with_one_that_hangs(file: RunFile, at: impl Fn(&Doing) -> bool) {
     let mut world = World::of(file);
-    (world.join(), world.join());
+    world.join();
+    world.join();
     let is_apt = |world: &World| world.workers.iter().find(|(_, worker)| at(&worker.doing)).map(|(id, _)| *id);
     world.until(|world| world.run().members.len() == 2 && is_apt(world).is_some());
     let hangs = is_apt(&world).unwrap();

@@ -163,7 +163,8 @@ fn a_coordinator_that_waits_for_its_disk_takes_nobody_for_lost() {
     let mut file = testing::run_file(vec![testing::stage("a", 200, 8, Some(10), None)]);
     file.workers.min = 2;
     let mut world = World::of(file);
-    (world.join(), world.join());
+    world.join();
+    world.join();
     world.until(|world| world.run().committed.step == 13);
     world.coordinator.held_up = true;
     world.pass(Time::from_secs(100));
@@ -177,7 +178,8 @@ fn a_coordinator_that_stood_still_finds_its_workers_with_all_that_they_have_done
     let mut file = testing::run_file(vec![testing::stage("a", 200, 8, Some(10), None)]);
     file.workers.min = 2;
     let mut world = World::of(file);
-    (world.join(), world.join());
+    world.join();
+    world.join();
     world.until(|world| world.run().committed.step == 13);
     world.coordinator.frozen = Some(world.agenda.now());
     world.pass(Time::from_secs(30));

@@ -1,0 +1,52 @@
+"""The load: as many parameters as the captioner of the chaos run, one flat gradient, and a record of every applied step."""
+
+import os
+import time
+
+import torch
+from torch import nn
+
+# 9 (256 x 256 + 256) = 592,128 parameters; the captioner of the chaos run has 592,320.
+LAYERS = 9
+WIDTH = 256
+# A worker's rows a step. They make a step of three workers on two cores about as long as one of the chaos run.
+ROWS = 384
+
+
+class Toy:
+    """A model whose gradients lie in one flat buffer, and its optimizer."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(5)
+        layers = [layer for _ in range(LAYERS) for layer in (nn.Linear(WIDTH, WIDTH), nn.GELU())]
+        self.model = nn.Sequential(*layers)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        parameters = list(self.model.parameters())
+        self.gradient = torch.zeros(sum(parameter.numel() for parameter in parameters))
+        parts = self.gradient.split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts):
+            parameter.grad = part.view_as(parameter)
+
+    def compute(self, step: int, rank: int) -> None:
+        """Leaves the gradient of this rank's rows in the flat buffer."""
+        self.gradient.zero_()
+        generator = torch.Generator().manual_seed(step * 1000 + rank)
+        rows = torch.randn(ROWS, WIDTH, generator=generator)
+        (self.model(rows) - rows).square().mean().backward()
+
+    def state_dict(self) -> dict:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Record:
+    """Writes a line for each step that this process applied, into the file that all of them share."""
+
+    def __init__(self) -> None:
+        self.file = os.open(os.environ["ELASTIC_STEPS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def applied(self, step: int, generation: int, world: int) -> None:
+        os.write(self.file, f"{time.time():.6f} {step} {generation} {world} {os.getpid()}\n".encode())
