@@ -121,7 +121,8 @@ impl World {
 
     /// What a coordinator that stands still would hear now is kept until it goes on.
     pub fn unless_unread(&mut self, due: Due) -> Option<Due> {
-        let heard = matches!(due, Due::Tick { .. } | Due::Scored { .. } | Due::Ask { .. } | Due::Up { .. });
+        let heard =
+            matches!(due, Due::Tick { .. } | Due::Stop { .. } | Due::Scored { .. } | Due::Ask { .. } | Due::Up { .. });
         if heard && (self.coordinator.frozen.is_some() || self.coordinator.held_up) {
             self.coordinator.unread.push(due);
             return None;

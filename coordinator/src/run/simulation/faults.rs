@@ -14,7 +14,7 @@ use super::{
     worker::{Doing, Wake},
     world::{Due, World},
 };
-use crate::run::{Event, Time};
+use crate::run::Time;
 
 /// After so long somebody ends a worker that hangs.
 const TENDED_AFTER: Time = Time::from_secs(900);
@@ -218,7 +218,7 @@ impl World {
                 self.kill_coordinator(back_after);
             }
             Fault::Doom => self.coordinator.doomed = Some(self.rng.random_range(0..40)),
-            Fault::Stop => self.tell(Event::Shutdown),
+            Fault::Stop => self.agenda.after(Time::ZERO, Due::Stop { life: self.coordinator.life }),
             Fault::Duplicate => {
                 if let Some(rank) = self.workers[&victim].rank {
                     self.start_worker(format!("duplicate of {victim:?}"), Some(rank));

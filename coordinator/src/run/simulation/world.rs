@@ -30,6 +30,8 @@ use crate::run::{Event, Outcome, RefusalKind, RequestId, Run, SessionId, Time, c
 pub enum Due {
     /// The coordinator's clock.
     Tick { life: u64 },
+    /// The coordinator is asked to stop.
+    Stop { life: u64 },
     /// A coordinator starts.
     Start,
     /// An evaluation is scored.
@@ -159,8 +161,9 @@ impl World {
         match due {
             Due::Tick { life } => self.tick(life),
             Due::Start => self.start_coordinator(),
+            Due::Stop { life } if life == self.coordinator.life => self.tell(Event::Shutdown),
             Due::Scored { life, event } if life == self.coordinator.life => self.tell(event),
-            Due::Scored { .. } => {}
+            Due::Stop { .. } | Due::Scored { .. } => {}
             Due::Ask { worker, request, join } => self.asked(worker, request, join),
             Due::Answer { worker, request, answer } => self.hear_answer(worker, request, answer),
             Due::Up { session, packet } if !self.network.is_lost_up(session, &packet) => self.told(session, packet),
