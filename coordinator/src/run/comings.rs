@@ -17,6 +17,9 @@ use super::{
     record::{Happening, Source},
 };
 
+/// The longest that a worker lets pass between two attempts to join.
+const BACK_OFF: Time = Time::from_secs(5);
+
 impl Run {
     /// A member wants to go.
     pub(super) fn leaving(&mut self, rank: u32, leaving: &v1::Leaving) {
@@ -40,6 +43,13 @@ impl Run {
         }
         let is_in = |(rank, member): &(u32, &Member)| member.leaving.is_none() || Some(*rank) == indispensable;
         Some(self.members.iter().filter(is_in).map(|(rank, _)| rank).collect())
+    }
+
+    /// Whether a generation that starts from `start` would give up steps that somebody who is on the way back may hold. That
+    /// is hoped for as long as it takes a worker to notice that its connection is lost and to ask again.
+    pub(super) fn is_missed(&self, now: Time, start: Place) -> bool {
+        let given_up = start < self.committed && self.cuts.allow(self.committed, self.last_generation);
+        given_up && now < self.missed_since.saturating_add(self.lost_after()).saturating_add(BACK_OFF)
     }
 
     /// Who wants to go, as all do when the coordinator stops, but holds a state that is nowhere else.

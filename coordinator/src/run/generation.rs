@@ -120,8 +120,11 @@ impl Run {
         }
         self.part(now);
         let Some(ranks) = self.next_members() else { return };
-        self.flush_statistics();
         let Origin { start, source } = self.origin();
+        if self.is_missed(now, start) {
+            return;
+        }
+        self.flush_statistics();
         let number = self.last_generation + 1;
         self.last_generation = number;
         self.cuts.cut(number, start);

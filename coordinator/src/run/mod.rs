@@ -282,6 +282,8 @@ pub struct Run {
     attempted: BTreeSet<Place>,
     /// Whether no earlier coordinator can have had anything saved.
     first_life: bool,
+    /// When a member that held a state was last lost; the coordinator's start, before any was.
+    missed_since: Time,
     /// Names of checkpoints that an earlier coordinator saw begun, but not finished.
     unfinished: BTreeSet<String>,
     /// What evaluations of the present history gave.
@@ -329,6 +331,7 @@ impl Run {
             unsaved: None,
             attempted: BTreeSet::new(),
             first_life: restored.last_generation == 0,
+            missed_since: Time::ZERO,
             unfinished: restored.unfinished,
             scores: restored.scores,
             evaluation: None,
@@ -580,6 +583,9 @@ impl Run {
         if self.last_generation == 0 && self.members.is_empty() {
             // Nothing was trained yet: the next to come may bring other data.
             self.data_set = None;
+        }
+        if member.position.is_some() {
+            self.missed_since = now;
         }
         self.stops_saving(now, rank, None);
         if matches!(member.standing, Standing::In(_)) {

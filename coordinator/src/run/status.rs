@@ -95,6 +95,12 @@ impl Run {
         if members < min {
             return format!("{members} of at least {min} workers are attached");
         }
+        if self.members.all_idle() {
+            let at = self.committed;
+            return format!(
+                "workers that hold {at} may be on their way back; without them it goes on from the last checkpoint"
+            );
+        }
         let is_busy = |(_, member): &(u32, &super::membership::Member)| member.standing != Standing::Idle;
         let mut busy = self.members.iter().filter(is_busy).map(|(rank, _)| rank.to_string());
         let named: Vec<String> = busy.by_ref().take(NAMED).collect();

@@ -62,6 +62,8 @@ struct Scene {
     directives: Streaming<v1::Directive>,
     /// What the honest worker has yet to answer.
     told: v1::Directive,
+    /// The state that it holds.
+    holds: Option<v1::Position>,
 }
 
 impl Scene {
@@ -76,7 +78,7 @@ impl Scene {
         say.send(v1::WorkerMessage { message: Some(attach(token)) }).await.unwrap();
         let mut directives = client.session(ReceiverStream::new(said)).await.unwrap().into_inner();
         let told = directives.message().await.unwrap().unwrap();
-        Self { served, say, directives, told }
+        Self { served, say, directives, told, holds: None }
     }
 
     /// Without TLS.
@@ -118,11 +120,16 @@ impl Scene {
         let messages = match directive.unwrap() {
             // Somebody has joined.
             Directive::Abandon(_) | Directive::Halt(_) => {
-                vec![Message::Idle(v1::Idle { generation, ..Default::default() })]
+                vec![Message::Idle(v1::Idle { generation, position: self.holds, ..Default::default() })]
             }
             other => replies(self.served.output.path(), generation, other),
         };
         for message in messages {
+            if let Message::Ready(v1::Ready { position, .. }) | Message::StepDone(v1::StepDone { position, .. }) =
+                &message
+            {
+                self.holds = *position;
+            }
             self.say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
         }
         let told = self.directives.message().await.unwrap();

@@ -6,7 +6,13 @@ use super::at;
 use crate::run::{
     Outcome, Time,
     record::{Happening, Record, Source},
-    simulation::{History, WorkerId, network::Way, scenario::Scenario, worker::Doing, world::World},
+    simulation::{
+        History, WorkerId,
+        network::Way,
+        scenario::Scenario,
+        worker::Doing,
+        world::{Trace, World},
+    },
     testing,
 };
 
@@ -187,6 +193,27 @@ fn a_coordinator_that_stood_still_finds_its_workers_with_all_that_they_have_done
     world.finish();
     assert_eq!(world.happened(Happening::RolledBack), 0);
     assert_eq!(world.committed(), world.way_to(at(0, 200)));
+}
+
+/// Who holds the state asks every few seconds by then, so whoever is new is often there first.
+#[test]
+fn whoever_is_new_does_not_begin_without_those_who_hold_the_state() {
+    let mut firsts = 0;
+    for seed in 0..20 {
+        let file = testing::run_file(vec![testing::stage("a", 200, 8, Some(10), None)]);
+        let mut world = World::new(seed, Trace::Dropped, |_| Scenario::quiet(file));
+        let holder = world.join();
+        world.until(|world| world.run().committed.step == 13);
+        world.kill_coordinator(Time::from_secs(30));
+        world.pass(Time::from_secs(29));
+        let new = world.start_worker("new".to_owned(), None);
+        world.until(|world| world.is_member(new) || world.is_member(holder));
+        firsts += u32::from(world.is_member(new));
+        world.finish();
+        assert_eq!(world.happened(Happening::RolledBack), 0, "seed {seed}");
+        assert_eq!(world.committed(), world.way_to(at(0, 200)));
+    }
+    assert!(firsts > 0, "the holder was always there first");
 }
 
 #[test]
