@@ -1,0 +1,113 @@
+//! Admission: who is let in, on what conditions, and with which state.
+
+use std::time::Duration;
+
+use proto::{PROTOCOL_VERSION, v1};
+use serde_json::json;
+
+use super::{
+    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time, captions::MOST_IMAGES, membership::PATIENCE,
+    plan::Place, record::Happening,
+};
+
+/// Heartbeats of all workers together, as far as `lost_after` allows.
+const HEARTBEATS_A_SECOND: f64 = 5_000.0;
+
+impl Run {
+    pub(super) fn join(
+        &mut self,
+        now: Time,
+        join: &v1::JoinRequest,
+        token: String,
+    ) -> Result<v1::JoinResponse, Refusal> {
+        if join.protocol_version != PROTOCOL_VERSION {
+            let theirs = join.protocol_version;
+            let reason = format!(
+                "the worker speaks protocol version {theirs}, this coordinator {PROTOCOL_VERSION}: use equal versions"
+            );
+            return Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
+        }
+        if let Some(refusal) = self.closed_to_workers() {
+            return Err(refusal);
+        }
+        let until = now.saturating_add(PATIENCE.max(self.lost_after()));
+        let (rank, session_token) = self.members.reserve(join, token, self.file.workers.max, until)?;
+        let calm = Duration::from_secs_f64(f64::from(self.file.workers.max) / HEARTBEATS_A_SECOND);
+        let heartbeat = (self.lost_after() / 5).min(calm.max(Duration::from_secs(1))).max(Duration::from_millis(1));
+        Ok(v1::JoinResponse {
+            protocol_version: PROTOCOL_VERSION,
+            rank,
+            session_token,
+            run_file: self.file_json.clone(),
+            heartbeat_interval_ms: heartbeat.as_millis() as u64,
+            lost_after_ms: u64::try_from(self.lost_after().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Why no worker is let in any more, if so.
+    pub(super) fn closed_to_workers(&self) -> Option<Refusal> {
+        // Over for good, or to be asked again: another coordinator may go on.
+        let over = |reason: String| Some(Refusal::new(RefusalKind::Over, reason));
+        let stopping = || Some(Refusal::new(RefusalKind::Unavailable, "the coordinator is shutting down".into()));
+        match &self.phase {
+            Phase::Over { outcome: Outcome::Finished, .. } => over("the run is finished".into()),
+            Phase::Over { outcome: Outcome::Failed(reason), .. } => over(format!("the run has failed: {reason}")),
+            Phase::Over { outcome: Outcome::Stopped, .. } => stopping(),
+            _ if self.stopping => stopping(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn attach(&mut self, now: Time, session: SessionId, attach: v1::Attach) -> Result<(), Refusal> {
+        if let Some(refusal) = self.closed_to_workers() {
+            return Err(refusal);
+        }
+        let data_set = attach.data_set.unwrap_or_default();
+        if data_set.fingerprint.len() > 128 {
+            return Err(Refusal::new(RefusalKind::InvalidArgument, "data_set.fingerprint is too long".into()));
+        }
+        if data_set.validation_images > MOST_IMAGES {
+            let reason = format!("a validation split of more than {MOST_IMAGES} images");
+            return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
+        }
+        let rank = self.members.attach(now, session, &attach.session_token, attach.store_address)?;
+        if let Some((of, expected)) = &self.data_set
+            && expected.fingerprint != data_set.fingerprint
+        {
+            let reason = format!(
+                "the data differ: rank {rank} has {} images and {} captions (fingerprint {}), {of} {} and {} ({})",
+                data_set.train_images,
+                data_set.train_captions,
+                data_set.fingerprint.escape_debug(),
+                expected.train_images,
+                expected.train_captions,
+                expected.fingerprint.escape_debug(),
+            );
+            self.evict(now, rank, &reason);
+            return Ok(());
+        }
+        let detail = json!({
+            "rank": rank,
+            "host": self.members.get(rank).map(|member| &member.machine.host),
+            "train_images": data_set.train_images,
+            "train_captions": data_set.train_captions,
+            "skipped_images": data_set.skipped_images,
+            "validation_images": data_set.validation_images,
+            "fingerprint": data_set.fingerprint,
+            "holds": attach.holds.as_ref().map(|position| Place::from(position).to_string()),
+        });
+        self.data_set.get_or_insert_with(|| (format!("rank {rank}"), data_set));
+        // A state of another run, or of a journal that is gone, is not worth an error: it is just not used.
+        let holds = attach.holds.filter(|position| self.may_hold(position));
+        if let Some(member) = self.members.get_mut(rank) {
+            member.position = holds;
+        }
+        self.event(Happening::Joined, detail);
+        Ok(())
+    }
+
+    /// Whether a worker of this run can be where it says it is.
+    pub(super) fn may_hold(&self, position: &v1::Position) -> bool {
+        self.plan.contains(position.into()) && position.generation <= self.last_generation
+    }
+}
