@@ -1,33 +1,41 @@
 //! The run as Prometheus sees it. The recorder is this coordinator's own, not the process's: several can live in one
 //! process, as they do in tests.
 
-use metrics::{
-    Label, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram, with_local_recorder,
-};
+mod catalogue;
+mod ranks;
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use metrics::{Gauge, Label, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use runfile::RunFile;
 use statistics::{Summary, names};
 
 use super::refusals::Refusals;
-use crate::run::{Run, record::Record, statistics::StepStatistics};
+use crate::run::{
+    Run,
+    record::{Happening, Record},
+    statistics::StepStatistics,
+};
+use ranks::Ranks;
 
 /// Bounds of the buckets of step durations, in seconds.
 const STEP_SECONDS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0];
+/// Bounds of the buckets of recoveries, in seconds.
+const RECOVERY_SECONDS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
+/// States of a run, as its status names them.
+const STATES: [&str; 6] = ["waiting", "forming", "running", "paused", "finished", "failed"];
 /// Quantiles of rewards.
 const QUANTILES: [(f64, &str); 5] = [(0.05, "0.05"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (0.95, "0.95")];
 
 /// Gauges of a step that are the mean of a summary.
-const MEANS: [(&str, &str, &str); 6] = [
-    (names::REWARD_MARGIN, "dico_reward_margin", "Mean reward of the best candidate minus that of the others"),
-    (
-        names::IMPLICIT_ACCURACY,
-        "dico_implicit_accuracy",
-        "Share of images whose implicit reward prefers the best candidate",
-    ),
-    (names::KL, "dico_kl", "Estimate of KL(policy || reference) per token, in nats"),
-    (names::GAMMA_ENTROPY, "dico_gamma_entropy", "Mean entropy of the weights over rejected candidates, in nats"),
-    (names::CAPTION_LENGTH, "dico_caption_length", "Mean tokens of a candidate"),
-    (names::REPETITION, "dico_repetition", "Mean share of a candidate's tokens that repeat an earlier one"),
+const MEANS: [(&str, &str); 6] = [
+    (names::REWARD_MARGIN, "dico_reward_margin"),
+    (names::IMPLICIT_ACCURACY, "dico_implicit_accuracy"),
+    (names::KL, "dico_kl"),
+    (names::GAMMA_ENTROPY, "dico_gamma_entropy"),
+    (names::CAPTION_LENGTH, "dico_caption_length"),
+    (names::REPETITION, "dico_repetition"),
 ];
 
 /// All metrics of a coordinator.
@@ -38,21 +46,43 @@ pub struct Metrics {
     stage: Option<String>,
     /// Metric whose `dico_best_score` is a number.
     best: Option<String>,
+    ranks: Ranks,
+    broken: Broken,
+}
+
+/// Whether the last generation was broken and the run has yet to recover from it.
+#[derive(Clone, Copy, Debug)]
+enum Broken {
+    /// No.
+    Not,
+    /// A generation ended then, for whatever reason.
+    Since(Instant),
+    /// By a failure; the next one trains.
+    Mended(Instant),
 }
 
 impl Metrics {
     /// The metrics of a run.
     pub fn new(file: &RunFile) -> Self {
-        let seconds = Matcher::Full("dico_step_seconds".into());
-        let builder = PrometheusBuilder::new().set_buckets_for_metric(seconds, &STEP_SECONDS);
-        let recorder = builder.expect("the buckets are not empty").build_recorder();
-        with_local_recorder(&recorder, || {
-            describe();
-            gauge!("dico_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-            counter!("dico_recoveries_total").absolute(0);
-            counter!("dico_checkpoints_total").absolute(0);
+        let buckets = [("dico_step_seconds", &STEP_SECONDS[..]), ("dico_recovery_seconds", &RECOVERY_SECONDS)];
+        let builder = buckets.into_iter().fold(PrometheusBuilder::new(), |builder, (name, bounds)| {
+            let metric = Matcher::Full(name.to_owned());
+            builder.set_buckets_for_metric(metric, bounds).expect("the buckets are not empty")
         });
-        Self { recorder, run: file.name.clone(), stage: None, best: None }
+        let recorder = builder.build_recorder();
+        let ranks = with_local_recorder(&recorder, || {
+            catalogue::describe();
+            gauge!("dico_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            gauge!("dico_workers_wanted").set(file.workers.min);
+            // An alert on what happened long ago, or never, needs a beginning.
+            gauge!("dico_last_step_timestamp_seconds").set(now());
+            gauge!("dico_last_checkpoint_timestamp_seconds").set(now());
+            for total in ["dico_recoveries_total", "dico_checkpoints_total", "dico_workers_lost_total"] {
+                counter!(total).absolute(0);
+            }
+            Ranks::default()
+        });
+        Self { recorder, run: file.name.clone(), stage: None, best: None, ranks, broken: Broken::Not }
     }
 
     /// Renders the metrics.
@@ -65,12 +95,40 @@ impl Metrics {
         with_local_recorder(&self.recorder, Refusals::new)
     }
 
+    /// Shows how much room is on a disk, and how much of it is free.
+    pub fn disk(&self, what: &'static str) -> [Gauge; 2] {
+        with_local_recorder(&self.recorder, || {
+            ["dico_disk_size_bytes", "dico_disk_free_bytes"].map(|name| gauge!(name, "what" => what))
+        })
+    }
+
     /// Brings the metrics up to date with something that happened.
-    pub fn record(&self, record: &Record) {
-        with_local_recorder(&self.recorder, || match record {
-            Record::Step(step) => expose_step(step),
-            Record::Ready { recovery: true, .. } => counter!("dico_recoveries_total").increment(1),
-            Record::Saved(_) => counter!("dico_checkpoints_total").increment(1),
+    pub fn record(&mut self, record: &Record) {
+        let Self { recorder, broken, .. } = self;
+        with_local_recorder(&*recorder, || match record {
+            Record::Step(step) => {
+                expose_step(step);
+                if let Broken::Mended(since) = *broken {
+                    histogram!("dico_recovery_seconds").record(since.elapsed().as_secs_f64());
+                }
+                *broken = Broken::Not;
+            }
+            Record::Ended { .. } => {
+                if let Broken::Not = broken {
+                    *broken = Broken::Since(Instant::now());
+                }
+            }
+            Record::Ready { recovery: true, .. } => {
+                counter!("dico_recoveries_total").increment(1);
+                if let Broken::Since(since) = *broken {
+                    *broken = Broken::Mended(since);
+                }
+            }
+            Record::Saved(_) => {
+                counter!("dico_checkpoints_total").increment(1);
+                gauge!("dico_last_checkpoint_timestamp_seconds").set(now());
+            }
+            Record::Event { what: Happening::Lost, .. } => counter!("dico_workers_lost_total").increment(1),
             Record::Evaluated { metrics, .. } => {
                 for (metric, score) in metrics {
                     gauge!("dico_evaluation_score", "metric" => metric.clone()).set(*score);
@@ -82,7 +140,6 @@ impl Metrics {
             }
             Record::Ready { .. }
             | Record::Formed { .. }
-            | Record::Ended { .. }
             | Record::Deleted(_)
             | Record::Damaged(_)
             | Record::Event { .. } => {}
@@ -93,14 +150,19 @@ impl Metrics {
     pub fn publish(&mut self, run: &Run) {
         let (status, samples, best) = (run.outline(), run.samples_committed(), run.best());
         let members = run.attached();
-        let Self { recorder, run, stage, best: known } = self;
+        let Self { recorder, run: name, stage, best: known, ranks, .. } = self;
         with_local_recorder(&*recorder, || {
+            for state in STATES {
+                gauge!("dico_run_state", "state" => state).set(f64::from(status.state == state));
+            }
+            ranks.publish(run);
+            gauge!("dico_stage_steps").set(status.steps as f64);
             gauge!("dico_step").set(status.step as f64);
             gauge!("dico_generation").set(status.generation as f64);
             gauge!("dico_members").set(members as f64);
             counter!("dico_samples_committed_total").absolute(samples);
-            let info = |name: &str, value| {
-                gauge!("dico_stage_info", "run" => run.clone(), "stage" => name.to_owned()).set(value);
+            let info = |stage: &str, value| {
+                gauge!("dico_stage_info", "run" => name.clone(), "stage" => stage.to_owned()).set(value);
             };
             if let Some(earlier) =
                 stage.replace(status.stage_name.clone()).filter(|earlier| *earlier != status.stage_name)
@@ -130,11 +192,16 @@ fn expose_step(step: &StepStatistics) {
     histogram!("dico_step_seconds").record(step.seconds);
     gauge!("dico_all_reduce_seconds").set(step.all_reduce_seconds);
     gauge!("dico_images_per_second").set(step.images_per_second());
+    gauge!("dico_tokens_per_second").set(step.tokens_per_second());
+    gauge!("dico_last_step_timestamp_seconds").set(now());
+    for (phase, seconds) in step.phases() {
+        gauge!("dico_phase_seconds", "phase" => phase).set(seconds);
+    }
     if let Some((rank, seconds)) = step.pace.lag() {
         gauge!("dico_slowest_rank").set(rank);
         gauge!("dico_lag_seconds").set(seconds);
     }
-    for (summary, gauge, _) in MEANS {
+    for (summary, gauge) in MEANS {
         if let Some(summary) = step.summaries.get(summary).filter(|summary| summary.count() > 0) {
             gauge!(gauge).set(summary.mean());
         }
@@ -155,36 +222,9 @@ fn expose_reward(summary: &Summary, role: &'static str) {
     }
 }
 
-fn describe() {
-    describe_gauge!("dico_step", "Committed updates of the present stage");
-    describe_gauge!("dico_stage_info", "1 for the present stage");
-    describe_gauge!("dico_loss", "Loss of the last step, per image or token");
-    describe_gauge!("dico_learning_rate", "Learning rate of the last step");
-    describe_gauge!("dico_gradient_norm", "Norm of the last step's gradient, before clipping");
-    describe_gauge!("dico_reward", "Quantiles of the rewards of candidates in the last step");
-    for (_, gauge, description) in MEANS {
-        describe_gauge!(gauge, description);
-    }
-    describe_histogram!("dico_step_seconds", "Seconds of a step on the slowest member");
-    describe_gauge!("dico_all_reduce_seconds", "Longest time a member spent in the last step's all-reduce, in seconds");
-    describe_gauge!("dico_images_per_second", "Samples a second over all members in the last step");
-    describe_gauge!("dico_slowest_rank", "Rank that the others waited for in the last step");
-    describe_gauge!(
-        "dico_lag_seconds",
-        "How much longer than the average of the others the slowest rank computed, in seconds"
-    );
-    describe_counter!("dico_samples_committed_total", "Samples that training has consumed for good");
-    describe_gauge!("dico_generation", "Number of the last generation");
-    describe_gauge!("dico_members", "Attached workers");
-    describe_counter!("dico_recoveries_total", "Generations that took over from one that was broken by a failure");
-    describe_counter!("dico_checkpoints_total", "Checkpoints written");
-    describe_gauge!("dico_evaluation_score", "Scores of the last evaluation");
-    describe_gauge!("dico_best_score", "Score of the present stage's best state, by the stage's metric");
-    describe_counter!("dico_guard_events_total", "Rules of the guard that were broken");
-    describe_gauge!("dico_paused", "1 while the run is paused: by its guard, or because a state cannot be saved");
-    describe_counter!(
-        "dico_refusals_total",
-        "Connections, calls and sessions that were refused or ended for what they are"
-    );
-    describe_gauge!("dico_build_info", "Version of the coordinator");
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests;
