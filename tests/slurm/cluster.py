@@ -109,13 +109,13 @@ class Cluster:
         wait_for("munged", (self.folder / "munge.socket").exists, explain=self.logs)
         self.daemon("slurmctld", "-D")
         for name in NODES:
-            self.daemon("slurmd", "-D", "-N", name, name=name)
+            self.begin(name)
         ready = lambda: self.ask("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T").split() == ["idle", "idle"]
         wait_for("idle nodes", ready, explain=self.logs)
 
     def daemon(self, *command: str, name: str = "") -> None:
         name = name or command[0]
-        with open(self.folder / f"{name}.out", "w") as log:
+        with open(self.folder / f"{name}.out", "a") as log:
             daemon = subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.daemons[name] = daemon
 
@@ -124,9 +124,9 @@ class Cluster:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
         return done.stdout if done.returncode == 0 else ""
 
-    def run(self, *command: str, **more) -> str:
+    def run(self, *command: str, env: dict[str, str] | None = None, cwd: pathlib.Path | None = None) -> str:
         """What one of Slurm's commands prints, which must not fail."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, **more)
+        done = subprocess.run(command, env=env or self.environment, cwd=cwd, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{command} says {done.stderr}\n{self.logs()}"
         return done.stdout
 
@@ -140,26 +140,31 @@ class Cluster:
         return "".join(f"--- {name.name}\n{last_lines(name)}" for name in names)
 
     def processes(self, program: str = "", **environment: str) -> list[int]:
-        """What runs in jobs of this cluster, by the name of the program and parts of its environment."""
-        wanted = {f"{key}={value}".encode() for key, value in ({"SLURM_CONF": self.environment["SLURM_CONF"]} | environment).items()}
+        """What runs here, by the beginning of the program's name and some variables of its environment."""
+        wanted = {"SLURM_CONF": self.environment["SLURM_CONF"]} | environment
+        variables = {f"{name}={value}".encode() for name, value in wanted.items()}
         found = []
         for process in pathlib.Path("/proc").glob("[0-9]*"):
             # It may have ended meanwhile.
             with contextlib.suppress(OSError):
-                variables = set((process / "environ").read_bytes().split(b"\0"))
-                if wanted <= variables and (process / "comm").read_text().strip().startswith(program):
+                own = set((process / "environ").read_bytes().split(b"\0"))
+                if variables <= own and (process / "comm").read_text().startswith(program):
                     found.append(int(process.name))
         return found
 
+    def begin(self, node: str) -> None:
+        """Starts a node."""
+        self.daemon("slurmd", "-D", "-N", node, name=node)
+
     def fail(self, node: str) -> None:
-        """What a power cut does to a node: all of its processes are gone at once."""
+        """What a power cut does to a node: all that runs on it is gone at once."""
         self.daemons[node].kill()
         self.daemons[node].wait()
-        kill(self.processes("slurmstepd", SLURMD_NODENAME=node) + self.processes(SLURMD_NODENAME=node))
+        tasks = self.processes(SLURMD_NODENAME=node)
+        kill(parents(tasks, "slurmstepd") + tasks)
 
     def stop(self) -> None:
         """Ends all daemons, and what is left of jobs."""
-        self.ask("scancel", "--user=root")
         for daemon in reversed(self.daemons.values()):
             daemon.terminate()
         for daemon in self.daemons.values():
@@ -168,7 +173,20 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        kill(self.processes())
+        tasks = self.processes()
+        kill(parents(tasks, "slurmstepd") + tasks)
+
+
+def parents(processes: list[int], program: str) -> list[int]:
+    """Those of the parents that are such a program."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(OSError):
+            # After the name, which may hold anything: state, parent.
+            parent = int(pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+            if pathlib.Path(f"/proc/{parent}/comm").read_text().strip() == program:
+                found.add(parent)
+    return list(found)
 
 
 def kill(processes: list[int]) -> None:

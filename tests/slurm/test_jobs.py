@@ -1,0 +1,219 @@
+"""The jobs of deploy/slurm, unchanged, under a real Slurm: DICO_BIN names the folder of the programs (default: target/debug)."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import unittest
+
+from cluster import Cluster, kill, last_lines, wait_for
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(os.environ.get("DICO_BIN", ROOT / "target/debug")).resolve()
+SCRIPT, HETEROGENEOUS = (f"deploy/slurm/{name}.sbatch" for name in ("dico", "dico-het"))
+# Steps and images of a step of both stages; so many that there is time to disturb the run.
+STAGES = {"cross_entropy": (100, 12), "dico": (10, 6)}
+SAMPLES = sum(steps * batch for steps, batch in STAGES.values())
+# Longest wait for a run to end on a busy machine; reaching it is a failure.
+PATIENCE = 300
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+WORLD = pathlib.Path()
+
+
+def setUpModule() -> None:
+    """Draws a small world for all runs."""
+    global WORLD
+    folder = tempfile.TemporaryDirectory(prefix="dico-slurm-")
+    unittest.addModuleCleanup(folder.cleanup)
+    WORLD = pathlib.Path(folder.name)
+    subprocess.run([BIN / "worker", "synthesize", "--out", WORLD, "--images", "60", "--seed", "3"], check=True,
+                   stdout=subprocess.DEVNULL, timeout=120)
+
+
+class JobTest(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="dico-slurm-")
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+        self.config = self.folder / "run.yaml"
+        self.config.write_text(json.dumps(self.run_file()))
+        self.cluster = Cluster(self.folder)
+        self.addCleanup(self.cluster.stop)
+        self.cluster.start()
+        settings = {"CONFIG": self.config, "BIN": BIN, "JOBS": self.folder / "jobs", "DEVICE": "cpu", "JOIN_TIMEOUT": 10}
+        self.settings = {f"DICO_{name}": str(value) for name, value in settings.items()}
+
+    def run_file(self) -> dict:
+        # Not a checkpoint before the end of a stage, unless somebody asks for one: what is not redone was saved in time.
+        stages = [
+            {"name": objective, "objective": objective, "steps": steps, "batch": batch, "checkpoint_every": 100_000,
+             "optimizer": {"learning_rate": 1e-3}}
+            for objective, (steps, batch) in STAGES.items()
+        ]
+        return {
+            "name": "slurm", "output": str(self.folder / "run"), "workers": {"min": 1, "max": 2}, "stages": stages,
+            "data": {"karpathy": {"annotations": f"{WORLD}/dataset.json", "images": f"{WORLD}/images"},
+                     "scenes": f"{WORLD}/scenes.json"},
+            "vocabulary": "corpus", "evaluator": {"preset": "tiny"}, "captioner": {"preset": "tiny", "dropout": 0.0},
+            "decoding": {"beams": 3, "max_length": 12},
+        }
+
+    def submit(self, script: str, *options: str) -> str:
+        """Submits a script from the root of the checkout; the job's number."""
+        output = f"--output={self.folder}/job-%j.log"
+        environment = {name: value for name, value in self.cluster.environment.items() if not name.startswith("DICO_")}
+        return self.cluster.run("sbatch", "--parsable", output, *options, script, cwd=ROOT,
+                                env=environment | {"OMP_NUM_THREADS": "1"} | self.settings).strip()
+
+    def submit_two_workers(self, *options: str) -> str:
+        return self.submit(SCRIPT, "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", *options)
+
+    def log(self, job: str) -> str:
+        return (self.folder / f"job-{job}.log").read_text(errors="replace")
+
+    def explain(self, job: str) -> str:
+        logs = sorted([*self.folder.glob(f"job-{job}.log"), *self.folder.glob(f"jobs/{job}/worker-*.log")])
+        return f"{self.cluster.job(job)}\n" + "".join(f"--- {log.name}\n{last_lines(log)}" for log in logs)
+
+    def wait(self, job: str, *states: str) -> None:
+        """Waits until a job is in one of these states."""
+        in_state = lambda: self.cluster.job(job).get("JobState") in states
+        wait_for(f"job {job} to be {' or '.join(states)}", in_state, PATIENCE, lambda: self.explain(job))
+
+    def wait_for_steps(self, job: str, steps: int) -> None:
+        """Waits until so many steps are in the journal."""
+        batch = STAGES["cross_entropy"][1]
+        applied = lambda: self.audit().get("samples", {}).get("committed", 0) >= steps * batch
+        wait_for(f"step {steps}", applied, PATIENCE, lambda: self.explain(job))
+
+    def audit(self) -> dict:
+        """What `coordinator audit` says; nothing before there is a journal."""
+        command = [BIN / "coordinator", "audit", "--config", self.config, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return json.loads(done.stdout) if done.stdout else {}
+
+    def assert_finished(self, job: str, starts: int = 1) -> dict:
+        """Waits for the end of a job: it and the run are finished, and every sample was trained on once."""
+        self.wait(job, *OVER)
+        state = self.cluster.job(job)
+        explanation = self.explain(job)
+        self.assertEqual(state["JobState"], "COMPLETED", explanation)
+        self.assertEqual(int(state["Restarts"]) + 1, starts, explanation)
+        audit = self.audit()
+        self.assertTrue(audit["clean"] and audit["finished"], audit)
+        self.assertEqual(audit["samples"], {"committed": SAMPLES, "missing": 0, "repeated": 0})
+        return audit
+
+    def assert_nothing_redone(self, audit: dict) -> None:
+        given_up = sum(generation["given_up"] for generation in audit["generations"])
+        self.assertEqual(given_up, 0, audit["generations"])
+
+
+class Finished(JobTest):
+    def test_a_run_is_one_job(self) -> None:
+        job = self.submit_two_workers()
+        audit = self.assert_finished(job)
+        self.assertEqual(audit["generations"][-1]["members"], [0, 1])
+        own = self.folder / "jobs" / job
+        for token in ("join-token", "admin-token"):
+            self.assertEqual((own / token).stat().st_mode & 0o777, 0o600)
+        for rank in range(2):
+            self.assertIn(f"finished rank={rank}", (own / f"worker-{rank}.log").read_text())
+
+    def test_a_heterogeneous_job(self) -> None:
+        # The second component is the script's own but for its size, which options of the first do not change.
+        small = (ROOT / HETEROGENEOUS).read_text()
+        workers = [":", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"]
+        self.assertIn("#SBATCH hetjob", small)
+        job = self.submit(HETEROGENEOUS, "--cpus-per-task=1", "--mem=0", *workers)
+        audit = self.assert_finished(job)
+        self.assertEqual(audit["generations"][-1]["members"], [0, 1])
+
+
+class Resumed(JobTest):
+    def interrupt(self, *command: str) -> None:
+        """A job that is interrupted by a command goes back into the queue and on from there, and nothing is done twice."""
+        job = self.submit_two_workers()
+        self.wait_for_steps(job, 20)
+        self.cluster.run(*(job if word == "JOB" else word for word in command))
+        self.assert_nothing_redone(self.assert_finished(job, starts=2))
+
+    def test_preempted_by_a_job_that_goes_first(self) -> None:
+        self.interrupt("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+
+    def test_asked_to_save_and_go(self) -> None:
+        self.interrupt("scancel", "--batch", "--signal=USR1", "JOB")
+
+    def test_workers_that_are_asked_to_go(self) -> None:
+        # A preemption as it comes from a Slurm without preempt_send_user_signal.
+        self.interrupt("scancel", "--signal=TERM", "JOB")
+
+    def test_put_back_without_a_warning(self) -> None:
+        self.interrupt("scontrol", "requeue", "JOB")
+
+    def test_a_heterogeneous_job_that_is_asked_to_go(self) -> None:
+        workers = [":", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"]
+        job = self.submit(HETEROGENEOUS, "--cpus-per-task=1", "--mem=0", *workers)
+        self.wait_for_steps(job, 20)
+        self.cluster.run("scancel", "--batch", "--signal=USR1", job)
+        self.assert_nothing_redone(self.assert_finished(job, starts=2))
+
+
+class Failures(JobTest):
+    def test_what_crashes_is_started_again(self) -> None:
+        job = self.submit_two_workers()
+        self.wait_for_steps(job, 20)
+        for program, rank in (("worker", {"SLURM_PROCID": "1"}), ("coordinator", {})):
+            crashed = self.cluster.processes(program, SLURM_JOB_ID=job, **rank)
+            self.assertEqual(len(crashed), 1, self.explain(job))
+            kill(crashed)
+        audit = self.assert_finished(job)
+        self.assertEqual(audit["generations"][-1]["members"], [0, 1])
+
+    def test_the_run_goes_on_without_a_node(self) -> None:
+        job = self.submit_two_workers("--nodes=2", "--ntasks-per-node=1")
+        self.wait_for_steps(job, 20)
+        self.cluster.fail("second")
+        audit = self.assert_finished(job)
+        self.assertEqual(audit["generations"][-1]["members"], [0])
+
+    def test_a_job_that_lost_its_first_node_begins_anew(self) -> None:
+        # Slurm 22.05 loses the GPUs of a job with its first node.
+        job = self.submit_two_workers("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0")
+        self.wait_for_steps(job, 20)
+        self.cluster.fail("first")
+        self.wait(job, "PENDING")
+        self.cluster.begin("first")
+        self.assert_finished(job, starts=2)
+
+    def test_a_cancelled_run_goes_on_in_another_job(self) -> None:
+        first = self.submit_two_workers()
+        self.wait_for_steps(first, 20)
+        self.cluster.run("scancel", first)
+        self.wait(first, *OVER)
+        self.assertEqual(self.cluster.job(first)["JobState"], "CANCELLED")
+        self.assert_nothing_redone(self.assert_finished(self.submit_two_workers()))
+
+    def test_a_run_file_with_a_mistake_fails_the_job(self) -> None:
+        self.config.write_text(json.dumps(self.run_file() | {"sede": 1}))
+        job = self.submit_two_workers()
+        self.wait(job, *OVER)
+        self.assertEqual(self.cluster.job(job)["JobState"], "FAILED")
+        self.assertIn("unknown key `sede`", self.log(job))
+
+    def test_workers_that_never_work_fail_the_job(self) -> None:
+        programs = self.folder / "bin"
+        programs.mkdir()
+        (programs / "coordinator").symlink_to(BIN / "coordinator")
+        (programs / "worker").symlink_to(shutil.which("false"))
+        self.settings |= {"DICO_BIN": str(programs), "DICO_RESTARTS": "1"}
+        job = self.submit_two_workers()
+        self.wait(job, *OVER)
+        self.assertEqual(self.cluster.job(job)["JobState"], "FAILED")
+        self.assertIn("no worker is left", self.log(job))
+
+
+if __name__ == "__main__":
+    unittest.main()
