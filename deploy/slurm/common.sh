@@ -99,27 +99,28 @@ farewell() {
 
 # run_job OPTION_OF_SRUN...: runs the coordinator here and the workers by srun. The job's exit status is 0 if the run is finished.
 run_job() {
+    cd "$DICO_ROOT" || fail "there is no folder DICO_ROOT=$DICO_ROOT"
+    export DICO_JOB=$DICO_JOBS/$SLURM_JOB_ID
+    mkdir -p "$DICO_JOB"
+    # Of an earlier start of this job, whose workers do not know the new tokens.
+    rm -f "$DICO_JOB"/{stopping,listening,join-token,admin-token}
     coordinator='' wish=''
     # Two minutes are left: save, and go back into the queue.
     trap 'wish=${wish:-requeue}; stop' USR1
     # Slurm ends the job, and has told all of its processes.
     trap 'wish=end' TERM
-    cd "$DICO_ROOT" || fail "there is no folder DICO_ROOT=$DICO_ROOT"
-    local program
+
+    local program token
     for program in coordinator worker; do
         [[ -x $DICO_BIN/$program ]] || fail "there is no program $DICO_BIN/$program: build it, or set DICO_BIN"
     done
+    [[ -z ${DICO_TLS_CA:-} ]] || fail "certificates (DICO_TLS_CA) are not for these jobs, which make tokens of their own"
     "$DICO_BIN/coordinator" validate --config "$DICO_CONFIG" || fail "DICO_CONFIG=$DICO_CONFIG cannot be run"
-
-    export DICO_JOB=$DICO_JOBS/$SLURM_JOB_ID
-    local address=${DICO_ADDRESS:-} port=${DICO_PORT:-$((20000 + SLURM_JOB_ID % 5000 * 2))} token
-    address=${address:-$(node_address)} || fail "this node's address is unknown: set DICO_ADDRESS"
-    # Those who are left of an earlier start of this job do not know the new tokens.
-    mkdir -p "$DICO_JOB"
-    rm -f "$DICO_JOB"/{stopping,listening,join-token,admin-token}
     for token in join-token admin-token; do
         (umask 077; od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$DICO_JOB/$token")
     done
+    local address=${DICO_ADDRESS:-} port=${DICO_PORT:-$((20000 + SLURM_JOB_ID % 5000 * 2))}
+    address=${address:-$(node_address)} || fail "this node's address is unknown: set DICO_ADDRESS"
     export DICO_COORDINATOR=http://$address:$port
     echo "$DICO_COORDINATOR" > "$DICO_JOB/address"
 
@@ -134,7 +135,7 @@ run_job() {
     local workers='' first=coordinator
     if [[ -s $DICO_JOB/listening && -z $wish ]]; then
         srun --no-kill --kill-on-bad-exit=0 --wait=0 --input=none --open-mode=append --output="$DICO_JOB/worker-%t.log" \
-            ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$@" "$DICO_ROOT/deploy/slurm/worker" &
+            "$@" "$DICO_ROOT/deploy/slurm/worker" &
         workers=$!
         while kill -0 "$coordinator" 2> /dev/null && kill -0 "$workers" 2> /dev/null; do
             wait -n "$coordinator" "$workers" || true

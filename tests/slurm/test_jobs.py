@@ -12,7 +12,7 @@ from cluster import Cluster, kill, last_lines, wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("DICO_BIN", ROOT / "target/debug")).resolve()
-SCRIPT, HETEROGENEOUS = (f"deploy/slurm/{name}.sbatch" for name in ("dico", "dico-het"))
+TWO_WORKERS = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
 # Steps and images of a step of both stages; so many that there is time to disturb the run.
 STAGES = {"cross_entropy": (100, 12), "dico": (10, 6)}
 SAMPLES = sum(steps * batch for steps, batch in STAGES.values())
@@ -68,7 +68,10 @@ class JobTest(unittest.TestCase):
                                 env=environment | {"OMP_NUM_THREADS": "1"} | self.settings).strip()
 
     def submit_two_workers(self, *options: str) -> str:
-        return self.submit(SCRIPT, "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", *options)
+        return self.submit("deploy/slurm/dico.sbatch", *TWO_WORKERS, *options)
+
+    def submit_heterogeneous(self) -> str:
+        return self.submit("deploy/slurm/dico-het.sbatch", "--cpus-per-task=1", "--mem=0", ":", *TWO_WORKERS)
 
     def log(self, job: str) -> str:
         return (self.folder / f"job-{job}.log").read_text(errors="replace")
@@ -123,11 +126,7 @@ class Finished(JobTest):
             self.assertIn(f"finished rank={rank}", (own / f"worker-{rank}.log").read_text())
 
     def test_a_heterogeneous_job(self) -> None:
-        # The second component is the script's own but for its size, which options of the first do not change.
-        small = (ROOT / HETEROGENEOUS).read_text()
-        workers = [":", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"]
-        self.assertIn("#SBATCH hetjob", small)
-        job = self.submit(HETEROGENEOUS, "--cpus-per-task=1", "--mem=0", *workers)
+        job = self.submit_heterogeneous()
         audit = self.assert_finished(job)
         self.assertEqual(audit["generations"][-1]["members"], [0, 1])
 
@@ -154,8 +153,7 @@ class Resumed(JobTest):
         self.interrupt("scontrol", "requeue", "JOB")
 
     def test_a_heterogeneous_job_that_is_asked_to_go(self) -> None:
-        workers = [":", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"]
-        job = self.submit(HETEROGENEOUS, "--cpus-per-task=1", "--mem=0", *workers)
+        job = self.submit_heterogeneous()
         self.wait_for_steps(job, 20)
         self.cluster.run("scancel", "--batch", "--signal=USR1", job)
         self.assert_nothing_redone(self.assert_finished(job, starts=2))
