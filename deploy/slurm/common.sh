@@ -4,16 +4,16 @@
 # Programs, and the folder of jobs, which all nodes see.
 export DICO_BIN=${DICO_BIN:-$DICO_ROOT/target/release}
 export DICO_JOBS=${DICO_JOBS:-$DICO_ROOT/runs/slurm}
-# How often in a row the coordinator, or a worker, is started again when it fails, and after how many seconds of health a
+# How often in a row the coordinator, or a worker, is started again when it fails; after so many seconds of health a
 # failure is the first again.
 export DICO_RESTARTS=${DICO_RESTARTS:-5}
 readonly HEALTHY=600
-# Logs are files.
-export NO_COLOR=1
 # Seconds for which a worker holds its state and waits for the coordinator.
 export DICO_JOIN_TIMEOUT=${DICO_JOIN_TIMEOUT:-120}
 # Seconds that workers may take to end when the coordinator has.
 readonly FAREWELL=30
+# Logs are files.
+export NO_COLOR=1
 
 say() {
     printf '%s dico: %s\n' "$(date '+%F %T')" "$*" >&2
@@ -33,11 +33,11 @@ await() {
     wait "$1"
 }
 
-# keep WORTHWHILE COMMAND...: runs the command until it ends well. One that fails is started again if WORTHWHILE, a command
-# as well, agrees.
+# keep WORTHWHILE COMMAND...: runs the command until it ends well. One that fails is started again if WORTHWHILE, a
+# command as well, agrees.
 #
-# Told to end by SIGTERM, it waits for the command, which Slurm has told as well, as it signals whole steps. SIGUSR1 makes it
-# tell the command.
+# On SIGTERM it waits for the command, which has got it, too: Slurm signals all processes of a step. On SIGUSR1 it sends
+# SIGTERM to the command. For coordinator and workers a second SIGTERM would be one too many: it ends them at once.
 keep() {
     local worthwhile=$1 name=${2##*/} failures=0 ending='' child='' started status
     shift
@@ -56,8 +56,9 @@ keep() {
             return "$status"
         fi
         if [[ -z $ending ]]; then
+            # In the background, so that signals are heard.
             sleep $((2 ** failures)) &
-            await $! || true
+            wait $! || true
         fi
         if [[ -n $ending ]] || ! "$worthwhile"; then
             return "$status"
@@ -76,7 +77,8 @@ node_address() {
 # Whether the run is finished, as its journal has it.
 finished() {
     local last
-    last=$("$DICO_BIN/coordinator" events --config "$DICO_CONFIG" --kind finished --kind stopped --kind failed | tail -n 1)
+    last=$("$DICO_BIN/coordinator" events --config "$DICO_CONFIG" --kind finished --kind stopped --kind failed |
+        tail -n 1)
     [[ $last == *' finished '* ]]
 }
 
@@ -97,7 +99,8 @@ farewell() {
     await "$1"
 }
 
-# run_job OPTION_OF_SRUN...: runs the coordinator here and the workers by srun. The job's exit status is 0 if the run is finished.
+# run_job OPTION_OF_SRUN...: runs the coordinator here and the workers by srun. The job's exit status is 0 if the run is
+# finished.
 run_job() {
     cd "$DICO_ROOT" || fail "there is no folder DICO_ROOT=$DICO_ROOT"
     export DICO_JOB=$DICO_JOBS/$SLURM_JOB_ID
@@ -114,7 +117,7 @@ run_job() {
     for program in coordinator worker; do
         [[ -x $DICO_BIN/$program ]] || fail "there is no program $DICO_BIN/$program: build it, or set DICO_BIN"
     done
-    [[ -z ${DICO_TLS_CA:-} ]] || fail "certificates (DICO_TLS_CA) are not for these jobs, which make tokens of their own"
+    [[ -z ${DICO_TLS_CA:-} ]] || fail "these jobs use tokens of their own and no certificates: unset DICO_TLS_CA"
     "$DICO_BIN/coordinator" validate --config "$DICO_CONFIG" || fail "DICO_CONFIG=$DICO_CONFIG cannot be run"
     for token in join-token admin-token; do
         (umask 077; od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$DICO_JOB/$token")
@@ -124,7 +127,7 @@ run_job() {
     export DICO_COORDINATOR=http://$address:$port
     echo "$DICO_COORDINATOR" > "$DICO_JOB/address"
 
-    say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): coordinator at $DICO_COORDINATOR, files in $DICO_JOB"
+    say "start $((${SLURM_RESTART_COUNT:-0} + 1)) of job $SLURM_JOB_ID: $DICO_COORDINATOR, files in $DICO_JOB"
     keep true "$DICO_BIN/coordinator" serve --config "$DICO_CONFIG" --listen "$address:$port" \
         --http "${DICO_HTTP:-127.0.0.1:$((port + 1))}" --join-token-file "$DICO_JOB/join-token" \
         --admin-token-file "$DICO_JOB/admin-token" > "$DICO_JOB/listening" &
@@ -134,8 +137,9 @@ run_job() {
     done
     local workers='' first=coordinator
     if [[ -s $DICO_JOB/listening && -z $wish ]]; then
-        srun --no-kill --kill-on-bad-exit=0 --wait=0 --input=none --open-mode=append --output="$DICO_JOB/worker-%t.log" \
-            "$@" "$DICO_ROOT/deploy/slurm/worker" &
+        # Whoever ends, or is lost with its node, leaves the others alone.
+        srun --no-kill --kill-on-bad-exit=0 --wait=0 --input=none \
+            --open-mode=append --output="$DICO_JOB/worker-%t.log" "$@" "$DICO_ROOT/deploy/slurm/worker" &
         workers=$!
         while kill -0 "$coordinator" 2> /dev/null && kill -0 "$workers" 2> /dev/null; do
             wait -n "$coordinator" "$workers" || true
@@ -160,6 +164,8 @@ run_job() {
         exit 0
     elif [[ $first == workers ]]; then
         fail "no worker is left (srun: status $workers_status): $DICO_JOB/worker-*.log say why"
+    elif [[ $coordinator_status == 0 ]]; then
+        fail "the run was stopped before its end: submit it again, and it goes on"
     fi
-    fail "the coordinator ended before the end of the run (status $coordinator_status)"
+    fail "the coordinator failed (status $coordinator_status)"
 }

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: munged, slurmctld and two slurmd, all in one folder, on ports of the system's choosing."""
+"""A real Slurm on this machine: munged, slurmctld and two slurmd, all in one folder, on ports that were free."""
 
 import contextlib
 import os
@@ -110,7 +110,8 @@ class Cluster:
         self.daemon("slurmctld", "-D")
         for name in NODES:
             self.begin(name)
-        ready = lambda: self.ask("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T").split() == ["idle", "idle"]
+        states = lambda: self.ask("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T").split()
+        ready = lambda: states() == ["idle"] * len(NODES)
         wait_for("idle nodes", ready, explain=self.logs)
 
     def daemon(self, *command: str, name: str = "") -> None:
