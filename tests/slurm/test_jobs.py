@@ -185,9 +185,13 @@ class Failures(JobTest):
         self.assertEqual(audit["generations"][-1]["members"], [0, 1])
 
     def test_the_run_goes_on_without_a_node(self) -> None:
+        # Slurm needs ten seconds to see it.
+        self.write_run_file(steps=6 * STEPS)
         job = self.submit_two_workers("--nodes=2", "--ntasks-per-node=1")
         self.wait_for_steps(job, 20)
         self.cluster.fail("second")
+        seen = lambda: "Node failure on second" in self.log(job)
+        wait_for("Slurm to see it", seen, explain=lambda: self.explain(job))
         audit = self.assert_finished(job)
         self.assertEqual(audit["generations"][-1]["members"], [0])
 
