@@ -10,13 +10,10 @@ SETS = {"and", "or", "unless"}
 HISTOGRAM = re.compile(r"_(bucket|sum|count)$")
 
 
-def without_variables(expr: str, instance: str, seconds: int) -> str:
-    """A panel's query as Grafana asks it: of this coordinator, over so many seconds."""
+def asked_of(instance: str, expr: str) -> str:
+    """A panel's query as Grafana puts it."""
     # Four scrapes, as the data source's timeInterval has it.
-    values = {"$__rate_interval": "20s", "$__range": f"{seconds}s", "$instance": instance}
-    for variable, value in values.items():
-        expr = expr.replace(variable, value)
-    return expr
+    return expr.replace("$__rate_interval", "20s").replace("$instance", instance)
 
 
 def selectors(node: promql.Expr) -> Iterator[promql.VectorSelector]:
@@ -37,12 +34,13 @@ def operands(node: promql.Expr) -> Iterator[str]:
         yield from operands(node.lhs)
         yield from operands(node.rhs)
     elif not isinstance(node, promql.NumberLiteral):
-        yield now(str(node))
+        yield str(node)
 
 
-def now(expr: str) -> str:
-    """Without `offset`: a test does not have the past that it asks for."""
-    return re.sub(r" offset \S+", "", expr)
+def grouping(expr: str) -> set[str]:
+    """The labels by which series are put together."""
+    lists = re.findall(r"\b(?:on|ignoring|by|without|group_left|group_right) \(([^)]*)\)", expr)
+    return {label for labels in lists for label in labels.split(", ") if label}
 
 
 def metric(selector: promql.VectorSelector, histograms: set[str]) -> str:

@@ -83,7 +83,7 @@ def structure(dashboard: dict) -> Iterator[str]:
             if item["datasource"] != {"type": "prometheus", "uid": "${datasource}"}:
                 yield f"panel {title} does not ask the data source that is chosen"
     variables = {variable["name"] for variable in dashboard["templating"]["list"]}
-    used = set(re.findall(r"\$\{?(\w+)", str(dashboard))) - {"__rate_interval", "__range"}
+    used = set(re.findall(r"\$\{?(\w+)", str(dashboard))) - {"__rate_interval"}
     if variables != {"datasource", "run", "instance"} or not used <= variables:
         yield f"variables are {sorted(variables)}, and {sorted(used)} are used"
     if not dashboard.get("schemaVersion"):

@@ -103,7 +103,7 @@ def buckets(title, why, unit, expr):
 def variable(name, label, query, why):
     builder = dashboard.QueryVariable(name).label(label).description(why).datasource(SOURCE)
     builder.query({"query": query, "refId": name}).refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
-    return builder.sort(models.VariableSort.ALPHABETICAL_DESC)
+    return builder.sort(models.VariableSort.ALPHABETICAL_ASC)
 
 
 def board(name, title, why, rows):
