@@ -15,10 +15,11 @@ WIDTH = 24
 HEIGHT = 8
 
 
-def queries(panel, exprs, format_val=None):
+def queries(panel, exprs, format_val=None, instant=False):
     """Adds an expression for each legend."""
     for place, (legend, expr) in enumerate(exprs.items()):
-        query = prometheus.Dataquery().expr(expr.replace("@", OWN)).legend_format(legend).range()
+        query = prometheus.Dataquery().expr(expr.replace("@", OWN)).legend_format(legend)
+        query = query.instant() if instant else query.range()
         query.ref_id(chr(ord("A") + place)).datasource(SOURCE)
         if format_val is not None:
             query.format(format_val)
@@ -71,7 +72,8 @@ def bands(title, why, unit, exprs):
 
 def number(title, why, unit, legend, expr, limits=None, name=False, decimals=None):
     """The present value, with its course behind it; or, with `name`, its legend."""
-    panel = queries(named(stat.Panel(), title, why), {legend: expr}).unit(unit)
+    # What had another name earlier is not shown beside it.
+    panel = queries(named(stat.Panel(), title, why), {legend: expr}, instant=name).unit(unit)
     panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     panel.graph_mode(kinds.BigValueGraphMode.NONE if name else kinds.BigValueGraphMode.AREA)
     panel.text_mode(kinds.BigValueTextMode.NAME if name else kinds.BigValueTextMode.VALUE)
