@@ -1,6 +1,7 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare chaos test test-slurm simulate lint audit parity score-parity elastic-comparison libtorch
+.PHONY: demo compare chaos test simulate lint audit parity score-parity elastic-comparison dashboards libtorch
+.PHONY: test-slurm test-prometheus
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -33,6 +34,16 @@ test: libtorch
 test-slurm: libtorch
 	cargo build -p dico-coordinator -p dico-worker --bins --locked
 	tests/slurm/run
+
+## Rules, alerts and dashboards against a real Prometheus that watches a real run with faults. Needs prometheus (apt) and pip.
+test-prometheus: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/prometheus/run
+
+## Grafana's dashboards, deploy/grafana/dashboards, from deploy/grafana/source. Needs pip.
+dashboards:
+	tests/prometheus/run dashboards
+
 
 ## The control plane in virtual time, with SEEDS seeds (10000). A seed that fails says how it is run again.
 simulate:

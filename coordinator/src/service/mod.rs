@@ -22,6 +22,7 @@ mod metrics;
 mod recorder;
 mod refusals;
 mod score;
+mod scrapes;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +47,7 @@ use door::Door;
 use driver::Driver;
 use metrics::Metrics;
 use recorder::Recorder;
+use scrapes::Scrapes;
 
 /// Inputs that may wait for the driver; those who send more are held up.
 const WAITING_INPUTS: usize = 4096;
@@ -123,7 +125,9 @@ impl Service {
         let (over, closing) = watch::channel(());
         let closed = |mut closing: watch::Receiver<()>| async move { _ = closing.changed().await };
 
-        let http = axum::serve(self.http, http::routes(metrics.handle(), [disk.clone(), ready]));
+        let scrapes = Scrapes::new();
+        let routes = scrapes.noted(http::routes(metrics.handle(), [disk.clone(), ready]));
+        let http = axum::serve(self.http, routes);
         let http = tokio::spawn(http.with_graceful_shutdown(closed(closing.clone())).into_future());
         let refusals = metrics.refusals();
         let Security { tls, tokens } = self.security;
@@ -152,6 +156,9 @@ impl Service {
         let driver = Driver { run, recorder, metrics, refusals, scoring, readiness, checkpoints, inputs };
         let outcome = driver.drive(waiting).await;
         watch.abort();
+        if let Ok(Outcome::Finished | Outcome::Failed(_)) = outcome {
+            scrapes.one_more().await;
+        }
         drop(over);
         // What is left are connections whose peers do not close them: they are cut.
         _ = time::timeout(CLOSING, async { _ = tokio::join!(grpc, http) }).await;
