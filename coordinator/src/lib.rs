@@ -32,3 +32,4 @@ pub mod journal;
 pub mod load;
 pub mod run;
 pub mod service;
+pub mod tensorboard;

@@ -10,11 +10,13 @@ mod security;
 mod serve;
 mod simulate;
 mod status;
+mod tensorboard;
 mod validate;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use terminal::{Completions, Logs};
 
 /// Plans a DiCO run, directs its workers and records what they report.
 #[derive(Debug, Parser)]
@@ -22,6 +24,8 @@ use clap::{Parser, Subcommand};
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    logs: Logs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -32,20 +36,27 @@ enum Command {
     Resume(resume::Resume),
     Audit(audit::Audit),
     Events(events::Events),
+    Tensorboard(tensorboard::Tensorboard),
     Simulate(simulate::Simulate),
+    #[command(after_help = "Example:\n  coordinator completions bash > ~/.local/share/bash-completion/completions/coordinator")]
+    Completions(Completions),
 }
 
 /// Runs the program; what goes wrong is one line on stderr.
 #[must_use]
 pub fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+    let Arguments { command, logs } = Arguments::parse();
+    logs.start();
+    let result = match command {
         Command::Serve(serve) => serve.run(),
         Command::Validate(validate) => validate.run(),
         Command::Status(status) => status.run(),
         Command::Resume(resume) => resume.run(),
         Command::Audit(audit) => audit.run(),
         Command::Events(events) => events.run(),
+        Command::Tensorboard(tensorboard) => tensorboard.run(),
         Command::Simulate(simulate) => simulate.run(),
+        Command::Completions(completions) => completions.print(Arguments::command()).map_err(anyhow::Error::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
