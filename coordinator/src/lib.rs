@@ -30,6 +30,7 @@ mod checkpoints;
 pub mod cli;
 pub mod journal;
 pub mod load;
+pub mod report;
 pub mod run;
 pub mod service;
 pub mod tensorboard;

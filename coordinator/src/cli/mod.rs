@@ -5,6 +5,7 @@ mod audit;
 mod events;
 mod files;
 mod history;
+mod report;
 mod resume;
 mod security;
 mod serve;
@@ -36,6 +37,7 @@ enum Command {
     Resume(resume::Resume),
     Audit(audit::Audit),
     Events(events::Events),
+    Report(report::ReportCommand),
     Tensorboard(tensorboard::Tensorboard),
     Simulate(simulate::Simulate),
     #[command(after_help = "Example:\n  coordinator completions bash > ~/.local/share/bash-completion/completions/coordinator")]
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Resume(resume) => resume.run(),
         Command::Audit(audit) => audit.run(),
         Command::Events(events) => events.run(),
+        Command::Report(report) => report.run(),
         Command::Tensorboard(tensorboard) => tensorboard.run(),
         Command::Simulate(simulate) => simulate.run(),
         Command::Completions(completions) => completions.print(Arguments::command()).map_err(anyhow::Error::from),

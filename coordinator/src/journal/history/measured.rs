@@ -187,6 +187,16 @@ impl History {
         })
     }
 
+    /// Host, device and version of all members that ever were, each with the member's identity.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn machines(&self) -> Result<Vec<([String; 3], u32)>, Error> {
+        let query = "SELECT DISTINCT value ->> 'host', value ->> 'device', value ->> 'version', value ->> 'rank'
+            FROM generations, json_each(members_json)";
+        self.all(query, |row| Ok(([row.get(0)?, row.get(1)?, row.get(2)?], row.get(3)?)))
+    }
+
     /// When the run was begun, in Unix seconds.
     ///
     /// # Errors
