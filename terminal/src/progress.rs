@@ -11,7 +11,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// terminal; elsewhere the last line of a program says it all.
 #[must_use]
 pub fn bar(length: u64, unit: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(&format!("{{wide_bar}} {{pos}}/{{len}} {unit}  {{per_sec}}  {{eta}} left"));
+    let style =
+        ProgressStyle::with_template(&format!("{{wide_bar}} {{pos}}/{{len}} {unit}  {{per_sec}}  {{eta}} left"));
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(Some(length), target()).with_style(style)
 }

@@ -13,6 +13,7 @@ mod simulate;
 mod status;
 mod tensorboard;
 mod validate;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -34,13 +35,16 @@ enum Command {
     Serve(serve::Serve),
     Validate(validate::Validate),
     Status(status::Status),
+    Watch(watch::Watch),
     Resume(resume::Resume),
     Audit(audit::Audit),
     Events(events::Events),
     Report(report::ReportCommand),
     Tensorboard(tensorboard::Tensorboard),
     Simulate(simulate::Simulate),
-    #[command(after_help = "Example:\n  coordinator completions bash > ~/.local/share/bash-completion/completions/coordinator")]
+    #[command(
+        after_help = "Example:\n  coordinator completions bash > ~/.local/share/bash-completion/completions/coordinator"
+    )]
     Completions(Completions),
 }
 
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Validate(validate) => validate.run(),
         Command::Status(status) => status.run(),
+        Command::Watch(watch) => watch.run(),
         Command::Resume(resume) => resume.run(),
         Command::Audit(audit) => audit.run(),
         Command::Events(events) => events.run(),

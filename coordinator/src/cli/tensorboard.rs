@@ -16,8 +16,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Has curves of all steps and evaluations, captions of evaluations and the run file. Written again, a file takes the place of the one
 /// before.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  coordinator tensorboard --config configs/demo.yaml --out runs/demo/tensorboard --follow &\n  \
-                        tensorboard --logdir runs/demo/tensorboard")]
+#[command(
+    after_help = "Example:\n  coordinator tensorboard --config configs/demo.yaml --out runs/demo/tensorboard --follow &\n  \
+                        tensorboard --logdir runs/demo/tensorboard"
+)]
 pub struct Tensorboard {
     #[command(flatten)]
     state: State,

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use maud::{Markup, html};
 
-use super::{curves::Curve, text::number};
+use super::curves::Curve;
+use crate::text::number;
 
 /// Size of a drawing, and of the part of it in which curves are.
 const WIDTH: f64 = 360.0;
@@ -98,20 +99,26 @@ impl Chart<'_> {
         let lines = self.lines.iter().map(|(_, _, curve)| *curve);
         let bands = self.bands.iter().flat_map(|(_, low, high)| [*low, *high]);
         let curves: Vec<&Curve> = lines.chain(bands).filter(|curve| !curve.step.is_empty()).collect();
-        let first = curves.iter().filter_map(|curve| curve.step.first()).min()?;
         let last = curves.iter().filter_map(|curve| curve.step.last()).max()?;
         let shown = curves.iter().flat_map(|curve| {
             let extremes = if self.extremes { [&curve.min[..], &curve.max] } else { [&curve.mean[..], &[]] };
             extremes.into_iter().flatten().copied()
         });
-        let (low, high) = shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+        let (low, high) =
+            shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
         // All alike: a line in the middle.
-        let slack = if high > low { 0.04 * (high - low) } else { (0.1 * high.abs()).max(1e-3) };
+        let slack = if high > low {
+            0.04 * (high - low)
+        } else if high == 0.0 {
+            1.0
+        } else {
+            0.1 * high.abs()
+        };
         let (low, high) = (low - slack, high + slack);
         if !(high - low).is_finite() {
             return None;
         }
-        Some(Scale { steps: (*first as f64, *last as f64), values: (low, high), tick: tick((high - low) / LINES) })
+        Some(Scale { steps: (1.0, *last as f64), values: (low, high), tick: tick((high - low) / LINES) })
     }
 
     /// What the drawing says, for those who do not see it.

@@ -131,7 +131,11 @@ mod tests {
     fn many_steps_are_told_in_few_points_and_none_is_left_out() {
         for steps in [401, 1_000, 86_400, 1_000_001] {
             let curve = curve(1..=steps);
-            assert!((POINTS / 2..=POINTS).contains(&curve.step.len()), "{steps} steps have {} points", curve.step.len());
+            assert!(
+                (POINTS / 2..=POINTS).contains(&curve.step.len()),
+                "{steps} steps have {} points",
+                curve.step.len()
+            );
             assert_eq!((curve.min[0], curve.step.last()), (1.0, Some(&steps)));
             assert_eq!(curve.max.last(), Some(&(steps as f64)));
             // Points touch, and all but the last have the same width.

@@ -13,7 +13,6 @@ mod curves;
 mod page;
 #[cfg(test)]
 mod tests;
-mod text;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

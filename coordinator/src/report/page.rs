@@ -4,12 +4,13 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
 use super::{
-    Captioned, Captions, Evaluated, Happened, Machine, Outcome, Recoveries, Report, Saved, Stage,
-    chart::Chart,
+    Captioned, Captions, Evaluated, Happened, Machine, Outcome, Recoveries, Report, Saved, Stage, chart::Chart,
     curves::Curve,
-    text::{count, duration, number, time},
 };
-use crate::audit::{Audit, Samples};
+use crate::{
+    audit::{Audit, Samples},
+    text::{count, duration, number, plural, time},
+};
 
 const STYLE: &str = include_str!("style.css");
 /// What is said of an evaluation first, where it is there.
@@ -75,7 +76,7 @@ fn head(report: &Report) -> Markup {
             @if let Some((metric, first, last)) = leading_score(&report.evaluations) {
                 (tile(metric, &number(last), &format!("was {} at the first evaluation", number(first))))
             }
-            (tile("Workers lost", &count(lost), &format!("{taken_over} recoveries, {} in all", duration(seconds))))
+            (tile("Workers lost", &count(lost), &format!("{}, {} in all", plural(taken_over, "recovery", "recoveries"), duration(seconds))))
         }
     }
 }
@@ -271,9 +272,9 @@ fn faults(report: &Report) -> Markup {
             h2 #faults { "Generations and faults" }
             p {
                 (count(*committed)) " samples were trained on; " (count(*missing)) " are missing, " (count(*repeated)) " were repeated. "
-                (lost) " workers were lost. A generation took over " (times) " times"
+                (plural(lost, "worker was", "workers were")) " lost. A generation took over " (plural(times, "time", "times"))
                 @if times > 0 { ", after " (duration(seconds)) " in all and " (duration(longest)) " at most" }
-                "; " (count(given_up)) " steps were given up."
+                "; " (plural(given_up, "step was", "steps were")) " given up."
             }
             div.scroll { table {
                 thead { tr {

@@ -17,13 +17,13 @@ pub struct Event {
     #[prost(double, tag = "1")]
     wall_time: f64,
     #[prost(int64, tag = "2")]
-    step: i64,
+    pub(super) step: i64,
     #[prost(oneof = "What", tags = "3, 5, 7")]
-    what: Option<What>,
+    pub(super) what: Option<What>,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
-enum What {
+pub(super) enum What {
     #[prost(string, tag = "3")]
     FileVersion(String),
     #[prost(message, tag = "5")]
@@ -36,22 +36,22 @@ enum What {
 #[derive(Clone, PartialEq, Message)]
 pub struct Summary {
     #[prost(message, repeated, tag = "1")]
-    value: Vec<Value>,
+    pub(super) value: Vec<Value>,
 }
 
 /// A value with its name.
 #[derive(Clone, PartialEq, Message)]
 pub struct Value {
     #[prost(string, tag = "1")]
-    tag: String,
+    pub(super) tag: String,
     #[prost(message, optional, tag = "9")]
     metadata: Option<Metadata>,
     #[prost(oneof = "Content", tags = "2, 8")]
-    content: Option<Content>,
+    pub(super) content: Option<Content>,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
-enum Content {
+pub(super) enum Content {
     #[prost(float, tag = "2")]
     SimpleValue(f32),
     #[prost(message, tag = "8")]
@@ -73,21 +73,21 @@ struct PluginData {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Tensor {
+pub(super) struct Tensor {
     #[prost(int32, tag = "1")]
     dtype: i32,
     /// Absent dimensions are those of a scalar.
     #[prost(message, optional, tag = "2")]
     shape: Option<Shape>,
     #[prost(bytes = "vec", repeated, tag = "8")]
-    string_val: Vec<Vec<u8>>,
+    pub(super) string_val: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 struct Shape {}
 
 #[derive(Clone, PartialEq, Message)]
-struct SessionLog {
+pub(super) struct SessionLog {
     #[prost(int32, tag = "1")]
     status: i32,
 }

@@ -178,12 +178,7 @@ impl History {
             WHERE deleted IS NULL AND {PRESENT} ORDER BY stage, step"
         );
         self.all(&query, |row| {
-            Ok(Checkpoint {
-                place: place(row, 0)?,
-                name: row.get(2)?,
-                parameters_sha256: row.get(3)?,
-                at: row.get(4)?,
-            })
+            Ok(Checkpoint { place: place(row, 0)?, name: row.get(2)?, parameters_sha256: row.get(3)?, at: row.get(4)? })
         })
     }
 

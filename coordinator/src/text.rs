@@ -1,4 +1,13 @@
-//! Numbers and times as people read them.
+//! Numbers, times and the like as people read them.
+
+use proto::v1;
+
+/// What a worker is doing, in a word.
+#[must_use]
+pub fn phase(phase: v1::Phase) -> String {
+    let name = phase.as_str_name();
+    name.strip_prefix("PHASE_").unwrap_or(name).to_lowercase()
+}
 
 /// A number with four digits or so.
 #[must_use]
@@ -11,7 +20,13 @@ pub fn number(value: f64) -> String {
     if !(1e-3..1e6).contains(&magnitude) {
         return format!("{value:.1e}");
     }
-    let decimals = if magnitude >= 100.0 { 1 } else if magnitude >= 10.0 { 2 } else { 3 };
+    let decimals = if magnitude >= 100.0 {
+        1
+    } else if magnitude >= 10.0 {
+        2
+    } else {
+        3
+    };
     let text = format!("{value:.decimals$}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -29,6 +44,12 @@ pub fn count(value: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// So many of something.
+#[must_use]
+pub fn plural(n: u64, one: &str, several: &str) -> String {
+    format!("{}\u{a0}{}", count(n), if n == 1 { one } else { several })
 }
 
 /// Seconds as `1 d 2 h`, `3 min 20 s`, `4.2 s`.
@@ -81,8 +102,10 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        let cases = [(0.0, "0"), (1.0, "1"), (0.12345, "0.123"), (12.345, "12.35"), (1234.56, "1234.6"), (-0.5, "-0.5")];
-        for (value, text) in cases.into_iter().chain([(1e-5, "1.0e-5"), (2.5e7, "2.5e7"), (1e-17, "0"), (100.0, "100")]) {
+        let cases =
+            [(0.0, "0"), (1.0, "1"), (0.12345, "0.123"), (12.345, "12.35"), (1234.56, "1234.6"), (-0.5, "-0.5")];
+        for (value, text) in cases.into_iter().chain([(1e-5, "1.0e-5"), (2.5e7, "2.5e7"), (1e-17, "0"), (100.0, "100")])
+        {
             assert_eq!(number(value), text);
         }
         assert_eq!([7, 1_000, 1_234_567].map(count), ["7", "1\u{a0}000", "1\u{a0}234\u{a0}567"]);
@@ -90,7 +113,8 @@ mod tests {
 
     #[test]
     fn durations_have_two_units() {
-        let cases = [(4.234, "4.23 s"), (0.0, "0 s"), (60.0, "1 min 0 s"), (200.4, "3 min 20 s"), (3_660.0, "1 h 1 min")];
+        let cases =
+            [(4.234, "4.23 s"), (0.0, "0 s"), (60.0, "1 min 0 s"), (200.4, "3 min 20 s"), (3_660.0, "1 h 1 min")];
         for (seconds, text) in cases.into_iter().chain([(90_000.0, "1 d 1 h"), (-1.0, "?"), (f64::NAN, "?")]) {
             assert_eq!(duration(seconds).replace('\u{a0}', " "), text);
         }
