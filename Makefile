@@ -1,6 +1,6 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare chaos test simulate lint audit parity score-parity elastic-comparison libtorch
+.PHONY: demo compare chaos test test-page simulate lint audit parity score-parity elastic-comparison libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -28,6 +28,11 @@ chaos: libtorch
 ## All tests, with real processes on loopback.
 test: libtorch
 	cargo test --workspace --locked
+
+## The page in headless Chromium, with a real coordinator and a real worker. Needs Node 20 and Chromium: docs/operations.md.
+test-page: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/page/run
 
 ## The control plane in virtual time, with SEEDS seeds (10000). A seed that fails says how it is run again.
 simulate:
