@@ -1,7 +1,7 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
 .PHONY: demo compare chaos test simulate lint audit parity score-parity elastic-comparison dashboards libtorch
-.PHONY: test-slurm test-prometheus
+.PHONY: test-page test-prometheus test-slurm
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -44,6 +44,10 @@ test-prometheus: libtorch
 dashboards:
 	tests/prometheus/run dashboards
 
+## The page in headless Chromium, with a real coordinator and a real worker. Needs Node 20 and Chromium: docs/operations.md.
+test-page: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/page/run
 
 ## The control plane in virtual time, with SEEDS seeds (10000). A seed that fails says how it is run again.
 simulate:

@@ -6,7 +6,7 @@
 //!        |                                              |     ^
 //!        v                                      reports |     | directives
 //!      cli  serve, and one each for what else is asked  v     |
-//!        |                                        service::grpc     service::http --> Prometheus, probes
+//!        |                                        service::grpc     service::http --> Prometheus, probes, the page
 //!        '------------> service::driver <---- Input ----'              ^
 //!                         |        ^                                   |
 //!                   Event |        | Action                            |

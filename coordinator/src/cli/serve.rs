@@ -39,8 +39,8 @@ pub struct Serve {
     /// Where workers and `coordinator status` connect (gRPC); port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are served, to everybody who can reach it: names of the run and its stages, counts and
-    /// scores. Port 0 takes a free one.
+    /// Where the page, /metrics, /healthz and /readyz are served, to everybody who can reach it: names, counts, scores, hosts,
+    /// captions and images of the validation split. Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071")]
     http: SocketAddr,
     /// Folder of the journal [default: `coordinator` in the run's output].

@@ -15,7 +15,7 @@ use crate::run::{plan::Place, record::Happening};
 /// A journal that is only read.
 #[derive(Debug)]
 pub struct History {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 /// A generation, as it was recorded.
@@ -166,7 +166,11 @@ impl History {
         self.all(&query, event)
     }
 
-    fn all<T>(&self, query: &str, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>, Error> {
+    pub(super) fn all<T>(
+        &self,
+        query: &str,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, Error> {
         Ok(self.connection.prepare(query)?.query_map([], read)?.collect::<Result<_, _>>()?)
     }
 }
