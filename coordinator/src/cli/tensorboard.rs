@@ -41,16 +41,16 @@ impl Tensorboard {
         let progress = terminal::spinner("writing what the journal has");
         let (mut export, mut written) = Export::create(&self.out, &history)?;
         progress.set_message("following the run");
-        while self.follow {
+        let mut finished = !self.follow;
+        while !finished {
             // Whatever was recorded before the run was finished is there once it is.
-            let finished = history.finished()?;
+            finished = history.finished()?;
             let Written { steps, evaluations } = export.catch_up(&history)?;
             written.steps += steps;
             written.evaluations += evaluations;
-            if finished {
-                break;
+            if !finished {
+                std::thread::sleep(LOOK);
             }
-            std::thread::sleep(LOOK);
         }
         progress.finish_and_clear();
         let Written { steps, evaluations } = written;

@@ -174,14 +174,14 @@ impl Screen {
         let members = &status.members;
         self.rows = usize::from(area.height.saturating_sub(1)).max(1);
         self.first = self.first.min(members.len().saturating_sub(self.rows));
-        let titles = [" rank", "host", "device", "phase", "stage", "step", "heard"];
+        let titles = [" rank", "host", "device", "phase", "images/s", "step", "heard"];
         let shown = members.iter().skip(self.first).take(self.rows).map(|member| self.worker(status, member));
         let widths = [
             Constraint::Length(7),
             Constraint::Fill(1),
             Constraint::Length(9),
             Constraint::Length(11),
-            Constraint::Length(6),
+            Constraint::Length(9),
             Constraint::Length(10),
             Constraint::Length(12),
         ];
@@ -193,7 +193,7 @@ impl Screen {
     }
 
     fn worker<'a>(&self, status: &StatusResponse, member: &'a v1::Member) -> Row<'a> {
-        let v1::Position { stage, step, .. } = member.position.unwrap_or_default();
+        let v1::Position { step, .. } = member.position.unwrap_or_default();
         let slowest = status.slowest_rank == Some(member.rank) && status.members.len() > 1;
         let mut style = Style::new();
         if slowest {
@@ -208,7 +208,7 @@ impl Screen {
             member.host.clone(),
             member.device.clone(),
             phase(member.phase()),
-            stage.to_string(),
+            number(member.images_per_second),
             step.to_string(),
             heard,
         ])
