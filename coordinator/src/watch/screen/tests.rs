@@ -112,6 +112,13 @@ fn workers_are_gone_through_and_there_is_an_end() {
 }
 
 #[test]
+fn a_narrow_terminal_has_what_matters_most() {
+    let lines = lines(&draw(&mut Screen::new(true), &seen(2), (50, 24), 4));
+    let workers: Vec<Vec<&str>> = lines[8..10].iter().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(workers, [["rank", "host", "phase", "step"], ["0", "node-0", "compute", "30"]]);
+}
+
+#[test]
 fn any_size_can_be_drawn_on() {
     for width in [1, 2, 7, 20, 79, 300] {
         for height in [1, 2, 3, 8, 13, 14, 100] {
