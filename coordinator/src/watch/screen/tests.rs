@@ -66,7 +66,7 @@ fn all_that_matters_is_on_the_screen() {
     ];
     assert_eq!(lines[..8], expected);
     assert_eq!(
-        lines[8].trim_start().split_whitespace().collect::<Vec<_>>(),
+        lines[8].split_whitespace().collect::<Vec<_>>(),
         ["rank", "host", "device", "phase", "stage", "step", "heard"]
     );
     let workers: Vec<Vec<&str>> = lines[9..11].iter().map(|line| line.split_whitespace().collect()).collect();
