@@ -64,10 +64,11 @@ fn all_that_matters_is_on_the_screen() {
         format!(" stage 2 dico   0% {bars} 4 of 1 000, 16 min 36 s left"),
         " generation 4   loss 6   reward 1.25   34.2 images/s   rank 1 lags 0.25 s".to_owned(),
         format!(" {:<40} reward  1.25 to 1.25", "loss  6 to 9"),
-        " \u{2588}\u{2585}".to_owned(),
+        " \u{2588}".to_owned(),
+        format!(" {:<40} {}", "\u{2588}\u{2588}\u{2581}", "\u{2585}".repeat(4)),
+        format!(" {:<40} {}", "\u{2588}\u{2588}\u{2588}\u{2581}", "\u{2588}".repeat(4)),
     ];
-    assert_eq!(lines[..5], expected[..5]);
-    assert!(lines[5].starts_with(&expected[5]), "{lines:#?}");
+    assert_eq!(lines[..8], expected);
     assert_eq!(
         lines[8].split_whitespace().collect::<Vec<_>>(),
         ["rank", "host", "device", "phase", "images/s", "step", "heard"]
@@ -113,6 +114,13 @@ fn workers_are_gone_through_and_there_is_an_end() {
     assert_eq!(first(&[Turn::Down]).1, "999");
     assert_eq!(first(&[Turn::PageUp]).0, "972");
     assert_eq!(first(&[Turn::Home, Turn::Up]).0, "0");
+}
+
+#[test]
+fn a_narrow_terminal_has_what_matters_most() {
+    let lines = lines(&draw(&mut Screen::new(true), &seen(2), (50, 24), 4));
+    let workers: Vec<Vec<&str>> = lines[8..10].iter().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(workers, [["rank", "host", "phase", "step"], ["0", "node-0", "compute", "30"]]);
 }
 
 #[test]
