@@ -1,6 +1,6 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare chaos test test-prometheus dashboards simulate lint audit parity score-parity elastic-comparison libtorch
+.PHONY: demo compare chaos test test-prometheus test-slurm dashboards simulate lint audit parity score-parity elastic-comparison libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -37,6 +37,11 @@ test-prometheus: libtorch
 ## Grafana's dashboards, deploy/grafana/dashboards, from deploy/grafana/source. Needs pip.
 dashboards:
 	tests/prometheus/run dashboards
+
+## deploy/slurm under a real Slurm on this machine. Needs root, and Debian's packages, which it installs.
+test-slurm: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/slurm/run
 
 ## The control plane in virtual time, with SEEDS seeds (10000). A seed that fails says how it is run again.
 simulate:

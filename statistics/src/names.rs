@@ -21,6 +21,9 @@ pub const REPETITION: &str = "repetition";
 pub const ALL: [&str; 8] =
     [REWARD_CHOSEN, REWARD_REJECTED, REWARD_MARGIN, IMPLICIT_ACCURACY, KL, GAMMA_ENTROPY, CAPTION_LENGTH, REPETITION];
 
+/// Where the time of a step goes.
+pub const PHASES: [&str; 8] = ["load", "vision", "search", "reward", "reference", "learn", "all_reduce", "wait"];
+
 /// In which direction a score gets better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {

@@ -78,6 +78,12 @@ impl Checkpoints {
         Ok(Self { place: place.trim_end_matches('/').to_owned(), store, prefix, folder, blocking })
     }
 
+    /// The folder, where it is no bucket.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// Path or URL.
     #[must_use]
     pub fn place(&self) -> &str {

@@ -13,6 +13,7 @@
 //! | [`sight`] | the feature stores that a run's models can use |
 //! | [`text`] | tokens and vocabularies |
 //! | [`tensors`] | between the bytes of files and libtorch's tensors |
+//! | [`laps`] | where the time of a step goes |
 //! | [`files`] | files and folders that appear only when they are complete |
 //! | [`nn`] | layers, and parameters in one flat buffer |
 //! | [`trainer`] | the training thread, which executes directives |
@@ -30,6 +31,7 @@ pub mod examination;
 pub mod files;
 #[cfg(test)]
 mod golden;
+pub mod laps;
 pub mod models;
 pub mod nn;
 pub mod objective;

@@ -2,10 +2,10 @@
 
 mod admin;
 mod audit;
+mod control;
 mod events;
 mod files;
 mod history;
-mod resume;
 mod security;
 mod serve;
 mod simulate;
@@ -15,6 +15,7 @@ mod validate;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use proto::v1;
 
 /// Plans a DiCO run, directs its workers and records what they report.
 #[derive(Debug, Parser)]
@@ -29,7 +30,34 @@ enum Command {
     Serve(serve::Serve),
     Validate(validate::Validate),
     Status(status::Status),
-    Resume(resume::Resume),
+    /// Hold a run, after the steps that are granted; their state is saved.
+    ///
+    /// Workers stay, and others may come. `coordinator resume` lets the run go on.
+    #[command(after_help = "Example:\n  coordinator pause --coordinator http://127.0.0.1:7070")]
+    Pause(control::Control),
+    /// Let a run go on that its guard or somebody has paused.
+    ///
+    /// Fails if the run is not paused. `coordinator status` says why it is.
+    #[command(after_help = "Example:\n  coordinator resume --coordinator http://127.0.0.1:7070")]
+    Resume(control::Control),
+    /// Save the state that the run is about to reach; training goes on meanwhile.
+    #[command(after_help = "Example:\n  coordinator checkpoint --coordinator http://127.0.0.1:7070")]
+    Checkpoint(control::Control),
+    /// Evaluate the state that the run is about to reach.
+    ///
+    /// In a stage with a metric it counts like any other evaluation: for the best state, and for patience.
+    #[command(after_help = "Example:\n  coordinator evaluate --coordinator http://127.0.0.1:7070")]
+    Evaluate(control::Control),
+    /// Let a worker go after the step in flight; the others go on.
+    ///
+    /// It ends as if it had got SIGTERM. Whoever started it decides whether it is started again.
+    #[command(after_help = "Example:\n  coordinator drain 3 --coordinator http://127.0.0.1:7070")]
+    Drain(control::Drain),
+    /// Save, send all workers away, and end the coordinator.
+    ///
+    /// Served again with the same run file, the run goes on from there.
+    #[command(after_help = "Example:\n  coordinator stop --coordinator http://127.0.0.1:7070")]
+    Stop(control::Control),
     Audit(audit::Audit),
     Events(events::Events),
     Simulate(simulate::Simulate),
@@ -42,7 +70,12 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Validate(validate) => validate.run(),
         Command::Status(status) => status.run(),
-        Command::Resume(resume) => resume.run(),
+        Command::Pause(control) => control.run(v1::Command::Pause),
+        Command::Resume(control) => control.run(v1::Command::Resume),
+        Command::Checkpoint(control) => control.run(v1::Command::Checkpoint),
+        Command::Evaluate(control) => control.run(v1::Command::Evaluate),
+        Command::Drain(drain) => drain.run(),
+        Command::Stop(control) => control.run(v1::Command::Stop),
         Command::Audit(audit) => audit.run(),
         Command::Events(events) => events.run(),
         Command::Simulate(simulate) => simulate.run(),

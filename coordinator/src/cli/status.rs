@@ -47,6 +47,9 @@ fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
             "phase": phase(member),
             "position": member.position.as_ref().map(position),
             "seconds_since_heard": member.seconds_since_heard,
+            "images_per_second": member.images_per_second,
+            "tokens_per_second": member.tokens_per_second,
+            "compute_seconds": member.compute_seconds,
         })
     };
     json!({
@@ -61,6 +64,9 @@ fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
         "loss": status.loss,
         "reward": status.reward,
         "images_per_second": status.images_per_second,
+        "tokens_per_second": status.tokens_per_second,
+        "seconds_left": status.seconds_left,
+        "min_workers": status.min_workers,
         "slowest_rank": status.slowest_rank,
         "lag_seconds": status.lag_seconds,
         "members": status.members.iter().map(member).collect::<Vec<_>>(),

@@ -200,9 +200,13 @@ impl Journal {
     /// When SQLite cannot read it.
     pub fn restore(&self) -> Result<Restored, Error> {
         let connection = &self.connection;
+        let query = "SELECT CASE kind WHEN ?1 THEN detail_json ->> 'reason' END FROM events WHERE kind IN (?1, ?2)
+            ORDER BY rowid DESC LIMIT 1";
+        let kinds = [Happening::Paused, Happening::Resumed].map(Happening::name);
+        let paused = connection.query_row(query, kinds, |row| row.get(0)).optional()?.flatten();
         let query = "SELECT number, stage, step FROM generations ORDER BY number DESC LIMIT 1";
         let last = connection.query_row(query, [], |row| Ok((unsigned(row, 0)?, place(row, 1)?))).optional()?;
-        let Some((last_generation, start)) = last else { return Ok(Restored::default()) };
+        let Some((last_generation, start)) = last else { return Ok(Restored { paused, ..Restored::default() }) };
 
         let mut cuts = Cuts::default();
         let mut starts = connection.prepare("SELECT generation + 1, stage, step FROM cuts ORDER BY generation")?;
@@ -239,11 +243,6 @@ impl Journal {
             .prepare(query)?
             .query_map([Happening::StageEnded.name()], |row| Ok((row.get(0)?, unsigned(row, 1)?)))?
             .collect::<Result<Ends, _>>()?;
-        let query = "SELECT CASE kind WHEN ?1 THEN detail_json ->> 'reason' END FROM events WHERE kind IN (?1, ?2)
-            ORDER BY rowid DESC LIMIT 1";
-        let kinds = [Happening::Paused, Happening::Resumed].map(Happening::name);
-        let paused = connection.query_row(query, kinds, |row| row.get(0)).optional()?.flatten();
-
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
         let latest =
             |what: Happening| connection.query_row(query, [what.name()], |row| row.get::<_, String>(0)).optional();
@@ -530,6 +529,16 @@ mod tests {
         // What comes after it is of the present history again.
         journal.write(&[formed(2, 10, Source::Checkpoint(saved(10, 1).name)), Record::Saved(saved(11, 2))]).unwrap();
         assert_eq!(journal.restore().unwrap().checkpoints.last(), Some(&saved(11, 2)));
+    }
+
+    #[test]
+    fn a_run_can_be_paused_before_anybody_comes() {
+        let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
+        let event = |what, detail| Record::Event { what, detail };
+        journal.write(&[event(Happening::Paused, json!({ "reason": "somebody" }))]).unwrap();
+        assert_eq!(journal.restore().unwrap().paused.as_deref(), Some("somebody"));
+        journal.write(&[event(Happening::Resumed, json!({}))]).unwrap();
+        assert_eq!(journal.restore().unwrap(), Restored::default());
     }
 
     #[test]

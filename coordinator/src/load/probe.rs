@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::v1::{ResumeRequest, admin_client::AdminClient};
+use proto::v1::{Command, ControlRequest, admin_client::AdminClient};
 use tokio::{task::JoinSet, time};
 use tonic::{Code, transport::Channel};
 
@@ -25,7 +25,8 @@ pub async fn probe(admin: AdminClient<Channel>, process: u32, account: Arc<Accou
         let (mut admin, account) = (admin.clone(), Arc::clone(&account));
         questions.spawn(async move {
             // Any other answer comes from a coordinator that goes.
-            if let Err(status) = admin.resume(ResumeRequest {}).await
+            let resume = ControlRequest { command: Command::Resume.into(), rank: 0 };
+            if let Err(status) = admin.control(resume).await
                 && status.code() == Code::FailedPrecondition
             {
                 account.probed(due.elapsed());

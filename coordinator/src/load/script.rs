@@ -9,6 +9,8 @@ use statistics::{Summary, names};
 const VALIDATION_IMAGES: u64 = 20 * EVALUATION_RANGE;
 /// Captions that each image is given by beam search; one of them is the best.
 const CANDIDATES: u32 = 5;
+/// Tokens of a candidate.
+const TOKENS: u64 = 12;
 /// Different reports of a step.
 const REPORTS: u32 = 64;
 /// Numbers of an embedding.
@@ -38,6 +40,8 @@ impl Script {
             seconds,
             all_reduce_seconds: 0.0,
             summaries: self.summaries[report].clone(),
+            tokens: u64::from(CANDIDATES) * TOKENS,
+            phase_seconds: names::PHASES.map(|phase| (phase.to_owned(), seconds / names::PHASES.len() as f64)).into(),
         }
     }
 }

@@ -23,7 +23,11 @@ const BACK_OFF: Time = Time::from_secs(5);
 impl Run {
     /// A member wants to go.
     pub(super) fn leaving(&mut self, rank: u32, leaving: &v1::Leaving) {
-        let reason = one_line(&leaving.reason);
+        self.wants_to_go(rank, one_line(&leaving.reason));
+    }
+
+    /// A member is to go as soon as nothing depends on it.
+    pub(super) fn wants_to_go(&mut self, rank: u32, reason: String) {
         if self.members.get(rank).is_some_and(|member| member.leaving.is_none()) {
             self.event(Happening::Leaving, json!({ "rank": rank, "reason": reason }));
             self.members.wants_to_go(rank, reason);

@@ -176,6 +176,9 @@ impl Run {
     /// Moves what is committed to where the next generation starts: back when the state is lost, on when only the reports
     /// are.
     fn go_to(&mut self, start: Place, generation: u64, source: &Source) {
+        // Also where nothing that is committed is given up: the beginning of a stage may be known for its evaluation alone.
+        self.done.retain(|(place, _)| *place <= start);
+        self.scores.retain(|place, _| *place <= start);
         let from = self.committed;
         if start == from {
             return;
@@ -187,8 +190,6 @@ impl Run {
             "source": source.to_string(),
         });
         self.event(if start < from { Happening::RolledBack } else { Happening::Adopted }, detail);
-        self.done.retain(|(place, _)| *place <= start);
-        self.scores.retain(|place, _| *place <= start);
         self.saves_up_to(start);
         self.committed = start;
         if start < from || start.stage != from.stage {
@@ -334,6 +335,7 @@ impl Run {
         let Some(generation) = self.generation.as_mut().filter(|_| live) else { return };
         let number = generation.number;
         generation.awaiting = None;
+        self.tempo.interrupt();
         self.phase = Phase::Waiting;
         self.cause = (reason.to_owned(), by_failure);
         for rank in generation.members.clone() {

@@ -77,6 +77,19 @@ pub struct Member {
     pub leaving: Option<String>,
     /// Samples a second that it computes, as far as it is known: a moving average over its steps.
     pub speed: Option<f64>,
+    /// The last step that it reported.
+    pub rates: Rates,
+}
+
+/// How fast a member was in a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Images a second.
+    pub images: f64,
+    /// Tokens a second.
+    pub tokens: f64,
+    /// Seconds that the step took without the all-reduce.
+    pub compute_seconds: f64,
 }
 
 impl Member {
@@ -87,9 +100,13 @@ impl Member {
         }
     }
 
-    /// It has computed so many samples in so many seconds.
-    pub fn measure(&mut self, samples: u32, seconds: f64) {
-        let now = f64::from(samples) / seconds;
+    /// It has made a step.
+    pub fn measure(&mut self, step: &v1::StepDone) {
+        let compute_seconds = (step.seconds - step.all_reduce_seconds).max(0.0);
+        let a_second = |count: f64| if step.seconds > 0.0 { count / step.seconds } else { 0.0 };
+        let (images, tokens) = (a_second(step.samples.into()), a_second(step.tokens as f64));
+        self.rates = Rates { images, tokens, compute_seconds };
+        let now = f64::from(step.samples) / compute_seconds;
         if now.is_finite() && now > 0.0 {
             self.speed = Some(self.speed.map_or(now, |known| known + SMOOTHING * (now - known)));
         }
@@ -221,6 +238,7 @@ impl Membership {
             moved: now,
             leaving: None,
             speed: None,
+            rates: Rates::default(),
         };
         self.members.insert(rank, member);
         self.sessions.insert(session, rank);

@@ -1,7 +1,7 @@
 //! The run: a state machine without clock, sockets, threads or randomness. Events and the time go in, actions come out.
 //!
 //! ```text
-//!   Event: Join, Attach, Message, Closed, Scored, Tick, Resume, Shutdown
+//!   Event: Join, Attach, Message, Closed, Scored, Tick, Control, Shutdown
 //!      |
 //!      v
 //!   Run ---- membership   who has a place, when heard
@@ -14,9 +14,10 @@
 //!      |---- statistics   merging the reports of a step
 //!      |---- checkpoint   states being saved, states on disk, and which of them are kept
 //!      |---- evaluation   captions (captions) and their scores
+//!      |---- control      what people ask of it
 //!      |---- oversight    bounds (guard), the best state (best), and where a stage ends
 //!      v
-//!   Action: Admit, Resumed, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
+//!   Action: Admit, Done, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
 //! ```
 //!
 //! Three points of the run matter: `committed` (applied by some member: the samples up to here are used), `granted`
@@ -29,6 +30,7 @@ pub mod best;
 pub mod captions;
 mod checkpoint;
 mod comings;
+mod control;
 pub mod cuts;
 mod evaluation;
 mod generation;
@@ -46,6 +48,7 @@ mod simulation;
 mod stalls;
 pub mod statistics;
 mod status;
+mod tempo;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -62,6 +65,7 @@ use serde_json::json;
 use best::Scores;
 use captions::Item;
 use checkpoint::{Saving, Unsaved};
+pub use control::Command;
 use cuts::Cuts;
 use evaluation::Evaluation;
 use generation::{Failures, Generation};
@@ -71,6 +75,7 @@ use plan::{Boundaries, Place, Plan};
 use reach::Complaints;
 use record::{Checkpoint, Happening, Record, Restored};
 use statistics::StepStatistics;
+use tempo::Tempo;
 
 /// Time since the coordinator started.
 pub type Time = Duration;
@@ -130,10 +135,12 @@ pub enum Event {
     },
     /// Time has passed; needed every now and then so that silence is noticed.
     Tick,
-    /// Somebody asks a paused run to go on.
-    Resume {
+    /// Somebody steers the run.
+    Control {
         /// For the answer.
         request: RequestId,
+        /// What is wanted.
+        command: Command,
     },
     /// The coordinator was asked to stop.
     Shutdown,
@@ -149,10 +156,12 @@ pub enum Action {
         /// The answer.
         response: v1::JoinResponse,
     },
-    /// Answer that the run goes on.
-    Resumed {
+    /// Answer that what was wanted is done, or will be.
+    Done {
         /// Who asked.
         request: RequestId,
+        /// What comes of it, for people.
+        message: String,
     },
     /// Answer with a refusal.
     Refuse {
@@ -291,7 +300,7 @@ pub struct Run {
     evaluation: Option<Evaluation>,
     /// Watches over the stage that the run is in.
     guard: Guard,
-    /// Why the guard has paused the run, if it has.
+    /// Why the guard or somebody has paused the run, if they have.
     paused: Option<String>,
     /// Number of the last evaluation or checkpoint directive.
     last_directive: u64,
@@ -303,6 +312,7 @@ pub struct Run {
     /// Why the last generation ended, and whether by failure.
     cause: (String, bool),
     latest: Option<StepStatistics>,
+    tempo: Tempo,
     stopping: bool,
     exited: bool,
     actions: Vec<Action>,
@@ -343,6 +353,7 @@ impl Run {
             data_set: restored.data_set.map(|data_set| ("the members before the restart".into(), data_set)),
             cause: ("start".into(), false),
             latest: None,
+            tempo: Tempo::default(),
             stopping: false,
             exited: false,
             actions: Vec::new(),
@@ -375,8 +386,8 @@ impl Run {
             }
             Event::Scored { evaluation, metrics, items } => self.scored(evaluation, metrics, items),
             Event::Tick => self.tick(now),
-            Event::Resume { request } => match self.resume() {
-                Ok(()) => self.actions.push(Action::Resumed { request }),
+            Event::Control { request, command } => match self.control(command) {
+                Ok(message) => self.actions.push(Action::Done { request, message }),
                 Err(refusal) => self.actions.push(Action::Refuse { request, refusal }),
             },
             Event::Shutdown => self.stopping = true,
@@ -415,7 +426,7 @@ impl Run {
                 Ok(())
             }
             Message::Ready(ready) => self.ready(rank, &ready),
-            Message::StepDone(report) => self.step_done(rank, &report),
+            Message::StepDone(report) => self.step_done(now, rank, &report),
             Message::EvaluationItems(items) => {
                 self.moves(now, rank);
                 self.evaluation_items(rank, items)

@@ -13,7 +13,7 @@ use serde_json::json;
 use statistics::Summary;
 
 use super::{
-    Phase, Refusal, RefusalKind, Run, Time,
+    Phase, Run, Time,
     best::{Best, End, Known},
     guard::{Firing, Guard},
     plan::Place,
@@ -67,19 +67,6 @@ impl Run {
                 self.paused = Some(reason);
             }
         }
-    }
-
-    /// Lets a paused run go on.
-    pub(super) fn resume(&mut self) -> Result<(), Refusal> {
-        if let Some(refusal) = self.closed_to_workers() {
-            return Err(refusal);
-        }
-        let Some(reason) = self.paused.take() else {
-            let reason = "the run is not paused: there is nothing to resume".into();
-            return Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
-        };
-        self.event(Happening::Resumed, json!({ "at": self.committed.to_string(), "reason": reason }));
-        Ok(())
     }
 
     /// Ends the present stage elsewhere than where it stands, if that is due. A paused run waits with it.

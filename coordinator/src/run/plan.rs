@@ -92,13 +92,20 @@ pub type Ends = BTreeMap<u32, u64>;
 pub struct Plan {
     stages: Vec<Stage>,
     ends: Ends,
+    /// Boundaries that somebody asked for, the last of each kind.
+    asked: BTreeMap<Boundary, Place>,
 }
 
 impl Plan {
     /// The plan of a (checked) run file, some of whose stages have ended early.
     #[must_use]
     pub fn new(file: &RunFile, ends: Ends) -> Self {
-        Self { stages: file.stages.clone(), ends }
+        Self { stages: file.stages.clone(), ends, asked: BTreeMap::new() }
+    }
+
+    /// There is to be such a boundary at this point, whatever the run file says.
+    pub fn ask(&mut self, boundary: Boundary, at: Place) {
+        self.asked.insert(boundary, at);
     }
 
     /// From now on the stage ends at this point.
@@ -147,9 +154,12 @@ impl Plan {
             at.step > 0 && (last || regular)
         };
         let due = |boundary| !done.contains(&(at, boundary));
+        let asked = |boundary| self.asked.get(&boundary) == Some(&at);
         let evaluated = falls(stage.evaluate_every) || (stage.evaluate_first && at.step == 0);
+        let evaluated = evaluated || asked(Boundary::Evaluation);
         let evaluated = evaluated && !(last && self.has_ended(at.stage));
         let saved = falls(stage.checkpoint_every) || (evaluated && stage.metric.is_some());
+        let saved = saved || asked(Boundary::Checkpoint);
         if saved && due(Boundary::Checkpoint) {
             Next::Checkpoint
         } else if evaluated && due(Boundary::Evaluation) {
@@ -157,7 +167,9 @@ impl Plan {
         } else if !last {
             let until = |every: u64| every - at.step % every;
             let boundaries = [stage.checkpoint_every, stage.evaluate_every].into_iter().flatten().map(until);
-            Next::Train { steps: boundaries.fold(end - at.step, u64::min) }
+            let asked = self.asked.values().filter(|asked| asked.stage == at.stage);
+            let asked = asked.filter_map(|asked| asked.step.checked_sub(at.step).filter(|steps| *steps > 0));
+            Next::Train { steps: boundaries.chain(asked).fold(end - at.step, u64::min) }
         } else if (at.stage as usize) + 1 < self.stages.len() {
             Next::Advance { stage: at.stage + 1 }
         } else {
@@ -220,6 +232,21 @@ mod tests {
             (at(5), Next::Finish),
         ];
         assert_eq!(walk(&plan), expected);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_a_boundary_like_any_other() {
+        let mut plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, None, None)]), Ends::new());
+        let at = |step| Place { stage: 0, step };
+        plan.ask(Boundary::Checkpoint, at(2));
+        plan.ask(Boundary::Evaluation, at(2));
+        let expected = [
+            (at(0), Next::Train { steps: 2 }),
+            (at(2), Next::Checkpoint),
+            (at(2), Next::Evaluate),
+            (at(2), Next::Train { steps: 3 }),
+        ];
+        assert_eq!(walk(&plan)[..4], expected);
     }
 
     #[test]

@@ -189,7 +189,7 @@ impl Run {
 
     // ------------------------------------------------------------------------------------------------------- steps
 
-    pub(super) fn step_done(&mut self, rank: u32, report: &v1::StepDone) -> Result<(), Violation> {
+    pub(super) fn step_done(&mut self, now: Time, rank: u32, report: &v1::StepDone) -> Result<(), Violation> {
         let position = report.position.ok_or("a step without position")?;
         let place = Place::from(&position);
         if position.generation > self.last_generation {
@@ -214,15 +214,15 @@ impl Run {
         if report.samples > self.plan.stage(place).batch {
             return Err(format!("{} samples in a step", report.samples));
         }
-        let (samples, seconds) = (report.samples, report.seconds - report.all_reduce_seconds);
-        let report = StepStatistics::read(rank, report, &position)?;
+        let read = StepStatistics::read(rank, report, &position)?;
         generation.lockstep.advance(rank, place);
-        let whole = generation.merger.add(generation.members.len(), report);
+        let whole = generation.merger.add(generation.members.len(), read);
         if let Some(member) = self.members.get_mut(rank) {
             member.position = Some(position);
-            member.measure(samples, seconds);
+            member.measure(report);
         }
         self.commit(place);
+        self.tempo.reached(now, place);
         if let Some(step) = whole {
             self.guard_step(&step);
             self.record_step(step);

@@ -20,6 +20,8 @@ pub struct StepStatistics {
     pub loss_weight: f64,
     /// Samples.
     pub samples: u64,
+    /// Tokens that were learned from.
+    pub tokens: u64,
     /// Learning rate of the update.
     pub learning_rate: f64,
     /// Norm of the gradient, before clipping.
@@ -30,6 +32,8 @@ pub struct StepStatistics {
     pub all_reduce_seconds: f64,
     /// Distributions over all shares; the keys are of `statistics::names::ALL`.
     pub summaries: BTreeMap<&'static str, Summary>,
+    /// Where the time of the members went, summed over them, in seconds; the keys are of `statistics::names::PHASES`.
+    pub phase_seconds: BTreeMap<&'static str, f64>,
     /// How long the members computed.
     pub pace: Pace,
 }
@@ -75,8 +79,13 @@ impl StepStatistics {
             let known = known.ok_or_else(|| format!("unknown summary `{}`", name.escape_debug()))?;
             summaries.insert(known, Summary::try_from(summary).map_err(|error| format!("`{known}` is a {error}"))?);
         }
+        let mut phase_seconds = BTreeMap::new();
+        for (phase, seconds) in &report.phase_seconds {
+            let known = names::PHASES.into_iter().find(|known| known == phase);
+            phase_seconds.insert(known.ok_or_else(|| format!("unknown phase `{}`", phase.escape_debug()))?, *seconds);
+        }
         let durations = [report.seconds, report.all_reduce_seconds, report.loss_weight];
-        if durations.iter().any(|value| !value.is_finite() || *value < 0.0) {
+        if phase_seconds.values().chain(&durations).any(|value| !value.is_finite() || *value < 0.0) {
             return Err("a step's seconds and weight must be finite and not negative".into());
         }
         Ok(Self {
@@ -85,11 +94,13 @@ impl StepStatistics {
             loss_sum: report.loss_sum,
             loss_weight: report.loss_weight,
             samples: report.samples.into(),
+            tokens: report.tokens,
             learning_rate: report.learning_rate,
             gradient_norm: report.gradient_norm,
             seconds: report.seconds,
             all_reduce_seconds: report.all_reduce_seconds,
             summaries,
+            phase_seconds,
             pace: Pace::of(rank, (report.seconds - report.all_reduce_seconds).max(0.0)),
         })
     }
@@ -112,15 +123,31 @@ impl StepStatistics {
         if self.seconds > 0.0 { self.samples as f64 / self.seconds } else { 0.0 }
     }
 
+    /// Tokens a second.
+    #[must_use]
+    pub fn tokens_per_second(&self) -> f64 {
+        if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// Where the time of the average member went.
+    pub fn phases(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let members = f64::from(self.pace.members);
+        self.phase_seconds.iter().map(move |(phase, seconds)| (*phase, seconds / members))
+    }
+
     fn merge(&mut self, other: Self) {
         self.loss_sum += other.loss_sum;
         self.loss_weight += other.loss_weight;
         self.samples += other.samples;
+        self.tokens = self.tokens.saturating_add(other.tokens);
         // Equal on all ranks, since all apply the same update; the greatest also shows a rank that disagrees.
         self.gradient_norm = self.gradient_norm.max(other.gradient_norm);
         self.seconds = self.seconds.max(other.seconds);
         self.all_reduce_seconds = self.all_reduce_seconds.max(other.all_reduce_seconds);
         self.pace.merge(other.pace);
+        for (phase, seconds) in other.phase_seconds {
+            *self.phase_seconds.entry(phase).or_default() += seconds;
+        }
         for (name, summary) in other.summaries {
             self.summaries.entry(name).or_default().merge(&summary);
         }
@@ -168,6 +195,8 @@ mod tests {
             loss_weight: 2.0,
             samples: 2,
             seconds: loss_sum,
+            tokens: 10,
+            phase_seconds: [("learn".into(), loss_sum)].into(),
             summaries: [("reward_chosen".into(), (&Summary::of(rewards.iter().copied())).into())].into(),
             ..v1::StepDone::default()
         }
@@ -183,6 +212,7 @@ mod tests {
         assert_eq!(step.pace.lag(), Some((5, 2.0)));
         assert_eq!(Pace::of(5, 2.0).lag(), None, "nobody waits for the only one");
         assert_eq!((step.loss(), step.samples, step.seconds), (1.0, 4, 3.0));
+        assert_eq!((step.tokens_per_second(), step.phases().collect::<Vec<_>>()), (20.0 / 3.0, vec![("learn", 2.0)]));
         assert!((step.reward().unwrap() - 0.5).abs() < 1e-12);
         assert_eq!(merger.drain().count(), 0);
     }
@@ -195,8 +225,9 @@ mod tests {
             summaries: [("kl".into(), v1::Summary { count: 1, ..Default::default() })].into(),
             ..Default::default()
         };
+        let strange = v1::StepDone { phase_seconds: [("nap".into(), 1.0)].into(), ..Default::default() };
         let slow = v1::StepDone { seconds: f64::NAN, ..Default::default() };
-        for report in [unknown, broken, slow] {
+        for report in [unknown, broken, strange, slow] {
             StepStatistics::read(0, &report, &at).unwrap_err();
         }
     }

@@ -2,7 +2,11 @@
 
 use proto::v1;
 
-use super::{Outcome, Phase, Run, Time, membership::Standing, statistics::StepStatistics};
+use super::{
+    Outcome, Phase, Run, Time,
+    membership::{Rates, Standing},
+    statistics::StepStatistics,
+};
 
 /// Ranks that are named where many could be.
 const NAMED: usize = 8;
@@ -18,8 +22,16 @@ impl Run {
             phase: member.phase.into(),
             position: member.position,
             seconds_since_heard: now.saturating_sub(member.heard).as_secs_f64(),
+            images_per_second: member.rates.images,
+            tokens_per_second: member.rates.tokens,
+            compute_seconds: member.rates.compute_seconds,
         };
         v1::StatusResponse { members: self.members.iter().map(member).collect(), ..self.outline() }
+    }
+
+    /// The first members by identity, up to the one before `rank`, and how fast they are.
+    pub fn first_members(&self, rank: u32) -> impl Iterator<Item = (u32, Rates)> {
+        self.members.iter().take_while(move |(other, _)| *other < rank).map(|(rank, member)| (rank, member.rates))
     }
 
     /// How many members there are.
@@ -33,6 +45,7 @@ impl Run {
     pub fn outline(&self) -> v1::StatusResponse {
         let stage = self.plan.stage(self.committed);
         let (state, reason) = self.state();
+        let steps = self.plan.steps(self.committed.stage);
         let lag = self.latest.as_ref().and_then(|step| step.pace.lag());
         v1::StatusResponse {
             run: self.file.name.clone(),
@@ -41,7 +54,7 @@ impl Run {
             stage: self.committed.stage,
             stage_name: stage.name.clone(),
             step: self.committed.step,
-            steps: self.plan.steps(self.committed.stage),
+            steps,
             loss: self.latest.as_ref().map_or(0.0, StepStatistics::loss),
             reward: self.latest.as_ref().and_then(StepStatistics::reward),
             images_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::images_per_second),
@@ -49,6 +62,9 @@ impl Run {
             reason,
             slowest_rank: lag.map(|(rank, _)| rank),
             lag_seconds: lag.map_or(0.0, |(_, seconds)| seconds),
+            tokens_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::tokens_per_second),
+            seconds_left: self.tempo.until(self.committed, steps),
+            min_workers: self.file.workers.min,
         }
     }
 

@@ -94,7 +94,7 @@ mod tests {
     const JOIN: &str = "/dico.v1.Coordinator/Join";
     const SESSION: &str = "/dico.v1.Coordinator/Session";
     const STATUS: &str = "/dico.v1.Admin/Status";
-    const RESUME: &str = "/dico.v1.Admin/Resume";
+    const CONTROL: &str = "/dico.v1.Admin/Control";
 
     fn token(text: &str) -> Option<Token> {
         Some(Token::parse(text, "a test").unwrap())
@@ -117,9 +117,9 @@ mod tests {
         let cases = [
             (&open, JOIN, there, None, None),
             (&open, STATUS, here, None, None),
-            (&open, RESUME, here, None, None),
+            (&open, CONTROL, here, None, None),
             (&open, STATUS, there, None, foreign),
-            (&open, RESUME, there, Some(join), foreign),
+            (&open, CONTROL, there, Some(join), foreign),
             (&joining, JOIN, here, None, no),
             (&joining, JOIN, here, Some("another"), no),
             (&joining, JOIN, there, Some(join), None),
@@ -128,14 +128,14 @@ mod tests {
             (&joining, STATUS, here, None, None),
             (&joining, STATUS, there, None, foreign),
             (&joining, STATUS, there, Some(join), None),
-            (&joining, RESUME, there, Some(join), foreign),
+            (&joining, CONTROL, there, Some(join), foreign),
             (&both, JOIN, here, Some(admin), no),
             (&both, STATUS, here, None, foreign),
             (&both, STATUS, there, Some(join), None),
             (&both, STATUS, there, Some(admin), None),
-            (&both, RESUME, here, None, foreign),
-            (&both, RESUME, here, Some(join), foreign),
-            (&both, RESUME, there, Some(admin), None),
+            (&both, CONTROL, here, None, foreign),
+            (&both, CONTROL, here, Some(join), foreign),
+            (&both, CONTROL, there, Some(admin), None),
         ];
         for (case, (tokens, path, peer, presented, expected)) in cases.into_iter().enumerate() {
             assert_eq!(refused(tokens, path, peer, presented), expected, "case {case}: {path} from {peer}");

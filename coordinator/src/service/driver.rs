@@ -20,7 +20,9 @@ use super::{
     refusals::{Reason, Refusals},
     score,
 };
-use crate::run::{Action, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics};
+use crate::run::{
+    Action, Command, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics,
+};
 
 /// Between ticks; the precision with which silence is noticed.
 const TICK: Duration = Duration::from_millis(100);
@@ -32,18 +34,13 @@ const TURN: usize = 256;
 /// What comes in from the network and the system.
 pub enum Input {
     /// A worker asks for a place.
-    Join {
-        request: u64,
-        token: String,
-        join: v1::JoinRequest,
-        reply: oneshot::Sender<Result<v1::JoinResponse, Status>>,
-    },
+    Join { token: String, join: v1::JoinRequest, reply: oneshot::Sender<Result<v1::JoinResponse, Status>> },
     /// A worker says who it is.
     Attach { session: SessionId, attach: v1::Attach, line: Line },
     /// Something else happened.
     Event(Event),
-    /// Somebody asks a paused run to go on.
-    Resume { request: u64, reply: oneshot::Sender<Result<(), Status>> },
+    /// Somebody steers the run; the answer says what comes of it.
+    Control { command: Command, reply: oneshot::Sender<Result<String, Status>> },
     /// Somebody asks how the run stands.
     Status { reply: oneshot::Sender<v1::StatusResponse> },
     /// The coordinator is asked to stop.
@@ -85,6 +82,7 @@ impl Driver {
             driver: self,
             clock: Clock::start(),
             asked: BTreeMap::new(),
+            last: 0,
             lines: BTreeMap::new(),
             reported: None,
             noted: false,
@@ -122,13 +120,15 @@ impl Driver {
 /// Somebody who waits for an answer.
 enum Asked {
     Join(oneshot::Sender<Result<v1::JoinResponse, Status>>),
-    Resume(oneshot::Sender<Result<(), Status>>),
+    Control(oneshot::Sender<Result<String, Status>>),
 }
 
 struct Turn {
     driver: Driver,
     clock: Clock,
     asked: BTreeMap<RequestId, Asked>,
+    /// Number of the last question.
+    last: u64,
     lines: BTreeMap<SessionId, Line>,
     /// When progress was last logged.
     reported: Option<Instant>,
@@ -139,15 +139,15 @@ struct Turn {
 impl Turn {
     async fn take(&mut self, input: Input) -> anyhow::Result<Option<Outcome>> {
         let event = match input {
-            Input::Join { request, token, join, reply } => {
-                let request = RequestId(request);
+            Input::Join { token, join, reply } => {
+                let request = self.number();
                 self.asked.insert(request, Asked::Join(reply));
                 Event::Join { request, token, join }
             }
-            Input::Resume { request, reply } => {
-                let request = RequestId(request);
-                self.asked.insert(request, Asked::Resume(reply));
-                Event::Resume { request }
+            Input::Control { command, reply } => {
+                let request = self.number();
+                self.asked.insert(request, Asked::Control(reply));
+                Event::Control { request, command }
             }
             Input::Attach { session, attach, line } => {
                 self.lines.insert(session, line);
@@ -170,6 +170,12 @@ impl Turn {
         self.event(event).await
     }
 
+    /// Names a question.
+    fn number(&mut self) -> RequestId {
+        self.last += 1;
+        RequestId(self.last)
+    }
+
     async fn event(&mut self, event: Event) -> anyhow::Result<Option<Outcome>> {
         let mut outcome = None;
         for action in self.driver.run.on_event(self.clock.now(), event) {
@@ -180,14 +186,14 @@ impl Turn {
                         _ = reply.send(Ok(response));
                     }
                 }
-                Action::Resumed { request } => {
-                    if let Some(Asked::Resume(reply)) = self.asked.remove(&request) {
-                        _ = reply.send(Ok(()));
+                Action::Done { request, message } => {
+                    if let Some(Asked::Control(reply)) = self.asked.remove(&request) {
+                        _ = reply.send(Ok(message));
                     }
                 }
                 Action::Refuse { request, refusal } => match self.asked.remove(&request) {
                     Some(Asked::Join(reply)) => _ = reply.send(Err(refusal.into())),
-                    Some(Asked::Resume(reply)) => _ = reply.send(Err(refusal.into())),
+                    Some(Asked::Control(reply)) => _ = reply.send(Err(refusal.into())),
                     None => {}
                 },
                 Action::Send { session, directive } => self.send(session, Ok(directive)),

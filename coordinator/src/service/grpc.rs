@@ -25,7 +25,7 @@ use super::{
     http::Readiness,
     refusals::{Reason, Refusals},
 };
-use crate::run::{Event, Refusal, RefusalKind, SessionId};
+use crate::run::{Command, Event, Refusal, RefusalKind, SessionId};
 
 /// Directives that may wait for a worker; one that lets more wait is gone.
 const WAITING_DIRECTIVES: usize = 1024;
@@ -44,6 +44,7 @@ pub struct Grpc {
     refusals: Refusals,
     /// What is said of a coordinator that does not come to answer.
     readiness: watch::Receiver<Readiness>,
+    /// Number of the last session.
     last: Arc<AtomicU64>,
     unattached: Arc<Semaphore>,
 }
@@ -91,8 +92,7 @@ impl Coordinator for Grpc {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let token = token().map_err(|error| Status::internal(format!("no random numbers: {error}")))?;
         let join = request.into_inner();
-        let request = self.next();
-        let answer = self.ask(|reply| Input::Join { request, token, join, reply }).await?;
+        let answer = self.ask(|reply| Input::Join { token, join, reply }).await?;
         Ok(Response::new(answer?))
     }
 
@@ -123,10 +123,21 @@ impl Admin for Grpc {
         }
     }
 
-    async fn resume(&self, _: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
-        let request = self.next();
-        self.ask(|reply| Input::Resume { request, reply }).await??;
-        Ok(Response::new(v1::ResumeResponse {}))
+    async fn control(&self, request: Request<v1::ControlRequest>) -> Result<Response<v1::ControlResponse>, Status> {
+        let request = request.into_inner();
+        let command = match request.command() {
+            v1::Command::Pause => Command::Pause,
+            v1::Command::Resume => Command::Resume,
+            v1::Command::Checkpoint => Command::Checkpoint,
+            v1::Command::Evaluate => Command::Evaluate,
+            v1::Command::Drain => Command::Drain(request.rank),
+            v1::Command::Stop => Command::Stop,
+            v1::Command::Unspecified => {
+                return Err(Status::invalid_argument("this coordinator does not know such a command"));
+            }
+        };
+        let message = self.ask(|reply| Input::Control { command, reply }).await??;
+        Ok(Response::new(v1::ControlResponse { message }))
     }
 }
 

@@ -13,6 +13,7 @@
 mod access;
 mod captions;
 mod clock;
+mod disk;
 mod door;
 mod driver;
 mod grpc;
@@ -25,7 +26,7 @@ mod scrapes;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use axum::middleware;
 use proto::v1::{admin_server::AdminServer, coordinator_server::CoordinatorServer};
@@ -41,6 +42,7 @@ use crate::{
 };
 use access::Reception;
 pub use access::Tokens;
+use disk::Disk;
 use door::Door;
 use driver::Driver;
 use metrics::Metrics;
@@ -66,6 +68,8 @@ pub struct Service {
     pub restored: Restored,
     /// Where the run is recorded.
     pub journal: Journal,
+    /// The journal's folder.
+    pub state: PathBuf,
     /// Where states are saved, for those that are to be deleted.
     pub checkpoints: Checkpoints,
     /// Scores captions of evaluations.
@@ -143,6 +147,10 @@ impl Service {
             .serve_with_incoming_shutdown(door.open(), closed(closing));
         let grpc = tokio::spawn(grpc);
 
+        let folders = [("state", Some(self.state)), ("checkpoints", self.checkpoints.folder().map(Into::into))];
+        let disks =
+            folders.into_iter().filter_map(|(what, folder)| Some(Disk { folder: folder?, gauges: metrics.disk(what) }));
+        let watch = tokio::spawn(disk::watch(disks.collect()));
         let (scoring, checkpoints) = (Arc::new(self.scoring), Arc::new(self.checkpoints));
         let recorder = Recorder::start(self.journal, writable);
         let driver = Driver { run, recorder, metrics, refusals, scoring, readiness, checkpoints, inputs };
@@ -150,6 +158,7 @@ impl Service {
         if let Ok(Outcome::Finished | Outcome::Failed(_)) = outcome {
             scrapes.one_more().await;
         }
+        watch.abort();
         drop(over);
         // What is left are connections whose peers do not close them: they are cut.
         _ = time::timeout(CLOSING, async { _ = tokio::join!(grpc, http) }).await;

@@ -69,12 +69,18 @@ async fn serve(stage: Stage, security: Security) -> Served {
     let scoring = scoring::Metrics::open(&scoring::Files::default()).expect("no files are named");
     let access = storage::Access::environment();
     let checkpoints = storage::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
-    let (stop, served) = Service { file, restored, journal, checkpoints, scoring, grpc, http, security }.start();
+    let state = output.path().join("state");
+    let service = Service { file, restored, journal, state, checkpoints, scoring, grpc, http, security };
+    let (stop, served) = service.start();
     Served { grpc: address, http: http_address, stop, served: tokio::spawn(served), output }
 }
 
 fn join(rank: Option<u32>) -> v1::JoinRequest {
     v1::JoinRequest { protocol_version: PROTOCOL_VERSION, rank, host: "here".into(), ..Default::default() }
+}
+
+fn command(command: v1::Command) -> v1::ControlRequest {
+    v1::ControlRequest { command: command.into(), rank: 0 }
 }
 
 fn attach(token: String) -> Message {
@@ -244,7 +250,7 @@ async fn a_paused_run_goes_on_when_somebody_says_so() {
     let rule = Rule { metric: "reward_chosen".into(), above: Some(0.5), below: None, for_: 2, action };
     let guarded = Stage { guard: vec![rule], ..testing::stage("a", 12, 8, None, None) };
     let Running { mut client, mut admin, http, served, output, .. } = start_with(guarded).await;
-    let refused = admin.resume(v1::ResumeRequest {}).await.unwrap_err();
+    let refused = admin.control(command(v1::Command::Resume)).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("not paused"), "{refused}");
 
@@ -270,7 +276,7 @@ async fn a_paused_run_goes_on_when_somebody_says_so() {
         assert!(get(http, "/readyz").await.contains("paused: "));
         let lines = ["dico_paused 1", "dico_guard_events_total{metric=\"reward_chosen\",action=\"pause\"} 1"];
         assert_exposes(&get(http, "/metrics").await, &lines);
-        admin.resume(v1::ResumeRequest {}).await.unwrap();
+        admin.control(command(v1::Command::Resume)).await.unwrap();
     }
     assert_eq!((served.await.unwrap().unwrap(), paused), (Outcome::Finished, 1));
 }

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::reward::Judge;
 use crate::captioner::beam::Hypothesis;
 use crate::captioner::{Captioner, Captions, Search};
+use crate::laps::{Lap, Laps};
 use crate::nn::Mode;
 use crate::text::Vocabulary;
 
@@ -34,9 +35,16 @@ pub struct Context<'a> {
     pub vocabulary: &'a Vocabulary,
     /// How candidates are searched.
     pub search: Search,
+    /// Where the time goes.
+    pub laps: &'a Laps,
 }
 
 impl Context<'_> {
+    /// What each image's candidates are worth, `[images, candidates]`.
+    pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<Hypothesis>]) -> Tensor {
+        self.laps.time(Lap::Reward, || no_grad(|| self.judge.rewards(images, &self.texts(candidates))))
+    }
+
     /// What each image's candidates say.
     pub fn texts(&self, candidates: &[Vec<Hypothesis>]) -> Vec<Vec<String>> {
         let text = |candidate: &Hypothesis| self.vocabulary.decode(&candidate.tokens);
@@ -65,7 +73,7 @@ impl Candidates {
         context: &Context<'_>,
         mode: Mode,
     ) -> Self {
-        let rewards = no_grad(|| context.judge.rewards(images, &context.texts(&found)));
+        let rewards = context.rewards(images, &found);
         let (count, each) = rewards.size2().expect("rewards are [images, candidates]");
         let begin = context.vocabulary.begin();
         let sequence = |found: &Hypothesis| std::iter::once(begin).chain(found.tokens.iter().copied()).collect();
@@ -74,8 +82,15 @@ impl Candidates {
         let log_probabilities = |captioner: &Captioner, mode| {
             captioner.token_log_probabilities(images.hidden, &captions, mode).sums().view([count, each])
         };
-        let reference = no_grad(|| log_probabilities(context.reference, Mode::Evaluate));
+        let reference = || no_grad(|| log_probabilities(context.reference, Mode::Evaluate));
+        let reference = context.laps.time(Lap::Reference, reference);
         Self { found, rewards, policy: log_probabilities(policy, mode), reference }
+    }
+
+    /// Tokens of all, ends included.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.found.iter().flatten().map(|candidate| candidate.tokens.len() as u64).sum()
     }
 
     /// Images, and candidates of each.

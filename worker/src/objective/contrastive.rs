@@ -11,6 +11,8 @@ use crate::collective::{Broken, Collective};
 
 /// This rank's unit embeddings, all `[share, embedding]`.
 pub struct Pairs {
+    /// Tokens of the captions.
+    pub tokens: u64,
     /// Of the images.
     pub images: Tensor,
     /// Of their captions.
@@ -45,7 +47,7 @@ pub fn outcome(pairs: &Pairs, scale: &Tensor, collective: &dyn Collective) -> Re
     }
     let batch = images.size()[0] as f64;
     let loss_sum = loss.double_value(&[]) * share as f64 / batch;
-    Ok(Outcome { loss, loss_sum, weight: share as f64, summaries: BTreeMap::new() })
+    Ok(Outcome { loss, loss_sum, weight: share as f64, tokens: pairs.tokens, summaries: BTreeMap::new() })
 }
 
 /// Sum over pairs of half the cross-entropy of rows and half that of columns; `logits` is `[pairs, pairs]`.

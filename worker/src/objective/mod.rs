@@ -32,6 +32,8 @@ pub struct Outcome {
     pub loss_sum: f64,
     /// This rank's part of what the sums are divided by (images or tokens).
     pub weight: f64,
+    /// Tokens that are learned from, ends included.
+    pub tokens: u64,
     /// Distributions over this rank's samples, under the names of [`statistics::names`].
     pub summaries: BTreeMap<&'static str, Summary>,
 }

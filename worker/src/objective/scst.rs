@@ -14,27 +14,30 @@ use tch::{Kind, Tensor, no_grad};
 use super::Outcome;
 use super::candidates::{Candidates, Context, Images};
 use crate::captioner::{Captioner, Search};
+use crate::laps::Lap;
 use crate::nn::Mode;
 
 /// The loss of some images under the current policy.
 #[must_use]
 pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, settings: &Scst, mode: Mode) -> Outcome {
-    let found = match settings.candidates {
+    let found = context.laps.time(Lap::Search, || match settings.candidates {
         Source::Beams => policy.search(images.hidden, &context.search),
         Source::Samples => policy.sample(images.hidden, &context.search),
-    };
+    });
     let candidates = Candidates::new(found, policy, images, context, mode);
     let baseline = match settings.baseline {
         Baseline::Mean => candidates.rewards.mean_dim(1, true, Kind::Float),
         Baseline::Greedy => {
-            let greedy = policy.search(images.hidden, &Search { beams: 1, ..context.search });
-            no_grad(|| context.judge.rewards(images, &context.texts(&greedy)))
+            let one = Search { beams: 1, ..context.search };
+            let greedy = context.laps.time(Lap::Search, || policy.search(images.hidden, &one));
+            context.rewards(images, &greedy)
         }
     };
     let loss = loss(&candidates.policy, &candidates.rewards, &baseline);
     let (images, _) = candidates.size();
     let loss_sum = loss.double_value(&[]);
-    Outcome { loss, loss_sum, weight: images as f64, summaries: no_grad(|| candidates.summaries()) }
+    let (tokens, summaries) = (candidates.tokens(), no_grad(|| candidates.summaries()));
+    Outcome { loss, loss_sum, weight: images as f64, tokens, summaries }
 }
 
 /// Summed over images: `log_probabilities` and `rewards` are `[images, candidates]`, `baseline` is `[images, 1]`.

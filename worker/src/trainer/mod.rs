@@ -21,7 +21,7 @@ mod step;
 use std::net::IpAddr;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataset::{DataSet, Split};
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
@@ -141,6 +141,8 @@ pub struct Trainer {
     collective: Option<Box<dyn Collective>>,
     abandon: Flag,
     halt: Flag,
+    /// When the last step was done, if nothing but waiting has followed it.
+    rested: Option<Instant>,
     /// Generations up to this one are over for this worker.
     let_go: u64,
     progress: Progress,
@@ -198,6 +200,7 @@ impl Trainer {
             collective: None,
             abandon: Flag::default(),
             halt: Flag::default(),
+            rested: None,
             let_go: 0,
             progress,
             reports,
@@ -236,6 +239,9 @@ impl Trainer {
             }
             if let Kind::Rendezvous(_) = &kind {
                 (self.abandon, self.halt) = (flags.abandon, flags.halt);
+            }
+            if !matches!(kind, Kind::Train(_)) {
+                self.rested = None;
             }
             match self.execute(generation, kind) {
                 Ok(false) => {}

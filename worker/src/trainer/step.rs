@@ -12,6 +12,7 @@ use super::state::State;
 use super::{Stop, Trainer};
 use crate::captioner::Captions;
 use crate::data::{Batch, Pending, Sample, permutation};
+use crate::laps::{Lap, Laps};
 use crate::nn::{Gradient, Mode};
 use crate::objective::candidates::{Context, Images};
 use crate::objective::reward::Judge;
@@ -36,8 +37,10 @@ impl Trainer {
         let started = Instant::now();
         let position = self.state.position.unwrap_or_default();
         self.not_abandoned()?;
+        let laps = Laps::default();
+        laps.add(Lap::Wait, self.rested.take().map_or(0.0, |since| (started - since).as_secs_f64()));
         self.progress.phase(v1::Phase::Load);
-        let batch = self.next_batch(window, position.step)?;
+        let batch = laps.time(Lap::Load, || self.next_batch(window, position.step))?;
         if batch.skipped > 0 {
             tracing::warn!(
                 step = position.step,
@@ -50,7 +53,7 @@ impl Trainer {
         // Dropout follows from the step alone, so that a resumed run draws what an uninterrupted one would.
         let numbers = [u64::from(position.stage), position.step, rank as u64];
         tch::manual_seed(seeds::combine(self.run.seed, &numbers) as i64);
-        let total = self.accumulate(position.stage as usize, &batch)?;
+        let total = self.accumulate(position.stage as usize, &batch, &laps)?;
 
         self.progress.phase(v1::Phase::AllReduce);
         let stage = &self.run.stages[position.stage as usize];
@@ -66,6 +69,7 @@ impl Trainer {
             return Err(broken.into());
         }
         let all_reduce_seconds = reducing.elapsed().as_secs_f64();
+        laps.add(Lap::AllReduce, all_reduce_seconds);
 
         let extra = Vec::<f32>::try_from(extra).map_err(|error| error.to_string())?;
         let (weight, halting) = (f64::from(extra[0]), extra[1] > 0.0);
@@ -82,6 +86,7 @@ impl Trainer {
         self.state.update(stage.objective, &gradient, step, learning_rate);
         self.state.position = Some(v1::Position { step, ..position });
         self.moved(generation);
+        let seconds = started.elapsed().as_secs_f64();
         let done = v1::StepDone {
             position: self.state.position,
             loss_sum: total.loss_sum,
@@ -89,10 +94,13 @@ impl Trainer {
             samples: batch.samples.len() as u32,
             learning_rate,
             gradient_norm: norm,
-            seconds: started.elapsed().as_secs_f64(),
+            seconds,
             all_reduce_seconds,
             summaries: total.summaries.iter().map(|(&name, summary)| (name.to_owned(), summary.into())).collect(),
+            tokens: total.tokens,
+            phase_seconds: laps.of(seconds),
         };
+        self.rested = Some(Instant::now());
         Ok((done, halting))
     }
 
@@ -148,7 +156,7 @@ impl Trainer {
     }
 
     /// Adds the gradients of a batch up, part by part.
-    fn accumulate(&self, stage: usize, batch: &Batch) -> Result<Total, Stop> {
+    fn accumulate(&self, stage: usize, batch: &Batch, laps: &Laps) -> Result<Total, Stop> {
         let settings = &self.run.stages[stage];
         let gradient = self.state.trained(settings.objective).gradient();
         _ = gradient.expect("the stage's model is in training").values.zero_();
@@ -157,14 +165,14 @@ impl Trainer {
         let mut total = Total::default();
         for from in (0..samples).step_by(part) {
             self.not_abandoned()?;
-            let outcome = self.outcome(stage, batch, from..samples.min(from + part))?;
+            let outcome = self.outcome(stage, batch, from..samples.min(from + part), laps)?;
             outcome.loss.backward();
             total.add(outcome);
         }
         Ok(total)
     }
 
-    fn outcome(&self, stage: usize, batch: &Batch, range: Range<usize>) -> Result<Outcome, Stop> {
+    fn outcome(&self, stage: usize, batch: &Batch, range: Range<usize>, laps: &Laps) -> Result<Outcome, Stop> {
         let settings = &self.run.stages[stage];
         let mode = Mode::Train { dropout: self.run.captioner.dropout };
         match settings.objective {
@@ -175,9 +183,10 @@ impl Trainer {
                 let texts = self.captions(batch, range.clone()).map(|text| vocabulary.encode(text, most));
                 let captions = Captions::new(&texts.collect::<Vec<_>>(), 1, vocabulary.pad(), self.device);
                 let models = &self.state.models;
-                Ok(cross_entropy::outcome(&models.captioner, &models.hidden(batch, range), &captions, mode))
+                let hidden = laps.time(Lap::Vision, || models.hidden(batch, range));
+                Ok(cross_entropy::outcome(&models.captioner, &hidden, &captions, mode))
             }
-            Objective::Scst | Objective::Dico => Ok(self.rewarded(settings, batch, range, mode)),
+            Objective::Scst | Objective::Dico => Ok(self.rewarded(settings, batch, range, mode, laps)),
         }
     }
 
@@ -191,15 +200,16 @@ impl Trainer {
         let (models, vocabulary) = (&self.state.models, &self.origins.evaluator_vocabulary);
         let evaluator = &models.evaluator;
         let most = evaluator.architecture().text.context_length;
-        let embed_texts = |texts: Vec<&str>| {
-            let texts: Vec<Vec<i64>> = texts.into_iter().map(|text| vocabulary.encode(text, most)).collect();
-            evaluator.text.embed(&TokenBatch::new(&texts, vocabulary.end(), self.device))
-        };
+        let encode = |text: &str| vocabulary.encode(text, most);
+        let embed_texts =
+            |texts: &[Vec<i64>]| evaluator.text.embed(&TokenBatch::new(texts, vocabulary.end(), self.device));
         let embed_images = |pixels: &Tensor| evaluator.embed(&evaluator.vision.hidden(pixels));
         let runfile::Contrastive { generated_images, generated_captions } = settings.contrastive;
+        let texts: Vec<Vec<i64>> = self.captions(batch, range.clone()).map(encode).collect();
         let pairs = contrastive::Pairs {
+            tokens: texts.iter().map(|text| text.len() as u64).sum(),
             images: embed_images(&models.evaluator_pixels(batch, range.clone())?),
-            texts: embed_texts(self.captions(batch, range.clone()).collect()),
+            texts: embed_texts(&texts),
             generated_images: match generated_images {
                 0.0 => None,
                 weight => Some((embed_images(&models.generated_pixels(batch, range.clone())?), weight)),
@@ -209,9 +219,9 @@ impl Trainer {
                 weight => {
                     let generated = batch.samples[range].iter().map(|sample| {
                         let captions = self.data.generated_captions(sample.image);
-                        captions[sample.caption % captions.len()].as_str()
+                        encode(&captions[sample.caption % captions.len()])
                     });
-                    Some((embed_texts(generated.collect()), weight))
+                    Some((embed_texts(&generated.collect::<Vec<_>>()), weight))
                 }
             },
         };
@@ -223,7 +233,7 @@ impl Trainer {
     }
 
     /// An objective that rewards the policy's own captions.
-    fn rewarded(&self, settings: &Stage, batch: &Batch, range: Range<usize>, mode: Mode) -> Outcome {
+    fn rewarded(&self, settings: &Stage, batch: &Batch, range: Range<usize>, mode: Mode, laps: &Laps) -> Outcome {
         let State { models, reference, .. } = &self.state;
         let rewards = match settings.objective {
             Objective::Scst => &settings.scst.reward,
@@ -242,9 +252,10 @@ impl Trainer {
             judge,
             vocabulary: &self.origins.captioner_vocabulary,
             search: self.search(),
+            laps,
         };
-        let hidden = models.hidden(batch, range.clone());
-        let embeddings = models.embeddings(batch, range.clone(), &hidden);
+        let hidden = laps.time(Lap::Vision, || models.hidden(batch, range.clone()));
+        let embeddings = laps.time(Lap::Vision, || models.embeddings(batch, range.clone(), &hidden));
         let numbers: Vec<usize> = batch.samples[range].iter().map(|sample| sample.image).collect();
         let images = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
         match settings.objective {
@@ -259,6 +270,7 @@ impl Trainer {
 struct Total {
     loss_sum: f64,
     weight: f64,
+    tokens: u64,
     summaries: BTreeMap<&'static str, Summary>,
 }
 
@@ -266,6 +278,7 @@ impl Total {
     fn add(&mut self, outcome: Outcome) {
         self.loss_sum += outcome.loss_sum;
         self.weight += outcome.weight;
+        self.tokens += outcome.tokens;
         for (name, summary) in outcome.summaries {
             self.summaries.entry(name).or_default().merge(&summary);
         }

@@ -17,7 +17,9 @@ use super::{
 use crate::{
     checkpoints,
     journal::Journal,
-    run::{Action, Event, Outcome, RequestId, Run, SessionId, Time, captions::Item, plan::Place, record::Record},
+    run::{
+        Action, Command, Event, Outcome, RequestId, Run, SessionId, Time, captions::Item, plan::Place, record::Record,
+    },
 };
 
 /// Between ticks.
@@ -142,12 +144,22 @@ impl World {
         if self.coordinator.life == life && self.coordinator.run.is_some() {
             self.tell(Event::Tick);
             if self.invariants.paused && self.scenario.goes_on && self.rng.random_ratio(1, 10) {
-                let request = RequestId(self.next_number());
-                self.tell(Event::Resume { request });
+                self.steer(Command::Resume);
             }
             self.check_progress();
             self.agenda.after(TICK, Due::Tick { life });
         }
+    }
+
+    /// Somebody steers the run, if there is a coordinator who hears it.
+    pub fn steer(&mut self, command: Command) {
+        let hears = self.coordinator.frozen.is_none() && !self.coordinator.held_up;
+        let Some(run) = self.coordinator.run.as_ref().filter(|_| hears) else { return };
+        if command == Command::Evaluate {
+            self.invariants.asked.insert(run.ahead());
+        }
+        let request = RequestId(self.next_number());
+        self.tell(Event::Control { request, command });
     }
 
     /// A question reaches the coordinator.
@@ -207,7 +219,7 @@ impl World {
                     self.answer(worker, request, Err(refusal.kind));
                 }
             }
-            Action::Resumed { .. } => assert!(!self.invariants.paused, "it is remembered before it is said"),
+            Action::Done { .. } => {}
             Action::Send { session, directive } => {
                 self.check_sent(&directive);
                 self.send_down(session, Down::Directive(directive));

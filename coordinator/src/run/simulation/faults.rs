@@ -14,7 +14,7 @@ use super::{
     worker::{Doing, Wake},
     world::{Due, World},
 };
-use crate::run::Time;
+use crate::run::{Command, Time};
 
 /// After so long somebody ends a worker that hangs.
 const TENDED_AFTER: Time = Time::from_secs(900);
@@ -69,10 +69,12 @@ pub enum Fault {
     FreezeCoordinator,
     /// The coordinator waits for its journal; its connections live on.
     HoldUpJournal,
+    /// Somebody steers the run.
+    Meddle,
 }
 
 impl Fault {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Kill,
         Self::Vanish,
         Self::Freeze,
@@ -97,10 +99,11 @@ impl Fault {
         Self::Damage,
         Self::FreezeCoordinator,
         Self::HoldUpJournal,
+        Self::Meddle,
     ];
 
     /// What costs no work.
-    pub const HARMLESS: [Self; 4] = [Self::Leave, Self::Slow, Self::FillDisk, Self::HoldUpJournal];
+    pub const HARMLESS: [Self; 5] = [Self::Leave, Self::Slow, Self::FillDisk, Self::HoldUpJournal, Self::Meddle];
 
     fn ways(self) -> &'static [Way] {
         match self {
@@ -245,6 +248,12 @@ impl World {
                 self.mend_later(fault, victim);
             }
             Fault::FreezeCoordinator | Fault::HoldUpJournal => {}
+            Fault::Meddle => {
+                let rank = self.workers[&victim].rank.unwrap_or_default();
+                let wishes = [Command::Pause, Command::Checkpoint, Command::Evaluate, Command::Drain(rank)];
+                let command = *wishes.choose(&mut self.rng).expect("there are four");
+                self.steer(command);
+            }
         }
     }
 

@@ -332,7 +332,7 @@ async fn bad_admin_tokens() {
     let scene = Scene::plain(Tokens { join: join.clone(), admin: admin.clone() }).await;
     for presented in [None, join.clone(), token("another-token-of-admins")] {
         let channel = scene.channel_with(presented.as_ref()).await;
-        let status = AdminClient::new(channel).resume(v1::ResumeRequest {}).await.unwrap_err();
+        let status = AdminClient::new(channel).control(command(v1::Command::Resume)).await.unwrap_err();
         assert_eq!(status.code(), Code::Unauthenticated);
         assert!(status.message().contains("--admin-token-file"), "{status}");
     }

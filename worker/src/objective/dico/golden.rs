@@ -11,6 +11,7 @@ use crate::captioner::Search;
 use crate::captioner::golden as captioner;
 use crate::clip::golden as clip;
 use crate::golden::{self, Gains, assert_close};
+use crate::laps::Laps;
 use crate::objective::reward::Judge;
 use crate::optimizer::Adam;
 use crate::text::Vocabulary;
@@ -95,7 +96,8 @@ fn a_whole_step_is_that_of_pytorch() {
             cider: None,
             weights: &settings.reward,
         };
-        let context = Context { reference: &reference, judge, vocabulary: &captioner_vocabulary, search };
+        let laps = Laps::default();
+        let context = Context { reference: &reference, judge, vocabulary: &captioner_vocabulary, search, laps: &laps };
         let numbers: Vec<usize> = (0..images as usize).collect();
         let seen = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
         let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains);

@@ -19,12 +19,13 @@ use tch::{Kind, Tensor, no_grad};
 use super::Outcome;
 use super::candidates::{Candidates, Context, Images, values};
 use crate::captioner::Captioner;
+use crate::laps::Lap;
 use crate::nn::Mode;
 
 /// The loss of some images under the current policy.
 #[must_use]
 pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, settings: &Dico, mode: Mode) -> Outcome {
-    let found = policy.search(images.hidden, &context.search);
+    let found = context.laps.time(Lap::Search, || policy.search(images.hidden, &context.search));
     let candidates = Candidates::new(found, policy, images, context, mode);
     let preference = Preference::new(&candidates.rewards, settings);
     let margin = preference.margin(&match settings.reference {
@@ -36,7 +37,7 @@ pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, s
     let mut summaries = no_grad(|| candidates.summaries());
     summaries.insert(names::IMPLICIT_ACCURACY, Summary::of(values(&margin.gt(0.0))));
     summaries.insert(names::GAMMA_ENTROPY, Summary::of(values(&preference.entropy())));
-    Outcome { loss, loss_sum, weight: candidates.size().0 as f64, summaries }
+    Outcome { loss, loss_sum, weight: candidates.size().0 as f64, tokens: candidates.tokens(), summaries }
 }
 
 /// Which candidate of each image is best, and how the others are weighed against it.

@@ -14,7 +14,7 @@ use super::{
     world::{Trace, World},
 };
 use crate::run::{
-    Action, Event, Outcome, RequestId, Time,
+    Action, Command, Outcome, Time,
     plan::Place,
     record::{Happening, Record, Source},
 };
@@ -65,8 +65,7 @@ impl World {
     }
 
     fn resume(&mut self) {
-        let request = RequestId(self.next_number());
-        self.tell(Event::Resume { request });
+        self.steer(Command::Resume);
     }
 
     fn status(&self) -> v1::StatusResponse {

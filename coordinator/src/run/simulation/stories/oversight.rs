@@ -5,7 +5,7 @@ use runfile::{GuardAction, Rule, Stage};
 
 use super::at;
 use crate::run::{
-    Action, Event, Outcome, RefusalKind, RequestId, Time,
+    Action, Command, Event, Outcome, RefusalKind, RequestId, Time,
     captions::{Images, Item},
     plan::Place,
     progress::Awaiting,
@@ -226,7 +226,8 @@ fn a_paused_run_waits_whoever_comes_and_goes() {
 fn a_paused_run_can_be_stopped_and_only_a_paused_one_resumed() {
     let stage = Stage { guard: vec![broken(GuardAction::Pause)], ..testing::stage("a", 50, 8, None, None) };
     let mut world = World::of(testing::run_file(vec![stage]));
-    let actions = world.coordinator.run.as_mut().unwrap().on_event(Time::ZERO, Event::Resume { request: RequestId(0) });
+    let resume = Event::Control { request: RequestId(0), command: Command::Resume };
+    let actions = world.coordinator.run.as_mut().unwrap().on_event(Time::ZERO, resume);
     let [Action::Refuse { refusal, .. }] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(refusal.kind, RefusalKind::FailedPrecondition);
     assert!(refusal.reason.contains("not paused"), "{}", refusal.reason);
@@ -352,4 +353,42 @@ fn captions_that_were_not_asked_for_break_the_protocol() {
     for (range, times) in [(None, 1), (Some((0, 49)), 1), (Some((50, u64::MAX)), 1), (Some((0, 50)), 2)] {
         assert!(answer(range, times).unwrap().contains("rank 0 broke the protocol"), "{range:?}");
     }
+}
+
+#[test]
+fn what_is_asked_for_comes_after_what_is_granted() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 30, 8, None, None)]));
+    world.join();
+    world.until(|world| world.status().step >= 5);
+    let ahead = world.run().ahead();
+    for command in [Command::Checkpoint, Command::Evaluate] {
+        world.steer(command);
+    }
+    world.finish();
+    assert_eq!(evaluations(&world).iter().map(|(place, _)| *place).collect::<Vec<_>>(), [ahead, at(0, 30)]);
+    let saved = |record: &Record| matches!(record, Record::Saved(saved) if saved.place == ahead);
+    assert_eq!((world.count(saved), world.count(|record| matches!(record, Record::Formed { .. }))), (1, 1));
+}
+
+#[test]
+fn somebody_pauses_and_drains() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 60, 8, None, None)]));
+    world.join();
+    world.join();
+    world.until(|world| world.status().step >= 5);
+    world.steer(Command::Pause);
+    world.pass(Time::from_secs(10));
+    let status = world.status();
+    assert_eq!((status.state.as_str(), status.reason.as_str()), ("paused", "somebody asked for it"));
+    assert_eq!(world.checkpoints().len(), 1, "what it is held at is saved");
+    world.steer(Command::Drain(1));
+    world.until(|world| world.status().members.len() == 1);
+    world.steer(Command::Drain(1));
+    assert_eq!(world.happened(Happening::Leaving), 1, "nobody is asked twice, or who is not there");
+    world.resume();
+    world.finish();
+    assert_eq!(world.happened(Happening::Lost), 0);
+    // What is over takes no orders.
+    world.steer(Command::Pause);
+    assert_eq!((world.happened(Happening::Paused), world.happened(Happening::Resumed)), (1, 1));
 }

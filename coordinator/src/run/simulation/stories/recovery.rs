@@ -1,6 +1,7 @@
 //! What dies or breaks, and what becomes of the run.
 
 use proto::v1;
+use runfile::Stage;
 
 use super::at;
 use crate::run::{
@@ -226,4 +227,23 @@ fn a_coordinator_that_comes_back_to_a_finished_run_clears_away_what_was_left() {
     world.kill_coordinator(Time::from_secs(1));
     world.finish();
     assert_eq!((world.origins().len(), world.checkpoints()), (1, vec!["0-a-00000005"]));
+}
+
+/// Neither has a step that would tell a coordinator that restarts how far the run was.
+#[test]
+fn an_evaluation_is_given_up_with_the_beginning_of_the_stage_that_it_is_of() {
+    let stage = Stage { evaluate_first: true, metric: Some("cider".into()), ..testing::stage("b", 6, 5, None, None) };
+    let file = testing::run_file(vec![testing::stage("a", 4, 8, Some(4), None), stage]);
+    let saving = Time::from_secs(5);
+    let mut world = World::with(Scenario { saving, ..Scenario::quiet(file) });
+    let first = world.join();
+    let evaluations =
+        |world: &World| world.count(|record| matches!(record, Record::Evaluated { place, .. } if *place == at(1, 0)));
+    world.until(|world| evaluations(world) == 1);
+    world.end_worker(first, false);
+    world.kill_coordinator(Time::from_secs(1));
+    world.until(|world| world.coordinator.run.is_some());
+    world.join();
+    world.until(|world| evaluations(world) == 2);
+    world.finish();
 }

@@ -1,0 +1,98 @@
+//! What people ask of a run while it goes on.
+//!
+//! A checkpoint or an evaluation that is asked for becomes a boundary of the plan, at the end of what is granted already; so it
+//! is like any other to members that come and go. A coordinator that restarts has forgotten it.
+
+use serde_json::json;
+
+use super::{
+    Refusal, RefusalKind, Run,
+    plan::{Boundary, Place},
+    record::Happening,
+};
+
+/// What people may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Hold the run, after what is granted.
+    Pause,
+    /// Let a paused run go on.
+    Resume,
+    /// Save the state that the run is about to reach.
+    Checkpoint,
+    /// Evaluate the state that the run is about to reach.
+    Evaluate,
+    /// Let the worker of this rank go.
+    Drain(u32),
+    /// Save, and end the coordinator.
+    Stop,
+}
+
+impl Run {
+    /// Does what is asked; says what comes of it.
+    pub(super) fn control(&mut self, command: Command) -> Result<String, Refusal> {
+        if let Some(refusal) = self.closed_to_workers() {
+            return Err(refusal);
+        }
+        let no = |reason: String| Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
+        match command {
+            Command::Pause => match &self.paused {
+                Some(reason) => no(format!("the run is paused already: {reason}")),
+                None => {
+                    let (Place { stage, step }, reason) = (self.committed, "somebody asked for it".to_owned());
+                    self.event(Happening::Paused, json!({ "stage": stage, "step": step, "reason": reason }));
+                    self.paused = Some(reason);
+                    Ok(format!("the run pauses at {}", self.ahead()))
+                }
+            },
+            Command::Resume => match self.paused.take() {
+                None => no("the run is not paused: there is nothing to resume".into()),
+                Some(reason) => {
+                    self.tempo.interrupt();
+                    self.event(Happening::Resumed, json!({ "at": self.committed.to_string(), "reason": reason }));
+                    Ok("the run goes on".into())
+                }
+            },
+            Command::Checkpoint => {
+                let at = self.ahead();
+                if let Some(saved) = self.checkpoints.get(&at) {
+                    return no(format!("{at} is saved already: {}", saved.name));
+                }
+                self.plan.ask(Boundary::Checkpoint, at);
+                Ok(format!("{at} will be saved"))
+            }
+            Command::Evaluate => {
+                let at = self.ahead();
+                if self.data_set.as_ref().is_some_and(|(_, data_set)| data_set.validation_images == 0) {
+                    return no("the data has no validation split".into());
+                }
+                if self.done.contains(&(at, Boundary::Evaluation)) {
+                    return no(format!("{at} is evaluated already"));
+                }
+                self.plan.ask(Boundary::Evaluation, at);
+                let when = if self.paused.is_some() { ", once the run is resumed" } else { "" };
+                Ok(format!("{at} will be evaluated{when}"))
+            }
+            Command::Drain(rank) => {
+                let Some(member) = self.members.get(rank) else {
+                    return no(format!("no worker of rank {rank} is attached"));
+                };
+                if member.leaving.is_some() {
+                    return no(format!("rank {rank} is on its way out already"));
+                }
+                self.wants_to_go(rank, "somebody asked for it".into());
+                Ok(format!("rank {rank} goes after the step in flight"))
+            }
+            Command::Stop => {
+                self.stopping = true;
+                Ok("the coordinator saves and stops; served again, the run goes on".into())
+            }
+        }
+    }
+
+    /// The end of what is granted.
+    pub(super) fn ahead(&self) -> Place {
+        let running = self.generation.as_ref().filter(|_| self.phase == super::Phase::Running);
+        running.map_or(self.committed, |generation| generation.granted)
+    }
+}

@@ -1,0 +1,66 @@
+//! How fast the run gets on, by the clock: evaluations and checkpoints included, pauses and recoveries not.
+
+use super::{Time, plan::Place};
+
+/// What the newest step counts for, once many are known.
+const SMOOTHING: f64 = 0.02;
+
+/// Seconds a step: the mean of the first ones, then a moving average.
+#[derive(Debug, Default)]
+pub struct Tempo {
+    last: Option<(Time, Place)>,
+    stage: u32,
+    steps: u64,
+    seconds: f64,
+}
+
+impl Tempo {
+    /// A state was reached.
+    pub fn reached(&mut self, now: Time, place: Place) {
+        if self.stage != place.stage {
+            *self = Self { stage: place.stage, ..Self::default() };
+        }
+        let Some((since, before)) = self.last else {
+            self.last = Some((now, place));
+            return;
+        };
+        let Some(steps) = place.step.checked_sub(before.step).filter(|steps| *steps > 0) else { return };
+        let seconds = now.saturating_sub(since).as_secs_f64() / steps as f64;
+        self.steps += steps;
+        self.seconds += (seconds - self.seconds) * (steps as f64 / self.steps as f64).max(SMOOTHING);
+        self.last = Some((now, place));
+    }
+
+    /// What comes now is no time of training, until the next state is reached.
+    pub fn interrupt(&mut self) {
+        self.last = None;
+    }
+
+    /// Seconds until `to`, if any of its stage are known.
+    pub fn until(&self, from: Place, to: u64) -> Option<f64> {
+        (self.steps > 0 && self.stage == from.stage).then(|| self.seconds * to.saturating_sub(from.step) as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_follows_from_the_pace() {
+        let at = |step| Place { stage: 1, step };
+        let mut tempo = Tempo::default();
+        assert_eq!(tempo.until(at(0), 10), None);
+        for second in 0..4 {
+            tempo.reached(Time::from_secs(2 * second), at(second));
+            // The report of another member.
+            tempo.reached(Time::from_secs(2 * second + 1), at(second));
+        }
+        assert_eq!(tempo.until(at(3), 10), Some(14.0));
+        tempo.interrupt();
+        tempo.reached(Time::from_secs(1_000), at(4));
+        tempo.reached(Time::from_secs(1_002), at(5));
+        assert_eq!(tempo.until(at(5), 10), Some(10.0));
+        assert_eq!(tempo.until(Place { stage: 2, step: 0 }, 10), None);
+    }
+}

@@ -1,0 +1,234 @@
+//! The run as Prometheus sees it. The recorder is this coordinator's own, not the process's: several can live in one
+//! process, as they do in tests.
+
+mod catalogue;
+mod ranks;
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use metrics::{Counter, Gauge, Label, counter, gauge, histogram, with_local_recorder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use runfile::{GuardAction, RunFile};
+use statistics::{Summary, names};
+
+use super::refusals::Refusals;
+use crate::run::{
+    Run,
+    record::{Happening, Record},
+    statistics::StepStatistics,
+};
+use ranks::Ranks;
+
+/// Bounds of the buckets of step durations, in seconds.
+const STEP_SECONDS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0];
+/// Bounds of the buckets of recoveries, in seconds.
+const RECOVERY_SECONDS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
+/// States of a run, as its status names them.
+const STATES: [&str; 6] = ["waiting", "forming", "running", "paused", "finished", "failed"];
+/// Quantiles of rewards.
+const QUANTILES: [(f64, &str); 5] = [(0.05, "0.05"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (0.95, "0.95")];
+
+/// Gauges of a step that are the mean of a summary.
+const MEANS: [(&str, &str); 6] = [
+    (names::REWARD_MARGIN, "dico_reward_margin"),
+    (names::IMPLICIT_ACCURACY, "dico_implicit_accuracy"),
+    (names::KL, "dico_kl"),
+    (names::GAMMA_ENTROPY, "dico_gamma_entropy"),
+    (names::CAPTION_LENGTH, "dico_caption_length"),
+    (names::REPETITION, "dico_repetition"),
+];
+
+/// All metrics of a coordinator.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    run: String,
+    /// Stage whose `dico_stage_info` is 1.
+    stage: Option<String>,
+    /// Metric whose `dico_best_score` is a number.
+    best: Option<String>,
+    ranks: Ranks,
+    broken: Broken,
+}
+
+/// Whether the last generation was broken and the run has yet to recover from it.
+#[derive(Clone, Copy, Debug)]
+enum Broken {
+    /// No.
+    Not,
+    /// A generation ended then, for whatever reason.
+    Since(Instant),
+    /// By a failure; the next one trains.
+    Mended(Instant),
+}
+
+impl Metrics {
+    /// The metrics of a run.
+    pub fn new(file: &RunFile) -> Self {
+        let buckets = [("dico_step_seconds", &STEP_SECONDS[..]), ("dico_recovery_seconds", &RECOVERY_SECONDS)];
+        let builder = buckets.into_iter().fold(PrometheusBuilder::new(), |builder, (name, bounds)| {
+            let metric = Matcher::Full(name.to_owned());
+            builder.set_buckets_for_metric(metric, bounds).expect("the buckets are not empty")
+        });
+        let recorder = builder.build_recorder();
+        let ranks = with_local_recorder(&recorder, || {
+            catalogue::describe();
+            gauge!("dico_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            gauge!("dico_workers_wanted").set(file.workers.min);
+            // An alert on what happened long ago, or never, needs a beginning.
+            gauge!("dico_last_step_timestamp_seconds").set(now());
+            gauge!("dico_last_checkpoint_timestamp_seconds").set(now());
+            for total in ["dico_recoveries_total", "dico_checkpoints_total", "dico_workers_lost_total"] {
+                counter!(total).absolute(0);
+            }
+            for rule in file.stages.iter().flat_map(|stage| &stage.guard) {
+                guard_events(&rule.metric, rule.action).absolute(0);
+            }
+            Ranks::default()
+        });
+        Self { recorder, run: file.name.clone(), stage: None, best: None, ranks, broken: Broken::Not }
+    }
+
+    /// Renders the metrics.
+    pub fn handle(&self) -> PrometheusHandle {
+        self.recorder.handle()
+    }
+
+    /// Counts what is refused.
+    pub fn refusals(&self) -> Refusals {
+        with_local_recorder(&self.recorder, Refusals::new)
+    }
+
+    /// Shows how much room is on a disk, and how much of it is free.
+    pub fn disk(&self, what: &'static str) -> [Gauge; 2] {
+        with_local_recorder(&self.recorder, || {
+            ["dico_disk_size_bytes", "dico_disk_free_bytes"].map(|name| gauge!(name, "what" => what))
+        })
+    }
+
+    /// Brings the metrics up to date with something that happened.
+    pub fn record(&mut self, record: &Record) {
+        let Self { recorder, broken, .. } = self;
+        with_local_recorder(&*recorder, || match record {
+            Record::Step(step) => {
+                expose_step(step);
+                if let Broken::Mended(since) = *broken {
+                    histogram!("dico_recovery_seconds").record(since.elapsed().as_secs_f64());
+                }
+                *broken = Broken::Not;
+            }
+            Record::Ended { .. } => {
+                if let Broken::Not = broken {
+                    *broken = Broken::Since(Instant::now());
+                }
+            }
+            Record::Ready { recovery: true, .. } => {
+                counter!("dico_recoveries_total").increment(1);
+                if let Broken::Since(since) = *broken {
+                    *broken = Broken::Mended(since);
+                }
+            }
+            Record::Saved(_) => {
+                counter!("dico_checkpoints_total").increment(1);
+                gauge!("dico_last_checkpoint_timestamp_seconds").set(now());
+            }
+            Record::Event { what: Happening::Lost, .. } => counter!("dico_workers_lost_total").increment(1),
+            Record::Evaluated { metrics, .. } => {
+                for (metric, score) in metrics {
+                    gauge!("dico_evaluation_score", "metric" => metric.clone()).set(*score);
+                }
+            }
+            Record::Guard { firing, .. } => guard_events(&firing.metric, firing.action).increment(1),
+            Record::Ready { .. }
+            | Record::Formed { .. }
+            | Record::Deleted(_)
+            | Record::Damaged(_)
+            | Record::Event { .. } => {}
+        });
+    }
+
+    /// Brings the metrics up to date with how the run stands.
+    pub fn publish(&mut self, run: &Run) {
+        let (status, samples, best) = (run.outline(), run.samples_committed(), run.best());
+        let members = run.attached();
+        let Self { recorder, run: name, stage, best: known, ranks, .. } = self;
+        with_local_recorder(&*recorder, || {
+            for state in STATES {
+                gauge!("dico_run_state", "state" => state).set(f64::from(status.state == state));
+            }
+            ranks.publish(run);
+            gauge!("dico_stage_steps").set(status.steps as f64);
+            gauge!("dico_step").set(status.step as f64);
+            gauge!("dico_generation").set(status.generation as f64);
+            gauge!("dico_members").set(members as f64);
+            counter!("dico_samples_committed_total").absolute(samples);
+            let info = |stage: &str, value| {
+                gauge!("dico_stage_info", "run" => name.clone(), "stage" => stage.to_owned()).set(value);
+            };
+            if let Some(earlier) =
+                stage.replace(status.stage_name.clone()).filter(|earlier| *earlier != status.stage_name)
+            {
+                info(&earlier, 0.0);
+            }
+            info(&status.stage_name, 1.0);
+            gauge!("dico_paused").set(f64::from(status.state == "paused"));
+            let score = |metric: &str, value| gauge!("dico_best_score", "metric" => metric.to_owned()).set(value);
+            let metric = best.map(|(metric, _)| metric.to_owned());
+            if let Some(earlier) = std::mem::replace(known, metric.clone()).filter(|_| *known != metric) {
+                score(&earlier, f64::NAN);
+            }
+            if let Some((metric, best)) = best {
+                score(metric, best.score);
+            }
+        });
+        // Folds what histograms have gathered into their buckets, so that it does not pile up between scrapes.
+        recorder.handle().run_upkeep();
+    }
+}
+
+fn guard_events(metric: &str, action: GuardAction) -> Counter {
+    counter!("dico_guard_events_total", "metric" => metric.to_owned(), "action" => action.name())
+}
+
+fn expose_step(step: &StepStatistics) {
+    gauge!("dico_loss").set(step.loss());
+    gauge!("dico_learning_rate").set(step.learning_rate);
+    gauge!("dico_gradient_norm").set(step.gradient_norm);
+    histogram!("dico_step_seconds").record(step.seconds);
+    gauge!("dico_all_reduce_seconds").set(step.all_reduce_seconds);
+    gauge!("dico_images_per_second").set(step.images_per_second());
+    gauge!("dico_tokens_per_second").set(step.tokens_per_second());
+    gauge!("dico_last_step_timestamp_seconds").set(now());
+    for (phase, seconds) in step.phases() {
+        gauge!("dico_phase_seconds", "phase" => phase).set(seconds);
+    }
+    if let Some((rank, seconds)) = step.pace.lag() {
+        gauge!("dico_slowest_rank").set(rank);
+        gauge!("dico_lag_seconds").set(seconds);
+    }
+    for (summary, gauge) in MEANS {
+        if let Some(summary) = step.summaries.get(summary).filter(|summary| summary.count() > 0) {
+            gauge!(gauge).set(summary.mean());
+        }
+    }
+    for (summary, role) in [(names::REWARD_CHOSEN, "chosen"), (names::REWARD_REJECTED, "rejected")] {
+        if let Some(summary) = step.summaries.get(summary) {
+            expose_reward(summary, role);
+        }
+    }
+}
+
+fn expose_reward(summary: &Summary, role: &'static str) {
+    for (q, quantile) in QUANTILES {
+        if let Some(value) = summary.quantile(q) {
+            let labels = vec![Label::new("role", role), Label::new("quantile", quantile)];
+            gauge!("dico_reward", labels).set(value);
+        }
+    }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests;

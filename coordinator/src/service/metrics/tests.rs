@@ -1,0 +1,49 @@
+//! What is exposed, what is described, and what the run book says are the same.
+
+use std::collections::BTreeSet;
+
+use super::{catalogue::Kind, *};
+use crate::run::{Command, Event, RequestId, Time, record::Restored, testing};
+
+const RUN_BOOK: &str = include_str!("../../../../docs/operations.md");
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+        Kind::Histogram => "histogram",
+    }
+}
+
+#[test]
+fn the_run_book_has_every_metric() {
+    let listed: Vec<String> = RUN_BOOK.lines().filter(|line| line.starts_with("| `dico_")).map(str::to_owned).collect();
+    let row = |(name, of, labels, meaning): (&str, Kind, &[&str], &str)| {
+        let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+        format!("| `{name}` | {} | {} | {meaning} |", kind(of), labels.join(", ")).replace("||", "\\|\\|")
+    };
+    let rows: Vec<String> = catalogue::ALL.into_iter().map(row).collect();
+    assert_eq!(listed, rows, "docs/operations.md should have these rows:\n{}\n", rows.join("\n"));
+}
+
+#[test]
+fn nothing_is_exposed_that_is_not_described() {
+    let file = testing::run_file(vec![testing::stage("a", 12, 8, None, None)]);
+    let mut metrics = Metrics::new(&file);
+    let _refusals = metrics.refusals();
+    metrics.disk("state").iter().for_each(|gauge| gauge.set(1.0));
+    let mut run = Run::new(file, Restored::default());
+    for action in run.on_event(Time::ZERO, Event::Control { request: RequestId(1), command: Command::Pause }) {
+        if let crate::run::Action::Record(record) = action {
+            metrics.record(&record);
+        }
+    }
+    metrics.publish(&run);
+    let exposed = metrics.handle().render();
+    let types = exposed.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let types: BTreeSet<&str> = types.collect();
+    let known: BTreeSet<String> = catalogue::ALL.iter().map(|(name, of, ..)| format!("{name} {}", kind(*of))).collect();
+    assert!(types.len() > 10, "{exposed}");
+    assert_eq!(types.iter().find(|found| !known.contains(**found)), None);
+    assert!(exposed.contains("dico_paused 1") && exposed.contains("dico_run_state{state=\"paused\"} 1"), "{exposed}");
+}
