@@ -111,10 +111,11 @@ impl Metrics {
         with_local_recorder(&*recorder, || match record {
             Record::Step(step) => {
                 expose_step(step);
+                // What some had reported of a generation when it ended comes after its end, and is no recovery.
                 if let Broken::Mended(since) = *broken {
                     histogram!("dico_recovery_seconds").record(since.elapsed().as_secs_f64());
+                    *broken = Broken::Not;
                 }
-                *broken = Broken::Not;
             }
             Record::Ended { .. } => {
                 if let Broken::Not = broken {
@@ -125,6 +126,11 @@ impl Metrics {
                 counter!("dico_recoveries_total").increment(1);
                 if let Broken::Since(since) = *broken {
                     *broken = Broken::Mended(since);
+                }
+            }
+            Record::Ready { recovery: false, .. } => {
+                if let Broken::Since(_) = *broken {
+                    *broken = Broken::Not;
                 }
             }
             Record::Saved(_) => {
@@ -138,11 +144,7 @@ impl Metrics {
                 }
             }
             Record::Guard { firing, .. } => guard_events(&firing.metric, firing.action).increment(1),
-            Record::Ready { .. }
-            | Record::Formed { .. }
-            | Record::Deleted(_)
-            | Record::Damaged(_)
-            | Record::Event { .. } => {}
+            Record::Formed { .. } | Record::Deleted(_) | Record::Damaged(_) | Record::Event { .. } => {}
         });
     }
 
