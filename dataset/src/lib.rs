@@ -17,6 +17,7 @@ mod shards;
 mod store;
 mod webdataset;
 
+use std::collections::HashMap;
 use std::fmt::{Display, Formatter};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -273,6 +274,23 @@ impl DataSet {
             (ImageRef::File(path), _) => path.display().to_string(),
         }
     }
+}
+
+/// The files of the validation split's images, by name, where they are in a folder. Only annotations are read.
+///
+/// # Errors
+/// They cannot be read or are not in their format.
+pub fn validation_files(settings: &runfile::Data) -> Result<HashMap<String, PathBuf>, Error> {
+    let splits = match (&settings.karpathy, &settings.coco) {
+        (Some(karpathy), _) => karpathy::read_splits(&karpathy.annotations, &karpathy.images)?,
+        (None, Some(coco)) => coco::read_splits(coco)?,
+        (None, None) => Splits::default(),
+    };
+    let file = |item: Item| match item.image {
+        ImageRef::File(path) => Some((item.name, path)),
+        ImageRef::Member(_) => None,
+    };
+    Ok(splits.validation.into_iter().filter_map(file).collect())
 }
 
 /// The bytes of an image file, of any size that an image may have.

@@ -37,6 +37,16 @@ fn a_set_of_files_is_loaded_and_read() {
 }
 
 #[test]
+fn files_of_the_validation_split_are_found_by_their_names_without_being_looked_at() {
+    let (folder, settings) = karpathy(&[("train", "a.png", true), ("val", "b.png", false), ("test", "c.png", true)]);
+    let files = validation_files(&settings).unwrap();
+    assert_eq!(files, [("b.png".to_owned(), folder.path().join("b.png"))].into());
+    let tars = runfile::WebDataset { train: "a.tar".into(), validation: "b.tar".into(), test: None };
+    let tars = Data { webdataset: Some(tars), ..Data::default() };
+    assert!(validation_files(&tars).unwrap().is_empty(), "images in tars are no files");
+}
+
+#[test]
 fn the_fingerprint_covers_training_and_validation() {
     let fingerprint = |images: &[(&str, &str, bool)]| DataSet::load(&karpathy(images).1).unwrap().fingerprint();
     let first = fingerprint(&[("train", "a.png", true), ("val", "b.png", true)]);

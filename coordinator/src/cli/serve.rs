@@ -1,21 +1,15 @@
 //! `coordinator serve`: the daemon.
 
-use std::{
-    io::{IsTerminal, Write},
-    net::SocketAddr,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use runfile::RunFile;
 use storage::{Access, Checkpoints, Listing};
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix,
 };
-use tracing_subscriber::EnvFilter;
 
 use super::security::Admission;
 use crate::{
@@ -45,8 +39,8 @@ pub struct Serve {
     /// Where workers and `coordinator status` connect (gRPC); port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are served, to everybody who can reach it: names of the run and its stages, counts and
-    /// scores. Port 0 takes a free one.
+    /// Where the page, /metrics, /healthz and /readyz are served, to everybody who can reach it: names, counts, scores, hosts,
+    /// captions and images of the validation split. Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071")]
     http: SocketAddr,
     /// Folder of the journal [default: `coordinator` in the run's output].
@@ -54,21 +48,11 @@ pub struct Serve {
     state: Option<PathBuf>,
     #[command(flatten)]
     admission: Admission,
-    /// How logs are written to stderr; RUST_LOG filters them (default: info).
-    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
-    log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Human,
-    Json,
 }
 
 impl Serve {
     /// Serves.
     pub fn run(self) -> anyhow::Result<()> {
-        self.log_format.start();
         let file = RunFile::load(&self.config)?;
         // Every worker takes one for its connection.
         super::files::raise_limit();
@@ -154,17 +138,4 @@ fn signals(stop: Stop) -> std::io::Result<impl Future<Output = ()>> {
         // As a shell reports a process that SIGINT ended.
         std::process::exit(130);
     })
-}
-
-impl LogFormat {
-    fn start(self) {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let colours = std::io::stderr().is_terminal();
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        let logs = logs.with_target(false).with_ansi(colours);
-        match self {
-            Self::Human => logs.init(),
-            Self::Json => logs.json().init(),
-        }
-    }
 }

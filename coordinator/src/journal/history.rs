@@ -1,7 +1,10 @@
 //! A journal as others read it, also while its coordinator writes.
 
+mod measured;
+
 use std::path::Path;
 
+pub use measured::{Caption, Checkpoint, Cut, Evaluation, Measured};
 use runfile::RunFile;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
@@ -12,7 +15,7 @@ use crate::run::{plan::Place, record::Happening};
 /// A journal that is only read.
 #[derive(Debug)]
 pub struct History {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 /// A generation, as it was recorded.
@@ -106,6 +109,15 @@ impl History {
         Ok(data.map(|data| (data.train_images, data.train_captions)))
     }
 
+    /// Whether the run is complete.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn finished(&self) -> Result<bool, Error> {
+        let query = "SELECT EXISTS (SELECT 1 FROM events WHERE kind = ?)";
+        Ok(self.connection.query_row(query, [Happening::Finished.name()], |row| row.get(0))?)
+    }
+
     /// All generations, in order.
     ///
     /// # Errors
@@ -154,7 +166,11 @@ impl History {
         self.all(&query, event)
     }
 
-    fn all<T>(&self, query: &str, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>, Error> {
+    pub(super) fn all<T>(
+        &self,
+        query: &str,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, Error> {
         Ok(self.connection.prepare(query)?.query_map([], read)?.collect::<Result<_, _>>()?)
     }
 }

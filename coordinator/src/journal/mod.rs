@@ -23,6 +23,7 @@
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
 //! - Values that are not finite are NULL.
 
+pub mod browse;
 pub mod history;
 
 use std::{

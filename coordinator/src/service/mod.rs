@@ -6,7 +6,7 @@
 //!      |               '--------'--------'--> refusals    |
 //!      '======== directives ==============================|
 //!                                                         |--Record--> recorder (a thread; SQLite)
-//!                                                         |--Record--> metrics --> http <-- Prometheus
+//!                                                         |--Record--> metrics --> http <-- Prometheus, the page
 //!                                                         '--items---> captions, score (a blocking thread) --Event--> driver
 //! ```
 
@@ -45,6 +45,7 @@ pub use access::Tokens;
 use disk::Disk;
 use door::Door;
 use driver::Driver;
+use http::Desk;
 use metrics::Metrics;
 use recorder::Recorder;
 use scrapes::Scrapes;
@@ -76,7 +77,7 @@ pub struct Service {
     pub scoring: scoring::Metrics,
     /// Where workers and `coordinator status` come in.
     pub grpc: TcpListener,
-    /// Where Prometheus and health checks come in.
+    /// Where Prometheus, health checks and people with a browser come in.
     pub http: TcpListener,
     /// Who is let in.
     pub security: Security,
@@ -117,6 +118,10 @@ impl Service {
         waiting: mpsc::Receiver<driver::Input>,
     ) -> anyhow::Result<Outcome> {
         let mut metrics = Metrics::new(&self.file);
+        let Security { tls, tokens } = self.security;
+        let (tokens, refusals) = (Arc::new(tokens), metrics.refusals());
+        let desk =
+            Desk::new(self.file.clone(), self.state.clone(), inputs.clone(), Arc::clone(&tokens), refusals.clone());
         let run = Run::new(self.file, self.restored);
         // Whoever asks first is told how the run stands, too.
         metrics.publish(&run);
@@ -125,14 +130,13 @@ impl Service {
         let (over, closing) = watch::channel(());
         let closed = |mut closing: watch::Receiver<()>| async move { _ = closing.changed().await };
 
+        let desk = Arc::new(desk);
+        tokio::spawn(Arc::clone(&desk).keep(closed(closing.clone())));
         let scrapes = Scrapes::new();
-        let routes = scrapes.noted(http::routes(metrics.handle(), [disk.clone(), ready]));
-        let http = axum::serve(self.http, routes);
-        let http = tokio::spawn(http.with_graceful_shutdown(closed(closing.clone())).into_future());
-        let refusals = metrics.refusals();
-        let Security { tls, tokens } = self.security;
+        let routes = scrapes.noted(http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready]));
+        let http = tokio::spawn(http::serve(self.http, routes, refusals.clone(), closing.clone()));
         let door = Door { listener: self.grpc, tls, refusals: refusals.clone() };
-        let reception = Reception { tokens: Arc::new(tokens), refusals: refusals.clone() };
+        let reception = Reception { tokens, refusals: refusals.clone() };
         let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), disk);
         let workers = CoordinatorServer::new(grpc.clone()).max_decoding_message_size(proto::MOST_TO_COORDINATOR);
         let routes = Routes::new(workers).add_service(AdminServer::new(grpc)).into_axum_router();
@@ -155,10 +159,13 @@ impl Service {
         let recorder = Recorder::start(self.journal, writable);
         let driver = Driver { run, recorder, metrics, refusals, scoring, readiness, checkpoints, inputs };
         let outcome = driver.drive(waiting).await;
+        if let Ok(outcome) = &outcome {
+            desk.farewell(outcome);
+        }
+        watch.abort();
         if let Ok(Outcome::Finished | Outcome::Failed(_)) = outcome {
             scrapes.one_more().await;
         }
-        watch.abort();
         drop(over);
         // What is left are connections whose peers do not close them: they are cut.
         _ = time::timeout(CLOSING, async { _ = tokio::join!(grpc, http) }).await;

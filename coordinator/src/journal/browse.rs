@@ -1,0 +1,299 @@
+//! What is looked at while a run goes on: pieces of the journal of bounded size, found by its indices.
+
+use std::{collections::BTreeMap, str::FromStr};
+
+use rusqlite::{OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    Error, PRESENT,
+    history::{Event, History},
+    metrics, place, unsigned,
+};
+use crate::run::plan::Place;
+
+/// Checkpoints among the events.
+const MOST_CHECKPOINTS: usize = 10;
+
+/// What a step reported.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recorded {
+    /// The point that it reached.
+    pub place: Place,
+    /// The generation.
+    pub generation: u64,
+    /// When it was recorded, in Unix seconds.
+    pub at: f64,
+    /// Numbers of the whole step, in the order of [`NUMBERS`]; none where one is not finite.
+    pub numbers: [Option<f64>; NUMBERS.len()],
+    /// Distributions by name.
+    pub summaries: BTreeMap<String, Distribution>,
+}
+
+/// Names of a step's numbers.
+pub const NUMBERS: [&str; 7] =
+    ["loss", "learning_rate", "gradient_norm", "seconds", "all_reduce_seconds", "images_per_second", "lag_seconds"];
+
+/// What is shown of a distribution.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Distribution {
+    /// Its mean, where it is of anything.
+    pub mean: Option<f64>,
+    /// Quantiles.
+    pub p05: Option<f64>,
+    /// Quantiles.
+    pub p25: Option<f64>,
+    /// Quantiles.
+    pub p50: Option<f64>,
+    /// Quantiles.
+    pub p75: Option<f64>,
+    /// Quantiles.
+    pub p95: Option<f64>,
+}
+
+/// How much of each kind the journal holds: what has changed since one looked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Marks {
+    /// Events, generations and checkpoints.
+    pub events: u64,
+    /// Evaluations.
+    pub evaluations: u64,
+}
+
+/// Which evaluation: `STAGE-STEP-GENERATION`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EvaluationId {
+    /// The state that was evaluated.
+    pub place: Place,
+    /// The last generation that took part.
+    pub generation: u64,
+}
+
+impl FromStr for EvaluationId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = "an evaluation is named STAGE-STEP-GENERATION";
+        let mut parts = text.split('-');
+        let mut next = || parts.next()?.parse::<u64>().ok().filter(|part| i64::try_from(*part).is_ok());
+        let (Some(stage), Some(step), Some(generation), None) = (next(), next(), next(), next()) else {
+            return Err(wrong);
+        };
+        let stage = u32::try_from(stage).map_err(|_| wrong)?;
+        Ok(Self { place: Place { stage, step }, generation })
+    }
+}
+
+impl std::fmt::Display for EvaluationId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { place: Place { stage, step }, generation } = self;
+        write!(f, "{stage}-{step}-{generation}")
+    }
+}
+
+/// An evaluation of the present history.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluated {
+    /// Which.
+    pub id: EvaluationId,
+    /// When it was complete, in Unix seconds.
+    pub at: f64,
+    /// Scores by name.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// A caption and its scores.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Caption {
+    /// What the captioner wrote.
+    pub text: String,
+    /// Scores by name.
+    pub scores: BTreeMap<String, f64>,
+}
+
+/// An image in two evaluations.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Compared {
+    /// Its place among the images of the later evaluation.
+    pub index: u64,
+    /// Its name.
+    pub image: String,
+    /// What people wrote.
+    pub references: Vec<String>,
+    /// What the earlier evaluation has, if it has the image.
+    pub before: Option<Caption>,
+    /// What the later one has.
+    pub after: Caption,
+}
+
+impl History {
+    /// Steps beyond `after`, in the order of the run, at most so many; also what was given up.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn recorded(&self, after: Place, most: usize) -> Result<Vec<Recorded>, Error> {
+        let query =
+            "SELECT stage, step, generation, at, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds,
+            samples / nullif(seconds, 0), lag_seconds, summaries_json
+            FROM steps WHERE (stage, step) > (?, ?) ORDER BY stage, step, generation LIMIT ?";
+        let recorded = |row: &Row<'_>| {
+            let mut numbers = [None; NUMBERS.len()];
+            for (column, number) in (4..).zip(&mut numbers) {
+                *number = row.get(column)?;
+            }
+            let summaries = row.get_ref(11)?.as_str()?;
+            Ok(Recorded {
+                place: place(row, 0)?,
+                generation: unsigned(row, 2)?,
+                at: row.get(3)?,
+                numbers,
+                summaries: serde_json::from_str(summaries).unwrap_or_default(),
+            })
+        };
+        let bounds = params![after.stage, after.step.cast_signed(), most as i64];
+        let mut statement = self.connection.prepare_cached(query)?;
+        Ok(statement.query_map(bounds, recorded)?.collect::<Result<_, _>>()?)
+    }
+
+    /// From which generation on nothing of earlier ones beyond a place counts.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn cuts(&self) -> Result<Vec<(u64, Place)>, Error> {
+        self.all("SELECT generation + 1, stage, step FROM cuts ORDER BY generation", |row| {
+            Ok((unsigned(row, 0)?, place(row, 1)?))
+        })
+    }
+
+    /// How much there is.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn marks(&self) -> Result<Marks, Error> {
+        let query =
+            "SELECT (SELECT ifnull(max(rowid), 0) FROM events) + (SELECT ifnull(max(number), 0) FROM generations)
+            + (SELECT count(*) FROM checkpoints), (SELECT count(*) FROM evaluations)";
+        let marks = |row: &Row<'_>| Ok(Marks { events: unsigned(row, 0)?, evaluations: unsigned(row, 1)? });
+        Ok(self.connection.query_row(query, [], marks)?)
+    }
+
+    /// The last that happened, the newest first: events, and as such also generations (`generation`) and the last checkpoints
+    /// (`checkpoint`), which would otherwise crowd out the rest; at most so many.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn latest_events(&self, most: usize) -> Result<Vec<Event>, Error> {
+        let query = format!("SELECT at, kind, detail_json FROM events ORDER BY rowid DESC LIMIT {most}");
+        let mut events = self.all(&query, |row| {
+            let detail = serde_json::from_str(&row.get::<_, String>(2)?).unwrap_or_default();
+            Ok(Event { at: row.get(0)?, kind: row.get(1)?, detail })
+        })?;
+        let query = format!(
+            "SELECT formed_at, number, cause, stage, step, json_array_length(members_json) FROM generations
+            ORDER BY number DESC LIMIT {most}"
+        );
+        events.extend(self.all(&query, |row| {
+            let Place { stage, step } = place(row, 3)?;
+            let (number, cause, members) = (unsigned(row, 1)?, row.get::<_, String>(2)?, row.get::<_, i64>(5)?);
+            let detail =
+                json!({ "generation": number, "members": members, "cause": cause, "stage": stage, "step": step });
+            Ok(Event { at: row.get(0)?, kind: "generation".into(), detail })
+        })?);
+        let query = format!("SELECT at, name FROM checkpoints ORDER BY at DESC LIMIT {MOST_CHECKPOINTS}");
+        events.extend(self.all(&query, |row| {
+            let detail = json!({ "name": row.get::<_, String>(1)? });
+            Ok(Event { at: row.get(0)?, kind: "checkpoint".into(), detail })
+        })?);
+        events.sort_by(|a, b| b.at.total_cmp(&a.at));
+        events.truncate(most);
+        Ok(events)
+    }
+
+    /// The last evaluations of the present history, in its order; at most so many.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn latest_evaluations(&self, most: usize) -> Result<Vec<Evaluated>, Error> {
+        let query = format!(
+            "SELECT stage, step, generation, at, metrics_json FROM evaluations AS own WHERE {PRESENT}
+            ORDER BY stage DESC, step DESC, generation DESC LIMIT {most}"
+        );
+        let mut evaluations = self.all(&query, |row| {
+            Ok(Evaluated {
+                id: EvaluationId { place: place(row, 0)?, generation: unsigned(row, 2)? },
+                at: row.get(3)?,
+                metrics: metrics(&row.get::<_, String>(4)?),
+            })
+        })?;
+        // Of several of one state the last counts.
+        evaluations.dedup_by_key(|evaluated| evaluated.id.place);
+        evaluations.reverse();
+        Ok(evaluations)
+    }
+
+    /// Images `from..from + most` of an evaluation, beside what an earlier one has of them; and how many images it has.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn compare(
+        &self,
+        before: EvaluationId,
+        after: EvaluationId,
+        from: u64,
+        most: u64,
+    ) -> Result<(u64, Vec<Compared>), Error> {
+        let (of, Place { stage, step }) = (after.generation.cast_signed(), after.place);
+        let query = "SELECT count(*) FROM evaluation_items WHERE stage = ? AND step = ? AND generation = ?";
+        let count = self.connection.query_row(query, params![stage, step.cast_signed(), of], |row| unsigned(row, 0))?;
+        let query =
+            "SELECT own.image, own.references_json, own.caption, own.scores_json, other.caption, other.scores_json
+            FROM evaluation_items AS own LEFT JOIN evaluation_items AS other
+            ON (other.stage, other.step, other.generation, other.image) = (?, ?, ?, own.image)
+            WHERE (own.stage, own.step, own.generation) = (?, ?, ?) ORDER BY own.image LIMIT ? OFFSET ?";
+        let bounds = params![
+            before.place.stage,
+            before.place.step.cast_signed(),
+            before.generation.cast_signed(),
+            stage,
+            step.cast_signed(),
+            of,
+            most.cast_signed(),
+            from.cast_signed()
+        ];
+        let compared = |row: &Row<'_>| {
+            let scores = |column| Ok::<_, rusqlite::Error>(metrics(&row.get::<_, String>(column)?));
+            let references: Value = serde_json::from_str(&row.get::<_, String>(1)?).unwrap_or_default();
+            let before = match row.get::<_, Option<String>>(4)? {
+                Some(text) => Some(Caption { text, scores: scores(5)? }),
+                None => None,
+            };
+            Ok(Compared {
+                index: 0,
+                image: row.get(0)?,
+                references: serde_json::from_value(references).unwrap_or_default(),
+                before,
+                after: Caption { text: row.get(2)?, scores: scores(3)? },
+            })
+        };
+        let mut statement = self.connection.prepare(query)?;
+        let mut items = statement.query_map(bounds, compared)?.collect::<Result<Vec<_>, _>>()?;
+        for (index, item) in (from..).zip(&mut items) {
+            item.index = index;
+        }
+        Ok((count, items))
+    }
+
+    /// The name of an image of an evaluation, by its place among them.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn image(&self, evaluation: EvaluationId, index: u64) -> Result<Option<String>, Error> {
+        let query = "SELECT image FROM evaluation_items WHERE stage = ? AND step = ? AND generation = ?
+            ORDER BY image LIMIT 1 OFFSET ?";
+        let EvaluationId { place: Place { stage, step }, generation } = evaluation;
+        let bounds = params![stage, step.cast_signed(), generation.cast_signed(), index.cast_signed()];
+        Ok(self.connection.query_row(query, bounds, |row| row.get(0)).optional()?)
+    }
+}

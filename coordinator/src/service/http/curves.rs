@@ -1,0 +1,322 @@
+//! The course of a run in bounded memory: steps in buckets, as the journal has them.
+//!
+//! A stage has at most [`MOST_BUCKETS`] buckets; when there would be more, two neighbours become one. So a stage of any length
+//! takes the same memory, and an answer about it the same time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::Serialize;
+use statistics::names;
+
+use crate::{
+    journal::{
+        Error,
+        browse::{Distribution, Recorded, NUMBERS},
+        history::History,
+    },
+    run::{cuts::Cuts, plan::Place},
+};
+
+/// Buckets of a stage, and of its last steps.
+pub const MOST_BUCKETS: usize = 512;
+/// Steps that are read at once.
+const CHUNK: usize = 4096;
+/// Distributions of which quantiles are shown.
+const WITH_QUANTILES: [&str; 2] = [names::REWARD_CHOSEN, names::REWARD_REJECTED];
+const QUANTILES: [&str; 5] = ["p05", "p25", "p50", "p75", "p95"];
+/// Of a step: its numbers, the means of its distributions, and some quantiles.
+const SERIES: usize = NUMBERS.len() + names::ALL.len() + WITH_QUANTILES.len() * QUANTILES.len();
+
+/// The name of a series, and whether its extremes are told: those of quantiles are not.
+fn name(series: usize) -> (String, bool) {
+    match (NUMBERS.get(series), series.checked_sub(NUMBERS.len())) {
+        (Some(number), _) => ((*number).to_owned(), true),
+        (None, Some(mean)) if mean < names::ALL.len() => (names::ALL[mean].to_owned(), true),
+        (None, _) => {
+            let quantile = series - NUMBERS.len() - names::ALL.len();
+            let (of, quantile) = (WITH_QUANTILES[quantile / QUANTILES.len()], QUANTILES[quantile % QUANTILES.len()]);
+            (format!("{of}.{quantile}"), false)
+        }
+    }
+}
+
+fn values(step: &Recorded) -> [Option<f64>; SERIES] {
+    let of = |name: &str| step.summaries.get(name);
+    let means = names::ALL.into_iter().map(|name| of(name)?.mean);
+    let quantiles = WITH_QUANTILES.into_iter().flat_map(|name| match of(name) {
+        Some(Distribution { p05, p25, p50, p75, p95, .. }) => [*p05, *p25, *p50, *p75, *p95],
+        None => [None; QUANTILES.len()],
+    });
+    let mut values = step.numbers.into_iter().chain(means).chain(quantiles);
+    std::array::from_fn(|_| values.next().flatten())
+}
+
+/// One series in a bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Cell {
+    count: u32,
+    sum: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Cell {
+    fn of(value: Option<f64>) -> Self {
+        value.map_or_else(Self::default, |value| Self { count: 1, sum: value, min: value, max: value })
+    }
+
+    fn merge(&mut self, other: &Self) {
+        if self.count == 0 {
+            *self = *other;
+        } else if other.count > 0 {
+            self.count += other.count;
+            self.sum += other.sum;
+            self.min = self.min.min(other.min);
+            self.max = self.max.max(other.max);
+        }
+    }
+
+    fn mean(&self) -> f64 {
+        self.sum / f64::from(self.count)
+    }
+}
+
+/// Neighbouring steps.
+#[derive(Clone, Debug, PartialEq)]
+struct Bucket {
+    first: u64,
+    last: u64,
+    /// When the last was recorded.
+    at: f64,
+    cells: [Cell; SERIES],
+}
+
+impl Bucket {
+    fn of(step: &Recorded) -> Self {
+        let Place { step: number, .. } = step.place;
+        Self { first: number, last: number, at: step.at, cells: values(step).map(Cell::of) }
+    }
+
+    fn merge(&mut self, later: &Self) {
+        (self.last, self.at) = (later.last, later.at);
+        self.cells.iter_mut().zip(&later.cells).for_each(|(cell, other)| cell.merge(other));
+    }
+
+    fn slot(&self, width: u64) -> u64 {
+        self.first.saturating_sub(1) / width
+    }
+}
+
+/// The course of a stage.
+#[derive(Clone, Debug)]
+struct Course {
+    /// Steps a bucket.
+    width: u64,
+    buckets: Vec<Bucket>,
+    /// The last steps, one by one.
+    recent: VecDeque<Bucket>,
+}
+
+impl Course {
+    fn new() -> Self {
+        Self { width: 1, buckets: Vec::new(), recent: VecDeque::new() }
+    }
+
+    fn add(&mut self, step: Bucket) {
+        if self.recent.len() == MOST_BUCKETS {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(step.clone());
+        self.put(step);
+        while self.buckets.len() > MOST_BUCKETS {
+            self.width *= 2;
+            for bucket in std::mem::take(&mut self.buckets) {
+                self.put(bucket);
+            }
+        }
+    }
+
+    fn put(&mut self, bucket: Bucket) {
+        match self.buckets.last_mut() {
+            Some(last) if last.slot(self.width) == bucket.slot(self.width) => last.merge(&bucket),
+            _ => self.buckets.push(bucket),
+        }
+    }
+
+    /// Forgets all beyond a step, and of what lies before as much as hangs together with it; the last step that is left.
+    fn cut(&mut self, step: u64) -> u64 {
+        self.buckets.retain(|bucket| bucket.last <= step);
+        let left = self.buckets.last().map_or(0, |bucket| bucket.last);
+        self.recent.retain(|bucket| bucket.last <= left);
+        left
+    }
+}
+
+/// What part of a stage is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Span {
+    /// All of it, in buckets.
+    #[default]
+    Whole,
+    /// Its last [`MOST_BUCKETS`] steps, one by one.
+    Recent,
+}
+
+/// Where the curves stand. Somebody who holds the same `era` is only told what came after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Version {
+    /// Raised when something that was told does not hold any more.
+    pub era: u64,
+    /// Steps that were taken in since then.
+    pub steps: u64,
+}
+
+/// A piece of the course of a stage: columns of equal length, one place a bucket.
+#[derive(Debug, Serialize)]
+pub struct Piece {
+    stage: u32,
+    span: Span,
+    #[serde(flatten)]
+    version: Version,
+    /// Steps a bucket, at most.
+    width: u64,
+    /// Whether it replaces from its first bucket on what is held already, rather than all of it.
+    continues: bool,
+    /// The first step of each bucket.
+    first: Vec<u64>,
+    /// Its last.
+    last: Vec<u64>,
+    /// When that was recorded, in Unix seconds.
+    at: Vec<f64>,
+    /// By name; those of which the stage has nothing are left out.
+    series: BTreeMap<String, Columns>,
+}
+
+/// A series: rounded to what a picture shows of it, null where there is nothing.
+#[derive(Debug, Serialize)]
+struct Columns {
+    mean: Vec<Option<f32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min: Option<Vec<Option<f32>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max: Option<Vec<Option<f32>>>,
+}
+
+/// What somebody who asks holds already.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    /// The era that it is of.
+    pub era: u64,
+    /// Steps a bucket.
+    pub width: u64,
+    /// First step of the last bucket, which may have become more.
+    pub from: u64,
+}
+
+/// What was read of the journal at once.
+pub struct News {
+    /// From which generation on nothing of earlier ones beyond a place counts.
+    pub cuts: BTreeSet<(u64, Place)>,
+    /// Steps beyond those that were read before.
+    pub steps: Vec<Recorded>,
+}
+
+/// The course of all stages.
+#[derive(Debug)]
+pub struct Curves {
+    courses: BTreeMap<u32, Course>,
+    cuts: BTreeSet<(u64, Place)>,
+    /// What was read last.
+    reached: Place,
+    version: Version,
+}
+
+impl Curves {
+    /// Nothing yet. Eras are told apart from those of earlier coordinators by their number.
+    pub fn new(era: u64) -> Self {
+        let version = Version { era, steps: 0 };
+        Self { courses: BTreeMap::new(), cuts: BTreeSet::new(), reached: Place::default(), version }
+    }
+
+    /// Where they stand.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// What is to be read next.
+    pub fn next(&self) -> impl FnOnce(&History) -> Result<News, Error> + use<> {
+        let reached = self.reached;
+        move |history| {
+            Ok(News { cuts: history.cuts()?.into_iter().collect(), steps: history.recorded(reached, CHUNK)? })
+        }
+    }
+
+    /// Takes in what was read; whether there may be more.
+    pub fn take(&mut self, News { cuts: known, steps }: News) -> bool {
+        let cut = known.difference(&self.cuts).map(|(_, place)| *place).min();
+        self.cuts = known;
+        if let Some(place) = cut.filter(|place| *place < self.reached) {
+            self.cut(place);
+            return true;
+        }
+        let mut cuts = Cuts::default();
+        self.cuts.iter().for_each(|(generation, place)| cuts.cut(*generation, *place));
+        let more = steps.len() == CHUNK;
+        let mut steps = steps.into_iter().filter(|step| cuts.allow(step.place, step.generation)).peekable();
+        while let Some(step) = steps.next() {
+            self.reached = step.place;
+            // Of several of one place the last counts.
+            if steps.peek().is_none_or(|later| later.place != step.place) {
+                self.courses.entry(step.place.stage).or_insert_with(Course::new).add(Bucket::of(&step));
+                self.version.steps += 1;
+            }
+        }
+        more
+    }
+
+    fn cut(&mut self, place: Place) {
+        self.courses.retain(|stage, _| *stage <= place.stage);
+        let step = self.courses.get_mut(&place.stage).map_or(0, |course| course.cut(place.step));
+        self.reached = Place { stage: place.stage, step };
+        self.version = Version { era: self.version.era + 1, steps: 0 };
+    }
+
+    /// The course of a stage, as far as it is not `held`.
+    pub fn piece(&self, stage: u32, span: Span, held: Held) -> Piece {
+        let none = Course::new();
+        let course = self.courses.get(&stage).unwrap_or(&none);
+        let width = if span == Span::Whole { course.width } else { 1 };
+        let continues = (held.era, held.width) == (self.version.era, width);
+        let lacks = |bucket: &&Bucket| !continues || bucket.first >= held.from;
+        let buckets: Vec<&Bucket> = match span {
+            Span::Whole => course.buckets.iter().filter(lacks).collect(),
+            Span::Recent => course.recent.iter().filter(lacks).collect(),
+        };
+        let column = |series: usize, of: fn(&Cell) -> f64| {
+            let value = |bucket: &&Bucket| {
+                let cell = &bucket.cells[series];
+                (cell.count > 0).then(|| of(cell) as f32).filter(|value| value.is_finite())
+            };
+            buckets.iter().map(value).collect::<Vec<_>>()
+        };
+        let columns = |series: usize| {
+            let (name, extremes) = name(series);
+            let extreme = |of| (extremes && width > 1).then(|| column(series, of));
+            let mean = column(series, Cell::mean);
+            let some = mean.iter().any(Option::is_some);
+            some.then(|| (name, Columns { mean, min: extreme(|cell| cell.min), max: extreme(|cell| cell.max) }))
+        };
+        Piece {
+            stage,
+            span,
+            version: self.version,
+            width,
+            continues,
+            first: buckets.iter().map(|bucket| bucket.first).collect(),
+            last: buckets.iter().map(|bucket| bucket.last).collect(),
+            at: buckets.iter().map(|bucket| bucket.at).collect(),
+            series: (0..SERIES).filter_map(columns).collect(),
+        }
+    }
+}

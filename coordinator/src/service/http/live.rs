@@ -1,0 +1,128 @@
+//! Keeps those who look at the run up to date: one look a turn, however many they are.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Sse, sse},
+};
+use futures::{Stream, StreamExt};
+use serde_json::Value;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{self, MissedTickBehavior},
+};
+use tokio_stream::wrappers::WatchStream;
+
+use super::{Desk, Problem, status};
+use crate::run::Outcome;
+
+/// Streams at once.
+const MOST_VIEWERS: usize = 64;
+/// Between looks at the run.
+const LOOK: Duration = Duration::from_millis(500);
+/// Looks between which the curves are brought up to date when nobody looks, so that they are there for whoever comes.
+const IDLE_LOOKS: u32 = 20;
+/// Between signs of life on a stream that has nothing to say.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
+
+type Said = Option<Arc<str>>;
+
+/// Those who look.
+pub struct Viewers {
+    places: Arc<Semaphore>,
+    /// Gone when the coordinator closes.
+    said: std::sync::Mutex<Option<watch::Sender<Said>>>,
+}
+
+impl Default for Viewers {
+    fn default() -> Self {
+        let said = std::sync::Mutex::new(Some(watch::channel(None).0));
+        Self { places: Arc::new(Semaphore::new(MOST_VIEWERS)), said }
+    }
+}
+
+impl Viewers {
+    fn with<T>(&self, act: impl FnOnce(&watch::Sender<Said>) -> T) -> Option<T> {
+        self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref().map(act)
+    }
+
+    /// Tells those who look how the run ended: what was said last, but for that.
+    pub fn farewell(&self, outcome: &Outcome) {
+        let (state, reason) = match outcome {
+            Outcome::Finished => ("finished", ""),
+            Outcome::Failed(reason) => ("failed", reason.as_str()),
+            Outcome::Stopped => ("waiting", "the coordinator was stopped: served again, the run goes on"),
+        };
+        self.with(|said| {
+            said.send_if_modified(|said| {
+                let last = said.as_ref().and_then(|text| serde_json::from_str::<Value>(text).ok());
+                let Some(Value::Object(mut last)) = last else { return false };
+                if let (Outcome::Finished, Some(steps)) = (outcome, last.get("steps").cloned()) {
+                    last.insert("step".into(), steps);
+                }
+                last.extend([("state".into(), state.into()), ("reason".into(), reason.into())]);
+                *said = Some(Value::Object(last).to_string().into());
+                true
+            })
+        });
+    }
+
+    /// Ends all streams.
+    pub fn close(&self) {
+        self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    }
+}
+
+/// Looks at the run and tells, for ever.
+pub async fn keep(desk: &Arc<Desk>) {
+    let mut looks = time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for look in 0_u32.. {
+        looks.tick().await;
+        let watched = desk.viewers.with(watch::Sender::receiver_count).is_some_and(|viewers| viewers > 0);
+        if !watched && !look.is_multiple_of(IDLE_LOOKS) {
+            continue;
+        }
+        let mut more = true;
+        while more {
+            let next = desk.curves().next();
+            // What cannot be read now, because the disk is full perhaps, is read later.
+            more = desk.journal.ask(next).await.is_ok_and(|news| desk.curves().take(news));
+            if watched {
+                tell(desk).await;
+            }
+        }
+    }
+}
+
+async fn tell(desk: &Arc<Desk>) {
+    // Who does not answer in time is asked again; those who look see that nothing comes.
+    if let Ok(snapshot) = status::look(desk).await
+        && let Ok(text) = serde_json::to_string(&snapshot)
+    {
+        desk.viewers.with(|said| said.send_replace(Some(text.into())));
+    }
+}
+
+/// `GET /api/stream`.
+pub async fn stream(State(desk): State<Arc<Desk>>) -> Result<impl IntoResponse, Problem> {
+    let unavailable = |why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, why);
+    let place = Arc::clone(&desk.viewers.places).try_acquire_owned();
+    let place = place.map_err(|_| unavailable(format!("{MOST_VIEWERS} others look already")))?;
+    let said = desk.viewers.with(watch::Sender::subscribe);
+    let said = said.ok_or_else(|| unavailable("the coordinator is shutting down".into()))?;
+    tokio::spawn(async move { tell(&desk).await });
+    Ok(Sse::new(events(said, place)).keep_alive(sse::KeepAlive::new().interval(SIGN_OF_LIFE)))
+}
+
+fn events(
+    said: watch::Receiver<Said>,
+    place: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<sse::Event, Infallible>> {
+    WatchStream::new(said).filter_map(move |said| {
+        _ = &place;
+        std::future::ready(said.map(|said| Ok(sse::Event::default().data(said))))
+    })
+}

@@ -1,0 +1,185 @@
+//! What the coordinator answers over HTTP: metrics for Prometheus, whether it is alive and ready, and a page for people with
+//! the data that it shows.
+//!
+//! | path | |
+//! |---|---|
+//! | `GET /metrics`, `/healthz`, `/readyz` | for Prometheus and probes |
+//! | `GET /`, `/page/...` | the page |
+//! | `GET /api/status` | how the run stands: [`status::Snapshot`] |
+//! | `GET /api/stream` | the same as server-sent events, twice a second |
+//! | `GET /api/history?stage=N&span=whole` | the course of a stage: [`curves::Piece`]; `span=recent` for its last steps one by one; `era`, `width` and `from` of what is held already |
+//! | `GET /api/events` | the last that happened, the newest first: `[{at, kind, detail}]` |
+//! | `GET /api/evaluations` | evaluations of the present history: [`records::Evaluations`] |
+//! | `GET /api/captions?before=ID&after=ID&from=0` | captions of two evaluations side by side: [`records::Captions`] |
+//! | `GET /api/image?evaluation=ID&index=N` | an image of an evaluation |
+//! | `POST /api/COMMAND` | steers the run: see [`commands`] |
+//!
+//! What is not answered well is `{"error": "why, and what to do"}`. Times are Unix seconds. Nothing here needs a token but the
+//! commands; what can be asked for is bounded, and so is how much is asked at once.
+
+mod commands;
+mod curves;
+mod images;
+mod live;
+mod page;
+mod reader;
+mod records;
+mod server;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Query, State},
+    http::{StatusCode, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use runfile::RunFile;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+
+use super::{access::Tokens, driver::Input, refusals::Refusals};
+use crate::run::Outcome;
+use curves::{Curves, Held, Span};
+use images::Pictures;
+use live::Viewers;
+use reader::Reader;
+pub use server::serve;
+
+/// Whether the coordinator is ready, and if not, why.
+pub type Readiness = Result<(), String>;
+
+/// Most bytes of a request's body; the longest one names a rank.
+const LONGEST_BODY: usize = 1 << 10;
+
+/// What the answers are made of.
+pub struct Desk {
+    file: Arc<RunFile>,
+    driver: mpsc::Sender<Input>,
+    tokens: Arc<Tokens>,
+    refusals: Refusals,
+    journal: Reader,
+    curves: Mutex<Curves>,
+    pictures: Pictures,
+    viewers: Viewers,
+}
+
+impl Desk {
+    /// For a run whose journal is in the folder `state`.
+    pub fn new(
+        file: RunFile,
+        state: std::path::PathBuf,
+        driver: mpsc::Sender<Input>,
+        tokens: Arc<Tokens>,
+        refusals: Refusals,
+    ) -> Self {
+        let era = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        Self {
+            pictures: Pictures::new(file.data.clone()),
+            file: Arc::new(file),
+            driver,
+            tokens,
+            refusals,
+            journal: Reader::new(state),
+            curves: Mutex::new(Curves::new(era)),
+            viewers: Viewers::default(),
+        }
+    }
+
+    fn curves(&self) -> MutexGuard<'_, Curves> {
+        self.curves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who look how the run ended.
+    pub fn farewell(&self, outcome: &Outcome) {
+        self.viewers.farewell(outcome);
+    }
+
+    /// Keeps those who look up to date, until `closing`.
+    pub async fn keep(self: Arc<Self>, closing: impl Future<Output = ()>) {
+        tokio::select! {
+            () = live::keep(&self) => {}
+            () = closing => self.viewers.close(),
+        }
+    }
+}
+
+/// All paths. The first reason why not to be ready is told: the journal's, then the run's.
+pub fn routes(desk: Arc<Desk>, metrics: PrometheusHandle, readiness: [watch::Receiver<Readiness>; 2]) -> Router {
+    let exposition = || [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    let api = Router::new()
+        .route("/status", get(status::answer))
+        .route("/stream", get(live::stream))
+        .route("/history", get(history))
+        .route("/events", get(records::events))
+        .route("/evaluations", get(records::evaluations))
+        .route("/captions", get(records::captions))
+        .route("/image", get(images::answer))
+        .route("/{command}", post(commands::answer))
+        .layer(DefaultBodyLimit::max(LONGEST_BODY))
+        .with_state(desk);
+    Router::new()
+        .route("/metrics", get(move || async move { (exposition(), metrics.render()) }))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(move || ready(readiness)))
+        .nest("/api", api)
+        .merge(page::routes())
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing here: the page is at /"))
+        .layer(middleware::map_response(page::guard))
+}
+
+async fn ready([journal, run]: [watch::Receiver<Readiness>; 2]) -> impl IntoResponse {
+    let journal = journal.borrow().clone();
+    match journal.and_then(|()| run.borrow().clone()) {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+#[derive(Deserialize)]
+struct Course {
+    stage: u32,
+    #[serde(default)]
+    span: Span,
+    #[serde(default)]
+    era: u64,
+    #[serde(default)]
+    width: u64,
+    #[serde(default)]
+    from: u64,
+}
+
+async fn history(State(desk): State<Arc<Desk>>, Query(asked): Query<Course>) -> impl IntoResponse {
+    let held = Held { era: asked.era, width: asked.width, from: asked.from };
+    let piece = desk.curves().piece(asked.stage, asked.span, held);
+    Json(piece)
+}
+
+/// Why something is not answered.
+#[derive(Debug)]
+struct Problem {
+    code: StatusCode,
+    why: String,
+}
+
+impl Problem {
+    fn new(code: StatusCode, why: impl Into<String>) -> Self {
+        Self { code, why: why.into() }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.code, Json(json!({ "error": self.why }))).into_response()
+    }
+}

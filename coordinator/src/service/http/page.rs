@@ -1,0 +1,59 @@
+//! The page itself, and what browsers are told to keep it to.
+
+use axum::{
+    Router,
+    http::{HeaderName, HeaderValue, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+
+/// The page may load its own parts and the coordinator's answers, and nothing else; text is never taken for markup.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
+
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+macro_rules! parts {
+    ($($path:literal: $kind:expr, $file:literal;)*) => {
+        /// All parts of the page.
+        pub fn routes() -> Router {
+            Router::new()$(.route($path, get(async || part($kind, include_str!(concat!("page/", $file))))))*
+        }
+    };
+}
+
+parts! {
+    "/": HTML, "index.html";
+    "/page/style.css": "text/css; charset=utf-8", "style.css";
+    "/page/icon.svg": "image/svg+xml", "icon.svg";
+    "/page/main.js": SCRIPT, "main.js";
+    "/page/api.js": SCRIPT, "api.js";
+    "/page/captions.js": SCRIPT, "captions.js";
+    "/page/chart.js": SCRIPT, "chart.js";
+    "/page/controls.js": SCRIPT, "controls.js";
+    "/page/course.js": SCRIPT, "course.js";
+    "/page/curves.js": SCRIPT, "curves.js";
+    "/page/dom.js": SCRIPT, "dom.js";
+    "/page/evaluations.js": SCRIPT, "evaluations.js";
+    "/page/events.js": SCRIPT, "events.js";
+    "/page/format.js": SCRIPT, "format.js";
+    "/page/overview.js": SCRIPT, "overview.js";
+    "/page/workers.js": SCRIPT, "workers.js";
+}
+
+fn part(kind: &'static str, text: &'static str) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")], text)
+}
+
+/// Keeps browsers from doing with an answer what it is not meant for.
+pub async fn guard(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    let mut set = |name: HeaderName, value| headers.insert(name, HeaderValue::from_static(value));
+    set(header::CONTENT_SECURITY_POLICY, POLICY);
+    set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    set(header::REFERRER_POLICY, "no-referrer");
+    set(HeaderName::from_static("cross-origin-resource-policy"), "same-origin");
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,85 @@
+//! Connections of those who ask over HTTP: bounded in number and in how long they may take to ask.
+//!
+//! When there are too many, the oldest has to go. So whoever holds connections open, on purpose or not, keeps nobody else out.
+
+use std::{collections::VecDeque, io, time::Duration};
+
+use axum::{Router, body::Body};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+    time,
+};
+use tower::ServiceExt;
+use tracing::warn;
+
+use crate::service::{
+    door::Peer,
+    refusals::{Reason, Refusals},
+};
+
+/// Connections that may be open at once.
+const MOST_CONNECTIONS: usize = 256;
+/// How long a peer may take to say what it asks, and may ask nothing.
+const ASKED_WITHIN: Duration = Duration::from_secs(30);
+/// Most bytes that are held of a request or an answer on its way.
+const BUFFER: usize = 64 << 10;
+/// Pause after the system has refused to accept a connection, e.g. because too many files are open.
+const RECOVERY: Duration = Duration::from_secs(1);
+
+/// Serves until `closing`, then until all that is asked is answered.
+pub async fn serve(listener: TcpListener, routes: Router, refusals: Refusals, mut closing: watch::Receiver<()>) {
+    let mut connections = JoinSet::new();
+    let mut open: VecDeque<(Peer, AbortHandle)> = VecDeque::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = closing.changed() => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, Peer(peer)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => {
+                warn!(%error, "cannot accept HTTP connections for the moment");
+                time::sleep(RECOVERY).await;
+                continue;
+            }
+        };
+        open.retain(|(_, connection)| !connection.is_finished());
+        if open.len() >= MOST_CONNECTIONS
+            && let Some((oldest, connection)) = open.pop_front()
+        {
+            refusals.note(
+                oldest.0,
+                Reason::Busy,
+                format_args!("{MOST_CONNECTIONS} HTTP connections are open: the oldest ends"),
+            );
+            connection.abort();
+        }
+        open.push_back((peer, connections.spawn(attend(stream, peer, routes.clone(), closing.clone()))));
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+async fn attend(stream: TcpStream, peer: Peer, routes: Router, mut closing: watch::Receiver<()>) {
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        routes.clone().oneshot(request.map(Body::new))
+    });
+    let mut protocol = http1::Builder::new();
+    protocol.timer(TokioTimer::new()).header_read_timeout(ASKED_WITHIN).max_buf_size(BUFFER);
+    let connection = protocol.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    // What ends a connection is its peer's affair.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        _ = closing.changed() => {
+            connection.as_mut().graceful_shutdown();
+            _ = connection.await;
+        }
+    }
+}

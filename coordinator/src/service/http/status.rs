@@ -1,0 +1,152 @@
+//! How the run stands, for people.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
+use proto::v1;
+use runfile::{Objective, RunFile};
+use serde::Serialize;
+use tokio::{sync::oneshot, time};
+
+use super::{Desk, Problem, curves::Version};
+use crate::{journal::browse::Marks, service::driver::Input};
+
+/// How long the run may take to say how it stands, while it waits for its disk perhaps.
+const WITHIN: Duration = Duration::from_secs(3);
+/// Members that are shown one by one.
+const MOST_MEMBERS: usize = 256;
+
+/// How the run stands.
+#[derive(Debug, Serialize)]
+pub struct Snapshot {
+    /// When.
+    at: f64,
+    /// Of the coordinator.
+    version: &'static str,
+    run: String,
+    state: String,
+    /// Why it does not train, if it does not.
+    reason: String,
+    generation: u64,
+    stage: u32,
+    step: u64,
+    /// Steps of the stage.
+    steps: u64,
+    /// Until the stage ends, where it is known.
+    seconds_left: Option<f64>,
+    loss: f64,
+    reward: Option<f64>,
+    images_per_second: f64,
+    tokens_per_second: f64,
+    slowest_rank: Option<u32>,
+    lag_seconds: f64,
+    min_workers: u32,
+    workers: usize,
+    /// The first of them, by rank.
+    members: Vec<Member>,
+    stages: Vec<Stage>,
+    curves: Version,
+    marks: Marks,
+    /// Whether the coordinator has an admin token, without which it takes no commands here.
+    commands: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Member {
+    rank: u32,
+    host: String,
+    device: String,
+    phase: String,
+    stage: Option<u32>,
+    step: Option<u64>,
+    images_per_second: f64,
+    tokens_per_second: f64,
+    compute_seconds: f64,
+    seconds_since_heard: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Stage {
+    name: String,
+    objective: Objective,
+    steps: u64,
+    /// The score by which its best state is found.
+    metric: Option<String>,
+}
+
+impl From<v1::Member> for Member {
+    fn from(member: v1::Member) -> Self {
+        let phase = member.phase().as_str_name();
+        let phase = phase.strip_prefix("PHASE_").unwrap_or(phase).to_lowercase();
+        Self {
+            rank: member.rank,
+            host: member.host,
+            device: member.device,
+            phase,
+            stage: member.position.map(|position| position.stage),
+            step: member.position.map(|position| position.step),
+            images_per_second: member.images_per_second,
+            tokens_per_second: member.tokens_per_second,
+            compute_seconds: member.compute_seconds,
+            seconds_since_heard: member.seconds_since_heard,
+        }
+    }
+}
+
+impl Snapshot {
+    fn new(status: v1::StatusResponse, file: &RunFile, curves: Version, marks: Marks, commands: bool) -> Self {
+        let stages = file.stages.iter().map(|stage| Stage {
+            name: stage.name.clone(),
+            objective: stage.objective,
+            steps: stage.steps,
+            metric: stage.metric.clone(),
+        });
+        Self {
+            at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+            version: env!("CARGO_PKG_VERSION"),
+            run: status.run,
+            state: status.state,
+            reason: status.reason,
+            generation: status.generation,
+            stage: status.stage,
+            step: status.step,
+            steps: status.steps,
+            seconds_left: status.seconds_left,
+            loss: status.loss,
+            reward: status.reward,
+            images_per_second: status.images_per_second,
+            tokens_per_second: status.tokens_per_second,
+            slowest_rank: status.slowest_rank,
+            lag_seconds: status.lag_seconds,
+            min_workers: status.min_workers,
+            workers: status.members.len(),
+            members: status.members.into_iter().take(MOST_MEMBERS).map(Member::from).collect(),
+            stages: stages.collect(),
+            curves,
+            marks,
+            commands,
+        }
+    }
+}
+
+/// Asks the run and its journal.
+pub async fn look(desk: &Arc<Desk>) -> Result<Snapshot, Problem> {
+    let silent = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the coordinator does not answer: see /readyz");
+    let ask = async {
+        let (reply, answer) = oneshot::channel();
+        desk.driver.send(Input::Status { reply }).await.map_err(|_| silent())?;
+        answer.await.map_err(|_| silent())
+    };
+    let status = time::timeout(WITHIN, ask).await.map_err(|_| silent())??;
+    let marks = desk.journal.ask(|history| history.marks()).await?;
+    let curves = desk.curves().version();
+    Ok(Snapshot::new(status, &desk.file, curves, marks, desk.tokens.admin.is_some()))
+}
+
+/// `GET /api/status`.
+pub async fn answer(State(desk): State<Arc<Desk>>) -> Result<impl IntoResponse, Problem> {
+    look(&desk).await.map(Json)
+}
