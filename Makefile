@@ -1,6 +1,7 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare chaos test test-page simulate lint audit parity score-parity elastic-comparison libtorch
+.PHONY: demo compare chaos test simulate lint audit parity score-parity elastic-comparison dashboards libtorch
+.PHONY: test-page test-prometheus test-slurm
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -28,6 +29,20 @@ chaos: libtorch
 ## All tests, with real processes on loopback.
 test: libtorch
 	cargo test --workspace --locked
+
+## deploy/slurm under a real Slurm on this machine. Needs root, and Debian's packages, which it installs.
+test-slurm: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/slurm/run
+
+## Rules, alerts and dashboards against a real Prometheus that watches a real run with faults. Needs prometheus (apt) and pip.
+test-prometheus: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/prometheus/run
+
+## Grafana's dashboards, deploy/grafana/dashboards, from deploy/grafana/source. Needs pip.
+dashboards:
+	tests/prometheus/run dashboards
 
 ## The page in headless Chromium, with a real coordinator and a real worker. Needs Node 20 and Chromium: docs/operations.md.
 test-page: libtorch

@@ -22,6 +22,8 @@
 //! - [`service`]: the thin shell of sockets, clock and threads around it.
 //! - [`journal`]: the durable record, and how a restarted coordinator goes on.
 //! - [`audit`]: whether the journal bears out that every sample was trained on once.
+//! - [`report`] and [`tensorboard`]: the journal as a page, and as event files.
+//! - `watch`: a run as it goes, in a terminal.
 //! - [`load`]: thousands of light workers, to measure all of it.
 //! - [`cli`]: one file per subcommand.
 
@@ -30,5 +32,9 @@ mod checkpoints;
 pub mod cli;
 pub mod journal;
 pub mod load;
+pub mod report;
 pub mod run;
 pub mod service;
+pub mod tensorboard;
+mod text;
+mod watch;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::Args;
-use connection::{ADMIN_TOKEN, Address, Channel, Token};
+use connection::{ADMIN_TOKEN, Address, Channel, Link, Token};
 use proto::v1::admin_client::AdminClient;
 
 /// A running coordinator.
@@ -24,11 +24,32 @@ impl Admin {
         &self,
         question: impl AsyncFnOnce(AdminClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> anyhow::Result<T> {
-        let link = self.address.link_with(Token::find(self.admin_token_file.as_deref(), ADMIN_TOKEN)?)?;
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-            let client = |channel| AdminClient::new(channel).max_decoding_message_size(proto::MOST_FROM_COORDINATOR);
-            let answer = link.ask(async |channel| question(client(channel)).await).await;
-            answer.map_err(|status| anyhow!("{}: {}", link.url(), status.message()))
-        })
+        let way = self.way()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(way.ask(question)).map_err(|reason| anyhow!(reason))
+    }
+
+    /// The way to it, for who asks often.
+    pub fn way(&self) -> anyhow::Result<Way> {
+        Ok(Way(self.address.link_with(Token::find(self.admin_token_file.as_deref(), ADMIN_TOKEN)?)?))
+    }
+}
+
+/// The way to a running coordinator.
+pub struct Way(Link);
+
+impl Way {
+    /// Asks it something.
+    ///
+    /// # Errors
+    /// Why there is no answer, in one line that names the coordinator.
+    pub async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(AdminClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+    ) -> Result<T, String> {
+        let Self(link) = self;
+        let client = |channel| AdminClient::new(channel).max_decoding_message_size(proto::MOST_FROM_COORDINATOR);
+        let answer = link.ask(async |channel| question(client(channel)).await).await;
+        answer.map_err(|status| format!("{}: {}", link.url(), status.message()))
     }
 }

@@ -6,16 +6,20 @@ mod control;
 mod events;
 mod files;
 mod history;
+mod report;
 mod security;
 mod serve;
 mod simulate;
 mod status;
+mod tensorboard;
 mod validate;
+mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use proto::v1;
+use terminal::{Completions, Logs};
 
 /// Plans a DiCO run, directs its workers and records what they report.
 #[derive(Debug, Parser)]
@@ -23,6 +27,8 @@ use proto::v1;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    logs: Logs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -58,15 +64,24 @@ enum Command {
     /// Served again with the same run file, the run goes on from there.
     #[command(after_help = "Example:\n  coordinator stop --coordinator http://127.0.0.1:7070")]
     Stop(control::Control),
+    Watch(watch::Watch),
     Audit(audit::Audit),
     Events(events::Events),
+    Report(report::ReportCommand),
+    Tensorboard(tensorboard::Tensorboard),
     Simulate(simulate::Simulate),
+    #[command(
+        after_help = "Example:\n  coordinator completions bash > ~/.local/share/bash-completion/completions/coordinator"
+    )]
+    Completions(Completions),
 }
 
 /// Runs the program; what goes wrong is one line on stderr.
 #[must_use]
 pub fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+    let Arguments { command, logs } = Arguments::parse();
+    logs.start();
+    let result = match command {
         Command::Serve(serve) => serve.run(),
         Command::Validate(validate) => validate.run(),
         Command::Status(status) => status.run(),
@@ -76,9 +91,13 @@ pub fn main() -> ExitCode {
         Command::Evaluate(control) => control.run(v1::Command::Evaluate),
         Command::Drain(drain) => drain.run(),
         Command::Stop(control) => control.run(v1::Command::Stop),
+        Command::Watch(watch) => watch.run(),
         Command::Audit(audit) => audit.run(),
         Command::Events(events) => events.run(),
+        Command::Report(report) => report.run(),
+        Command::Tensorboard(tensorboard) => tensorboard.run(),
         Command::Simulate(simulate) => simulate.run(),
+        Command::Completions(completions) => completions.print(Arguments::command()).map_err(anyhow::Error::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,21 +1,15 @@
 //! `coordinator serve`: the daemon.
 
-use std::{
-    io::{IsTerminal, Write},
-    net::SocketAddr,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use runfile::RunFile;
 use storage::{Access, Checkpoints, Listing};
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix,
 };
-use tracing_subscriber::EnvFilter;
 
 use super::security::Admission;
 use crate::{
@@ -54,21 +48,11 @@ pub struct Serve {
     state: Option<PathBuf>,
     #[command(flatten)]
     admission: Admission,
-    /// How logs are written to stderr; RUST_LOG filters them (default: info).
-    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
-    log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Human,
-    Json,
 }
 
 impl Serve {
     /// Serves.
     pub fn run(self) -> anyhow::Result<()> {
-        self.log_format.start();
         let file = RunFile::load(&self.config)?;
         // Every worker takes one for its connection.
         super::files::raise_limit();
@@ -154,17 +138,4 @@ fn signals(stop: Stop) -> std::io::Result<impl Future<Output = ()>> {
         // As a shell reports a process that SIGINT ended.
         std::process::exit(130);
     })
-}
-
-impl LogFormat {
-    fn start(self) {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let colours = std::io::stderr().is_terminal();
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        let logs = logs.with_target(false).with_ansi(colours);
-        match self {
-            Self::Human => logs.init(),
-            Self::Json => logs.json().init(),
-        }
-    }
 }

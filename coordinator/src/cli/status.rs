@@ -7,6 +7,7 @@ use proto::v1;
 use serde_json::json;
 
 use super::admin::Admin;
+use crate::text::phase;
 
 /// Show how a run stands.
 #[derive(Debug, Args)]
@@ -32,19 +33,15 @@ impl Status {
     }
 }
 
-fn phase(member: &v1::Member) -> String {
-    let name = member.phase().as_str_name();
-    name.strip_prefix("PHASE_").unwrap_or(name).to_lowercase()
-}
-
-fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
+/// A status as JSON.
+pub(super) fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
     let position = |position: &v1::Position| json!({ "stage": position.stage, "step": position.step, "generation": position.generation });
     let member = |member: &v1::Member| {
         json!({
             "rank": member.rank,
             "host": member.host,
             "device": member.device,
-            "phase": phase(member),
+            "phase": phase(member.phase()),
             "position": member.position.as_ref().map(position),
             "seconds_since_heard": member.seconds_since_heard,
             "images_per_second": member.images_per_second,
@@ -104,7 +101,7 @@ fn as_table(status: &v1::StatusResponse) -> String {
         _ = writeln!(
             text,
             "{rank:>6}  {host:<24} {device:<8} {:<11} {stage:>6} {step:>9}  {heard:.1} s ago",
-            phase(member)
+            phase(member.phase())
         );
     }
     text

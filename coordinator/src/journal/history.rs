@@ -1,7 +1,10 @@
 //! A journal as others read it, also while its coordinator writes.
 
+mod measured;
+
 use std::path::Path;
 
+pub use measured::{Caption, Checkpoint, Cut, Evaluation, Measured};
 use runfile::RunFile;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
@@ -104,6 +107,15 @@ impl History {
         let joined = self.connection.query_row(query, [Happening::Joined.name()], |row| row.get::<_, String>(0));
         let data = joined.optional()?.and_then(|detail| data_set(&detail));
         Ok(data.map(|data| (data.train_images, data.train_captions)))
+    }
+
+    /// Whether the run is complete.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn finished(&self) -> Result<bool, Error> {
+        let query = "SELECT EXISTS (SELECT 1 FROM events WHERE kind = ?)";
+        Ok(self.connection.query_row(query, [Happening::Finished.name()], |row| row.get(0))?)
     }
 
     /// All generations, in order.

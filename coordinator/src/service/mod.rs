@@ -22,6 +22,7 @@ mod metrics;
 mod recorder;
 mod refusals;
 mod score;
+mod scrapes;
 #[cfg(test)]
 mod tests;
 
@@ -47,6 +48,7 @@ use driver::Driver;
 use http::Desk;
 use metrics::Metrics;
 use recorder::Recorder;
+use scrapes::Scrapes;
 
 /// Inputs that may wait for the driver; those who send more are held up.
 const WAITING_INPUTS: usize = 4096;
@@ -130,7 +132,8 @@ impl Service {
 
         let desk = Arc::new(desk);
         tokio::spawn(Arc::clone(&desk).keep(closed(closing.clone())));
-        let routes = http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready]);
+        let scrapes = Scrapes::new();
+        let routes = scrapes.noted(http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready]));
         let http = tokio::spawn(http::serve(self.http, routes, refusals.clone(), closing.clone()));
         let door = Door { listener: self.grpc, tls, refusals: refusals.clone() };
         let reception = Reception { tokens, refusals: refusals.clone() };
@@ -160,6 +163,9 @@ impl Service {
             desk.farewell(outcome);
         }
         watch.abort();
+        if let Ok(Outcome::Finished | Outcome::Failed(_)) = outcome {
+            scrapes.one_more().await;
+        }
         drop(over);
         // What is left are connections whose peers do not close them: they are cut.
         _ = time::timeout(CLOSING, async { _ = tokio::join!(grpc, http) }).await;

@@ -1,0 +1,64 @@
+//! `coordinator tensorboard`: the journal as TensorBoard reads it.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use serde_json::json;
+
+use super::history::State;
+use crate::tensorboard::{Export, Written};
+
+/// Between looks at the journal with `--follow`.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Write TensorBoard's event files from a run's journal.
+///
+/// Has curves of all steps and evaluations, captions of evaluations and the run file. Written again, a file takes the place of the one
+/// before.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  coordinator tensorboard --config configs/demo.yaml --out runs/demo/tensorboard --follow &\n  \
+                        tensorboard --logdir runs/demo/tensorboard"
+)]
+pub struct Tensorboard {
+    #[command(flatten)]
+    state: State,
+    /// Folder to write to.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on with what happens from now on, until the run is finished.
+    #[arg(long)]
+    follow: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Tensorboard {
+    /// Writes.
+    pub fn run(self) -> anyhow::Result<()> {
+        let history = self.state.open()?;
+        let progress = terminal::spinner("writing what the journal has");
+        let (mut export, mut written) = Export::create(&self.out, &history)?;
+        progress.set_message("following the run");
+        while self.follow {
+            // Whatever was recorded before the run was finished is there once it is.
+            let finished = history.finished()?;
+            let Written { steps, evaluations } = export.catch_up(&history)?;
+            written.steps += steps;
+            written.evaluations += evaluations;
+            if finished {
+                break;
+            }
+            std::thread::sleep(LOOK);
+        }
+        progress.finish_and_clear();
+        let Written { steps, evaluations } = written;
+        if self.json {
+            println!("{}", json!({ "file": export.path(), "steps": steps, "evaluations": evaluations }));
+        } else {
+            println!("{}: {steps} steps, {evaluations} evaluations", export.path().display());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,269 @@
+//! What was measured: steps, evaluations and their captions, checkpoints; of the present history only.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{OptionalExtension, Row, params};
+use serde::Deserialize;
+use statistics::names;
+
+use super::super::{Error, PRESENT, metrics, place, unsigned};
+use super::History;
+use crate::run::plan::Place;
+
+/// Distributions of which all quantiles are of interest, with the names of these.
+const QUANTILES: [(&str, [&str; 5]); 2] = [
+    (
+        names::REWARD_CHOSEN,
+        ["reward_chosen_p05", "reward_chosen_p25", "reward_chosen_p50", "reward_chosen_p75", "reward_chosen_p95"],
+    ),
+    (
+        names::REWARD_REJECTED,
+        [
+            "reward_rejected_p05",
+            "reward_rejected_p25",
+            "reward_rejected_p50",
+            "reward_rejected_p75",
+            "reward_rejected_p95",
+        ],
+    ),
+];
+/// Distributions of which the mean says it all.
+const MEANS: [&str; 6] = [
+    names::REWARD_MARGIN,
+    names::IMPLICIT_ACCURACY,
+    names::KL,
+    names::GAMMA_ENTROPY,
+    names::CAPTION_LENGTH,
+    names::REPETITION,
+];
+
+/// A step, and the finite values among what was measured in it, by name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// The point that it reached.
+    pub place: Place,
+    /// The generation that trained it.
+    pub generation: u64,
+    /// When it was recorded, in Unix seconds.
+    pub at: f64,
+    /// Samples that it trained on.
+    pub samples: u64,
+    /// About learning: `loss`, `learning_rate`, `reward_chosen_p50` and so on.
+    pub learning: Vec<(&'static str, f64)>,
+    /// About speed: `step_seconds`, `images_per_second` and so on.
+    pub speed: Vec<(&'static str, f64)>,
+}
+
+/// An evaluation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// The state that was evaluated.
+    pub place: Place,
+    /// The last generation that took part.
+    pub generation: u64,
+    /// When it was recorded, in Unix seconds.
+    pub at: f64,
+    /// Finite scores by name.
+    pub scores: BTreeMap<String, f64>,
+}
+
+/// A caption of an evaluation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caption {
+    /// Name of the image.
+    pub image: String,
+    /// What the captioner said.
+    pub caption: String,
+    /// What people said.
+    pub references: Vec<String>,
+    /// Finite scores of this caption by name.
+    pub scores: BTreeMap<String, f64>,
+}
+
+/// A checkpoint that was not deleted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// The state that it has.
+    pub place: Place,
+    /// What it is called.
+    pub name: String,
+    /// SHA-256 (hex) over its parameters.
+    pub parameters_sha256: String,
+    /// When it was complete, in Unix seconds.
+    pub at: f64,
+}
+
+/// A distribution, as it is in the journal.
+#[derive(Deserialize)]
+struct Distribution {
+    count: u64,
+    mean: Option<f64>,
+    p05: Option<f64>,
+    p25: Option<f64>,
+    p50: Option<f64>,
+    p75: Option<f64>,
+    p95: Option<f64>,
+}
+
+impl History {
+    /// Hands over all steps beyond a place, in the order of the run, one by one: there may be more than fit into memory.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn measured(&self, after: Place, mut take: impl FnMut(Measured)) -> Result<(), Error> {
+        let query = format!(
+            "SELECT stage, step, generation, at, samples, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds,
+            lag_seconds, summaries_json FROM steps AS own
+            WHERE (stage, step) > (?, ?) AND {PRESENT} ORDER BY stage, step, generation"
+        );
+        let mut statement = self.connection.prepare(&query)?;
+        let mut rows = statement.query(params![after.stage, after.step.cast_signed()])?;
+        while let Some(row) = rows.next()? {
+            take(measured(row)?);
+        }
+        Ok(())
+    }
+
+    /// All evaluations beyond a place, in the order of the run.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn evaluations(&self, after: Option<Place>) -> Result<Vec<Evaluation>, Error> {
+        let query = format!(
+            "SELECT stage, step, generation, at, metrics_json FROM evaluations AS own
+            WHERE (stage, step) > (?, ?) AND {PRESENT} ORDER BY stage, step, generation"
+        );
+        let evaluation = |row: &Row<'_>| {
+            let scores = metrics(&row.get::<_, String>(4)?);
+            Ok(Evaluation { place: place(row, 0)?, generation: unsigned(row, 2)?, at: row.get(3)?, scores })
+        };
+        let (stage, step) = after.map_or((0, -1), |after| (after.stage, after.step.cast_signed()));
+        Ok(self.connection.prepare(&query)?.query_map(params![stage, step], evaluation)?.collect::<Result<_, _>>()?)
+    }
+
+    /// Up to `most` captions of an evaluation, spread evenly over its images in the order of their names.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn captions(&self, evaluation: &Evaluation, most: u32) -> Result<Vec<Caption>, Error> {
+        // Ranks 0, 1 * all / most, 2 * all / most, ...
+        let query = "SELECT image, caption, references_json, scores_json FROM (
+                SELECT *, row_number() OVER (ORDER BY image) - 1 AS number, count(*) OVER () AS images FROM evaluation_items
+                WHERE (stage, step, generation) = (?1, ?2, ?3))
+            WHERE number = 0 OR number * ?4 / images > (number - 1) * ?4 / images ORDER BY image";
+        let Evaluation { place, generation, .. } = evaluation;
+        let key = params![place.stage, place.step.cast_signed(), generation.cast_signed(), most];
+        Ok(self.connection.prepare(query)?.query_map(key, caption)?.collect::<Result<_, _>>()?)
+    }
+
+    /// The caption of an image in an evaluation.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn caption(&self, evaluation: &Evaluation, image: &str) -> Result<Option<Caption>, Error> {
+        let query = "SELECT image, caption, references_json, scores_json FROM evaluation_items
+            WHERE (stage, step, generation, image) = (?, ?, ?, ?)";
+        let Evaluation { place, generation, .. } = evaluation;
+        let key = params![place.stage, place.step.cast_signed(), generation.cast_signed(), image];
+        Ok(self.connection.query_row(query, key, caption).optional()?)
+    }
+
+    /// All checkpoints that are left, in the order of the run.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn checkpoints(&self) -> Result<Vec<Checkpoint>, Error> {
+        let query = format!(
+            "SELECT stage, step, name, parameters_sha256, at FROM checkpoints AS own
+            WHERE deleted IS NULL AND {PRESENT} ORDER BY stage, step"
+        );
+        self.all(&query, |row| {
+            Ok(Checkpoint { place: place(row, 0)?, name: row.get(2)?, parameters_sha256: row.get(3)?, at: row.get(4)? })
+        })
+    }
+
+    /// Host, device and version of all members that ever were, each with the member's identity.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn machines(&self) -> Result<Vec<([String; 3], u32)>, Error> {
+        let query = "SELECT DISTINCT value ->> 'host', value ->> 'device', value ->> 'version', value ->> 'rank'
+            FROM generations, json_each(members_json)";
+        self.all(query, |row| Ok(([row.get(0)?, row.get(1)?, row.get(2)?], row.get(3)?)))
+    }
+
+    /// When the run was begun, in Unix seconds.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn begun(&self) -> Result<f64, Error> {
+        Ok(self.connection.query_row("SELECT created FROM run", [], |row| row.get(0))?)
+    }
+
+    /// The earliest place beyond which history was given up since `known` was the last that was known of it, if it was.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn given_up_since(&self, known: &mut Cut) -> Result<Option<Place>, Error> {
+        let query = "SELECT count(*) FROM generations UNION ALL SELECT count(*) FROM events WHERE kind = 'stage_ended'";
+        let counts = self.all(query, |row| unsigned(row, 0))?;
+        let now = Cut { generations: counts[0], ends: counts[1] };
+        let before = std::mem::replace(known, now);
+        let query = "SELECT stage, step FROM (SELECT stage, step FROM generations ORDER BY number LIMIT -1 OFFSET ?)
+            UNION ALL SELECT detail_json ->> 'stage', detail_json ->> 'step' FROM (
+                SELECT detail_json FROM events WHERE kind = 'stage_ended' ORDER BY rowid LIMIT -1 OFFSET ?)
+            ORDER BY 1, 2 LIMIT 1";
+        let before = params![before.generations.cast_signed(), before.ends.cast_signed()];
+        Ok(self.connection.query_row(query, before, |row| place(row, 0)).optional()?)
+    }
+}
+
+/// How often history was given up so far: by generations that began, and by stages that ended, at an earlier place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    generations: u64,
+    ends: u64,
+}
+
+fn measured(row: &Row<'_>) -> rusqlite::Result<Measured> {
+    let number = |column| row.get::<_, Option<f64>>(column);
+    let (samples, seconds) = (unsigned(row, 4)?, number(8)?);
+    let images_per_second = seconds.filter(|seconds| *seconds > 0.0).map(|seconds| samples as f64 / seconds);
+    let mut summaries: BTreeMap<String, Distribution> =
+        serde_json::from_str(&row.get::<_, String>(11)?).unwrap_or_default();
+    summaries.retain(|_, distribution| distribution.count > 0);
+    let mut learning = vec![("loss", number(5)?), ("learning_rate", number(6)?), ("gradient_norm", number(7)?)];
+    for (name, quantiles) in QUANTILES {
+        if let Some(Distribution { p05, p25, p50, p75, p95, .. }) = summaries.get(name) {
+            learning.extend(quantiles.into_iter().zip([*p05, *p25, *p50, *p75, *p95]));
+        }
+    }
+    learning.extend(MEANS.into_iter().filter_map(|name| Some((name, summaries.get(name)?.mean))));
+    let speed = vec![
+        ("images_per_second", images_per_second),
+        ("step_seconds", seconds),
+        ("all_reduce_seconds", number(9)?),
+        ("lag_seconds", number(10)?),
+    ];
+    let finite = |values: Vec<(&'static str, Option<f64>)>| {
+        let values = values.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        values.filter(|(_, value)| value.is_finite()).collect()
+    };
+    Ok(Measured {
+        place: place(row, 0)?,
+        generation: unsigned(row, 2)?,
+        at: row.get(3)?,
+        samples,
+        learning: finite(learning),
+        speed: finite(speed),
+    })
+}
+
+fn caption(row: &Row<'_>) -> rusqlite::Result<Caption> {
+    Ok(Caption {
+        image: row.get(0)?,
+        caption: row.get(1)?,
+        references: serde_json::from_str(&row.get::<_, String>(2)?).unwrap_or_default(),
+        scores: metrics(&row.get::<_, String>(3)?),
+    })
+}

@@ -1,0 +1,117 @@
+//! Captions of the same images before and after a stage, with the images.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use dataset::{DataSet, Item, Split, preprocess};
+use image::codecs::jpeg::JpegEncoder;
+use runfile::{Data, RunFile};
+use serde::Serialize;
+
+use crate::{
+    journal::{
+        Error,
+        history::{Caption, Evaluation, History},
+    },
+    run::plan::Place,
+};
+
+/// Images that are shown.
+const MOST_IMAGES: u32 = 12;
+/// Pixels of a side of a picture.
+const SIDE: u32 = 224;
+/// Of a JPEG, in percent.
+const QUALITY: u8 = 82;
+
+/// Captions of two evaluations.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Captions {
+    /// Stage and step of the earlier evaluation, if there is one.
+    pub before: Option<(u32, u64)>,
+    /// Stage and step of the later one.
+    pub after: (u32, u64),
+    /// Images, spread evenly over the split.
+    pub images: Vec<Captioned>,
+    /// Why there are no pictures, if there are none.
+    pub no_pictures: Option<String>,
+}
+
+/// An image and what was said of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Captioned {
+    /// Its name.
+    pub image: String,
+    /// The caption of the earlier evaluation.
+    pub before: Option<String>,
+    /// The caption of the later one.
+    pub after: String,
+    /// What people said.
+    pub references: Vec<String>,
+    /// Scores of the earlier caption.
+    pub scores_before: BTreeMap<String, f64>,
+    /// Scores of the later one.
+    pub scores_after: BTreeMap<String, f64>,
+    /// The image as CLIP sees it, a JPEG as `data:` URL.
+    pub picture: Option<String>,
+}
+
+impl Captions {
+    /// Captions of the last evaluation, beside those of the last one that knew nothing of its stage.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn read(history: &History, settings: &RunFile, evaluations: &[Evaluation]) -> Result<Option<Self>, Error> {
+        let Some(after) = evaluations.last() else { return Ok(None) };
+        let begin = Place { stage: after.place.stage, step: 0 };
+        let others = || evaluations.iter().filter(|other| other.place != after.place);
+        let before = others().rfind(|other| other.place <= begin).or_else(|| others().next());
+        let mut images = Vec::new();
+        for Caption { image, caption, references, scores } in history.captions(after, MOST_IMAGES)? {
+            let earlier = before.map(|before| history.caption(before, &image)).transpose()?.flatten();
+            let (before, scores_before) = earlier.map(|earlier| (earlier.caption, earlier.scores)).unzip();
+            images.push(Captioned {
+                image,
+                before,
+                after: caption,
+                references,
+                scores_before: scores_before.unwrap_or_default(),
+                scores_after: scores,
+                picture: None,
+            });
+        }
+        let place = |evaluation: &Evaluation| (evaluation.place.stage, evaluation.place.step);
+        let no_pictures = look(&settings.data, &mut images).err();
+        Ok(Some(Self { before: before.map(place), after: place(after), images, no_pictures }))
+    }
+}
+
+/// Finds pictures for the images of the split that evaluations caption. One that cannot be read has none.
+fn look(data: &Data, images: &mut [Captioned]) -> Result<(), String> {
+    // As if features stood in for images: else the header of every image of the data would be read for the sake of a few.
+    let features = data.features.clone().or_else(|| Some("features".into()));
+    let settings = Data { features, skip_corrupt: false, positives: None, ..data.clone() };
+    let data = DataSet::load(&settings).map_err(|error| error.to_string())?;
+    let wanted: BTreeSet<&str> = images.iter().map(|captioned| captioned.image.as_str()).collect();
+    let items = data.split(Split::Validation).iter().filter(|item| wanted.contains(item.name.as_str()));
+    let items: BTreeMap<String, &Item> = items.map(|item| (item.name.clone(), item)).collect();
+    let mut problem = None;
+    for captioned in images.iter_mut() {
+        match items.get(&captioned.image).map(|item| picture(&data, item)) {
+            Some(Ok(picture)) => captioned.picture = Some(picture),
+            Some(Err(reason)) => problem = Some(reason),
+            None => problem = Some(format!("{} is not in the data", captioned.image)),
+        }
+    }
+    let any = images.iter().any(|captioned| captioned.picture.is_some());
+    problem.filter(|_| !any).map_or(Ok(()), Err)
+}
+
+fn picture(data: &DataSet, item: &Item) -> Result<String, String> {
+    let encoded = data.read(item).map_err(|error| error.to_string())?;
+    let pixels = preprocess::square(&encoded, SIDE)?;
+    let mut jpeg = Vec::new();
+    let encoder = JpegEncoder::new_with_quality(&mut jpeg, QUALITY);
+    image::ImageEncoder::write_image(encoder, &pixels, SIDE, SIDE, image::ExtendedColorType::Rgb8)
+        .map_err(|error| error.to_string())?;
+    Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)))
+}

@@ -1,0 +1,203 @@
+//! Curves as drawings: SVG, coloured by the page's style.
+
+use std::fmt::Write;
+
+use maud::{Markup, html};
+
+use super::curves::Curve;
+use crate::text::number;
+
+/// Size of a drawing, and of the part of it in which curves are.
+const WIDTH: f64 = 360.0;
+const HEIGHT: f64 = 176.0;
+const LEFT: f64 = 46.0;
+const RIGHT: f64 = 352.0;
+const TOP: f64 = 8.0;
+const BOTTOM: f64 = 152.0;
+/// Lines across, more or less.
+const LINES: f64 = 4.0;
+
+/// What a drawing shows.
+pub struct Chart<'a> {
+    /// What it is called.
+    pub title: &'a str,
+    /// Areas between two curves, with their class.
+    pub bands: Vec<(&'a str, &'a Curve, &'a Curve)>,
+    /// Curves, with their class and how people call them.
+    pub lines: Vec<(&'a str, &'a str, &'a Curve)>,
+    /// Whether the least and the greatest value of a point's steps are shown, too.
+    pub extremes: bool,
+}
+
+/// From numbers to places in the drawing.
+struct Scale {
+    steps: (f64, f64),
+    values: (f64, f64),
+    tick: f64,
+}
+
+impl Scale {
+    fn x(&self, step: u64) -> f64 {
+        let (first, last) = self.steps;
+        LEFT + (step as f64 - first) / (last - first).max(1.0) * (RIGHT - LEFT)
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        let (low, high) = self.values;
+        BOTTOM - (value.clamp(low, high) - low) / (high - low) * (BOTTOM - TOP)
+    }
+
+    fn ticks(&self) -> impl Iterator<Item = f64> {
+        let (low, high) = self.values;
+        let first = (low / self.tick).ceil();
+        let count = ((high / self.tick).floor() - first).max(0.0) as u32;
+        (0..=count).map(move |n| (first + f64::from(n)) * self.tick)
+    }
+}
+
+impl Chart<'_> {
+    /// The drawing, if there is anything to draw.
+    #[must_use]
+    pub fn draw(&self) -> Option<Markup> {
+        let scale = self.scale()?;
+        let label = self.label();
+        let steps = scale.steps;
+        Some(html! {
+            figure.chart {
+                figcaption {
+                    (self.title)
+                    @if self.lines.len() > 1 {
+                        @for (class, name, _) in &self.lines { " " span.key.(*class) { (name) } }
+                    }
+                }
+                svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(label) {
+                    @for tick in scale.ticks() {
+                        @let y = coordinate(scale.y(tick));
+                        line.grid x1=(LEFT) x2=(RIGHT) y1=(y) y2=(y) {}
+                        text.tick x=(LEFT - 6.0) y=(y) dy="0.32em" text-anchor="end" { (number(tick)) }
+                    }
+                    text.tick x=(LEFT) y=(BOTTOM + 17.0) { "step " (steps.0) }
+                    text.tick x=(RIGHT) y=(BOTTOM + 17.0) text-anchor="end" { (steps.1) }
+                    @for (class, low, high) in &self.bands { path.band.(*class) d=(area(&scale, &low.step, &low.mean, &high.mean)) {} }
+                    @if self.extremes {
+                        @for (class, _, curve) in &self.lines {
+                            path.band.(*class) d=(area(&scale, &curve.step, &curve.min, &curve.max)) {}
+                        }
+                    }
+                    @for (class, _, curve) in &self.lines {
+                        path.line.(*class) d=(line(&scale, &curve.step, &curve.mean)) {}
+                        @if let ([step], [value]) = (&curve.step[..], &curve.mean[..]) {
+                            circle.dot.(*class) cx=(coordinate(scale.x(*step))) cy=(coordinate(scale.y(*value))) r="2.5" {}
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    fn scale(&self) -> Option<Scale> {
+        let lines = self.lines.iter().map(|(_, _, curve)| *curve);
+        let bands = self.bands.iter().flat_map(|(_, low, high)| [*low, *high]);
+        let curves: Vec<&Curve> = lines.chain(bands).filter(|curve| !curve.step.is_empty()).collect();
+        let last = curves.iter().filter_map(|curve| curve.step.last()).max()?;
+        let shown = curves.iter().flat_map(|curve| {
+            let extremes = if self.extremes { [&curve.min[..], &curve.max] } else { [&curve.mean[..], &[]] };
+            extremes.into_iter().flatten().copied()
+        });
+        let (low, high) =
+            shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+        // All alike: a line in the middle.
+        let slack = if high > low {
+            0.04 * (high - low)
+        } else if high == 0.0 {
+            1.0
+        } else {
+            0.1 * high.abs()
+        };
+        let (low, high) = (low - slack, high + slack);
+        if !(high - low).is_finite() {
+            return None;
+        }
+        Some(Scale { steps: (1.0, *last as f64), values: (low, high), tick: tick((high - low) / LINES) })
+    }
+
+    /// What the drawing says, for those who do not see it.
+    fn label(&self) -> String {
+        let mut label = self.title.to_owned();
+        for (_, name, curve) in &self.lines {
+            let (Some(from), Some(to)) = (curve.mean.first(), curve.mean.last()) else { continue };
+            let (Some(first), Some(last)) = (curve.step.first(), curve.step.last()) else { continue };
+            // Writing to a string does not fail.
+            _ = write!(label, "; {name}: {} at step {first}, {} at step {last}", number(*from), number(*to));
+        }
+        label
+    }
+}
+
+/// The distance of lines that is round, and at least this.
+fn tick(least: f64) -> f64 {
+    let magnitude = 10_f64.powf(least.log10().floor());
+    [1.0, 2.0, 5.0].into_iter().map(|step| step * magnitude).find(|step| *step >= least).unwrap_or(10.0 * magnitude)
+}
+
+/// A tenth of a unit is less than anybody sees.
+fn coordinate(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+fn line(scale: &Scale, steps: &[u64], values: &[f64]) -> String {
+    let points = steps.iter().zip(values);
+    path(points.map(|(step, value)| (scale.x(*step), scale.y(*value))))
+}
+
+fn area(scale: &Scale, steps: &[u64], low: &[f64], high: &[f64]) -> String {
+    let there = steps.iter().zip(high).map(|(step, value)| (scale.x(*step), scale.y(*value)));
+    let back = steps.iter().zip(low).rev().map(|(step, value)| (scale.x(*step), scale.y(*value)));
+    path(there.chain(back))
+}
+
+fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
+    let mut path = String::new();
+    for (n, (x, y)) in points.enumerate() {
+        _ = write!(path, "{}{} {}", if n == 0 { 'M' } else { 'L' }, coordinate(x), coordinate(y));
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(values: &[f64]) -> Curve {
+        let mean = values.to_vec();
+        Curve { step: (1..).take(values.len()).collect(), min: mean.clone(), max: mean.clone(), mean }
+    }
+
+    fn draw(values: &[f64]) -> Option<String> {
+        let curve = curve(values);
+        let lines = vec![("a", "loss", &curve)];
+        Chart { title: "Loss", bands: vec![], lines, extremes: false }.draw().map(Markup::into_string)
+    }
+
+    #[test]
+    fn a_curve_goes_from_corner_to_corner() {
+        let drawn = draw(&[0.0, 1.0]).unwrap();
+        assert!(drawn.contains(r#"d="M46 146.7L352 13.3""#), "{drawn}");
+        assert!(drawn.contains(r#"aria-label="Loss; loss: 0 at step 1, 1 at step 2""#), "{drawn}");
+        assert!(drawn.contains(">0.5<") && drawn.contains(">step 1<") && drawn.contains(">2<"), "{drawn}");
+    }
+
+    #[test]
+    fn what_cannot_be_drawn_is_not() {
+        assert_eq!(draw(&[]), None);
+        assert_eq!(draw(&[f64::MAX, f64::MIN]), None);
+        // One point, and a curve that does not move, can.
+        assert!(draw(&[3.0]).unwrap().contains("<circle"));
+        assert!(draw(&[0.0, 0.0]).unwrap().contains("L352 80"));
+    }
+
+    #[test]
+    fn ticks_are_round() {
+        assert_eq!([0.3, 0.12, 4.1, 51.0].map(tick), [0.5, 0.2, 5.0, 100.0]);
+    }
+}

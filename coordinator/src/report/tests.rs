@@ -1,0 +1,179 @@
+use std::path::Path;
+
+use proto::v1;
+use serde_json::json;
+use statistics::Summary;
+
+use super::*;
+use crate::{
+    journal::Journal,
+    run::{
+        captions::Item,
+        membership::Machine as Member,
+        record::{self, Record, Source},
+        statistics::StepStatistics,
+        testing,
+    },
+};
+
+/// What a worker may send as a caption.
+const EVIL: &str = "</style><script>alert('a dog')</script>";
+
+fn step(stage: u32, step: u64, generation: u64) -> Record {
+    let summaries = ["reward_chosen", "reward_rejected", "kl"];
+    let report = v1::StepDone {
+        loss_sum: 1.0 / step as f64,
+        loss_weight: 1.0,
+        samples: 4,
+        seconds: 0.5,
+        summaries: summaries.map(|name| (name.to_owned(), (&Summary::of([0.5, 0.75])).into())).into(),
+        ..v1::StepDone::default()
+    };
+    Record::Step(StepStatistics::read(0, &report, &v1::Position { stage, step, generation }).unwrap())
+}
+
+fn evaluated(stage: u32, step: u64, generation: u64, caption: &str, cider: f64) -> Record {
+    let item = |image: u32| Item {
+        image: format!("{image:03}.jpg"),
+        caption: caption.into(),
+        references: vec!["a <dog>".into()],
+        ..Item::default()
+    };
+    let metrics = [("cider".to_owned(), cider), ("rep_1".to_owned(), cider)].into();
+    Record::Evaluated { place: Place { stage, step }, generation, metrics, items: (0..30).map(item).collect() }
+}
+
+fn formed(generation: u64, stage: u32, step: u64) -> Record {
+    let member = |rank| (rank, Member { host: "here".into(), version: "0.1.0".into(), device: "cpu".into() });
+    let start = Place { stage, step };
+    Record::Formed {
+        generation,
+        members: vec![member(0), member(1)],
+        cause: "rank 1 was lost".into(),
+        start,
+        source: Source::Seed,
+    }
+}
+
+fn event(what: Happening, detail: serde_json::Value) -> Record {
+    Record::Event { what, detail }
+}
+
+/// Two stages; a generation was lost in the second, and what it had done beyond step 3 with it.
+fn history(folder: &Path, more: Vec<Record>) -> History {
+    let stages = vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)];
+    let mut journal = Journal::open(folder, &testing::run_file(stages)).unwrap();
+    let detail = json!({ "rank": 0, "train_images": 16, "train_captions": 16, "skipped_images": 0, "validation_images": 30, "fingerprint": "f" });
+    let mut records = vec![event(Happening::Joined, detail), formed(1, 0, 0)];
+    records.extend((1..=4).map(|n| step(0, n, 1)));
+    records.push(evaluated(0, 4, 1, "a cat", 1.0));
+    records.extend((1..=5).map(|n| step(1, n, 1)));
+    records.push(evaluated(1, 4, 1, "given up", 9.0));
+    records.push(event(Happening::Lost, json!({ "rank": 1, "host": "here", "reason": EVIL })));
+    records.push(Record::Ended { generation: 1, reason: "lost".into() });
+    records.push(formed(2, 1, 3));
+    records.extend((4..=8).map(|n| step(1, n, 2)));
+    records.push(evaluated(1, 8, 2, EVIL, 2.0));
+    let (place, name) = (Place { stage: 1, step: 8 }, "1-b-00000008".to_owned());
+    records.push(Record::Saved(record::Checkpoint { place, generation: 2, name, parameters_sha256: "ab".repeat(32) }));
+    records.extend(more);
+    journal.write(&records).unwrap();
+    History::open(folder).unwrap()
+}
+
+fn report(more: Vec<Record>) -> Report {
+    let folder = tempfile::tempdir().unwrap();
+    Report::read(&history(folder.path(), more)).unwrap()
+}
+
+#[test]
+fn a_report_has_what_is_in_the_journal() {
+    let report = report(vec![event(Happening::Finished, json!({}))]);
+    assert_eq!(report.outcome, Outcome::Finished);
+    let stages: Vec<_> = report.stages.iter().map(|stage| (stage.name.as_str(), stage.steps, stage.samples)).collect();
+    assert_eq!(stages, [("a", 4, 16), ("b", 8, 32)]);
+    assert_eq!(report.stages[1].curves["loss"].mean, [1.0, 0.5, 1.0 / 3.0, 0.25, 0.2, 1.0 / 6.0, 1.0 / 7.0, 0.125]);
+    assert_eq!(report.stages[1].curves["images_per_second"].mean, [8.0; 8]);
+    let Recoveries { lost, count, given_up, .. } = report.recoveries;
+    assert_eq!((lost, count, given_up, report.audit.clean), (1, 1, 2, true));
+    // Low repetition is good, high CIDEr is; what was given up is neither.
+    let best: Vec<Vec<&String>> =
+        report.evaluations.iter().map(|evaluation| evaluation.best.iter().collect()).collect();
+    assert_eq!(best, [["rep_1"], ["cider"]]);
+    let captions = report.captions.as_ref().unwrap();
+    assert_eq!((captions.before, captions.after), (Some((0, 4)), (1, 8)));
+    assert_eq!((captions.images.len(), captions.images[0].image.as_str()), (12, "000.jpg"));
+    assert!(captions.images.iter().all(|image| image.before.as_deref() == Some("a cat") && image.after == EVIL));
+    // There are no such data.
+    assert!(captions.no_pictures.as_ref().unwrap().contains("annotations.json"));
+    let machine = Machine { host: "here".into(), device: "cpu".into(), version: "0.1.0".into(), ranks: [0, 1].into() };
+    assert_eq!(report.machines, [machine]);
+    assert_eq!(report.checkpoints.len(), 1);
+}
+
+#[test]
+fn what_others_wrote_is_text_on_the_page() {
+    let page = report(vec![]).page();
+    assert!(!page.contains("<script") && !page.contains("<dog>"), "something is not escaped");
+    // The caption, and the reason why a worker was lost.
+    assert!(
+        page.matches("&lt;/style&gt;&lt;script&gt;alert(&#39;a dog&#39;)&lt;/script&gt;").count() >= 13
+            || page.matches("&lt;/style&gt;&lt;script&gt;alert('a dog')&lt;/script&gt;").count() >= 13
+    );
+    // Nothing comes from elsewhere.
+    assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("url("));
+}
+
+#[test]
+fn how_a_run_stands_is_said() {
+    assert_eq!(report(vec![]).outcome, Outcome::Unfinished);
+    let failed = || event(Happening::Failed, json!({ "reason": "the data differ" }));
+    assert_eq!(report(vec![failed()]).outcome, Outcome::Failed("the data differ".into()));
+    assert_eq!(report(vec![failed(), formed(3, 1, 8)]).outcome, Outcome::Unfinished);
+    let paused = || event(Happening::Paused, json!({ "reason": "kl is 9" }));
+    assert_eq!(report(vec![paused()]).outcome, Outcome::Paused("kl is 9".into()));
+    assert_eq!(report(vec![paused(), event(Happening::Resumed, json!({}))]).outcome, Outcome::Unfinished);
+}
+
+#[test]
+fn a_run_that_has_not_begun_can_be_reported_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = testing::run_file(vec![testing::stage("a", 4, 4, None, None)]);
+    Journal::open(folder.path(), &file).unwrap();
+    let report = Report::read(&History::open(folder.path()).unwrap()).unwrap();
+    assert!(report.stages.is_empty() && report.captions.is_none());
+    assert!(report.page().contains("unfinished"));
+}
+
+#[test]
+fn a_long_run_is_a_small_page() {
+    let steps = (1..=5_000).map(|n| step(1, n, 2)).collect();
+    let page = report(steps).page();
+    assert!(page.len() < 200_000, "{} bytes", page.len());
+    // So are many generations and events.
+    let mut many: Vec<Record> = (3..1_003).map(|number| formed(number, 1, 8)).collect();
+    many.extend((0..1_000).map(|rank| event(Happening::Lost, json!({ "rank": rank }))));
+    let page = report(many).page();
+    assert!(page.len() < 200_000 && page.contains("802 before them"), "{} bytes", page.len());
+}
+
+#[test]
+fn the_page_is_well_formed() {
+    let page = report(vec![event(Happening::Finished, json!({}))]).page();
+    let void = ["!doctype", "meta", "br", "img", "input", "hr", "link"];
+    let mut open: Vec<String> = Vec::new();
+    for tag in page.split('<').skip(1) {
+        let name: String =
+            tag.chars().take_while(|c| !c.is_whitespace() && *c != '>').collect::<String>().to_lowercase();
+        match name.strip_prefix('/') {
+            Some(closed) => assert_eq!(open.pop().as_deref(), Some(closed)),
+            None if void.contains(&name.as_str()) => {}
+            None => open.push(name),
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    // Every heading that a section names is there.
+    for id in page.split("aria-labelledby=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
+        assert!(page.contains(&format!("id=\"{id}\"")), "{id}");
+    }
+}

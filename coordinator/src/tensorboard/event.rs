@@ -1,0 +1,139 @@
+//! The part of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that is needed, by their field numbers.
+
+use prost::{Message, Oneof};
+
+/// The version of event files in which a start purges what comes after it.
+const FILE_VERSION: &str = "brain.Event:2";
+/// `SessionLog.SessionStatus.START`.
+const START: i32 = 1;
+/// `DataType.DT_STRING`.
+const STRING: i32 = 7;
+/// `DataClass.DATA_CLASS_TENSOR`.
+const TENSOR: i32 = 2;
+
+/// Something that happened at a time and a step.
+#[derive(Clone, PartialEq, Message)]
+pub struct Event {
+    #[prost(double, tag = "1")]
+    wall_time: f64,
+    #[prost(int64, tag = "2")]
+    pub(super) step: i64,
+    #[prost(oneof = "What", tags = "3, 5, 7")]
+    pub(super) what: Option<What>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(super) enum What {
+    #[prost(string, tag = "3")]
+    FileVersion(String),
+    #[prost(message, tag = "5")]
+    Summary(Summary),
+    #[prost(message, tag = "7")]
+    SessionLog(SessionLog),
+}
+
+/// Values of a step.
+#[derive(Clone, PartialEq, Message)]
+pub struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) value: Vec<Value>,
+}
+
+/// A value with its name.
+#[derive(Clone, PartialEq, Message)]
+pub struct Value {
+    #[prost(string, tag = "1")]
+    pub(super) tag: String,
+    #[prost(message, optional, tag = "9")]
+    metadata: Option<Metadata>,
+    #[prost(oneof = "Content", tags = "2, 8")]
+    pub(super) content: Option<Content>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(super) enum Content {
+    #[prost(float, tag = "2")]
+    SimpleValue(f32),
+    #[prost(message, tag = "8")]
+    Tensor(Tensor),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Metadata {
+    #[prost(message, optional, tag = "1")]
+    plugin_data: Option<PluginData>,
+    #[prost(int32, tag = "4")]
+    data_class: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PluginData {
+    #[prost(string, tag = "1")]
+    plugin_name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Tensor {
+    #[prost(int32, tag = "1")]
+    dtype: i32,
+    /// Absent dimensions are those of a scalar.
+    #[prost(message, optional, tag = "2")]
+    shape: Option<Shape>,
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    pub(super) string_val: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Shape {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SessionLog {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+impl Event {
+    /// What a file begins with.
+    #[must_use]
+    pub fn version(wall_time: f64) -> Self {
+        Self { wall_time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) }
+    }
+
+    /// Whatever was written of this step and later ones counts no longer.
+    #[must_use]
+    pub fn start(wall_time: f64, step: i64) -> Self {
+        Self { wall_time, step, what: Some(What::SessionLog(SessionLog { status: START })) }
+    }
+
+    /// Values of a step.
+    #[must_use]
+    pub fn summary(wall_time: f64, step: i64, summary: Summary) -> Self {
+        Self { wall_time, step, what: Some(What::Summary(summary)) }
+    }
+}
+
+impl Summary {
+    /// These values.
+    pub fn of(values: impl IntoIterator<Item = Value>) -> Self {
+        Self { value: values.into_iter().collect() }
+    }
+}
+
+impl Value {
+    /// A number.
+    pub fn scalar(tag: impl Into<String>, value: f64) -> Self {
+        // TensorBoard keeps single precision.
+        Self { tag: tag.into(), metadata: None, content: Some(Content::SimpleValue(value as f32)) }
+    }
+
+    /// A text in Markdown.
+    pub fn text(tag: impl Into<String>, text: String) -> Self {
+        let plugin_data = Some(PluginData { plugin_name: "text".to_owned() });
+        let tensor = Tensor { dtype: STRING, shape: Some(Shape {}), string_val: vec![text.into_bytes()] };
+        Self {
+            tag: tag.into(),
+            metadata: Some(Metadata { plugin_data, data_class: TENSOR }),
+            content: Some(Content::Tensor(tensor)),
+        }
+    }
+}

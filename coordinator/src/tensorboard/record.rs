@@ -1,0 +1,55 @@
+//! The framing of event files, TFRecord: length, its checksum, bytes, their checksum; all little-endian.
+
+use std::io::{Result, Write};
+
+use crc_fast::CrcAlgorithm;
+use prost::Message;
+
+/// Writes one record.
+///
+/// # Errors
+/// What the system says.
+pub fn write(out: &mut impl Write, message: &impl Message) -> Result<()> {
+    let bytes = message.encode_to_vec();
+    let length = (bytes.len() as u64).to_le_bytes();
+    out.write_all(&length)?;
+    out.write_all(&masked_crc(&length).to_le_bytes())?;
+    out.write_all(&bytes)?;
+    out.write_all(&masked_crc(&bytes).to_le_bytes())
+}
+
+/// CRC-32C, masked, because a checksum of what holds checksums would be a poor one.
+fn masked_crc(bytes: &[u8]) -> u32 {
+    // A 32-bit sum in 64 bits.
+    let sum = crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32;
+    sum.rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_crc_32c() {
+        // RFC 3720, B.4, and the check value of the catalogue of CRCs.
+        let ascending: Vec<u8> = (0..32).collect();
+        let known = [(&[0; 32][..], 0x8a91_36aa), (&[0xff; 32], 0x62a8_ab43), (&ascending, 0x46dd_794e)];
+        for (bytes, sum) in known.into_iter().chain([(&b"123456789"[..], 0xe306_9283)]) {
+            assert_eq!(crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes), sum);
+            let masked = (sum as u32 >> 15 | (sum as u32) << 17).wrapping_add(0xa282_ead8);
+            assert_eq!(masked_crc(bytes), masked);
+        }
+    }
+
+    #[test]
+    fn a_record_is_framed_as_tensorflow_frames_it() {
+        // The first record of every event file of TensorFlow, but for its time, which is 0 here.
+        let event = super::super::event::Event::version(0.0);
+        let mut record = Vec::new();
+        write(&mut record, &event).unwrap();
+        assert_eq!(record[..8], 15_u64.to_le_bytes());
+        assert_eq!(record[12..27], *b"\x1a\x0dbrain.Event:2");
+        assert_eq!(record[8..12], masked_crc(&record[..8]).to_le_bytes());
+        assert_eq!(record[27..], masked_crc(&record[12..27]).to_le_bytes());
+    }
+}

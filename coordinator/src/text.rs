@@ -1,0 +1,130 @@
+//! Numbers, times and the like as people read them.
+
+use proto::v1;
+
+/// What a worker is doing, in a word.
+#[must_use]
+pub fn phase(phase: v1::Phase) -> String {
+    let name = phase.as_str_name();
+    name.strip_prefix("PHASE_").unwrap_or(name).to_lowercase()
+}
+
+/// A number with four digits or so.
+#[must_use]
+pub fn number(value: f64) -> String {
+    let magnitude = value.abs();
+    // What is left of a sum that should be nothing.
+    if magnitude < 1e-12 {
+        return "0".to_owned();
+    }
+    if !(1e-3..1e6).contains(&magnitude) {
+        return format!("{value:.1e}");
+    }
+    let decimals = if magnitude >= 100.0 {
+        1
+    } else if magnitude >= 10.0 {
+        2
+    } else {
+        3
+    };
+    let text = format!("{value:.decimals$}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A count with its digits in groups.
+#[must_use]
+pub fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n) % 3 == 0 {
+            // A space that does not break.
+            text.push('\u{a0}');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// So many of something.
+#[must_use]
+pub fn plural(n: u64, one: &str, several: &str) -> String {
+    format!("{}\u{a0}{}", count(n), if n == 1 { one } else { several })
+}
+
+/// Seconds as `1 d 2 h`, `3 min 20 s`, `4.2 s`.
+#[must_use]
+pub fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "?".to_owned();
+    }
+    if seconds < 60.0 {
+        return format!("{}\u{a0}s", number((seconds * 100.0).round() / 100.0));
+    }
+    let whole = seconds.round() as u64;
+    let (days, hours, minutes, seconds) = (whole / 86_400, whole / 3_600 % 24, whole / 60 % 60, whole % 60);
+    let parts = match (days, hours) {
+        (0, 0) => [(minutes, "min"), (seconds, "s")],
+        (0, _) => [(hours, "h"), (minutes, "min")],
+        _ => [(days, "d"), (hours, "h")],
+    };
+    parts.into_iter().map(|(n, unit)| format!("{n}\u{a0}{unit}")).collect::<Vec<_>>().join(" ")
+}
+
+/// Unix seconds as a date and a time of day, UTC.
+#[must_use]
+pub fn time(at: f64) -> String {
+    if !at.is_finite() || !(0.0..1e11).contains(&at) {
+        return "?".to_owned();
+    }
+    let seconds = at as i64;
+    let (year, month, day) = date(seconds.div_euclid(86_400));
+    let of_day = seconds.rem_euclid(86_400);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", of_day / 3_600, of_day / 60 % 60, of_day % 60)
+}
+
+/// The date of a day since 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms").
+fn date(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    (year, month, day_of_year - (153 * shifted_month + 2) / 5 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        let cases =
+            [(0.0, "0"), (1.0, "1"), (0.12345, "0.123"), (12.345, "12.35"), (1234.56, "1234.6"), (-0.5, "-0.5")];
+        for (value, text) in cases.into_iter().chain([(1e-5, "1.0e-5"), (2.5e7, "2.5e7"), (1e-17, "0"), (100.0, "100")])
+        {
+            assert_eq!(number(value), text);
+        }
+        assert_eq!([7, 1_000, 1_234_567].map(count), ["7", "1\u{a0}000", "1\u{a0}234\u{a0}567"]);
+    }
+
+    #[test]
+    fn durations_have_two_units() {
+        let cases =
+            [(4.234, "4.23 s"), (0.0, "0 s"), (60.0, "1 min 0 s"), (200.4, "3 min 20 s"), (3_660.0, "1 h 1 min")];
+        for (seconds, text) in cases.into_iter().chain([(90_000.0, "1 d 1 h"), (-1.0, "?"), (f64::NAN, "?")]) {
+            assert_eq!(duration(seconds).replace('\u{a0}', " "), text);
+        }
+    }
+
+    #[test]
+    fn times_are_dates() {
+        assert_eq!(time(0.0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(time(951_782_400.0), "2000-02-29 00:00:00 UTC");
+        assert_eq!(time(1_795_737_068.8), "2026-11-26 23:51:08 UTC");
+        assert_eq!(time(f64::NAN), "?");
+    }
+}

@@ -1,0 +1,141 @@
+use ratatui::{Terminal, backend::TestBackend, buffer::Buffer};
+
+use super::*;
+
+fn member(rank: u32) -> v1::Member {
+    v1::Member {
+        rank,
+        host: format!("node-{rank}"),
+        device: "cuda:0".into(),
+        phase: v1::Phase::Compute.into(),
+        position: Some(v1::Position { stage: 2, step: 30, generation: 4 }),
+        seconds_since_heard: if rank == 1 { 7.4 } else { 0.2 },
+    }
+}
+
+fn status(members: u32, step: u64) -> StatusResponse {
+    StatusResponse {
+        run: "coco".into(),
+        state: "running".into(),
+        generation: 4,
+        stage: 2,
+        stage_name: "dico".into(),
+        step,
+        steps: 1_000,
+        loss: 10.0 - step as f64,
+        reward: Some(1.25),
+        images_per_second: 34.2,
+        members: (0..members).map(member).collect(),
+        reason: String::new(),
+        slowest_rank: Some(1),
+        lag_seconds: 0.25,
+    }
+}
+
+fn seen(members: u32) -> Seen {
+    let mut seen = Seen::default();
+    (1..=4).for_each(|step| seen.hear(Duration::from_secs(step), status(members, step)));
+    seen
+}
+
+fn draw(screen: &mut Screen, seen: &Seen, (width, height): (u16, u16), now: u64) -> Buffer {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    terminal.draw(|frame| screen.draw(frame, seen, Duration::from_secs(now))).unwrap();
+    terminal.backend().buffer().clone()
+}
+
+fn lines(buffer: &Buffer) -> Vec<String> {
+    let width = buffer.area.width.into();
+    let cells: Vec<&str> = buffer.content.iter().map(|cell| cell.symbol()).collect();
+    cells.chunks(width).map(|line| line.concat().replace('\u{a0}', " ").trim_end().to_owned()).collect()
+}
+
+#[test]
+fn all_that_matters_is_on_the_screen() {
+    let lines = lines(&draw(&mut Screen::new(true), &seen(2), (80, 24), 4));
+    let bars = "\u{2500}".repeat(31);
+    let expected = [
+        " coco  running".to_owned(),
+        String::new(),
+        format!(" stage 2 dico   0% {bars} 4 of 1 000, 16 min 36 s left"),
+        " generation 4   loss 6   reward 1.25   34.2 images/s   rank 1 lags 0.25 s".to_owned(),
+        format!(" {:<40} reward  1.25 to 1.25", "loss  6 to 9"),
+        format!(" \u{2588}\u{2585}"),
+    ];
+    assert_eq!(lines[..5], expected[..5]);
+    assert!(lines[5].starts_with(&expected[5]), "{lines:#?}");
+    assert_eq!(
+        lines[8].trim_start().split_whitespace().collect::<Vec<_>>(),
+        ["rank", "host", "device", "phase", "stage", "step", "heard"]
+    );
+    let workers: Vec<Vec<&str>> = lines[9..11].iter().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(workers[0], ["0", "node-0", "cuda:0", "compute", "2", "30", "0", "s", "ago"]);
+    assert_eq!(workers[1], ["1", "node-1", "cuda:0", "compute", "2", "30", "7", "s", "ago"]);
+    assert!(lines[23].starts_with(" q quit"), "{lines:#?}");
+}
+
+#[test]
+fn a_coordinator_that_is_away_is_said_to_be_and_what_was_known_stays() {
+    let mut screen = Screen::new(true);
+    let mut seen = Seen::default();
+    assert_eq!(lines(&draw(&mut screen, &seen, (80, 24), 0))[..2], [" dico", " asking the coordinator"]);
+    seen.hear(Duration::from_secs(1), status(2, 1));
+    seen.miss(Duration::from_secs(3), "http://here:1: no answer".into());
+    let away = lines(&draw(&mut screen, &seen, (80, 24), 13));
+    assert_eq!(away[..2], [" coco  running  12 s ago", " the coordinator is away for 10 s: http://here:1: no answer"]);
+    assert!(away[9].contains("node-0"), "{away:#?}");
+    seen.hear(
+        Duration::from_secs(14),
+        StatusResponse { state: "paused".into(), reason: "kl is 9".into(), ..status(2, 1) },
+    );
+    assert_eq!(lines(&draw(&mut screen, &seen, (80, 24), 14))[..2], [" coco  paused", " kl is 9"]);
+}
+
+#[test]
+fn workers_are_gone_through_and_there_is_an_end() {
+    let (mut screen, seen) = (Screen::new(true), seen(1_000));
+    let mut first = |turns: &[Turn]| {
+        turns.iter().for_each(|turn| screen.turn(*turn));
+        let lines = lines(&draw(&mut screen, &seen, (80, 24), 4));
+        let rank = |line: &str| line.split_whitespace().next().unwrap().to_owned();
+        (rank(&lines[9]), rank(&lines[22]), lines[23].clone())
+    };
+    let (top, bottom, keys) = first(&[]);
+    assert_eq!((top.as_str(), bottom.as_str()), ("0", "13"));
+    assert!(keys.ends_with("workers 1 to 14 of 1000"), "{keys}");
+    assert_eq!(first(&[Turn::Down, Turn::Down, Turn::Up]).0, "1");
+    assert_eq!(first(&[Turn::PageDown]).0, "15");
+    assert_eq!(first(&[Turn::End]).1, "999");
+    assert_eq!(first(&[Turn::Down]).1, "999");
+    assert_eq!(first(&[Turn::PageUp]).0, "972");
+    assert_eq!(first(&[Turn::Home, Turn::Up]).0, "0");
+}
+
+#[test]
+fn any_size_can_be_drawn_on() {
+    for width in [1, 2, 7, 20, 79, 300] {
+        for height in [1, 2, 3, 8, 13, 14, 100] {
+            for seen in [Seen::default(), seen(3)] {
+                let mut screen = Screen::new(true);
+                screen.turn(Turn::End);
+                draw(&mut screen, &seen, (width, height), 9);
+            }
+        }
+    }
+}
+
+#[test]
+fn without_colours_there_are_none_and_the_text_is_the_same() {
+    let [with, without] = [true, false].map(|colours| draw(&mut Screen::new(colours), &seen(2), (80, 24), 4));
+    assert!(with.content.iter().any(|cell| cell.fg != Color::Reset));
+    assert!(without.content.iter().all(|cell| (cell.fg, cell.bg) == (Color::Reset, Color::Reset)));
+    assert_eq!(lines(&with), lines(&without));
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_no_bar() {
+    let mut seen = seen(2);
+    seen.hear(Duration::from_secs(5), StatusResponse { loss: f64::NAN, ..status(2, 5) });
+    let lines = lines(&draw(&mut Screen::new(true), &seen, (80, 24), 5));
+    assert!(lines[4].contains("loss  6 to 9") && lines[3].contains("loss NaN"), "{lines:#?}");
+}

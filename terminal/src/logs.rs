@@ -1,0 +1,36 @@
+use std::io::IsTerminal;
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::{EnvFilter, fmt};
+
+/// How logs are written.
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// How logs are written to stderr; RUST_LOG filters them (default: info).
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Human, env = "DICO_LOG_FORMAT", global = true)]
+    log_format: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// Lines for people, in colours on a terminal.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Logs {
+    /// Starts to write what this process logs.
+    ///
+    /// # Panics
+    /// It was started before.
+    pub fn start(&self) {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        let colours = std::io::stderr().is_terminal() && !crate::no_color();
+        let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).with_ansi(colours);
+        match self.log_format {
+            Format::Human => logs.init(),
+            Format::Json => logs.json().init(),
+        }
+    }
+}

@@ -1,0 +1,36 @@
+use std::borrow::Cow;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Between two pictures of a spinner.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A bar over `length` of something, with how fast it goes and how long it is until the end. It is drawn on stderr where that is a
+/// terminal; elsewhere the last line of a program says it all.
+#[must_use]
+pub fn bar(length: u64, unit: &str) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template(&format!("{{wide_bar}} {{pos}}/{{len}} {unit}  {{per_sec}}  {{eta}} left"));
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(Some(length), target()).with_style(style)
+}
+
+/// Says what takes long where nobody knows how long; drawn as [`bar`] is.
+#[must_use]
+pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
+    let spinner = ProgressBar::with_draw_target(None, target()).with_message(message);
+    spinner.enable_steady_tick(TICK);
+    spinner
+}
+
+/// A bar that nobody sees.
+#[must_use]
+pub fn hidden() -> ProgressBar {
+    ProgressBar::hidden()
+}
+
+fn target() -> ProgressDrawTarget {
+    if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+}

@@ -1,0 +1,207 @@
+"""A real Slurm on this machine: munged, slurmctld and two slurmd, all in one folder, on ports that were free."""
+
+import contextlib
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from typing import Callable, TypeVar
+
+T = TypeVar("T")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
+# Two nodes, so that one of them can fail; each with two GPUs that are no more than files.
+NODES = ("first", "second")
+CONFIGURATION = """\
+ClusterName=dico
+SlurmctldHost={host}(127.0.0.1)
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+SlurmUser=root
+SlurmdUser=root
+SlurmctldPort={ports[0]}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+GresTypes=gpu
+SlurmdParameters=config_overrides
+SlurmctldTimeout=10
+SlurmdTimeout=10
+KillWait=30
+ReturnToService=2
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=1,requeue_delay=0
+SlurmctldParameters=preempt_send_user_signal
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+{nodes}
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=60 PreemptMode=REQUEUE
+PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
+"""
+
+
+def wait_for(what: str, ask: Callable[[], T | None], seconds: float = 60, explain: Callable[[], str] = str) -> T:
+    """Asks again and again until there is something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if answer := ask():
+            return answer
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds:.0f} s in vain for {what}\n{explain()}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago: Slurm has to be told them."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Cluster:
+    """The daemons, from `start` to `stop`."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf"}
+        self.daemons: dict[str, subprocess.Popen] = {}
+
+    def start(self) -> None:
+        """Starts everything, and waits until the nodes are there."""
+        (self.folder / "state").mkdir()
+        key = self.folder / "munge.key"
+        key.touch(0o600)
+        key.write_bytes(secrets.token_bytes(1024))
+        ports = free_ports(1 + len(NODES))
+        nodes = []
+        for name, port in zip(NODES, ports[1:]):
+            (self.folder / f"spool-{name}").mkdir()
+            gpus = [self.folder / f"{name}-gpu{number}" for number in range(2)]
+            for gpu in gpus:
+                # It has to be a device; which one does not matter.
+                gpu.symlink_to("/dev/null")
+            nodes.append(f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} "
+                         "CPUs=4 RealMemory=1000 Gres=gpu:2")
+        gres = [f"NodeName={name} Name=gpu File={self.folder}/{name}-gpu[0-1]\n" for name in NODES]
+        (self.folder / "gres.conf").write_text("".join(gres))
+        host = socket.gethostname().split(".")[0]
+        text = CONFIGURATION.format(host=host, folder=self.folder, ports=ports, nodes="\n".join(nodes))
+        (self.folder / "slurm.conf").write_text(text)
+        self.daemon("munged", "--force", "--foreground", f"--key-file={key}", f"--socket={self.folder}/munge.socket",
+                    f"--pid-file={self.folder}/munge.pid", f"--seed-file={self.folder}/munge.seed",
+                    f"--log-file={self.folder}/munge.log")
+        wait_for("munged", (self.folder / "munge.socket").exists, explain=self.logs)
+        self.daemon("slurmctld", "-D")
+        for name in NODES:
+            self.begin(name)
+        states = lambda: self.ask("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T").split()
+        ready = lambda: states() == ["idle"] * len(NODES)
+        wait_for("idle nodes", ready, explain=self.logs)
+
+    def daemon(self, *command: str, name: str = "") -> None:
+        name = name or command[0]
+        with open(self.folder / f"{name}.out", "a") as log:
+            daemon = subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.daemons[name] = daemon
+
+    def ask(self, *command: str) -> str:
+        """What one of Slurm's commands prints; nothing where it fails."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        return done.stdout if done.returncode == 0 else ""
+
+    def run(self, *command: str, env: dict[str, str] | None = None, cwd: pathlib.Path | None = None) -> str:
+        """What one of Slurm's commands prints, which must not fail."""
+        done = subprocess.run(command, env=env or self.environment, cwd=cwd, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command} says {done.stderr}\n{self.logs()}"
+        return done.stdout
+
+    def job(self, number: str) -> dict[str, str]:
+        """What Slurm knows of a job."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "job", number)))
+
+    def logs(self) -> str:
+        """The last of all logs of the daemons."""
+        names = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
+        return "".join(f"--- {name.name}\n{last_lines(name)}" for name in names)
+
+    def processes(self, program: str = "", **environment: str) -> list[int]:
+        """What runs here, by the beginning of the program's name and some variables of its environment."""
+        wanted = {"SLURM_CONF": self.environment["SLURM_CONF"]} | environment
+        variables = {f"{name}={value}".encode() for name, value in wanted.items()}
+        found = []
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            # It may have ended meanwhile.
+            with contextlib.suppress(OSError):
+                own = set((process / "environ").read_bytes().split(b"\0"))
+                if variables <= own and (process / "comm").read_text().startswith(program):
+                    found.append(int(process.name))
+        return found
+
+    def begin(self, node: str) -> None:
+        """Starts a node."""
+        self.daemon("slurmd", "-D", "-N", node, name=node)
+
+    def fail(self, node: str) -> None:
+        """What a power cut does to a node: all that runs on it is gone at once."""
+        self.daemons[node].kill()
+        self.daemons[node].wait()
+        tasks = self.processes(SLURMD_NODENAME=node)
+        kill(parents(tasks, "slurmstepd") + tasks)
+
+    def stop(self) -> None:
+        """Ends all daemons, and what is left of jobs."""
+        for daemon in reversed(self.daemons.values()):
+            daemon.terminate()
+        for daemon in self.daemons.values():
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        tasks = self.processes()
+        kill(parents(tasks, "slurmstepd") + tasks)
+
+
+def parents(processes: list[int], program: str) -> list[int]:
+    """Those of the parents that are such a program."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(OSError):
+            # After the name, which may hold anything: state, parent.
+            parent = int(pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+            if pathlib.Path(f"/proc/{parent}/comm").read_text().strip() == program:
+                found.add(parent)
+    return list(found)
+
+
+def kill(processes: list[int]) -> None:
+    """SIGKILL; some may have ended meanwhile."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def missing() -> list[str]:
+    """Programs that these tests need and that are not installed."""
+    return [program for program in PROGRAMS if not shutil.which(program)]
+
+
+def last_lines(path: pathlib.Path, count: int = 20) -> str:
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    return "".join(lines[-count:])
