@@ -18,7 +18,7 @@ const MOST_CHECKPOINTS: usize = 10;
 
 /// What a step reported.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Measured {
+pub struct Recorded {
     /// The point that it reached.
     pub place: Place,
     /// The generation.
@@ -129,22 +129,22 @@ pub struct Compared {
 }
 
 impl History {
-    /// Steps beyond `after`, in the order of the run, at most so many.
+    /// Steps beyond `after`, in the order of the run, at most so many; also what was given up.
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn measured(&self, after: Place, most: usize) -> Result<Vec<Measured>, Error> {
+    pub fn recorded(&self, after: Place, most: usize) -> Result<Vec<Recorded>, Error> {
         let query =
             "SELECT stage, step, generation, at, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds,
             samples / nullif(seconds, 0), lag_seconds, summaries_json
             FROM steps WHERE (stage, step) > (?, ?) ORDER BY stage, step, generation LIMIT ?";
-        let measured = |row: &Row<'_>| {
+        let recorded = |row: &Row<'_>| {
             let mut numbers = [None; NUMBERS.len()];
             for (column, number) in (4..).zip(&mut numbers) {
                 *number = row.get(column)?;
             }
             let summaries = row.get_ref(11)?.as_str()?;
-            Ok(Measured {
+            Ok(Recorded {
                 place: place(row, 0)?,
                 generation: unsigned(row, 2)?,
                 at: row.get(3)?,
@@ -154,7 +154,7 @@ impl History {
         };
         let bounds = params![after.stage, after.step.cast_signed(), most as i64];
         let mut statement = self.connection.prepare_cached(query)?;
-        Ok(statement.query_map(bounds, measured)?.collect::<Result<_, _>>()?)
+        Ok(statement.query_map(bounds, recorded)?.collect::<Result<_, _>>()?)
     }
 
     /// From which generation on nothing of earlier ones beyond a place counts.
@@ -215,7 +215,7 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn evaluations(&self, most: usize) -> Result<Vec<Evaluated>, Error> {
+    pub fn latest_evaluations(&self, most: usize) -> Result<Vec<Evaluated>, Error> {
         let query = format!(
             "SELECT stage, step, generation, at, metrics_json FROM evaluations AS own WHERE {PRESENT}
             ORDER BY stage DESC, step DESC, generation DESC LIMIT {most}"
@@ -237,7 +237,7 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn captions(
+    pub fn compare(
         &self,
         before: EvaluationId,
         after: EvaluationId,

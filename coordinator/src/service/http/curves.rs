@@ -11,7 +11,7 @@ use statistics::names;
 use crate::{
     journal::{
         Error,
-        browse::{Distribution, Measured, NUMBERS},
+        browse::{Distribution, Recorded, NUMBERS},
         history::History,
     },
     run::{cuts::Cuts, plan::Place},
@@ -40,7 +40,7 @@ fn name(series: usize) -> (String, bool) {
     }
 }
 
-fn values(step: &Measured) -> [Option<f64>; SERIES] {
+fn values(step: &Recorded) -> [Option<f64>; SERIES] {
     let of = |name: &str| step.summaries.get(name);
     let means = names::ALL.into_iter().map(|name| of(name)?.mean);
     let quantiles = WITH_QUANTILES.into_iter().flat_map(|name| match of(name) {
@@ -92,7 +92,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn of(step: &Measured) -> Self {
+    fn of(step: &Recorded) -> Self {
         let Place { step: number, .. } = step.place;
         Self { first: number, last: number, at: step.at, cells: values(step).map(Cell::of) }
     }
@@ -219,7 +219,7 @@ pub struct News {
     /// From which generation on nothing of earlier ones beyond a place counts.
     pub cuts: BTreeSet<(u64, Place)>,
     /// Steps beyond those that were read before.
-    pub steps: Vec<Measured>,
+    pub steps: Vec<Recorded>,
 }
 
 /// The course of all stages.
@@ -248,7 +248,7 @@ impl Curves {
     pub fn next(&self) -> impl FnOnce(&History) -> Result<News, Error> + use<> {
         let reached = self.reached;
         move |history| {
-            Ok(News { cuts: history.cuts()?.into_iter().collect(), steps: history.measured(reached, CHUNK)? })
+            Ok(News { cuts: history.cuts()?.into_iter().collect(), steps: history.recorded(reached, CHUNK)? })
         }
     }
 

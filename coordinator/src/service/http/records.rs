@@ -49,7 +49,7 @@ struct Evaluation {
 
 /// `GET /api/evaluations`.
 pub async fn evaluations(State(desk): State<Arc<Desk>>) -> Result<impl IntoResponse, Problem> {
-    let evaluations = desk.journal.ask(|history| history.evaluations(MOST_EVALUATIONS)).await?;
+    let evaluations = desk.journal.ask(|history| history.latest_evaluations(MOST_EVALUATIONS)).await?;
     let evaluation = |evaluated: crate::journal::browse::Evaluated| Evaluation {
         id: evaluated.id.to_string(),
         stage: evaluated.id.place.stage,
@@ -87,7 +87,7 @@ pub struct Captions {
 pub async fn captions(State(desk): State<Arc<Desk>>, Query(asked): Query<Asked>) -> Result<impl IntoResponse, Problem> {
     let (before, after) = (evaluation(&asked.before)?, evaluation(&asked.after)?);
     let from = asked.from.into();
-    let captions = desk.journal.ask(move |history| history.captions(before, after, from, MOST_CAPTIONS)).await?;
+    let captions = desk.journal.ask(move |history| history.compare(before, after, from, MOST_CAPTIONS)).await?;
     let (images, items) = captions;
     Ok(Json(Captions { images, items }))
 }

@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     journal::{
         Journal,
-        browse::{Distribution, Measured},
+        browse::{Distribution, Recorded},
     },
     run::{captions::Item, plan::Place, record::Record, record::Source, statistics::StepStatistics, testing},
     service::metrics::Metrics,
@@ -136,12 +136,12 @@ fn as_json(piece: &Piece) -> Value {
     serde_json::to_value(piece).unwrap()
 }
 
-fn measured(step: u64, loss: Option<f64>) -> Measured {
+fn recorded(step: u64, loss: Option<f64>) -> Recorded {
     let mut numbers = [None; 7];
     numbers[0] = loss;
     let reward = Distribution { mean: loss, p50: loss, ..Distribution::default() };
     let summaries = [("reward_chosen".to_owned(), reward)].into();
-    Measured { place: Place { stage: 0, step }, generation: 1, at: step as f64, numbers, summaries }
+    Recorded { place: Place { stage: 0, step }, generation: 1, at: step as f64, numbers, summaries }
 }
 
 proptest! {
@@ -153,7 +153,7 @@ proptest! {
         losses in prop::collection::vec(prop::option::weighted(0.95, -9.0..9.0_f64), 1..3000), at_once in 1..900_usize,
     ) {
         let mut curves = Curves::new(1);
-        let all: Vec<Measured> = (1..).zip(&losses).map(|(step, loss)| measured(step, *loss)).collect();
+        let all: Vec<Recorded> = (1..).zip(&losses).map(|(step, loss)| recorded(step, *loss)).collect();
         for steps in all.chunks(at_once) {
             curves.take(News { cuts: Default::default(), steps: steps.to_vec() });
         }
@@ -185,7 +185,7 @@ proptest! {
 #[test]
 fn whoever_holds_a_piece_is_told_what_came_after() {
     let mut curves = Curves::new(5);
-    let steps = |range: std::ops::RangeInclusive<u64>| range.map(|step| measured(step, Some(1.0))).collect();
+    let steps = |range: std::ops::RangeInclusive<u64>| range.map(|step| recorded(step, Some(1.0))).collect();
     curves.take(News { cuts: Default::default(), steps: steps(1..=10) });
     curves.take(News { cuts: Default::default(), steps: steps(11..=12) });
     let held = Held { era: 5, width: 1, from: 10 };
