@@ -53,12 +53,11 @@ pub async fn answer(
         return Err(refuse(Reason::AdminToken, StatusCode::UNAUTHORIZED, why.into()));
     }
     let command = read(&name, &body).map_err(|why| refuse(Reason::Malformed, StatusCode::BAD_REQUEST, why))?;
-    let over = |_| Status::unavailable("the coordinator is shutting down");
+    let over = || Status::unavailable("the coordinator is shutting down");
     let ask = async {
         let (reply, answer) = oneshot::channel();
-        // Its error holds the whole input.
-        desk.driver.send(Input::Control { command, reply }).await.map_err(|_| over(()))?;
-        answer.await.map_err(|_| over(()))?
+        desk.driver.send(Input::Control { command, reply }).await.map_err(|_| over())?;
+        answer.await.map_err(|_| over())?
     };
     let message = ask.await.map_err(|status: Status| {
         let path = format!("/{}/Control", admin_server::SERVICE_NAME);

@@ -11,7 +11,7 @@ use statistics::names;
 use crate::{
     journal::{
         Error,
-        browse::{Distribution, Recorded, NUMBERS},
+        browse::{Distribution, NUMBERS, Recorded},
         history::History,
     },
     run::{cuts::Cuts, plan::Place},

@@ -20,10 +20,19 @@ function plain(value) {
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
+/** Who, why and where, and whatever else there is. */
+function general({ rank, host, reason, stage, step, at, ...rest }) {
+  const place = at ?? (step === undefined ? undefined : `stage ${plain(stage)} step ${plain(step)}`);
+  const parts = [
+    rank === undefined ? null : `rank ${plain(rank)}`, host === undefined ? null : `on ${plain(host)}`,
+    reason === undefined ? null : plain(reason), place === undefined ? null : `at ${plain(place)}`,
+  ].filter(Boolean);
+  return [parts.join(", "), ...Object.entries(rest).map(([name, value]) => `${words(name)} ${plain(value)}`)].filter(Boolean).join(" · ");
+}
+
 function text({ kind, detail }) {
   if (detail === null || typeof detail !== "object") return plain(detail ?? "");
-  const known = TEXTS[kind]?.(detail);
-  return known ?? Object.entries(detail).map(([name, value]) => `${words(name)} ${plain(value)}`).join(" · ");
+  return TEXTS[kind]?.(detail) ?? general(detail);
 }
 
 export async function refresh() {

@@ -83,9 +83,10 @@ export class Overview {
     }
     reward.root.hidden = !Number.isFinite(snapshot.reward);
     reward.show(number(snapshot.reward), "of the chosen, mean");
-    loss.show(snapshot.step > 0 ? number(snapshot.loss) : "–", "last step");
+    // A coordinator that was just started has seen no step yet.
+    loss.show(snapshot.images_per_second > 0 ? number(snapshot.loss) : "–", "last step");
     const tokens = snapshot.tokens_per_second > 0 ? `${integer(snapshot.tokens_per_second)} tokens/s` : "";
-    speed.show(number(snapshot.images_per_second), tokens);
+    speed.show(snapshot.images_per_second > 0 ? number(snapshot.images_per_second) : "–", tokens);
     workers.show(integer(snapshot.workers), `at least ${integer(snapshot.min_workers)} needed`);
   }
 }
