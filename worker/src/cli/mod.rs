@@ -49,18 +49,19 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let done = |()| ExitCode::SUCCESS;
     let result = match cli.command {
         Command::Join(join) => join.run(),
-        Command::Encode(encode) => encode.run(),
-        Command::Caption(caption) => caption.run(),
-        Command::Evaluate(evaluate) => evaluate.run(),
-        Command::Score(score) => score.run(),
-        Command::Import(import) => import.run(),
-        Command::Export(export) => export.run(),
-        Command::Synthesize(synthesize) => synthesize.run(),
+        Command::Encode(encode) => encode.run().map(done),
+        Command::Caption(caption) => caption.run().map(done),
+        Command::Evaluate(evaluate) => evaluate.run().map(done),
+        Command::Score(score) => score.run().map(done),
+        Command::Import(import) => import.run().map(done),
+        Command::Export(export) => export.run().map(done),
+        Command::Synthesize(synthesize) => synthesize.run().map(done),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(problem) => {
             eprintln!("worker: error: {problem}");
             ExitCode::FAILURE
