@@ -1,6 +1,6 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare chaos test simulate lint audit parity score-parity elastic-comparison libtorch
+.PHONY: demo compare chaos test test-docs test-kubernetes simulate lint audit parity score-parity elastic-comparison libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -28,6 +28,16 @@ chaos: libtorch
 ## All tests, with real processes on loopback.
 test: libtorch
 	cargo test --workspace --locked
+
+## Every command of every document, and the links between them. Needs curl, openssl and network namespaces.
+test-docs: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/documents/run
+
+## Manifests, images and the composition of deploy/, without a cluster or an engine. Needs kubectl or kustomize; as root all of it.
+test-kubernetes: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/deploy/run
 
 ## The control plane in virtual time, with SEEDS seeds (10000). A seed that fails says how it is run again.
 simulate:
