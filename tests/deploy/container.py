@@ -1,4 +1,4 @@
-"""Runs a container without an engine: a process in a root of its own, of this machine's libraries and what the image copies."""
+"""Runs a container without an engine: a process in a root of its own, with this machine's libraries."""
 
 import os
 import pathlib
@@ -18,8 +18,8 @@ LIBTORCH = pathlib.Path(os.environ["LIBTORCH"]).resolve()
 # What the builders leave, as this machine has it.
 BUILT = {
     ("coordinator-builder", "/out/coordinator"): PROGRAMS / "coordinator",
-    ("worker-cpu-builder", "/out/worker"): PROGRAMS / "worker",
-    ("worker-cpu-builder", "/opt/libtorch/lib"): LIBTORCH / "lib",
+    ("worker-builder", "/out/worker"): PROGRAMS / "worker",
+    ("worker-builder", "/opt/libtorch/lib"): LIBTORCH / "lib",
 }
 # Longer than anything here takes on a busy machine.
 PATIENCE = 180
