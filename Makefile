@@ -1,6 +1,6 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare chaos test test-docs test-kubernetes simulate lint audit parity score-parity elastic-comparison libtorch
+.PHONY: demo compare chaos test test-docs test-images test-kubernetes simulate lint audit parity score-parity elastic-comparison libtorch
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -33,6 +33,11 @@ test: libtorch
 test-docs: libtorch
 	cargo build -p dico-coordinator -p dico-worker --bins --locked
 	tests/documents/run
+
+## The images for CPUs, built by buildah and run. Needs root, buildah, debootstrap, and Debian's packages from the network.
+test-images: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/deploy/run built
 
 ## Manifests, images and the composition of deploy/, without a cluster or an engine. Needs kubectl or kustomize; as root all of it.
 test-kubernetes: libtorch
