@@ -16,11 +16,13 @@ from rules import CLIENT, Rule, rule
 from shell import Shell
 
 PROGRAMS = pathlib.Path(os.environ["PROGRAMS"]).resolve()
+# Of runs that are steered.
+WORKERS = 4
 RUN_FILE = """\
 name: {name}
 seed: 3
 output: {output}
-workers: {{ min: 1, max: 2 }}
+workers: {{ min: 1, max: 4 }}
 data:
   karpathy: {{ annotations: runs/demo/world/dataset.json, images: runs/demo/world/images }}
   scenes: runs/demo/world/scenes.json
@@ -76,16 +78,13 @@ class Reader:
         self.shell = world.shell()
         # An answer that says no is a failure, too.
         self.shell.run('curl() { command curl --fail --silent --show-error "$@"; }')
-        self.block = 0
+        self.block = self.section = 0
 
     def prove(self, command: Command, by: Rule) -> None:
         """Raises AssertionError if it cannot be."""
         text = command.text.replace(*by.instead)
-        if command.block != self.block and "configs/demo.yaml" in self.jobs():
-            # The demo's run is over when the reader has come to the next block.
-            self.shell.run("wait")
-        self.block = command.block
-        if re.search(CLIENT, text):
+        self.come_to(command)
+        if by.how != "fail" and re.search(CLIENT, text):
             self.have_a_run()
         match by.how:
             case "run":
@@ -98,7 +97,7 @@ class Reader:
                 self.expect(text, by, 0, otherwise=True)
             case "serve":
                 if "coordinator serve" in text:
-                    self.shell.run("kill $(jobs -p); wait")
+                    self.stop()
                 self.shell.background(text, by.says)
             case "make":
                 self.at_the_root(f"make --dry-run {text.removeprefix('make')}")
@@ -120,12 +119,25 @@ class Reader:
     def jobs(self) -> str:
         return self.shell.run("jobs -r")[1]
 
+    def come_to(self, command: Command) -> None:
+        """At the end of its block the demo's run is waited for; at the end of a section any other is stopped."""
+        if command.block != self.block and "configs/demo.yaml" in self.jobs():
+            self.shell.run("wait")
+        if command.section != self.section:
+            self.stop()
+        self.block, self.section = command.block, command.section
+
+    def stop(self) -> None:
+        self.shell.run("kill $(jobs -p); wait")
+
     def have_a_run(self) -> None:
-        """Whoever asks or steers a run has one; where the document has not started it, a run of two workers."""
-        if "coordinator serve" not in self.jobs():
+        """Whoever asks or steers a run has one, and workers, also where the section has not started them."""
+        jobs = self.jobs()
+        if "coordinator serve" not in jobs:
             self.shell.background("coordinator serve --config run.yaml", "listening on")
-            for _ in range(2):
-                self.shell.background("worker join", "joined")
+        if "worker join" not in jobs:
+            for rank in range(WORKERS):
+                self.shell.background(f"worker join --rank {rank}", "joined")
             self.shell.run("until curl http://127.0.0.1:7071/readyz 2> /dev/null; do sleep 0.1; done")
 
     def at_the_root(self, text: str) -> None:

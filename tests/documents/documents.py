@@ -16,8 +16,9 @@ class Command:
 
     document: str
     line: int
-    # The first line of its block.
+    # The first line of its block, and that of its section.
     block: int
+    section: int
     text: str
 
     def __str__(self) -> str:
@@ -28,7 +29,8 @@ def repository() -> list[str]:
     """All files that are or could be committed."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, text=True, capture_output=True, check=True).stdout.splitlines()
-    return [name for name in names if (ROOT / name).is_file()]
+    # While a merge is under way a file may be listed more than once.
+    return sorted({name for name in names if (ROOT / name).is_file()})
 
 
 def documents() -> list[str]:
@@ -50,6 +52,8 @@ def blocks(document: str):
 
 def commands(document: str) -> list[Command]:
     found = []
+    numbered = enumerate((ROOT / document).read_text().splitlines(), 1)
+    headings = [number for number, line in numbered if line.startswith("## ")]
     for first, lines in blocks(document):
         text, start = "", first
         for number, line in enumerate(lines, first):
@@ -58,7 +62,8 @@ def commands(document: str) -> list[Command]:
             start = start if text else number
             text = f"{text}\n{line}" if text else line
             if complete(text):
-                found.append(Command(document, start, first, re.sub(r"\s+# .*", "", text)))
+                section = max((heading for heading in headings if heading < first), default=0)
+                found.append(Command(document, start, first, section, re.sub(r"\s+# .*", "", text)))
                 text = ""
         if text:
             raise ValueError(f"{document}:{start}: no end of {text!r}")

@@ -44,6 +44,9 @@ RULES = [
     # Daemons.
     Rule(PROGRAM + r"coordinator serve\b", "serve", says="listening on"),
     Rule(PROGRAM + r"worker join\b", "serve", says="joined"),
+    # Before what else they are about.
+    Rule(r"^(\w+=\S+ )*(sbatch|srun|squeue|scancel|scontrol|sinfo)\b", "elsewhere", why="tests/slurm"),
+    Rule(r"\$JOB\b", "fail", says="No such file", why="there is no job here; tests/slurm"),
     # What needs files that nobody may hand on, or a service that is not here.
     Rule(
         r"\bcoco-(vit-l14|vit-b32|rn50)\.yaml",
@@ -88,7 +91,6 @@ RULES = [
     ),
     Rule(r"^docker build\b", "fail", says="Docker daemon", why="there is no engine here; tests/deploy"),
     Rule(r"^docker compose\b", "elsewhere", why="tests/deploy/composition.py"),
-    Rule(r"^(sbatch|srun|squeue|scancel|scontrol|sinfo)\b", "elsewhere", why="tests/slurm"),
     Rule(r"^(prometheus|promtool|grafana)\b", "elsewhere", why="tests/prometheus"),
     Rule(r"^(sudo )?(apt-get|apt|pip|pip3|git clone|rustup)\b", "elsewhere", why="the network's"),
     Rule(r"^nvidia-smi\b", "elsewhere", why="the driver's"),
