@@ -73,12 +73,15 @@ class World:
 class Reader:
     """Does what a document says."""
 
-    def __init__(self, world: World, document: str):
-        self.world, self.document = world, document
-        self.shell = world.shell()
+    def __init__(self, world: World):
+        self.world = world
+        self.block = self.section = 0
+        self.begin()
+
+    def begin(self) -> None:
+        self.shell = self.world.shell()
         # An answer that says no is a failure, too.
         self.shell.run('curl() { command curl --fail --silent --show-error "$@"; }')
-        self.block = self.section = 0
 
     def prove(self, command: Command, by: Rule) -> None:
         """Raises AssertionError if it cannot be."""
@@ -128,7 +131,8 @@ class Reader:
         self.block, self.section = command.block, command.section
 
     def stop(self) -> None:
-        self.shell.run("kill $(jobs -p); wait")
+        """Nothing of a run goes over to the next one: it may have been paused, or stopped."""
+        self.shell.run("kill $(jobs -p); wait; rm -rf runs/run")
 
     def have_a_run(self) -> None:
         """Whoever asks or steers a run has one, and workers, also where the section has not started them."""
@@ -138,7 +142,8 @@ class Reader:
         if "worker join" not in jobs:
             for rank in range(WORKERS):
                 self.shell.background(f"worker join --rank {rank}", "joined")
-            self.shell.run("until curl http://127.0.0.1:7071/readyz 2> /dev/null; do sleep 0.1; done")
+            there = f"curl http://127.0.0.1:7071/metrics 2> /dev/null | grep -q '^dico_members.* {WORKERS}$'"
+            self.shell.run(f"until {there}; do sleep 0.1; done")
 
     def at_the_root(self, text: str) -> None:
         done = subprocess.run(text, shell=True, executable="bash", cwd=ROOT, capture_output=True, text=True)
@@ -157,7 +162,7 @@ def main(chosen: list[str]) -> int:
         for document in every:
             if chosen and document not in chosen and document not in documents.FIRST:
                 continue
-            reader = Reader(world, document)
+            reader = Reader(world)
             try:
                 for command in documents.commands(document):
                     by = rule(command.text)
@@ -166,7 +171,10 @@ def main(chosen: list[str]) -> int:
                         reader.prove(command, by)
                         proven.append(by)
                         print(f"{command}\n    {by}", flush=True)
-                    except AssertionError as error:
+                    except (AssertionError, TimeoutError) as error:
+                        if isinstance(error, TimeoutError):
+                            reader.shell.end()
+                            reader.begin()
                         failures.append(f"{command}\n    {str(error)[-1000:]}")
                         print(f"{command}\n    FAILED", flush=True)
             finally:

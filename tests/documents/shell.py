@@ -47,10 +47,10 @@ class Shell:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while word not in self.unread:
                 if not selector.select(max(0, deadline - time.monotonic())):
-                    raise AssertionError(f"{command}: no {word.decode()!r} in {PATIENCE} s, but {self.text()}")
+                    raise TimeoutError(f"{command}: no {word.decode()!r} in {PATIENCE} s, but {self.text()}")
                 read = os.read(self.process.stdout.fileno(), 1 << 16)
                 if not read:
-                    raise AssertionError(f"{command}: the shell ended with {self.text()}")
+                    raise TimeoutError(f"{command}: the shell ended with {self.text()}")
                 self.unread += read
         before, _, self.unread = self.unread.partition(word)
         return before.decode(errors="replace")
