@@ -52,19 +52,22 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.logs.start();
+    let done = |()| ExitCode::SUCCESS;
     let result = match cli.command {
         Command::Join(join) => join.run(),
-        Command::Encode(encode) => encode.run(),
-        Command::Caption(caption) => caption.run(),
-        Command::Evaluate(evaluate) => evaluate.run(),
-        Command::Score(score) => score.run(),
-        Command::Import(import) => import.run(),
-        Command::Export(export) => export.run(),
-        Command::Synthesize(synthesize) => synthesize.run(),
-        Command::Completions(completions) => completions.print(Cli::command()).map_err(|error| error.to_string()),
+        Command::Encode(encode) => encode.run().map(done),
+        Command::Caption(caption) => caption.run().map(done),
+        Command::Evaluate(evaluate) => evaluate.run().map(done),
+        Command::Score(score) => score.run().map(done),
+        Command::Import(import) => import.run().map(done),
+        Command::Export(export) => export.run().map(done),
+        Command::Synthesize(synthesize) => synthesize.run().map(done),
+        Command::Completions(completions) => {
+            completions.print(Cli::command()).map(done).map_err(|error| error.to_string())
+        }
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(problem) => {
             eprintln!("worker: error: {problem}");
             ExitCode::FAILURE
