@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod bench;
 mod caption;
 mod device;
 mod encode;
@@ -41,6 +42,7 @@ enum Command {
     Export(export::Export),
     /// Draw the built-in world: images, captions and scene graphs.
     Synthesize(synthesize::Synthesize),
+    Bench(bench::Bench),
 }
 
 /// Runs the command line; an error is one line on stderr and exit code 1.
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(),
         Command::Synthesize(synthesize) => synthesize.run(),
+        Command::Bench(bench) => bench.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
