@@ -32,11 +32,6 @@ unsafe extern "C" {
 /// # Errors
 /// It cannot be found, or not be used; says where it was looked for.
 pub fn load() -> Result<(), String> {
-    // What cuBLAS needs to give the same bits each time; it looks when it is first used.
-    if env::var_os("CUBLAS_WORKSPACE_CONFIG").is_none() {
-        // SAFETY: by this function's contract no other thread reads the environment meanwhile.
-        unsafe { env::set_var("CUBLAS_WORKSPACE_CONFIG", ":4096:8") };
-    }
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(|error| format!("/proc/self/maps: {error}"))?;
     if mapped(&maps, CUDA_PART).is_none() {
         let folder = find(&places(|name| env::var_os(name), mapped(&maps, CPU_PART), ask_python()))?;
@@ -45,7 +40,7 @@ pub fn load() -> Result<(), String> {
         }
         open(&folder.join(CUDA_PART))?;
     }
-    // SAFETY: it sets flags of libtorch's global context, which no other thread uses yet.
+    // SAFETY: by this function's contract no other thread uses libtorch yet.
     unsafe { dico_compute_reproducibly() };
     Ok(())
 }
