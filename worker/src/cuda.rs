@@ -34,8 +34,11 @@ unsafe extern "C" {
 pub fn load() -> Result<(), String> {
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(|error| format!("/proc/self/maps: {error}"))?;
     if mapped(&maps, CUDA_PART).is_none() {
-        let folder = find(&places(|name| env::var_os(name), mapped(&maps, CPU_PART), ask_python()))?;
-        if mapped(&maps, CPU_PART).and_then(|folder| folder.canonicalize().ok()) != folder.canonicalize().ok() {
+        let own = mapped(&maps, CPU_PART);
+        let beside = own.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let folder = find(&places(|name| env::var_os(name), beside, ask_python()))?;
+        // Links are followed: the memory map names files.
+        if own != folder.join(CPU_PART).canonicalize().ok() {
             return Err(start_anew(&folder));
         }
         open(&folder.join(CUDA_PART))?;
@@ -131,10 +134,10 @@ fn ask_python() -> Result<PathBuf, String> {
     if output.status.success() && !folder.is_empty() { Ok(folder.into()) } else { Err("there is none".to_owned()) }
 }
 
-/// The folder that a library of this process was loaded from; `maps` is the process's memory map.
+/// The file that a library of this process was loaded from; `maps` is the process's memory map.
 fn mapped(maps: &str, library: &str) -> Option<PathBuf> {
     let path = |line: &str| Some(PathBuf::from(&line[line.find('/')?..]));
-    maps.lines().filter_map(path).find(|path| path.ends_with(library))?.parent().map(Path::to_owned)
+    maps.lines().filter_map(path).find(|path| path.ends_with(library))
 }
 
 /// Replaces this process by one that takes libtorch from `folder`; returns why that cannot be.
@@ -230,9 +233,9 @@ mod tests {
     fn the_process_knows_where_its_libraries_are_from() {
         let maps = "7f00-7f01 r--p 00000000 fe:01 42                         /opt/my torch/lib/libtorch_cpu.so\n\
                     7f02-7f03 rw-p 00000000 00:00 0 \n";
-        assert_eq!(mapped(maps, CPU_PART), Some("/opt/my torch/lib".into()));
+        assert_eq!(mapped(maps, CPU_PART), Some("/opt/my torch/lib/libtorch_cpu.so".into()));
         assert_eq!(mapped(maps, CUDA_PART), None);
         let own = std::fs::read_to_string("/proc/self/maps").unwrap();
-        assert!(mapped(&own, CPU_PART).is_some_and(|folder| folder.join(CPU_PART).is_file()));
+        assert!(mapped(&own, CPU_PART).is_some_and(|file| file.is_file()));
     }
 }
