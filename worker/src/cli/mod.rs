@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod bench;
 mod caption;
 mod device;
 mod encode;
@@ -43,6 +44,7 @@ enum Command {
     Export(export::Export),
     /// Draw the built-in world: images, captions and scene graphs.
     Synthesize(synthesize::Synthesize),
+    Bench(bench::Bench),
     #[command(after_help = "Example: worker completions bash > ~/.local/share/bash-completion/completions/worker")]
     Completions(Completions),
 }
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Completions(completions) => {
             completions.print(Cli::command()).map(done).map_err(|error| error.to_string())
         }
+        Command::Bench(bench) => bench.run().map(done),
     };
     match result {
         Ok(status) => status,
