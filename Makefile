@@ -1,7 +1,7 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
 .PHONY: demo compare chaos test simulate lint audit parity score-parity elastic-comparison dashboards libtorch
-.PHONY: test-page test-prometheus test-slurm
+.PHONY: test-docs test-images test-kubernetes test-operations test-page test-prometheus test-slurm
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -48,6 +48,24 @@ dashboards:
 test-page: libtorch
 	cargo build -p dico-coordinator -p dico-worker --bins --locked
 	tests/page/run
+
+## Every command of every document, and the links between them. Needs curl, openssl and network namespaces.
+test-docs: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/documents/run
+
+## The images for CPUs, built by buildah and run. Needs root, buildah, debootstrap, and Debian's packages from the network.
+test-images: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/deploy/run built
+
+## Manifests, images and the composition of deploy/, without a cluster or an engine. Needs kubectl or kustomize; as root all of it.
+test-kubernetes: libtorch
+	cargo build -p dico-coordinator -p dico-worker --bins --locked
+	tests/deploy/run
+
+## All of these: what a run is operated with, used for real.
+test-operations: test-page test-prometheus test-slurm test-kubernetes test-docs
 
 ## The control plane in virtual time, with SEEDS seeds (10000). A seed that fails says how it is run again.
 simulate:

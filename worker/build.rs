@@ -1,4 +1,4 @@
-//! Compiles the Gloo shim against libtorch's own headers, and tells the loader where libtorch lives.
+//! Compiles what is written in C++ against libtorch's own headers, and tells the loader where libtorch lives.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,18 @@ fn main() {
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes libtorch's library folder"));
     let lib = std::path::absolute(&lib).expect("the library folder has an absolute path");
     let include = lib.parent().unwrap_or(Path::new("/")).join("include");
-    println!("cargo:rerun-if-changed=gloo");
+    for folder in ["cuda", "gloo"] {
+        println!("cargo:rerun-if-changed={folder}");
+    }
     cc::Build::new()
         .cpp(true)
         .std("c++17")
         .include("gloo/include")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("gloo/shim.cpp")
+        .files(["cuda/settings.cpp", "gloo/shim.cpp"])
         .warnings(false)
-        .compile("dico_gloo");
+        .compile("dico_shims");
     println!("cargo:rustc-link-search=native={}", lib.display());
     for library in ["torch_cpu", "c10"] {
         println!("cargo:rustc-link-lib={library}");

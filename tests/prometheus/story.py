@@ -62,10 +62,12 @@ class Story:
     def tell(self) -> Iterator[str]:
         """All of it; what does not go as it should."""
         say("a run through all its stages")
+        rule = {"metric": "caption_length", "action": "warn"}
+        wait_for("counters at zero", lambda: self.present("dico_guard_events_total", **rule) == 0)
         workers = [self.run.worker(rank) for rank in (0, 1)]
         wait_for("rewards", lambda: self.present("stage:dico_reward_chosen:median") is not None)
         wait_for("scores", lambda: self.present("dico_evaluation_score", metric="ref_pac_s") is not None)
-        self.wait_for_alert("DicoGuardFired", "firing", metric="caption_length", action="warn")
+        self.wait_for_alert("DicoGuardFired", "firing", **rule)
 
         say("a call that is refused")
         resume = [self.programs / "coordinator", "resume", "--coordinator", self.run.url]

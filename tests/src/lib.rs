@@ -31,7 +31,7 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// Environment variables that programs listen to.
-const VARIABLES: [&str; 9] = [
+const VARIABLES: [&str; 10] = [
     "RANK",
     "SLURM_PROCID",
     "JOB_COMPLETION_INDEX",
@@ -41,6 +41,7 @@ const VARIABLES: [&str; 9] = [
     "DICO_TLS_KEY",
     "DICO_JOIN_TOKEN",
     "DICO_ADMIN_TOKEN",
+    "DICO_LOG_FORMAT",
 ];
 
 /// A command that runs `name` alone on one thread, without the caller's environment variables.

@@ -1,4 +1,4 @@
-// A C interface to what the worker needs of libtorch's Gloo: a rendezvous store, a process group, three collectives.
+// A C interface to what the worker needs of libtorch's c10d: a rendezvous store, a process group of Gloo's, three collectives.
 //
 // Every function that can fail returns null (or -1) and leaves the reason in a buffer of ERROR_LENGTH bytes; no exception
 // crosses into Rust. Tensors are `at::Tensor*`, as in tch.
@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cstring>
 #include <exception>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -24,7 +25,7 @@ constexpr size_t ERROR_LENGTH = 512;
 // A rank may compute for as long as it takes while the others wait for it: who waits too long is the coordinator's to say.
 constexpr std::chrono::milliseconds FOREVER = std::chrono::hours(24 * 7);
 
-using StorePtr = c10::intrusive_ptr<c10d::TCPStore>;
+using StorePtr = c10::intrusive_ptr<c10d::Store>;
 using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroupGloo>;
 
 // A collective in flight, with the tensors that it reads and writes kept alive.
@@ -73,21 +74,44 @@ void dico_store_free(void* store) {
   delete static_cast<StorePtr*>(store);
 }
 
-// Meets the other `size - 1` ranks through the store at `store_host:store_port`, under keys of its own `prefix`. Blocks
-// until all are connected or the time is over.
-void* dico_gloo_new(const char* store_host, uint16_t store_port, const char* prefix, const char* own_host, int rank,
-                    int size, int64_t timeout_ms, char* error) {
+// Connects to the store at `host:port`; all keys are `prefix`'s own.
+void* dico_store_connect(const char* host, uint16_t port, const char* prefix, int64_t timeout_ms, char* error) {
   return guarded(error, [&]() -> void* {
-    const std::chrono::milliseconds timeout(timeout_ms);
-    c10d::TCPStoreOptions store_options;
-    store_options.port = store_port;
-    store_options.waitWorkers = false;
-    store_options.timeout = timeout;
-    auto tcp = c10::make_intrusive<c10d::TCPStore>(std::string(store_host), store_options);
-    auto store = c10::make_intrusive<c10d::PrefixStore>(std::string(prefix), tcp);
-    auto options = c10d::ProcessGroupGloo::Options::create(timeout);
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.waitWorkers = false;
+    options.timeout = std::chrono::milliseconds(timeout_ms);
+    auto tcp = c10::make_intrusive<c10d::TCPStore>(std::string(host), options);
+    return new StorePtr(c10::make_intrusive<c10d::PrefixStore>(std::string(prefix), tcp));
+  });
+}
+
+void* dico_store_set(void* store, const char* key, const uint8_t* value, size_t length, char* error) {
+  return guarded(error, [&]() -> void* {
+    (*static_cast<StorePtr*>(store))->set(key, std::vector<uint8_t>(value, value + length));
+    return store;
+  });
+}
+
+// Waits for a value of exactly this length.
+void* dico_store_get(void* store, const char* key, uint8_t* value, size_t length, char* error) {
+  return guarded(error, [&]() -> void* {
+    const std::vector<uint8_t> found = (*static_cast<StorePtr*>(store))->get(key);
+    if (found.size() != length) {
+      throw std::runtime_error(std::string(key) + " has " + std::to_string(found.size()) + " bytes, not " +
+                               std::to_string(length));
+    }
+    std::copy(found.begin(), found.end(), value);
+    return store;
+  });
+}
+
+// Meets the other `size - 1` ranks through the store. Blocks until all are connected or the time is over.
+void* dico_gloo_new(void* store, const char* own_host, int rank, int size, int64_t timeout_ms, char* error) {
+  return guarded(error, [&]() -> void* {
+    auto options = c10d::ProcessGroupGloo::Options::create(std::chrono::milliseconds(timeout_ms));
     options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(std::string(own_host)));
-    return new GroupPtr(c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, size, options));
+    return new GroupPtr(c10::make_intrusive<c10d::ProcessGroupGloo>(*static_cast<StorePtr*>(store), rank, size, options));
   });
 }
 

@@ -8,6 +8,7 @@
 //! | [`objective`] | what a stage minimises, one file per objective |
 //! | [`optimizer`] | Adam, and the learning rate's schedule |
 //! | [`collective`] | all-reduce, broadcast and gather between the ranks of a generation |
+//! | [`cuda`] | the part of libtorch that computes on GPUs, found and opened at run time |
 //! | [`data`] | the order of samples, and the loader that prepares batches ahead |
 //! | [`examination`] | captions of images that were not trained on, and their scores |
 //! | [`sight`] | the feature stores that a run's models can use |
@@ -26,6 +27,7 @@ pub mod captioner;
 pub mod cli;
 pub mod clip;
 pub mod collective;
+pub mod cuda;
 pub mod data;
 pub mod examination;
 pub mod files;

@@ -121,10 +121,16 @@ fn line(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
-        super::Arguments::command().debug_assert();
+    fn the_command_line_is_consistent_and_every_subcommand_has_an_example() {
+        let command = Arguments::command();
+        command.clone().debug_assert();
+        for subcommand in command.get_subcommands() {
+            let help = subcommand.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let (name, example) = (subcommand.get_name(), format!("coordinator {}", subcommand.get_name()));
+            assert!(help.contains("Example") && help.contains(&example), "{name} has no example");
+        }
     }
 }

@@ -52,7 +52,9 @@ impl Simulate {
         let files = files::raise_limit().saturating_sub(OTHER_FILES);
         let connections = u32::try_from(files).unwrap_or(u32::MAX).min(self.workers);
         let load = Load { workers: self.workers, steps: self.steps, step: step.unwrap_or_default(), connections };
+        let progress = terminal::spinner(format!("{} workers train {} steps", self.workers, self.steps));
         let report = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(load.run())?;
+        progress.finish_and_clear();
         if self.json {
             println!("{}", serde_json::to_string(&report)?);
         } else {

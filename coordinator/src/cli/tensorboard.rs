@@ -6,7 +6,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::history::State;
-use crate::tensorboard::{Export, Written};
+use crate::{
+    journal::history::History,
+    tensorboard::{Export, Written},
+};
 
 /// Between looks at the journal with `--follow`.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,16 +44,8 @@ impl Tensorboard {
         let progress = terminal::spinner("writing what the journal has");
         let (mut export, mut written) = Export::create(&self.out, &history)?;
         progress.set_message("following the run");
-        while self.follow {
-            // Whatever was recorded before the run was finished is there once it is.
-            let finished = history.finished()?;
-            let Written { steps, evaluations } = export.catch_up(&history)?;
-            written.steps += steps;
-            written.evaluations += evaluations;
-            if finished {
-                break;
-            }
-            std::thread::sleep(LOOK);
+        if self.follow {
+            follow(&history, &mut export, &mut written)?;
         }
         progress.finish_and_clear();
         let Written { steps, evaluations } = written;
@@ -60,5 +55,20 @@ impl Tensorboard {
             println!("{}: {steps} steps, {evaluations} evaluations", export.path().display());
         }
         Ok(())
+    }
+}
+
+/// Writes what is recorded until the run is finished.
+fn follow(history: &History, export: &mut Export, written: &mut Written) -> anyhow::Result<()> {
+    loop {
+        // Whatever was recorded before the run was finished is there once it is.
+        let finished = history.finished()?;
+        let Written { steps, evaluations } = export.catch_up(history)?;
+        written.steps += steps;
+        written.evaluations += evaluations;
+        if finished {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK);
     }
 }

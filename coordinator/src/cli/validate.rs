@@ -7,6 +7,7 @@ use clap::Args;
 use dataset::{DataSet, Split, preprocess};
 use features::{Dtype, Manifest, Rows, Store, Tower};
 use runfile::{RunFile, Stage};
+use serde_json::json;
 use weights::folder::{self, Folder};
 use weights::{Clip, VisionArchitecture};
 
@@ -17,13 +18,22 @@ pub struct Validate {
     /// The run file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Validate {
     /// Prints what was found if all is well.
     pub fn run(self) -> anyhow::Result<()> {
         let file = RunFile::load(&self.config)?;
+        let progress = terminal::spinner("looking at what the run file names");
         let found = check(&file).with_context(|| self.config.display().to_string())?;
+        progress.finish_and_clear();
+        if self.json {
+            println!("{}", json!({ "run": file.name, "plan": summary(&file), "found": found, "settings": file }));
+            return Ok(());
+        }
         println!("OK: {}: {}", file.name, summary(&file));
         found.iter().for_each(|line| println!("    {line}"));
         Ok(())

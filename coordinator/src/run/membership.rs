@@ -48,8 +48,15 @@ pub struct Machine {
     pub host: String,
     /// Software version.
     pub version: String,
-    /// Device, e.g. "cpu".
+    /// Device, e.g. "cpu" or "cuda:0".
     pub device: String,
+}
+
+impl Machine {
+    /// What its device is one of, e.g. "cuda".
+    fn kind(&self) -> &str {
+        self.device.split(':').next().unwrap_or_default()
+    }
 }
 
 /// An attached worker.
@@ -160,6 +167,7 @@ impl Membership {
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let machine = Machine { host: host.clone(), version: version.clone(), device: device.clone() };
+        self.check_kind(request.rank, &machine)?;
         if let Some(rank) = request.rank {
             self.check_wanted(rank, &machine)?;
             // The same host asks again: its worker died while loading and was started anew.
@@ -183,6 +191,25 @@ impl Membership {
         let rank = (self.free_from..RANKS).find(is_free)?;
         self.free_from = rank;
         Some(rank)
+    }
+
+    /// Devices of different kinds give results that differ in their last bits, and states that have to be equal would not be.
+    /// Whoever holds a place is of the same kind as all who do.
+    fn check_kind(&self, wanted: Option<u32>, machine: &Machine) -> Result<(), Refusal> {
+        let loading = || self.reserved.iter().find(|(rank, _)| Some(**rank) != wanted);
+        let member = self.members.first_key_value().map(|(rank, member)| (rank, &member.machine));
+        let other = member.or_else(|| loading().map(|(rank, reservation)| (rank, &reservation.machine)));
+        match other {
+            Some((rank, other)) if other.kind() != machine.kind() => {
+                let [own, device, host] = [&machine.device, &other.device, &other.host].map(|name| name.escape_debug());
+                let reason = format!(
+                    "workers of a run compute on devices of one kind: this one is to compute on {own}, rank {rank} on {host} \
+                     computes on {device}; see --device"
+                );
+                Err(Refusal::new(RefusalKind::OtherDevice, reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_wanted(&self, rank: u32, machine: &Machine) -> Result<(), Refusal> {
@@ -421,6 +448,20 @@ mod tests {
         assert_eq!(members.attach(Time::ZERO, SessionId(2), "4.second", "node-a:1".into()), Ok(4));
         let attached = members.reserve(&request(Some(4), "node-a"), "third".into(), 3, UNTIL).unwrap_err();
         assert!(attached.reason.contains("rank 4 is taken") && attached.reason.contains("node-a"), "{attached:?}");
+    }
+
+    #[test]
+    fn all_compute_on_devices_of_one_kind() {
+        let mut members = Membership::default();
+        let on = |rank, device: &str| v1::JoinRequest { device: device.into(), ..request(rank, "node-a") };
+        members.reserve(&on(Some(0), "cpu"), "first".into(), 3, UNTIL).unwrap();
+        // It was a mistake, and is corrected.
+        members.reserve(&on(Some(0), "cuda:0"), "second".into(), 3, UNTIL).unwrap();
+        members.attach(Time::ZERO, SessionId(1), "0.second", "node-a:1".into()).unwrap();
+        members.reserve(&on(None, "cuda:1"), "third".into(), 3, UNTIL).unwrap();
+        let refused = members.reserve(&on(None, "cpu"), "fourth".into(), 3, UNTIL).unwrap_err();
+        assert_eq!(refused.kind, RefusalKind::OtherDevice);
+        assert!(["cpu", "rank 0 on node-a", "cuda:0"].iter().all(|part| refused.reason.contains(part)), "{refused:?}");
     }
 
     #[test]

@@ -238,6 +238,8 @@ pub enum RefusalKind {
     Unavailable,
     /// The run is over: `NOT_FOUND`.
     Over,
+    /// The others compute on devices of another kind: `ABORTED`.
+    OtherDevice,
 }
 
 impl Refusal {

@@ -78,6 +78,7 @@ impl From<Refusal> for Status {
             RefusalKind::Unauthenticated => Code::Unauthenticated,
             RefusalKind::Unavailable => Code::Unavailable,
             RefusalKind::Over => Code::NotFound,
+            RefusalKind::OtherDevice => Code::Aborted,
         };
         Self::new(code, refusal.reason)
     }

@@ -26,6 +26,8 @@ pub enum Reason {
     RankTaken,
     /// The run has as many workers as it takes.
     Full,
+    /// The run's other workers compute on devices of another kind.
+    Device,
     /// The run is over.
     Over,
     /// What is asked for does not fit the run's state.
@@ -38,7 +40,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Busy,
         Self::Certificate,
         Self::Handshake,
@@ -48,6 +50,7 @@ impl Reason {
         Self::ProtocolVersion,
         Self::RankTaken,
         Self::Full,
+        Self::Device,
         Self::Over,
         Self::State,
         Self::Oversized,
@@ -67,6 +70,7 @@ impl Reason {
             Self::ProtocolVersion => "protocol_version",
             Self::RankTaken => "rank_taken",
             Self::Full => "full",
+            Self::Device => "device",
             Self::Over => "over",
             Self::State => "not_in_state",
             Self::Oversized => "oversized",
@@ -81,6 +85,7 @@ impl Reason {
             Code::FailedPrecondition if is_of(path, coordinator_server::SERVICE_NAME) => Self::ProtocolVersion,
             Code::FailedPrecondition => Self::State,
             Code::AlreadyExists => Self::RankTaken,
+            Code::Aborted => Self::Device,
             Code::ResourceExhausted if path.ends_with(SESSION) => Self::Busy,
             Code::ResourceExhausted => Self::Full,
             Code::Unavailable | Code::NotFound => Self::Over,

@@ -127,11 +127,11 @@ fn steps_of_all_stages_are_in_one_order_and_hold_what_was_measured() {
     assert_eq!((place.curve("evaluation/cider"), place.curve("evaluation/pac_s")), ([(13, 1.5)].into(), [].into()));
     let events = place.events();
     assert!(matches!(&events[0].what, Some(What::FileVersion(version)) if version == "brain.Event:2"));
-    let texts = events.iter().filter_map(|event| match &event.what {
+    let mut texts = events.iter().filter_map(|event| match &event.what {
         Some(What::Summary(summary)) => summary.value.iter().find(|value| value.tag == "captions"),
         _ => None,
     });
-    let Some(Content::Tensor(tensor)) = &texts.last().unwrap().content else { panic!("captions are text") };
+    let Some(Content::Tensor(tensor)) = &texts.next_back().unwrap().content else { panic!("captions are text") };
     let text = String::from_utf8(tensor.string_val[0].clone()).unwrap();
     let row = text.lines().last().unwrap();
     assert_eq!(row, "| 1&#46;jpg | a &#124; &#60;b&#62;dog&#60;&#47;b&#62; | a dog |");

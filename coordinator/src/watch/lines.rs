@@ -54,6 +54,7 @@ mod tests {
             loss: 0.51234,
             reward: Some(1.25),
             images_per_second: 34.2,
+            seconds_left: Some(19.0),
             members: vec![Member::default()],
             ..StatusResponse::default()
         };

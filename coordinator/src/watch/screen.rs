@@ -25,6 +25,21 @@ const CURVE_HEIGHT: u16 = 4;
 /// Levels of a curve's bars: eight in a cell.
 const LEVELS: f64 = 8.0 * (CURVE_HEIGHT as f64 - 1.0);
 
+/// What is told of a worker: which cell, its title, and how wide it is.
+const COLUMNS: [(usize, &str, Constraint); 7] = [
+    (0, " rank", Constraint::Length(7)),
+    (1, "host", Constraint::Fill(1)),
+    (2, "device", Constraint::Length(9)),
+    (3, "phase", Constraint::Length(11)),
+    (4, "images/s", Constraint::Length(9)),
+    (5, "step", Constraint::Length(10)),
+    (6, "heard", Constraint::Length(12)),
+];
+/// Where there is no room for all of it.
+const NARROW_COLUMNS: [(usize, &str, Constraint); 4] = [COLUMNS[0], COLUMNS[1], COLUMNS[3], COLUMNS[5]];
+/// Below this width there is not.
+const NARROW: u16 = 72;
+
 /// How a run is drawn.
 #[derive(Debug)]
 pub struct Screen {
@@ -174,26 +189,24 @@ impl Screen {
         let members = &status.members;
         self.rows = usize::from(area.height.saturating_sub(1)).max(1);
         self.first = self.first.min(members.len().saturating_sub(self.rows));
-        let titles = [" rank", "host", "device", "phase", "stage", "step", "heard"];
-        let shown = members.iter().skip(self.first).take(self.rows).map(|member| self.worker(status, member));
-        let widths = [
-            Constraint::Length(7),
-            Constraint::Fill(1),
-            Constraint::Length(9),
-            Constraint::Length(11),
-            Constraint::Length(6),
-            Constraint::Length(10),
-            Constraint::Length(12),
-        ];
-        frame.render_widget(Table::new(shown, widths).header(Row::new(titles).dim()).column_spacing(1), area);
+        let columns = if area.width < NARROW { &NARROW_COLUMNS[..] } else { &COLUMNS };
+        let row = |cells: [String; COLUMNS.len()]| Row::new(columns.iter().map(move |(n, ..)| cells[*n].clone()));
+        let shown = members.iter().skip(self.first).take(self.rows).map(|member| {
+            let (cells, style) = self.worker(status, member);
+            row(cells).style(style)
+        });
+        let titles = row(COLUMNS.map(|(_, title, _)| title.to_owned())).dim();
+        let widths = columns.iter().map(|(_, _, width)| *width);
+        let table = Table::new(shown, widths).header(titles).column_spacing(1);
+        frame.render_widget(table, area);
         if members.len() <= self.rows {
             return String::new();
         }
         format!("   workers {} to {} of {}", self.first + 1, self.first + self.rows, members.len())
     }
 
-    fn worker<'a>(&self, status: &StatusResponse, member: &'a v1::Member) -> Row<'a> {
-        let v1::Position { stage, step, .. } = member.position.unwrap_or_default();
+    fn worker(&self, status: &StatusResponse, member: &v1::Member) -> ([String; COLUMNS.len()], Style) {
+        let v1::Position { step, .. } = member.position.unwrap_or_default();
         let slowest = status.slowest_rank == Some(member.rank) && status.members.len() > 1;
         let mut style = Style::new();
         if slowest {
@@ -203,16 +216,16 @@ impl Screen {
             style = style.patch(self.coloured(Color::Yellow));
         }
         let heard = format!("{:.0} s ago", member.seconds_since_heard);
-        Row::new([
+        let cells = [
             format!(" {}", member.rank),
             member.host.clone(),
             member.device.clone(),
             phase(member.phase()),
-            stage.to_string(),
+            number(member.images_per_second),
             step.to_string(),
             heard,
-        ])
-        .style(style)
+        ];
+        (cells, style)
     }
 }
 

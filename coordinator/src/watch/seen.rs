@@ -6,8 +6,6 @@ use proto::v1::StatusResponse;
 
 /// Looks that are remembered for curves.
 const CURVE: usize = 512;
-/// Over how long the pace is taken.
-const PACE: Duration = Duration::from_secs(60);
 
 /// What was seen of a run. Times are since the first look.
 #[derive(Debug, Default)]
@@ -16,7 +14,6 @@ pub struct Seen {
     heard: Duration,
     problem: Option<(Duration, String)>,
     curve: VecDeque<Point>,
-    pace: VecDeque<(Duration, u64)>,
 }
 
 /// What a step reported, as far as it is seen.
@@ -33,20 +30,8 @@ impl Seen {
     pub fn hear(&mut self, now: Duration, status: StatusResponse) {
         let place = |status: &StatusResponse| (status.stage, status.step);
         let before = self.status.as_ref().map(place);
-        if before.is_none_or(|(stage, step)| stage != status.stage || step > status.step) {
-            self.pace.clear();
-        }
         if before.is_none_or(|(stage, _)| stage != status.stage) {
             self.curve.clear();
-        }
-        // Of a run that stands still the pace is not known.
-        if status.state == "running" {
-            self.pace.push_back((now, status.step));
-        } else {
-            self.pace.clear();
-        }
-        while self.pace.len() > 2 && self.pace.front().is_some_and(|(at, _)| now.saturating_sub(*at) > PACE) {
-            self.pace.pop_front();
         }
         if before != Some(place(&status)) && status.step > 0 {
             self.curve.push_back(Point { loss: status.loss, reward: status.reward });
@@ -63,7 +48,6 @@ impl Seen {
     pub fn miss(&mut self, now: Duration, reason: String) {
         let since = self.problem.as_ref().map_or(now, |(since, _)| *since);
         self.problem = Some((since, reason));
-        self.pace.clear();
     }
 
     /// How the run stood when it was last heard of.
@@ -81,12 +65,10 @@ impl Seen {
         self.problem.as_ref().map(|(since, reason)| (now.saturating_sub(*since), reason.as_str()))
     }
 
-    /// Seconds until the stage is over, at the pace of the last minute.
+    /// Seconds until the stage is over, where the run gets on.
     pub fn left(&self) -> Option<f64> {
-        let ((from, first), (to, last)) = (self.pace.front()?, self.pace.back()?);
-        let (steps, seconds) = (last.checked_sub(*first)?, to.saturating_sub(*from).as_secs_f64());
         let status = self.status.as_ref()?;
-        (steps > 0).then(|| status.steps.saturating_sub(status.step) as f64 * seconds / steps as f64)
+        status.seconds_left.filter(|_| status.state == "running" && self.problem.is_none())
     }
 
     /// What the steps of the stage reported, as far as they were seen, the last `most` of them.
@@ -108,25 +90,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_follows_from_the_pace_of_the_last_minute() {
+    fn nothing_is_said_of_the_end_while_the_run_stands_still() {
         let mut seen = Seen::default();
-        seen.hear(seconds(0), at("running", 0, 10));
+        let left = Some(80.0);
+        seen.hear(seconds(0), StatusResponse { seconds_left: left, ..at("running", 0, 20) });
+        assert_eq!(seen.left(), left);
+        seen.miss(seconds(1), "no answer".into());
         assert_eq!(seen.left(), None);
-        seen.hear(seconds(10), at("running", 0, 20));
-        assert_eq!(seen.left(), Some(80.0));
-        // Slow now; what was two minutes ago counts no more.
-        seen.hear(seconds(100), at("running", 0, 21));
-        seen.hear(seconds(110), at("running", 0, 22));
-        assert_eq!(seen.left(), Some(780.0));
-        seen.hear(seconds(111), at("paused", 0, 22));
-        assert_eq!(seen.left(), None);
-        seen.hear(seconds(200), at("running", 0, 22));
-        seen.hear(seconds(201), at("running", 0, 23));
-        assert_eq!(seen.left(), Some(77.0));
-        // Another stage, and then an earlier step of it.
-        seen.hear(seconds(202), at("running", 1, 5));
-        assert_eq!(seen.left(), None);
-        seen.hear(seconds(203), at("running", 1, 3));
+        seen.hear(seconds(2), StatusResponse { seconds_left: left, ..at("paused", 0, 22) });
         assert_eq!(seen.left(), None);
     }
 
@@ -139,7 +110,7 @@ mod tests {
         assert_eq!(seen.curve(9).map(|point| point.loss).collect::<Vec<_>>(), [1.0, 2.0, 4.0]);
         assert_eq!(seen.curve(1).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
         (1..5_000).for_each(|step| seen.hear(seconds(step), at("running", 1, step)));
-        assert_eq!((seen.curve(usize::MAX).count(), seen.pace.len()), (CURVE, 61));
+        assert_eq!(seen.curve(usize::MAX).count(), CURVE);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 use tch::{Kind, Tensor};
 
 use super::{CaptionerArchitecture, Initial, beam::Steps};
-use crate::nn::{Builder, Conv1d, Embedding, LayerNorm, Mode, attention, causal_mask, merge_heads, split_heads};
+use crate::nn::{
+    Builder, Conv1d, Embedding, LayerNorm, Mode, attention, causal_mask, merge_heads, split_heads, split_parts,
+    stack_parts,
+};
 
 /// A GPT-2 with cross-attention, `decoder.transformer.*`; the output is tied to the token embedding.
 pub struct Decoder {
@@ -53,8 +56,8 @@ impl Decoder {
         let x = mode.drop(self.tokens.forward(tokens) + self.positions.first(length));
         let mask = causal_mask(length, tokens);
         let x = self.blocks.iter().fold(x, |x, block| {
-            let (query, own) = block.self_attention_inputs(&x);
-            let x = block.after_attention(x, &attention(&query, &own.key, &own.value, Some(&mask), mode), mode);
+            let [query, key, value] = split_parts(&block.self_attention_inputs(&x), block.heads);
+            let x = block.after_attention(x, &attention(&query, &key, &value, Some(&mask), mode), mode);
             let x = block.cross_attention(x, &block.memory(memory), each, mode);
             block.feed_forward(x, mode)
         });
@@ -68,13 +71,12 @@ impl Decoder {
 
     /// Prepares step-by-step decoding of `beams` captions for each image of `memory`, of at most `max_length` tokens.
     pub fn begin(&self, memory: &Tensor, beams: i64, max_length: i64) -> Incremental<'_> {
-        let rows = memory.size()[0] * beams;
-        let layers = self.blocks.iter().map(|block| {
-            let shape = [rows, block.heads, max_length, memory.size()[2] / block.heads];
-            let empty = || Tensor::zeros(shape, (Kind::Float, memory.device()));
-            Layer { own: KeyValue { key: empty(), value: empty() }, memory: block.memory(memory) }
-        });
-        Incremental { decoder: self, layers: layers.collect(), beams, length: 0 }
+        let (images, _, width) = memory.size3().expect("memory is [images, length, width]");
+        let memory: Vec<KeyValue> = self.blocks.iter().map(|block| block.memory(memory)).collect();
+        let (layers, heads) = (self.blocks.len() as i64, self.blocks.first().map_or(1, |block| block.heads));
+        let shape = [layers, images * beams, 2, heads, max_length, width / heads];
+        let own = Tensor::zeros(shape, (Kind::Float, self.tokens.table().device()));
+        Incremental { decoder: self, own, memory, beams, length: 0 }
     }
 }
 
@@ -103,11 +105,9 @@ impl Block {
         }
     }
 
-    fn self_attention_inputs(&self, x: &Tensor) -> (Tensor, KeyValue) {
-        let projected = self.c_attn.forward(&self.ln_1.forward(x));
-        let width = x.size()[2];
-        let part = |i| split_heads(&projected.narrow(2, i * width, width).contiguous(), self.heads);
-        (part(0), KeyValue { key: part(1), value: part(2) })
+    /// Queries, keys and values side by side, `[batch, length, 3 * width]`.
+    fn self_attention_inputs(&self, x: &Tensor) -> Tensor {
+        self.c_attn.forward(&self.ln_1.forward(x))
     }
 
     fn after_attention(&self, x: Tensor, attended: &Tensor, mode: Mode) -> Tensor {
@@ -116,10 +116,8 @@ impl Block {
 
     /// Keys and values of what the encoder saw, once an image however many captions attend to it.
     fn memory(&self, memory: &Tensor) -> KeyValue {
-        let projected = self.cross_key_value.forward(memory);
-        let width = memory.size()[2];
-        let part = |i| split_heads(&projected.narrow(2, i * width, width).contiguous(), self.heads);
-        KeyValue { key: part(0), value: part(1) }
+        let [key, value] = split_parts(&self.cross_key_value.forward(memory), self.heads);
+        KeyValue { key, value }
     }
 
     /// The captions of an image ask its memory as further query positions; keys are never copied for them.
@@ -139,38 +137,33 @@ impl Block {
 /// Decoding under way: what each caption attends to, kept.
 pub struct Incremental<'a> {
     decoder: &'a Decoder,
-    layers: Vec<Layer>,
+    /// Each layer's own keys and values so far, `[layers, rows, 2, heads, longest, head width]`: one tensor, so that all of them are
+    /// put into a new order at once.
+    own: Tensor,
+    /// Each layer's keys and values of the memory.
+    memory: Vec<KeyValue>,
     beams: i64,
     length: i64,
 }
 
-struct Layer {
-    own: KeyValue,
-    memory: KeyValue,
-}
-
 impl Steps for Incremental<'_> {
     fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
-        let device = self.layers[0].own.key.device();
+        let device = self.own.device();
         let position = self.length;
         let tokens = Tensor::from_slice(tokens).to_device(device).unsqueeze(1);
         let mut x = self.decoder.tokens.forward(&tokens) + self.decoder.positions.table().narrow(0, position, 1);
-        let origins = origins.map(|rows| Tensor::from_slice(rows).to_device(device));
-        for (block, layer) in self.decoder.blocks.iter().zip(&mut self.layers) {
-            let (query, new) = block.self_attention_inputs(&x);
-            let extend = |cache: &mut Tensor, new: &Tensor| {
-                if let Some(origins) = &origins {
-                    let kept = cache.narrow(2, 0, position);
-                    let reordered = kept.index_select(0, origins);
-                    cache.narrow(2, 0, position).copy_(&reordered);
-                }
-                cache.narrow(2, position, 1).copy_(new);
-                cache.narrow(2, 0, position + 1)
-            };
-            let key = extend(&mut layer.own.key, &new.key);
-            let value = extend(&mut layer.own.value, &new.value);
-            x = block.after_attention(x, &attention(&query, &key, &value, None, Mode::Evaluate), Mode::Evaluate);
-            x = block.cross_attention(x, &layer.memory, self.beams, Mode::Evaluate);
+        if let Some(rows) = origins {
+            self.own = self.own.index_select(1, &Tensor::from_slice(rows).to_device(device));
+        }
+        for (layer, (block, memory)) in self.decoder.blocks.iter().zip(&self.memory).enumerate() {
+            let inputs = stack_parts(&block.self_attention_inputs(&x), 3, block.heads);
+            let own = self.own.get(layer as i64);
+            own.narrow(3, position, 1).copy_(&inputs.narrow(0, 1, 2).transpose(0, 1));
+            let own = own.narrow(3, 0, position + 1);
+            let [key, value] = [0, 1].map(|part| own.select(1, part));
+            let attended = attention(&inputs.get(0), &key, &value, None, Mode::Evaluate);
+            x = block.after_attention(x, &attended, Mode::Evaluate);
+            x = block.cross_attention(x, memory, self.beams, Mode::Evaluate);
             x = block.feed_forward(x, Mode::Evaluate);
         }
         self.length += 1;

@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 use std::ffi::OsString;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -75,15 +75,24 @@ impl Caption {
         };
         let writer =
             Writer { eyes: open_eyes(&folder, device)?, captioner, vocabulary, search, device, json: self.json };
+        // How many there are is known unless they come from standard input. What is printed on the same terminal is progress enough.
+        let known = !self.images.iter().any(|path| path.as_os_str() == "-");
+        let bar = match () {
+            () if std::io::stdout().is_terminal() => terminal::hidden(),
+            () if known => terminal::bar(self.images.len() as u64, "images"),
+            () => terminal::spinner("captioning"),
+        };
         let mut failed = 0;
         let mut batch = Vec::with_capacity(BATCH);
         for path in paths(&self.images) {
             batch.push(path?);
             if batch.len() == BATCH {
                 failed += writer.caption(&std::mem::take(&mut batch))?;
+                bar.inc(BATCH as u64);
             }
         }
         failed += writer.caption(&batch)?;
+        bar.finish_and_clear();
         if failed > 0 { Err(format!("{failed} images could not be captioned")) } else { Ok(()) }
     }
 }

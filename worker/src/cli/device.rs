@@ -1,5 +1,7 @@
 use tch::Device;
 
+use crate::cuda;
+
 /// Where to compute.
 #[derive(clap::Args)]
 pub struct Compute {
@@ -12,11 +14,14 @@ pub struct Compute {
 }
 
 impl Compute {
-    /// Sets the threads, and says which device it is.
+    /// Sets the threads, and says which device it is. Before anything else is done: libtorch may have to be loaded anew.
     ///
     /// # Errors
     /// libtorch cannot use that device.
     pub fn prepare(&self) -> Result<Device, String> {
+        if self.device.is_cuda() {
+            cuda::load()?;
+        }
         if let Some(threads) = self.threads {
             tch::set_num_threads(threads.into());
         }

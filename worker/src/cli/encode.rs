@@ -4,10 +4,10 @@ use std::sync::Arc;
 use dataset::{DataSet, Split};
 use features::{Dtype, Manifest, Writer};
 use runfile::RunFile;
+use serde_json::json;
 use tch::{Device, Tensor};
 
 use super::device::Compute;
-use super::progress::images_bar;
 use crate::data::{Batch, Loader, Source, kind};
 use crate::models::{Models, Origins};
 use crate::{sight, tensors};
@@ -32,6 +32,9 @@ pub struct Encode {
     /// Images encoded at once.
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     compute: Compute,
 }
@@ -51,10 +54,17 @@ impl Encode {
         let source = Source { data, sizes: models.sizes(), stores: None, skip_corrupt };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let skipped = self.encode(&models, &manifest, &Loader::new(source, threads), &mut writer)?;
-        let (images, folder) = (manifest.images, folder.display());
+        let (images, bytes) = (manifest.images, manifest.row_bytes());
+        if self.json {
+            println!(
+                "{}",
+                json!({ "folder": folder, "images": images, "bytes_per_image": bytes, "left_out": skipped })
+            );
+            return Ok(());
+        }
         let left_out =
             if skipped > 0 { format!("; {skipped} could not be decoded and will be left out") } else { String::new() };
-        println!("{folder}: {images} images, {} bytes each{left_out}", manifest.row_bytes());
+        println!("{}: {images} images, {bytes} bytes each{left_out}", folder.display());
         Ok(())
     }
 
@@ -72,7 +82,7 @@ impl Encode {
         let whole =
             writer.rows() - if writer.rows() < manifest.images { writer.rows() % u64::from(self.batch) } else { 0 };
         writer.keep(whole).map_err(|error| error.to_string())?;
-        let bar = images_bar(manifest.images);
+        let bar = terminal::bar(manifest.images, "images");
         bar.set_position(writer.rows());
         bar.reset_eta();
         let first = writer.rows() as usize;

@@ -11,7 +11,6 @@ use statistics::names;
 use tch::Device;
 
 use super::device::Compute;
-use super::progress::images_bar;
 use super::report::Print;
 use crate::data::{Loader, Source};
 use crate::examination::{Examiner, Writer};
@@ -58,7 +57,9 @@ impl Evaluate {
             results::write(path, &captions).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         let (names, examined): (Vec<String>, Vec<Examined>) = items.into_iter().map(examined).unzip();
+        let progress = terminal::spinner(format!("scoring {} captions", names.len()));
         let report = metrics.evaluate(&examined);
+        progress.finish_and_clear();
         self.print.print(&report, &names)
     }
 
@@ -104,7 +105,7 @@ impl Evaluate {
             scenes: scenes.as_ref(),
             writer: Writer::Captioner,
         };
-        let bar = images_bar(images as u64);
+        let bar = terminal::bar(images as u64, "images");
         let range = EVALUATION_RANGE as usize;
         let ranges = (0..images).step_by(range).map(|from| from..images.min(from + range));
         let mut items = Vec::with_capacity(images);

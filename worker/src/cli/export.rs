@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use serde_json::json;
 use weights::folder::{Folder, Vocabulary};
 use weights::write_safetensors;
 
@@ -14,11 +15,15 @@ pub struct Export {
     /// The Hugging Face folder to make: config.json and model.safetensors.
     #[arg(long, value_name = "HF_DIR")]
     to: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Export {
     pub fn run(self) -> Result<(), String> {
         let text = |error: weights::Error| error.to_string();
+        let progress = terminal::spinner("reading, translating and writing the weights");
         let folder = Folder::open(&self.from).map_err(text)?;
         if folder.manifest().vocabulary != Vocabulary::Full {
             let from = self.from.display();
@@ -33,7 +38,12 @@ impl Export {
             files::write(&to.join("config.json"), &config)?;
             write_safetensors(&to.join("model.safetensors"), &tensors).map_err(text)
         })?;
-        println!("{}: {} tensors", self.to.display(), tensors.len());
+        progress.finish_and_clear();
+        if self.json {
+            println!("{}", json!({ "folder": self.to, "tensors": tensors.len() }));
+        } else {
+            println!("{}: {} tensors", self.to.display(), tensors.len());
+        }
         Ok(())
     }
 }

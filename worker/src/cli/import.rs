@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use serde_json::json;
 use weights::Released;
 use weights::folder::{self, Manifest, VisionTower, Vocabulary};
 use weights::write_safetensors;
@@ -15,11 +16,15 @@ pub struct Import {
     /// The model folder to make.
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Import {
     pub fn run(self) -> Result<(), String> {
         let text = |error: weights::Error| error.to_string();
+        let progress = terminal::spinner("reading, translating and writing the weights");
         let released = Released::open(&self.from).map_err(text)?;
         let known = text::Vocabulary::full().size();
         if released.captioner().vocabulary_size as i64 != known {
@@ -41,7 +46,13 @@ impl Import {
             };
             Manifest::new(Vocabulary::Full, released.captioner().clone(), tower, None).write(folder).map_err(text)
         })?;
-        println!("{}: a captioner of {} tensors", self.to.display(), released.captioner_tensors().len());
+        progress.finish_and_clear();
+        let tensors = released.captioner_tensors().len();
+        if self.json {
+            println!("{}", json!({ "folder": self.to, "tensors": tensors }));
+        } else {
+            println!("{}: a captioner of {tensors} tensors", self.to.display());
+        }
         Ok(())
     }
 }

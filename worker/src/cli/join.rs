@@ -1,10 +1,11 @@
 use std::net::IpAddr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use connection::Address;
 
 use super::device::Compute;
-use crate::session::{self, Options};
+use crate::session::{self, Ending, Options};
 
 /// Where launchers put a process's rank.
 const RANK_VARIABLES: [&str; 3] = ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX"];
@@ -30,10 +31,14 @@ pub struct Join {
     /// Seconds to go on trying when the coordinator cannot be reached, at first or after it was lost; the state is held meanwhile.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     join_timeout: u64,
+    /// Exit status if this worker was asked to end before the run is complete. Launchers that start again only what failed need
+    /// another than 0, such as 75.
+    #[arg(long, default_value_t = 0, value_name = "STATUS")]
+    left_status: u8,
 }
 
 impl Join {
-    pub fn run(self) -> Result<(), String> {
+    pub fn run(self) -> Result<ExitCode, String> {
         let rank = match self.rank {
             Some(rank) => Some(rank),
             None => rank_of_environment(|name| std::env::var(name).ok())?,
@@ -46,7 +51,10 @@ impl Join {
             patience: Duration::from_secs(self.join_timeout),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        runtime.map_err(|error| error.to_string())?.block_on(session::run(options))
+        match runtime.map_err(|error| error.to_string())?.block_on(session::run(options))? {
+            Ending::Finished => Ok(ExitCode::SUCCESS),
+            Ending::Left => Ok(ExitCode::from(self.left_status)),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod bench;
 mod caption;
 mod device;
 mod encode;
@@ -7,14 +8,14 @@ mod evaluate;
 mod export;
 mod import;
 mod join;
-mod progress;
 mod report;
 mod score;
 mod synthesize;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use terminal::{Completions, Logs};
 
 /// Trains image captioners as one of a coordinator's workers, and all that goes with it.
 #[derive(Parser)]
@@ -22,6 +23,8 @@ use clap::{Parser, Subcommand};
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    logs: Logs,
 }
 
 #[derive(Subcommand)]
@@ -41,29 +44,52 @@ enum Command {
     Export(export::Export),
     /// Draw the built-in world: images, captions and scene graphs.
     Synthesize(synthesize::Synthesize),
+    Bench(bench::Bench),
+    #[command(after_help = "Example: worker completions bash > ~/.local/share/bash-completion/completions/worker")]
+    Completions(Completions),
 }
 
 /// Runs the command line; an error is one line on stderr and exit code 1.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    cli.logs.start();
+    let done = |()| ExitCode::SUCCESS;
     let result = match cli.command {
         Command::Join(join) => join.run(),
-        Command::Encode(encode) => encode.run(),
-        Command::Caption(caption) => caption.run(),
-        Command::Evaluate(evaluate) => evaluate.run(),
-        Command::Score(score) => score.run(),
-        Command::Import(import) => import.run(),
-        Command::Export(export) => export.run(),
-        Command::Synthesize(synthesize) => synthesize.run(),
+        Command::Encode(encode) => encode.run().map(done),
+        Command::Caption(caption) => caption.run().map(done),
+        Command::Evaluate(evaluate) => evaluate.run().map(done),
+        Command::Score(score) => score.run().map(done),
+        Command::Import(import) => import.run().map(done),
+        Command::Export(export) => export.run().map(done),
+        Command::Synthesize(synthesize) => synthesize.run().map(done),
+        Command::Completions(completions) => {
+            completions.print(Cli::command()).map(done).map_err(|error| error.to_string())
+        }
+        Command::Bench(bench) => bench.run().map(done),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(problem) => {
             eprintln!("worker: error: {problem}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_subcommand_has_an_example() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for subcommand in command.get_subcommands() {
+            let help = subcommand.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let (name, example) = (subcommand.get_name(), format!("worker {}", subcommand.get_name()));
+            assert!(help.contains("Example") && help.contains(&example), "{name} has no example");
         }
     }
 }

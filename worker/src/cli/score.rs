@@ -35,7 +35,9 @@ impl Score {
         let files = Files::new([&self.meteor_jar, &self.meteor_paraphrases, &self.spice_jar]);
         let captions = Captions::read(&self.references, &self.candidates).map_err(|error| error.to_string())?;
         let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
+        let progress = terminal::spinner(format!("scoring {} captions", captions.ids.len()));
         let report = captions.score(&metrics);
+        progress.finish_and_clear();
         self.print.print(&report, &captions.ids)
     }
 }

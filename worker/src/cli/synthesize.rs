@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use serde_json::json;
+
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker synthesize --out world --images 5000 --seed 7")]
 pub struct Synthesize {
@@ -15,6 +17,9 @@ pub struct Synthesize {
     /// Also write positives/: other drawings and captions of the training scenes, for contrastive stages that weigh them in.
     #[arg(long)]
     positives: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Synthesize {
@@ -22,10 +27,20 @@ impl Synthesize {
         let text = |error: world::Error| error.to_string();
         // Before the rest: a folder with a dataset.json is complete.
         if self.positives {
+            let progress = terminal::spinner("drawing positives");
             world::synthesize_positives(&self.out, self.images as usize, self.seed).map_err(text)?;
+            progress.finish_and_clear();
         }
-        let summary = world::synthesize(&self.out, self.images as usize, self.seed, |_| {}).map_err(text)?;
-        println!("{}: {} train, {} val, {} test images", self.out.display(), summary.train, summary.val, summary.test);
+        let bar = terminal::bar(self.images.into(), "images");
+        let drawn =
+            world::synthesize(&self.out, self.images as usize, self.seed, |images| bar.set_position(images as u64));
+        let world::Summary { train, val, test } = drawn.map_err(text)?;
+        bar.finish_and_clear();
+        if self.json {
+            println!("{}", json!({ "folder": self.out, "train": train, "val": val, "test": test }));
+        } else {
+            println!("{}: {train} train, {val} val, {test} test images", self.out.display());
+        }
         Ok(())
     }
 }

@@ -5,7 +5,8 @@ use super::{transformer::Transformer, unit};
 use crate::nn::{Builder, Embedding, LayerNorm, causal_mask};
 use crate::text::TokenBatch;
 
-/// Texts that are run to the length of the longest of them.
+/// Texts that are run together, to the length of the longest of them: on a CPU so many, as padding is work there; on a GPU all, as
+/// starting the work takes longer than most of it.
 const GROUP: i64 = 32;
 
 /// The text transformer, `transformer.*`.
@@ -39,7 +40,8 @@ impl Text {
     pub fn embed(&self, texts: &TokenBatch) -> Tensor {
         let (lengths, order) = texts.lengths.sort(0, false);
         let ids = texts.ids.index_select(0, &order);
-        let groups = lengths.split(GROUP, 0).into_iter().zip(ids.split(GROUP, 0));
+        let group = if ids.device().is_cuda() { ids.size()[0].max(1) } else { GROUP };
+        let groups = lengths.split(group, 0).into_iter().zip(ids.split(group, 0));
         let embedded = groups.map(|(lengths, ids)| self.embed_group(&ids, &lengths)).collect::<Vec<_>>();
         unit(&Tensor::cat(&embedded, 0).index_select(0, &order.argsort(0, false)))
     }

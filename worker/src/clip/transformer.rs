@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use crate::nn::{Builder, LayerNorm, Linear, Mode, attention, merge_heads, split_heads};
+use crate::nn::{Builder, LayerNorm, Linear, Mode, attention, merge_heads, split_parts};
 
 /// A stack of pre-norm residual blocks, `{name}.resblocks.*`.
 pub struct Transformer {
@@ -51,10 +51,7 @@ impl Block {
 
     fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
         let projected = self.ln_1.forward(&x).linear(&self.in_proj_weight, Some(&self.in_proj_bias));
-        let [query, key, value] = [0, 1, 2].map(|i| {
-            let width = projected.size()[2] / 3;
-            split_heads(&projected.narrow(2, i * width, width).contiguous(), self.heads)
-        });
+        let [query, key, value] = split_parts(&projected, self.heads);
         let x = x + self.out_proj.forward(&merge_heads(&attention(&query, &key, &value, mask, Mode::Evaluate)));
         let hidden = self.c_fc.forward(&self.ln_2.forward(&x));
         x + self.c_proj.forward(&quick_gelu(&hidden))

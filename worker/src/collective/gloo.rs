@@ -1,26 +1,15 @@
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::net::{IpAddr, TcpListener};
-use std::os::fd::IntoRawFd;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::ffi::{c_char, c_int, c_void};
+use std::net::IpAddr;
 
 use tch::Tensor;
 
-use super::{Broken, Collective, Flag};
-
-/// Bytes of an error's buffer; as in `gloo/shim.cpp`.
-const ERROR_LENGTH: usize = 512;
-/// How long a wait goes on before it looks at the abandon flag; completion itself is noticed at once.
-const POLL: Duration = Duration::from_millis(10);
+use super::store::{ERROR_LENGTH, Handle, c_string, text};
+use super::{Broken, Collective, Flag, Meeting, POLL};
 
 // SAFETY: declarations of the functions in gloo/shim.cpp, with the same types.
 unsafe extern "C" {
-    fn dico_store_serve(fd: c_int, host: *const c_char, port: u16, error: *mut c_char) -> *mut c_void;
-    fn dico_store_free(store: *mut c_void);
     fn dico_gloo_new(
-        store_host: *const c_char,
-        store_port: u16,
-        prefix: *const c_char,
+        store: *mut c_void,
         own_host: *const c_char,
         rank: c_int,
         size: c_int,
@@ -41,72 +30,6 @@ unsafe extern "C" {
     fn dico_work_free(work: *mut c_void);
 }
 
-/// A pointer that the shim hands out; its objects may be used from one thread at a time, whichever that is.
-struct Handle {
-    pointer: *mut c_void,
-    free: unsafe extern "C" fn(*mut c_void),
-}
-
-// SAFETY: c10d's objects are reference-counted atomically and tied to no thread.
-unsafe impl Send for Handle {}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // SAFETY: the pointer came from the shim together with the function that frees it, and is freed once.
-        unsafe { (self.free)(self.pointer) }
-    }
-}
-
-impl Handle {
-    fn new(
-        free: unsafe extern "C" fn(*mut c_void),
-        make: impl FnOnce(*mut c_char) -> *mut c_void,
-    ) -> Result<Self, String> {
-        let mut error = [0 as c_char; ERROR_LENGTH];
-        let pointer = make(error.as_mut_ptr());
-        if pointer.is_null() { Err(text(&error)) } else { Ok(Self { pointer, free }) }
-    }
-}
-
-fn text(error: &[c_char; ERROR_LENGTH]) -> String {
-    // SAFETY: the shim always ends what it writes with a zero, and the buffer starts as zeros.
-    unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned()
-}
-
-fn c_string(text: &str) -> Result<CString, String> {
-    CString::new(text).map_err(|_| format!("{text:?} has a zero byte in it"))
-}
-
-/// The key-value store that this worker serves for as long as it lives; the ranks of a generation meet in rank 0's.
-pub struct Store {
-    _handle: Handle,
-    address: String,
-}
-
-impl Store {
-    /// Listens on a port of the system's choosing at `host`.
-    ///
-    /// # Errors
-    /// `host` is not an address of this machine.
-    pub fn serve(host: IpAddr) -> Result<Self, String> {
-        let listener = TcpListener::bind((host, 0)).map_err(|error| format!("cannot listen on {host}: {error}"))?;
-        let address = listener.local_addr().map_err(|error| error.to_string())?;
-        let name = c_string(&host.to_string())?;
-        let fd = listener.into_raw_fd();
-        // SAFETY: `name` outlives the call; the store takes the socket over.
-        let handle = Handle::new(dico_store_free, |error| unsafe {
-            dico_store_serve(fd, name.as_ptr(), address.port(), error)
-        })?;
-        Ok(Self { _handle: handle, address: address.to_string() })
-    }
-
-    /// host:port.
-    #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-}
-
 /// Gloo over TCP, through libtorch's process group.
 pub struct Gloo {
     /// Taken when dropped, to be destroyed on another thread: an abandoned group waits for its peers' sockets.
@@ -117,51 +40,22 @@ pub struct Gloo {
 }
 
 impl Gloo {
-    /// Meets the other ranks of `generation` at the store of its rank 0.
+    /// Meets the other ranks of a generation, which reach this one at `own_host`.
     ///
     /// # Errors
-    /// The others did not come within `patience`, or `abandon` was raised.
-    pub fn meet(
-        store_address: &str,
-        generation: u64,
-        own_host: IpAddr,
-        rank: usize,
-        world_size: usize,
-        patience: Duration,
-        abandon: Flag,
-    ) -> Result<Self, Broken> {
-        let (host, port) = store_address
-            .rsplit_once(':')
-            .and_then(|(host, port)| Some((host.trim_matches(['[', ']']).to_owned(), port.parse::<u16>().ok()?)))
-            .ok_or_else(|| Broken::Failed(format!("store address {store_address:?} is not host:port")))?;
-        // A prefix of its own for each generation: a fast rank must not read a peer's address of an earlier one.
-        let prefix = format!("generation-{generation}");
-        let (sender, receiver) = mpsc::channel();
-        // Meeting blocks without a way to interrupt it, so it happens on a thread that can be left behind.
-        std::thread::spawn(move || {
-            let connect = || {
-                let (host, prefix) = (c_string(&host)?, c_string(&prefix)?);
-                let own_host = c_string(&own_host.to_string())?;
-                let timeout = patience.as_millis() as i64;
-                let (rank, size) = (rank as c_int, world_size as c_int);
-                // SAFETY: all strings outlive the call.
-                Handle::new(dico_gloo_free, |error| unsafe {
-                    let (host, prefix, own) = (host.as_ptr(), prefix.as_ptr(), own_host.as_ptr());
-                    dico_gloo_new(host, port, prefix, own, rank, size, timeout, error)
-                })
-            };
-            // Nobody listens any more once the generation is abandoned; the group is then destroyed here.
-            _ = sender.send(connect());
-        });
-        loop {
-            match receiver.recv_timeout(POLL) {
-                Ok(Ok(group)) => return Ok(Self { group: Some(group), abandon, rank, world_size }),
-                Ok(Err(reason)) => return Err(Broken::Failed(reason)),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(Broken::Failed("meeting thread died".into())),
-                Err(mpsc::RecvTimeoutError::Timeout) if abandon.is_raised() => return Err(Broken::Abandoned),
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-            }
-        }
+    /// The others did not come in time, or the generation was abandoned.
+    pub fn meet(meeting: &Meeting<'_>, own_host: IpAddr) -> Result<Self, Broken> {
+        let (rank, world_size) = (meeting.rank, meeting.world_size);
+        let timeout = meeting.patience.as_millis() as i64;
+        let group = meeting.apart(move |store| {
+            let own_host = c_string(&own_host.to_string())?;
+            let (rank, size) = (rank as c_int, world_size as c_int);
+            // SAFETY: store and string outlive the call.
+            Handle::new(dico_gloo_free, |error| unsafe {
+                dico_gloo_new(store.pointer(), own_host.as_ptr(), rank, size, timeout, error)
+            })
+        })?;
+        Ok(Self { group: Some(group), abandon: meeting.abandon.clone(), rank, world_size })
     }
 
     fn group(&self) -> *mut c_void {
@@ -228,10 +122,12 @@ impl Collective for Gloo {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::time::Duration;
 
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::collective::Store;
 
     const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -243,8 +139,16 @@ mod tests {
                 .map(|rank| {
                     scope.spawn(move || {
                         let patience = Duration::from_secs(30);
-                        let flag = Flag::default();
-                        body(Gloo::meet(address, 1, HOST, rank, size, patience, flag).unwrap())
+                        let abandon = Flag::default();
+                        let meeting = Meeting {
+                            store_address: address,
+                            generation: 1,
+                            rank,
+                            world_size: size,
+                            patience,
+                            abandon,
+                        };
+                        body(Gloo::meet(&meeting, HOST).unwrap())
                     })
                 })
                 .collect();
@@ -288,7 +192,14 @@ mod tests {
         let store = Store::serve(HOST).unwrap();
         let flag = Flag::default();
         flag.raise();
-        let met = Gloo::meet(store.address(), 1, HOST, 0, 2, Duration::from_secs(2), flag);
-        assert_eq!(met.err(), Some(Broken::Abandoned));
+        let meeting = Meeting {
+            store_address: store.address(),
+            generation: 1,
+            rank: 0,
+            world_size: 2,
+            patience: Duration::from_secs(2),
+            abandon: flag,
+        };
+        assert_eq!(Gloo::meet(&meeting, HOST).err(), Some(Broken::Abandoned));
     }
 }

@@ -156,6 +156,17 @@ pub fn split_heads(x: &Tensor, heads: i64) -> Tensor {
     x.view([batch, length, heads, width / heads]).transpose(1, 2)
 }
 
+/// `[batch, length, parts * heads * width]` to `[parts, batch, heads, length, width]`, in the same memory.
+pub fn stack_parts(x: &Tensor, parts: i64, heads: i64) -> Tensor {
+    let (batch, length, width) = x.size3().expect("activations are [batch, length, width]");
+    x.view([batch, length, parts, heads, width / (parts * heads)]).permute([2, 0, 3, 1, 4])
+}
+
+/// `[batch, length, N * heads * width]` to N times `[batch, heads, length, width]`, in the same memory.
+pub fn split_parts<const N: usize>(x: &Tensor, heads: i64) -> [Tensor; N] {
+    stack_parts(x, N as i64, heads).unbind(0).try_into().expect("as many as were stacked")
+}
+
 /// `[batch, heads, length, width]` to `[batch, length, heads * width]`.
 pub fn merge_heads(x: &Tensor) -> Tensor {
     let (batch, heads, length, width) = x.size4().expect("attention is [batch, heads, length, width]");

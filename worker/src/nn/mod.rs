@@ -5,5 +5,6 @@ mod parameters;
 
 pub use layers::{
     BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, causal_mask, merge_heads, split_heads,
+    split_parts, stack_parts,
 };
 pub use parameters::{Builder, Gradient, Mismatch, Parameters};

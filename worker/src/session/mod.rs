@@ -42,11 +42,20 @@ pub struct Options {
     pub patience: Duration,
 }
 
+/// How a worker's part in a run ends well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The run is complete.
+    Finished,
+    /// This process was asked to end before that.
+    Left,
+}
+
 /// Takes part in the run until it is complete, or this process is asked to end.
 ///
 /// # Errors
 /// One line that says why this worker cannot go on.
-pub async fn run(options: Options) -> Result<(), String> {
+pub async fn run(options: Options) -> Result<Ending, String> {
     let mut wish = leaving::wish()?;
     let begin = async {
         let host = match options.host {
@@ -61,7 +70,7 @@ pub async fn run(options: Options) -> Result<(), String> {
     let (host, place, store, mut training) = tokio::select! {
         begun = begin => begun?,
         // Nobody depends on it yet.
-        Ok(_) = wish.wait_for(|wish| *wish) => return Ok(()),
+        Ok(_) = wish.wait_for(|wish| *wish) => return Ok(Ending::Left),
     };
     let over = take_part(&options, host, place, &store, &mut training, &wish).await;
     training.saved().await;
@@ -76,7 +85,7 @@ async fn take_part(
     store: &Store,
     training: &mut Training,
     wish: &watch::Receiver<bool>,
-) -> Result<(), String> {
+) -> Result<Ending, String> {
     let mut holds = None;
     loop {
         let attach = v1::Attach {
@@ -89,7 +98,7 @@ async fn take_part(
             Over::Finished => return finish(place.rank, training).await,
             Over::Left => {
                 println!("left rank={}", place.rank);
-                return Ok(());
+                return Ok(Ending::Left);
             }
             Over::Failed(reason) => return Err(reason),
             Over::Disconnected(reason) => {
@@ -105,10 +114,10 @@ async fn take_part(
     }
 }
 
-async fn finish(rank: u32, training: &mut Training) -> Result<(), String> {
+async fn finish(rank: u32, training: &mut Training) -> Result<Ending, String> {
     let End::Finished(sha256) = training.end().await else { return Err(training_died()) };
     println!("finished rank={rank} parameters_sha256={sha256}");
-    Ok(())
+    Ok(Ending::Finished)
 }
 
 fn client(channel: Channel) -> CoordinatorClient<Channel> {

@@ -32,7 +32,7 @@ use storage::{Access, Checkpoints};
 use tch::Device;
 
 use crate::captioner::Search;
-use crate::collective::{Broken, Collective, Flag, Gloo, Solo};
+use crate::collective::{Broken, Collective, Flag, Meeting};
 use crate::data::{Loader, Source};
 use crate::models::Origins;
 use crate::sight;
@@ -325,13 +325,15 @@ impl Trainer {
         if !unreachable.is_empty() {
             return Err(Stop::Unreachable(unreachable));
         }
-        let collective: Box<dyn Collective> = if world_size == 1 {
-            Box::new(Solo)
-        } else {
-            let flag = self.abandon.clone();
-            let address = &order.store_address;
-            Box::new(Gloo::meet(address, generation, self.host, rank, world_size, MEETING_PATIENCE, flag)?)
+        let meeting = Meeting {
+            store_address: &order.store_address,
+            generation,
+            rank,
+            world_size,
+            patience: MEETING_PATIENCE,
+            abandon: self.abandon.clone(),
         };
+        let collective = meeting.hold(self.device, self.host)?;
         let source = match (order.source_rank, order.checkpoint.as_str()) {
             (Some(source), _) => source as usize,
             (None, "") => {

@@ -6,9 +6,9 @@ mod ranks;
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use metrics::{Gauge, Label, counter, gauge, histogram, with_local_recorder};
+use metrics::{Counter, Gauge, Label, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use runfile::RunFile;
+use runfile::{GuardAction, RunFile};
 use statistics::{Summary, names};
 
 use super::refusals::Refusals;
@@ -80,6 +80,9 @@ impl Metrics {
             for total in ["dico_recoveries_total", "dico_checkpoints_total", "dico_workers_lost_total"] {
                 counter!(total).absolute(0);
             }
+            for rule in file.stages.iter().flat_map(|stage| &stage.guard) {
+                guard_events(&rule.metric, rule.action).absolute(0);
+            }
             Ranks::default()
         });
         Self { recorder, run: file.name.clone(), stage: None, best: None, ranks, broken: Broken::Not }
@@ -108,10 +111,11 @@ impl Metrics {
         with_local_recorder(&*recorder, || match record {
             Record::Step(step) => {
                 expose_step(step);
+                // What some had reported of a generation when it ended comes after its end, and is no recovery.
                 if let Broken::Mended(since) = *broken {
                     histogram!("dico_recovery_seconds").record(since.elapsed().as_secs_f64());
+                    *broken = Broken::Not;
                 }
-                *broken = Broken::Not;
             }
             Record::Ended { .. } => {
                 if let Broken::Not = broken {
@@ -124,6 +128,11 @@ impl Metrics {
                     *broken = Broken::Mended(since);
                 }
             }
+            Record::Ready { recovery: false, .. } => {
+                if let Broken::Since(_) = *broken {
+                    *broken = Broken::Not;
+                }
+            }
             Record::Saved(_) => {
                 counter!("dico_checkpoints_total").increment(1);
                 gauge!("dico_last_checkpoint_timestamp_seconds").set(now());
@@ -134,15 +143,8 @@ impl Metrics {
                     gauge!("dico_evaluation_score", "metric" => metric.clone()).set(*score);
                 }
             }
-            Record::Guard { firing, .. } => {
-                let labels = [("metric", firing.metric.clone()), ("action", firing.action.name().to_owned())];
-                counter!("dico_guard_events_total", &labels).increment(1);
-            }
-            Record::Ready { .. }
-            | Record::Formed { .. }
-            | Record::Deleted(_)
-            | Record::Damaged(_)
-            | Record::Event { .. } => {}
+            Record::Guard { firing, .. } => guard_events(&firing.metric, firing.action).increment(1),
+            Record::Formed { .. } | Record::Deleted(_) | Record::Damaged(_) | Record::Event { .. } => {}
         });
     }
 
@@ -183,6 +185,10 @@ impl Metrics {
         // Folds what histograms have gathered into their buckets, so that it does not pile up between scrapes.
         recorder.handle().run_upkeep();
     }
+}
+
+fn guard_events(metric: &str, action: GuardAction) -> Counter {
+    counter!("dico_guard_events_total", "metric" => metric.to_owned(), "action" => action.name())
 }
 
 fn expose_step(step: &StepStatistics) {

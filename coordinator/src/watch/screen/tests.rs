@@ -10,6 +10,8 @@ fn member(rank: u32) -> v1::Member {
         phase: v1::Phase::Compute.into(),
         position: Some(v1::Position { stage: 2, step: 30, generation: 4 }),
         seconds_since_heard: if rank == 1 { 7.4 } else { 0.2 },
+        images_per_second: 17.1,
+        ..v1::Member::default()
     }
 }
 
@@ -29,6 +31,8 @@ fn status(members: u32, step: u64) -> StatusResponse {
         reason: String::new(),
         slowest_rank: Some(1),
         lag_seconds: 0.25,
+        seconds_left: Some((1_000 - step) as f64),
+        ..StatusResponse::default()
     }
 }
 
@@ -60,17 +64,18 @@ fn all_that_matters_is_on_the_screen() {
         format!(" stage 2 dico   0% {bars} 4 of 1 000, 16 min 36 s left"),
         " generation 4   loss 6   reward 1.25   34.2 images/s   rank 1 lags 0.25 s".to_owned(),
         format!(" {:<40} reward  1.25 to 1.25", "loss  6 to 9"),
-        format!(" \u{2588}\u{2585}"),
+        " \u{2588}".to_owned(),
+        format!(" {:<40} {}", "\u{2588}\u{2588}\u{2581}", "\u{2585}".repeat(4)),
+        format!(" {:<40} {}", "\u{2588}\u{2588}\u{2588}\u{2581}", "\u{2588}".repeat(4)),
     ];
-    assert_eq!(lines[..5], expected[..5]);
-    assert!(lines[5].starts_with(&expected[5]), "{lines:#?}");
+    assert_eq!(lines[..8], expected);
     assert_eq!(
-        lines[8].trim_start().split_whitespace().collect::<Vec<_>>(),
-        ["rank", "host", "device", "phase", "stage", "step", "heard"]
+        lines[8].split_whitespace().collect::<Vec<_>>(),
+        ["rank", "host", "device", "phase", "images/s", "step", "heard"]
     );
     let workers: Vec<Vec<&str>> = lines[9..11].iter().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(workers[0], ["0", "node-0", "cuda:0", "compute", "2", "30", "0", "s", "ago"]);
-    assert_eq!(workers[1], ["1", "node-1", "cuda:0", "compute", "2", "30", "7", "s", "ago"]);
+    assert_eq!(workers[0], ["0", "node-0", "cuda:0", "compute", "17.1", "30", "0", "s", "ago"]);
+    assert_eq!(workers[1], ["1", "node-1", "cuda:0", "compute", "17.1", "30", "7", "s", "ago"]);
     assert!(lines[23].starts_with(" q quit"), "{lines:#?}");
 }
 
@@ -109,6 +114,13 @@ fn workers_are_gone_through_and_there_is_an_end() {
     assert_eq!(first(&[Turn::Down]).1, "999");
     assert_eq!(first(&[Turn::PageUp]).0, "972");
     assert_eq!(first(&[Turn::Home, Turn::Up]).0, "0");
+}
+
+#[test]
+fn a_narrow_terminal_has_what_matters_most() {
+    let lines = lines(&draw(&mut Screen::new(true), &seen(2), (50, 24), 4));
+    let workers: Vec<Vec<&str>> = lines[8..10].iter().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(workers, [["rank", "host", "phase", "step"], ["0", "node-0", "compute", "30"]]);
 }
 
 #[test]

@@ -1,0 +1,107 @@
+"""The documents: their commands, headings and links."""
+
+import pathlib
+import re
+import subprocess
+from dataclasses import dataclass
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Those that others build upon come first: certificates, then the run of the README.
+FIRST = ["docs/security.md", "README.md"]
+
+
+@dataclass
+class Command:
+    """A command of a document, without a comment: one line, or as many as belong together."""
+
+    document: str
+    line: int
+    # The first line of its block, and that of its section.
+    block: int
+    section: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document}:{self.line}: {self.text.splitlines()[0]}"
+
+
+def repository() -> list[str]:
+    """All files that are or could be committed."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, text=True, capture_output=True, check=True).stdout.splitlines()
+    # While a merge is under way a file may be listed more than once.
+    return sorted({name for name in names if (ROOT / name).is_file()})
+
+
+def documents() -> list[str]:
+    found = [name for name in repository() if name.endswith(".md")]
+    return sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+
+
+def blocks(document: str):
+    """(number of the first line, lines) of each block of shell."""
+    inside, first, lines = False, 0, []
+    for number, line in enumerate((ROOT / document).read_text().splitlines(), 1):
+        if line.startswith("```"):
+            if inside:
+                yield first, lines
+            inside, first, lines = line.strip() == "```sh" and not inside, number + 1, []
+        elif inside:
+            lines.append(line)
+
+
+def commands(document: str) -> list[Command]:
+    found = []
+    numbered = enumerate((ROOT / document).read_text().splitlines(), 1)
+    headings = [number for number, line in numbered if line.startswith("## ")]
+    for first, lines in blocks(document):
+        text, start = "", first
+        for number, line in enumerate(lines, first):
+            if not text and (not line.strip() or line.startswith("#")):
+                continue
+            start = start if text else number
+            text = f"{text}\n{line}" if text else line
+            if complete(text):
+                section = max((heading for heading in headings if heading < first), default=0)
+                found.append(Command(document, start, first, section, re.sub(r"\s+# .*", "", text)))
+                text = ""
+        if text:
+            raise ValueError(f"{document}:{start}: no end of {text!r}")
+    return found
+
+
+def complete(text: str) -> bool:
+    """Whether a shell would not wait for more."""
+    checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+    return checked.returncode == 0 and not checked.stderr and not text.endswith("\\")
+
+
+def prose(document: str) -> str:
+    """A document without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.M | re.S)
+
+
+def anchors(document: str) -> set[str]:
+    """What GitHub makes of the headings."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", prose(document), flags=re.M):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", words).strip().replace(" ", "-")
+        again = sum(slug == other or re.fullmatch(rf"{re.escape(slug)}-\d+", other) is not None for other in found)
+        found.add(f"{slug}-{again}" if again else slug)
+    return found
+
+
+def broken_links(document: str) -> list[str]:
+    """Links that lead nowhere in the repository; those to elsewhere are not followed."""
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / document).parent / name if name else ROOT / document
+        if not path.exists() or (
+            anchor and path.suffix == ".md" and anchor not in anchors(str(path.resolve().relative_to(ROOT)))
+        ):
+            broken.append(f"{document}: {target}")
+    return broken

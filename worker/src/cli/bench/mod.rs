@@ -1,0 +1,25 @@
+//! `worker bench`: what training is made of, timed under random weights.
+
+mod step;
+
+use clap::Subcommand;
+
+#[derive(clap::Args)]
+/// Time what training is made of, under random weights.
+pub struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Step(step::Step),
+}
+
+impl Bench {
+    pub fn run(self) -> Result<(), String> {
+        match self.what {
+            What::Step(step) => step.run(),
+        }
+    }
+}

@@ -1,0 +1,308 @@
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use runfile::{Dico, EvaluatorScore, Optimizer, Preset, Reward};
+use serde::Serialize;
+use serde_json::json;
+use tch::{Cuda, Device, Kind, Tensor, no_grad};
+use weights::clip::{Architecture, Text, Vision};
+use weights::folder;
+
+use crate::captioner::{self, Captioner, Captions, Search};
+use crate::cli::device::Compute;
+use crate::clip::{self, Clip};
+use crate::data::normalise;
+use crate::nn::Mode;
+use crate::objective::candidates::{Context, Images};
+use crate::objective::dico;
+use crate::objective::reward::Judge;
+use crate::optimizer::Adam;
+use crate::text::Vocabulary;
+
+/// Steps that are not counted: the first ones find memory and kernels.
+const WARM_UP: usize = 2;
+const DROPOUT: f64 = 0.1;
+const LEARNING_RATE: f64 = 1e-6;
+
+#[derive(clap::Args)]
+#[command(after_help = "Example: worker bench step --batch 8 --steps 10 --min-length 30 --device cuda:0 --json")]
+/// Time full DiCO steps of the paper-size model: candidates, rewards, reference, loss, gradients and update.
+///
+/// Weights, pixels and therefore captions are random; such captions hardly ever end by themselves.
+pub struct Step {
+    /// Images a step.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    /// Candidates an image.
+    #[arg(long, default_value_t = 5, value_name = "K", value_parser = clap::value_parser!(u16).range(2..=64))]
+    beams: u16,
+    /// Longest caption, in tokens, begin and end included.
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u16).range(3..=77))]
+    max_length: u16,
+    /// MAX_LENGTH, to keep captions from ending before: the same work whatever the weights.
+    #[arg(long, value_name = "N")]
+    min_length: Option<u16>,
+    /// What the captioner sees through.
+    #[arg(long, default_value = "vit-b-32", value_name = "TOWER")]
+    vision: Tower,
+    /// Take what the frozen towers see as given, as from a feature store.
+    #[arg(long)]
+    cached_features: bool,
+    /// The captioner's vocabulary: full, or so many of CLIP's tokens.
+    #[arg(long, default_value = "full", value_parser = vocabulary, value_name = "full|N")]
+    vocabulary: folder::Vocabulary,
+    /// Steps that are timed.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    steps: u16,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Tower {
+    #[value(name = "vit-b-32")]
+    VitB32,
+    #[value(name = "vit-l-14")]
+    VitL14,
+    #[value(name = "rn50")]
+    Rn50,
+}
+
+fn vocabulary(text: &str) -> Result<folder::Vocabulary, String> {
+    if text == "full" {
+        return Ok(folder::Vocabulary::Full);
+    }
+    match text.parse() {
+        Ok(tokens @ 100..=49_406_u16) => Ok(folder::Vocabulary::Tokens((0..tokens).collect())),
+        _ => Err("expected full or a number in 100..=49406".to_owned()),
+    }
+}
+
+/// Seconds of the parts of a step, each computed on its own; `learn` is what is left of the whole.
+#[derive(Serialize)]
+struct Phases {
+    vision: f64,
+    beam_search: f64,
+    reward: f64,
+    reference: f64,
+    learn: f64,
+}
+
+/// The models of a run at the size of the paper's, and a batch.
+struct Bench {
+    device: Device,
+    eyes: Clip,
+    evaluator: Clip,
+    policy: Captioner,
+    reference: Captioner,
+    optimizer: Adam,
+    /// Bytes `[batch, size, size, 3]` in this machine's memory.
+    pixels: Tensor,
+    /// What the towers see of them, where that is given.
+    seen: Option<(Tensor, Tensor)>,
+    numbers: Vec<usize>,
+    vocabulary: Vocabulary,
+    judge_vocabulary: Vocabulary,
+    search: Search,
+    settings: Dico,
+}
+
+impl Step {
+    pub fn run(self) -> Result<(), String> {
+        let device = self.compute.prepare()?;
+        if self.min_length.is_some_and(|length| length != self.max_length) {
+            return Err(format!("--min-length can only be --max-length, {}", self.max_length));
+        }
+        let mut bench = self.prepare(device);
+        (1..=WARM_UP as u64).for_each(|number| bench.step(number));
+        let mut seconds: Vec<f64> = (1..=u64::from(self.steps))
+            .map(|number| bench.timed(|bench| bench.step(number + WARM_UP as u64)))
+            .collect();
+        seconds.sort_by(f64::total_cmp);
+        let step = seconds[seconds.len() / 2];
+        let phases = bench.phases(step);
+        let images = f64::from(self.batch) / step;
+        if self.json {
+            let memory = peak_memory();
+            println!(
+                "{}",
+                json!({
+                    "images_per_s": images,
+                    "step_s": step,
+                    "phases": phases,
+                    "steps_s": seconds,
+                    "device": format!("{device:?}"),
+                    "threads": tch::get_num_threads(),
+                    "peak_memory_bytes": memory,
+                })
+            );
+            return Ok(());
+        }
+        let Phases { vision, beam_search, reward, reference, learn } = phases;
+        println!("{images:.2} images a second; a step takes {step:.4} s, the median of {}", self.steps);
+        println!(
+            "vision {vision:.4}, beam search {beam_search:.4}, reward {reward:.4}, reference {reference:.4}, learn {learn:.4}"
+        );
+        Ok(())
+    }
+
+    fn prepare(&self, device: Device) -> Bench {
+        let (vocabulary, judge_vocabulary) = (Vocabulary::stored(&self.vocabulary), Vocabulary::full());
+        let eyes = Clip::new(self.vision.architecture(), 1, device);
+        let evaluator = Clip::new(clip::preset(Preset::Dico, judge_vocabulary.pad() as usize), 2, device);
+        let (width, tokens) = (eyes.architecture().vision_width(), eyes.architecture().vision_tokens());
+        let architecture = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
+        let mut policy = Captioner::new(architecture, 3, device);
+        let reference = policy.copy();
+        policy.parameters_mut().start_training();
+        let settings = Optimizer {
+            learning_rate: LEARNING_RATE,
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: None,
+        };
+        let optimizer = Adam::new(policy.parameters(), &settings);
+        let side = eyes.architecture().image_size as i64;
+        tch::manual_seed(4);
+        let pixels = Tensor::randint(256, [i64::from(self.batch), side, side, 3], (Kind::Uint8, Device::Cpu));
+        let search = Search {
+            beams: self.beams.into(),
+            max_length: self.max_length.into(),
+            length_penalty: 1.0,
+            begin_counts_when_cut: false,
+            begin: vocabulary.begin(),
+            // No token has this number.
+            end: if self.min_length.is_some() { -1 } else { vocabulary.end() },
+        };
+        let numbers = (0..self.batch.into()).collect();
+        let settings = Dico { reward: BTreeMap::from([(Reward::PacS, 1.0)]), ..Dico::default() };
+        let mut bench = Bench {
+            device,
+            eyes,
+            evaluator,
+            policy,
+            reference,
+            optimizer,
+            pixels,
+            seen: None,
+            numbers,
+            vocabulary,
+            judge_vocabulary,
+            search,
+            settings,
+        };
+        bench.seen = self.cached_features.then(|| bench.look());
+        bench
+    }
+}
+
+impl Bench {
+    /// What the frozen towers see of the batch: hidden states for the captioner, embeddings of the evaluator.
+    fn look(&self) -> (Tensor, Tensor) {
+        if let Some((hidden, embeddings)) = &self.seen {
+            return (hidden.shallow_clone(), embeddings.shallow_clone());
+        }
+        let images = normalise(&self.pixels, 0..self.numbers.len(), self.device);
+        no_grad(|| (self.eyes.vision.hidden(&images), self.evaluator.embed(&self.evaluator.vision.hidden(&images))))
+    }
+
+    fn context(&self) -> Context<'_> {
+        let judge = Judge {
+            evaluator: &self.evaluator,
+            vocabulary: &self.judge_vocabulary,
+            score: EvaluatorScore::PacS,
+            prefix: "",
+            cider: None,
+            weights: &self.settings.reward,
+        };
+        Context { reference: &self.reference, judge, vocabulary: &self.vocabulary, search: self.search }
+    }
+
+    fn step(&mut self, number: u64) {
+        let (hidden, embeddings) = self.look();
+        let images = Images { hidden: &hidden, embeddings: &embeddings, numbers: &self.numbers };
+        let mut gradient = self.policy.parameters().gradient().expect("the policy is in training").values;
+        _ = gradient.zero_();
+        let mode = Mode::Train { dropout: DROPOUT };
+        let outcome = dico::outcome(&self.policy, &images, &self.context(), &self.settings, mode);
+        outcome.loss.backward();
+        _ = gradient.g_mul_scalar_(1.0 / outcome.weight);
+        _ = self.optimizer.clip(&gradient);
+        self.optimizer.update(self.policy.parameters(), &gradient, number, LEARNING_RATE);
+    }
+
+    /// Seconds until all that is computed is computed.
+    fn timed<T>(&mut self, compute: impl FnOnce(&mut Self) -> T) -> f64 {
+        let synchronise = |device| {
+            if let Device::Cuda(number) = device {
+                Cuda::synchronize(number as i64);
+            }
+        };
+        synchronise(self.device);
+        let started = Instant::now();
+        _ = compute(self);
+        synchronise(self.device);
+        started.elapsed().as_secs_f64()
+    }
+
+    fn phases(&mut self, step: f64) -> Phases {
+        let (hidden, embeddings) = self.look();
+        let found = self.policy.search(&hidden, &self.search);
+        let begin = self.vocabulary.begin();
+        let sequences: Vec<Vec<i64>> = found
+            .iter()
+            .flatten()
+            .map(|found| std::iter::once(begin).chain(found.tokens.iter().copied()).collect())
+            .collect();
+        let captions = Captions::new(&sequences, self.search.beams as i64, self.vocabulary.pad(), self.device);
+        let vision = self.timed(|bench| bench.look());
+        let beam_search = self.timed(|bench| bench.policy.search(&hidden, &bench.search));
+        let reward = self.timed(|bench| {
+            let context = bench.context();
+            let images = Images { hidden: &hidden, embeddings: &embeddings, numbers: &bench.numbers };
+            no_grad(|| context.judge.rewards(&images, &context.texts(&found)))
+        });
+        let reference = self.timed(|bench| {
+            no_grad(|| bench.reference.token_log_probabilities(&hidden, &captions, Mode::Evaluate).sums())
+        });
+        let learn = step - vision - beam_search - reward - reference;
+        Phases { vision, beam_search, reward, reference, learn }
+    }
+}
+
+impl Tower {
+    /// A CLIP with the tower, and next to no text tower, which is not used.
+    fn architecture(self) -> Architecture {
+        let vision = match self {
+            Self::VitB32 => Vision::Transformer { patch_size: 32, width: 768, layers: 12, heads: 12 },
+            Self::VitL14 => Vision::Transformer { patch_size: 14, width: 1024, layers: 24, heads: 16 },
+            Self::Rn50 => Vision::ResNet { blocks: [3, 4, 6, 3], width: 64, heads: 32 },
+        };
+        let text = Text { width: 64, layers: 1, heads: 1, context_length: 1, vocabulary_size: 1 };
+        Architecture { image_size: 224, vision, text, embedding: 64 }
+    }
+}
+
+/// The most memory that this process has had, in bytes.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vocabularies_are_parsed() {
+        assert_eq!(vocabulary("full"), Ok(folder::Vocabulary::Full));
+        assert_eq!(vocabulary("100").map(|vocabulary| Vocabulary::stored(&vocabulary).size()), Ok(103));
+        assert!(["", "99", "49407", "half"].iter().all(|text| vocabulary(text).is_err()));
+    }
+}

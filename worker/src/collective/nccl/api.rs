@@ -1,0 +1,84 @@
+//! The functions of NCCL that are called here. cudarc declares its types; its own loader looks for `libnccl.so` and gives up with a
+//! panic, but what PyTorch brings is called `libnccl.so.2`.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::OnceLock;
+
+use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclUniqueId};
+use libloading::os::unix::Library;
+
+const LIBRARY: &str = "libnccl.so.2";
+/// The calls that may be under way return this until they are done.
+pub const SUCCESS: Code = 0;
+/// See [`SUCCESS`].
+pub const IN_PROGRESS: Code = 7;
+/// Of `ncclRedOp_t`.
+pub const SUM: c_int = 0;
+
+/// `ncclResult_t`; a number, as libraries to come may return what an enum of today does not know.
+pub type Code = u32;
+
+macro_rules! api {
+    ($($field:ident = $symbol:literal: fn($($argument:ty),*) -> $result:ty;)*) => {
+        /// NCCL's functions, under their names without the prefix.
+        pub struct Api {
+            $(pub $field: unsafe extern "C" fn($($argument),*) -> $result,)*
+        }
+
+        impl Api {
+            fn of(library: &Library) -> Result<Self, String> {
+                let missing = |symbol: &str| format!("{LIBRARY} has no {symbol}: it is too old");
+                Ok(Self {
+                    // SAFETY: the types are those of nccl.h.
+                    $($field: *unsafe { library.get($symbol) }.map_err(|_| missing($symbol))?,)*
+                })
+            }
+        }
+    };
+}
+
+api! {
+    get_unique_id = "ncclGetUniqueId": fn(*mut ncclUniqueId) -> Code;
+    comm_init_rank_config = "ncclCommInitRankConfig": fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut ncclConfig_t) -> Code;
+    comm_get_async_error = "ncclCommGetAsyncError": fn(ncclComm_t, *mut Code) -> Code;
+    comm_finalize = "ncclCommFinalize": fn(ncclComm_t) -> Code;
+    comm_destroy = "ncclCommDestroy": fn(ncclComm_t) -> Code;
+    comm_abort = "ncclCommAbort": fn(ncclComm_t) -> Code;
+    all_reduce = "ncclAllReduce": fn(*const c_void, *mut c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> Code;
+    broadcast = "ncclBroadcast": fn(*const c_void, *mut c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> Code;
+    all_gather = "ncclAllGather": fn(*const c_void, *mut c_void, usize, ncclDataType_t, ncclComm_t, cudaStream_t) -> Code;
+    get_error_string = "ncclGetErrorString": fn(Code) -> *const c_char;
+    get_last_error = "ncclGetLastError": fn(ncclComm_t) -> *const c_char;
+}
+
+impl Api {
+    /// The library that libtorch has brought along, else the one that the loader finds.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn get() -> Result<&'static Self, String> {
+        static API: OnceLock<Result<Api, String>> = OnceLock::new();
+        let load = || {
+            // SAFETY: NCCL's initialisers are made to be run so: libtorch loads it in the same way.
+            let library = unsafe { Library::new(LIBRARY) }.map_err(|error| {
+                format!("{LIBRARY} cannot be opened ({error}): it comes with PyTorch, or pip install nvidia-nccl-cu13")
+            })?;
+            let api = Self::of(&library);
+            // Its functions are called for as long as the process lives.
+            std::mem::forget(library);
+            api
+        };
+        API.get_or_init(load).as_ref().map_err(Clone::clone)
+    }
+
+    /// What `code` means and, of `comm`, what happened.
+    pub fn explain(&self, code: Code, comm: ncclComm_t) -> String {
+        // SAFETY: both return strings that NCCL keeps, or null; a null communicator is allowed.
+        let texts = unsafe { [(self.get_error_string)(code), (self.get_last_error)(comm)] };
+        let texts = texts.into_iter().filter(|text| !text.is_null());
+        // SAFETY: as above.
+        let texts = texts.map(|text| unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned());
+        let texts: Vec<String> = texts.filter(|text| !text.is_empty()).collect();
+        format!("NCCL: {}", texts.join(": "))
+    }
+}
