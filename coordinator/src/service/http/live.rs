@@ -11,7 +11,7 @@ use futures::{Stream, StreamExt};
 use serde_json::Value;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{self, MissedTickBehavior},
+    time::{self, Instant, MissedTickBehavior},
 };
 use tokio_stream::wrappers::WatchStream;
 
@@ -79,20 +79,25 @@ impl Viewers {
 pub async fn keep(desk: &Arc<Desk>) {
     let mut looks = time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Whether the journal is known to have more than was read.
+    let mut more = true;
     for look in 0_u32.. {
         looks.tick().await;
         let watched = desk.viewers.with(watch::Sender::receiver_count).is_some_and(|viewers| viewers > 0);
-        if !watched && !look.is_multiple_of(IDLE_LOOKS) {
+        if !watched && !more && !look.is_multiple_of(IDLE_LOOKS) {
             continue;
         }
-        let mut more = true;
-        while more {
+        let begun = Instant::now();
+        loop {
             let next = desk.curves().next();
             // What cannot be read now, because the disk is full perhaps, is read later.
             more = desk.journal.ask(next).await.is_ok_and(|news| desk.curves().take(news));
-            if watched {
-                tell(desk).await;
+            if !more || begun.elapsed() >= LOOK {
+                break;
             }
+        }
+        if watched {
+            tell(desk).await;
         }
     }
 }
