@@ -129,6 +129,7 @@ mod tests {
             let scale = Tensor::from(3.0_f32).set_requires_grad(true);
             let [images, texts, generated_images, generated_texts] = [0, 1, 2, 3].map(|i| leaves[i].shallow_clone());
             let pairs = Pairs {
+                tokens: 0,
                 images,
                 texts,
                 generated_images: Some((generated_images, 0.5)),
@@ -163,7 +164,8 @@ mod tests {
         let (images, texts, drawn, written) = (random(), random(), random(), random());
         let clone = |tensor: &Tensor| tensor.shallow_clone();
         let loss = |images: &Tensor, texts: &Tensor, generated_images, generated_texts| {
-            let pairs = Pairs { images: clone(images), texts: clone(texts), generated_images, generated_texts };
+            let pairs =
+                Pairs { tokens: 0, images: clone(images), texts: clone(texts), generated_images, generated_texts };
             outcome(&pairs, &Tensor::from(2.0_f32), &crate::collective::Solo).unwrap().loss_sum
         };
         let found = loss(&images, &texts, Some((clone(&drawn), 0.05)), Some((clone(&written), 0.1)));

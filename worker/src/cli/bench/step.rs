@@ -13,6 +13,7 @@ use crate::captioner::{self, Captioner, Captions, Search};
 use crate::cli::device::Compute;
 use crate::clip::{self, Clip};
 use crate::data::normalise;
+use crate::laps::Laps;
 use crate::nn::Mode;
 use crate::objective::candidates::{Context, Images};
 use crate::objective::dico;
@@ -109,6 +110,8 @@ struct Bench {
     judge_vocabulary: Vocabulary,
     search: Search,
     settings: Dico,
+    /// Not looked at: on a GPU they would tell when something was asked for, not when it was done.
+    laps: Laps,
 }
 
 impl Step {
@@ -195,6 +198,7 @@ impl Step {
             judge_vocabulary,
             search,
             settings,
+            laps: Laps::default(),
         };
         bench.seen = self.cached_features.then(|| bench.look());
         bench
@@ -220,7 +224,13 @@ impl Bench {
             cider: None,
             weights: &self.settings.reward,
         };
-        Context { reference: &self.reference, judge, vocabulary: &self.vocabulary, search: self.search }
+        Context {
+            reference: &self.reference,
+            judge,
+            vocabulary: &self.vocabulary,
+            search: self.search,
+            laps: &self.laps,
+        }
     }
 
     fn step(&mut self, number: u64) {
