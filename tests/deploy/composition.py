@@ -156,5 +156,7 @@ class Composition(unittest.TestCase):
                 self.assertTrue(rules["rules"])
         workers = [start("worker-0"), start("worker-1")]
         wait_until("a step", lambda: metric(get(metrics)[1], "dico_step") > 0, coordinator, *workers)
-        for container in [*workers, coordinator]:
-            self.assertEqual(container.status(), 0, container.output())
+        for worker in workers:
+            self.assertEqual(worker.status(), 0, worker.output())
+        coordinator.ask_to_end()
+        self.assertEqual(coordinator.status(), 0, coordinator.output())

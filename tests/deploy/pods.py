@@ -107,9 +107,10 @@ class Pods(unittest.TestCase):
         workers = [self.worker(index) for index in range(self.job["completions"])]
         for worker in workers:
             self.assertEqual(self.policy(worker.status()), "success", worker.output())
-        self.assertEqual(coordinator.status(), 0, coordinator.output())
+        wait_until("a finished run that is still served", lambda: self.probe("readiness") == 200, coordinator)
         self.assertIn("going on with the run", coordinator.output())
-        self.assertEqual(self.coordinator().status(), 0, "a finished run is served again")
+        coordinator.ask_to_end()
+        self.assertEqual(coordinator.status(), 0, coordinator.output())
         audit = self.coordinator(["audit", "--state", "/var/lib/dico/coordinator"])
         self.assertEqual(audit.status(), 0, audit.output())
 

@@ -46,6 +46,9 @@ pub struct Serve {
     /// Folder of the journal [default: `coordinator` in the run's output].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// When the run is finished, go on serving the page, metrics and status, until SIGTERM or `coordinator stop`.
+    #[arg(long)]
+    stay: bool,
     #[command(flatten)]
     admission: Admission,
 }
@@ -80,7 +83,7 @@ impl Serve {
             tracing::info!(at = %restored.committed, generation = restored.last_generation, "going on with the run");
         }
         let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
-        let service = Service { file, restored, journal, state, checkpoints, scoring, grpc, http, security };
+        let service = Service { file, restored, journal, state, checkpoints, scoring, grpc, http, security, stay: self.stay };
         let (stop, served) = service.start();
         tokio::spawn(signals(stop)?);
         // Whoever started us may not care to read it.

@@ -6,7 +6,7 @@
 use serde_json::json;
 
 use super::{
-    Refusal, RefusalKind, Run,
+    Outcome, Phase, Refusal, RefusalKind, Run,
     plan::{Boundary, Place},
     record::Happening,
 };
@@ -31,6 +31,10 @@ pub enum Command {
 impl Run {
     /// Does what is asked; says what comes of it.
     pub(super) fn control(&mut self, command: Command) -> Result<String, Refusal> {
+        if command == Command::Stop && matches!(self.phase, Phase::Over { outcome: Outcome::Finished, .. }) {
+            self.stopping = true;
+            return Ok("the coordinator stops; the run is finished".into());
+        }
         if let Some(refusal) = self.closed_to_workers() {
             return Err(refusal);
         }
@@ -90,9 +94,15 @@ impl Run {
         }
     }
 
+    /// Whether somebody asked the coordinator to stop.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
     /// The end of what is granted.
     pub(super) fn ahead(&self) -> Place {
-        let running = self.generation.as_ref().filter(|_| self.phase == super::Phase::Running);
+        let running = self.generation.as_ref().filter(|_| self.phase == Phase::Running);
         running.map_or(self.committed, |generation| generation.granted)
     }
 }

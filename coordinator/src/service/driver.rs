@@ -68,6 +68,8 @@ pub struct Driver {
     pub checkpoints: Arc<Checkpoints>,
     /// For events that come back from threads.
     pub inputs: mpsc::Sender<Input>,
+    /// Whether to go on answering when the run is finished, until somebody stops it.
+    pub stay: bool,
 }
 
 impl Driver {
@@ -88,6 +90,7 @@ impl Driver {
             noted: false,
         };
         let mut inputs = Vec::with_capacity(TURN);
+        let mut over = None;
         loop {
             let mut outcome = None;
             let mut ticked = false;
@@ -109,7 +112,10 @@ impl Driver {
             if ticked || outcome.is_some() || (turn.noted && waiting.is_empty()) {
                 turn.publish();
             }
-            if let Some(outcome) = outcome {
+            let Driver { run, stay, .. } = &turn.driver;
+            let stays = *stay && !run.is_stopping();
+            over = over.or(outcome);
+            if let Some(outcome) = over.take_if(|outcome| *outcome != Outcome::Finished || !stays) {
                 turn.driver.recorder.finish().await?;
                 return Ok(outcome);
             }

@@ -81,6 +81,8 @@ pub struct Service {
     pub http: TcpListener,
     /// Who is let in.
     pub security: Security,
+    /// Whether to go on answering when the run is finished, until somebody stops it.
+    pub stay: bool,
 }
 
 /// Who is let in. By default everybody, and those on this machine may do everything.
@@ -157,13 +159,13 @@ impl Service {
         let watch = tokio::spawn(disk::watch(disks.collect()));
         let (scoring, checkpoints) = (Arc::new(self.scoring), Arc::new(self.checkpoints));
         let recorder = Recorder::start(self.journal, writable);
-        let driver = Driver { run, recorder, metrics, refusals, scoring, readiness, checkpoints, inputs };
+        let driver = Driver { run, recorder, metrics, refusals, scoring, readiness, checkpoints, inputs, stay: self.stay };
         let outcome = driver.drive(waiting).await;
         if let Ok(outcome) = &outcome {
             desk.farewell(outcome);
         }
         watch.abort();
-        if let Ok(Outcome::Finished | Outcome::Failed(_)) = outcome {
+        if let (false, Ok(Outcome::Finished | Outcome::Failed(_))) = (self.stay, &outcome) {
             scrapes.one_more().await;
         }
         drop(over);

@@ -57,6 +57,11 @@ async fn start_with(stage: Stage) -> Running {
 }
 
 async fn serve(stage: Stage, security: Security) -> Served {
+    serve_and(stage, security, false).await
+}
+
+/// Serves; a coordinator that is to `stay` outlives its run.
+async fn serve_and(stage: Stage, security: Security, stay: bool) -> Served {
     let output = tempfile::tempdir().unwrap();
     let mut file = testing::run_file(vec![stage]);
     file.output = output.path().to_owned();
@@ -70,7 +75,7 @@ async fn serve(stage: Stage, security: Security) -> Served {
     let access = storage::Access::environment();
     let checkpoints = storage::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
     let state = output.path().join("state");
-    let service = Service { file, restored, journal, state, checkpoints, scoring, grpc, http, security };
+    let service = Service { file, restored, journal, state, checkpoints, scoring, grpc, http, security, stay };
     let (stop, served) = service.start();
     Served { grpc: address, http: http_address, stop, served: tokio::spawn(served), output }
 }
@@ -292,4 +297,26 @@ async fn asked_to_stop_it_sends_everybody_away() {
     assert!(matches!(leave, Directive::Leave(_)), "{leave:?}");
     drop(say);
     assert_eq!(running.served.await.unwrap().unwrap(), Outcome::Stopped);
+}
+
+#[tokio::test]
+async fn one_that_stays_outlives_its_run() {
+    let stage = testing::stage("a", 4, 8, None, None);
+    let Served { grpc, http, served, output, .. } = serve_and(stage, Security::default(), true).await;
+    let channel = Channel::from_shared(format!("http://{grpc}")).unwrap().connect().await.unwrap();
+    let (mut client, mut admin) = (CoordinatorClient::new(channel.clone()), AdminClient::new(channel));
+    let token = client.join(join(None)).await.unwrap().into_inner().session_token;
+    let (say, mut directives) = session(&mut client, attach(token)).await;
+    while let Some(v1::Directive { generation, directive }) = directives.message().await.unwrap() {
+        for message in replies(output.path(), generation, directive.unwrap()) {
+            say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
+        }
+    }
+    assert_eq!(client.join(join(None)).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(admin.status(v1::StatusRequest {}).await.unwrap().into_inner().state, "finished");
+    assert_exposes(&get(http, "/metrics").await, &["dico_run_state{state=\"finished\"} 1"]);
+    assert!(get(http, "/").await.starts_with("HTTP/1.1 200"));
+    assert!(!served.is_finished());
+    admin.control(command(v1::Command::Stop)).await.unwrap();
+    assert_eq!(served.await.unwrap().unwrap(), Outcome::Finished);
 }
