@@ -83,7 +83,8 @@ impl Serve {
             tracing::info!(at = %restored.committed, generation = restored.last_generation, "going on with the run");
         }
         let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
-        let service = Service { file, restored, journal, state, checkpoints, scoring, grpc, http, security, stay: self.stay };
+        let service =
+            Service { file, restored, journal, state, checkpoints, scoring, grpc, http, security, stay: self.stay };
         let (stop, served) = service.start();
         tokio::spawn(signals(stop)?);
         // Whoever started us may not care to read it.

@@ -42,6 +42,7 @@ impl Script {
             summaries: self.summaries[report].clone(),
             tokens: u64::from(CANDIDATES) * TOKENS,
             phase_seconds: names::PHASES.map(|phase| (phase.to_owned(), seconds / names::PHASES.len() as f64)).into(),
+            example: None,
         }
     }
 }

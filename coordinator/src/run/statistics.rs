@@ -7,6 +7,11 @@ use statistics::{Summary, names};
 
 use super::plan::Place;
 
+/// Candidates of an example; run files ask for fewer beams.
+const MOST_CANDIDATES: usize = 1024;
+/// Longest text in an example, in bytes.
+const LONGEST_TEXT: usize = 4096;
+
 /// What a step did, over all shares that were reported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepStatistics {
@@ -34,6 +39,8 @@ pub struct StepStatistics {
     pub summaries: BTreeMap<&'static str, Summary>,
     /// Where the time of the members went, summed over them, in seconds; the keys are of `statistics::names::PHASES`.
     pub phase_seconds: BTreeMap<&'static str, f64>,
+    /// How the candidates of one image were weighed, where the objective weighs some.
+    pub example: Option<v1::Example>,
     /// How long the members computed.
     pub pace: Pace,
 }
@@ -84,6 +91,9 @@ impl StepStatistics {
             let known = names::PHASES.into_iter().find(|known| known == phase);
             phase_seconds.insert(known.ok_or_else(|| format!("unknown phase `{}`", phase.escape_debug()))?, *seconds);
         }
+        if report.example.as_ref().is_some_and(|example| !is_modest(example)) {
+            return Err("an example with too many or too long candidates, or with no numbers for them".into());
+        }
         let durations = [report.seconds, report.all_reduce_seconds, report.loss_weight];
         if phase_seconds.values().chain(&durations).any(|value| !value.is_finite() || *value < 0.0) {
             return Err("a step's seconds and weight must be finite and not negative".into());
@@ -101,6 +111,7 @@ impl StepStatistics {
             all_reduce_seconds: report.all_reduce_seconds,
             summaries,
             phase_seconds,
+            example: report.example.clone(),
             pace: Pace::of(rank, (report.seconds - report.all_reduce_seconds).max(0.0)),
         })
     }
@@ -145,6 +156,7 @@ impl StepStatistics {
         self.seconds = self.seconds.max(other.seconds);
         self.all_reduce_seconds = self.all_reduce_seconds.max(other.all_reduce_seconds);
         self.pace.merge(other.pace);
+        self.example = self.example.take().or(other.example);
         for (phase, seconds) in other.phase_seconds {
             *self.phase_seconds.entry(phase).or_default() += seconds;
         }
@@ -152,6 +164,15 @@ impl StepStatistics {
             self.summaries.entry(name).or_default().merge(&summary);
         }
     }
+}
+
+/// Whether an example is of a size that can be kept and shown, and has numbers.
+fn is_modest(example: &v1::Example) -> bool {
+    let short = |text: &str| text.len() <= LONGEST_TEXT;
+    let modest = |candidate: &v1::Candidate| {
+        short(&candidate.caption) && candidate.reward.is_finite() && candidate.gamma.is_finite()
+    };
+    short(&example.image) && example.candidates.len() <= MOST_CANDIDATES && example.candidates.iter().all(modest)
 }
 
 /// Steps of one generation that not all of its members have reported yet. The plan bounds their number: it grants only so
@@ -225,9 +246,12 @@ mod tests {
             summaries: [("kl".into(), v1::Summary { count: 1, ..Default::default() })].into(),
             ..Default::default()
         };
+        let endless = v1::Candidate { caption: "a ".repeat(LONGEST_TEXT), ..Default::default() };
+        let example = Some(v1::Example { image: String::new(), candidates: vec![endless] });
+        let verbose = v1::StepDone { example, ..Default::default() };
         let strange = v1::StepDone { phase_seconds: [("nap".into(), 1.0)].into(), ..Default::default() };
         let slow = v1::StepDone { seconds: f64::NAN, ..Default::default() };
-        for report in [unknown, broken, strange, slow] {
+        for report in [unknown, broken, verbose, strange, slow] {
             StepStatistics::read(0, &report, &at).unwrap_err();
         }
     }

@@ -26,7 +26,8 @@ impl Run {
             tokens_per_second: member.rates.tokens,
             compute_seconds: member.rates.compute_seconds,
         };
-        v1::StatusResponse { members: self.members.iter().map(member).collect(), ..self.outline() }
+        let example = self.latest.as_ref().and_then(|step| step.example.clone());
+        v1::StatusResponse { members: self.members.iter().map(member).collect(), example, ..self.outline() }
     }
 
     /// The first members by identity, up to the one before `rank`, and how fast they are.
@@ -40,7 +41,7 @@ impl Run {
         self.members.len()
     }
 
-    /// The run as it stands, without its members.
+    /// The run as it stands, without its members and what it tells of candidates.
     #[must_use]
     pub fn outline(&self) -> v1::StatusResponse {
         let stage = self.plan.stage(self.committed);
@@ -65,6 +66,7 @@ impl Run {
             tokens_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::tokens_per_second),
             seconds_left: self.tempo.until(self.committed, steps),
             min_workers: self.file.workers.min,
+            example: None,
         }
     }
 

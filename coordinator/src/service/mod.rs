@@ -159,7 +159,8 @@ impl Service {
         let watch = tokio::spawn(disk::watch(disks.collect()));
         let (scoring, checkpoints) = (Arc::new(self.scoring), Arc::new(self.checkpoints));
         let recorder = Recorder::start(self.journal, writable);
-        let driver = Driver { run, recorder, metrics, refusals, scoring, readiness, checkpoints, inputs, stay: self.stay };
+        let driver =
+            Driver { run, recorder, metrics, refusals, scoring, readiness, checkpoints, inputs, stay: self.stay };
         let outcome = driver.drive(waiting).await;
         if let Ok(outcome) = &outcome {
             desk.farewell(outcome);

@@ -99,6 +99,11 @@ impl Candidates {
         self.rewards.size2().expect("rewards are [images, candidates]")
     }
 
+    /// What the first image's candidates say.
+    pub fn first(&self) -> &[Hypothesis] {
+        &self.found[0]
+    }
+
     /// The best candidate of each image, of several the first: its reward and its number, both `[images, 1]`.
     pub fn best(&self) -> (Tensor, Tensor) {
         self.rewards.max_dim(1, true)

@@ -47,7 +47,14 @@ pub fn outcome(pairs: &Pairs, scale: &Tensor, collective: &dyn Collective) -> Re
     }
     let batch = images.size()[0] as f64;
     let loss_sum = loss.double_value(&[]) * share as f64 / batch;
-    Ok(Outcome { loss, loss_sum, weight: share as f64, tokens: pairs.tokens, summaries: BTreeMap::new() })
+    Ok(Outcome {
+        loss,
+        loss_sum,
+        weight: share as f64,
+        tokens: pairs.tokens,
+        example: None,
+        summaries: BTreeMap::new(),
+    })
 }
 
 /// Sum over pairs of half the cross-entropy of rows and half that of columns; `logits` is `[pairs, pairs]`.

@@ -14,5 +14,5 @@ pub fn outcome(captioner: &Captioner, vision: &Tensor, captions: &Captions, mode
     let tokens = captioner.token_log_probabilities(vision, captions, mode).values;
     let loss = -tokens.sum(Kind::Float);
     let (loss_sum, weight) = (loss.double_value(&[]), tokens.numel() as f64);
-    Outcome { loss, loss_sum, weight, tokens: tokens.numel() as u64, summaries: BTreeMap::new() }
+    Outcome { loss, loss_sum, weight, tokens: tokens.numel() as u64, example: None, summaries: BTreeMap::new() }
 }

@@ -24,6 +24,14 @@ use std::collections::BTreeMap;
 use statistics::Summary;
 use tch::Tensor;
 
+/// How the candidates of an image are weighed.
+pub struct Example {
+    /// The image's number in the training split.
+    pub image: usize,
+    /// Caption, reward and gamma of each candidate; the chosen one's gamma is 0.
+    pub candidates: Vec<(String, f64, f64)>,
+}
+
 /// What an objective says of this rank's samples.
 pub struct Outcome {
     /// Scalar to differentiate: the gradients of all ranks' losses add up to `weight` times those of the mean.
@@ -34,6 +42,8 @@ pub struct Outcome {
     pub weight: f64,
     /// Tokens that are learned from, ends included.
     pub tokens: u64,
+    /// One image and how its candidates are weighed, for people; where they are.
+    pub example: Option<Example>,
     /// Distributions over this rank's samples, under the names of [`statistics::names`].
     pub summaries: BTreeMap<&'static str, Summary>,
 }

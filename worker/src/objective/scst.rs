@@ -37,7 +37,7 @@ pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, s
     let (images, _) = candidates.size();
     let loss_sum = loss.double_value(&[]);
     let (tokens, summaries) = (candidates.tokens(), no_grad(|| candidates.summaries()));
-    Outcome { loss, loss_sum, weight: images as f64, tokens, summaries }
+    Outcome { loss, loss_sum, weight: images as f64, tokens, example: None, summaries }
 }
 
 /// Summed over images: `log_probabilities` and `rewards` are `[images, candidates]`, `baseline` is `[images, 1]`.

@@ -16,7 +16,7 @@ use crate::laps::{Lap, Laps};
 use crate::nn::{Gradient, Mode};
 use crate::objective::candidates::{Context, Images};
 use crate::objective::reward::Judge;
-use crate::objective::{Outcome, contrastive, cross_entropy, dico, scst};
+use crate::objective::{Example, Outcome, contrastive, cross_entropy, dico, scst};
 use crate::optimizer::rate;
 use crate::seeds;
 use crate::text::TokenBatch;
@@ -99,9 +99,17 @@ impl Trainer {
             summaries: total.summaries.iter().map(|(&name, summary)| (name.to_owned(), summary.into())).collect(),
             tokens: total.tokens,
             phase_seconds: laps.of(seconds),
+            example: total.example.filter(|_| rank == 0).map(|example| self.told(example)),
         };
         self.rested = Some(Instant::now());
         Ok((done, halting))
+    }
+
+    /// An example for people.
+    fn told(&self, Example { image, candidates }: Example) -> v1::Example {
+        let candidate = |(caption, reward, gamma)| v1::Candidate { caption, reward, gamma };
+        let image = self.data.split(Split::Train)[image].name.clone();
+        v1::Example { image, candidates: candidates.into_iter().map(candidate).collect() }
     }
 
     /// This rank's batch of step `step`; those of the steps after it are started on.
@@ -271,6 +279,7 @@ struct Total {
     loss_sum: f64,
     weight: f64,
     tokens: u64,
+    example: Option<Example>,
     summaries: BTreeMap<&'static str, Summary>,
 }
 
@@ -279,6 +288,7 @@ impl Total {
         self.loss_sum += outcome.loss_sum;
         self.weight += outcome.weight;
         self.tokens += outcome.tokens;
+        self.example = self.example.take().or(outcome.example);
         for (name, summary) in outcome.summaries {
             self.summaries.entry(name).or_default().merge(&summary);
         }

@@ -50,6 +50,8 @@ pub struct Snapshot {
     stages: Vec<Stage>,
     curves: Version,
     marks: Marks,
+    /// How DiCO weighed the candidates of one image in the last step.
+    example: Option<Example>,
     /// Whether the coordinator has an admin token, without which it takes no commands here.
     commands: bool,
 }
@@ -75,6 +77,27 @@ struct Stage {
     steps: u64,
     /// The score by which its best state is found.
     metric: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Example {
+    image: String,
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Debug, Serialize)]
+struct Candidate {
+    caption: String,
+    reward: f64,
+    /// The weight of a rejected one; 0 of the chosen.
+    gamma: f64,
+}
+
+impl From<v1::Example> for Example {
+    fn from(example: v1::Example) -> Self {
+        let candidate = |v1::Candidate { caption, reward, gamma }: v1::Candidate| Candidate { caption, reward, gamma };
+        Self { image: example.image, candidates: example.candidates.into_iter().map(candidate).collect() }
+    }
 }
 
 impl From<v1::Member> for Member {
@@ -127,6 +150,7 @@ impl Snapshot {
             stages: stages.collect(),
             curves,
             marks,
+            example: status.example.map(Example::from),
             commands,
         }
     }

@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 #[derive(clap::Args)]
 /// Time what training is made of, under random weights.
+#[command(after_help = "Example: worker bench step --batch 8 --beams 5 --min-length 30 --threads 2")]
 pub struct Bench {
     #[command(subcommand)]
     what: What,

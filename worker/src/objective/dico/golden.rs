@@ -112,6 +112,9 @@ fn a_whole_step_is_that_of_pytorch() {
         policy.parameters_mut().start_training();
         let outcome = outcome(&policy, &seen, &context, &settings, Mode::Train { dropout: 0.0 });
         assert!((outcome.loss_sum / outcome.weight - loss).abs() < 1e-4, "{} is not {loss}", outcome.loss_sum);
+        let example = outcome.example.as_ref().unwrap();
+        let weights: f64 = example.candidates.iter().map(|(.., gamma)| gamma).sum();
+        assert!((weights - 1.0).abs() < 1e-6 && example.candidates.len() == golden.rewards[0].len(), "{weights}");
         let accuracy = outcome.summaries[names::IMPLICIT_ACCURACY].mean();
         assert!((accuracy - share(margin, |margin| margin > 0.0)).abs() < 1e-9, "{accuracy}");
         outcome.loss.backward();

@@ -16,8 +16,8 @@ use runfile::{Dico, Weights};
 use statistics::{Summary, names};
 use tch::{Kind, Tensor, no_grad};
 
-use super::Outcome;
 use super::candidates::{Candidates, Context, Images, values};
+use super::{Example, Outcome};
 use crate::captioner::Captioner;
 use crate::laps::Lap;
 use crate::nn::Mode;
@@ -37,7 +37,17 @@ pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, s
     let mut summaries = no_grad(|| candidates.summaries());
     summaries.insert(names::IMPLICIT_ACCURACY, Summary::of(values(&margin.gt(0.0))));
     summaries.insert(names::GAMMA_ENTROPY, Summary::of(values(&preference.entropy())));
-    Outcome { loss, loss_sum, weight: candidates.size().0 as f64, tokens: candidates.tokens(), summaries }
+    let example = Some(example(&candidates, &preference, images, context));
+    let (weight, tokens) = (candidates.size().0 as f64, candidates.tokens());
+    Outcome { loss, loss_sum, weight, tokens, example, summaries }
+}
+
+/// How the candidates of the first image are weighed.
+fn example(candidates: &Candidates, preference: &Preference, images: &Images<'_>, context: &Context<'_>) -> Example {
+    let captions = candidates.first().iter().map(|found| context.vocabulary.decode(&found.tokens));
+    let [rewards, gamma] = [&candidates.rewards, &preference.gamma].map(|all| values(&all.get(0)));
+    let weighed = captions.zip(rewards).zip(gamma).map(|((caption, reward), gamma)| (caption, reward, gamma));
+    Example { image: images.numbers[0], candidates: weighed.collect() }
 }
 
 /// Which candidate of each image is best, and how the others are weighed against it.

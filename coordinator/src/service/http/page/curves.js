@@ -87,8 +87,6 @@ export class Curves {
     const { name } = this.snapshot.stages[course.stage];
     const steps = Math.max(...thin.last.map((last, index) => last - thin.first[index] + 1), 1);
     const buckets = steps > 1 ? `. A point is the mean of ${integer(steps)} steps, and what is shaded around it their least and greatest` : "";
-    const gammas = course.series.gamma_entropy
-      ? " Of the gammas (DiCO's weights over the rejected candidates) workers report the entropy, not those of single captions." : "";
-    say(byId("charts-note"), some ? `Stage ${name}, steps ${integer(course.first[0])} to ${integer(course.last.at(-1))}${buckets}.${gammas}` : "");
+    say(byId("charts-note"), some ? `Stage ${name}, steps ${integer(course.first[0])} to ${integer(course.last.at(-1))}${buckets}.` : "");
   }
 }

@@ -9,6 +9,7 @@ import { Evaluations } from "./evaluations.js";
 import * as events from "./events.js";
 import { clock } from "./format.js";
 import { Overview } from "./overview.js";
+import { Weights } from "./weights.js";
 import { Workers } from "./workers.js";
 
 const evaluations = new Evaluations();
@@ -20,6 +21,7 @@ const overview = new Overview((stage) => {
   chosen = stage === latest?.stage ? null : stage;
   show();
 });
+const weights = new Weights();
 const workers = new Workers((rank) => controls.drain(rank));
 
 /** The stage whose curves somebody chose. */
@@ -34,6 +36,7 @@ function show() {
   const stage = chosen ?? latest.stage;
   overview.update(latest, stage, evaluations.headline(latest.stage));
   controls.update(latest);
+  weights.update(latest);
   workers.update(latest, controls.allowed);
   curves.update(latest, stage);
 }
