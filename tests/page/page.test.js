@@ -114,6 +114,20 @@ for (const [size, colorScheme] of [["desktop", "light"], ["desktop", "dark"], ["
   });
 }
 
+test("the candidates of an image are weighed, and the gammas add up to one", { timeout: 240_000 }, async () => {
+  const { page, close } = await open(run);
+  const gammas = page.locator("#weights meter");
+  await gammas.first().waitFor();
+  // Read at once: the next step replaces them.
+  const { candidates, gamma } = await page.evaluate(() => ({
+    candidates: document.querySelectorAll("#weights tbody tr").length,
+    gamma: [...document.querySelectorAll("#weights meter")].map(({ value }) => value),
+  }));
+  assert.deepEqual([candidates, gamma.length], [3, 2], "one of three beams is chosen");
+  assert.ok(Math.abs(gamma[0] + gamma[1] - 1) < 1e-5, `${gamma}`);
+  await close();
+});
+
 test("all that can be used is reached by the keyboard", { timeout: 240_000 }, async () => {
   const { page, close } = await open(run);
   await captionsShown(page);

@@ -399,5 +399,5 @@ async fn every_part_of_the_page_is_there_and_needs_nothing_else() {
         assert!(foreign.is_empty() && !text.contains("innerHTML"), "{foreign}");
         seen += 1;
     }
-    assert_eq!(parts.len(), 15, "{parts:?}");
+    assert_eq!(parts.len(), 16, "{parts:?}");
 }
