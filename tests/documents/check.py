@@ -37,6 +37,10 @@ stages:
 """
 
 
+# Cargo's, which are in one's home unless these say otherwise.
+TOOLCHAIN = {"CARGO_HOME": ".cargo", "RUSTUP_HOME": ".rustup"}
+
+
 class World:
     """What a reader has: the repository, built, with a world, and files called as in the examples."""
 
@@ -45,6 +49,7 @@ class World:
         for name in documents.repository():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+        (folder / "home").mkdir()
         for place in ("target/release", "target/debug", "bin"):
             (folder / place).mkdir(parents=True)
             for program in PROGRAMS.iterdir():
@@ -65,9 +70,11 @@ class World:
         (self.folder / name).write_text(text)
 
     def shell(self) -> Shell:
-        kept = {name: os.environ[name] for name in ("HOME", "LIBTORCH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")}
-        path = f"{self.folder}/bin:{os.environ['PATH']}"
-        return Shell(self.folder, kept | {"PATH": path, "KUBECONFIG": "/dev/null", "NO_COLOR": "1"})
+        kept = {name: os.environ[name] for name in ("LIBTORCH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")}
+        home = pathlib.Path.home()
+        kept |= {name: os.environ.get(name, str(home / place)) for name, place in TOOLCHAIN.items()}
+        own = {"HOME": f"{self.folder}/home", "PATH": f"{self.folder}/bin:{os.environ['PATH']}"}
+        return Shell(self.folder, kept | own | {"KUBECONFIG": "/dev/null", "NO_COLOR": "1"})
 
 
 class Reader:
@@ -93,7 +100,7 @@ class Reader:
             case "run":
                 self.expect(text, by, 0)
             case "watch":
-                self.expect(f"timeout --signal INT 3 {text}", by, 124)
+                self.expect(f"timeout --signal INT 3 {text.removesuffix(' &')}", by, 124)
             case "fail":
                 self.expect(text, by)
             case "either":

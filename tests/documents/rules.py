@@ -40,7 +40,13 @@ CLIENT = (
 )
 
 
+NO_GPU = "computing on GPUs needs|no CUDA|CUDA driver"
+
 RULES = [
+    # GPUs.
+    Rule(r"^for gpu in|^\(cd tests/parity", "elsewhere", why="a machine with GPUs"),
+    Rule(PROGRAM + r"worker join\b.*--device cuda", "fail", says=NO_GPU, why="there is no GPU here"),
+    Rule(PROGRAM + r"worker\b.*--device cuda", "either", says=NO_GPU, why="where there is no GPU"),
     # Daemons.
     Rule(PROGRAM + r"coordinator serve\b", "serve", says="listening on"),
     Rule(PROGRAM + r"worker join\b", "serve", says="joined"),
@@ -63,7 +69,8 @@ RULES = [
     ),
     Rule(PROGRAM + r"coordinator resume\b", "either", says="not paused", why="where the run is not paused"),
     # Programs.
-    Rule(PROGRAM + r"coordinator (watch|events .*--follow)", "watch"),
+    Rule(PROGRAM + r"coordinator watch --json \| head", "run"),
+    Rule(PROGRAM + r"coordinator (watch|(events|tensorboard) .*--follow)", "watch"),
     Rule(
         PROGRAM + r"coordinator simulate\b",
         "run",
@@ -73,6 +80,8 @@ RULES = [
     Rule(PROGRAM + r"(coordinator|worker)\b", "run"),
     Rule(PROGRAM + r"chaos\b", "elsewhere", why="tests/tests/chaos.rs"),
     Rule(r"^cargo build\b", "build"),
+    Rule(r"^cargo test\b", "elsewhere", why="make test"),
+    Rule(r"^tensorboard\b", "elsewhere", why="tests/tensorboard"),
     Rule(r"^make\b", "make"),
     Rule(r"^tests/\w+/\w+", "elsewhere", why="its target of the Makefile"),
     # The usual tools.
