@@ -100,7 +100,7 @@ class Reader:
             case "run":
                 self.expect(text, by, 0)
             case "watch":
-                self.expect(f"timeout --signal INT 3 {text.removesuffix(' &')}", by, 124)
+                self.expect(f"timeout --signal INT 3 {text}", by, 124)
             case "fail":
                 self.expect(text, by)
             case "either":

@@ -70,7 +70,8 @@ RULES = [
     Rule(PROGRAM + r"coordinator resume\b", "either", says="not paused", why="where the run is not paused"),
     # Programs.
     Rule(PROGRAM + r"coordinator watch --json \| head", "run"),
-    Rule(PROGRAM + r"coordinator (watch|(events|tensorboard) .*--follow)", "watch"),
+    Rule(PROGRAM + r"coordinator tensorboard .*--follow", "run", instead=(" &", ""), why="of a run that is finished"),
+    Rule(PROGRAM + r"coordinator (watch|events .*--follow)", "watch"),
     Rule(
         PROGRAM + r"coordinator simulate\b",
         "run",
