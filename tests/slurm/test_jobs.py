@@ -161,8 +161,9 @@ class Resumed(JobTest):
         self.interrupt(self.submit_two_workers(), "scancel", "--signal=TERM", "JOB")
 
     def test_the_time_is_over(self) -> None:
-        # Slurm looks twice a minute whose time is nearly over, so each start of the job gets 15 to 45 seconds.
-        self.write_run_file(steps=4 * STEPS)
+        # Slurm looks twice a minute whose time is nearly over, so each start of the job gets 15 to 45 seconds: too little for all of it, also
+        # on a machine that is twice as fast.
+        self.write_run_file(steps=20 * STEPS)
         job = self.submit_two_workers("--time=2", "--signal=B:USR1@75")
         self.assert_nothing_redone(self.assert_finished(job, starts=2))
 
