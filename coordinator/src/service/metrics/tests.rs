@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use proto::v1;
+
 use super::{catalogue::Kind, *};
 use crate::run::{Command, Event, RequestId, Time, record::Restored, testing};
 
@@ -46,4 +48,25 @@ fn nothing_is_exposed_that_is_not_described() {
     assert!(types.len() > 10, "{exposed}");
     assert_eq!(types.iter().find(|found| !known.contains(**found)), None);
     assert!(exposed.contains("dico_paused 1") && exposed.contains("dico_run_state{state=\"paused\"} 1"), "{exposed}");
+}
+
+#[test]
+fn a_recovery_lasts_until_a_step_of_the_next_generation() {
+    let mut metrics = Metrics::new(&testing::run_file(vec![testing::stage("a", 12, 8, None, None)]));
+    let step = |generation| {
+        let at = v1::Position { stage: 0, step: 1, generation };
+        Record::Step(StepStatistics::read(0, &v1::StepDone::default(), &at).unwrap())
+    };
+    let ended = |generation| Record::Ended { generation, reason: "a test".into() };
+    let mut recoveries = |records: &[Record]| {
+        records.iter().for_each(|record| metrics.record(record));
+        let exposed = metrics.handle().render();
+        let count = exposed.lines().find_map(|line| line.strip_prefix("dico_recovery_seconds_count "));
+        count.map_or(0, |count| count.parse().unwrap())
+    };
+    // Somebody joined.
+    assert_eq!(recoveries(&[step(1), ended(1), Record::Ready { generation: 2, recovery: false }, step(2)]), 0);
+    // Somebody was lost; what others had reported of the step in flight is recorded after the end.
+    assert_eq!(recoveries(&[ended(2), step(2), Record::Ready { generation: 3, recovery: true }]), 0);
+    assert_eq!(recoveries(&[step(3), step(3)]), 1);
 }
