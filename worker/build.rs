@@ -8,16 +8,16 @@ fn main() {
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes libtorch's library folder"));
     let lib = std::path::absolute(&lib).expect("the library folder has an absolute path");
     let include = lib.parent().unwrap_or(Path::new("/")).join("include");
-    for folder in ["cuda", "gloo"] {
+    for folder in ["cuda", "gloo", "include", "operators"] {
         println!("cargo:rerun-if-changed={folder}");
     }
     cc::Build::new()
         .cpp(true)
         .std("c++17")
-        .include("gloo/include")
+        .includes(["include", "gloo/include"])
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(["cuda/settings.cpp", "gloo/shim.cpp"])
+        .files(["cuda/settings.cpp", "gloo/shim.cpp", "operators/operators.cpp"])
         .warnings(false)
         .compile("dico_shims");
     println!("cargo:rustc-link-search=native={}", lib.display());

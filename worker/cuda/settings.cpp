@@ -1,6 +1,10 @@
-// Settings of libtorch that tch does not reach.
+// Settings of libtorch, and of the allocator below it, that neither tch nor Rust reach.
 
 #include <ATen/Context.h>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 extern "C" {
 
@@ -13,6 +17,18 @@ void dico_compute_reproducibly() {
   context.setDeterministicFillUninitializedMemory(false);
   context.setDeterministicCuDNN(true);
   context.setAllowTF32CuDNN(false);
+}
+
+// Keeps freed memory for what is allocated next. A step frees and takes hundreds of megabytes; given back to the system, each of
+// their pages would have to be cleared anew, which can take as long as all that is computed. One arena, as the others cannot hold
+// what is large.
+void dico_keep_freed_memory() {
+#ifdef __GLIBC__
+  mallopt(M_ARENA_MAX, 1);
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
+  mallopt(M_TOP_PAD, 64 << 20);
+#endif
 }
 
 }  // extern "C"

@@ -12,15 +12,16 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
-#include <exception>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "guarded.h"
+
 namespace {
 
-constexpr size_t ERROR_LENGTH = 512;
+using dico::guarded;
+using dico::report;
 
 // A rank may compute for as long as it takes while the others wait for it: who waits too long is the coordinator's to say.
 constexpr std::chrono::milliseconds FOREVER = std::chrono::hours(24 * 7);
@@ -34,25 +35,6 @@ struct Work {
   std::vector<at::Tensor> input;
   std::vector<std::vector<at::Tensor>> output;
 };
-
-void report(char* error, const char* text) {
-  std::strncpy(error, text, ERROR_LENGTH - 1);
-  error[ERROR_LENGTH - 1] = '\0';
-  // c10 appends a stack trace on further lines.
-  if (char* end = std::strchr(error, '\n')) *end = '\0';
-}
-
-template <typename F>
-auto guarded(char* error, F&& body) -> decltype(body()) {
-  try {
-    return body();
-  } catch (const std::exception& e) {
-    report(error, e.what());
-  } catch (...) {
-    report(error, "unknown exception");
-  }
-  return nullptr;
-}
 
 }  // namespace
 

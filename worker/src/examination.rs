@@ -12,7 +12,6 @@ use crate::captioner::Search;
 use crate::clip;
 use crate::data::Batch;
 use crate::models::{Models, Origins};
-use crate::text::TokenBatch;
 
 /// Whose captions are examined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +98,7 @@ impl Examiner<'_> {
         let most = evaluator.architecture().text.context_length;
         let prefix = &self.run.evaluator.prefix;
         let texts: Vec<Vec<i64>> = texts.map(|text| vocabulary.encode(&format!("{prefix}{text}"), most)).collect();
-        let device = evaluator.parameters().flat().device();
-        no_grad(|| evaluator.text.embed(&TokenBatch::new(&texts, vocabulary.end(), device)))
+        no_grad(|| evaluator.text.embed(&texts, 1))
     }
 
     /// The evaluator's score of a caption, and the variant that also looks at the references: the harmonic mean with the best

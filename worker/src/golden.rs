@@ -43,7 +43,7 @@ pub fn fill(parameters: &Parameters, prefix: &str, gains: &Gains) {
         let scale = scale * gain.unwrap_or(1.0) as f32;
         (name.to_owned(), values(&format!("{prefix}{name}"), &tensor.size(), base, scale))
     });
-    parameters.copy_into(parameters.flat(), &values.collect()).unwrap();
+    parameters.load(&values.collect()).unwrap();
 }
 
 /// The input called `case`, in -1..1.

@@ -16,6 +16,8 @@
 //! | [`tensors`] | between the bytes of files and libtorch's tensors |
 //! | [`laps`] | where the time of a step goes |
 //! | [`files`] | files and folders that appear only when they are complete |
+//! | `forest` | captions as trees: what they have in common is computed once |
+//! | `memory` | what the allocator does with memory that is freed |
 //! | [`nn`] | layers, and parameters in one flat buffer |
 //! | [`trainer`] | the training thread, which executes directives |
 //! | [`session`] | the connection to the coordinator |
@@ -31,9 +33,11 @@ pub mod cuda;
 pub mod data;
 pub mod examination;
 pub mod files;
+mod forest;
 #[cfg(test)]
 mod golden;
 pub mod laps;
+mod memory;
 pub mod models;
 pub mod nn;
 pub mod objective;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use features::Tower;
-use runfile::{Objective, Preset, RunFile};
+use runfile::{Objective, Precision, Preset, RunFile};
 use tch::{Device, Kind, Tensor, no_grad};
 use weights::VisionArchitecture;
 use weights::folder::{self, Folder};
@@ -19,7 +19,7 @@ use weights::folder::{self, Folder};
 use crate::captioner::{self, Captioner};
 use crate::clip::{self, Clip, Eyes};
 use crate::data::{Batch, Sizes, Views, normalise};
-use crate::nn::Mismatch;
+use crate::nn::{Backend, Mismatch};
 use crate::seeds;
 use crate::tensors;
 use crate::text::Vocabulary;
@@ -35,6 +35,7 @@ enum Origin<T> {
 /// What the models of a run start from, and stay if they are not trained.
 pub struct Origins {
     seed: u64,
+    precision: Precision,
     evaluator: Origin<weights::Clip>,
     captioner: Origin<Folder>,
     /// CLIP weights of the captioner's own vision tower.
@@ -95,6 +96,7 @@ impl Origins {
         };
         Ok(Self {
             seed: run.seed,
+            precision: run.precision,
             evaluator,
             captioner,
             vision,
@@ -143,27 +145,28 @@ impl Origins {
     /// # Errors
     /// Weights do not fit their architecture, or the models do not fit each other.
     pub fn models(&self, device: Device) -> Result<Models, String> {
-        let (evaluator, eyes) = (self.evaluator(device)?, self.eyes(device)?);
+        let backend = Backend { device, precision: self.precision };
+        let (evaluator, eyes) = (self.evaluator(backend)?, self.eyes(backend)?);
         let seen = eyes.as_ref().map_or_else(|| evaluator.architecture().tower(), |eyes| eyes.architecture().clone());
-        let captioner = self.captioner(&seen, device)?;
+        let captioner = self.captioner(&seen, backend)?;
         Ok(Models { evaluator, eyes, captioner })
     }
 
-    fn evaluator(&self, device: Device) -> Result<Clip, String> {
+    fn evaluator(&self, backend: Backend) -> Result<Clip, String> {
         match &self.evaluator {
             Origin::Seed(preset) => {
                 let architecture = clip::preset(*preset, self.evaluator_vocabulary.pad() as usize);
-                Ok(Clip::new(architecture, seeds::derive(self.seed, "evaluator"), device))
+                Ok(Clip::new(architecture, seeds::derive(self.seed, "evaluator"), backend))
             }
             Origin::Weights(clip) => {
                 let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
-                let made = Clip::with(clip.architecture().clone(), &values, device);
+                let made = Clip::with(clip.architecture().clone(), &values, backend);
                 made.map_err(|mismatch| wrong(clip.path(), &mismatch))
             }
         }
     }
 
-    fn eyes(&self, device: Device) -> Result<Option<Eyes>, String> {
+    fn eyes(&self, backend: Backend) -> Result<Option<Eyes>, String> {
         if let Some([vision, evaluator]) = self.towers()
             && vision.sha256 == evaluator.sha256
         {
@@ -173,22 +176,22 @@ impl Origins {
         match (&self.vision, &self.captioner) {
             (Some(clip), _) => {
                 let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
-                let made = Eyes::new(clip.architecture().tower(), &values, device);
+                let made = Eyes::new(clip.architecture().tower(), &values, backend);
                 made.map(Some).map_err(|mismatch| wrong(clip.path(), &mismatch))
             }
-            (None, Origin::Weights(folder)) => open_eyes(folder, device).map(Some),
+            (None, Origin::Weights(folder)) => open_eyes(folder, backend).map(Some),
             (None, Origin::Seed(_)) => Ok(None),
         }
     }
 
-    fn captioner(&self, seen: &VisionArchitecture, device: Device) -> Result<Captioner, String> {
+    fn captioner(&self, seen: &VisionArchitecture, backend: Backend) -> Result<Captioner, String> {
         match &self.captioner {
             Origin::Seed(preset) => {
                 let vocabulary = self.captioner_vocabulary.size() as usize;
                 let architecture = captioner::preset(*preset, seen.width(), seen.tokens(), vocabulary);
-                Ok(Captioner::new(architecture, seeds::derive(self.seed, "captioner"), device))
+                Ok(Captioner::new(architecture, seeds::derive(self.seed, "captioner"), backend))
             }
-            Origin::Weights(folder) => open_captioner(folder, device),
+            Origin::Weights(folder) => open_captioner(folder, backend),
         }
     }
 }
@@ -201,11 +204,11 @@ fn tower(path: &Path, sha256: String, image_size: usize) -> Tower {
 ///
 /// # Errors
 /// It is missing, or its tensors are not those of its architecture.
-pub fn open_eyes(folder: &Folder, device: Device) -> Result<Eyes, String> {
+pub fn open_eyes(folder: &Folder, backend: impl Into<Backend>) -> Result<Eyes, String> {
     let text = |error: weights::Error| error.to_string();
     let weights = folder.vision().map_err(text)?;
     let values = tensors::from_weights(weights.tensors().map_err(text)?);
-    let made = Eyes::new(folder.manifest().vision.architecture.clone(), &values, device);
+    let made = Eyes::new(folder.manifest().vision.architecture.clone(), &values, backend);
     made.map_err(|mismatch| wrong(weights.path(), &mismatch))
 }
 
@@ -213,9 +216,9 @@ pub fn open_eyes(folder: &Folder, device: Device) -> Result<Eyes, String> {
 ///
 /// # Errors
 /// Its tensors are not those of its architecture.
-pub fn open_captioner(folder: &Folder, device: Device) -> Result<Captioner, String> {
+pub fn open_captioner(folder: &Folder, backend: impl Into<Backend>) -> Result<Captioner, String> {
     let values = tensors::from_weights(folder.captioner());
-    let made = Captioner::with(folder.manifest().captioner.clone(), &values, device);
+    let made = Captioner::with(folder.manifest().captioner.clone(), &values, backend);
     made.map_err(|mismatch| wrong(folder.path(), &mismatch))
 }
 

@@ -54,6 +54,7 @@ impl Adam {
             let root = (&self.second / (1.0 - beta_2.powf(step))).sqrt_() + epsilon;
             flat -= &self.first / root * (learning_rate / (1.0 - beta_1.powf(step)));
         });
+        parameters.changed();
     }
 }
 

@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 
 use instant_clip_tokenizer::{Token, Tokenizer};
 use regex::Regex;
-use tch::{Device, Tensor};
 use unicode_normalization::UnicodeNormalization;
 use weights::folder;
 
@@ -58,29 +57,6 @@ impl Bpe {
             self.merges.encode(&word[..word.floor_char_boundary(LONGEST_WORD)], &mut tokens);
             take(&tokens)
         })
-    }
-}
-
-/// Token sequences of different lengths, padded at the end.
-pub struct TokenBatch {
-    /// `[batch, longest]`.
-    pub ids: Tensor,
-    /// Tokens of each sequence, `[batch]`.
-    pub lengths: Tensor,
-}
-
-impl TokenBatch {
-    /// Pads `sequences` to the longest with `pad`.
-    #[must_use]
-    pub fn new(sequences: &[Vec<i64>], pad: i64, device: Device) -> Self {
-        let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
-        let padded: Vec<i64> = sequences
-            .iter()
-            .flat_map(|sequence| sequence.iter().copied().chain(std::iter::repeat_n(pad, longest - sequence.len())))
-            .collect();
-        let lengths: Vec<i64> = sequences.iter().map(|sequence| sequence.len() as i64).collect();
-        let ids = Tensor::from_slice(&padded).view([sequences.len() as i64, longest as i64]).to_device(device);
-        Self { ids, lengths: Tensor::from_slice(&lengths).to_device(device) }
     }
 }
 

@@ -47,12 +47,27 @@ pub struct RunFile {
     pub scoring: Scoring,
     /// Stages of training, in order.
     pub stages: Vec<Stage>,
+    /// In how many bits matrices are multiplied.
+    #[serde(default)]
+    pub precision: Precision,
     /// Where states are saved, and how many are kept.
     #[serde(default)]
     pub checkpoints: Checkpoints,
     /// The control plane's few constants.
     #[serde(default)]
     pub control: Control,
+}
+
+/// In how many bits matrices are multiplied, in training and in evaluations. Parameters, their updates, checkpoints, normalisations
+/// and losses are always in 32 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits, with the exponents of 32: faster where the processor multiplies them, and half the memory to read.
+    Bf16,
 }
 
 /// How many workers the run needs and takes.

@@ -1,8 +1,9 @@
 use tch::{Kind, Tensor};
 
 use super::{CaptionerArchitecture, Initial, beam::Steps};
+use crate::forest::Forest;
 use crate::nn::{
-    Builder, Conv1d, Embedding, LayerNorm, Mode, attention, causal_mask, merge_heads, split_heads, split_parts,
+    self, Builder, Conv1d, Embedding, LayerNorm, Matrix, Mode, attention, merge_heads, split_heads, split_parts,
     stack_parts,
 };
 
@@ -49,24 +50,22 @@ impl Decoder {
         }
     }
 
-    /// Tokens `[images * each, length]` to hidden states `[images * each, length, width]`, attending to `memory`
-    /// `[images, memory length, width]`, which the `each` captions of an image share.
-    pub fn forward(&self, tokens: &Tensor, memory: &Tensor, each: i64, mode: Mode) -> Tensor {
-        let length = tokens.size()[1];
-        let x = mode.drop(self.tokens.forward(tokens) + self.positions.first(length));
-        let mask = causal_mask(length, tokens);
+    /// The captions of each image, as a tree, to hidden states `[images, nodes, width]`, attending to `memory`
+    /// `[images, memory length, width]`.
+    pub fn forward(&self, captions: &Forest, memory: &Tensor, mode: Mode) -> Tensor {
+        let x = mode.drop(self.tokens.forward(&captions.ids) + self.positions.forward(&captions.positions));
         let x = self.blocks.iter().fold(x, |x, block| {
             let [query, key, value] = split_parts(&block.self_attention_inputs(&x), block.heads);
-            let x = block.after_attention(x, &attention(&query, &key, &value, Some(&mask), mode), mode);
-            let x = block.cross_attention(x, &block.memory(memory), each, mode);
+            let x = block.after_attention(x, &attention(&query, &key, &value, Some(&captions.mask), mode), mode);
+            let x = block.cross_attention(x, &block.memory(memory), mode);
             block.feed_forward(x, mode)
         });
         self.norm.forward(&x)
     }
 
-    /// Hidden states `[.., width]` to logits `[.., vocabulary]`.
-    pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.linear(self.tokens.table(), None::<&Tensor>)
+    /// What hidden states are multiplied with for logits, `[vocabulary, width]`.
+    pub fn output(&self) -> &Matrix {
+        self.tokens.table()
     }
 
     /// Prepares step-by-step decoding of `beams` captions for each image of `memory`, of at most `max_length` tokens.
@@ -74,9 +73,10 @@ impl Decoder {
         let (images, _, width) = memory.size3().expect("memory is [images, length, width]");
         let memory: Vec<KeyValue> = self.blocks.iter().map(|block| block.memory(memory)).collect();
         let (layers, heads) = (self.blocks.len() as i64, self.blocks.first().map_or(1, |block| block.heads));
-        let shape = [layers, images * beams, 2, heads, max_length, width / heads];
-        let own = Tensor::zeros(shape, (Kind::Float, self.tokens.table().device()));
-        Incremental { decoder: self, own, memory, beams, length: 0 }
+        let shape = [layers, 2, images, heads, max_length * beams, width / heads];
+        let working = &self.output().working;
+        let own = Tensor::zeros(shape, (working.kind(), working.device()));
+        Incremental { decoder: self, own, memory, beams, seen: vec![Vec::new(); (images * beams) as usize], length: 0 }
     }
 }
 
@@ -120,12 +120,11 @@ impl Block {
         KeyValue { key, value }
     }
 
-    /// The captions of an image ask its memory as further query positions; keys are never copied for them.
-    fn cross_attention(&self, x: Tensor, memory: &KeyValue, each: i64, mode: Mode) -> Tensor {
-        let (rows, length, width) = x.size3().expect("activations are [rows, length, width]");
-        let query = self.cross_query.forward(&self.ln_cross.forward(&x)).view([rows / each, each * length, width]);
-        let attended = attention(&split_heads(&query, self.heads), &memory.key, &memory.value, None, mode);
-        x + mode.drop(self.cross_proj.forward(&merge_heads(&attended).view([rows, length, width])))
+    /// The captions of an image ask its memory side by side; keys are never copied for them.
+    fn cross_attention(&self, x: Tensor, memory: &KeyValue, mode: Mode) -> Tensor {
+        let query = split_heads(&self.cross_query.forward(&self.ln_cross.forward(&x)), self.heads);
+        let attended = attention(&query, &memory.key, &memory.value, None, mode);
+        x + mode.drop(self.cross_proj.forward(&merge_heads(&attended)))
     }
 
     fn feed_forward(&self, x: Tensor, mode: Mode) -> Tensor {
@@ -134,39 +133,54 @@ impl Block {
     }
 }
 
-/// Decoding under way: what each caption attends to, kept.
+/// Decoding under way. The beams of an image grow one tree, of which every node stays where it is: a beam that goes on from
+/// another sees that one's nodes, and nothing has to be copied for it.
 pub struct Incremental<'a> {
     decoder: &'a Decoder,
-    /// Each layer's own keys and values so far, `[layers, rows, 2, heads, longest, head width]`: one tensor, so that all of them are
-    /// put into a new order at once.
+    /// Each layer's own keys and values of all nodes so far, `[layers, 2, images, heads, longest * beams, head width]`.
     own: Tensor,
     /// Each layer's keys and values of the memory.
     memory: Vec<KeyValue>,
     beams: i64,
+    /// Of each beam, what is added to its scores of its image's nodes: 0 for those that it has gone through.
+    seen: Vec<Vec<f32>>,
     length: i64,
+}
+
+impl Incremental<'_> {
+    /// Adds a node to each beam. Returns what is added to scores, `[images, 1, beams, nodes]`.
+    fn grow(&mut self, origins: Option<&[i64]>) -> Tensor {
+        if let Some(origins) = origins {
+            self.seen = origins.iter().map(|&row| self.seen[row as usize].clone()).collect();
+        }
+        let beams = self.beams as usize;
+        for (row, seen) in self.seen.iter_mut().enumerate() {
+            seen.extend((0..beams).map(|beam| if beam == row % beams { 0.0 } else { f32::NEG_INFINITY }));
+        }
+        self.length += 1;
+        let images = self.seen.len() as i64 / self.beams;
+        Tensor::from_slice(&self.seen.concat()).view([images, 1, self.beams, self.length * self.beams])
+    }
 }
 
 impl Steps for Incremental<'_> {
     fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
+        let Decoder { tokens: embedding, positions, blocks, norm } = self.decoder;
         let device = self.own.device();
         let position = self.length;
-        let tokens = Tensor::from_slice(tokens).to_device(device).unsqueeze(1);
-        let mut x = self.decoder.tokens.forward(&tokens) + self.decoder.positions.table().narrow(0, position, 1);
-        if let Some(rows) = origins {
-            self.own = self.own.index_select(1, &Tensor::from_slice(rows).to_device(device));
-        }
-        for (layer, (block, memory)) in self.decoder.blocks.iter().zip(&self.memory).enumerate() {
+        let mask = self.grow(origins).to_device(device).to_kind(self.own.kind());
+        let tokens = Tensor::from_slice(tokens).view([-1, self.beams]).to_device(device);
+        let mut x = embedding.forward(&tokens) + positions.table().master.narrow(0, position, 1);
+        for (layer, (block, memory)) in blocks.iter().zip(&self.memory).enumerate() {
             let inputs = stack_parts(&block.self_attention_inputs(&x), 3, block.heads);
             let own = self.own.get(layer as i64);
-            own.narrow(3, position, 1).copy_(&inputs.narrow(0, 1, 2).transpose(0, 1));
-            let own = own.narrow(3, 0, position + 1);
-            let [key, value] = [0, 1].map(|part| own.select(1, part));
-            let attended = attention(&inputs.get(0), &key, &value, None, Mode::Evaluate);
+            own.narrow(3, position * self.beams, self.beams).copy_(&inputs.narrow(0, 1, 2));
+            let own = own.narrow(3, 0, self.length * self.beams);
+            let attended = attention(&inputs.get(0), &own.get(0), &own.get(1), Some(&mask), Mode::Evaluate);
             x = block.after_attention(x, &attended, Mode::Evaluate);
-            x = block.cross_attention(x, memory, self.beams, Mode::Evaluate);
+            x = block.cross_attention(x, memory, Mode::Evaluate);
             x = block.feed_forward(x, Mode::Evaluate);
         }
-        self.length += 1;
-        self.decoder.logits(&self.decoder.norm.forward(&x)).squeeze_dim(1).log_softmax(-1, Kind::Float)
+        nn::logits(&norm.forward(&x).flatten(0, 1), self.decoder.output()).log_softmax(-1, Kind::Float)
     }
 }

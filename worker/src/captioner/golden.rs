@@ -1,9 +1,10 @@
 //! The captioner against transformers' BertModel, GPT2LMHeadModel and `generate`.
 
 use serde::Deserialize;
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use super::*;
+use crate::forest::{Forest, Tree};
 use crate::golden::{self, Gains, assert_close};
 
 #[derive(Deserialize)]
@@ -84,26 +85,38 @@ fn case() -> (Golden, Captioner) {
     (golden, captioner)
 }
 
+/// Captions one by one with all their tokens, and where in `[captions * longest]` those are.
+fn whole(captions: &[Vec<i64>]) -> (Forest, Tensor) {
+    let trees: Vec<Tree> = captions.iter().map(|caption| Tree::plant([&caption[..]])).collect();
+    let forest = Forest::new(&trees, Device::Cpu);
+    let places = captions.iter().enumerate();
+    let places = places.flat_map(|(tree, caption)| (0..caption.len()).map(move |node| (tree, node)));
+    let real: Vec<i64> = places.map(|(tree, node)| forest.place(tree, node)).collect();
+    (forest, Tensor::from_slice(&real))
+}
+
 #[test]
 fn logits_and_log_probabilities_agree_with_transformers() {
     let (Golden { sizes, captions, .. }, captioner) = case();
     let expected = golden::tensors("captioner/captioner.safetensors");
     let hidden = hidden(&sizes, (0..captions.len()).map(|number| format!("image{number}")));
-    let captions = Captions::new(&captions, 1, sizes.pad, Device::Cpu);
+    let (whole, real) = whole(&captions);
     no_grad(|| {
         let memory = captioner.encoder.forward(&hidden, Mode::Evaluate);
         let shown = memory.narrow(1, 0, expected["encoded"].size()[1]);
         assert_close("encoded", &shown, &expected["encoded"], 1e-4);
-        let decoded = captioner.decoder.forward(&captions.ids, &memory, 1, Mode::Evaluate);
+        let decoded = captioner.decoder.forward(&whole, &memory, Mode::Evaluate).flatten(0, 1).index_select(0, &real);
         let stride = (sizes.vocabulary as i64 / 64).max(1);
-        let logits = captioner.decoder.logits(&decoded).slice(2, None, None, stride);
-        assert_close("logits", &logits, &expected["logits"], 1e-4);
-        let packed = captioner.token_log_probabilities(&hidden, &captions, Mode::Evaluate);
+        let logits = nn::logits(&decoded, captioner.decoder.output()).slice(1, None, None, stride);
+        assert_close("logits", &logits, &expected["logits"].flatten(0, 1).index_select(0, &real), 1e-4);
+        let scored = Captions::new(&captions, 1, Device::Cpu);
+        let packed = captioner.token_log_probabilities(&hidden, &scored, Mode::Evaluate);
         assert_close("log-probabilities", &packed.sums(), &expected["log_probabilities"], 1e-4);
         let tokens = &expected["token_log_probabilities"];
-        let real = Tensor::arange(tokens.size()[1], (Kind::Int64, Device::Cpu));
-        let real = real.unsqueeze(0).lt_tensor(&(&captions.lengths - 1).unsqueeze(1));
-        assert_close("of tokens", &packed.values, &tokens.masked_select(&real), 1e-4);
+        let lengths = Tensor::from_slice(&captions.iter().map(|caption| caption.len() as i64 - 1).collect::<Vec<_>>());
+        let predicted = Tensor::arange(tokens.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
+        let predicted = predicted.lt_tensor(&lengths.unsqueeze(1));
+        assert_close("of tokens", &packed.values, &tokens.masked_select(&predicted), 1e-4);
     });
 }
 
@@ -149,8 +162,7 @@ fn released_folders_load_and_compute_what_transformers_does() {
         let captioner = Captioner::with(released.captioner().clone(), &values, Device::Cpu).unwrap();
         let side = released.vision().image_size as i64;
         let pixels = (0..golden.images).map(|n| golden::input(&format!("released.pixels{n}"), &[3, side, side]));
-        let pad = released.captioner().vocabulary_size as i64 - 1;
-        let captions = Captions::new(&golden.captions, 1, pad, Device::Cpu);
+        let (captions, real) = whole(&golden.captions);
         no_grad(|| {
             let hidden = eyes.hidden(&Tensor::stack(&pixels.collect::<Vec<_>>(), 0));
             let shown = hidden.narrow(1, 0, golden.hidden_tokens.min(hidden.size()[1]));
@@ -158,9 +170,11 @@ fn released_folders_load_and_compute_what_transformers_does() {
             let image_of = (0..golden.captions.len() as i64).map(|caption| caption % golden.images);
             let image_of = Tensor::from_slice(&image_of.collect::<Vec<_>>());
             let memory = captioner.encoder.forward(&hidden.index_select(0, &image_of), Mode::Evaluate);
-            let decoded = captioner.decoder.forward(&captions.ids, &memory, 1, Mode::Evaluate);
-            let logits = captioner.decoder.logits(&decoded).slice(2, None, None, golden.logits_stride);
-            assert_close(&format!("{folder}: logits"), &logits, &expected["logits"], 1e-4);
+            let decoded = captioner.decoder.forward(&captions, &memory, Mode::Evaluate);
+            let decoded = decoded.flatten(0, 1).index_select(0, &real);
+            let logits = nn::logits(&decoded, captioner.decoder.output()).slice(1, None, None, golden.logits_stride);
+            let expected = expected["logits"].flatten(0, 1).index_select(0, &real);
+            assert_close(&format!("{folder}: logits"), &logits, &expected, 1e-4);
         });
     }
 }

@@ -5,6 +5,7 @@
 //! [`crate::clip`].
 
 pub mod beam;
+mod captions;
 mod decoder;
 mod encoder;
 #[cfg(test)]
@@ -14,10 +15,12 @@ mod sample;
 use std::collections::BTreeMap;
 
 use runfile::{Decoding, Preset};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 pub use weights::CaptionerArchitecture;
 
-use crate::nn::{Builder, Mismatch, Mode, Parameters};
+pub use captions::{Captions, Packed};
+
+use crate::nn::{self, Backend, Builder, Mismatch, Mode, Parameters};
 use crate::text::Vocabulary;
 use beam::Hypothesis;
 use decoder::Decoder;
@@ -81,25 +84,6 @@ impl Initial {
     }
 }
 
-/// Captions to be scored: k for each image, each with begin and end, padded to one length.
-pub struct Captions {
-    /// `[images * k, length]`, the captions of an image adjacent.
-    pub ids: Tensor,
-    /// Tokens of each caption, begin and end included, `[images * k]`.
-    pub lengths: Tensor,
-    /// Captions an image.
-    pub each: i64,
-}
-
-impl Captions {
-    /// Pads `sequences`, of which every `each` belong to one image.
-    #[must_use]
-    pub fn new(sequences: &[Vec<i64>], each: i64, pad: i64, device: Device) -> Self {
-        let batch = crate::text::TokenBatch::new(sequences, pad, device);
-        Self { ids: batch.ids, lengths: batch.lengths, each }
-    }
-}
-
 /// How captions are searched.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Search {
@@ -144,8 +128,8 @@ pub struct Captioner {
 impl Captioner {
     /// A model with parameters drawn from `seed`.
     #[must_use]
-    pub fn new(architecture: CaptionerArchitecture, seed: u64, device: Device) -> Self {
-        Self::build(architecture, Builder::new(seed, device))
+    pub fn new(architecture: CaptionerArchitecture, seed: u64, backend: impl Into<Backend>) -> Self {
+        Self::build(architecture, Builder::new(seed, backend))
     }
 
     /// A model with the parameters `values`.
@@ -155,19 +139,19 @@ impl Captioner {
     pub fn with(
         architecture: CaptionerArchitecture,
         values: &BTreeMap<String, Tensor>,
-        device: Device,
+        backend: impl Into<Backend>,
     ) -> Result<Self, Mismatch> {
-        let captioner = Self::build(architecture, Builder::blank(device));
-        captioner.parameters.copy_into(captioner.parameters.flat(), values)?;
+        let captioner = Self::build(architecture, Builder::blank(backend));
+        captioner.parameters.load(values)?;
         Ok(captioner)
     }
 
     /// A frozen model with this one's parameters as they are now.
     #[must_use]
     pub fn copy(&self) -> Self {
-        let flat = self.parameters.flat();
-        let copy = Self::build(self.architecture.clone(), Builder::blank(flat.device()));
-        no_grad(|| copy.parameters.flat().shallow_clone().copy_(flat));
+        let copy = Self::build(self.architecture.clone(), Builder::blank(self.parameters.backend()));
+        no_grad(|| copy.parameters.flat().shallow_clone().copy_(self.parameters.flat()));
+        copy.parameters.changed();
         copy
     }
 
@@ -195,25 +179,16 @@ impl Captioner {
         &mut self.parameters
     }
 
-    /// Log-probability of every real token after the begin token, packed: `[tokens]` in order of caption and position.
+    /// Log-probability of every token after the begin token; `vision` is `[images, vision tokens, vision width]`.
     ///
-    /// `vision` is `[images, vision tokens, vision width]`. The vocabulary is projected onto for real tokens only, and no
-    /// log-softmax over it is kept.
+    /// What captions of an image have in common from their beginning is computed once, padding is not projected onto the vocabulary,
+    /// and no log-softmax over it is kept.
     #[must_use]
     pub fn token_log_probabilities(&self, vision: &Tensor, captions: &Captions, mode: Mode) -> Packed {
         let memory = self.encoder.forward(vision, mode);
-        let (rows, length) = captions.ids.size2().expect("captions are [rows, length]");
-        let inputs = captions.ids.narrow(1, 0, length - 1);
-        let targets = captions.ids.narrow(1, 1, length - 1);
-        let hidden = self.decoder.forward(&inputs, &memory, captions.each, mode);
-        let positions = Tensor::arange(length - 1, (Kind::Int64, vision.device()));
-        let real = positions.unsqueeze(0).lt_tensor(&(&captions.lengths - 1).unsqueeze(1));
-        let index = real.flatten(0, 1).nonzero().squeeze_dim(1);
-        let logits = self.decoder.logits(&hidden.flatten(0, 1).index_select(0, &index));
-        let chosen =
-            logits.gather(1, &targets.flatten(0, 1).index_select(0, &index).unsqueeze(1), false).squeeze_dim(1);
-        let row = index.divide_scalar_mode(length - 1, "floor").to_kind(Kind::Int64);
-        Packed { values: chosen - logits.logsumexp(1, false), row, rows }
+        let hidden = self.decoder.forward(&captions.inputs, &memory, mode).flatten(0, 1);
+        let hidden = hidden.index_select(0, &captions.nodes);
+        captions.pack(&nn::token_log_probabilities(&hidden, self.decoder.output(), &captions.after, &captions.targets))
     }
 
     /// `search.beams` captions of each image, drawn from the model with libtorch's generator.
@@ -235,21 +210,5 @@ impl Captioner {
             let mut steps = self.decoder.begin(&memory, search.beams as i64, search.max_length as i64);
             beam::search(&mut steps, images as usize, search)
         })
-    }
-}
-
-/// One value per real token of some captions.
-pub struct Packed {
-    /// `[tokens]`.
-    pub values: Tensor,
-    /// The caption that each value belongs to, `[tokens]`.
-    pub row: Tensor,
-    rows: i64,
-}
-
-impl Packed {
-    /// Sum over each caption's tokens, `[captions]`.
-    pub fn sums(&self) -> Tensor {
-        Tensor::zeros([self.rows], (self.values.kind(), self.values.device())).index_add(0, &self.row, &self.values)
     }
 }

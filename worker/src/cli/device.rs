@@ -1,6 +1,6 @@
 use tch::Device;
 
-use crate::cuda;
+use crate::{cuda, memory};
 
 /// Where to compute.
 #[derive(clap::Args)]
@@ -22,6 +22,7 @@ impl Compute {
         if self.device.is_cuda() {
             cuda::load()?;
         }
+        memory::keep_freed();
         if let Some(threads) = self.threads {
             tch::set_num_threads(threads.into());
         }

@@ -11,14 +11,14 @@ mod vision;
 use std::collections::BTreeMap;
 
 use runfile::Preset;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use weights::clip::{Text as TextArchitecture, Vision as VisionKind};
 pub use weights::{Architecture, VisionArchitecture};
 
 pub use text::Text;
 pub use vision::{Pool, Vision};
 
-use crate::nn::{Builder, Mismatch, Parameters};
+use crate::nn::{Backend, Builder, Mismatch, Parameters};
 
 /// The architecture of a model that is trained from scratch, for a vocabulary of `vocabulary_size` tokens.
 #[must_use]
@@ -55,14 +55,14 @@ impl Eyes {
     pub fn new(
         architecture: VisionArchitecture,
         values: &BTreeMap<String, Tensor>,
-        device: Device,
+        backend: impl Into<Backend>,
     ) -> Result<Self, Mismatch> {
-        let mut builder = Builder::blank(device);
+        let mut builder = Builder::blank(backend);
         let vision = Vision::new(&mut builder, architecture.image_size, &architecture.vision);
         let parameters = builder.finish();
         let needed =
             parameters.named().filter_map(|(name, _)| Some((name.to_owned(), values.get(name)?.shallow_clone())));
-        parameters.copy_into(parameters.flat(), &needed.collect())?;
+        parameters.load(&needed.collect())?;
         Ok(Self { architecture, vision, parameters })
     }
 
@@ -99,8 +99,8 @@ pub struct Clip {
 impl Clip {
     /// A model with parameters drawn from `seed`.
     #[must_use]
-    pub fn new(architecture: Architecture, seed: u64, device: Device) -> Self {
-        Self::build(architecture, Builder::new(seed, device))
+    pub fn new(architecture: Architecture, seed: u64, backend: impl Into<Backend>) -> Self {
+        Self::build(architecture, Builder::new(seed, backend))
     }
 
     /// A model with the parameters `values`.
@@ -110,10 +110,10 @@ impl Clip {
     pub fn with(
         architecture: Architecture,
         values: &BTreeMap<String, Tensor>,
-        device: Device,
+        backend: impl Into<Backend>,
     ) -> Result<Self, Mismatch> {
-        let clip = Self::build(architecture, Builder::blank(device));
-        clip.parameters.copy_into(clip.parameters.flat(), values)?;
+        let clip = Self::build(architecture, Builder::blank(backend));
+        clip.parameters.load(values)?;
         Ok(clip)
     }
 

@@ -1,13 +1,13 @@
-use tch::{Kind, Tensor};
+use tch::{Device, Tensor};
 use weights::clip::Architecture;
 
 use super::{transformer::Transformer, unit};
-use crate::nn::{Builder, Embedding, LayerNorm, causal_mask};
-use crate::text::TokenBatch;
+use crate::forest::{Forest, Tree};
+use crate::nn::{Builder, Embedding, LayerNorm};
 
-/// Texts that are run together, to the length of the longest of them: on a CPU so many, as padding is work there; on a GPU all, as
+/// Texts that are run together, padded to the largest tree of them: on a CPU so many, as padding is work there; on a GPU all, as
 /// starting the work takes longer than most of it.
-const GROUP: i64 = 32;
+const GROUP: usize = 32;
 
 /// The text transformer, `transformer.*`.
 pub struct Text {
@@ -32,28 +32,35 @@ impl Text {
         }
     }
 
-    /// Texts with begin and end, `[batch, length]`, to unit embeddings `[batch, embedding]`. Texts longer than the context are
-    /// cut by the caller.
+    /// Texts with begin and end to unit embeddings `[texts, embedding]`, in their order. Texts longer than the context are cut by the
+    /// caller. Every `each` texts are taken for similar, as the captions of an image are.
     ///
-    /// The tower is causal and reads its answer off the end token, so a text is run only as far as it goes: the batch is
-    /// taken apart into groups of like length, which changes nothing but the padding that is computed for nobody.
-    pub fn embed(&self, texts: &TokenBatch) -> Tensor {
-        let (lengths, order) = texts.lengths.sort(0, false);
-        let ids = texts.ids.index_select(0, &order);
-        let group = if ids.device().is_cuda() { ids.size()[0].max(1) } else { GROUP };
-        let groups = lengths.split(group, 0).into_iter().zip(ids.split(group, 0));
-        let embedded = groups.map(|(lengths, ids)| self.embed_group(&ids, &lengths)).collect::<Vec<_>>();
-        unit(&Tensor::cat(&embedded, 0).index_select(0, &order.argsort(0, false)))
+    /// The tower is causal and reads its answer off the end token, so a text is run only as far as it goes, and what similar texts
+    /// have in common from their beginning only once.
+    pub fn embed(&self, texts: &[Vec<i64>], each: usize) -> Tensor {
+        let device = self.text_projection.device();
+        let each = each.max(1);
+        let trees = texts.chunks(each).map(|texts| Tree::plant(texts.iter().map(Vec::as_slice)));
+        let mut trees: Vec<(usize, Tree)> = trees.enumerate().collect();
+        trees.sort_by_key(|(_, tree)| tree.size());
+        let group = if device.is_cuda() { trees.len() } else { GROUP.div_ceil(each) };
+        let embedded = trees.chunks(group.max(1)).map(|group| self.embed_group(group.iter().map(|(_, tree)| tree), device));
+        let embedded = Tensor::cat(&embedded.collect::<Vec<_>>(), 0);
+        let order = trees.iter().flat_map(|(number, tree)| (0..tree.paths.len()).map(move |text| number * each + text));
+        let order = Tensor::from_slice(&order.map(|text| text as i64).collect::<Vec<_>>()).to_device(device);
+        unit(&embedded.index_select(0, &order.argsort(0, false)))
     }
 
-    fn embed_group(&self, ids: &Tensor, lengths: &Tensor) -> Tensor {
-        let longest = lengths.max().int64_value(&[]);
-        let ids = ids.narrow(1, 0, longest);
-        let x = self.token_embedding.forward(&ids) + self.positional_embedding.narrow(0, 0, longest);
-        let hidden = self.transformer.forward(x, Some(&causal_mask(longest, &ids)));
-        let rows = Tensor::arange(ids.size()[0], (Kind::Int64, ids.device())) * longest;
-        let last = hidden.flatten(0, 1).index_select(0, &(rows + lengths - 1));
-        self.ln_final.forward(&last).matmul(&self.text_projection)
+    fn embed_group<'a>(&self, trees: impl Iterator<Item = &'a Tree> + Clone, device: Device) -> Tensor {
+        let forest = Forest::new(trees.clone(), device);
+        let positions = self.positional_embedding.index_select(0, &forest.positions.flatten(0, 1));
+        let x = self.token_embedding.forward(&forest.ids);
+        let x = &x + positions.view_as(&x);
+        let hidden = self.transformer.forward(x, Some(&forest.mask));
+        let ends = trees.enumerate().flat_map(|(number, tree)| tree.paths.iter().map(move |path| (number, path)));
+        let ends = ends.map(|(number, path)| forest.place(number, path.last().copied().unwrap_or(0)));
+        let ends = Tensor::from_slice(&ends.collect::<Vec<_>>()).to_device(device);
+        self.ln_final.forward(&hidden.flatten(0, 1).index_select(0, &ends)).matmul(&self.text_projection)
     }
 }
 
@@ -69,10 +76,13 @@ mod tests {
     fn a_text_is_embedded_alike_whatever_stands_beside_it() {
         let clip = Clip::new(preset(Preset::Tiny, 50), 1, Device::Cpu);
         let texts: Vec<Vec<i64>> = (0..80).map(|i| (0..2 + i * 7 % 30).map(|j| (i + j) % 50).collect()).collect();
-        let together = clip.text.embed(&TokenBatch::new(&texts, 49, Device::Cpu));
-        for (number, text) in texts.iter().enumerate().step_by(9) {
-            let alone = clip.text.embed(&TokenBatch::new(std::slice::from_ref(text), 49, Device::Cpu));
-            assert!(together.narrow(0, number as i64, 1).allclose(&alone, 1e-4, 1e-5, false), "text {number}");
+        for each in [1, 5, 80] {
+            let together = clip.text.embed(&texts, each);
+            for (number, text) in texts.iter().enumerate().step_by(9) {
+                let alone = clip.text.embed(std::slice::from_ref(text), 1);
+                let found = together.narrow(0, number as i64, 1);
+                assert!(found.allclose(&alone, 1e-4, 1e-5, false), "text {number}, {each} together");
+            }
         }
     }
 }

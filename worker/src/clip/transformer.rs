@@ -1,6 +1,6 @@
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::nn::{Builder, LayerNorm, Linear, Mode, attention, merge_heads, split_parts};
+use crate::nn::{Builder, LayerNorm, Linear, Matrix, Mode, attention, linear, merge_heads, split_parts};
 
 /// A stack of pre-norm residual blocks, `{name}.resblocks.*`.
 pub struct Transformer {
@@ -10,7 +10,7 @@ pub struct Transformer {
 struct Block {
     heads: i64,
     ln_1: LayerNorm,
-    in_proj_weight: Tensor,
+    in_proj_weight: Matrix,
     in_proj_bias: Tensor,
     out_proj: Linear,
     ln_2: LayerNorm,
@@ -40,7 +40,7 @@ impl Block {
         Self {
             heads,
             ln_1: LayerNorm::new(builder, &format!("{name}.ln_1"), width, 1e-5),
-            in_proj_weight: builder.normal(&format!("{name}.attn.in_proj_weight"), &[3 * width, width], into),
+            in_proj_weight: builder.matrix(&format!("{name}.attn.in_proj_weight"), &[3 * width, width], into),
             in_proj_bias: builder.constant(&format!("{name}.attn.in_proj_bias"), &[3 * width], 0.0),
             out_proj: Linear::new(builder, &format!("{name}.attn.out_proj"), width, width, out),
             ln_2: LayerNorm::new(builder, &format!("{name}.ln_2"), width, 1e-5),
@@ -50,7 +50,7 @@ impl Block {
     }
 
     fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
-        let projected = self.ln_1.forward(&x).linear(&self.in_proj_weight, Some(&self.in_proj_bias));
+        let projected = linear(&self.ln_1.forward(&x), &self.in_proj_weight, &self.in_proj_bias);
         let [query, key, value] = split_parts(&projected, self.heads);
         let x = x + self.out_proj.forward(&merge_heads(&attention(&query, &key, &value, mask, Mode::Evaluate)));
         let hidden = self.c_fc.forward(&self.ln_2.forward(&x));
@@ -60,6 +60,5 @@ impl Block {
 
 /// OpenAI's approximation of the GELU: x sigmoid(1.702 x).
 fn quick_gelu(x: &Tensor) -> Tensor {
-    debug_assert_eq!(x.kind(), Kind::Float);
     x * (x * 1.702).sigmoid()
 }

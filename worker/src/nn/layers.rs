@@ -1,6 +1,7 @@
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::Builder;
+use super::operators::{self, Matrix};
 
 /// Whether activations are dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,7 +33,7 @@ impl Mode {
 
 /// y = x W^T + b, with W `[outputs, inputs]`.
 pub struct Linear {
-    weight: Tensor,
+    weight: Matrix,
     bias: Tensor,
 }
 
@@ -40,20 +41,20 @@ impl Linear {
     /// Parameters `{name}.weight` and `{name}.bias`.
     pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
-            weight: builder.normal(&format!("{name}.weight"), &[outputs, inputs], deviation),
+            weight: builder.matrix(&format!("{name}.weight"), &[outputs, inputs], deviation),
             bias: builder.constant(&format!("{name}.bias"), &[outputs], 0.0),
         }
     }
 
     /// `[.., inputs]` to `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias))
+        operators::linear(x, &self.weight, &self.bias)
     }
 }
 
 /// GPT-2's transposed linear layer: y = x W + b, with W `[inputs, outputs]`.
 pub struct Conv1d {
-    weight: Tensor,
+    weight: Matrix,
     bias: Tensor,
 }
 
@@ -61,14 +62,14 @@ impl Conv1d {
     /// Parameters `{name}.weight` and `{name}.bias`.
     pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
-            weight: builder.normal(&format!("{name}.weight"), &[inputs, outputs], deviation),
+            weight: builder.matrix(&format!("{name}.weight"), &[inputs, outputs], deviation),
             bias: builder.constant(&format!("{name}.bias"), &[outputs], 0.0),
         }
     }
 
     /// `[.., inputs]` to `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight.transpose(0, 1), Some(&self.bias))
+        operators::linear(x, &self.weight.transposed(), &self.bias)
     }
 }
 
@@ -125,27 +126,27 @@ impl BatchNorm {
 
 /// A table of vectors, `[entries, width]`.
 pub struct Embedding {
-    weight: Tensor,
+    weight: Matrix,
 }
 
 impl Embedding {
     /// Parameter `{name}.weight`.
     pub fn new(builder: &mut Builder, name: &str, entries: i64, width: i64, deviation: f64) -> Self {
-        Self { weight: builder.normal(&format!("{name}.weight"), &[entries, width], deviation) }
+        Self { weight: builder.matrix(&format!("{name}.weight"), &[entries, width], deviation) }
     }
 
     /// Indices `[..]` to vectors `[.., width]`.
     pub fn forward(&self, indices: &Tensor) -> Tensor {
-        Tensor::embedding(&self.weight, indices, -1, false, false)
+        Tensor::embedding(&self.weight.master, indices, -1, false, false)
     }
 
     /// The first `count` vectors, `[count, width]`.
     pub fn first(&self, count: i64) -> Tensor {
-        self.weight.narrow(0, 0, count)
+        self.weight.master.narrow(0, 0, count)
     }
 
     /// The table itself.
-    pub fn table(&self) -> &Tensor {
+    pub fn table(&self) -> &Matrix {
         &self.weight
     }
 }
@@ -173,12 +174,8 @@ pub fn merge_heads(x: &Tensor) -> Tensor {
     x.transpose(1, 2).reshape([batch, length, heads * width])
 }
 
-/// Scaled dot-product attention over `[batch, heads, length, width]`; `mask` is added to the scores.
+/// Scaled dot-product attention over `[batch, heads, length, width]`; `mask`, of any floating type, is added to the scores.
 pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Tensor {
-    Tensor::scaled_dot_product_attention(query, key, value, mask, mode.dropout(), false, None, false)
-}
-
-/// Additive mask `[length, length]` that hides every later position.
-pub fn causal_mask(length: i64, like: &Tensor) -> Tensor {
-    Tensor::full([length, length], f64::NEG_INFINITY, (Kind::Float, like.device())).triu(1)
+    let mask = mask.map(|mask| mask.to_kind(query.kind()));
+    Tensor::scaled_dot_product_attention(query, key, value, mask.as_ref(), mode.dropout(), false, None, false)
 }

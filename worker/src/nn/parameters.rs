@@ -1,7 +1,26 @@
 use std::collections::BTreeMap;
 
+use runfile::Precision;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
+
+use super::operators::Matrix;
+
+/// Where a model computes, and in how many bits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Backend {
+    /// Where its parameters are.
+    pub device: Device,
+    /// What matrix products are computed in; all else is in 32 bits.
+    pub precision: Precision,
+}
+
+impl From<Device> for Backend {
+    /// In 32 bits.
+    fn from(device: Device) -> Self {
+        Self { device, precision: Precision::F32 }
+    }
+}
 
 /// Makes a model's parameters under their checkpoint names, then lays them out as [`Parameters`].
 ///
@@ -10,21 +29,28 @@ use tch::{Device, Kind, Tensor, no_grad};
 pub struct Builder {
     /// None where the values do not matter because others will be copied over them.
     seed: Option<u64>,
-    device: Device,
-    made: Vec<(String, Tensor)>,
+    backend: Backend,
+    made: Vec<Made>,
+}
+
+struct Made {
+    name: String,
+    tensor: Tensor,
+    /// Of a matrix that products read in another type, the copy that they read.
+    working: Option<Tensor>,
 }
 
 impl Builder {
-    /// A builder for a model on `device`.
+    /// A builder for a model of this backend.
     #[must_use]
-    pub fn new(seed: u64, device: Device) -> Self {
-        Self { seed: Some(seed), device, made: Vec::new() }
+    pub fn new(seed: u64, backend: impl Into<Backend>) -> Self {
+        Self { seed: Some(seed), backend: backend.into(), made: Vec::new() }
     }
 
     /// A builder for a model whose parameters will be overwritten: drawing hundreds of millions of them takes seconds.
     #[must_use]
-    pub fn blank(device: Device) -> Self {
-        Self { seed: None, device, made: Vec::new() }
+    pub fn blank(backend: impl Into<Backend>) -> Self {
+        Self { seed: None, backend: backend.into(), made: Vec::new() }
     }
 
     /// A parameter drawn from a normal distribution around 0.
@@ -40,28 +66,50 @@ impl Builder {
         self.add(name, Tensor::full(shape, value, (Kind::Float, Device::Cpu)))
     }
 
+    /// A matrix drawn from a normal distribution around 0, for products.
+    pub fn matrix(&mut self, name: &str, shape: &[i64], deviation: f64) -> Matrix {
+        let master = self.normal(name, shape, deviation);
+        let working = match self.backend.precision {
+            Precision::F32 => master.shallow_clone(),
+            Precision::Bf16 => {
+                let working = Tensor::empty([0], (Kind::BFloat16, self.backend.device));
+                self.made.last_mut().expect("it was made just now").working = Some(working.shallow_clone());
+                working
+            }
+        };
+        Matrix { master, working }
+    }
+
     fn add(&mut self, name: &str, values: Tensor) -> Tensor {
-        let tensor = values.to_device(self.device);
-        self.made.push((name.to_owned(), tensor.shallow_clone()));
+        let tensor = values.to_device(self.backend.device);
+        self.made.push(Made { name: name.to_owned(), tensor: tensor.shallow_clone(), working: None });
         tensor
     }
 
     /// Moves all parameters made so far into one buffer; the tensors handed out become views of it.
     #[must_use]
     pub fn finish(self) -> Parameters {
-        let total = self.made.iter().map(|(_, tensor)| tensor.numel() as i64).sum();
-        let flat = Tensor::zeros([total], (Kind::Float, self.device));
+        let Self { backend: Backend { device, precision }, made, .. } = self;
+        let total = made.iter().map(|made| made.tensor.numel() as i64).sum();
+        let flat = Tensor::zeros([total], (Kind::Float, device));
+        let working = (precision == Precision::Bf16).then(|| Tensor::zeros([total], (Kind::BFloat16, device)));
         let mut offset = 0;
-        let mut entries = Vec::with_capacity(self.made.len());
-        for (name, mut tensor) in self.made {
+        let mut entries = Vec::with_capacity(made.len());
+        for Made { name, mut tensor, working: read } in made {
             let length = tensor.numel() as i64;
-            let mut view = flat.narrow(0, offset, length).view(tensor.size().as_slice());
+            let part = |whole: &Tensor| whole.narrow(0, offset, length).view(tensor.size().as_slice());
+            let mut view = part(&flat);
             view.copy_(&tensor);
+            if let (Some(whole), Some(mut read)) = (&working, read) {
+                read.set_data(&part(whole));
+            }
             tensor.set_data(&view);
             entries.push(Entry { name, offset, length, tensor });
             offset += length;
         }
-        Parameters { flat, gradient: None, entries }
+        let parameters = Parameters { flat, working, gradient: None, entries };
+        parameters.changed();
+        parameters
     }
 }
 
@@ -91,15 +139,41 @@ pub struct Gradient {
 /// step is a handful of operations whatever the number of layers.
 pub struct Parameters {
     flat: Tensor,
+    /// What products read, where that is another type, `[total]`.
+    working: Option<Tensor>,
     /// Every gradient, then what else the ranks sum, `[total + EXTRA]`.
     gradient: Option<Tensor>,
     entries: Vec<Entry>,
 }
 
 impl Parameters {
-    /// Every value, `[total]`; writing to it changes the model.
+    /// Every value, `[total]`; writing to it changes the model, which has to be told by [`Parameters::changed`].
     pub fn flat(&self) -> &Tensor {
         &self.flat
+    }
+
+    /// To be called when values were written: products may read copies of them.
+    pub fn changed(&self) {
+        if let Some(working) = &self.working {
+            no_grad(|| working.shallow_clone().copy_(&self.flat));
+        }
+    }
+
+    /// Where the model computes, and in how many bits.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        let precision = if self.working.is_some() { Precision::Bf16 } else { Precision::F32 };
+        Backend { device: self.flat.device(), precision }
+    }
+
+    /// Overwrites the model with `values`; all names and shapes must fit.
+    ///
+    /// # Errors
+    /// As for [`Parameters::copy_into`].
+    pub fn load(&self, values: &BTreeMap<String, Tensor>) -> Result<(), Mismatch> {
+        self.copy_into(&self.flat, values)?;
+        self.changed();
+        Ok(())
     }
 
     /// While the model is trained: its gradients `[total]`, and behind them, in the same memory, room for [`EXTRA`] further values,

@@ -78,7 +78,7 @@ impl Candidates {
         let begin = context.vocabulary.begin();
         let sequence = |found: &Hypothesis| std::iter::once(begin).chain(found.tokens.iter().copied()).collect();
         let sequences: Vec<Vec<i64>> = found.iter().flatten().map(sequence).collect();
-        let captions = Captions::new(&sequences, each, context.vocabulary.pad(), images.hidden.device());
+        let captions = Captions::new(&sequences, each as usize, images.hidden.device());
         let log_probabilities = |captioner: &Captioner, mode| {
             captioner.token_log_probabilities(images.hidden, &captions, mode).sums().view([count, each])
         };

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::candidates::Images;
 use crate::clip::{self, Clip};
-use crate::text::{TokenBatch, Vocabulary};
+use crate::text::Vocabulary;
 
 /// Rewards candidates.
 #[derive(Clone, Copy)]
@@ -47,9 +47,9 @@ impl Judge<'_> {
         // Through text, as any evaluator would read it: its tokens need not be the captioner's.
         let texts = candidates.iter().flatten().map(|text| format!("{}{text}", self.prefix));
         let texts: Vec<Vec<i64>> = texts.map(|text| self.vocabulary.encode(&text, most)).collect();
-        let texts = TokenBatch::new(&texts, self.vocabulary.end(), embeddings.device());
         let (images, width) = embeddings.size2().expect("embeddings are [images, embedding]");
-        let texts = self.evaluator.text.embed(&texts).view([images, -1, width]);
+        let each = candidates.first().map_or(1, Vec::len);
+        let texts = self.evaluator.text.embed(&texts, each).view([images, -1, width]);
         clip::score(&embeddings.unsqueeze(1), &texts, self.score.factor())
     }
 

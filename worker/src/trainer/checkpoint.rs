@@ -78,8 +78,7 @@ fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path) -
     state.enter_stage(run, place.stage as usize);
     for (model, parameters) in state.own() {
         let values = read_tensors(&folder.join(file_name(model)))?;
-        let copied = parameters.copy_into(parameters.flat(), &values);
-        copied.map_err(|mismatch| format!("{}: {mismatch}", file_name(model)))?;
+        parameters.load(&values).map_err(|mismatch| format!("{}: {mismatch}", file_name(model)))?;
     }
     let mut moments = read_tensors(&folder.join(OPTIMIZER))?;
     let trained = state.trained(objective);

@@ -114,6 +114,7 @@ impl State {
                 self.untouched = false;
             }
             no_grad(|| self.buffers().into_iter().try_for_each(|buffer| collective.broadcast(buffer, source)))?;
+            self.own().for_each(|(_, parameters)| parameters.changed());
         }
         self.position = Some(position);
         self.untouched = false;

@@ -19,7 +19,6 @@ use crate::objective::reward::Judge;
 use crate::objective::{Example, Outcome, contrastive, cross_entropy, dico, scst};
 use crate::optimizer::rate;
 use crate::seeds;
-use crate::text::TokenBatch;
 
 /// Batches decoded ahead of the step that needs them.
 const AHEAD: u64 = 4;
@@ -189,7 +188,7 @@ impl Trainer {
                 let vocabulary = &self.origins.captioner_vocabulary;
                 let most = self.run.decoding.max_length as usize;
                 let texts = self.captions(batch, range.clone()).map(|text| vocabulary.encode(text, most));
-                let captions = Captions::new(&texts.collect::<Vec<_>>(), 1, vocabulary.pad(), self.device);
+                let captions = Captions::new(&texts.collect::<Vec<_>>(), 1, self.device);
                 let models = &self.state.models;
                 let hidden = laps.time(Lap::Vision, || models.hidden(batch, range));
                 Ok(cross_entropy::outcome(&models.captioner, &hidden, &captions, mode))
@@ -209,8 +208,7 @@ impl Trainer {
         let evaluator = &models.evaluator;
         let most = evaluator.architecture().text.context_length;
         let encode = |text: &str| vocabulary.encode(text, most);
-        let embed_texts =
-            |texts: &[Vec<i64>]| evaluator.text.embed(&TokenBatch::new(texts, vocabulary.end(), self.device));
+        let embed_texts = |texts: &[Vec<i64>]| evaluator.text.embed(texts, 1);
         let embed_images = |pixels: &Tensor| evaluator.embed(&evaluator.vision.hidden(pixels));
         let runfile::Contrastive { generated_images, generated_captions } = settings.contrastive;
         let texts: Vec<Vec<i64>> = self.captions(batch, range.clone()).map(encode).collect();

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use runfile::{Dico, EvaluatorScore, Optimizer, Preset, Reward};
+use runfile::{Dico, EvaluatorScore, Optimizer, Precision, Preset, Reward};
 use serde::Serialize;
 use serde_json::json;
 use tch::{Cuda, Device, Kind, Tensor, no_grad};
@@ -14,7 +14,7 @@ use crate::cli::device::Compute;
 use crate::clip::{self, Clip};
 use crate::data::normalise;
 use crate::laps::Laps;
-use crate::nn::Mode;
+use crate::nn::{Backend, Mode};
 use crate::objective::candidates::{Context, Images};
 use crate::objective::dico;
 use crate::objective::reward::Judge;
@@ -53,6 +53,9 @@ pub struct Step {
     /// The captioner's vocabulary: full, or so many of CLIP's tokens.
     #[arg(long, default_value = "full", value_parser = vocabulary, value_name = "full|N")]
     vocabulary: folder::Vocabulary,
+    /// In how many bits matrices are multiplied.
+    #[arg(long, default_value = "f32", value_parser = precision, value_name = "f32|bf16")]
+    precision: Precision,
     /// Steps that are timed.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     steps: u16,
@@ -71,6 +74,14 @@ enum Tower {
     VitL14,
     #[value(name = "rn50")]
     Rn50,
+}
+
+fn precision(text: &str) -> Result<Precision, String> {
+    match text {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::Bf16),
+        _ => Err("expected f32 or bf16".to_owned()),
+    }
 }
 
 fn vocabulary(text: &str) -> Result<folder::Vocabulary, String> {
@@ -155,11 +166,12 @@ impl Step {
 
     fn prepare(&self, device: Device) -> Bench {
         let (vocabulary, judge_vocabulary) = (Vocabulary::stored(&self.vocabulary), Vocabulary::full());
-        let eyes = Clip::new(self.vision.architecture(), 1, device);
-        let evaluator = Clip::new(clip::preset(Preset::Dico, judge_vocabulary.pad() as usize), 2, device);
+        let backend = Backend { device, precision: self.precision };
+        let eyes = Clip::new(self.vision.architecture(), 1, backend);
+        let evaluator = Clip::new(clip::preset(Preset::Dico, judge_vocabulary.pad() as usize), 2, backend);
         let (width, tokens) = (eyes.architecture().vision_width(), eyes.architecture().vision_tokens());
         let architecture = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
-        let mut policy = Captioner::new(architecture, 3, device);
+        let mut policy = Captioner::new(architecture, 3, backend);
         let reference = policy.copy();
         policy.parameters_mut().start_training();
         let settings = Optimizer {
@@ -269,7 +281,7 @@ impl Bench {
             .flatten()
             .map(|found| std::iter::once(begin).chain(found.tokens.iter().copied()).collect())
             .collect();
-        let captions = Captions::new(&sequences, self.search.beams as i64, self.vocabulary.pad(), self.device);
+        let captions = Captions::new(&sequences, self.search.beams, self.device);
         let vision = self.timed(|bench| bench.look());
         let beam_search = self.timed(|bench| bench.policy.search(&hidden, &bench.search));
         let reward = self.timed(|bench| {

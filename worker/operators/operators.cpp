@@ -1,0 +1,166 @@
+// Operators that libtorch has not, or has slower: matrix products of 32-bit numbers by oneDNN, and log-probabilities of tokens
+// without the whole log-softmax.
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <optional>
+#include <string_view>
+
+#include "guarded.h"
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// Columns of the vocabulary that are projected onto at a time: what comes out of it for a batch should stay in a CPU's cache.
+constexpr int64_t CACHED_COLUMNS = 4096;
+
+using Scalars = c10::List<std::optional<at::Scalar>>;
+using Pointwise = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
+                         Scalars, std::optional<std::string_view>);
+
+// oneDNN's linear layer, which libtorch itself takes for 16-bit numbers only. It has kernels for whatever vectors the machine
+// has; MKL, which libtorch takes for 32-bit numbers, keeps to narrow ones unless the machine is Intel's.
+std::optional<c10::TypedOperatorHandle<Pointwise>> one_dnn() {
+  static const auto found = [] {
+    const auto handle = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+    return handle ? std::optional(handle->typed<Pointwise>()) : std::nullopt;
+  }();
+  return found;
+}
+
+// x w^T + b: [m, k], [n, k] and [n] to [m, n]; x and w of one type, in any layout.
+Tensor product(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b = std::nullopt) {
+  if (x.is_cpu() && x.scalar_type() == at::kFloat && x.numel() > 0) {
+    if (const auto handle = one_dnn()) return handle->call(x, w, b, "none", Scalars(), std::nullopt);
+  }
+  return at::linear(x, w, b);
+}
+
+// A gradient of the matrix [n, k] behind `weight`: rows [m, n] and columns [m, k] to their sum of outer products, laid out as it is.
+Tensor outer(const Tensor& rows, const Tensor& columns, const Tensor& weight) {
+  if (weight.is_contiguous()) return product(rows.t(), columns.t());
+  return product(columns.t(), rows.t()).t();
+}
+
+// y = x w^T + b, where products read `working`: the weight itself, or a copy of it of another type.
+struct Linear : Function<Linear> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                        const Tensor& working) {
+    const Tensor rows = x.reshape({-1, x.size(-1)}).to(working.scalar_type());
+    context->save_for_backward({rows, working});
+    auto shape = x.sizes().vec();
+    shape.back() = working.size(0);
+    return product(rows, working, bias.to(working.scalar_type())).view(shape);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &rows = saved[0], &working = saved[1], &incoming = gradients[0];
+    const Tensor flat = incoming.reshape({-1, incoming.size(-1)}).to(working.scalar_type());
+    Tensor of_x, of_weight, of_bias;
+    if (context->needs_input_grad(0)) {
+      auto shape = incoming.sizes().vec();
+      shape.back() = rows.size(1);
+      of_x = product(flat, working.t()).view(shape);
+    }
+    if (context->needs_input_grad(1)) of_weight = outer(flat, rows, working).to(at::kFloat);
+    if (context->needs_input_grad(2)) of_bias = flat.sum(0, false, at::kFloat);
+    return {of_x, of_weight, of_bias, Tensor()};
+  }
+};
+
+// log p of tokens: log-softmax of hidden [n, w] times table [v, w], of which only value (node_i, target_i) is wanted for each i.
+// The vocabulary is gone through in pieces, and only the logits are kept for the gradient, which is written over them.
+struct TokenLogProbabilities : Function<TokenLogProbabilities> {
+  static Tensor forward(AutogradContext* context, const Tensor& hidden, const Tensor& table, const Tensor& working,
+                        const Tensor& nodes, const Tensor& targets, bool is_kept) {
+    const Tensor rows = hidden.to(working.scalar_type());
+    variable_list logits;
+    variable_list sums;
+    for (const Tensor& piece : pieces(working)) {
+      const Tensor values = product(rows, piece);
+      sums.push_back(at::logsumexp(values.to(at::kFloat), 1));
+      if (is_kept) logits.push_back(values);
+    }
+    const Tensor normalisers = at::logsumexp(at::stack(sums, 1), 1);
+    // Rounded as those in the sum are, so that the two agree where all the probability is the target's.
+    const Tensor factors = rows.index_select(0, nodes).to(at::kFloat) * working.index_select(0, targets).to(at::kFloat);
+    const Tensor chosen = factors.sum(1).to(working.scalar_type()).to(at::kFloat);
+    if (is_kept) {
+      context->save_for_backward({rows, working, nodes, targets, normalisers});
+      context->saved_data["logits"] = logits;
+    }
+    return chosen - normalisers.index_select(0, nodes);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &rows = saved[0], &working = saved[1], &nodes = saved[2], &targets = saved[3], &normalisers = saved[4];
+    const auto logits = context->saved_data["logits"].toTensorVector();
+    context->saved_data.clear();
+    const Tensor& incoming = gradients[0];
+    const Tensor weights = at::zeros_like(normalisers).index_add_(0, nodes, incoming).neg_().unsqueeze(1);
+    const Tensor each = incoming.unsqueeze(1);
+    Tensor of_hidden = at::zeros(rows.sizes(), rows.options().dtype(at::kFloat));
+    Tensor of_table = at::empty(working.sizes(), working.options().dtype(at::kFloat));
+    int64_t from = 0;
+    for (const Tensor& values : logits) {
+      const int64_t width = values.size(1);
+      const Tensor softmax = values.scalar_type() == at::kFloat ? values : values.to(at::kFloat);
+      const Tensor slope = softmax.sub_(normalisers.unsqueeze(1)).exp_().mul_(weights).to(working.scalar_type());
+      of_hidden.add_(product(slope, working.narrow(0, from, width).t()));
+      of_table.narrow(0, from, width).copy_(product(slope.t(), rows.t()));
+      from += width;
+    }
+    of_hidden.index_add_(0, nodes, each * working.index_select(0, targets).to(at::kFloat));
+    of_table.index_add_(0, targets, each * rows.index_select(0, nodes).to(at::kFloat));
+    return {of_hidden, of_table, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+
+ private:
+  // On a GPU starting a product takes longer than its answer takes to fetch: it is all one piece there.
+  static variable_list pieces(const Tensor& table) {
+    return table.split(table.is_cpu() ? CACHED_COLUMNS : std::max<int64_t>(table.size(0), 1));
+  }
+};
+
+bool is_recorded(const Tensor& activations, const Tensor& weights) {
+  return at::GradMode::is_enabled() && (activations.requires_grad() || weights.requires_grad());
+}
+
+const Tensor& tensor(const void* pointer) {
+  return *static_cast<const Tensor*>(pointer);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Tensors are `at::Tensor*`, as in tch; what is returned is the caller's.
+
+void* dico_linear(const void* x, const void* weight, const void* bias, const void* working, char* error) {
+  return dico::guarded(error, [&]() -> void* {
+    return new Tensor(Linear::apply(tensor(x), tensor(weight), tensor(bias), tensor(working).detach()));
+  });
+}
+
+void* dico_logits(const void* hidden, const void* working, char* error) {
+  return dico::guarded(error, [&]() -> void* { return new Tensor(product(tensor(hidden), tensor(working))); });
+}
+
+void* dico_token_log_probabilities(const void* hidden, const void* table, const void* working, const void* nodes,
+                                   const void* targets, char* error) {
+  return dico::guarded(error, [&]() -> void* {
+    return new Tensor(TokenLogProbabilities::apply(tensor(hidden), tensor(table), tensor(working).detach(), tensor(nodes),
+                                                   tensor(targets), is_recorded(tensor(hidden), tensor(table))));
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,78 @@
+use std::collections::HashMap;
+
+use tch::{Device, Tensor};
+
+use crate::forest::{Forest, Tree};
+
+/// Captions to be scored: equally many for each image, each with begin and end.
+pub struct Captions {
+    /// All tokens but the last of each caption, a tree for each image.
+    pub(super) inputs: Forest,
+    /// Where the nodes are in `inputs`, without padding, `[nodes]`.
+    pub(super) nodes: Tensor,
+    /// What is to be predicted, each pair once: the node that is followed, as a number in `nodes`, `[pairs]`.
+    pub(super) after: Tensor,
+    /// The token that follows it, `[pairs]`.
+    pub(super) targets: Tensor,
+    /// The pair that each token of the captions is, in order of caption and position, `[tokens]`.
+    pairs: Tensor,
+    /// The caption that it belongs to, `[tokens]`.
+    row: Tensor,
+    rows: i64,
+}
+
+impl Captions {
+    /// Of `sequences`, every `each` belong to one image.
+    #[must_use]
+    pub fn new(sequences: &[Vec<i64>], each: usize, device: Device) -> Self {
+        let of_images = sequences.chunks(each);
+        let trees: Vec<Tree> = of_images.clone().map(|captions| Tree::plant(captions.iter().map(inputs))).collect();
+        let forest = Forest::new(&trees, device);
+        let mut nodes = Vec::new();
+        let [mut after, mut targets, mut pairs, mut row] = [(); 4].map(|()| Vec::<i64>::new());
+        let mut known = HashMap::new();
+        for (image, (captions, tree)) in of_images.zip(&trees).enumerate() {
+            let first = nodes.len();
+            nodes.extend((0..tree.size()).map(|node| forest.place(image, node)));
+            for (number, (caption, path)) in captions.iter().zip(&tree.paths).enumerate() {
+                for (&node, &target) in path.iter().zip(&caption[1..]) {
+                    let node = (first + node) as i64;
+                    pairs.push(*known.entry((node, target)).or_insert_with(|| {
+                        after.push(node);
+                        targets.push(target);
+                        after.len() as i64 - 1
+                    }));
+                    row.push((image * each + number) as i64);
+                }
+            }
+        }
+        let [nodes, after, targets, pairs, row] =
+            [nodes, after, targets, pairs, row].map(|values| Tensor::from_slice(&values).to_device(device));
+        Self { inputs: forest, nodes, after, targets, pairs, row, rows: sequences.len() as i64 }
+    }
+
+    /// Values of pairs, `[pairs]`, to those of tokens.
+    pub(super) fn pack(&self, values: &Tensor) -> Packed {
+        Packed { values: values.index_select(0, &self.pairs), row: self.row.shallow_clone(), rows: self.rows }
+    }
+}
+
+fn inputs(caption: &Vec<i64>) -> &[i64] {
+    &caption[..caption.len().saturating_sub(1)]
+}
+
+/// One value for each token of some captions but their begin tokens.
+pub struct Packed {
+    /// In order of caption and position, `[tokens]`.
+    pub values: Tensor,
+    /// The caption that each value belongs to, `[tokens]`.
+    pub row: Tensor,
+    rows: i64,
+}
+
+impl Packed {
+    /// Sum over each caption's tokens, `[captions]`.
+    pub fn sums(&self) -> Tensor {
+        Tensor::zeros([self.rows], (self.values.kind(), self.values.device())).index_add(0, &self.row, &self.values)
+    }
+}

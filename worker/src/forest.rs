@@ -1,0 +1,133 @@
+//! Token sequences as trees: what the captions of an image have in common from their beginning is there once, and computed once.
+//!
+//! ```text
+//! a man on a horse          a - man - on - a - horse
+//! a man on a brown horse                     \ brown - horse
+//! a man rides a horse             \ rides - a - horse
+//! ```
+//!
+//! A causal transformer gives a token the same hidden state in every sequence that begins alike. So it need only know of each
+//! token how far it is from the beginning, and which others are before it.
+
+use std::collections::HashMap;
+
+use tch::{Device, Tensor};
+
+/// Some sequences that belong together, of which the beginnings may be the same.
+pub struct Tree {
+    nodes: Vec<Node>,
+    /// Of each sequence, the nodes that it goes through.
+    pub paths: Vec<Vec<usize>>,
+}
+
+struct Node {
+    token: i64,
+    position: usize,
+    /// None for a first token.
+    parent: Option<usize>,
+}
+
+impl Tree {
+    /// The tree of `sequences`. Parents come before their children.
+    pub fn plant<'a>(sequences: impl IntoIterator<Item = &'a [i64]>) -> Self {
+        let mut nodes: Vec<Node> = Vec::new();
+        let mut known = HashMap::new();
+        let mut paths = Vec::new();
+        for sequence in sequences {
+            let mut path = Vec::with_capacity(sequence.len());
+            for (position, &token) in sequence.iter().enumerate() {
+                let parent = path.last().copied();
+                let node = *known.entry((parent, token)).or_insert_with(|| {
+                    nodes.push(Node { token, position, parent });
+                    nodes.len() - 1
+                });
+                path.push(node);
+            }
+            paths.push(path);
+        }
+        Self { nodes, paths }
+    }
+
+    /// Number of nodes.
+    pub fn size(&self) -> usize {
+        self.nodes.len()
+    }
+}
+
+/// Trees side by side, as a transformer reads them.
+pub struct Forest {
+    /// Tokens, `[trees, nodes]`, padded with zeros at the end.
+    pub ids: Tensor,
+    /// How far they are from the beginning, `[trees, nodes]`.
+    pub positions: Tensor,
+    /// What is added to attention scores, `[trees, 1, nodes, nodes]`: 0 for a node itself and those before it, minus infinity for all
+    /// others.
+    pub mask: Tensor,
+    /// Nodes of the largest tree.
+    pub longest: usize,
+}
+
+impl Forest {
+    /// Pads `trees` to the largest of them.
+    pub fn new<'a>(trees: impl IntoIterator<Item = &'a Tree>, device: Device) -> Self {
+        let trees: Vec<&Tree> = trees.into_iter().collect();
+        let longest = trees.iter().map(|tree| tree.size()).max().unwrap_or(0);
+        let [mut ids, mut positions] = [(); 2].map(|()| vec![0_i64; trees.len() * longest]);
+        let mut mask = vec![f32::NEG_INFINITY; trees.len() * longest * longest];
+        for (number, tree) in trees.iter().enumerate() {
+            let rows = &mut mask[number * longest * longest..][..longest * longest];
+            for (at, node) in tree.nodes.iter().enumerate() {
+                ids[number * longest + at] = node.token;
+                positions[number * longest + at] = node.position as i64;
+                if let Some(parent) = node.parent {
+                    rows.copy_within(parent * longest..(parent + 1) * longest, at * longest);
+                }
+                rows[at * longest + at] = 0.0;
+            }
+            // Padding looks at itself: a softmax over nothing is not a number.
+            (tree.size()..longest).for_each(|at| rows[at * longest + at] = 0.0);
+        }
+        let (count, nodes) = (trees.len() as i64, longest as i64);
+        let tensor = |values: &[i64]| Tensor::from_slice(values).view([count, nodes]).to_device(device);
+        let mask = Tensor::from_slice(&mask).view([count, 1, nodes, nodes]).to_device(device);
+        Self { ids: tensor(&ids), positions: tensor(&positions), mask, longest }
+    }
+
+    /// Where node `node` of tree `tree` is among all, `[trees * nodes]`.
+    pub fn place(&self, tree: usize, node: usize) -> i64 {
+        (tree * self.longest + node) as i64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forest() -> (Vec<Tree>, Forest) {
+        let groups: [&[&[i64]]; 2] = [&[&[7, 1, 2], &[7, 1, 3, 4], &[7, 1, 2]], &[&[7, 5]]];
+        let trees: Vec<Tree> = groups.iter().map(|group| Tree::plant(group.iter().copied())).collect();
+        let forest = Forest::new(&trees, Device::Cpu);
+        (trees, forest)
+    }
+
+    #[test]
+    fn beginnings_are_shared() {
+        let (trees, forest) = forest();
+        assert_eq!(trees[0].paths, [vec![0, 1, 2], vec![0, 1, 3, 4], vec![0, 1, 2]]);
+        assert_eq!((trees[0].size(), trees[1].size(), forest.longest), (5, 2, 5));
+        let flat = |tensor: &Tensor| Vec::<i64>::try_from(tensor.flatten(0, -1)).unwrap();
+        assert_eq!(flat(&forest.ids), [7, 1, 2, 3, 4, 7, 5, 0, 0, 0]);
+        assert_eq!(flat(&forest.positions), [0, 1, 2, 2, 3, 0, 1, 0, 0, 0]);
+        assert_eq!(forest.place(1, 1), 6);
+    }
+
+    #[test]
+    fn nodes_see_what_is_before_them() {
+        let (_, forest) = forest();
+        let seen = forest.mask.eq(0.0).to_kind(tch::Kind::Int64);
+        let rows = |tree: i64| Vec::<Vec<i64>>::try_from(seen.get(tree).get(0)).unwrap();
+        let expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]];
+        assert_eq!(rows(0), expected);
+        assert_eq!(rows(1), [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]);
+    }
+}

@@ -1,0 +1,179 @@
+//! What `operators/operators.cpp` adds to libtorch.
+
+use std::ffi::{CStr, c_char, c_void};
+
+use tch::Tensor;
+
+/// Bytes of an error's buffer; as in `include/guarded.h`.
+const ERROR_LENGTH: usize = 512;
+
+// SAFETY: declarations of the functions in operators/operators.cpp, with the same types.
+unsafe extern "C" {
+    fn dico_linear(
+        x: *const c_void,
+        weight: *const c_void,
+        bias: *const c_void,
+        working: *const c_void,
+        error: *mut c_char,
+    ) -> *mut c_void;
+    fn dico_logits(hidden: *const c_void, working: *const c_void, error: *mut c_char) -> *mut c_void;
+    fn dico_token_log_probabilities(
+        hidden: *const c_void,
+        table: *const c_void,
+        working: *const c_void,
+        nodes: *const c_void,
+        targets: *const c_void,
+        error: *mut c_char,
+    ) -> *mut c_void;
+}
+
+/// A matrix as it is trained, in 32 bits, and as products read it.
+pub struct Matrix {
+    /// What gradients are of.
+    pub master: Tensor,
+    /// The same memory, or a copy of another type.
+    pub working: Tensor,
+}
+
+impl Matrix {
+    /// With its two dimensions exchanged, in the same memory.
+    pub fn transposed(&self) -> Self {
+        let [master, working] = [&self.master, &self.working].map(|tensor| tensor.transpose(0, 1));
+        Self { master, working }
+    }
+}
+
+/// y = x W^T + b: `[.., inputs]`, `[outputs, inputs]` and `[outputs]` to `[.., outputs]` in the type that products read.
+pub fn linear(x: &Tensor, weight: &Matrix, bias: &Tensor) -> Tensor {
+    // SAFETY: tch's tensors are at::Tensor, and outlive the call.
+    called(|error| unsafe { dico_linear(of(x), of(&weight.master), of(bias), of(&weight.working), error) })
+}
+
+/// Hidden states `[rows, width]` to logits `[rows, vocabulary]` in the type that products read, without gradients.
+pub fn logits(hidden: &Tensor, table: &Matrix) -> Tensor {
+    let hidden = hidden.to_kind(table.working.kind());
+    // SAFETY: as above.
+    called(|error| unsafe { dico_logits(of(&hidden), of(&table.working), error) })
+}
+
+/// Log-probabilities `[n]` of `targets[i]` after what hidden state `nodes[i]` stands for, both `[n]`: `hidden` is `[nodes, width]`, and
+/// logits are its products with `table`, `[vocabulary, width]`. Can be differentiated once.
+pub fn token_log_probabilities(hidden: &Tensor, table: &Matrix, nodes: &Tensor, targets: &Tensor) -> Tensor {
+    let Matrix { master, working } = table;
+    // SAFETY: as above.
+    called(|error| unsafe {
+        dico_token_log_probabilities(of(hidden), of(master), of(working), of(nodes), of(targets), error)
+    })
+}
+
+fn of(tensor: &Tensor) -> *const c_void {
+    tensor.as_ptr().cast()
+}
+
+/// What an operator returned.
+///
+/// # Panics
+/// It failed, as it does for tensors that do not fit or memory that is not there: as all of tch's do.
+fn called(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Tensor {
+    let mut error = [0 as c_char; ERROR_LENGTH];
+    let pointer = call(error.as_mut_ptr());
+    if pointer.is_null() {
+        // SAFETY: what is written there always ends with a zero, and the buffer starts as zeros.
+        panic!("{}", unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy());
+    }
+    // SAFETY: a new at::Tensor, which nobody else has.
+    unsafe { Tensor::from_ptr(pointer.cast()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn random(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true)
+    }
+
+    /// A leaf, and its copy of another type.
+    fn matrix(values: &Tensor, kind: Kind) -> Matrix {
+        let master = values.detach().set_requires_grad(true);
+        let working = if kind == Kind::Float { master.shallow_clone() } else { values.detach().to_kind(kind) };
+        Matrix { master, working }
+    }
+
+    fn assert_near(name: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+        let scale = expected.abs().max().double_value(&[]).max(1e-6);
+        let worst = (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[]);
+        assert!(worst < tolerance * scale, "{name}: off by {worst}, of {scale}");
+    }
+
+    /// What rounding to the type costs, in relation to the largest value.
+    const TOLERANCES: [(Kind, f64); 2] = [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)];
+
+    #[test]
+    fn a_linear_layer_and_its_gradients_are_libtorchs_own() {
+        tch::manual_seed(1);
+        for (kind, tolerance) in TOLERANCES {
+            for is_transposed in [false, true] {
+                let stored = random(if is_transposed { &[12, 20] } else { &[20, 12] });
+                let weight = matrix(&stored, kind);
+                let [ours, theirs] = [(), ()].map(|()| (random(&[3, 5, 12]), random(&[20])));
+                for (mine, other) in [(&ours.0, &theirs.0), (&ours.1, &theirs.1)] {
+                    tch::no_grad(|| mine.shallow_clone().copy_(other));
+                }
+                let used = if is_transposed { weight.transposed() } else { matrix_view(&weight) };
+                let found = linear(&ours.0, &used, &ours.1);
+                assert_eq!((found.kind(), found.size()), (kind, vec![3, 5, 20]));
+                let theirs_weight = stored.detach().set_requires_grad(true);
+                let oriented =
+                    if is_transposed { theirs_weight.transpose(0, 1) } else { theirs_weight.shallow_clone() };
+                let expected = theirs.0.linear(&oriented, Some(&theirs.1));
+                assert_near("y", &found, &expected, tolerance);
+                let slope = Tensor::randn([3, 5, 20], (Kind::Float, Device::Cpu));
+                (found.to_kind(Kind::Float) * &slope).sum(Kind::Float).backward();
+                (expected * &slope).sum(Kind::Float).backward();
+                assert_near("x", &ours.0.grad(), &theirs.0.grad(), tolerance);
+                assert_near("weight", &weight.master.grad(), &theirs_weight.grad(), tolerance);
+                assert_near("bias", &ours.1.grad(), &theirs.1.grad(), tolerance);
+            }
+        }
+    }
+
+    fn matrix_view(matrix: &Matrix) -> Matrix {
+        Matrix { master: matrix.master.shallow_clone(), working: matrix.working.shallow_clone() }
+    }
+
+    #[test]
+    fn log_probabilities_and_their_gradients_are_those_of_a_whole_log_softmax() {
+        tch::manual_seed(2);
+        // More tokens than are projected onto at a time, and some nodes asked for more than one.
+        let (vocabulary, nodes) = (9001, [0_i64, 1, 1, 2, 4, 3, 3]);
+        let targets = Tensor::from_slice(&[0_i64, 4095, 4096, 9000, 17, 17, 8192]);
+        let nodes = Tensor::from_slice(&nodes);
+        for (kind, tolerance) in TOLERANCES {
+            let values = random(&[vocabulary, 16]);
+            let table = matrix(&values, kind);
+            let hidden = random(&[5, 16]);
+            let found = token_log_probabilities(&hidden, &table, &nodes, &targets);
+            let (other, theirs) = (hidden.detach().set_requires_grad(true), values.detach().set_requires_grad(true));
+            let whole = other.matmul(&theirs.transpose(0, 1)).log_softmax(-1, Kind::Float);
+            let expected = whole.index_select(0, &nodes).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+            assert_near("log p", &found, &expected, tolerance);
+            let unrecorded = tch::no_grad(|| token_log_probabilities(&hidden, &table, &nodes, &targets));
+            assert_eq!(unrecorded, found);
+            let slope = Tensor::from_slice(&[1.0_f32, -0.5, 2.0, 0.25, -1.0, 0.75, 0.5]);
+            (found * &slope).sum(Kind::Float).backward();
+            (expected * &slope).sum(Kind::Float).backward();
+            assert_near("hidden", &hidden.grad(), &other.grad(), tolerance);
+            assert_near("table", &table.master.grad(), &theirs.grad(), tolerance);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "shape")]
+    fn what_does_not_fit_is_said() {
+        let [x, weight, bias] = [random(&[2, 3]), random(&[4, 5]), random(&[4])];
+        _ = linear(&x, &matrix(&weight, Kind::BFloat16), &bias);
+    }
+}
