@@ -1,5 +1,5 @@
-// Operators that libtorch has not, or has slower: matrix products of 32-bit numbers by oneDNN, and log-probabilities of tokens
-// without the whole log-softmax.
+// Operators that libtorch has not, or has slower, or that tch does not reach: matrix products of 32-bit numbers by oneDNN,
+// log-probabilities of tokens without the whole log-softmax, gradients of tables in place, and Adam in one pass.
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -49,6 +49,21 @@ Tensor outer(const Tensor& rows, const Tensor& columns, const Tensor& weight) {
   return product(columns.t(), rows.t()).t();
 }
 
+// Columns of a tensor that the vocabulary lies along, in pieces. On a GPU starting to compute takes longer than fetching what does
+// not fit into a cache: it is all one piece there.
+int64_t piece(const Tensor& like, int64_t vocabulary) {
+  return like.is_cpu() ? CACHED_COLUMNS : std::max<int64_t>(vocabulary, 1);
+}
+
+// log of the sum of exponentials of [n, v], in 32 bits: [n].
+Tensor log_normalisers(const Tensor& logits) {
+  variable_list sums;
+  for (const Tensor& values : logits.split(piece(logits, logits.size(1)), 1)) {
+    sums.push_back(at::logsumexp(values.to(at::kFloat), 1));
+  }
+  return at::logsumexp(at::stack(sums, 1), 1);
+}
+
 // y = x w^T + b, where products read `working`: the weight itself, or a copy of it of another type.
 struct Linear : Function<Linear> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -76,6 +91,35 @@ struct Linear : Function<Linear> {
   }
 };
 
+// What the gradient of a table is added to: the memory that the leaf has for it, in which case there is nothing to hand on, or
+// fresh memory. A table has so many rows that one more pass over all of them counts.
+struct TableGradient {
+  explicit TableGradient(const Tensor& table) : is_own(table.grad().defined()) {
+    sum = is_own ? table.grad() : at::zeros(table.sizes(), table.options());
+  }
+  Tensor handed_on() const { return is_own ? Tensor() : sum; }
+
+  bool is_own;
+  Tensor sum;
+};
+
+// Rows `ids` [..] of a table [v, w]: [.., w].
+struct Embedding : Function<Embedding> {
+  static Tensor forward(AutogradContext* context, const Tensor& table, const Tensor& ids) {
+    context->save_for_backward({table, ids});
+    auto shape = ids.sizes().vec();
+    shape.push_back(table.size(1));
+    return table.index_select(0, ids.reshape(-1)).view(shape);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    TableGradient gradient(saved[0]);
+    gradient.sum.index_add_(0, saved[1].reshape(-1), gradients[0].reshape({-1, saved[0].size(1)}));
+    return {gradient.handed_on(), Tensor()};
+  }
+};
+
 // log p of tokens: log-softmax of hidden [n, w] times table [v, w], of which only value (node_i, target_i) is wanted for each i.
 // The vocabulary is gone through in pieces, and only the logits are kept for the gradient, which is written over them.
 struct TokenLogProbabilities : Function<TokenLogProbabilities> {
@@ -84,8 +128,8 @@ struct TokenLogProbabilities : Function<TokenLogProbabilities> {
     const Tensor rows = hidden.to(working.scalar_type());
     variable_list logits;
     variable_list sums;
-    for (const Tensor& piece : pieces(working)) {
-      const Tensor values = product(rows, piece);
+    for (const Tensor& part : working.split(piece(working, working.size(0)))) {
+      const Tensor values = product(rows, part);
       sums.push_back(at::logsumexp(values.to(at::kFloat), 1));
       if (is_kept) logits.push_back(values);
     }
@@ -94,7 +138,7 @@ struct TokenLogProbabilities : Function<TokenLogProbabilities> {
     const Tensor factors = rows.index_select(0, nodes).to(at::kFloat) * working.index_select(0, targets).to(at::kFloat);
     const Tensor chosen = factors.sum(1).to(working.scalar_type()).to(at::kFloat);
     if (is_kept) {
-      context->save_for_backward({rows, working, nodes, targets, normalisers});
+      context->save_for_backward({rows, table, working, nodes, targets, normalisers});
       context->saved_data["logits"] = logits;
     }
     return chosen - normalisers.index_select(0, nodes);
@@ -102,32 +146,26 @@ struct TokenLogProbabilities : Function<TokenLogProbabilities> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
-    const Tensor &rows = saved[0], &working = saved[1], &nodes = saved[2], &targets = saved[3], &normalisers = saved[4];
+    const Tensor &rows = saved[0], &working = saved[2], &nodes = saved[3], &targets = saved[4], &normalisers = saved[5];
     const auto logits = context->saved_data["logits"].toTensorVector();
     context->saved_data.clear();
     const Tensor& incoming = gradients[0];
     const Tensor weights = at::zeros_like(normalisers).index_add_(0, nodes, incoming).neg_().unsqueeze(1);
     const Tensor each = incoming.unsqueeze(1);
     Tensor of_hidden = at::zeros(rows.sizes(), rows.options().dtype(at::kFloat));
-    Tensor of_table = at::empty(working.sizes(), working.options().dtype(at::kFloat));
+    TableGradient of_table(saved[1]);
     int64_t from = 0;
     for (const Tensor& values : logits) {
       const int64_t width = values.size(1);
       const Tensor softmax = values.scalar_type() == at::kFloat ? values : values.to(at::kFloat);
       const Tensor slope = softmax.sub_(normalisers.unsqueeze(1)).exp_().mul_(weights).to(working.scalar_type());
       of_hidden.add_(product(slope, working.narrow(0, from, width).t()));
-      of_table.narrow(0, from, width).copy_(product(slope.t(), rows.t()));
+      of_table.sum.narrow(0, from, width).add_(product(slope.t(), rows.t()));
       from += width;
     }
     of_hidden.index_add_(0, nodes, each * working.index_select(0, targets).to(at::kFloat));
-    of_table.index_add_(0, targets, each * rows.index_select(0, nodes).to(at::kFloat));
-    return {of_hidden, of_table, Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-
- private:
-  // On a GPU starting a product takes longer than its answer takes to fetch: it is all one piece there.
-  static variable_list pieces(const Tensor& table) {
-    return table.split(table.is_cpu() ? CACHED_COLUMNS : std::max<int64_t>(table.size(0), 1));
+    of_table.sum.index_add_(0, targets, each * rows.index_select(0, nodes).to(at::kFloat));
+    return {of_hidden, of_table.handed_on(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -151,8 +189,19 @@ void* dico_linear(const void* x, const void* weight, const void* bias, const voi
   });
 }
 
+void* dico_embedding(const void* table, const void* ids, char* error) {
+  return dico::guarded(error, [&]() -> void* { return new Tensor(Embedding::apply(tensor(table), tensor(ids))); });
+}
+
 void* dico_logits(const void* hidden, const void* working, char* error) {
   return dico::guarded(error, [&]() -> void* { return new Tensor(product(tensor(hidden), tensor(working))); });
+}
+
+void* dico_log_normalisers(const void* logits, char* error) {
+  return dico::guarded(error, [&]() -> void* {
+    const at::NoGradGuard no_gradients;
+    return new Tensor(log_normalisers(tensor(logits)));
+  });
 }
 
 void* dico_token_log_probabilities(const void* hidden, const void* table, const void* working, const void* nodes,
@@ -160,6 +209,18 @@ void* dico_token_log_probabilities(const void* hidden, const void* table, const 
   return dico::guarded(error, [&]() -> void* {
     return new Tensor(TokenLogProbabilities::apply(tensor(hidden), tensor(table), tensor(working).detach(), tensor(nodes),
                                                    tensor(targets), is_recorded(tensor(hidden), tensor(table))));
+  });
+}
+
+// Update number `step` of Adam in one pass over all values, by `gradient` over `divisor`. Returns the parameters.
+void* dico_adam(const void* parameters, const void* gradient, const void* first, const void* second, double step,
+                double learning_rate, double beta_1, double beta_2, double epsilon, double divisor, char* error) {
+  return dico::guarded(error, [&]() -> void* {
+    const at::NoGradGuard no_gradients;
+    const auto scalar = [&](double value) { return at::full({}, value, tensor(parameters).options()); };
+    at::_fused_adam_({tensor(parameters)}, {tensor(gradient)}, {tensor(first)}, {tensor(second)}, {}, {scalar(step)},
+                     learning_rate, beta_1, beta_2, 0.0, epsilon, false, false, scalar(divisor));
+    return new Tensor(tensor(parameters));
   });
 }
 

@@ -3,7 +3,7 @@
 use runfile::{Schedule, Shape};
 use tch::{Tensor, no_grad};
 
-use crate::nn::Parameters;
+use crate::nn::{self, Parameters, Update};
 
 /// Adam (Kingma and Ba 2015), with decoupled weight decay (Loshchilov and Hutter 2019) on matrices.
 pub struct Adam {
@@ -13,6 +13,24 @@ pub struct Adam {
     /// Second moment, `[total]`.
     pub second: Tensor,
     decayed: Option<Tensor>,
+}
+
+/// The gradient of a step.
+pub struct Slope<'a> {
+    /// What all samples say, added up, `[total]`.
+    sum: &'a Tensor,
+    /// How many they are, or whatever the gradient is an average over.
+    weight: f64,
+    /// The average's length.
+    pub norm: f64,
+}
+
+impl<'a> Slope<'a> {
+    /// The average of what adds up to `sum`.
+    #[must_use]
+    pub fn new(sum: &'a Tensor, weight: f64) -> Self {
+        Self { sum, weight, norm: sum.norm().double_value(&[]) / weight }
+    }
 }
 
 impl Adam {
@@ -27,33 +45,17 @@ impl Adam {
         }
     }
 
-    /// Scales `gradient` down in place when it is longer than allowed. Returns its norm before that.
-    pub fn clip(&self, gradient: &Tensor) -> f64 {
-        let norm = gradient.norm().double_value(&[]);
-        if let Some(most) = self.settings.clip_norm
-            && norm > most
-        {
-            _ = gradient.shallow_clone().g_mul_scalar_(most / (norm + 1e-6));
-        }
-        norm
-    }
-
-    /// Update number `step` (from 1) with `gradient`.
-    pub fn update(&mut self, parameters: &Parameters, gradient: &Tensor, step: u64, learning_rate: f64) {
-        let runfile::Optimizer { betas: [beta_1, beta_2], epsilon, weight_decay, .. } = self.settings;
-        no_grad(|| {
+    /// Update number `step` (from 1). A gradient that is longer than allowed is scaled down. Its memory is used for the computation.
+    pub fn update(&mut self, parameters: &Parameters, gradient: &Slope<'_>, step: u64, learning_rate: f64) {
+        let runfile::Optimizer { betas, epsilon, weight_decay, clip_norm, .. } = self.settings;
+        if let Some(matrices) = &self.decayed {
             let mut flat = parameters.flat().shallow_clone();
-            if let Some(matrices) = &self.decayed {
-                flat -= (&flat * matrices) * (learning_rate * weight_decay);
-            }
-            _ = self.first.g_mul_scalar_(beta_1);
-            self.first += gradient * (1.0 - beta_1);
-            _ = self.second.g_mul_scalar_(beta_2);
-            self.second += gradient.square() * (1.0 - beta_2);
-            let step = step as f64;
-            let root = (&self.second / (1.0 - beta_2.powf(step))).sqrt_() + epsilon;
-            flat -= &self.first / root * (learning_rate / (1.0 - beta_1.powf(step)));
-        });
+            no_grad(|| flat -= (&flat * matrices) * (learning_rate * weight_decay));
+        }
+        let excess = clip_norm.filter(|&most| gradient.norm > most).map_or(1.0, |most| (gradient.norm + 1e-6) / most);
+        let divisor = gradient.weight * excess;
+        let moments = [&self.first, &self.second];
+        nn::adam(parameters.flat(), gradient.sum, &Update { moments, step, learning_rate, betas, epsilon, divisor });
         parameters.changed();
     }
 }
@@ -101,10 +103,12 @@ mod tests {
         for step in 1..=5_u64 {
             let gradient: Vec<f64> = (0..6).map(|i| ((i as f64) - 2.5) * step as f64 * 0.25).collect();
             let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
-            let flat: Vec<f32> = gradient.iter().map(|&g| g as f32).collect();
+            // As summed up over three samples.
+            let flat: Vec<f32> = gradient.iter().map(|&g| 3.0 * g as f32).collect();
             let flat = Tensor::from_slice(&flat);
-            assert!((adam.clip(&flat) - norm).abs() < 1e-5);
-            adam.update(&parameters, &flat, step, 0.1);
+            let slope = Slope::new(&flat, 3.0);
+            assert!((slope.norm - norm).abs() < 1e-5);
+            adam.update(&parameters, &slope, step, 0.1);
             for i in 0..6 {
                 let g = gradient[i] * (1.0 / norm).min(1.0);
                 m[i] = 0.9 * m[i] + 0.1 * g;

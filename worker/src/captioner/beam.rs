@@ -8,6 +8,7 @@
 use tch::Tensor;
 
 use super::Search;
+use crate::nn;
 
 /// A caption that was found.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +21,7 @@ pub struct Hypothesis {
 
 /// Something that knows the next token's distribution for `images * beams` captions in parallel.
 pub trait Steps {
-    /// Appends `tokens` (`[rows]`) to all captions and returns the log-probabilities `[rows, vocabulary]` of what follows.
+    /// Appends `tokens` (`[rows]`) to all captions and returns the logits `[rows, vocabulary]` of what follows, in 32 bits.
     /// First, where given, row i goes on from what row `origins[i]` was.
     fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor;
 }
@@ -34,20 +35,9 @@ pub fn search(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<
         let open = || states.iter().flat_map(|state| &state.open);
         let tokens: Vec<i64> = open().map(|beam| *beam.tokens.last().unwrap_or(&search.begin)).collect();
         let sums: Vec<f32> = open().map(|beam| beam.log_probability).collect();
-        let log_probabilities = steps.next(&tokens, origins.as_deref());
-        let vocabulary = log_probabilities.size()[1];
-        let sums = Tensor::from_slice(&sums).to_device(log_probabilities.device()).unsqueeze(1);
-        let totals = (log_probabilities + sums).view([images as i64, k as i64 * vocabulary]);
-        // Of 2k candidates at most k end, so k always remain open.
-        let (sums, indices) = totals.topk(2 * k as i64, 1, true, true);
-        let sums = Vec::<f32>::try_from(sums.flatten(0, 1)).expect("log-probabilities are f32");
-        let indices = Vec::<i64>::try_from(indices.flatten(0, 1)).expect("indices are i64");
+        let following = following(&steps.next(&tokens, origins.as_deref()), &sums, k);
         let mut next_origins = Vec::with_capacity(images * k);
-        for (image, state) in states.iter_mut().enumerate() {
-            let range = image * 2 * k..(image + 1) * 2 * k;
-            let candidates = sums[range.clone()].iter().zip(&indices[range]).map(|(&log_probability, &index)| {
-                Candidate { log_probability, beam: (index / vocabulary) as usize, token: index % vocabulary }
-            });
+        for (image, (state, candidates)) in states.iter_mut().zip(following).enumerate() {
             let from = state.advance(candidates, length, search);
             next_origins.extend(from.into_iter().map(|beam| (image * k + beam) as i64));
         }
@@ -63,6 +53,29 @@ struct Candidate {
     log_probability: f32,
     beam: usize,
     token: i64,
+}
+
+/// The 2k best candidates of each image, best first, of which at most k end, so that k always remain open. `logits` is
+/// `[images * k, vocabulary]`, `sums` are the log-probabilities of the beams, `[images * k]`.
+fn following(logits: &Tensor, sums: &[f32], k: usize) -> Vec<Vec<Candidate>> {
+    let most = logits.size()[1].min(2 * k as i64);
+    // The best of an image are among the best of its beams, and for these the whole log-softmax need not be written down.
+    let (best, tokens) = logits.topk(most, 1, true, false);
+    let best = Vec::<f32>::try_from((best - nn::log_normalisers(logits).unsqueeze(1)).flatten(0, 1)).expect("logits are f32");
+    let tokens = Vec::<i64>::try_from(tokens.flatten(0, 1)).expect("indices are i64");
+    let rows = best.chunks(most as usize).zip(tokens.chunks(most as usize)).zip(sums);
+    let of_rows: Vec<Vec<(f32, i64)>> = rows
+        .map(|((best, tokens), sum)| best.iter().map(|own| own + sum).zip(tokens.iter().copied()).collect())
+        .collect();
+    let of_image = |rows: &[Vec<(f32, i64)>]| {
+        let all = rows.iter().enumerate().flat_map(|(beam, row)| row.iter().map(move |&own| (beam, own)));
+        let all = all.map(|(beam, (log_probability, token))| Candidate { log_probability, beam, token });
+        let mut all: Vec<Candidate> = all.collect();
+        all.sort_by(|a, b| b.log_probability.total_cmp(&a.log_probability).then(a.token.cmp(&b.token)));
+        all.truncate(2 * k);
+        all
+    };
+    of_rows.chunks(k).map(of_image).collect()
 }
 
 #[derive(Clone)]
@@ -88,14 +101,14 @@ impl Image {
 
     /// Takes the step's candidates, best first; captions are `length` tokens long with them. Returns the beam that each
     /// open beam goes on from.
-    fn advance(&mut self, candidates: impl Iterator<Item = Candidate>, length: usize, search: &Search) -> Vec<usize> {
+    fn advance(&mut self, candidates: Vec<Candidate>, length: usize, search: &Search) -> Vec<usize> {
         if self.done {
             return (0..search.beams).collect();
         }
         let mut open = Vec::with_capacity(search.beams);
         let mut origins = Vec::with_capacity(search.beams);
         let mut best = f32::NEG_INFINITY;
-        for (rank, candidate) in candidates.enumerate() {
+        for (rank, candidate) in candidates.into_iter().enumerate() {
             best = best.max(candidate.log_probability);
             let mut tokens = self.open[candidate.beam].tokens.clone();
             tokens.push(candidate.token);

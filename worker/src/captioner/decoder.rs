@@ -181,6 +181,6 @@ impl Steps for Incremental<'_> {
             x = block.cross_attention(x, memory, Mode::Evaluate);
             x = block.feed_forward(x, Mode::Evaluate);
         }
-        nn::logits(&norm.forward(&x).flatten(0, 1), self.decoder.output()).log_softmax(-1, Kind::Float)
+        nn::logits(&norm.forward(&x).flatten(0, 1), self.decoder.output()).to_kind(Kind::Float)
     }
 }

@@ -30,7 +30,6 @@ pub struct Sizes {
     vocabulary: usize,
     pub begin: i64,
     pub end: i64,
-    pub pad: i64,
 }
 
 #[derive(Deserialize)]

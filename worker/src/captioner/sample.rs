@@ -1,6 +1,6 @@
 //! Captions drawn from the model, token by token.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::Search;
 use super::beam::{Hypothesis, Steps, score};
@@ -17,7 +17,7 @@ pub fn sample(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<
         }
         // Captions that have ended go on unheard: rows are cheaper than shapes that change.
         let last: Vec<i64> = drawn.iter().map(|caption| *caption.last().unwrap_or(&search.begin)).collect();
-        let log_probabilities = steps.next(&last, None);
+        let log_probabilities = steps.next(&last, None).log_softmax(-1, Kind::Float);
         let tokens = log_probabilities.exp().multinomial(1, false);
         let chosen = log_probabilities.gather(1, &tokens, false);
         let flat = |tensor: &Tensor| tensor.squeeze_dim(1);

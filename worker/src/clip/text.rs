@@ -44,7 +44,8 @@ impl Text {
         let mut trees: Vec<(usize, Tree)> = trees.enumerate().collect();
         trees.sort_by_key(|(_, tree)| tree.size());
         let group = if device.is_cuda() { trees.len() } else { GROUP.div_ceil(each) };
-        let embedded = trees.chunks(group.max(1)).map(|group| self.embed_group(group.iter().map(|(_, tree)| tree), device));
+        let embedded =
+            trees.chunks(group.max(1)).map(|group| self.embed_group(group.iter().map(|(_, tree)| tree), device));
         let embedded = Tensor::cat(&embedded.collect::<Vec<_>>(), 0);
         let order = trees.iter().flat_map(|(number, tree)| (0..tree.paths.len()).map(move |text| number * each + text));
         let order = Tensor::from_slice(&order.map(|text| text as i64).collect::<Vec<_>>()).to_device(device);
@@ -69,7 +70,6 @@ mod tests {
     use runfile::Preset;
     use tch::Device;
 
-    use super::*;
     use crate::clip::{Clip, preset};
 
     #[test]

@@ -137,7 +137,7 @@ impl Embedding {
 
     /// Indices `[..]` to vectors `[.., width]`.
     pub fn forward(&self, indices: &Tensor) -> Tensor {
-        Tensor::embedding(&self.weight.master, indices, -1, false, false)
+        operators::embedding(&self.weight.master, indices)
     }
 
     /// The first `count` vectors, `[count, width]`.

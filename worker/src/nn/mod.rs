@@ -5,8 +5,8 @@ mod operators;
 mod parameters;
 
 pub use layers::{
-    BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, merge_heads, split_heads,
-    split_parts, stack_parts,
+    BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, merge_heads, split_heads, split_parts,
+    stack_parts,
 };
-pub use operators::{Matrix, linear, logits, token_log_probabilities};
+pub use operators::{Matrix, Update, adam, linear, log_normalisers, logits, token_log_probabilities};
 pub use parameters::{Backend, Builder, Gradient, Mismatch, Parameters};

@@ -16,7 +16,22 @@ unsafe extern "C" {
         working: *const c_void,
         error: *mut c_char,
     ) -> *mut c_void;
+    fn dico_embedding(table: *const c_void, ids: *const c_void, error: *mut c_char) -> *mut c_void;
+    fn dico_adam(
+        parameters: *const c_void,
+        gradient: *const c_void,
+        first: *const c_void,
+        second: *const c_void,
+        step: f64,
+        learning_rate: f64,
+        beta_1: f64,
+        beta_2: f64,
+        epsilon: f64,
+        divisor: f64,
+        error: *mut c_char,
+    ) -> *mut c_void;
     fn dico_logits(hidden: *const c_void, working: *const c_void, error: *mut c_char) -> *mut c_void;
+    fn dico_log_normalisers(logits: *const c_void, error: *mut c_char) -> *mut c_void;
     fn dico_token_log_probabilities(
         hidden: *const c_void,
         table: *const c_void,
@@ -49,11 +64,50 @@ pub fn linear(x: &Tensor, weight: &Matrix, bias: &Tensor) -> Tensor {
     called(|error| unsafe { dico_linear(of(x), of(&weight.master), of(bias), of(&weight.working), error) })
 }
 
+/// Rows `ids` `[..]` of `table`, `[entries, width]`: `[.., width]`.
+pub fn embedding(table: &Tensor, ids: &Tensor) -> Tensor {
+    // SAFETY: as above.
+    called(|error| unsafe { dico_embedding(of(table), of(ids), error) })
+}
+
+/// What an update of Adam is made with.
+pub struct Update<'a> {
+    /// First and second moment, `[total]`.
+    pub moments: [&'a Tensor; 2],
+    /// Number of the update, from 1.
+    pub step: u64,
+    /// How far it goes.
+    pub learning_rate: f64,
+    /// How much of the moments stays.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// What the gradient is divided by first, in place.
+    pub divisor: f64,
+}
+
+/// Updates `parameters` `[total]` and the moments in place.
+pub fn adam(parameters: &Tensor, gradient: &Tensor, update: &Update<'_>) {
+    let &Update { moments: [first, second], step, learning_rate, betas: [beta_1, beta_2], epsilon, divisor } = update;
+    let (rate, step) = (learning_rate, step as f64);
+    // SAFETY: as above.
+    _ = called(|error| unsafe {
+        let (parameters, gradient, first, second) = (of(parameters), of(gradient), of(first), of(second));
+        dico_adam(parameters, gradient, first, second, step, rate, beta_1, beta_2, epsilon, divisor, error)
+    });
+}
+
 /// Hidden states `[rows, width]` to logits `[rows, vocabulary]` in the type that products read, without gradients.
 pub fn logits(hidden: &Tensor, table: &Matrix) -> Tensor {
     let hidden = hidden.to_kind(table.working.kind());
     // SAFETY: as above.
     called(|error| unsafe { dico_logits(of(&hidden), of(&table.working), error) })
+}
+
+/// What is subtracted from logits `[rows, vocabulary]` for log-probabilities, `[rows]`; without gradients.
+pub fn log_normalisers(logits: &Tensor) -> Tensor {
+    // SAFETY: as above.
+    called(|error| unsafe { dico_log_normalisers(of(logits), error) })
 }
 
 /// Log-probabilities `[n]` of `targets[i]` after what hidden state `nodes[i]` stands for, both `[n]`: `hidden` is `[nodes, width]`, and
@@ -168,6 +222,29 @@ mod tests {
             assert_near("hidden", &hidden.grad(), &other.grad(), tolerance);
             assert_near("table", &table.master.grad(), &theirs.grad(), tolerance);
         }
+    }
+
+    #[test]
+    fn gradients_of_a_table_are_added_where_the_leaf_has_room_for_them() {
+        tch::manual_seed(3);
+        let (ids, targets) = (Tensor::from_slice(&[3_i64, 0, 3, 5]), Tensor::from_slice(&[1_i64, 2, 3, 5]));
+        let values = random(&[6, 4]);
+        let gradient = |rounds: i32| {
+            let table = matrix(&values, Kind::Float);
+            for _ in 0..rounds {
+                let hidden = embedding(&table.master, &ids);
+                token_log_probabilities(&hidden, &table, &ids.clamp(0, 3), &targets).sum(Kind::Float).backward();
+            }
+            table.master.grad()
+        };
+        let theirs = values.detach().set_requires_grad(true);
+        let hidden = Tensor::embedding(&theirs, &ids, -1, false, false);
+        let whole = hidden.matmul(&theirs.transpose(0, 1)).log_softmax(-1, Kind::Float);
+        let chosen = whole.index_select(0, &ids.clamp(0, 3)).gather(1, &targets.unsqueeze(1), false);
+        chosen.sum(Kind::Float).backward();
+        // The first round finds no memory, the others do.
+        assert_near("once", &gradient(1), &theirs.grad(), 1e-5);
+        assert_near("three times", &gradient(3), &(theirs.grad() * 3.0), 1e-5);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::captioner::Captioner;
 use crate::collective::{Broken, Collective};
 use crate::models::{Models, Origins};
 use crate::nn::Parameters;
-use crate::optimizer::Adam;
+use crate::optimizer::{Adam, Slope};
 
 /// Everything that training changes: what a newcomer has to be given and a checkpoint has to hold.
 pub struct State {
@@ -72,7 +72,7 @@ impl State {
     }
 
     /// Update number `step` (from 1) of the model that `objective` trains.
-    pub fn update(&mut self, objective: Objective, gradient: &Tensor, step: u64, learning_rate: f64) {
+    pub fn update(&mut self, objective: Objective, gradient: &Slope<'_>, step: u64, learning_rate: f64) {
         let trained = match objective {
             Objective::Contrastive => self.models.evaluator.parameters(),
             _ => self.models.captioner.parameters(),

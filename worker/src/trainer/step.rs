@@ -17,7 +17,7 @@ use crate::nn::{Gradient, Mode};
 use crate::objective::candidates::{Context, Images};
 use crate::objective::reward::Judge;
 use crate::objective::{Example, Outcome, contrastive, cross_entropy, dico, scst};
-use crate::optimizer::rate;
+use crate::optimizer::{Slope, rate};
 use crate::seeds;
 
 /// Batches decoded ahead of the step that needs them.
@@ -57,7 +57,7 @@ impl Trainer {
         self.progress.phase(v1::Phase::AllReduce);
         let stage = &self.run.stages[position.stage as usize];
         let trained = self.state.trained(stage.objective);
-        let Gradient { whole, values: mut gradient, mut extra } =
+        let Gradient { whole, values: gradient, mut extra } =
             trained.gradient().expect("the stage's model is in training");
         // A wish to halt travels with the gradients, so that all ranks hear of it in the same step.
         let halting = if self.halt.is_raised() { 1.0 } else { 0.0 };
@@ -72,17 +72,17 @@ impl Trainer {
 
         let extra = Vec::<f32>::try_from(extra).map_err(|error| error.to_string())?;
         let (weight, halting) = (f64::from(extra[0]), extra[1] > 0.0);
-        _ = gradient.g_mul_scalar_(1.0 / weight);
+        let slope = Slope::new(&gradient, weight);
         let step = position.step + 1;
         let learning_rate = stage.optimizer.learning_rate * rate(&stage.schedule, step, stage.steps);
-        let norm = self.state.optimizer.clip(&gradient);
+        let norm = slope.norm;
         if !norm.is_finite() {
             let (name, loss) = (&stage.name, total.loss_sum / total.weight);
             return Err(Stop::Fatal(format!(
                 "the gradient of stage {name} is not finite at step {step} (loss {loss}): lower its learning rate"
             )));
         }
-        self.state.update(stage.objective, &gradient, step, learning_rate);
+        self.state.update(stage.objective, &slope, step, learning_rate);
         self.state.position = Some(v1::Position { step, ..position });
         self.moved(generation);
         let seconds = started.elapsed().as_secs_f64();

@@ -3,28 +3,33 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 use runfile::{Dico, EvaluatorScore, Optimizer, Precision, Preset, Reward};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Cuda, Device, Kind, Tensor, no_grad};
 use weights::clip::{Architecture, Text, Vision};
 use weights::folder;
 
+use super::world;
+use crate::captioner::beam::Hypothesis;
 use crate::captioner::{self, Captioner, Captions, Search};
 use crate::cli::device::Compute;
 use crate::clip::{self, Clip};
+use crate::collective::Collective;
 use crate::data::normalise;
 use crate::laps::Laps;
-use crate::nn::{Backend, Mode};
+use crate::nn::{Backend, Gradient, Mode};
 use crate::objective::candidates::{Context, Images};
 use crate::objective::dico;
 use crate::objective::reward::Judge;
-use crate::optimizer::Adam;
+use crate::optimizer::{Adam, Slope};
 use crate::text::Vocabulary;
 
 /// Steps that are not counted: the first ones find memory and kernels.
 const WARM_UP: usize = 2;
 const DROPOUT: f64 = 0.1;
 const LEARNING_RATE: f64 = 1e-6;
+/// Images, at least, whose candidates are ranked in 16 and in 32 bits.
+const RANKED: usize = 64;
 
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker bench step --batch 8 --steps 10 --min-length 30 --device cuda:0 --json")]
@@ -59,6 +64,9 @@ pub struct Step {
     /// Steps that are timed.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     steps: u16,
+    /// Ranks, each a process with a batch of its own, whose gradients are summed.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    world: u16,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -95,18 +103,31 @@ fn vocabulary(text: &str) -> Result<folder::Vocabulary, String> {
 }
 
 /// Seconds of the parts of a step, each computed on its own; `learn` is what is left of the whole.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Phases {
     vision: f64,
     beam_search: f64,
     reward: f64,
     reference: f64,
     learn: f64,
+    all_reduce: f64,
+}
+
+/// What a rank has measured.
+#[derive(Serialize, Deserialize)]
+struct Measured {
+    /// Of each step, in order.
+    seconds: Vec<f64>,
+    phases: Phases,
+    /// The most memory that the process has had, in bytes.
+    peak_memory: Option<u64>,
+    same_ranking: Option<f64>,
 }
 
 /// The models of a run at the size of the paper's, and a batch.
-struct Bench {
+struct Bench<'a> {
     device: Device,
+    collective: &'a dyn Collective,
     eyes: Clip,
     evaluator: Clip,
     policy: Captioner,
@@ -131,17 +152,14 @@ impl Step {
         if self.min_length.is_some_and(|length| length != self.max_length) {
             return Err(format!("--min-length can only be --max-length, {}", self.max_length));
         }
-        let mut bench = self.prepare(device);
-        (1..=WARM_UP as u64).for_each(|number| bench.step(number));
-        let mut seconds: Vec<f64> = (1..=u64::from(self.steps))
-            .map(|number| bench.timed(|bench| bench.step(number + WARM_UP as u64)))
-            .collect();
+        let ranks = world::run(self.world, device, |device, collective| self.measure(device, collective))?;
+        // Ranks wait for each other in every step, so the times of one are those of all.
+        let Measured { mut seconds, phases, peak_memory, same_ranking } =
+            ranks.into_iter().next().expect("there is a rank 0");
         seconds.sort_by(f64::total_cmp);
         let step = seconds[seconds.len() / 2];
-        let phases = bench.phases(step);
-        let images = f64::from(self.batch) / step;
+        let images = f64::from(self.batch) * f64::from(self.world) / step;
         if self.json {
-            let memory = peak_memory();
             println!(
                 "{}",
                 json!({
@@ -151,24 +169,48 @@ impl Step {
                     "steps_s": seconds,
                     "device": format!("{device:?}"),
                     "threads": tch::get_num_threads(),
-                    "peak_memory_bytes": memory,
+                    "world": self.world,
+                    "peak_memory_bytes": peak_memory,
+                    "same_ranking": same_ranking,
                 })
             );
             return Ok(());
         }
-        let Phases { vision, beam_search, reward, reference, learn } = phases;
+        let Phases { vision, beam_search, reward, reference, learn, all_reduce } = phases;
         println!("{images:.2} images a second; a step takes {step:.4} s, the median of {}", self.steps);
         println!(
-            "vision {vision:.4}, beam search {beam_search:.4}, reward {reward:.4}, reference {reference:.4}, learn {learn:.4}"
+            "vision {vision:.4}, beam search {beam_search:.4}, reward {reward:.4}, reference {reference:.4}, learn {learn:.4}, \
+             all-reduce {all_reduce:.4}"
         );
+        if let Some(share) = same_ranking {
+            println!("candidates are ranked as in 32 bits for {:.1} % of images", 100.0 * share);
+        }
         Ok(())
     }
 
-    fn prepare(&self, device: Device) -> Bench {
+    /// What one rank does.
+    fn measure(&self, device: Device, collective: &dyn Collective) -> Result<Measured, String> {
+        let mut bench = self.prepare(device, collective);
+        (1..=WARM_UP as u64).try_for_each(|number| bench.step(number))?;
+        let mut seconds = Vec::new();
+        for number in 1..=u64::from(self.steps) {
+            let (elapsed, done) = bench.timed(|bench| bench.step(number + WARM_UP as u64));
+            done?;
+            seconds.push(elapsed);
+        }
+        let mut sorted = seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let peak_memory = peak_memory();
+        let phases = bench.phases(sorted[sorted.len() / 2])?;
+        let same_ranking = (self.precision != Precision::F32).then(|| bench.same_ranking());
+        Ok(Measured { seconds, phases, peak_memory, same_ranking })
+    }
+
+    fn prepare<'a>(&self, device: Device, collective: &'a dyn Collective) -> Bench<'a> {
         let (vocabulary, judge_vocabulary) = (Vocabulary::stored(&self.vocabulary), Vocabulary::full());
         let backend = Backend { device, precision: self.precision };
         let eyes = Clip::new(self.vision.architecture(), 1, backend);
-        let evaluator = Clip::new(clip::preset(Preset::Dico, judge_vocabulary.pad() as usize), 2, backend);
+        let evaluator = evaluator(&judge_vocabulary, backend);
         let (width, tokens) = (eyes.architecture().vision_width(), eyes.architecture().vision_tokens());
         let architecture = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
         let mut policy = Captioner::new(architecture, 3, backend);
@@ -183,7 +225,7 @@ impl Step {
         };
         let optimizer = Adam::new(policy.parameters(), &settings);
         let side = eyes.architecture().image_size as i64;
-        tch::manual_seed(4);
+        tch::manual_seed(4 + collective.rank() as i64);
         let pixels = Tensor::randint(256, [i64::from(self.batch), side, side, 3], (Kind::Uint8, Device::Cpu));
         let search = Search {
             beams: self.beams.into(),
@@ -198,6 +240,7 @@ impl Step {
         let settings = Dico { reward: BTreeMap::from([(Reward::PacS, 1.0)]), ..Dico::default() };
         let mut bench = Bench {
             device,
+            collective,
             eyes,
             evaluator,
             policy,
@@ -217,7 +260,7 @@ impl Step {
     }
 }
 
-impl Bench {
+impl Bench<'_> {
     /// What the frozen towers see of the batch: hidden states for the captioner, embeddings of the evaluator.
     fn look(&self) -> (Tensor, Tensor) {
         if let Some((hidden, embeddings)) = &self.seen {
@@ -245,21 +288,26 @@ impl Bench {
         }
     }
 
-    fn step(&mut self, number: u64) {
+    fn step(&mut self, number: u64) -> Result<(), String> {
         let (hidden, embeddings) = self.look();
         let images = Images { hidden: &hidden, embeddings: &embeddings, numbers: &self.numbers };
-        let mut gradient = self.policy.parameters().gradient().expect("the policy is in training").values;
+        let Gradient { whole, values: mut gradient, .. } = self.gradient();
         _ = gradient.zero_();
         let mode = Mode::Train { dropout: DROPOUT };
         let outcome = dico::outcome(&self.policy, &images, &self.context(), &self.settings, mode);
         outcome.loss.backward();
-        _ = gradient.g_mul_scalar_(1.0 / outcome.weight);
-        _ = self.optimizer.clip(&gradient);
-        self.optimizer.update(self.policy.parameters(), &gradient, number, LEARNING_RATE);
+        self.collective.all_reduce(&whole).map_err(|broken| broken.to_string())?;
+        let slope = Slope::new(&gradient, outcome.weight * self.collective.world_size() as f64);
+        self.optimizer.update(self.policy.parameters(), &slope, number, LEARNING_RATE);
+        Ok(())
     }
 
-    /// Seconds until all that is computed is computed.
-    fn timed<T>(&mut self, compute: impl FnOnce(&mut Self) -> T) -> f64 {
+    fn gradient(&self) -> Gradient {
+        self.policy.parameters().gradient().expect("the policy is in training")
+    }
+
+    /// Seconds until all that is computed is computed, and what that is.
+    fn timed<T>(&mut self, compute: impl FnOnce(&mut Self) -> T) -> (f64, T) {
         let synchronise = |device| {
             if let Device::Cuda(number) = device {
                 Cuda::synchronize(number as i64);
@@ -267,14 +315,14 @@ impl Bench {
         };
         synchronise(self.device);
         let started = Instant::now();
-        _ = compute(self);
+        let computed = compute(self);
         synchronise(self.device);
-        started.elapsed().as_secs_f64()
+        (started.elapsed().as_secs_f64(), computed)
     }
 
-    fn phases(&mut self, step: f64) -> Phases {
-        let (hidden, embeddings) = self.look();
-        let found = self.policy.search(&hidden, &self.search);
+    fn phases(&mut self, step: f64) -> Result<Phases, String> {
+        let (vision, (hidden, embeddings)) = self.timed(|bench| bench.look());
+        let (beam_search, found) = self.timed(|bench| bench.policy.search(&hidden, &bench.search));
         let begin = self.vocabulary.begin();
         let sequences: Vec<Vec<i64>> = found
             .iter()
@@ -282,19 +330,45 @@ impl Bench {
             .map(|found| std::iter::once(begin).chain(found.tokens.iter().copied()).collect())
             .collect();
         let captions = Captions::new(&sequences, self.search.beams, self.device);
-        let vision = self.timed(|bench| bench.look());
-        let beam_search = self.timed(|bench| bench.policy.search(&hidden, &bench.search));
-        let reward = self.timed(|bench| {
-            let context = bench.context();
-            let images = Images { hidden: &hidden, embeddings: &embeddings, numbers: &bench.numbers };
-            no_grad(|| context.judge.rewards(&images, &context.texts(&found)))
-        });
-        let reference = self.timed(|bench| {
+        let (reward, _) = self.timed(|bench| bench.rewards(&bench.evaluator, &embeddings, &found));
+        let (reference, _) = self.timed(|bench| {
             no_grad(|| bench.reference.token_log_probabilities(&hidden, &captions, Mode::Evaluate).sums())
         });
-        let learn = step - vision - beam_search - reward - reference;
-        Phases { vision, beam_search, reward, reference, learn }
+        let (all_reduce, done) = self.timed(|bench| bench.collective.all_reduce(&bench.gradient().whole));
+        done.map_err(|broken| broken.to_string())?;
+        let learn = step - vision - beam_search - reward - reference - all_reduce;
+        Ok(Phases { vision, beam_search, reward, reference, learn, all_reduce })
     }
+
+    /// `[images, candidates]`.
+    fn rewards(&self, evaluator: &Clip, embeddings: &Tensor, found: &[Vec<Hypothesis>]) -> Tensor {
+        let mut context = self.context();
+        context.judge.evaluator = evaluator;
+        context.rewards(&Images { hidden: embeddings, embeddings, numbers: &self.numbers }, found)
+    }
+
+    /// The share of images whose candidates an evaluator in 32 bits ranks alike.
+    fn same_ranking(&self) -> f64 {
+        let exact = evaluator(&self.judge_vocabulary, self.device.into());
+        let images = self.numbers.len();
+        let mut same = 0;
+        let batches = RANKED.div_ceil(images);
+        for _ in 0..batches {
+            let pixels = normalise(&self.pixels.randint_like(256), 0..images, self.device);
+            let found = no_grad(|| self.policy.search(&self.eyes.vision.hidden(&pixels), &self.search));
+            let order = |evaluator: &Clip| {
+                let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
+                self.rewards(evaluator, &embeddings, &found).argsort_stable(true, 1, true)
+            };
+            let unlike = order(&self.evaluator).not_equal_tensor(&order(&exact)).any_dim(1, false);
+            same += images - unlike.sum(Kind::Int64).int64_value(&[]) as usize;
+        }
+        same as f64 / (batches * images) as f64
+    }
+}
+
+fn evaluator(vocabulary: &Vocabulary, backend: Backend) -> Clip {
+    Clip::new(clip::preset(Preset::Dico, vocabulary.pad() as usize), 2, backend)
 }
 
 impl Tower {

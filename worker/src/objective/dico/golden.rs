@@ -13,7 +13,7 @@ use crate::clip::golden as clip;
 use crate::golden::{self, Gains, assert_close};
 use crate::laps::Laps;
 use crate::objective::reward::Judge;
-use crate::optimizer::Adam;
+use crate::optimizer::{Adam, Slope};
 use crate::text::Vocabulary;
 
 #[derive(Deserialize)]
@@ -126,7 +126,7 @@ fn a_whole_step_is_that_of_pytorch() {
         let Settings { lr, betas, eps } = golden.adam;
         let settings =
             runfile::Optimizer { learning_rate: lr, betas, epsilon: eps, weight_decay: 0.0, clip_norm: None };
-        Adam::new(parameters, &settings).update(parameters, &gradient, 1, lr);
+        Adam::new(parameters, &settings).update(parameters, &Slope::new(&gradient, 1.0), 1, lr);
         if expected.keys().any(|name| name.starts_with("updated.")) {
             let updated = parameters.named().map(|(name, value)| (name, value.shallow_clone()));
             // Adam's first step is nearly the sign of the gradient: where that is nothing but rounding, as of the keys'
