@@ -1,6 +1,8 @@
 //! `worker bench`: what training is made of, timed under random weights.
 
+mod all_reduce;
 mod step;
+mod world;
 
 use clap::Subcommand;
 
@@ -15,12 +17,14 @@ pub struct Bench {
 #[derive(Subcommand)]
 enum What {
     Step(step::Step),
+    AllReduce(all_reduce::AllReduce),
 }
 
 impl Bench {
     pub fn run(self) -> Result<(), String> {
         match self.what {
             What::Step(step) => step.run(),
+            What::AllReduce(all_reduce) => all_reduce.run(),
         }
     }
 }
