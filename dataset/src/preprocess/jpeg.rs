@@ -2,8 +2,11 @@
 //! decoders in Rust interpolate chroma differently, by several levels.
 
 mod baseline;
+mod colours;
+mod header;
 mod huffman;
 mod idct;
+mod plane;
 
 use std::io::{BufRead, Error, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,10 +29,10 @@ pub fn dimensions(reader: impl BufRead) -> Result<(u32, u32), String> {
 /// What `size` x `size` pixels are made of, without libjpeg; nothing for images that need it.
 #[inline(always)]
 pub fn columns(encoded: &[u8], size: usize) -> Option<(Plan, Columns)> {
-    let header = baseline::header(encoded)?;
+    let header = header::header(encoded)?;
     let is_small = 3 * header.width as u64 * header.height as u64 <= MOST_BYTES;
     let plan = Plan::new(header.width, header.height, size).ok().filter(|_| is_small)?;
-    let columns = header.decode(&plan)?;
+    let columns = baseline::decode(&header, &plan)?;
     Some((plan, columns))
 }
 

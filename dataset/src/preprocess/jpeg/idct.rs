@@ -45,10 +45,12 @@ pub fn columns(coefficients: &Block, reach: &mut Reach) -> [[u8; 8]; 8] {
 
 /// What [`columns`] makes of a block that has nothing but this DC coefficient.
 #[inline(always)]
-pub fn flat(dc: i32) -> u8 {
-    to_sample(plus(dc, 4) >> 3)
+pub fn flat(dc: i32, reach: &mut Reach) -> [[u8; 8]; 8] {
+    reach.0[0] |= bits(dc);
+    [[to_sample(plus(dc, 4) >> 3); 8]; 8]
 }
 
+/// What is too bright or too dark is cut off, as by libjpeg-turbo's vectors.
 #[inline(always)]
 fn to_sample(value: i32) -> u8 {
     plus(value, 128).clamp(0, 255) as u8
