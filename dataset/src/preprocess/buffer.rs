@@ -53,3 +53,22 @@ impl DerefMut for Buffer {
         &mut self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_uses_buffers_again_but_for_very_large_ones() {
+        let place = {
+            let mut first = Buffer::new(3000);
+            first.fill(7);
+            first.as_ptr()
+        };
+        let again = Buffer::new(2000);
+        assert_eq!((again.len(), again.as_ptr()), (2000, place));
+        assert!(Buffer::new(4000).iter().all(|&byte| byte == 0), "the first is taken");
+        let large = Buffer::new(LARGEST + 1).as_ptr();
+        assert!(KEPT.with_borrow(|kept| kept.iter().all(|bytes| bytes.as_ptr() != large)));
+    }
+}

@@ -1,5 +1,12 @@
-//! JPEG through libjpeg-turbo's decoder (in MozJPEG's copy, which builds with a C compiler alone), because Pillow uses it:
-//! decoders in Rust interpolate chroma differently, by several levels.
+//! JPEG as libjpeg-turbo decodes it, because Pillow uses that: other decoders interpolate chroma differently, by several levels.
+//!
+//! The usual pictures are decoded here, in the same way but faster; all others by MozJPEG's copy of libjpeg-turbo, which builds
+//! with a C compiler alone.
+//!
+//! ```text
+//!   header  -->  baseline: huffman --> idct --> plane  -->  colours  -->  resize
+//!      '---- whatever is unusual or damaged ----> libjpeg -----------------^
+//! ```
 
 mod baseline;
 mod colours;
