@@ -1,6 +1,6 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare chaos test simulate lint audit parity score-parity elastic-comparison dashboards libtorch
+.PHONY: demo compare chaos microbench test simulate lint audit parity score-parity elastic-comparison dashboards libtorch
 .PHONY: test-docs test-images test-kubernetes test-operations test-page test-prometheus test-slurm
 .DEFAULT_GOAL := demo
 
@@ -25,6 +25,10 @@ compare: libtorch
 chaos: libtorch
 	cargo build -p dico-coordinator -p dico-worker -p dico-tests --bins --locked
 	target/debug/chaos --minutes $(CHAOS_MINUTES)
+
+## What small parts take: order of samples, tokens, pixels, CIDEr, the coordinator's state machine. Optimised, so it builds for long.
+microbench: libtorch
+	cargo bench --locked -p dico-worker -p dico-dataset -p dico-scoring -p dico-coordinator --bench samples --bench pixels --bench cider --bench steps
 
 ## All tests, with real processes on loopback.
 test: libtorch

@@ -2,12 +2,15 @@
 //! torchvision's `Resize(size, BICUBIC)` of the short side and `CenterCrop(size)`. EXIF orientation is not applied: CLIP's
 //! own preprocessing does not, either.
 
+mod buffer;
 mod jpeg;
 mod resize;
 
 use std::io::{BufRead, Cursor, Seek};
 
 use image::{DynamicImage, ImageDecoder, ImageReader};
+
+use resize::{Columns, Plan};
 
 /// Twice Pillow's `MAX_IMAGE_PIXELS`, above which it refuses an image as a decompression bomb.
 const MOST_PIXELS: u64 = 178_956_970;
@@ -29,7 +32,30 @@ struct Picture {
 /// # Errors
 /// It is no JPEG, PNG or WebP, damaged or truncated, or has more pixels or bytes than Pillow would decode; says which.
 pub fn square(encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
-    resize::square(&decode(encoded)?, size as usize)
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") {
+        // SAFETY: the processor has what the function is compiled for.
+        return unsafe { square_with_wide_vectors(encoded, size) };
+    }
+    square_anywhere(encoded, size)
+}
+
+/// As below, compiled for processors since about 2015.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi2")]
+fn square_with_wide_vectors(encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
+    square_anywhere(encoded, size)
+}
+
+#[inline(always)]
+fn square_anywhere(encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
+    let size = size as usize;
+    if let Some((plan, columns)) = jpeg::columns(encoded, size) {
+        return Ok(resize::square(&plan, &columns));
+    }
+    let picture = decode(encoded)?;
+    let plan = Plan::new(picture.width, picture.height, size)?;
+    Ok(resize::square(&plan, &Columns::of(&picture, &plan)))
 }
 
 /// Reads the header only: there is an image, and it is not absurdly large.

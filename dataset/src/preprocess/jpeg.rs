@@ -1,11 +1,26 @@
-//! JPEG through libjpeg-turbo's decoder (in MozJPEG's copy, which builds with a C compiler alone), because Pillow uses it:
-//! decoders in Rust interpolate chroma differently, by several levels.
+//! JPEG as libjpeg-turbo decodes it, because Pillow uses that: other decoders interpolate chroma differently, by several levels.
+//!
+//! The usual pictures are decoded here, in the same way but faster; all others by MozJPEG's copy of libjpeg-turbo, which builds
+//! with a C compiler alone.
+//!
+//! ```text
+//!   header  -->  baseline: huffman --> idct --> plane  -->  colours  -->  resize
+//!      '---- whatever is unusual or damaged ----> libjpeg -----------------^
+//! ```
+
+mod baseline;
+mod colours;
+mod header;
+mod huffman;
+mod idct;
+mod plane;
 
 use std::io::{BufRead, Error, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mozjpeg::{ColorSpace, Decompress};
 
+use super::resize::{Columns, Plan};
 use super::{MOST_BYTES, Picture, within_pixels};
 
 /// Whether these first bytes of a file are a JPEG's.
@@ -16,6 +31,16 @@ pub fn is_jpeg(start: &[u8]) -> bool {
 /// Width and height.
 pub fn dimensions(reader: impl BufRead) -> Result<(u32, u32), String> {
     guarded(|| size(&open(reader)?))
+}
+
+/// What `size` x `size` pixels are made of, without libjpeg; nothing for images that need it.
+#[inline(always)]
+pub fn columns(encoded: &[u8], size: usize) -> Option<(Plan, Columns)> {
+    let header = header::header(encoded)?;
+    let is_small = 3 * header.width as u64 * header.height as u64 <= MOST_BYTES;
+    let plan = Plan::new(header.width, header.height, size).ok().filter(|_| is_small)?;
+    let columns = baseline::decode(&header, &plan)?;
+    Some((plan, columns))
 }
 
 /// The image in colours.

@@ -5,8 +5,13 @@
 //!
 //! Pillow scales the whole image: 1 x 100,000 pixels to 224 x 22,400,000. Here only what the crop shows is computed, so
 //! memory stays within the decoded image and `size` columns of it.
+//!
+//! Pixels come column by column, so that both passes are sums of whole stretches of bytes, which the processor's vectors do.
+
+use std::ops::Range;
 
 use super::Picture;
+use super::buffer::Buffer;
 
 /// Reach of the bicubic kernel, in pixels of the coarser of the two images.
 const REACH: f64 = 2.0;
@@ -14,6 +19,9 @@ const REACH: f64 = 2.0;
 const FRACTION: u32 = 32 - 8 - 2;
 /// What is added before the fraction is cut off, to round.
 const HALF: i32 = 1 << (FRACTION - 1);
+
+/// Bytes that are summed side by side.
+const STRETCH: usize = 32;
 
 /// The weights of one output pixel, on `first` and the input pixels after it.
 struct Taps {
@@ -27,26 +35,102 @@ impl Taps {
     }
 }
 
-/// The image scaled until its short side has `size` pixels, cropped to the centre.
-pub fn square(picture: &Picture, size: usize) -> Result<Vec<u8>, String> {
-    let short = picture.width.min(picture.height);
-    if size == 0 || short == 0 {
-        return Err("image without pixels".to_owned());
+/// Which pixels make which.
+pub struct Plan {
+    size: usize,
+    across: Vec<Taps>,
+    down: Vec<Taps>,
+}
+
+impl Plan {
+    /// To scale an image until its short side has `size` pixels, and to crop it to the centre.
+    pub fn new(width: usize, height: usize, size: usize) -> Result<Self, String> {
+        let short = width.min(height);
+        if size == 0 || short == 0 {
+            return Err("image without pixels".to_owned());
+        }
+        Ok(Self { size, across: crop(width, short, size), down: crop(height, short, size) })
     }
-    let across = crop(picture.width, short, size);
-    let down = crop(picture.height, short, size);
-    let first = down.iter().map(|taps| taps.first).min().unwrap_or(0);
-    let end = down.iter().map(Taps::end).max().unwrap_or(0);
-    let rows = picture.pixels.chunks_exact(3 * picture.width).take(end).skip(first);
-    let mut narrow = Vec::with_capacity((end - first) * 3 * size);
-    for row in rows {
-        narrow.extend(across.iter().flat_map(|taps| mix_pixels(row, taps)));
+
+    /// The columns that are looked at.
+    pub fn columns(&self) -> Range<usize> {
+        reach(&self.across)
     }
-    let mut pixels = Vec::with_capacity(3 * size * size);
-    for taps in &down {
-        pixels.extend(mix_rows(&narrow, 3 * size, taps, first).into_iter().map(to_byte));
+
+    /// The rows that are looked at.
+    pub fn rows(&self) -> Range<usize> {
+        reach(&self.down)
     }
-    Ok(pixels)
+}
+
+fn reach(taps: &[Taps]) -> Range<usize> {
+    let first = taps.iter().map(|taps| taps.first).min().unwrap_or(0);
+    first..taps.iter().map(Taps::end).max().unwrap_or(first)
+}
+
+/// What a plan looks at of a picture: column by column, of each first all reds, then greens, then blues.
+pub struct Columns {
+    /// Of a channel of a column; whole stretches, of which the last may have some bytes too many.
+    height: usize,
+    bytes: Buffer,
+}
+
+impl Columns {
+    /// Of any colours.
+    pub fn new(plan: &Plan) -> Self {
+        let height = plan.rows().len().next_multiple_of(STRETCH);
+        Self { height, bytes: Buffer::new(plan.columns().len() * 3 * height) }
+    }
+
+    /// Those of a picture.
+    pub fn of(picture: &Picture, plan: &Plan) -> Self {
+        let mut columns = Self::new(plan);
+        let Range { start, end } = plan.columns();
+        let rows = picture.pixels.chunks_exact(3 * picture.width).skip(plan.rows().start).take(plan.rows().len());
+        for (y, row) in rows.enumerate() {
+            let places = columns.bytes[y..].iter_mut().step_by(columns.height);
+            places.zip(&row[3 * start..3 * end]).for_each(|(place, &value)| *place = value);
+        }
+        columns
+    }
+
+    /// Bytes from one channel of a column to the next.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// All three channels of each column.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.bytes.chunks_exact_mut(3 * self.height)
+    }
+}
+
+/// The pixels that the plan makes: red, green and blue interleaved, row by row.
+#[inline(always)]
+pub fn square(plan: &Plan, columns: &Columns) -> Vec<u8> {
+    let Plan { size, across, down } = plan;
+    let (first_column, rows) = (plan.columns().start, plan.rows());
+    let width = (3 * size).next_multiple_of(STRETCH);
+    let mut narrow = Buffer::new(rows.len().next_multiple_of(STRETCH) * width);
+    for (x, taps) in across.iter().enumerate() {
+        for channel in 0..3 {
+            let first = 3 * (taps.first - first_column) + channel;
+            for y in (0..columns.height).step_by(STRETCH) {
+                let mixed = mix(&columns.bytes[first * columns.height + y..], 3 * columns.height, &taps.weights);
+                let places = narrow[y * width + 3 * x + channel..].iter_mut().step_by(width);
+                places.zip(mixed).for_each(|(place, value)| *place = value);
+            }
+        }
+    }
+    let mut pixels = Vec::with_capacity(size * width);
+    for taps in down {
+        let above = &narrow[(taps.first - rows.start) * width..];
+        for x in (0..width).step_by(STRETCH) {
+            pixels.extend(mix(&above[x..], width, &taps.weights));
+        }
+        pixels.truncate(pixels.len() + 3 * size - width);
+    }
+    pixels
 }
 
 /// The weights of the middle `size` pixels of a side of `length`, when the side of `short` pixels is scaled to `size`.
@@ -88,26 +172,20 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-fn mix_pixels(row: &[u8], taps: &Taps) -> [u8; 3] {
-    let (pixels, _) = row.as_chunks::<3>();
-    let [mut red, mut green, mut blue] = [HALF; 3];
-    for (&[r, g, b], &weight) in pixels[taps.first..taps.end()].iter().zip(&taps.weights) {
-        red += i32::from(r) * weight;
-        green += i32::from(g) * weight;
-        blue += i32::from(b) * weight;
-    }
-    [red, green, blue].map(to_byte)
-}
-
-/// One output row from rows of `stride` bytes, of which the first is the image's row `first`.
-fn mix_rows(rows: &[u8], stride: usize, taps: &Taps, first: usize) -> Vec<i32> {
-    let mut sums = vec![HALF; stride];
-    for (row, &weight) in rows.chunks_exact(stride).skip(taps.first - first).zip(&taps.weights) {
-        for (sum, &value) in sums.iter_mut().zip(row) {
-            *sum += i32::from(value) * weight;
+/// The weighted sum of stretches that begin `stride` bytes apart.
+#[inline(always)]
+fn mix(bytes: &[u8], stride: usize, weights: &[i32]) -> [u8; STRETCH] {
+    let mut sums = [HALF; STRETCH];
+    for (row, &weight) in bytes.chunks(stride).zip(weights) {
+        for (sum, &value) in sums.iter_mut().zip(&row[..STRETCH]) {
+            *sum = sum.wrapping_add(i32::from(value).wrapping_mul(weight));
         }
     }
-    sums
+    let mut mixed = [0; STRETCH];
+    for (byte, sum) in mixed.iter_mut().zip(sums) {
+        *byte = to_byte(sum);
+    }
+    mixed
 }
 
 fn to_byte(sum: i32) -> u8 {
@@ -117,6 +195,11 @@ fn to_byte(sum: i32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn square(picture: &Picture, size: usize) -> Result<Vec<u8>, String> {
+        let plan = Plan::new(picture.width, picture.height, size)?;
+        Ok(super::square(&plan, &Columns::of(picture, &plan)))
+    }
 
     fn picture(width: usize, height: usize, colour: impl Fn(usize, usize) -> [u8; 3]) -> Picture {
         let pixels =

@@ -136,7 +136,68 @@ fn nothing_is_no_image() {
     assert!(square(&jpeg(&noise(4, 4)), 0).is_err());
 }
 
+/// As cameras and libjpeg-turbo write them, with colours of one sample for `across` x `down` pixels.
+fn usual_jpeg(image: &RgbImage, quality: f32, (across, down): (u8, u8)) -> Vec<u8> {
+    let mut encoder = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
+    encoder.set_fastest_defaults();
+    encoder.set_size(image.width() as usize, image.height() as usize);
+    encoder.set_quality(quality);
+    encoder.set_chroma_sampling_pixel_sizes((across, down), (across, down));
+    let mut started = encoder.start_compress(Vec::new()).unwrap();
+    started.write_scanlines(image).unwrap();
+    started.finish().unwrap()
+}
+
+fn by_libjpeg(bytes: &[u8], size: usize) -> Vec<u8> {
+    let picture = jpeg::decode(bytes).unwrap();
+    let plan = Plan::new(picture.width, picture.height, size).unwrap();
+    resize::square(&plan, &Columns::of(&picture, &plan))
+}
+
+#[test]
+fn unusual_and_damaged_jpegs_are_left_to_libjpeg() {
+    let usual = usual_jpeg(&noise(40, 30), 90.0, (2, 2));
+    assert!(jpeg::columns(&usual, 16).is_some());
+    for length in 0..usual.len() {
+        assert!(jpeg::columns(&usual[..length], 16).is_none(), "{length} bytes");
+    }
+    let progressive = {
+        let mut encoder = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
+        encoder.set_size(40, 30);
+        encoder.set_progressive_mode();
+        let mut started = encoder.start_compress(Vec::new()).unwrap();
+        started.write_scanlines(&noise(40, 30)).unwrap();
+        started.finish().unwrap()
+    };
+    assert!(jpeg::columns(&progressive, 16).is_none());
+    assert_eq!(square(&progressive, 16).unwrap(), by_libjpeg(&progressive, 16));
+    // Another marker than the end behind the scan.
+    let end = usual.len() - 1;
+    assert!(jpeg::columns(&[&usual[..end], &[0xD0]].concat(), 16).is_none());
+    // Extra bits behind the last block.
+    assert!(jpeg::columns(&[&usual[..end - 1], &[0, 0xFF, 0xD9]].concat(), 16).is_none());
+}
+
 proptest! {
+    #[test]
+    fn usual_jpegs_become_what_libjpeg_makes_of_them(
+        (width, height) in (1u32..150, 1u32..150),
+        // Below, steps have 16 bits.
+        quality in 25.0f32..=100.0,
+        sampling in prop::sample::select(vec![(1, 1), (2, 1), (2, 2)]),
+        size in 1usize..60,
+        smooth in any::<bool>(),
+    ) {
+        let picture = if smooth {
+            RgbImage::from_fn(width, height, |x, y| Rgb([(2 * x) as u8, (x + y) as u8, 255 - y as u8]))
+        } else {
+            noise(width, height)
+        };
+        let bytes = usual_jpeg(&picture, quality, sampling);
+        prop_assert_eq!(jpeg::columns(&bytes, size).is_some(), width > 4 || sampling == (1, 1));
+        prop_assert_eq!(square(&bytes, size as u32).unwrap(), by_libjpeg(&bytes, size));
+    }
+
     #[test]
     fn arbitrary_bytes_never_panic(
         magic in prop::sample::select(vec![&b""[..], b"\xFF\xD8\xFF", b"\x89PNG\r\n\x1a\n", b"RIFF\x40\0\0\0WEBPVP8 ", b"RIFF\x40\0\0\0WEBPVP8L"]),

@@ -34,7 +34,7 @@ pub struct AllReduce {
 
 impl AllReduce {
     pub fn run(self) -> Result<(), String> {
-        if self.bytes % 4 != 0 {
+        if !self.bytes.is_multiple_of(4) {
             return Err(format!("--bytes {}: a 32-bit number has 4, so it must be a multiple of them", self.bytes));
         }
         let device = self.compute.prepare()?;

@@ -1,6 +1,8 @@
 //! `worker bench`: what training is made of, timed under random weights.
 
 mod all_reduce;
+mod input;
+mod pictures;
 mod step;
 mod world;
 
@@ -18,6 +20,7 @@ pub struct Bench {
 enum What {
     Step(step::Step),
     AllReduce(all_reduce::AllReduce),
+    Input(input::Input),
 }
 
 impl Bench {
@@ -25,6 +28,7 @@ impl Bench {
         match self.what {
             What::Step(step) => step.run(),
             What::AllReduce(all_reduce) => all_reduce.run(),
+            What::Input(input) => input.run(),
         }
     }
 }

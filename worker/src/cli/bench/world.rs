@@ -61,15 +61,15 @@ fn take_part<T: Serialize>(
     device: Device,
     body: impl FnOnce(Device, &dyn Collective) -> Result<T, String>,
 ) -> ! {
-    // What the parent does not live to end ends with it.
-    let outcome =
-        set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| error.to_string()).and_then(|()| {
-            let device = own(device, rank);
-            let (patience, abandon) = (PATIENCE, Flag::default());
-            let meeting = Meeting { store_address, generation: 1, rank, world_size, patience, abandon };
-            let collective = meeting.hold(device, LOOPBACK).map_err(|broken| broken.to_string())?;
-            body(device, &*collective)
-        });
+    let outcome = (|| {
+        // What the parent does not live to end ends with it.
+        set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| error.to_string())?;
+        let device = own(device, rank);
+        let (patience, abandon) = (PATIENCE, Flag::default());
+        let meeting = Meeting { store_address, generation: 1, rank, world_size, patience, abandon };
+        let collective = meeting.hold(device, LOOPBACK).map_err(|broken| broken.to_string())?;
+        body(device, &*collective)
+    })();
     println!("{}", serde_json::to_string(&outcome).expect("outcomes are plain data"));
     std::process::exit(0)
 }

@@ -1,0 +1,85 @@
+//! What the state machine costs: the reports of one step by all workers of a run, with the distributions that DiCO reports.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use dico_coordinator::run::record::Restored;
+use dico_coordinator::run::{Action, Event, RequestId, Run, SessionId};
+use divan::{Bencher, counter::ItemsCount};
+use proto::PROTOCOL_VERSION;
+use proto::v1::{self, directive::Directive, worker_message::Message};
+use runfile::RunFile;
+use statistics::{Summary, names};
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = [8, 1_000], sample_count = 200, sample_size = 1)]
+fn reports_of_a_step(bencher: Bencher<'_, '_>, workers: u32) {
+    let (mut run, generation) = running(workers);
+    let summaries: HashMap<String, v1::Summary> = names::ALL
+        .into_iter()
+        .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))
+        .collect();
+    let mut step = 0;
+    let reports = || {
+        step += 1;
+        let done = v1::StepDone {
+            position: Some(v1::Position { stage: 0, step, generation }),
+            loss_sum: 1.0,
+            loss_weight: 1.0,
+            samples: 1,
+            summaries: summaries.clone(),
+            ..Default::default()
+        };
+        vec![done; workers as usize]
+    };
+    bencher.counter(ItemsCount::new(workers)).with_inputs(reports).bench_local_values(|reports| {
+        for (session, done) in (0..).map(SessionId).zip(reports) {
+            let message = Message::StepDone(done);
+            divan::black_box(run.on_event(Duration::ZERO, Event::Message { session, message }));
+        }
+    });
+    let steps = step;
+    assert_eq!(run.status(Duration::ZERO).step, steps, "every step has counted");
+}
+
+/// A run that trains, and the number of its generation.
+fn running(workers: u32) -> (Run, u64) {
+    let text = format!(
+        "
+name: bench
+output: /nowhere
+workers: {{ min: {workers}, max: {workers} }}
+data: {{ karpathy: {{ annotations: annotations.json, images: images }} }}
+captioner: {{ preset: tiny }}
+evaluator: {{ preset: tiny }}
+stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optimizer: {{ learning_rate: 1.0e-3 }} }}]
+"
+    );
+    let file = RunFile::parse(Path::new("bench.yaml"), &text).expect("the text above is a run file");
+    let mut run = Run::new(file, Restored::default());
+    let mut generation = 0;
+    for session in 0..u64::from(workers) {
+        let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+        let token = session.to_string();
+        run.on_event(Duration::ZERO, Event::Join { request: RequestId(session), token: token.clone(), join });
+        let (store_address, data_set) = (format!("host:{session}"), Some(v1::DataSet::default()));
+        let attach = v1::Attach { session_token: token, store_address, data_set, holds: None };
+        let actions = run.on_event(Duration::ZERO, Event::Attach { session: SessionId(session), attach });
+        for action in actions {
+            if let Action::Send { directive: v1::Directive { directive: Some(Directive::Rendezvous(meet)) }, .. } =
+                action
+            {
+                generation = meet.generation;
+            }
+        }
+    }
+    for session in (0..u64::from(workers)).map(SessionId) {
+        let message = Message::Ready(v1::Ready { generation, position: Some(v1::Position::default()) });
+        run.on_event(Duration::ZERO, Event::Message { session, message });
+    }
+    (run, generation)
+}

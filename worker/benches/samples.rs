@@ -1,0 +1,39 @@
+//! What comes before a batch: which sample is next, and captions as tokens.
+
+use std::hint::black_box;
+
+use dico_worker::data::permutation::Permutation;
+use dico_worker::text::Vocabulary;
+use divan::{Bencher, counter::ItemsCount};
+
+const CAPTION: &str = "A man rides a wave on a surfboard while two dogs watch from the sandy beach.";
+/// Longest caption, in tokens.
+const MOST: usize = 77;
+
+fn main() {
+    divan::main();
+}
+
+/// The place of one sample, of as many as Flickr8k and COCO have captions.
+#[divan::bench(args = [40_000, 566_747])]
+fn permutation(bencher: Bencher<'_, '_>, length: u64) {
+    let permutation = Permutation::new(length, 7);
+    let mut index = 0;
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
+        index = (index + 1) % length;
+        permutation.at(black_box(index))
+    });
+}
+
+#[divan::bench]
+fn caption_to_tokens(bencher: Bencher<'_, '_>) {
+    let vocabulary = Vocabulary::full();
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| vocabulary.encode(black_box(CAPTION), MOST));
+}
+
+#[divan::bench]
+fn tokens_to_caption(bencher: Bencher<'_, '_>) {
+    let vocabulary = Vocabulary::full();
+    let tokens = vocabulary.encode(CAPTION, MOST);
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| vocabulary.decode(black_box(&tokens[1..])));
+}
