@@ -4,23 +4,26 @@ The exit status says whether all was measured, not whether the bounds were met: 
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import signal
 import sys
+import time
+from collections.abc import Callable
 
 import machine
 import overhead
 import summary
 from comparisons import Comparison, Setting, comparisons, unmeasurable
-from processes import Failed, output, printed_object
+from processes import Failed, output, printed_object, python
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-OVERHEAD = "coordinator_overhead"
+PROGRAMS = os.environ.get("PROGRAMS", "target/release")
+PARITY_VENV = os.environ.get("PARITY_VENV", "target/parity/venv")
 
 
-def measured(name: str, comparison: Comparison, rounds: int) -> dict:
-    """What its sides print, one after the other, round after round."""
+def compared(name: str, comparison: Comparison, rounds: int) -> tuple[dict, str]:
+    """Runs all sides, one after the other, round after round. Returns what came of it, and a line about it."""
     if comparison.preparation:
         output(comparison.preparation, comparison.threads)
     runs = {side: [] for side in comparison.sides}
@@ -30,60 +33,61 @@ def measured(name: str, comparison: Comparison, rounds: int) -> dict:
             value = summary.number(run, comparison.measure.field)
             print(f"  {name}, {number} of {rounds}, {side}: {value:.6g}", file=sys.stderr, flush=True)
             runs[side].append(run)
-    return summary.compared(comparison, runs)
+    result = summary.compared(comparison, runs)
+    return result, summary.line(name, comparison, result)
 
 
-def arguments(names: list[str]) -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/bench/run", description=__doc__)
-    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}; repeatable")
+    parser.add_argument("--only", action="append", metavar="NAME", help="this comparison, as the summary calls it; repeatable")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn (3)")
     parser.add_argument("--steps", type=int, help="steps that each process times (5; 30 on a GPU)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs/bench/summary.json", metavar="FILE")
+    parser.add_argument("--out", type=pathlib.Path, default="runs/bench/summary.json", metavar="FILE")
     found = parser.parse_args()
-    if found.rounds < 1 or (found.steps is not None and found.steps < 1):
+    found.steps = found.steps if found.steps is not None else 5 if found.device == "cpu" else 30
+    if min(found.rounds, found.steps) < 1:
         parser.error("--rounds and --steps are at least 1")
     return found
 
 
 def main() -> int:
-    programs = os.environ.get("PROGRAMS", "target/release")
-    python = f"{os.environ.get('PARITY_VENV', 'target/parity/venv')}/bin/python"
-    setting = Setting(worker=f"{programs}/worker", python=python)
-    names = [*comparisons(setting), OVERHEAD]
-    chosen = arguments(names)
-    setting = Setting(setting.worker, python, chosen.device, chosen.steps or (5 if chosen.device == "cpu" else 30))
+    chosen = arguments()
+    peers = python(f"{PARITY_VENV}/bin/python", os.environ.get("LD_LIBRARY_PATH", ""))
+    setting = Setting(f"{PROGRAMS}/worker", peers, chosen.device, chosen.steps)
+    measurements: dict[str, Callable[[], tuple[dict, str]]] = {
+        name: functools.partial(compared, name, comparison, chosen.rounds)
+        for name, comparison in comparisons(setting).items()
+    }
+    measurements["coordinator_overhead"] = functools.partial(overhead.measured, f"{PROGRAMS}/coordinator", setting.worker)
+    if unknown := set(chosen.only or ()) - measurements.keys():
+        sys.exit(f"tests/bench/run: error: unknown name `{min(unknown)}`: it is one of {', '.join(measurements)}")
     # Whoever ends this program ends what it started, too.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    os.chdir(ROOT)
     try:
-        results = machine.described(setting.worker, python, chosen.device)
+        results = machine.described(setting) | {"rounds": chosen.rounds}
     except Failed as failed:
         sys.exit(f"tests/bench/run: error: {failed}")
-    results |= {"rounds": chosen.rounds} | {name: summary.missing("it was not come to") for name in names}
-    failures = 0
-    print(summary.HEADING)
-    for name, comparison in (comparisons(setting) | {OVERHEAD: None}).items():
+
+    for name in measurements:
         reason = unmeasurable(name, setting, results["device"]["instructions"])
-        if chosen.only and name not in chosen.only:
-            reason = "it was not asked for"
+        results[name] = summary.missing(reason or "it was not measured")
+    failures, started = 0, time.monotonic()
+    print(summary.HEADING, flush=True)
+    for name in chosen.only or measurements:
+        if unmeasurable(name, setting, results["device"]["instructions"]):
+            print(f"{name:22}{results[name]['reason']}", flush=True)
+            continue
         try:
-            if reason:
-                results[name] = summary.missing(reason)
-                said = f"{name:24}{reason}"
-            elif comparison is None:
-                results[name] = overhead.measured(f"{programs}/coordinator", setting.worker)
-                said = overhead.line(name, results[name])
-            else:
-                results[name] = measured(name, comparison, chosen.rounds)
-                said = summary.line(name, comparison, results[name])
+            results[name], line = measurements[name]()
         except Failed as failed:
             failures += 1
             results[name] = summary.missing(str(failed))
-            said = f"{name:24}FAILED: {failed}"
+            line = f"{name:22}FAILED: {failed}"
+        print(line, flush=True)
+        results["minutes"] = round((time.monotonic() - started) / 60, 1)
         summary.write(chosen.out, results)
-        print(said, flush=True)
-    print(f"\n{chosen.out}")
+    print(f"\nall of it: {chosen.out}")
     return 1 if failures else 0
 
 

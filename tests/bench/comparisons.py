@@ -60,8 +60,8 @@ class Setting:
     """Where and how long it is measured."""
 
     worker: str
-    # The Python of the peers.
-    python: str
+    # How the Python of the peers is started.
+    python: list[str]
     device: str = "cpu"
     # Steps that are timed in each process.
     steps: int = 5
@@ -72,7 +72,7 @@ class Setting:
         return [self.worker, "bench", what, *options, "--json"]
 
     def peer(self, script: str, *options: str) -> list[str]:
-        return [self.python, "-W", "ignore", f"tests/parity/{script}.py", *options]
+        return [*self.python, f"tests/parity/{script}.py", *options]
 
     def step(self, *options: str, steps: int | None = None, threads: int = THREADS) -> list[str]:
         """Of a step of DiCO with the paper's batch, beams and tower: the same for both sides."""
@@ -133,7 +133,7 @@ def comparisons(setting: Setting) -> dict[str, Comparison]:
                 "peer": peer("input", setting.photographs),
             },
             threads=1,
-            preparation=[setting.python, "-W", "ignore", "tests/bench/photographs.py", setting.photographs],
+            preparation=[*setting.python, "tests/bench/photographs.py", setting.photographs],
         ),
         "memory": Comparison(
             # Memory is at its peak after the first steps.

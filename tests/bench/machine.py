@@ -4,7 +4,8 @@ import os
 import pathlib
 import subprocess
 
-from processes import Failed, output, printed_object
+from comparisons import Setting
+from processes import output, printed_object
 
 # What matters to matrix products, as /proc/cpuinfo calls it.
 INSTRUCTIONS = {"avx2": "avx2", "avx512": "avx512f", "avx512_bf16": "avx512_bf16", "amx_bf16": "amx_bf16"}
@@ -43,15 +44,13 @@ def commit() -> str | None:
     return described.stdout.strip()
 
 
-def described(worker: str, python: str, device: str) -> dict:
+def described(setting: Setting) -> dict:
     """Device and versions; raises Failed where either side cannot be asked."""
-    for program, remedy in ((worker, "`make bench` builds it"), (python, "`make bench` makes its environment")):
-        if not os.access(program, os.X_OK):
-            raise Failed(f"{program} is missing: {remedy}")
-    peer = printed_object(output([python, "-c", PEER, device], 1))
-    cpu = processor(pathlib.Path("/proc/cpuinfo").read_text())
+    worker = output([setting.worker, "--version"], 1).strip()
+    peer = printed_object(output([*setting.python, "-c", PEER, setting.device], 1))
+    cpu = processor(pathlib.Path("/proc/cpuinfo").read_text()) | {"cores": len(os.sched_getaffinity(0))}
     gpu = {"gpu": peer["gpu"]} if peer["gpu"] else {}
     return {
-        "device": cpu | {"cores": len(os.sched_getaffinity(0)), "load_average_before": os.getloadavg()[0]} | gpu,
-        "versions": {"worker": output([worker, "--version"], 1).strip(), "commit": commit()} | peer["versions"],
+        "device": cpu | gpu | {"load_average_before": os.getloadavg()[0]},
+        "versions": {"worker": worker, "commit": commit()} | peer["versions"],
     }

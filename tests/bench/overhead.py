@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import tempfile
 
+import summary
 from processes import LAST_LINES, Failed, end, environment, output
 
 STEPS = 400
@@ -31,24 +32,19 @@ stages:
 """
 
 
-def measured(coordinator: str, worker: str) -> dict:
-    """Milliseconds a step that pass between the end of a step and the begin of the next one."""
+def measured(coordinator: str, worker: str) -> tuple[dict, str]:
+    """Milliseconds a step that pass between the end of a step and the begin of the next one, and a line about it."""
     with tempfile.TemporaryDirectory(prefix="dico-bench-") as name:
         folder = pathlib.Path(name)
         output([worker, "synthesize", "--out", f"{folder}/world", "--images", "100", "--seed", "7"], 1)
         (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder, steps=STEPS))
         run(coordinator, worker, folder)
-        with contextlib.closing(sqlite3.connect(folder / "run/journal.sqlite")) as journal:
+        journal = f"file:{folder}/run/coordinator/journal.sqlite?mode=ro"
+        with contextlib.closing(sqlite3.connect(journal, uri=True)) as journal:
             steps = journal.execute("SELECT at, seconds FROM steps ORDER BY stage, step").fetchall()
-    milliseconds = between(steps)
-    return {
-        "ms": milliseconds,
-        "unit": "ms a step",
-        "bound": BOUND,
-        "met": milliseconds < BOUND,
-        "steps": len(steps),
-        "step_ms": 1000 * sum(seconds for _, seconds in steps) / len(steps),
-    }
+    result = {"ms": between(steps), "unit": "ms a step", "bound": BOUND, "met": between(steps) < BOUND}
+    result |= {"steps": len(steps), "step_ms": 1000 * sum(seconds for _, seconds in steps) / len(steps)}
+    return result, summary.line_of_overhead(result)
 
 
 def between(steps: list[tuple[float, float]]) -> float:
@@ -92,9 +88,3 @@ def run(coordinator: str, worker: str, folder: pathlib.Path) -> None:
             raise Failed(f"the coordinator did not say where it listens: {last_words('coordinator')}")
         finish("worker", start("worker", worker, "join", "--coordinator", f"http://{address[1]}", "--threads", "1"))
         finish("coordinator", serving)
-
-
-def line(name: str, result: dict) -> str:
-    """A line of the table."""
-    verdict = "met" if result["met"] else "not met"
-    return f"{name:24}{result['ms']:.3g} ms a step of {result['step_ms']:.3g} ms  below {result['bound']}: {verdict}"

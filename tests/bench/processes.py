@@ -5,37 +5,38 @@ import os
 import pathlib
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 # Seconds; longer than any command takes on a slow machine.
 PATIENCE = 3600
 # Lines of what a command said that are worth repeating.
-LAST_LINES = 5
+LAST_LINES = 10
 
 
 class Failed(Exception):
     """A command that did not do what it should, and what it said."""
 
 
-def environment(threads: int, present: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """That of all sides. The loader would take a libtorch in LD_LIBRARY_PATH for PyTorch's own; ours knows where its own is."""
-    folders = present.get("LD_LIBRARY_PATH", "").split(":")
-    kept = [folder for folder in folders if folder and not list(pathlib.Path(folder).glob("libtorch*"))]
-    rest = {name: value for name, value in present.items() if name != "LD_LIBRARY_PATH"}
-    return rest | {"OMP_NUM_THREADS": str(threads)} | ({"LD_LIBRARY_PATH": ":".join(kept)} if kept else {})
+def environment(threads: int) -> dict[str, str]:
+    """That of all sides."""
+    return os.environ | {"OMP_NUM_THREADS": str(threads)}
+
+
+def python(program: str, libraries: str) -> list[str]:
+    """How a Python is started where LD_LIBRARY_PATH is `libraries`: without our libtorch there, which would be taken for PyTorch's."""
+    folders = [folder for folder in libraries.split(":") if folder]
+    kept = [folder for folder in folders if not list(pathlib.Path(folder).glob("libtorch*"))]
+    without = [] if kept == folders else ["env", f"LD_LIBRARY_PATH={':'.join(kept)}"]
+    return [*without, program, "-W", "ignore"]
 
 
 def output(command: Sequence[str], threads: int) -> str:
     """What a command prints, with all that it started ended when this returns."""
-    process = subprocess.Popen(
-        command,
-        env=environment(threads),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        process = subprocess.Popen(command, env=environment(threads), text=True, start_new_session=True, **pipes)
+    except OSError as error:
+        raise Failed(f"{command[0]}: {error.strerror}") from None
     try:
         printed, said = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:

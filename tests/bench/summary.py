@@ -6,7 +6,7 @@ import os
 import pathlib
 import statistics
 
-from comparisons import Comparison, Measure
+from comparisons import Comparison
 from processes import Failed
 
 
@@ -46,26 +46,34 @@ def missing(reason: str) -> dict:
     return {"ratio": None, "met": None, "reason": reason}
 
 
-HEADING = f"{'':16}{'ours':>12}{'peer or base':>14}  {'':16}{'ratio':>7}  bound"
-
-
 def short(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
+def row(name: str, ours: str, other: str, unit: str, ratio: str, bound: str) -> str:
+    return f"{name:22}{ours:>10}{other:>10}  {unit:16}{ratio:>7}  {bound}"
+
+
+HEADING = row("", "ours", "other", "", "ratio", "bound")
+
+
 def line(name: str, comparison: Comparison, result: dict) -> str:
     """A line of the table."""
-    measure: Measure = comparison.measure
-    ours, other = result["ours"], result[comparison.other]
+    measure = comparison.measure
     scale, unit = (2**20, "MiB") if measure.unit == "bytes" else (1, measure.unit)
-    cells = f"{name:16}{short(ours / scale):>12}{short(other / scale):>14}  {unit:16}{result['ratio']:7.2f}"
+    ours, other = (short(result[side] / scale) for side in ("ours", comparison.other))
     details = [f"{key} {result[key]:.3g}" for key in result if key.startswith("ratio_") or key in comparison.further]
-    return "  ".join([cells, verdict(result, below=measure.below), *details])
+    bound = ", ".join([bounded("below" if measure.below else "at least", result), *details])
+    return row(name, ours, other, unit, f"{result['ratio']:.2f}", bound)
 
 
-def verdict(result: dict, below: bool) -> str:
-    return f"{'below' if below else 'at least'} {result['bound']:g}: {'met' if result['met'] else 'not met'}"
+def line_of_overhead(result: dict) -> str:
+    return row("coordinator_overhead", short(result["ms"]), "", result["unit"], "", bounded("below", result))
+
+
+def bounded(how: str, result: dict) -> str:
+    return f"{how} {result['bound']:g}: {'met' if result['met'] else 'not met'}"
 
 
 def write(path: pathlib.Path, summary: dict) -> None:
