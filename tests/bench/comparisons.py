@@ -1,6 +1,5 @@
 """What is measured beside what: the commands of all sides, and the bounds that were set."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 # Of each process that computes, unless several share the cores.
@@ -9,32 +8,23 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that the commands print, and how two of them are compared."""
+    """A number that the commands print."""
 
     field: str
     unit: str
-    ratio: Callable[[float, float], float]
-    # Whether ratios are to be below their bound, not at least it.
+    # So many of what is printed are one of the unit.
+    scale: float = 1
+    # Whether ours is to be less than so many times the other, not at least.
     below: bool = False
 
     def met(self, ratio: float, bound: float) -> bool:
         return ratio < bound if self.below else ratio >= bound
 
 
-def more(ours: float, other: float) -> float:
-    """How many times as much we have."""
-    return ours / other
-
-
-def faster(ours: float, other: float) -> float:
-    """How many times as long the other takes."""
-    return other / ours
-
-
-SPEED = Measure("images_per_s", "images/s", more)
-SPEED_PER_CORE = Measure("images_per_s_per_core", "images/s a core", more)
-SECONDS = Measure("median_s", "s", faster)
-MEMORY = Measure("peak_memory_bytes", "bytes", more, below=True)
+SPEED = Measure("images_per_s", "images/s")
+SPEED_OF_A_CORE = Measure("images_per_core_s", "images/s a core")
+TRANSFER = Measure("bytes_per_s", "MB/s", scale=1e6)
+MEMORY = Measure("peak_memory_bytes", "MiB", scale=2**20, below=True)
 
 
 @dataclass(frozen=True)
@@ -110,7 +100,7 @@ def comparisons(setting: Setting) -> dict[str, Comparison]:
             further={"same_ranking": 0.95},
         ),
         "all_reduce": Comparison(
-            SECONDS,
+            TRANSFER,
             0.95,
             {"ours": ours("all-reduce", *all_reduce), "peer": peer("all_reduce", *all_reduce)},
             # Two processes share the cores.
@@ -126,7 +116,7 @@ def comparisons(setting: Setting) -> dict[str, Comparison]:
             threads=1,
         ),
         "input": Comparison(
-            SPEED_PER_CORE,
+            SPEED_OF_A_CORE,
             2,
             {
                 "ours": ours("input", "--threads", "1", setting.photographs),

@@ -10,7 +10,7 @@ import sys
 import skimage.data
 from PIL import Image
 
-COUNT = 200
+COUNT = 64
 SIZE = (640, 480)
 SOURCES = ("astronaut", "chelsea", "coffee", "rocket")
 

@@ -21,9 +21,9 @@ def number(run: dict, field: str) -> float:
 def compared(comparison: Comparison, runs: dict[str, list[dict]]) -> dict:
     """Medians, ratios and bounds. `runs` has what each side printed, in order of rounds."""
     measure = comparison.measure
-    medians = {side: statistics.median(number(run, measure.field) for run in of) for side, of in runs.items()}
-    ours = medians["ours"]
-    ratios = {side: measure.ratio(ours, value) for side, value in medians.items() if side != "ours"}
+    printed = {side: statistics.median(number(run, measure.field) for run in of) for side, of in runs.items()}
+    medians = {side: value / measure.scale for side, value in printed.items()}
+    ratios = {side: printed["ours"] / value for side, value in printed.items() if side != "ours"}
     ratio = ratios.pop(comparison.other)
     further = {name: statistics.median(number(run, name) for run in runs["ours"]) for name in comparison.further}
     met = measure.met(ratio, comparison.bound)
@@ -61,11 +61,10 @@ HEADING = row("", "ours", "other", "", "ratio", "bound")
 def line(name: str, comparison: Comparison, result: dict) -> str:
     """A line of the table."""
     measure = comparison.measure
-    scale, unit = (2**20, "MiB") if measure.unit == "bytes" else (1, measure.unit)
-    ours, other = (short(result[side] / scale) for side in ("ours", comparison.other))
+    ours, other = (short(result[side]) for side in ("ours", comparison.other))
     details = [f"{key} {result[key]:.3g}" for key in result if key.startswith("ratio_") or key in comparison.further]
     bound = ", ".join([bounded("below" if measure.below else "at least", result), *details])
-    return row(name, ours, other, unit, f"{result['ratio']:.2f}", bound)
+    return row(name, ours, other, measure.unit, f"{result['ratio']:.2f}", bound)
 
 
 def line_of_overhead(result: dict) -> str:

@@ -12,7 +12,7 @@ import unittest
 import machine
 import overhead
 import summary
-from comparisons import SECONDS, SPEED, Comparison, Setting, comparisons, unmeasurable
+from comparisons import SPEED, TRANSFER, Comparison, Setting, comparisons, unmeasurable
 from processes import Failed, output, printed_object, python
 
 SIDES = {"ours": ["ours"], "peer": ["peer"]}
@@ -32,9 +32,10 @@ class Results(unittest.TestCase):
         self.assertTrue(summary.compared(comparison, runs("images_per_s", ours=[4], peer=[2]))["met"])
         self.assertFalse(summary.compared(comparison, runs("images_per_s", ours=[3.9], peer=[2]))["met"])
 
-    def test_of_seconds_fewer_are_better(self) -> None:
-        result = summary.compared(Comparison(SECONDS, 0.95, SIDES), runs("median_s", ours=[0.5], peer=[0.4]))
-        self.assertEqual((result["ratio"], result["met"]), (0.8, False))
+    def test_numbers_are_in_the_unit(self) -> None:
+        result = summary.compared(Comparison(TRANSFER, 0.95, SIDES), runs("bytes_per_s", ours=[9e8], peer=[1e9]))
+        self.assertEqual((result["ours"], result["peer"], result["unit"]), (900, 1000, "MB/s"))
+        self.assertEqual((result["ratio"], result["met"]), (0.9, False))
 
     def test_of_memory_less_is_better(self) -> None:
         memory = comparisons(Setting("worker", ["python"]))["memory"]
