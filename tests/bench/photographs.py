@@ -1,4 +1,4 @@
-"""Writes JPEGs as COCO has them, from the photographs that come with scikit-image: 640 x 480, 4:2:0, quality 90.
+"""Writes JPEGs as COCO has them, from the photographs that come with scikit-image: 640 x 480, 4:2:0, some 100 kB.
 
 usage: photographs.py FOLDER
 """
@@ -27,7 +27,7 @@ def main() -> None:
         width = height * SIZE[0] / SIZE[1]
         left, top = draw.uniform(0, source.width - width), draw.uniform(0, source.height - height)
         part = source.resize(SIZE, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
-        part.save(folder / f"{number:03}.jpg", quality=90)
+        part.save(folder / f"{number:03}.jpg", quality=96)
 
 
 if __name__ == "__main__":
