@@ -1,7 +1,7 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare chaos test simulate lint audit parity score-parity elastic-comparison dashboards libtorch
-.PHONY: bench test-docs test-images test-kubernetes test-operations test-page test-prometheus test-slurm
+.PHONY: demo compare chaos test simulate lint audit parity score-parity bench elastic-comparison dashboards libtorch
+.PHONY: test-docs test-images test-kubernetes test-operations test-page test-prometheus test-slurm
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
