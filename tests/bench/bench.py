@@ -63,20 +63,23 @@ def main() -> int:
     if unknown := set(chosen.only or ()) - measurements.keys():
         sys.exit(f"tests/bench/run: error: unknown name `{min(unknown)}`: it is one of {', '.join(measurements)}")
     # Whoever ends this program ends what it started, too.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         results = machine.described(setting) | {"rounds": chosen.rounds}
     except Failed as failed:
         sys.exit(f"tests/bench/run: error: {failed}")
 
-    for name in measurements:
-        reason = unmeasurable(name, setting, results["device"]["instructions"])
-        results[name] = summary.missing(reason or "it was not measured")
+    instructions = results["device"]["instructions"]
+    reasons = {name: unmeasurable(name, setting, instructions) for name in measurements}
+    results |= {name: summary.missing(reason or "it was not measured") for name, reason in reasons.items()}
     failures, started = 0, time.monotonic()
     print(summary.HEADING, flush=True)
-    for name in chosen.only or measurements:
-        if unmeasurable(name, setting, results["device"]["instructions"]):
-            print(f"{name:22}{results[name]['reason']}", flush=True)
+    for name in measurements:
+        if chosen.only and name not in chosen.only:
+            continue
+        if reasons[name]:
+            print(f"{name:22}{reasons[name]}", flush=True)
             continue
         try:
             results[name], line = measurements[name]()

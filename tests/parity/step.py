@@ -3,9 +3,9 @@
 The models are transformers' own at the paper's sizes, with random weights: CLIP's vision tower, the captioner of
 ``published.py``, a frozen copy of it that sees through the same tower, and a ViT-B/32 CLIP as evaluator. As in the published
 code the whole log-softmax is taken, frozen towers are run in every step, and the evaluator reads all 77 positions. Otherwise
-it is PyTorch at its best without writing kernels: attention by SDPA, Adam in one fused kernel, no image seen or encoded
-twice, and all but the loss in inference mode. Captions go to the evaluator as tokens: what it costs to write and read them
-as text is not counted here, where it is in ``worker bench step``. With ``--precision bf16`` models compute under autocast.
+it is PyTorch at its best without writing kernels: attention by SDPA, Adam in one fused kernel, no image seen twice, and
+all but the loss in inference mode. Captions go to the evaluator as tokens: what it costs to write and read them as text is
+not counted here, where it is in ``worker bench step``. With ``--precision bf16`` models compute under autocast.
 """
 
 import argparse
