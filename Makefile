@@ -1,6 +1,6 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
-.PHONY: demo compare chaos microbench test simulate lint audit parity score-parity elastic-comparison dashboards libtorch
+.PHONY: demo compare chaos bench microbench test simulate lint audit parity score-parity elastic-comparison dashboards libtorch
 .PHONY: test-docs test-images test-kubernetes test-operations test-page test-prometheus test-slurm
 .DEFAULT_GOAL := demo
 
@@ -33,6 +33,7 @@ microbench: libtorch
 ## All tests, with real processes on loopback.
 test: libtorch
 	cargo test --workspace --locked
+	cd tests/bench && python3 -B -m unittest --quiet
 
 ## deploy/slurm under a real Slurm on this machine. Needs root, and Debian's packages, which it installs.
 test-slurm: libtorch
@@ -92,6 +93,12 @@ parity: libtorch
 ## Caption metrics, tokens and speed against pycocoevalcap; CAPTIONS is a file of lines IMAGE#N<TAB>CAPTION. Needs Java.
 score-parity:
 	tests/parity/score $(CAPTIONS)
+
+## Ours beside PyTorch, transformers and Pillow in one go: a table, and runs/bench/summary.json. BENCH="--only input", for example, for
+## one of the comparisons, BENCH="--device cuda:0" for those of a step on a GPU. Needs 5 GB of disk.
+bench: libtorch
+	cargo build --release -p dico-coordinator -p dico-worker --bins --locked
+	tests/bench/run $(BENCH)
 
 ## One kill side by side: dico, torchrun elastic and torchft: docs/results.md. Half an hour; needs 5 GB of disk.
 elastic-comparison: libtorch

@@ -69,6 +69,7 @@ RULES = [
     ),
     Rule(PROGRAM + r"coordinator resume\b", "either", says="not paused", why="where the run is not paused"),
     # Programs.
+    Rule(PROGRAM + r"worker bench step\b", "run", instead=("--batch 8", "--batch 1"), why="with one image a step"),
     Rule(PROGRAM + r"coordinator watch --json \| head", "run"),
     Rule(PROGRAM + r"coordinator tensorboard .*--follow", "run", instead=(" &", ""), why="of a run that is finished"),
     Rule(PROGRAM + r"coordinator (watch|events .*--follow)", "watch"),
