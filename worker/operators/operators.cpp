@@ -9,6 +9,7 @@
 #include <optional>
 #include <string_view>
 
+#include "exponentials.h"
 #include "guarded.h"
 
 namespace {
@@ -49,19 +50,19 @@ Tensor outer(const Tensor& rows, const Tensor& columns, const Tensor& weight) {
   return product(columns.t(), rows.t()).t();
 }
 
-// Columns of a tensor that the vocabulary lies along, in pieces. On a GPU starting to compute takes longer than fetching what does
-// not fit into a cache: it is all one piece there.
-int64_t piece(const Tensor& like, int64_t vocabulary) {
-  return like.is_cpu() ? CACHED_COLUMNS : std::max<int64_t>(vocabulary, 1);
-}
-
 // log of the sum of exponentials of [n, v], in 32 bits: [n].
 Tensor log_normalisers(const Tensor& logits) {
-  variable_list sums;
-  for (const Tensor& values : logits.split(piece(logits, logits.size(1)), 1)) {
-    sums.push_back(at::logsumexp(values.to(at::kFloat), 1));
+  return dico::has_exponentials(logits) ? dico::log_sum_exp(logits) : at::logsumexp(logits.to(at::kFloat), 1);
+}
+
+// exp(values - normalisers) weights, of values [n, v] and two [n], written over the values or not.
+Tensor weighted_softmax(const Tensor& values, const Tensor& normalisers, const Tensor& weights) {
+  if (dico::has_exponentials(values)) {
+    dico::weighted_softmax_(values, normalisers, weights);
+    return values;
   }
-  return at::logsumexp(at::stack(sums, 1), 1);
+  const Tensor softmax = (values.to(at::kFloat) - normalisers.unsqueeze(1)).exp_();
+  return softmax.mul_(weights.unsqueeze(1)).to(values.scalar_type());
 }
 
 // y = x w^T + b, where products read `working`: the weight itself, or a copy of it of another type.
@@ -128,9 +129,11 @@ struct TokenLogProbabilities : Function<TokenLogProbabilities> {
     const Tensor rows = hidden.to(working.scalar_type());
     variable_list logits;
     variable_list sums;
-    for (const Tensor& part : working.split(piece(working, working.size(0)))) {
+    // On a GPU starting to compute takes longer than fetching what does not fit into a cache: it is all one piece there.
+    const int64_t width = working.is_cpu() ? CACHED_COLUMNS : std::max<int64_t>(working.size(0), 1);
+    for (const Tensor& part : working.split(width)) {
       const Tensor values = product(rows, part);
-      sums.push_back(at::logsumexp(values.to(at::kFloat), 1));
+      sums.push_back(log_normalisers(values));
       if (is_kept) logits.push_back(values);
     }
     const Tensor normalisers = at::logsumexp(at::stack(sums, 1), 1);
@@ -150,15 +153,14 @@ struct TokenLogProbabilities : Function<TokenLogProbabilities> {
     const auto logits = context->saved_data["logits"].toTensorVector();
     context->saved_data.clear();
     const Tensor& incoming = gradients[0];
-    const Tensor weights = at::zeros_like(normalisers).index_add_(0, nodes, incoming).neg_().unsqueeze(1);
+    const Tensor weights = at::zeros_like(normalisers).index_add_(0, nodes, incoming).neg_();
     const Tensor each = incoming.unsqueeze(1);
     Tensor of_hidden = at::zeros(rows.sizes(), rows.options().dtype(at::kFloat));
     TableGradient of_table(saved[1]);
     int64_t from = 0;
     for (const Tensor& values : logits) {
       const int64_t width = values.size(1);
-      const Tensor softmax = values.scalar_type() == at::kFloat ? values : values.to(at::kFloat);
-      const Tensor slope = softmax.sub_(normalisers.unsqueeze(1)).exp_().mul_(weights).to(working.scalar_type());
+      const Tensor slope = weighted_softmax(values, normalisers, weights);
       of_hidden.add_(product(slope, working.narrow(0, from, width).t()));
       of_table.sum.narrow(0, from, width).add_(product(slope.t(), rows.t()));
       from += width;

@@ -61,7 +61,8 @@ fn following(logits: &Tensor, sums: &[f32], k: usize) -> Vec<Vec<Candidate>> {
     let most = logits.size()[1].min(2 * k as i64);
     // The best of an image are among the best of its beams, and for these the whole log-softmax need not be written down.
     let (best, tokens) = logits.topk(most, 1, true, false);
-    let best = Vec::<f32>::try_from((best - nn::log_normalisers(logits).unsqueeze(1)).flatten(0, 1)).expect("logits are f32");
+    let best =
+        Vec::<f32>::try_from((best - nn::log_normalisers(logits).unsqueeze(1)).flatten(0, 1)).expect("logits are f32");
     let tokens = Vec::<i64>::try_from(tokens.flatten(0, 1)).expect("indices are i64");
     let rows = best.chunks(most as usize).zip(tokens.chunks(most as usize)).zip(sums);
     let of_rows: Vec<Vec<(f32, i64)>> = rows

@@ -248,6 +248,34 @@ mod tests {
     }
 
     #[test]
+    fn normalisers_are_exact_whatever_the_values_are() {
+        tch::manual_seed(4);
+        let wide = Tensor::randn([7, 5003], (Kind::Float, Device::Cpu)) * 8.0;
+        let far = [-1e30_f32, -300.0, -88.0, 0.0, 88.0, 3e4, 3.0e38];
+        let shifted = &wide + Tensor::from_slice(&far).unsqueeze(1);
+        let flat = Tensor::zeros([3, 1], (Kind::Float, Device::Cpu));
+        for logits in [wide.shallow_clone(), shifted, flat, wide.narrow(1, 11, 4099)] {
+            for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::BFloat16, 1e-6)] {
+                let logits = logits.to_kind(kind);
+                let expected = logits.to_kind(Kind::Double).logsumexp(1, false);
+                let difference = (log_normalisers(&logits).to_kind(Kind::Double) - &expected).abs();
+                let allowed = expected.abs().clamp_min(1.0) * tolerance;
+                assert!(difference.le_tensor(&allowed).all().int64_value(&[]) == 1, "{kind:?}: {difference}");
+            }
+        }
+        // Training is stopped by what is no number, so it must not get lost.
+        for hidden in [f64::NAN, f64::INFINITY] {
+            let logits = wide.copy();
+            _ = logits.get(2).narrow(0, 3000, 1).fill_(hidden);
+            let found = Vec::<f32>::try_from(log_normalisers(&logits)).unwrap();
+            assert_eq!(
+                found.iter().map(|found| found.is_finite()).collect::<Vec<_>>(),
+                [true, true, false, true, true, true, true]
+            );
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "shape")]
     fn what_does_not_fit_is_said() {
         let [x, weight, bias] = [random(&[2, 3]), random(&[4, 5]), random(&[4])];

@@ -1,0 +1,168 @@
+#include "exponentials.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+// Compiled for several generations of processors, of which the newest that the machine is of is taken when the program starts.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define FOR_WIDE_VECTORS __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_WIDE_VECTORS
+#endif
+// Compiled for whatever calls it.
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+// A row is gone through in pieces that stay in the first cache.
+constexpr int64_t PIECE = 2048;
+
+ALWAYS_INLINE float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+ALWAYS_INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// bfloat16 is the upper half of a 32-bit number.
+struct Half {
+  uint16_t bits;
+};
+
+ALWAYS_INLINE float load(float value) {
+  return value;
+}
+
+ALWAYS_INLINE float load(Half value) {
+  return from_bits(static_cast<uint32_t>(value.bits) << 16);
+}
+
+ALWAYS_INLINE void store(float& place, float value) {
+  place = value;
+}
+
+// To the nearest, of two that are as near to the even one.
+ALWAYS_INLINE void store(Half& place, float value) {
+  const uint32_t bits = bits_of(value);
+  place.bits = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+// e^x to within 2 units in the last place for x in -87 .. 88; what is less gives e^-87, which is 1.6e-38.
+ALWAYS_INLINE float exponential(float x) {
+  constexpr float LOG2_E = 1.44269504F;
+  constexpr float LN_2_HIGH = 0.693359375F;
+  constexpr float LN_2_LOW = -2.12194440e-4F;
+  // Added and taken away, it leaves a whole number, which is in the last bits in between.
+  constexpr float WHOLE = 12582912.0F;
+  x = std::max(x, -87.0F);
+  const float shifted = x * LOG2_E + WHOLE;
+  const float power = shifted - WHOLE;
+  const float rest = (x - power * LN_2_HIGH) - power * LN_2_LOW;
+  // The Taylor series, as far as it is needed for |rest| <= ln 2 / 2.
+  float sum = 1.0F / 5040.0F;
+  sum = sum * rest + 1.0F / 720.0F;
+  sum = sum * rest + 1.0F / 120.0F;
+  sum = sum * rest + 1.0F / 24.0F;
+  sum = sum * rest + 1.0F / 6.0F;
+  sum = sum * rest + 0.5F;
+  sum = sum * rest + 1.0F;
+  sum = sum * rest + 1.0F;
+  return from_bits(bits_of(sum) + (bits_of(shifted) << 23));
+}
+
+template <typename T>
+ALWAYS_INLINE float row_log_sum_exp(const T* row, int64_t width) {
+  float most = -std::numeric_limits<float>::infinity();
+  double total = 0.0;
+  for (int64_t from = 0; from < width; from += PIECE) {
+    const int64_t length = std::min(PIECE, width - from);
+    const T* piece = row + from;
+    float most_here = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : most_here)
+    for (int64_t i = 0; i < length; ++i) most_here = std::max(most_here, load(piece[i]));
+    if (most_here > most) {
+      total *= std::exp(static_cast<double>(most) - most_here);
+      most = most_here;
+    }
+    float sum = 0.0F;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < length; ++i) sum += exponential(load(piece[i]) - most);
+    total += sum;
+  }
+  return most + static_cast<float>(std::log(total));
+}
+
+template <typename T>
+ALWAYS_INLINE void row_weighted_softmax(T* row, int64_t width, float normaliser, float weight) {
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) store(row[i], exponential(load(row[i]) - normaliser) * weight);
+}
+
+FOR_WIDE_VECTORS void log_sum_exps(const float* rows, int64_t stride, int64_t width, int64_t count, float* sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] = row_log_sum_exp(rows + i * stride, width);
+}
+
+FOR_WIDE_VECTORS void log_sum_exps(const Half* rows, int64_t stride, int64_t width, int64_t count, float* sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] = row_log_sum_exp(rows + i * stride, width);
+}
+
+FOR_WIDE_VECTORS void weighted_softmaxes(float* rows, int64_t stride, int64_t width, int64_t count, const float* normalisers,
+                                         const float* weights) {
+  for (int64_t i = 0; i < count; ++i) row_weighted_softmax(rows + i * stride, width, normalisers[i], weights[i]);
+}
+
+FOR_WIDE_VECTORS void weighted_softmaxes(Half* rows, int64_t stride, int64_t width, int64_t count, const float* normalisers,
+                                         const float* weights) {
+  for (int64_t i = 0; i < count; ++i) row_weighted_softmax(rows + i * stride, width, normalisers[i], weights[i]);
+}
+
+// Calls `compute(rows, from, to)` on the threads, with the rows as what they are.
+template <typename F>
+void for_rows(const at::Tensor& values, const F& compute) {
+  at::parallel_for(0, values.size(0), 1, [&](int64_t from, int64_t to) {
+    const int64_t offset = from * values.stride(0);
+    if (values.scalar_type() == at::kFloat) {
+      compute(static_cast<float*>(values.data_ptr()) + offset, from, to);
+    } else {
+      compute(static_cast<Half*>(values.data_ptr()) + offset, from, to);
+    }
+  });
+}
+
+}  // namespace
+
+namespace dico {
+
+bool has_exponentials(const at::Tensor& values) {
+  const auto type = values.scalar_type();
+  return values.is_cpu() && values.dim() == 2 && values.stride(1) == 1 && (type == at::kFloat || type == at::kBFloat16);
+}
+
+at::Tensor log_sum_exp(const at::Tensor& values) {
+  const at::Tensor sums = at::empty({values.size(0)}, values.options().dtype(at::kFloat));
+  float* found = sums.data_ptr<float>();
+  for_rows(values, [&](const auto* rows, int64_t from, int64_t to) {
+    log_sum_exps(rows, values.stride(0), values.size(1), to - from, found + from);
+  });
+  return sums;
+}
+
+void weighted_softmax_(const at::Tensor& values, const at::Tensor& normalisers, const at::Tensor& weights) {
+  const float *subtracted = normalisers.data_ptr<float>(), *factors = weights.data_ptr<float>();
+  for_rows(values, [&](auto* rows, int64_t from, int64_t to) {
+    weighted_softmaxes(rows, values.stride(0), values.size(1), to - from, subtracted + from, factors + from);
+  });
+}
+
+}  // namespace dico
