@@ -70,10 +70,10 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
         let attach = v1::Attach { session_token: token, store_address, data_set, holds: None };
         let actions = run.on_event(Duration::ZERO, Event::Attach { session: SessionId(session), attach });
         for action in actions {
-            if let Action::Send { directive: v1::Directive { directive: Some(Directive::Rendezvous(meet)) }, .. } =
-                action
+            if let Action::Send { directive, .. } = action
+                && matches!(directive.directive, Some(Directive::Rendezvous(_)))
             {
-                generation = meet.generation;
+                generation = directive.generation;
             }
         }
     }
