@@ -64,10 +64,11 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
     let mut generation = 0;
     for session in 0..u64::from(workers) {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-        let token = session.to_string();
-        run.on_event(Duration::ZERO, Event::Join { request: RequestId(session), token: token.clone(), join });
+        let join = Event::Join { request: RequestId(session), token: session.to_string(), join };
+        let actions = run.on_event(Duration::ZERO, join);
+        let Some(Action::Admit { response, .. }) = actions.into_iter().next() else { panic!("there is room") };
         let (store_address, data_set) = (format!("host:{session}"), Some(v1::DataSet::default()));
-        let attach = v1::Attach { session_token: token, store_address, data_set, holds: None };
+        let attach = v1::Attach { session_token: response.session_token, store_address, data_set, holds: None };
         let actions = run.on_event(Duration::ZERO, Event::Attach { session: SessionId(session), attach });
         for action in actions {
             if let Action::Send { directive, .. } = action
