@@ -42,8 +42,7 @@ fn reports_of_a_step(bencher: Bencher<'_, '_>, workers: u32) {
             divan::black_box(run.on_event(Duration::ZERO, Event::Message { session, message }));
         }
     });
-    let steps = step;
-    assert_eq!(run.status(Duration::ZERO).step, steps, "every step has counted");
+    assert_eq!(run.status(Duration::ZERO).step, step, "every step has counted");
 }
 
 /// A run that trains, and the number of its generation.
