@@ -42,8 +42,7 @@ fn reports_of_a_step(bencher: Bencher<'_, '_>, workers: u32) {
             divan::black_box(run.on_event(Duration::ZERO, Event::Message { session, message }));
         }
     });
-    let steps = step;
-    assert_eq!(run.status(Duration::ZERO).step, steps, "every step has counted");
+    assert_eq!(run.status(Duration::ZERO).step, step, "every step has counted");
 }
 
 /// A run that trains, and the number of its generation.
@@ -64,16 +63,17 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
     let mut generation = 0;
     for session in 0..u64::from(workers) {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-        let token = session.to_string();
-        run.on_event(Duration::ZERO, Event::Join { request: RequestId(session), token: token.clone(), join });
+        let join = Event::Join { request: RequestId(session), token: session.to_string(), join };
+        let actions = run.on_event(Duration::ZERO, join);
+        let Some(Action::Admit { response, .. }) = actions.into_iter().next() else { panic!("there is room") };
         let (store_address, data_set) = (format!("host:{session}"), Some(v1::DataSet::default()));
-        let attach = v1::Attach { session_token: token, store_address, data_set, holds: None };
+        let attach = v1::Attach { session_token: response.session_token, store_address, data_set, holds: None };
         let actions = run.on_event(Duration::ZERO, Event::Attach { session: SessionId(session), attach });
         for action in actions {
-            if let Action::Send { directive: v1::Directive { directive: Some(Directive::Rendezvous(meet)) }, .. } =
-                action
+            if let Action::Send { directive, .. } = action
+                && matches!(directive.directive, Some(Directive::Rendezvous(_)))
             {
-                generation = meet.generation;
+                generation = directive.generation;
             }
         }
     }
