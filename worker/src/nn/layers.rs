@@ -176,6 +176,17 @@ pub fn merge_heads(x: &Tensor) -> Tensor {
 
 /// Scaled dot-product attention over `[batch, heads, length, width]`; `mask`, of any floating type, is added to the scores.
 pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Tensor {
-    let mask = mask.map(|mask| mask.to_kind(query.kind()));
-    Tensor::scaled_dot_product_attention(query, key, value, mask.as_ref(), mode.dropout(), false, None, false)
+    let kind = query.kind();
+    if query.device().is_cuda() {
+        let mask = mask.map(|mask| mask.to_kind(kind));
+        return Tensor::scaled_dot_product_attention(query, key, value, mask.as_ref(), mode.dropout(), false, None, false);
+    }
+    // libtorch's kernel for CPUs is made for sequences that are longer than images and captions: these few products take less.
+    let width = *query.size().last().expect("attention has a width");
+    let scores = (query * (width as f64).powf(-0.5)).matmul(&key.transpose(-2, -1));
+    let scores = match mask {
+        Some(mask) => scores + mask,
+        None => scores,
+    };
+    mode.drop(scores.softmax(-1, None)).to_kind(kind).matmul(value)
 }
