@@ -28,6 +28,26 @@ fn two_workers_do_what_one_does_at_the_same_global_batch() {
 }
 
 #[test]
+fn sixteen_bits_give_the_same_bits_again_and_nearly_what_thirty_two_do() {
+    let place = Place::new();
+    let settings = "precision: bf16\nwire: bf16\n";
+    let first = complete(&place, &place.run_file("first", 2, settings), 2);
+    let second = complete(&place, &place.run_file("second", 2, settings), 2);
+    assert_eq!(first[0], first[1], "ranks differ");
+    assert_eq!(first, second, "runs differ");
+    let exact = complete(&place, &place.run_file("exact", 2, ""), 2);
+    assert_ne!(first, exact);
+    let (short, exact) = (place.parameters("first"), place.parameters("exact"));
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    for (name, values) in &exact {
+        let pairs = || values.iter().zip(&short[name]).map(|(&a, &b)| (f64::from(a), f64::from(b)));
+        let (distance, length) = (squares(&mut pairs().map(|(a, b)| a - b)), squares(&mut pairs().map(|(a, _)| a)));
+        // Of a vector that began at zero, all that there is may be a few updates.
+        assert!(distance.sqrt() < 0.05 * length.sqrt() + 0.05, "{name}: {} of {}", distance.sqrt(), length.sqrt());
+    }
+}
+
+#[test]
 fn a_run_that_was_stopped_and_resumed_equals_one_that_was_not() {
     let place = Place::new();
     let dropout = "control: { window: 1 }\n";

@@ -50,6 +50,9 @@ pub struct RunFile {
     /// In how many bits matrices are multiplied.
     #[serde(default)]
     pub precision: Precision,
+    /// In how many bits gradients travel between workers.
+    #[serde(default)]
+    pub wire: Precision,
     /// Where states are saved, and how many are kept.
     #[serde(default)]
     pub checkpoints: Checkpoints,
@@ -58,15 +61,14 @@ pub struct RunFile {
     pub control: Control,
 }
 
-/// In how many bits matrices are multiplied, in training and in evaluations. Parameters, their updates, checkpoints, normalisations
-/// and losses are always in 32 bits.
+/// In how many bits something is done. Parameters, their updates, checkpoints, normalisations and losses are always in 32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits, with the exponents of 32: faster where the processor multiplies them, and half the memory to read.
+    /// 16 bits, with the exponents of 32: less than three decimal digits, in half the memory.
     Bf16,
 }
 

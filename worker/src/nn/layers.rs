@@ -179,7 +179,16 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Ten
     let kind = query.kind();
     if query.device().is_cuda() {
         let mask = mask.map(|mask| mask.to_kind(kind));
-        return Tensor::scaled_dot_product_attention(query, key, value, mask.as_ref(), mode.dropout(), false, None, false);
+        return Tensor::scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            mask.as_ref(),
+            mode.dropout(),
+            false,
+            None,
+            false,
+        );
     }
     // libtorch's kernel for CPUs is made for sequences that are longer than images and captions: these few products take less.
     let width = *query.size().last().expect("attention has a width");

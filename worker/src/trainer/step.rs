@@ -4,13 +4,14 @@ use std::time::Instant;
 
 use dataset::Split;
 use proto::v1;
-use runfile::{Objective, Stage};
+use runfile::{Objective, Precision, Stage};
 use statistics::Summary;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::state::State;
 use super::{Stop, Trainer};
 use crate::captioner::Captions;
+use crate::collective::{Broken, Collective};
 use crate::data::{Batch, Pending, Sample, permutation};
 use crate::laps::{Lap, Laps};
 use crate::nn::{Gradient, Mode};
@@ -57,22 +58,21 @@ impl Trainer {
         self.progress.phase(v1::Phase::AllReduce);
         let stage = &self.run.stages[position.stage as usize];
         let trained = self.state.trained(stage.objective);
-        let Gradient { whole, values: gradient, mut extra } =
-            trained.gradient().expect("the stage's model is in training");
+        let mut gradient = trained.gradient().expect("the stage's model is in training");
         // A wish to halt travels with the gradients, so that all ranks hear of it in the same step.
         let halting = if self.halt.is_raised() { 1.0 } else { 0.0 };
-        extra.copy_(&Tensor::from_slice(&[total.weight, halting]));
+        gradient.extra.copy_(&Tensor::from_slice(&[total.weight, halting]));
         let reducing = Instant::now();
-        if let Err(broken) = self.collective()?.all_reduce(&whole) {
+        if let Err(broken) = sum(&mut gradient, self.collective()?, self.run.wire) {
             self.state.renew_gradients();
             return Err(broken.into());
         }
         let all_reduce_seconds = reducing.elapsed().as_secs_f64();
         laps.add(Lap::AllReduce, all_reduce_seconds);
 
-        let extra = Vec::<f32>::try_from(extra).map_err(|error| error.to_string())?;
+        let extra = Vec::<f32>::try_from(&gradient.extra).map_err(|error| error.to_string())?;
         let (weight, halting) = (f64::from(extra[0]), extra[1] > 0.0);
-        let slope = Slope::new(&gradient, weight);
+        let slope = Slope::new(&gradient.values, weight);
         let step = position.step + 1;
         let learning_rate = stage.optimizer.learning_rate * rate(&stage.schedule, step, stage.steps);
         let norm = slope.norm;
@@ -271,6 +271,21 @@ impl Trainer {
     }
 }
 
+/// Sums a gradient over all ranks, with what travels along.
+fn sum(gradient: &mut Gradient, collective: &dyn Collective, wire: Precision) -> Result<(), Broken> {
+    let Gradient { whole, values, extra } = gradient;
+    match wire {
+        Precision::F32 => collective.all_reduce(whole),
+        Precision::Bf16 => {
+            let short = values.to_kind(Kind::BFloat16);
+            collective.all_reduce(&short)?;
+            values.copy_(&short);
+            // Counts have to stay exact.
+            collective.all_reduce(extra)
+        }
+    }
+}
+
 /// Sums over the parts of a batch.
 #[derive(Default)]
 struct Total {
@@ -323,7 +338,57 @@ impl Pairs {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
+    use crate::nn::Builder;
+
+    /// One of three ranks that all have the same.
+    struct Alike;
+
+    impl Collective for Alike {
+        fn rank(&self) -> usize {
+            0
+        }
+
+        fn world_size(&self) -> usize {
+            3
+        }
+
+        fn all_reduce(&self, tensor: &Tensor) -> Result<(), Broken> {
+            _ = tensor.shallow_clone().g_mul_scalar_(3.0);
+            Ok(())
+        }
+
+        fn broadcast(&self, _: &Tensor, _: usize) -> Result<(), Broken> {
+            Err(Broken::Failed("not asked for here".into()))
+        }
+
+        fn all_gather(&self, _: &Tensor) -> Result<Vec<Tensor>, Broken> {
+            Err(Broken::Failed("not asked for here".into()))
+        }
+    }
+
+    #[test]
+    fn gradients_travel_in_16_bits_but_counts_in_32() {
+        let values = [1.0_f32, 0.003_141_592_7, -123_456.0];
+        let summed = |wire| {
+            let mut builder = Builder::new(1, Device::Cpu);
+            _ = builder.normal("vector", &[3], 1.0);
+            let mut parameters = builder.finish();
+            parameters.start_training();
+            let mut gradient = parameters.gradient().unwrap();
+            gradient.values.copy_(&Tensor::from_slice(&values));
+            gradient.extra.copy_(&Tensor::from_slice(&[1_000_003.0_f32, 1.0]));
+            sum(&mut gradient, &Alike, wire).unwrap();
+            Vec::<f32>::try_from(parameters.gradient().unwrap().whole).unwrap()
+        };
+        let (exact, short) = (summed(Precision::F32), summed(Precision::Bf16));
+        assert_eq!(exact, [3.0, 3.0 * values[1], 3.0 * values[2], 3_000_009.0, 3.0]);
+        assert_eq!(short[3..], exact[3..]);
+        assert_ne!(short[1], exact[1]);
+        assert!(short.iter().zip(&exact).all(|(short, exact)| (short - exact).abs() < 0.01 * exact.abs()), "{short:?}");
+    }
 
     #[test]
     fn pairs_are_numbered_image_by_image() {
