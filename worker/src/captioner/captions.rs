@@ -26,7 +26,8 @@ impl Captions {
     #[must_use]
     pub fn new(sequences: &[Vec<i64>], each: usize, device: Device) -> Self {
         let of_images = sequences.chunks(each);
-        let trees: Vec<Tree> = of_images.clone().map(|captions| Tree::plant(captions.iter().map(inputs))).collect();
+        let trees: Vec<Tree> =
+            of_images.clone().map(|captions| Tree::plant(captions.iter().map(|caption| inputs(caption)))).collect();
         let forest = Forest::new(&trees, device);
         let mut nodes = Vec::new();
         let [mut after, mut targets, mut pairs, mut row] = [(); 4].map(|()| Vec::<i64>::new());
@@ -57,7 +58,7 @@ impl Captions {
     }
 }
 
-fn inputs(caption: &Vec<i64>) -> &[i64] {
+fn inputs(caption: &[i64]) -> &[i64] {
     &caption[..caption.len().saturating_sub(1)]
 }
 
