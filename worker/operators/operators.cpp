@@ -52,7 +52,10 @@ Tensor outer(const Tensor& rows, const Tensor& columns, const Tensor& weight) {
 
 // log of the sum of exponentials of [n, v], in 32 bits: [n].
 Tensor log_normalisers(const Tensor& logits) {
-  return dico::has_exponentials(logits) ? dico::log_sum_exp(logits) : at::logsumexp(logits.to(at::kFloat), 1);
+  if (dico::has_exponentials(logits)) return dico::log_sum_exp(logits);
+  // On a GPU a log-softmax is one kernel, and libtorch's logsumexp is six.
+  const Tensor first = logits.select(1, 0).to(at::kFloat);
+  return first - at::log_softmax(logits, 1, at::kFloat).select(1, 0);
 }
 
 // exp(values - normalisers) weights, of values [n, v] and two [n], written over the values or not.

@@ -255,11 +255,12 @@ mod tests {
         let shifted = &wide + Tensor::from_slice(&far).unsqueeze(1);
         let flat = Tensor::zeros([3, 1], (Kind::Float, Device::Cpu));
         for logits in [wide.shallow_clone(), shifted, flat, wide.narrow(1, 11, 4099)] {
-            for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::BFloat16, 1e-6)] {
+            // Of what is not computed here: the way that GPUs take.
+            for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
                 let logits = logits.to_kind(kind);
                 let expected = logits.to_kind(Kind::Double).logsumexp(1, false);
                 let difference = (log_normalisers(&logits).to_kind(Kind::Double) - &expected).abs();
-                let allowed = expected.abs().clamp_min(1.0) * tolerance;
+                let allowed = expected.abs().clamp_min(1.0) * 1e-6;
                 assert!(difference.le_tensor(&allowed).all().int64_value(&[]) == 1, "{kind:?}: {difference}");
             }
         }
