@@ -43,7 +43,7 @@ fn sixteen_bits_give_the_same_bits_again_and_nearly_what_thirty_two_do() {
         let pairs = || values.iter().zip(&short[name]).map(|(&a, &b)| (f64::from(a), f64::from(b)));
         let (distance, length) = (squares(&mut pairs().map(|(a, b)| a - b)), squares(&mut pairs().map(|(a, _)| a)));
         // Of a vector that began at zero, all that there is may be a few updates.
-        assert!(distance.sqrt() < 0.05 * length.sqrt() + 0.05, "{name}: {} of {}", distance.sqrt(), length.sqrt());
+        assert!(distance.sqrt() < 0.01 * length.sqrt() + 0.01, "{name}: {} of {}", distance.sqrt(), length.sqrt());
     }
 }
 

@@ -31,4 +31,11 @@ void dico_keep_freed_memory() {
 #endif
 }
 
+// Gives what is free back to the system, wherever in the heap it is.
+void dico_give_freed_memory_back() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
 }  // extern "C"

@@ -1,7 +1,7 @@
 #include "exponentials.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
 
 #include <algorithm>
 #include <cmath>
@@ -52,10 +52,11 @@ ALWAYS_INLINE void store(float& place, float value) {
   place = value;
 }
 
-// To the nearest, of two that are as near to the even one.
+// To the nearest, of two that are as near to the even one. What is no number stays none.
 ALWAYS_INLINE void store(Half& place, float value) {
   const uint32_t bits = bits_of(value);
-  place.bits = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+  const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  place.bits = static_cast<uint16_t>(value == value ? rounded : (bits >> 16) | 0x40);
 }
 
 // e^x to within 2 units in the last place for x in -87 .. 88; what is less gives e^-87, which is 1.6e-38.
@@ -78,7 +79,8 @@ ALWAYS_INLINE float exponential(float x) {
   sum = sum * rest + 0.5F;
   sum = sum * rest + 1.0F;
   sum = sum * rest + 1.0F;
-  return from_bits(bits_of(sum) + (bits_of(shifted) << 23));
+  // A product, by which what is no number stays none: 0x3F800000 is 1.
+  return sum * from_bits((bits_of(shifted) << 23) + 0x3F800000);
 }
 
 template <typename T>
@@ -95,6 +97,7 @@ ALWAYS_INLINE float row_log_sum_exp(const T* row, int64_t width) {
       total *= std::exp(static_cast<double>(most) - most_here);
       most = most_here;
     }
+    if (most == -std::numeric_limits<float>::infinity()) continue;
     float sum = 0.0F;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < length; ++i) sum += exponential(load(piece[i]) - most);
@@ -127,17 +130,24 @@ FOR_WIDE_VECTORS void weighted_softmaxes(Half* rows, int64_t stride, int64_t wid
   for (int64_t i = 0; i < count; ++i) row_weighted_softmax(rows + i * stride, width, normalisers[i], weights[i]);
 }
 
-// Calls `compute(rows, from, to)` on the threads, with the rows as what they are.
+// Calls `compute(rows, from, to)` on libtorch's threads, with the rows as what they are. They are reached through an iterator over
+// the numbers of the rows: at::parallel_for is compiled into whoever calls it, and would have to be linked with the same OpenMP.
 template <typename F>
 void for_rows(const at::Tensor& values, const F& compute) {
-  at::parallel_for(0, values.size(0), 1, [&](int64_t from, int64_t to) {
-    const int64_t offset = from * values.stride(0);
-    if (values.scalar_type() == at::kFloat) {
-      compute(static_cast<float*>(values.data_ptr()) + offset, from, to);
-    } else {
-      compute(static_cast<Half*>(values.data_ptr()) + offset, from, to);
-    }
-  });
+  if (values.size(0) == 0) return;
+  const at::Tensor numbers = at::arange(values.size(0), at::kLong);
+  auto iterator = at::TensorIterator::nullary_op(const_cast<at::Tensor&>(numbers));
+  iterator.for_each(
+      [&](char** data, const int64_t*, int64_t count) {
+        const int64_t from = *reinterpret_cast<const int64_t*>(data[0]);
+        const int64_t offset = from * values.stride(0);
+        if (values.scalar_type() == at::kFloat) {
+          compute(static_cast<float*>(values.data_ptr()) + offset, from, from + count);
+        } else {
+          compute(static_cast<Half*>(values.data_ptr()) + offset, from, from + count);
+        }
+      },
+      1);
 }
 
 }  // namespace

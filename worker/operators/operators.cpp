@@ -98,7 +98,7 @@ struct Linear : Function<Linear> {
 // What the gradient of a table is added to: the memory that the leaf has for it, in which case there is nothing to hand on, or
 // fresh memory. A table has so many rows that one more pass over all of them counts.
 struct TableGradient {
-  explicit TableGradient(const Tensor& table) : is_own(table.grad().defined()) {
+  explicit TableGradient(const Tensor& table) : is_own(table.grad().defined() && table.grad().sizes() == table.sizes()) {
     sum = is_own ? table.grad() : at::zeros(table.sizes(), table.options());
   }
   Tensor handed_on() const { return is_own ? Tensor() : sum; }

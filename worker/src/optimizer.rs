@@ -95,7 +95,7 @@ mod tests {
             betas: [0.9, 0.99],
             epsilon: 1e-8,
             weight_decay: 0.5,
-            clip_norm: Some(1.0),
+            clip_norm: Some(4.0),
         };
         let mut adam = Adam::new(&parameters, &settings);
         let mut x: Vec<f64> = Vec::<f32>::try_from(parameters.flat()).unwrap().into_iter().map(f64::from).collect();
@@ -103,14 +103,15 @@ mod tests {
         for step in 1..=5_u64 {
             let gradient: Vec<f64> = (0..6).map(|i| ((i as f64) - 2.5) * step as f64 * 0.25).collect();
             let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
-            // As summed up over three samples.
-            let flat: Vec<f32> = gradient.iter().map(|&g| 3.0 * g as f32).collect();
+            // As summed up over so many samples.
+            let samples = (2 * step + 1) as f64;
+            let flat: Vec<f32> = gradient.iter().map(|&g| (samples * g) as f32).collect();
             let flat = Tensor::from_slice(&flat);
-            let slope = Slope::new(&flat, 3.0);
+            let slope = Slope::new(&flat, samples);
             assert!((slope.norm - norm).abs() < 1e-5);
             adam.update(&parameters, &slope, step, 0.1);
             for i in 0..6 {
-                let g = gradient[i] * (1.0 / norm).min(1.0);
+                let g = gradient[i] * (4.0 / norm).min(1.0);
                 m[i] = 0.9 * m[i] + 0.1 * g;
                 v[i] = 0.99 * v[i] + 0.01 * g * g;
                 if i < 4 {
@@ -121,8 +122,10 @@ mod tests {
                 x[i] -= 0.1 * m_hat / (v_hat.sqrt() + 1e-8);
             }
         }
-        for (found, expected) in Vec::<f32>::try_from(parameters.flat()).unwrap().into_iter().zip(x) {
-            assert!((f64::from(found) - expected).abs() < 1e-4, "{found} is not {expected}");
+        for (tensor, expected) in [(parameters.flat(), &x[..]), (&adam.first, &m), (&adam.second, &v)] {
+            for (found, expected) in Vec::<f32>::try_from(tensor).unwrap().into_iter().zip(expected) {
+                assert!((f64::from(found) - expected).abs() < 1e-4, "{found} is not {expected}");
+            }
         }
     }
 

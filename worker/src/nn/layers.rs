@@ -174,10 +174,13 @@ pub fn merge_heads(x: &Tensor) -> Tensor {
     x.transpose(1, 2).reshape([batch, length, heads * width])
 }
 
+/// Up to so many keys, on a CPU, all scores are written down.
+const SHORT: i64 = 160;
+
 /// Scaled dot-product attention over `[batch, heads, length, width]`; `mask`, of any floating type, is added to the scores.
 pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Tensor {
     let kind = query.kind();
-    if query.device().is_cuda() {
+    if query.device().is_cuda() || key.size()[2] > SHORT {
         let mask = mask.map(|mask| mask.to_kind(kind));
         return Tensor::scaled_dot_product_attention(
             query,
@@ -190,7 +193,7 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Ten
             false,
         );
     }
-    // libtorch's kernel for CPUs is made for sequences that are longer than images and captions: these few products take less.
+    // libtorch's kernel for CPUs is made for long sequences: these few products take less.
     let width = *query.size().last().expect("attention has a width");
     let scores = (query * (width as f64).powf(-0.5)).matmul(&key.transpose(-2, -1));
     let scores = match mask {

@@ -34,6 +34,7 @@ use tch::Device;
 use crate::captioner::Search;
 use crate::collective::{Broken, Collective, Flag, Meeting};
 use crate::data::{Loader, Source};
+use crate::memory;
 use crate::models::Origins;
 use crate::sight;
 pub use saver::Saving;
@@ -285,6 +286,7 @@ impl Trainer {
             Kind::Evaluate(order) => {
                 self.progress.phase(v1::Phase::Evaluate);
                 self.evaluate(generation, &order)?;
+                memory::give_back();
             }
             Kind::Checkpoint(v1::Checkpoint { checkpoint, name }) => {
                 self.progress.phase(v1::Phase::Checkpoint);

@@ -10,6 +10,7 @@ use storage::Checkpoints;
 
 use super::Reports;
 use super::snapshot::Snapshot;
+use crate::memory;
 
 /// How long a process that has nothing else to do waits for its last checkpoint.
 const LAST_SAVE: Duration = Duration::from_secs(120);
@@ -96,6 +97,7 @@ fn save_all(saves: &Receiver<Save>, checkpoints: &Checkpoints, reports: &Reports
         let written = snapshot.write(checkpoints, &name, &parameters_sha256);
         // The next one may already wait for the memory.
         drop(snapshot);
+        memory::give_back();
         let report = match written {
             Ok(()) => {
                 tracing::info!(name, seconds = started.elapsed().as_secs_f64(), "checkpoint saved");

@@ -180,6 +180,22 @@ stages:
     }
 
     #[test]
+    fn what_arrives_is_what_products_of_16_bits_read() {
+        let run = RunFile::parse(Path::new("test.yaml"), &format!("{RUN}precision: bf16\n")).unwrap();
+        let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
+        let mut state = State::new(&run, &origins, Device::Cpu).unwrap();
+        let current = |state: &State| state.own().map(|(_, parameters)| parameters.is_current()).collect::<Vec<_>>();
+        assert_eq!(current(&state), [true; 2]);
+        let target = v1::Position { stage: 1, step: 3, generation: 4 };
+        state.adopt(&run, target, 0, &Dying(Cell::new(100))).unwrap();
+        assert_eq!(current(&state), [true; 3]);
+        // The reference of a stage is a copy.
+        state.enter_stage(&run, 1);
+        assert_eq!(current(&state), [true; 3]);
+        assert!(state.models.captioner.parameters().flat().eq(0.5).all().int64_value(&[]) == 1);
+    }
+
+    #[test]
     fn a_state_that_arrived_in_part_is_no_state() {
         let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
         let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
