@@ -171,6 +171,19 @@ fn unusual_and_damaged_jpegs_are_left_to_libjpeg() {
     };
     assert!(jpeg::columns(&progressive, 16).is_none());
     assert_eq!(square(&progressive, 16).unwrap(), by_libjpeg(&progressive, 16));
+    // A segment twice: quantisation steps, which are replaced; the frame and codes.
+    for (marker, is_usual) in [(0xDB, true), (0xC0, false), (0xC4, false)] {
+        let start = usual.windows(2).position(|pair| pair == [0xFF, marker]).unwrap();
+        let end = start + 2 + usize::from(u16::from_be_bytes([usual[start + 2], usual[start + 3]]));
+        let twice = [&usual[..end], &usual[start..]].concat();
+        assert_eq!(jpeg::columns(&twice, 16).is_some(), is_usual, "{marker:X}");
+    }
+    // Wider than libjpeg allows.
+    let mut wide = usual_jpeg(&noise(65_500, 1), 90.0, (1, 1));
+    assert!(jpeg::columns(&wide, 16).is_some());
+    let frame = wide.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+    wide[frame + 7..frame + 9].copy_from_slice(&65_501_u16.to_be_bytes());
+    assert!(jpeg::columns(&wide, 16).is_none() && jpeg::decode(&wide).is_err());
     // Another marker than the end behind the scan.
     let end = usual.len() - 1;
     assert!(jpeg::columns(&[&usual[..end], &[0xD0]].concat(), 16).is_none());
