@@ -184,6 +184,12 @@ fn unusual_and_damaged_jpegs_are_left_to_libjpeg() {
     let frame = wide.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
     wide[frame + 7..frame + 9].copy_from_slice(&65_501_u16.to_be_bytes());
     assert!(jpeg::columns(&wide, 16).is_none() && jpeg::decode(&wide).is_err());
+    // Much brighter than white.
+    let mut bright = usual_jpeg(&RgbImage::from_pixel(40, 30, Rgb([255; 3])), 25.0, (2, 2));
+    assert!(jpeg::columns(&bright, 16).is_some());
+    let steps = bright.windows(2).position(|pair| pair == [0xFF, 0xDB]).unwrap() + 5;
+    bright[steps..steps + 64].fill(255);
+    assert!(jpeg::columns(&bright, 16).is_none());
     // Another marker than the end behind the scan.
     let end = usual.len() - 1;
     assert!(jpeg::columns(&[&usual[..end], &[0xD0]].concat(), 16).is_none());
@@ -209,6 +215,22 @@ proptest! {
         let bytes = usual_jpeg(&picture, quality, sampling);
         prop_assert_eq!(jpeg::columns(&bytes, size).is_some(), width > 4 || sampling == (1, 1));
         prop_assert_eq!(square(&bytes, size as u32).unwrap(), by_libjpeg(&bytes, size));
+    }
+
+    #[test]
+    fn damaged_jpegs_become_what_libjpeg_makes_of_them_or_are_left_to_it(
+        sampling in prop::sample::select(vec![(1, 1), (2, 1), (2, 2)]),
+        quality in 25.0f32..=100.0,
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), 0u32..8), 1..4),
+    ) {
+        let mut bytes = usual_jpeg(&noise(21, 19), quality, sampling);
+        for (place, bit) in damage {
+            let place = place.index(bytes.len());
+            bytes[place] ^= 1u8 << bit;
+        }
+        if let Some((plan, columns)) = jpeg::columns(&bytes, 8) {
+            prop_assert_eq!(resize::square(&plan, &columns), by_libjpeg(&bytes, 8));
+        }
     }
 
     #[test]
