@@ -171,6 +171,25 @@ fn unusual_and_damaged_jpegs_are_left_to_libjpeg() {
     };
     assert!(jpeg::columns(&progressive, 16).is_none());
     assert_eq!(square(&progressive, 16).unwrap(), by_libjpeg(&progressive, 16));
+    // A segment twice: quantisation steps, which are replaced; the frame and codes.
+    for (marker, is_usual) in [(0xDB, true), (0xC0, false), (0xC4, false)] {
+        let start = usual.windows(2).position(|pair| pair == [0xFF, marker]).unwrap();
+        let end = start + 2 + usize::from(u16::from_be_bytes([usual[start + 2], usual[start + 3]]));
+        let twice = [&usual[..end], &usual[start..]].concat();
+        assert_eq!(jpeg::columns(&twice, 16).is_some(), is_usual, "{marker:X}");
+    }
+    // Wider than libjpeg allows.
+    let mut wide = usual_jpeg(&noise(65_500, 1), 90.0, (1, 1));
+    assert!(jpeg::columns(&wide, 16).is_some());
+    let frame = wide.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+    wide[frame + 7..frame + 9].copy_from_slice(&65_501_u16.to_be_bytes());
+    assert!(jpeg::columns(&wide, 16).is_none() && jpeg::decode(&wide).is_err());
+    // Much brighter than white.
+    let mut bright = usual_jpeg(&RgbImage::from_pixel(40, 30, Rgb([255; 3])), 25.0, (2, 2));
+    assert!(jpeg::columns(&bright, 16).is_some());
+    let steps = bright.windows(2).position(|pair| pair == [0xFF, 0xDB]).unwrap() + 5;
+    bright[steps..steps + 64].fill(255);
+    assert!(jpeg::columns(&bright, 16).is_none());
     // Another marker than the end behind the scan.
     let end = usual.len() - 1;
     assert!(jpeg::columns(&[&usual[..end], &[0xD0]].concat(), 16).is_none());
@@ -196,6 +215,22 @@ proptest! {
         let bytes = usual_jpeg(&picture, quality, sampling);
         prop_assert_eq!(jpeg::columns(&bytes, size).is_some(), width > 4 || sampling == (1, 1));
         prop_assert_eq!(square(&bytes, size as u32).unwrap(), by_libjpeg(&bytes, size));
+    }
+
+    #[test]
+    fn damaged_jpegs_become_what_libjpeg_makes_of_them_or_are_left_to_it(
+        sampling in prop::sample::select(vec![(1, 1), (2, 1), (2, 2)]),
+        quality in 25.0f32..=100.0,
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), 0u32..8), 1..4),
+    ) {
+        let mut bytes = usual_jpeg(&noise(21, 19), quality, sampling);
+        for (place, bit) in damage {
+            let place = place.index(bytes.len());
+            bytes[place] ^= 1u8 << bit;
+        }
+        if let Some((plan, columns)) = jpeg::columns(&bytes, 8) {
+            prop_assert_eq!(resize::square(&plan, &columns), by_libjpeg(&bytes, 8));
+        }
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 use super::huffman::{Class, Table};
 
+/// libjpeg's `JPEG_MAX_DIMENSION`.
+const LONGEST_SIDE: usize = 65_500;
+
 /// What comes before the scan.
 #[derive(Default)]
 pub struct Header<'a> {
@@ -67,6 +70,10 @@ impl Header<'_> {
         let &[8, h1, h0, w1, w0, 3, id0, sampling0, steps0, id1, 0x11, steps1, id2, 0x11, steps2] = segment else {
             return None;
         };
+        // A second frame is an error.
+        if self.width > 0 {
+            return None;
+        }
         (self.height, self.width) = (u16::from_be_bytes([h1, h0]).into(), u16::from_be_bytes([w1, w0]).into());
         self.ratio = match sampling0 {
             0x11 => Ratio { across: 1, down: 1 },
@@ -78,7 +85,8 @@ impl Header<'_> {
         self.components = [(id0, steps0), (id1, steps1), (id2, steps2)].map(component);
         // Colours of narrow pictures are interpolated in another way.
         let is_wide = self.ratio.across == 1 || self.width > 4;
-        (is_wide && self.width > 0 && self.height > 0).then_some(())
+        let is_side = |length| (1..=LONGEST_SIDE).contains(&length);
+        (is_wide && is_side(self.width) && is_side(self.height)).then_some(())
     }
 
     fn codes(&mut self, mut segment: &[u8]) -> Option<()> {
@@ -88,6 +96,10 @@ impl Header<'_> {
             let (symbols, rest) = rest.split_at_checked(counts.iter().map(|&count| usize::from(count)).sum())?;
             let class = if place >> 4 == 0 { Class::Dc } else { Class::Ac };
             let table = self.tables.get_mut(usize::from(place >> 4))?.get_mut(usize::from(place & 15))?;
+            // To make a table takes long for its few bytes, so that there may be only one for each place.
+            if table.is_some() {
+                return None;
+            }
             *table = Some(Box::new(Table::new(class, counts, symbols)?));
             segment = rest;
         }

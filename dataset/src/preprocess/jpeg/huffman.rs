@@ -89,7 +89,7 @@ pub struct Table {
 impl Table {
     /// From how many codes there are of each length from 1 to 16, and what they stand for, as in a file; if that is sound.
     pub fn new(class: Class, counts: &[u8; 16], symbols: &[u8]) -> Option<Self> {
-        if !symbols.iter().all(|&symbol| class.has(symbol)) {
+        if symbols.len() > 256 || !symbols.iter().all(|&symbol| class.has(symbol)) {
             return None;
         }
         let (mut limits, mut offsets, mut code, mut index) = ([0; 17], [0; 17], 0, 0);
@@ -97,7 +97,8 @@ impl Table {
             offsets[length] = index - code;
             code += i32::from(count);
             index += i32::from(count);
-            if code > 1 << length {
+            // No code is all ones.
+            if code >= 1 << length {
                 return None;
             }
             limits[length] = (code as u32) << (16 - length);
@@ -242,8 +243,12 @@ mod tests {
         let mut counts = [0; 16];
         counts[0] = 3;
         assert!(Table::new(Class::Ac, &counts, &[1, 2, 3]).is_none());
+        counts[0] = 2;
+        assert!(Table::new(Class::Ac, &counts, &[1, 2]).is_none(), "a code of all ones");
         counts[0] = 1;
         assert!(Table::new(Class::Dc, &counts, &[12]).is_none());
+        counts[14..].fill(128);
+        assert!(Table::new(Class::Ac, &counts, &[1; 257]).is_none(), "more codes than symbols");
         assert_eq!(read(&table(Class::Dc, [0, 1, 2, 3]), "1111111111111111", 1).0, [None]);
     }
 

@@ -11,6 +11,9 @@ const CONST_BITS: u32 = 13;
 const PASS1_BITS: u32 = 2;
 /// Of numbers of so many bits, sign aside, a pass stays within 32 bits: no factor is larger than 86,387. Those of pictures have less.
 const MOST_BITS: u32 = 14;
+/// Samples of so many bits, sign aside, are cut off where they are too bright or too dark. Larger ones, which pictures do not have,
+/// are cut off only by libjpeg-turbo's vectors: its C code lets them wrap around.
+const MOST_SAMPLE_BITS: u32 = 9;
 
 /// The bits, sign aside, of all numbers that were transformed.
 #[derive(Default)]
@@ -34,6 +37,12 @@ pub fn columns(coefficients: &Block, reach: &mut Reach) -> [[u8; 8]; 8] {
         }
     }
     let columns = pass::<{ CONST_BITS + PASS1_BITS + 3 }>(&columns, reach);
+    for (lane, reach) in reach.0.iter_mut().enumerate() {
+        let [c0, c1, c2, c3] = [columns[0][lane], columns[1][lane], columns[2][lane], columns[3][lane]];
+        let [c4, c5, c6, c7] = [columns[4][lane], columns[5][lane], columns[6][lane], columns[7][lane]];
+        let all = bits(c0) | bits(c1) | bits(c2) | bits(c3) | bits(c4) | bits(c5) | bits(c6) | bits(c7);
+        *reach |= of_sample(all);
+    }
     let mut samples = [[0; 8]; 8];
     for (samples, column) in samples.iter_mut().zip(&columns) {
         for (sample, &value) in samples.iter_mut().zip(column) {
@@ -46,11 +55,11 @@ pub fn columns(coefficients: &Block, reach: &mut Reach) -> [[u8; 8]; 8] {
 /// What [`columns`] makes of a block that has nothing but this DC coefficient.
 #[inline(always)]
 pub fn flat(dc: i32, reach: &mut Reach) -> [[u8; 8]; 8] {
-    reach.0[0] |= bits(dc);
-    [[to_sample(plus(dc, 4) >> 3); 8]; 8]
+    let value = plus(dc, 4) >> 3;
+    reach.0[0] |= of_sample(bits(value));
+    [[to_sample(value); 8]; 8]
 }
 
-/// What is too bright or too dark is cut off, as by libjpeg-turbo's vectors.
 #[inline(always)]
 fn to_sample(value: i32) -> u8 {
     plus(value, 128).clamp(0, 255) as u8
@@ -95,6 +104,12 @@ fn pass<const SHIFT: u32>(input: &Block, reach: &mut Reach) -> Block {
 #[inline(always)]
 fn bits(value: i32) -> i32 {
     value ^ (value >> 31)
+}
+
+/// Makes more than `MOST_BITS` of more than `MOST_SAMPLE_BITS`.
+#[inline(always)]
+fn of_sample(bits: i32) -> i32 {
+    bits << (MOST_BITS - MOST_SAMPLE_BITS)
 }
 
 #[inline(always)]
