@@ -1,9 +1,9 @@
 use std::time::Instant;
 
 use serde_json::json;
-use tch::{Cuda, Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::world;
+use super::{synchronise, world};
 use crate::cli::device::Compute;
 use crate::collective::Collective;
 
@@ -96,10 +96,4 @@ impl AllReduce {
 /// Whole numbers that differ from place to place.
 fn values(count: i64, device: Device) -> Tensor {
     Tensor::arange(count, (Kind::Int64, device)).remainder(PERIOD).to_kind(Kind::Float)
-}
-
-fn synchronise(device: Device) {
-    if let Device::Cuda(number) = device {
-        Cuda::synchronize(number as i64);
-    }
 }

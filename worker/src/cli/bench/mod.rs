@@ -7,6 +7,7 @@ mod step;
 mod world;
 
 use clap::Subcommand;
+use tch::{Cuda, Device};
 
 #[derive(clap::Args)]
 /// Time what training is made of, under random weights.
@@ -30,5 +31,12 @@ impl Bench {
             What::AllReduce(all_reduce) => all_reduce.run(),
             What::Input(input) => input.run(),
         }
+    }
+}
+
+/// Waits until a GPU has done all that it was asked for.
+fn synchronise(device: Device) {
+    if let Device::Cuda(number) = device {
+        Cuda::synchronize(number as i64);
     }
 }

@@ -5,11 +5,11 @@ use clap::ValueEnum;
 use runfile::{Dico, EvaluatorScore, Optimizer, Precision, Preset, Reward};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tch::{Cuda, Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 use weights::clip::{Architecture, Text, Vision};
 use weights::folder;
 
-use super::world;
+use super::{synchronise, world};
 use crate::captioner::beam::Hypothesis;
 use crate::captioner::{self, Captioner, Captions, Search};
 use crate::cli::device::Compute;
@@ -308,11 +308,6 @@ impl Bench<'_> {
 
     /// Seconds until all that is computed is computed, and what that is.
     fn timed<T>(&mut self, compute: impl FnOnce(&mut Self) -> T) -> (f64, T) {
-        let synchronise = |device| {
-            if let Device::Cuda(number) = device {
-                Cuda::synchronize(number as i64);
-            }
-        };
         synchronise(self.device);
         let started = Instant::now();
         let computed = compute(self);
