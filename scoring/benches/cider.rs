@@ -1,6 +1,6 @@
 //! CIDEr-D, as a reward in training and over an evaluation. Captions are made up.
 
-use dico_scoring::cider::Cider;
+use dico_scoring::cider::{Candidate, Cider};
 use dico_scoring::{Corpus, Item, cider_d};
 use divan::{Bencher, counter::ItemsCount};
 
@@ -17,7 +17,7 @@ fn rewards(bencher: Bencher<'_, '_>, images: usize) {
     let mut caption = captions();
     let references: Vec<Vec<String>> = (0..images).map(|_| (0..REFERENCES).map(|_| caption()).collect()).collect();
     let cider = Cider::new(&references);
-    let candidates: Vec<String> = (0..CANDIDATES).map(|_| caption()).collect();
+    let candidates: Vec<_> = (0..CANDIDATES).map(|_| Candidate { text: caption(), ended: true }).collect();
     bencher.counter(ItemsCount::new(CANDIDATES)).bench_local(|| cider.rewards(7, &candidates));
 }
 

@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use dico_scoring::cider::Cider;
+use dico_scoring::cider::{Candidate, Cider};
 use dico_scoring::files::Captions;
 use dico_scoring::meteor::{Tables, meteor};
 use dico_scoring::{Corpus, Item, bleu, cider_d, fluency, retrieval, rouge_l};
@@ -48,7 +48,8 @@ fn main() {
     let step: Vec<_> = items.chunks_exact(5).take(32).enumerate().collect();
     time("rewards: 32 images x 5", || {
         for (image, five) in &step {
-            let candidates: Vec<_> = five.iter().map(|item| item.candidate.clone()).collect();
+            let candidate = |item: &Item| Candidate { text: item.candidate.clone(), ended: true };
+            let candidates: Vec<_> = five.iter().map(candidate).collect();
             black_box(cider.rewards(*image, &candidates));
         }
     });

@@ -37,11 +37,30 @@ pub fn cider_d(corpus: &Corpus) -> Scores {
     Scores::mean(items)
 }
 
+/// A caption that a captioner proposes for an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// What it says, without special tokens.
+    pub text: String,
+    /// Whether the captioner ended it with the end token; false where it was cut at the length limit.
+    pub ended: bool,
+}
+
+/// The end token's id in n-grams: no word's, because these are numbered from 1.
+const END: u32 = u32::MAX;
+
 /// CIDEr-D as a reward: scores any number of candidates against the references of an image, with document frequencies
 /// that stay those of a whole split (as `Rennie et al.`, "Self-critical Sequence Training for Image Captioning", CVPR
 /// 2017, take those of the training split).
 ///
-/// Scores are those of [`cider_d`] for a job that has one candidate for each image of the split.
+/// The end token counts as a word: of every reference, of every candidate that has it, and in document frequencies, as in
+/// the published code of self-critical training (ruotianluo's `self-critical.pytorch`, `array_to_str`). Without it a
+/// captioner learns to stop in mid-sentence ("a dog and a"): the n-grams of such an end match inside references, and
+/// nothing is lost by the missing rest. With it, "and a END" matches no reference, and a candidate that was cut at the
+/// length limit misses the n-grams that end the references. Reported scores ([`cider_d`]) never contain it.
+///
+/// Rewards are those of [`cider_d`] for a job that has one candidate for each image of the split, where a further word that
+/// no caption has ends all references and all candidates that ended.
 pub struct Cider {
     vocabulary: Vocabulary,
     references: Groups,
@@ -49,7 +68,8 @@ pub struct Cider {
 }
 
 impl Cider {
-    /// Tokenises the references of each image, and counts in how many images' references each n-gram occurs.
+    /// Tokenises the references of each image, ends them with the end token, and counts in how many images' references each
+    /// n-gram occurs.
     #[must_use]
     pub fn new(references: &[Vec<String>]) -> Self {
         let mut tokeniser = Tokeniser::default();
@@ -61,6 +81,7 @@ impl Cider {
                 tokeniser.each(caption, |token| {
                     token.split_whitespace().for_each(|word| groups.push(vocabulary.id(word)));
                 });
+                groups.push(END);
                 groups.end_caption();
             }
         }
@@ -68,12 +89,12 @@ impl Cider {
         Self { vocabulary, references: groups, rarity }
     }
 
-    /// The scores of `candidates` (0 to 10), all of the image at index `image` of the references given to [`Self::new`].
+    /// The rewards of `candidates` (0 to 10), all of the image at index `image` of the references given to [`Self::new`].
     ///
     /// # Panics
     /// There is no such image.
     #[must_use]
-    pub fn rewards(&self, image: usize, candidates: &[String]) -> Vec<f64> {
+    pub fn rewards(&self, image: usize, candidates: &[Candidate]) -> Vec<f64> {
         let mut counts = Sparse::new();
         let mut references = Vec::new();
         for caption in self.references.get(image) {
@@ -83,14 +104,15 @@ impl Cider {
         }
         let mut tokeniser = Tokeniser::default();
         let (mut ids, mut candidate) = (Vec::new(), Vector::default());
-        let reward = |caption: &String| {
+        let reward = |Candidate { text, ended }: &Candidate| {
             // Words that no reference has match nothing, but lengthen the candidate's vector.
             let mut strange = Vocabulary::default();
             ids.clear();
-            tokeniser.each(caption, |token| {
+            tokeniser.each(text, |token| {
                 let id = |word| self.vocabulary.get(word).unwrap_or_else(|| self.vocabulary.last() + strange.id(word));
                 ids.extend(token.split_whitespace().map(id));
             });
+            ids.extend(ended.then_some(END));
             candidate.set(&ids, &mut counts, &self.rarity);
             mean(references.iter().map(|reference| candidate.similarity(reference)))
         };
@@ -227,24 +249,72 @@ mod tests {
         assert_eq!(cider_d(&odd), Scores { corpus: 0.0, items: vec![0.0; 4] });
     }
 
+    fn ended(text: &str) -> Candidate {
+        Candidate { text: text.into(), ended: true }
+    }
+
+    fn cut(text: &str) -> Candidate {
+        Candidate { text: text.into(), ended: false }
+    }
+
     #[test]
     fn one_item_has_no_rarity_but_its_reward_among_others_has() {
         let cider = Cider::new(&[vec!["a b c d".into()], vec!["e f".into()]]);
-        let rewards = cider.rewards(0, &["a b c d".into(), "x y".into(), "x x".into(), String::new()]);
+        let rewards = cider.rewards(0, &[ended("a b c d"), ended("x y"), ended("x x"), ended("")]);
         assert_near(rewards[0], 10.0);
+        // The end token alone is in all documents, so it weighs nothing.
         assert_eq!(rewards[1..], [0.0; 3]);
-        // Of two unigrams that weigh the same one matches; none of the bigram.
-        assert_near(cider.rewards(1, &["e x".into()])[0], 10.0 / 4.0 / 2.0);
+        // Unigrams e, x: one of two matches. Bigrams (e x, x END) and trigrams (e x END): none.
+        assert_near(cider.rewards(1, &[ended("e x")])[0], 10.0 / 4.0 / 2.0);
+    }
+
+    #[test]
+    fn a_caption_without_its_end_token_misses_the_ngrams_that_end_references() {
+        let cider = Cider::new(&[vec!["a b c d".into()], vec!["e f".into()]]);
+        // All weights are ln 2, END alone weighs 0. Of unigrams all match; of bigrams 3 of 4, of trigrams 2 of 3, of
+        // 4-grams 1 of 2; each cosine is the root of that share. One bigram is missing.
+        let expected = [1.0, 3.0 / 4.0, 2.0 / 3.0, 1.0 / 2.0].map(f64::sqrt).iter().sum::<f64>() * 10.0 / 4.0;
+        let rewards = cider.rewards(0, &[cut("a b c d"), ended("a b c d")]);
+        assert_near(rewards[0], expected * (-1.0_f64 / 72.0).exp());
+        assert_near(rewards[1], 10.0);
+    }
+
+    /// A case of the built-in world, where a captioner that was rewarded without the end token ended all its captions with
+    /// "and a".
+    #[test]
+    fn an_end_in_mid_sentence_is_worth_less_only_where_the_end_token_counts() {
+        let references = ["a cross", "a yellow cross and a purple cross and a blue cross"];
+        let others = [["a purple circle", "there is a small star"], ["a blue triangle", "a triangle"]];
+        let [right, wrong] = ["a purple cross and a cross", "a purple cross and a cross and a"];
+        let metric =
+            |candidate| cider_d(&[item(candidate, &references), item("", &others[0]), item("", &others[1])]).items[0];
+        assert!(metric(wrong) > metric(right), "{} and {}", metric(wrong), metric(right));
+        let job = [references, others[0], others[1]].map(|captions| captions.map(str::to_owned).to_vec());
+        let rewards = Cider::new(&job).rewards(0, &[ended(right), ended(wrong), cut(wrong)]);
+        assert!(rewards[0] > 1.1 * rewards[1], "{rewards:?}");
     }
 
     proptest! {
+        /// Through `cider_d`, on texts that end with a word that no text has.
         #[test]
-        fn rewards_are_the_scores_of_a_job(items in some_items()) {
+        fn rewards_are_the_scores_of_a_job_whose_captions_end_with_one_more_word(items in some_items()) {
             let references: Vec<_> = items.iter().map(|item| item.references.clone()).collect();
             let cider = Cider::new(&references);
-            for (image, (item, score)) in items.iter().zip(cider_d(&items).items).enumerate() {
-                let rewards = cider.rewards(image, &["a b".into(), item.candidate.clone(), "zzz a yyy zzz".into()]);
-                prop_assert!((rewards[1] - score).abs() < 1e-12, "{} is not {score}", rewards[1]);
+            let with_end = |text: &String| format!("{text} theend");
+            let mut job: Vec<Item> = items
+                .iter()
+                .map(|item| Item { references: item.references.iter().map(with_end).collect(), ..item.clone() })
+                .collect();
+            let of_cut = cider_d(&job).items;
+            job.iter_mut().for_each(|item| item.candidate = with_end(&item.candidate));
+            let of_ended = cider_d(&job).items;
+            for (image, Item { candidate, .. }) in items.iter().enumerate() {
+                let rewards = cider.rewards(
+                    image,
+                    &[ended("a b"), ended(candidate), cut("zzz a yyy zzz"), cut(candidate), ended("")],
+                );
+                prop_assert!((rewards[1] - of_ended[image]).abs() < 1e-12, "{} is not {}", rewards[1], of_ended[image]);
+                prop_assert!((rewards[3] - of_cut[image]).abs() < 1e-12, "{} is not {}", rewards[3], of_cut[image]);
             }
         }
     }

@@ -126,8 +126,12 @@ impl Stage {
             Objective::Scst => ("scst.reward", &self.scst.reward),
             Objective::Contrastive | Objective::CrossEntropy => return Ok(()),
         };
-        need(rewards.values().any(|&weight| weight != 0.0), key, "needs at least one reward")?;
+        let mut weights = rewards.iter().filter(|(reward, _)| **reward != Reward::MissingEnd).map(|(_, weight)| weight);
+        need(weights.any(|&weight| weight != 0.0), key, "needs at least one reward")?;
         need(rewards.values().all(|weight| weight.is_finite()), key, "needs finite weights")?;
+        let penalty = rewards.get(&Reward::MissingEnd);
+        let problem = "`missing_end` is a penalty: give it a weight below 0, such as -0.1";
+        need(penalty.is_none_or(|&weight| weight < 0.0), key, problem)?;
         let given = evaluator.score;
         let other = match given {
             EvaluatorScore::PacS => Reward::ClipS,
@@ -242,6 +246,27 @@ stages:
             ("dico", "dico: { reward: {} }", "stages[2].dico.reward: needs at least one reward"),
             ("dico", "dico: { reward: { clip_s: 1 } }", "stages[2].dico.reward: the evaluator gives pac_s"),
             ("scst", "scst: { reward: { cider: .nan } }", "stages[1].scst.reward: needs finite weights"),
+            ("scst", "scst: { reward: { missing_end: -1 } }", "stages[1].scst.reward: needs at least one reward"),
+            (
+                "scst",
+                "scst: { reward: { cider: 0, missing_end: -1 } }",
+                "stages[1].scst.reward: needs at least one reward",
+            ),
+            (
+                "scst",
+                "scst: { reward: { cider: 1, missing_end: 0.1 } }",
+                "stages[1].scst.reward: `missing_end` is a penalty: give it a weight below 0",
+            ),
+            (
+                "dico",
+                "dico: { reward: { pac_s: 1, missing_end: 0 } }",
+                "stages[2].dico.reward: `missing_end` is a penalty",
+            ),
+            (
+                "dico",
+                "dico: { reward: { pac_s: 1, missing_end: -.inf } }",
+                "stages[2].dico.reward: needs finite weights",
+            ),
             (
                 "clip",
                 "contrastive: { generated_images: 0.1 }",
@@ -267,6 +292,8 @@ stages:
             let problem = problem(stage, addition);
             assert!(problem.contains(expected), "{addition}: {problem}");
         }
+        assert_eq!(problem("dico", "dico: { reward: { pac_s: 1, missing_end: -0.1 } }"), "");
+        assert_eq!(problem("scst", "scst: { reward: { cider: 1, missing_end: -1 } }"), "");
         let good = "evaluate_every: 3, metric: cider, patience: 3, \
                     guard: [{ metric: kl, above: 0.5, for: 10, action: rollback }, { metric: rep_4, above: 0.9, action: pause }]";
         assert_eq!(problem("dico", good), "");

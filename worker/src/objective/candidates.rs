@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use scoring::cider::Candidate;
 use statistics::{Summary, names};
 use tch::{Kind, Tensor, no_grad};
 
@@ -42,13 +43,13 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// What each image's candidates are worth, `[images, candidates]`.
     pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<Hypothesis>]) -> Tensor {
-        self.laps.time(Lap::Reward, || no_grad(|| self.judge.rewards(images, &self.texts(candidates))))
+        self.laps.time(Lap::Reward, || no_grad(|| self.judge.rewards(images, &self.decode(candidates))))
     }
 
-    /// What each image's candidates say.
-    pub fn texts(&self, candidates: &[Vec<Hypothesis>]) -> Vec<Vec<String>> {
-        let text = |candidate: &Hypothesis| self.vocabulary.decode(&candidate.tokens);
-        candidates.iter().map(|of_image| of_image.iter().map(text).collect()).collect()
+    /// What each image's candidates say, and whether they ended.
+    pub fn decode(&self, candidates: &[Vec<Hypothesis>]) -> Vec<Vec<Candidate>> {
+        let candidate = |found| decode(found, self.vocabulary);
+        candidates.iter().map(|of_image| of_image.iter().map(candidate).collect()).collect()
     }
 }
 
@@ -137,6 +138,10 @@ impl Candidates {
     }
 }
 
+fn decode(found: &Hypothesis, vocabulary: &Vocabulary) -> Candidate {
+    Candidate { text: vocabulary.decode(&found.tokens), ended: found.tokens.last() == Some(&vocabulary.end()) }
+}
+
 /// A tensor's values, in order.
 pub(super) fn values(tensor: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).flatten(0, -1)).expect("a flat tensor of doubles")
@@ -151,6 +156,17 @@ fn repetition(candidate: &Hypothesis) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_candidate_has_ended_if_its_last_token_is_the_end_token() {
+        let vocabulary = Vocabulary::of_corpus(["a red circle"]);
+        let tokens = vocabulary.encode("a red", 77)[1..].to_vec();
+        let cut = tokens[..tokens.len() - 1].to_vec();
+        let found = [tokens, cut, vec![vocabulary.end()], vec![]];
+        let found = found.map(|tokens| decode(&Hypothesis { tokens, score: 0.0 }, &vocabulary));
+        let expected = [("a red", true), ("a red", false), ("", true), ("", false)];
+        assert_eq!(found, expected.map(|(text, ended)| Candidate { text: text.to_owned(), ended }));
+    }
 
     #[test]
     fn repetition_counts_tokens_seen_before() {

@@ -1,7 +1,8 @@
-//! What a candidate is worth: the evaluator's score of it, its CIDEr-D against the image's captions, or a weighted sum.
+//! What a candidate is worth: a weighted sum of the evaluator's score of it, its CIDEr-D against the image's captions, and a
+//! penalty for a missing end token.
 
 use runfile::{EvaluatorScore, Reward, Rewards};
-use scoring::cider::Cider;
+use scoring::cider::{Candidate, Cider};
 use tch::{Kind, Tensor};
 
 use super::candidates::Images;
@@ -27,7 +28,7 @@ pub struct Judge<'a> {
 
 impl Judge<'_> {
     /// The rewards of each image's candidates, equally many for all, `[images, candidates]`.
-    pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<String>]) -> Tensor {
+    pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<Candidate>]) -> Tensor {
         let count = images.numbers.len() as i64;
         let each = candidates.first().map_or(0, Vec::len) as i64;
         let mut total = Tensor::zeros([count, each], (Kind::Float, images.embeddings.device()));
@@ -35,6 +36,7 @@ impl Judge<'_> {
             let value = match reward {
                 Reward::ClipS | Reward::PacS => self.evaluator_scores(images.embeddings, candidates),
                 Reward::Cider => self.cider(images, candidates),
+                Reward::MissingEnd => missing_end(candidates).to_device(total.device()),
             };
             total += value.view([count, each]) * weight;
         }
@@ -42,10 +44,10 @@ impl Judge<'_> {
     }
 
     /// `[images, candidates]`.
-    fn evaluator_scores(&self, embeddings: &Tensor, candidates: &[Vec<String>]) -> Tensor {
+    fn evaluator_scores(&self, embeddings: &Tensor, candidates: &[Vec<Candidate>]) -> Tensor {
         let most = self.evaluator.architecture().text.context_length;
         // Through text, as any evaluator would read it: its tokens need not be the captioner's.
-        let texts = candidates.iter().flatten().map(|text| format!("{}{text}", self.prefix));
+        let texts = candidates.iter().flatten().map(|Candidate { text, .. }| format!("{}{text}", self.prefix));
         let texts: Vec<Vec<i64>> = texts.map(|text| self.vocabulary.encode(&text, most)).collect();
         let (images, width) = embeddings.size2().expect("embeddings are [images, embedding]");
         let each = candidates.first().map_or(1, Vec::len);
@@ -53,10 +55,80 @@ impl Judge<'_> {
         clip::score(&embeddings.unsqueeze(1), &texts, self.score.factor())
     }
 
-    fn cider(&self, images: &Images<'_>, candidates: &[Vec<String>]) -> Tensor {
+    fn cider(&self, images: &Images<'_>, candidates: &[Vec<Candidate>]) -> Tensor {
         let cider = self.cider.expect("a stage that rewards CIDEr-D begins with the training captions");
-        let rewards = images.numbers.iter().zip(candidates).flat_map(|(&image, texts)| cider.rewards(image, texts));
+        let of_image = |(&image, candidates): (&usize, &Vec<Candidate>)| cider.rewards(image, candidates);
+        let rewards = images.numbers.iter().zip(candidates).flat_map(of_image);
         let rewards: Vec<f32> = rewards.map(|reward| reward as f32).collect();
         Tensor::from_slice(&rewards).to_device(images.embeddings.device())
+    }
+}
+
+/// 1 for each candidate without an end token, 0 for the others, `[images * candidates]`.
+fn missing_end(candidates: &[Vec<Candidate>]) -> Tensor {
+    let missing: Vec<f32> =
+        candidates.iter().flatten().map(|candidate| f32::from(u8::from(!candidate.ended))).collect();
+    Tensor::from_slice(&missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use runfile::{Preset, Rewards};
+    use tch::Device;
+
+    use super::*;
+
+    fn candidate(text: &str, ended: bool) -> Candidate {
+        Candidate { text: text.to_owned(), ended }
+    }
+
+    /// Rewards of two images with two candidates each, by `weights`.
+    fn rewards(weights: &Rewards, candidates: &[Vec<Candidate>]) -> Vec<Vec<f64>> {
+        let vocabulary = Vocabulary::of_corpus(["a red circle and a blue star"]);
+        let architecture = clip::preset(Preset::Tiny, vocabulary.pad() as usize);
+        let embedding = architecture.embedding as i64;
+        let evaluator = Clip::new(architecture, 1, Device::Cpu);
+        let cider = Cider::new(&[vec!["a red circle".to_owned()], vec!["a blue star".to_owned()]]);
+        let judge = Judge {
+            evaluator: &evaluator,
+            vocabulary: &vocabulary,
+            score: EvaluatorScore::PacS,
+            prefix: "",
+            cider: Some(&cider),
+            weights,
+        };
+        let embeddings = Tensor::ones([2, embedding], (Kind::Float, Device::Cpu)) / (embedding as f64).sqrt();
+        let images = Images { hidden: &embeddings, embeddings: &embeddings, numbers: &[0, 1] };
+        Vec::try_from(tch::no_grad(|| judge.rewards(&images, candidates))).expect("rewards are [images, candidates]")
+    }
+
+    #[test]
+    fn a_missing_end_is_a_penalty_that_adds_to_any_reward() {
+        let candidates = [
+            vec![candidate("a red circle", true), candidate("a blue star and a", false)],
+            vec![candidate("a red", false), candidate("", true)],
+        ];
+        for other in [Reward::PacS, Reward::Cider] {
+            let without = rewards(&Rewards::from([(other, 2.0)]), &candidates);
+            let with = rewards(&Rewards::from([(other, 2.0), (Reward::MissingEnd, -0.5)]), &candidates);
+            for (image, penalties) in [[0.0, 0.5], [0.5, 0.0]].into_iter().enumerate() {
+                for (number, penalty) in penalties.into_iter().enumerate() {
+                    let difference = without[image][number] - with[image][number];
+                    assert!((difference - penalty).abs() < 1e-6, "{other:?}: {without:?}, {with:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn cider_rewards_the_end_token() {
+        let candidates = [
+            vec![candidate("a red circle", true), candidate("a red circle", false)],
+            vec![candidate("a blue star", true), candidate("a blue star", false)],
+        ];
+        let found = rewards(&Rewards::from([(Reward::Cider, 1.0)]), &candidates);
+        for of_image in found {
+            assert!((of_image[0] - 10.0).abs() < 1e-5 && of_image[1] < 9.0, "{of_image:?}");
+        }
     }
 }

@@ -3,6 +3,9 @@ use runfile::{Contrastive, Dico, GuardAction, Objective, Reward, Rewards, Rule, 
 /// Below this share of grammatical captions the guarded arm goes back.
 pub const GRAMMATICAL: f64 = 0.97;
 
+/// An arm whose captions end correctly has a share of incorrect endings below this.
+pub const INCORRECT_ENDINGS: f64 = 0.02;
+
 /// Which of the two evaluators an arm is rewarded by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judge {

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::arms::GRAMMATICAL;
+use crate::arms::{GRAMMATICAL, INCORRECT_ENDINGS};
 use crate::seed::{ArmResult, START, SeedResult};
 
 /// All seeds together: `summary.json`.
@@ -12,7 +12,7 @@ pub struct Summary {
     pub seeds: Vec<u64>,
     /// By name of the arm.
     pub arms: BTreeMap<String, ArmSummary>,
-    /// What the paper claims, and whether it holds here.
+    /// What is claimed, by the paper and by us, and whether it holds here.
     pub claims: Vec<Claim>,
 }
 
@@ -91,7 +91,7 @@ impl Summary {
 /// A claim's two sides in a seed, and whether it holds there; none where what it is about did not happen.
 type Verdict = ([f64; 2], Option<bool>);
 
-/// The paper's claims, in terms of this world. Each compares two numbers of one seed; scores are of test images.
+/// The paper's claims, in terms of this world, and that of the reward's end token. Each compares two numbers of one seed; scores are of test images.
 fn claims(results: &[SeedResult]) -> Vec<Claim> {
     let of = |claim: String, verdict: &dyn Fn(&SeedResult) -> Verdict| judge(results, claim, verdict);
     let falls = |arm: &'static str, title: &str| {
@@ -130,6 +130,10 @@ fn claims(results: &[SeedResult]) -> Vec<Claim> {
             "dico",
             "dico_no_reference",
         ),
+        of(format!("SCST on CIDEr-D ends with a share of incorrect endings below {INCORRECT_ENDINGS}"), &|result| {
+            let sides = [score(result, "scst_cider", "incorrect_endings"), INCORRECT_ENDINGS];
+            (sides, Some(sides[0] < sides[1]))
+        }),
         of(format!("the guard goes back, to a share of grammatical captions above {GRAMMATICAL}"), &|result| {
             let sides = [score(result, "scst_guarded", "grammatical"), GRAMMATICAL];
             let acted = result.arms["scst_guarded"].guard.iter().any(|event| event["action"] == "rollback");

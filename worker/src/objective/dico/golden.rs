@@ -105,7 +105,7 @@ fn a_whole_step_is_that_of_pytorch() {
         let tokens: Vec<Vec<_>> =
             candidates.iter().map(|found| found.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
         assert_eq!(tokens, golden.candidates);
-        let rewards = no_grad(|| context.judge.rewards(&seen, &context.texts(&candidates)));
+        let rewards = no_grad(|| context.judge.rewards(&seen, &context.decode(&candidates)));
         let expected = Tensor::from_slice2(&golden.rewards);
         assert_close("rewards", &rewards, &expected, 1e-5);
 
