@@ -9,11 +9,14 @@
 //! An ID is a string or a whole number; `7` and `"7"` are the same. Line breaks and other control characters in captions
 //! become spaces: pycocoevalcap would take what follows for the next caption.
 //!
+//! Files are UTF-8, with or without a byte-order mark. The path `-` is standard input.
+//!
 //! Scored are the images that have a candidate, as in COCO's own evaluation of results; references of other images are
 //! left out, from CIDEr's document frequencies, too.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -33,18 +36,21 @@ pub struct Captions {
 }
 
 impl Captions {
-    /// Reads both files.
+    /// Reads both files; one of them may be [`STDIN`].
     ///
     /// # Errors
     /// A file cannot be read, is not JSON in one of the forms, or has no captions; an image has no or several candidates
-    /// where it should have one; a candidate has no references.
+    /// where it should have one; a candidate has no references, or a blank one. Both are standard input.
     pub fn read(references: &Path, candidates: &Path) -> Result<Self, Error> {
+        if is_stdin(references) && is_stdin(candidates) {
+            return Err(Error::format(name(candidates), "is read once: name a file for references or for candidates"));
+        }
         let reference_groups = read(references)?;
         let mut candidate_groups = HashMap::new();
         for (id, captions) in read(candidates)? {
             let number = captions.len();
             let [candidate] = <[String; 1]>::try_from(captions).map_err(|_| {
-                Error::format(candidates, format!("image {id:?} has {number} candidates; give it exactly one"))
+                Error::format(name(candidates), format!("image {id:?} has {number} candidates; give it exactly one"))
             })?;
             candidate_groups.insert(id, candidate);
         }
@@ -56,7 +62,11 @@ impl Captions {
             };
             if group.is_empty() {
                 let problem = format!("image {id:?} has no references; add some or take out its candidate");
-                return Err(Error::format(references, problem));
+                return Err(Error::format(name(references), problem));
+            }
+            if let Some(blank) = group.iter().position(|caption| is_blank(caption)) {
+                let problem = format!("reference {} of image {id:?} is blank; take it out or write it", blank + 1);
+                return Err(Error::format(name(references), problem));
             }
             captions.ids.push(id);
             captions.items.push(Item { candidate, references: group });
@@ -65,18 +75,25 @@ impl Captions {
         if let Some(id) = candidate_groups.keys().min() {
             let number = candidate_groups.len();
             let problem = format!("has no references of {number} of the candidates' images, {id:?} for one; add them");
-            return Err(Error::format(references, problem));
+            return Err(Error::format(name(references), problem));
         }
         Ok(captions)
     }
 
-    /// Scores the candidates; that images were left out is noted.
+    /// Scores the candidates; that some are blank and that images were left out is noted.
     ///
     /// # Errors
     /// As of [`Metrics::score`].
     #[must_use]
     pub fn score(&self, metrics: &Metrics) -> Report {
         let mut report = metrics.score(&self.items);
+        let mut blank = self.ids.iter().zip(&self.items).filter(|(_, item)| is_blank(&item.candidate));
+        if let Some((first, _)) = blank.next() {
+            let (number, all) = (1 + blank.count(), self.items.len());
+            report
+                .notes
+                .push(format!("{number} of {all} candidates are blank and score 0, that of image {first:?} for one"));
+        }
         if self.left_out > 0 {
             let (left_out, all) = (self.left_out, self.left_out + self.items.len());
             report.notes.push(format!("{left_out} of {all} images with references have no candidate and are left out"));
@@ -85,14 +102,43 @@ impl Captions {
     }
 }
 
+/// The path that stands for standard input.
+pub const STDIN: &str = "-";
+
+fn is_stdin(path: &Path) -> bool {
+    path == Path::new(STDIN)
+}
+
+/// What messages call a file.
+fn name(path: &Path) -> &Path {
+    if is_stdin(path) { Path::new("standard input") } else { path }
+}
+
+fn contents(path: &Path) -> io::Result<Vec<u8>> {
+    if !is_stdin(path) {
+        return std::fs::read(path);
+    }
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The captions of each image, in order of first appearance.
 fn read(path: &Path) -> Result<Vec<(String, Vec<String>)>, Error> {
-    let bytes = std::fs::read(path).map_err(|source| Error::file(path, source))?;
+    let bytes = contents(path).map_err(|source| Error::file(name(path), source))?;
+    parse(&bytes).map_err(|problem| Error::format(name(path), problem))
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<(String, Vec<String>)>, String> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    if bytes.is_empty() {
+        return Err("the file is empty; expected JSON".to_owned());
+    }
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err("the file is UTF-16; save it as UTF-8".to_owned());
+    }
     // The parser bounds how deep values may be nested.
-    let document = serde_json::from_slice(&bytes).map_err(|error| {
-        let problem = if bytes.is_empty() { "the file is empty; expected JSON".to_owned() } else { error.to_string() };
-        Error::format(path, problem)
-    })?;
+    let document = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let groups = match document {
         Document::List(elements) => by_image(elements),
         Document::Map(mut entries) => {
@@ -106,11 +152,7 @@ fn read(path: &Path) -> Result<Vec<(String, Vec<String>)>, Error> {
             }
         }
     };
-    let groups = groups.map_err(|problem| Error::format(path, problem))?;
-    if groups.is_empty() {
-        return Err(Error::format(path, "the file has no captions"));
-    }
-    Ok(groups)
+    groups.and_then(|groups| if groups.is_empty() { Err("the file has no captions".to_owned()) } else { Ok(groups) })
 }
 
 /// Groups COCO's annotations or results.
@@ -157,6 +199,12 @@ fn by_key(entries: Vec<(String, Value)>) -> Result<Vec<(String, Vec<String>)>, S
 /// `caption` with spaces in the place of line breaks, Unicode's two included, and other control characters.
 fn one_line(caption: &str) -> String {
     caption.replace(|c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'), " ")
+}
+
+/// Whether `caption` has nothing but white space and characters that are not seen.
+fn is_blank(caption: &str) -> bool {
+    let is_unseen = |c: char| c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}');
+    caption.chars().all(|c| c.is_whitespace() || is_unseen(c))
 }
 
 /// A whole file.
@@ -317,6 +365,50 @@ mod tests {
             "cands.json: image \"2\" has 0 candidates; give it exactly one"
         );
         assert_eq!(problem(references, r#"{"2": "x", "2": "y"}"#), "cands.json: image \"2\" is there twice; keep one");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_file() {
+        let plain = captions(COCO, r#"{"7": "cat", "9": "dog"}"#).unwrap();
+        let marked = captions(&format!("\u{feff}{COCO}"), "\u{feff}{\"7\": \"cat\", \"9\": \"dog\"}").unwrap();
+        assert_eq!(marked, plain);
+        assert_eq!(problem("\u{feff}", "{}"), "refs.json: the file is empty; expected JSON");
+        for mark in [b"\xff\xfe{\0", b"\xfe\xff\0{"] {
+            assert_eq!(parse(mark).unwrap_err(), "the file is UTF-16; save it as UTF-8");
+        }
+    }
+
+    #[test]
+    fn blank_references_are_an_error_that_names_the_image() {
+        for blank in ["", " ", "\\n", "\\u00a0\\t", "\\u200b", "\\ufeff", "\\u0000"] {
+            assert_eq!(
+                problem(&format!(r#"{{"1": ["a"], "2": ["a", "{blank}"]}}"#), r#"{"1": "x", "2": "x"}"#),
+                "refs.json: reference 2 of image \"2\" is blank; take it out or write it"
+            );
+        }
+        // Of an image that is not scored it does not matter.
+        assert_eq!(captions(r#"{"1": ["a"], "2": [" "]}"#, r#"{"1": "x"}"#).unwrap().left_out, 1);
+    }
+
+    #[test]
+    fn blank_candidates_score_zero_and_are_noted() {
+        let references = r#"{"1": ["a dog"], "2": ["a cat"], "3": ["a bus"]}"#;
+        let metrics = Metrics::open(&Files::default()).unwrap();
+        let blank = captions(references, r#"{"1": "a dog", "2": " ", "3": ""}"#).unwrap().score(&metrics);
+        let expected = "2 of 3 candidates are blank and score 0, that of image \"2\" for one";
+        assert!(blank.notes.iter().any(|note| note == expected), "{:?}", blank.notes);
+        for name in ["bleu_1", "rouge_l", "meteor", "cider"] {
+            assert!(blank.items[name][0] > 0.1 && blank.items[name][1..].iter().all(|&score| score < 1e-6), "{name}");
+        }
+        let whole = captions(references, r#"{"1": "a dog", "2": "a cat", "3": "."}"#).unwrap().score(&metrics);
+        assert!(!whole.notes.iter().any(|note| note.contains("blank")), "{:?}", whole.notes);
+    }
+
+    #[test]
+    fn standard_input_is_one_file() {
+        let stdin = Path::new(STDIN);
+        let error = Captions::read(stdin, stdin).unwrap_err().to_string();
+        assert_eq!(error, "standard input: is read once: name a file for references or for candidates");
     }
 
     #[test]

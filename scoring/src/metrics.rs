@@ -63,6 +63,13 @@ impl Metrics {
         }
         report.add("rouge_l", rouge_l(&corpus));
         report.add("cider", cider_d(&corpus));
+        if items.len() == 1 {
+            let why =
+                "of a single image all n-grams are in all references, so none is rare: score several images at once";
+            report
+                .notes
+                .push(format!("cider: 0, because it weighs n-grams by how rare they are among images, and {why}"));
+        }
         report.add("meteor", meteor(items, &self.meteor));
         let missing: Vec<&str> = [(Stage::Synonym, "meteor-1.5.jar"), (Stage::Paraphrase, "paraphrase-en.gz")]
             .into_iter()
@@ -114,6 +121,29 @@ mod tests {
         assert!(report.corpus.keys().chain(report.items.keys()).all(|name| known(name)));
         assert!(report.items.keys().all(|name| report.corpus.contains_key(name)));
         assert!(retrieval::scores(&[1]).iter().all(|(name, _)| known(name)));
+    }
+
+    #[test]
+    fn a_note_says_why_cider_of_one_image_is_0() {
+        let dog = item("a dog", &["a dog"]);
+        let alone = score(std::slice::from_ref(&dog));
+        assert_eq!(alone.corpus["cider"], 0.0);
+        assert!(alone.notes.iter().any(|note| note.starts_with("cider: 0, because")), "{:?}", alone.notes);
+        let two = score(&[dog, item("a cat", &["two cats"])]);
+        assert!(
+            two.corpus["cider"] > 0.0 && !two.notes.iter().any(|note| note.starts_with("cider")),
+            "{:?}",
+            two.notes
+        );
+    }
+
+    #[test]
+    fn endless_captions_are_scored() {
+        for repeated in ["a@", "a ", "a-", "1/", "'", "a. ", "dogs", "Σ日", "é", "a,b "] {
+            let long = repeated.repeat(200_000 / repeated.len());
+            let items = [item(&long, &[&long]), item("a dog", &[&long])];
+            assert_eq!(score(&items).items["bleu_1"].len(), 2);
+        }
     }
 
     #[test]

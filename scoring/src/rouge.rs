@@ -3,6 +3,9 @@
 
 use crate::{Corpus, Scores};
 
+/// Words of a caption that are looked at: more than captions have, and few enough for time that grows with the product of two
+/// captions' lengths.
+const MAX_WORDS: usize = 4096;
 /// Weight of recall over precision.
 const BETA: f64 = 1.2;
 /// What an empty caption is to the reference implementation, which splits it into one empty token: 0, no other token's
@@ -11,7 +14,7 @@ const EMPTY: &[u32] = &[0];
 
 /// ROUGE-L (0 to 1), as `Rouge()` of pycocoevalcap: the F-measure (beta 1.2) of the best precision and the best recall
 /// over the references, each of the longest common subsequence; the two may come from different references. `corpus` is
-/// the mean over items. An item without references scores 0.
+/// the mean over items. An item without references scores 0. Of a caption the first 4,096 tokens count.
 #[must_use]
 pub fn rouge_l(corpus: &Corpus) -> Scores {
     let mut row = Vec::new();
@@ -32,7 +35,7 @@ pub fn rouge_l(corpus: &Corpus) -> Scores {
 }
 
 fn some(caption: &[u32]) -> &[u32] {
-    if caption.is_empty() { EMPTY } else { caption }
+    if caption.is_empty() { EMPTY } else { &caption[..caption.len().min(MAX_WORDS)] }
 }
 
 /// The length of the longest common subsequence; `row` is scratch space.
@@ -94,6 +97,16 @@ mod tests {
         let items = [item("", &["a", "."]), item("!", &[""]), item("", &["a"]), item("a", &[""]), item("a", &[])];
         assert_eq!(values(&items), [1.0, 1.0, 0.0, 0.0, 0.0]);
         assert_eq!(rouge_l(&Corpus::new(&[])), Scores { corpus: 0.0, items: vec![] });
+    }
+
+    #[test]
+    fn only_so_many_words_count() {
+        // Compared as a whole they would take hours.
+        let endless = "a ".repeat(1_000_000);
+        assert_eq!(values(&[item(&endless, &[&endless, "b"])]), [1.0]);
+        let long = "a ".repeat(MAX_WORDS);
+        assert_eq!(values(&[item(&format!("{long} b"), &[&long])]), [1.0]);
+        assert!(values(&[item(&format!("b {long}"), &[&long])])[0] < 1.0);
     }
 
     proptest! {

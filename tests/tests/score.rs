@@ -46,12 +46,44 @@ fn cocos_own_files_give_the_same() {
 }
 
 #[test]
+fn standard_input_stands_for_either_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let candidates = r#"{"a.jpg": "a dog runs", "7": "a mat with a"}"#;
+    let expected = score(REFERENCES, candidates, &["--per-item"]).stdout;
+    for (file, piped, from_stdin) in
+        [("--references", candidates, "--candidates"), ("--candidates", REFERENCES, "--references")]
+    {
+        let (path, input) = (folder.path().join("file.json"), folder.path().join("piped.json"));
+        std::fs::write(&path, if piped == candidates { REFERENCES } else { candidates }).unwrap();
+        // As PowerShell writes it.
+        std::fs::write(&input, format!("\u{feff}{piped}")).unwrap();
+        let mut command = command("worker");
+        command.env_remove("DICO_METEOR_JAR").env_remove("DICO_METEOR_PARAPHRASES");
+        command.arg("score").arg(file).arg(&path).args([from_stdin, "-", "--per-item"]);
+        let output = command.stdin(std::fs::File::open(&input).unwrap()).output().unwrap();
+        assert!(output.status.success() && output.stdout == expected, "{output:?}");
+    }
+    let error = error_line(&run("worker", &["score", "--references", "-", "--candidates", "-"]));
+    assert!(error.contains("standard input"), "{error}");
+}
+
+#[test]
+fn notes_say_what_is_odd() {
+    let output = score(r#"{"7": ["two cats sleep on a mat"]}"#, r#"{"7": ""}"#, &[]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("worker: cider: 0, because"), "{said}");
+    assert!(said.contains("1 of 1 candidates are blank and score 0, that of image \"7\" for one"), "{said}");
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     let error =
         error_line(&run("worker", &["score", "--references", "/nowhere.json", "--candidates", "/nowhere.json"]));
     assert!(error.contains("/nowhere.json") && error.contains("No such file"), "{error}");
     let error = error_line(&score(REFERENCES, r#"{"b.jpg": "a dog"}"#, &[]));
     assert!(error.contains("refs.json") && error.contains("b.jpg"), "{error}");
+    let error = error_line(&score(r#"{"7": ["two cats", " "]}"#, r#"{"7": "a dog"}"#, &[]));
+    assert!(error.contains("refs.json: reference 2 of image \"7\" is blank"), "{error}");
     let error = error_line(&score("{", "{}", &[]));
     assert!(error.contains("refs.json") && error.contains("line 1"), "{error}");
 }

@@ -1,5 +1,6 @@
 //! Addresses of pages and people, names and topics of networks, XML tags.
 
+use super::ahead::{Ahead, Remembered, RunEnd};
 use super::longest::{Form, Longest, one_of, run, run_up_to, starts_with};
 use super::words::letters;
 
@@ -14,73 +15,137 @@ fn ends_sentence(c: char) -> bool {
 }
 
 /// Offers a page's address at the start of `text`.
-pub(super) fn offer_page(text: &str, longest: &mut Longest) {
-    if let Some(scheme) = one_of(text, &["https://", "http://"])
-        && let Some(length) = trimmed(&text[scheme..], |c| !ends_address(c) && !matches!(c, '{' | '}'))
-    {
-        longest.offer(scheme + length, Form::Verbatim);
+pub(super) fn offer_page(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
+    if let Some(scheme) = one_of(text, &["https://", "http://"]) {
+        let address = &text[scheme..];
+        let address = &address[..run(address, |c| !ends_address(c) && !matches!(c, '{' | '}'))];
+        let address = address.trim_end_matches(ends_sentence);
+        if address.chars().nth(1).is_some() {
+            longest.offer(scheme + address.len(), Form::Verbatim);
+        }
     }
     if starts_with(text, "www.") {
         let part = |c| !ends_address(c) && (c == '-' || !ends_sentence(c));
         let domain =
             |text: &str| Some(run_up_to(text, 4, |byte| byte.is_ascii_alphabetic())).filter(|&length| length > 1);
-        offer_host(text, "www.".len(), part, domain, longest);
+        ahead.www.offer(text, "www.".len(), part, domain, longest);
     }
     // All from the comma to the underscore, capitals and digits among it, is not in such a name: a slip of the
     // reference.
     let part = |c| !ends_address(c) && !matches!(c, '`' | '\'' | '$' | '!' | '{' | '}' | ','..='_');
-    offer_host(text, 0, part, |text| one_of(text, &["com", "net", "org", "edu"]), longest);
+    ahead.hosts.offer(text, 0, part, |text| one_of(text, &["com", "net", "org", "edu"]), longest);
 }
 
-/// Offers names with full stops between them, from `start` on, that end with a `domain`, with the path that follows.
-fn offer_host(
-    text: &str,
-    start: usize,
-    part: impl Fn(char) -> bool,
-    domain: impl Fn(&str) -> Option<usize>,
-    longest: &mut Longest,
-) {
-    let mut at = start;
-    loop {
-        let length = run(&text[at..], &part);
-        if length == 0 || !text[at + length..].starts_with('.') {
+/// Runs of names with full stops between them, some of which are domains. Places are told by how many bytes of the caption are
+/// left there.
+#[derive(Debug, Default)]
+pub(super) struct Hosts {
+    /// Of a run: the place of each full stop before a domain, and how far an address reaches that has this domain or a later
+    /// one.
+    domains: Remembered<Vec<(usize, usize)>>,
+    /// Where paths end.
+    path: Remembered<usize>,
+}
+
+impl Hosts {
+    /// Offers names, from `start` on, that end with a `domain`, with the path that follows. `part` and `domain` must always be
+    /// the same functions.
+    fn offer(
+        &mut self,
+        text: &str,
+        start: usize,
+        part: impl Fn(char) -> bool,
+        domain: impl Fn(&str) -> Option<usize>,
+        longest: &mut Longest,
+    ) {
+        let names = &text[start..];
+        if !names.starts_with(&part) {
             return;
         }
-        at += length + 1;
-        if let Some(length) = domain(&text[at..]) {
-            let end = at + length;
-            let path = text[end..].strip_prefix('/').and_then(|path| trimmed(path, |c| !ends_address(c)));
-            longest.offer(end + path.map_or(0, |path| 1 + path), Form::Verbatim);
+        let Self { domains, path } = self;
+        let domains = domains.get(names, || find_domains(names, part, domain, path));
+        let next = domains.partition_point(|&(stop, _)| stop >= names.len());
+        if let Some(&(_, end)) = domains.get(next) {
+            longest.offer(text.len() - end, Form::Verbatim);
         }
     }
 }
 
-/// The length of what `belongs` accepts, at least two characters, without the end of a sentence.
-fn trimmed(text: &str, belongs: impl Fn(char) -> bool) -> Option<usize> {
-    let address = text[..run(text, belongs)].trim_end_matches(ends_sentence);
-    address.chars().nth(1).map(|_| address.len())
+/// The length of the run of names at the start of `text`, and its [`Hosts::domains`].
+fn find_domains(
+    text: &str,
+    part: impl Fn(char) -> bool,
+    domain: impl Fn(&str) -> Option<usize>,
+    paths: &mut Remembered<usize>,
+) -> (usize, Vec<(usize, usize)>) {
+    let mut found = Vec::new();
+    let mut at = 0;
+    loop {
+        let length = run(&text[at..], &part);
+        at += length;
+        if length == 0 || !text[at..].starts_with('.') {
+            break;
+        }
+        let stop = text.len() - at;
+        at += 1;
+        if let Some(length) = domain(&text[at..]) {
+            let rest = &text[at + length..];
+            let path = rest.strip_prefix('/').and_then(|rest| path(rest, paths));
+            found.push((stop, rest.len() - path.map_or(0, |path| 1 + path)));
+        }
+    }
+    for earlier in (1..found.len()).rev() {
+        found[earlier - 1].1 = found[earlier - 1].1.min(found[earlier].1);
+    }
+    (at, found)
+}
+
+/// The length of the path at the start of `text`, at least two characters, without the end of a sentence.
+fn path(text: &str, ends: &mut Remembered<usize>) -> Option<usize> {
+    let end = *ends.get(text, || {
+        let path = &text[..run(text, |c| !ends_address(c))];
+        (path.len(), text.len() - path.trim_end_matches(ends_sentence).len())
+    });
+    let path = &text[..text.len().checked_sub(end)?];
+    path.chars().nth(1).map(|_| path.len())
+}
+
+/// An e-mail address: the place of its last `@` and of its end, told by how many bytes of the caption are left there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mail {
+    at: usize,
+    end: usize,
 }
 
 /// Offers an e-mail address, maybe in angle brackets, at the start of `text`.
-pub(super) fn offer_mail(text: &str, longest: &mut Longest) {
+pub(super) fn offer_mail(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
     let opening = one_of(text, &["&lt;", "<"]).unwrap_or(0);
     let address = &text[opening..];
     if !address.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         return;
     }
-    let belongs = |c| !ends_address(c) && !matches!(c, '{' | '}' | '\u{a0}');
-    let address = &address[..run(address, belongs)];
-    for (at, _) in address.match_indices('@').rev() {
-        // Names with one full stop between them.
-        let host = &address[at + 1..];
-        let end = host.find("..").unwrap_or(host.len());
-        let host = host[..end].trim_end_matches('.');
-        if host.is_empty() || host.starts_with('.') {
-            continue;
-        }
-        let end = opening + at + 1 + host.len();
+    let mail = *ahead.mail.get(address, || {
+        let belongs = |c| !ends_address(c) && !matches!(c, '{' | '}' | '\u{a0}');
+        let length = run(address, belongs);
+        let left = |place| address.len() - place;
+        (length, last_mail(&address[..length]).map(|(at, end)| Mail { at: left(at), end: left(end) }))
+    });
+    if let Some(Mail { end, .. }) = mail.filter(|mail| mail.at < address.len()) {
+        let end = text.len() - end;
         longest.offer(end + one_of(&text[end..], &["&gt;", ">"]).unwrap_or(0), Form::Verbatim);
     }
+}
+
+/// Where the last `@` before names is, and where these end, which have one full stop between them.
+fn last_mail(text: &str) -> Option<(usize, usize)> {
+    text.match_indices('@').rev().find_map(|(at, _)| {
+        let names = &text[at + 1..];
+        if names.is_empty() || names.starts_with('.') {
+            return None;
+        }
+        let end = names.find("..").unwrap_or(names.len());
+        Some((at, at + 1 + names[..end].trim_end_matches('.').len()))
+    })
 }
 
 /// Offers `@name` and `#topic`.
@@ -96,8 +161,8 @@ pub(super) fn offer_handle(text: &str, longest: &mut Longest) {
 }
 
 /// Offers the XML tag or comment at the start of `text`.
-pub(super) fn offer_tag(text: &str, longest: &mut Longest) {
-    if let Some(length) = tag(text) {
+pub(super) fn offer_tag(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
+    if let Some(length) = tag(text, &mut ahead.declaration) {
         longest.offer(length, Form::Spaced);
     }
 }
@@ -113,12 +178,13 @@ fn name(text: &str) -> Option<&str> {
     text.starts_with(|c: char| c.is_ascii_alphabetic()).then(|| &text[run(text, belongs)..])
 }
 
-/// The length of the XML tag or comment at the start of `text`.
-pub(super) fn tag(text: &str) -> Option<usize> {
+/// The length of the XML tag or comment at the start of `text`. No place of a caption is inside more than three tags that end
+/// further on, so tags need not be remembered; declarations must be, which may have any character inside.
+pub(super) fn tag(text: &str, declarations: &mut RunEnd) -> Option<usize> {
     let inside = text.strip_prefix('<')?;
     let rest = if let Some(declaration) = inside.strip_prefix(['!', '?']) {
         let named = declaration.starts_with(|c: char| c.is_ascii_alphabetic() || c == '-');
-        named.then(|| &declaration[run(declaration, |c| !matches!(c, '>' | '\n' | '\r'))..])?
+        named.then(|| &declaration[declarations.length(declaration, |c| !matches!(c, '>' | '\n' | '\r'))..])?
     } else if let Some(closing) = inside.strip_prefix('/') {
         spaces(name(closing)?)
     } else {

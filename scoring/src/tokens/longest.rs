@@ -53,12 +53,29 @@ impl Longest {
 
 /// How many bytes of `text`, from its start, `belongs` accepts.
 pub(super) fn run(text: &str, belongs: impl Fn(char) -> bool) -> usize {
-    text.find(|c| !belongs(c)).unwrap_or(text.len())
+    let length = text.find(|c| !belongs(c)).unwrap_or(text.len());
+    #[cfg(test)]
+    count(length);
+    length
 }
 
 /// As [`run`], of at most `most` bytes of ASCII.
 pub(super) fn run_up_to(text: &str, most: usize, belongs: impl Fn(u8) -> bool) -> usize {
-    text.bytes().take(most).take_while(|&byte| belongs(byte)).count()
+    let length = text.bytes().take(most).take_while(|&byte| belongs(byte)).count();
+    #[cfg(test)]
+    count(length);
+    length
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How many bytes [`run`] and [`run_up_to`] have looked at in this thread: nearly all the work that tokens take.
+    pub(super) static BYTES_SEEN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+#[cfg(test)]
+fn count(length: usize) {
+    BYTES_SEEN.set(BYTES_SEEN.get() + length + 1);
 }
 
 /// The first character of `text`. A caption ends with its line.

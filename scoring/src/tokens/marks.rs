@@ -1,7 +1,7 @@
 //! What is no word and no number: punctuation, symbols, entities, smileys.
 
 use super::characters::is_symbol;
-use super::longest::{Form, Longest, first, one_of, run};
+use super::longest::{Form, Longest, first, one_of, run, run_up_to};
 
 /// Offers the mark at the start of `text`.
 pub(super) fn offer(text: &str, longest: &mut Longest) {
@@ -19,7 +19,7 @@ pub(super) fn offer(text: &str, longest: &mut Longest) {
         }
         '_' | '*' | '#' | '@' => longest.offer(run(text, |c| c == mark), Form::Word),
         '.' => {
-            let points = run(text, |c| c == '.').min(5);
+            let points = run_up_to(text, 5, |byte| byte == b'.');
             longest.offer(if points > 2 { points } else { 1 }, Form::Dropped);
         }
         '\\' if text[1..].starts_with('*') => longest.offer(escaped_asterisks(text), Form::Word),
@@ -59,7 +59,7 @@ pub(super) fn offer(text: &str, longest: &mut Longest) {
 
 /// Digits above or below the line, maybe with a sign.
 fn index(text: &str) -> usize {
-    let sign = run(text, |c| matches!(c, '⁺' | '⁻' | '₊' | '₋')).min(3);
+    let sign = text.strip_prefix(['⁺', '⁻', '₊', '₋']).map_or(0, |rest| text.len() - rest.len());
     let above = run(&text[sign..], |c| matches!(c, '⁰' | '¹' | '²' | '³' | '⁴'..='⁹'));
     let below = run(&text[sign..], |c| matches!(c, '₀'..='₉'));
     sign + above.max(below)

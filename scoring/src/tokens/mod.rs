@@ -19,12 +19,14 @@
 //!   basic plane.
 
 mod addresses;
+mod ahead;
 mod characters;
 mod longest;
 mod marks;
 mod numbers;
 mod words;
 
+use ahead::Ahead;
 use characters::{SOFT_HYPHEN, is_digit, is_letter, is_space};
 use longest::{Form, Longest, first, run};
 
@@ -50,8 +52,9 @@ impl Tokeniser {
     /// Calls `emit` with each token of `caption`: never empty, without plain spaces, in lower case.
     pub fn each(&mut self, caption: &str, mut emit: impl FnMut(&str)) {
         let mut rest = caption;
+        let mut ahead = Ahead::default();
         while !rest.is_empty() {
-            let (length, form) = next(rest);
+            let (length, form) = next(rest, &mut ahead);
             let (token, after) = rest.split_at(length);
             rest = after;
             if form != Form::Dropped {
@@ -93,13 +96,15 @@ impl Tokeniser {
 
     fn push_lower(&mut self, text: &str) {
         let is_cased = |c: char| c.is_lowercase() || c.is_uppercase();
+        let mut after_cased = false;
         for (at, c) in text.char_indices() {
             // As Java has it: final after any letter with a case, and before none.
-            if c == 'Σ' && text[..at].contains(is_cased) && !text[at + c.len_utf8()..].contains(is_cased) {
+            if c == 'Σ' && after_cased && !text[at + c.len_utf8()..].contains(is_cased) {
                 self.token.push('ς');
             } else {
                 self.token.extend(c.to_lowercase());
             }
+            after_cased |= is_cased(c);
         }
     }
 
@@ -116,8 +121,9 @@ impl Tokeniser {
     }
 }
 
-/// The length of what comes next in `text`, which is not empty, and what becomes of it.
-fn next(text: &str) -> (usize, Form) {
+/// The length of what comes next in `text`, which is not empty, and what becomes of it. `ahead` is what earlier calls have seen
+/// of the rest of the caption.
+fn next(text: &str, ahead: &mut Ahead) -> (usize, Form) {
     let initial = first(text);
     if matches!(initial, ' ' | '\t') {
         return (run(text, is_space), Form::Dropped);
@@ -128,11 +134,11 @@ fn next(text: &str) -> (usize, Form) {
     let mut longest = Longest::at_least(initial.len_utf8());
     // An address could start with white space that is not ASCII.
     longest.offer(run(text, is_space), Form::Dropped);
-    addresses::offer_page(text, &mut longest);
-    addresses::offer_mail(text, &mut longest);
+    addresses::offer_page(text, ahead, &mut longest);
+    addresses::offer_mail(text, ahead, &mut longest);
     let apostrophe = words::apostrophe(text);
     if is_letter(initial) || is_digit(initial) || words::letter_entity(text).is_some() {
-        words::offer(text, &mut longest);
+        words::offer(text, ahead, &mut longest);
     }
     if is_digit(initial) || matches!(initial, '+' | '-' | '.' | ',' | ':' | '(' | SOFT_HYPHEN | '\u{66b}' | '\u{66c}') {
         numbers::offer(text, &mut longest);
@@ -144,7 +150,7 @@ fn next(text: &str) -> (usize, Form) {
         words::offer_apostrophe(text, length, &mut longest);
     }
     if initial == '<' {
-        addresses::offer_tag(text, &mut longest);
+        addresses::offer_tag(text, ahead, &mut longest);
     }
     if matches!(initial, '@' | '#') {
         addresses::offer_handle(text, &mut longest);
@@ -241,6 +247,88 @@ mod tests {
         match std::env::var("DICO_CAPTION_TOKENS") {
             Ok(path) => assert_equal_to_reference(&path),
             Err(_) => eprintln!("skipped: DICO_CAPTION_TOKENS names no file that tests/parity/ptb.py wrote"),
+        }
+    }
+
+    /// Something of each kind that a rule looks for or stops at.
+    const FRAGMENTS: &[&str] = &[
+        "a", "A", "ab", "aΣ", "Σ", "é", "日", "\u{301}", "\u{ad}", "1", "12", "\u{661}", "²", "⁺", "½", "&", "&amp;",
+        "&lt;", "&gt;", "&eacute;", "&Euml;", "&#1", "@", "a@", "@.", "#", "#a", "$", "US$", "%", "'", "n't", "'s",
+        "`", "’", "“", "\"", ",", ";", ":", ".", "..", "a.", "A.", ".txt", ".1a", ".com", ".com/", ".comb", "www.",
+        "www.1/", "http://", "http://.", "/", "1/", "\\/", "\\*", "-", "--", "a-", "_", "*", "+", "=", "~", "!", "?",
+        "(", ")", "(^", ":-", "<", ">", "<!a", "<a", "<a b='", " b='", " b=\"", "</a", "/>", "{", "}", "[", "|", "^",
+        "\t", "\u{a0}", "\n", "\u{2009}", "cannot", "gonna", "'tis", "-lrb-", "no.", "Mr.", "♥", "🐶",
+    ];
+
+    /// How many bytes are looked at for the tokens of `text`.
+    fn work(text: &str) -> usize {
+        let before = longest::BYTES_SEEN.get();
+        Tokeniser::default().each(text, |_| {});
+        longest::BYTES_SEEN.get() - before
+    }
+
+    /// Panics if the work grows faster than repetitions do.
+    fn assert_linear(start: &str, repeated: &str) {
+        let work = |times: usize| work(&format!("{start}{}", repeated.repeat(times)));
+        let (few, many) = (work(40), work(120));
+        assert!(
+            2 * many < 7 * few + 1000,
+            "{start:?}, then {repeated:?}: {few} bytes seen, of three times as many {many}"
+        );
+    }
+
+    #[test]
+    fn work_is_linear_in_length_whatever_repeats() {
+        for first in FRAGMENTS {
+            assert_linear("", first);
+            for second in FRAGMENTS {
+                assert_linear("", &format!("{first}{second}"));
+                assert_linear(first, second);
+            }
+        }
+    }
+
+    #[test]
+    fn long_captions_have_tokens() {
+        // Each looked through to its end from every token would take hours.
+        for (repeated, tokens) in [("a@", 1), ("a,", 500_000), ("a#", 500_001), (".1a", 750_000), ("http://", 1)] {
+            let mut count = 0;
+            Tokeniser::default().each(&repeated.repeat(500_000), |_| count += 1);
+            assert_eq!(count, tokens, "{repeated}");
+        }
+    }
+
+    /// The tokens of `caption` by rules that remember nothing.
+    fn tokenise_forgetfully(caption: &str) -> Vec<String> {
+        let mut tokeniser = Tokeniser::default();
+        let mut tokens = Vec::new();
+        let mut rest = caption;
+        while !rest.is_empty() {
+            let (length, form) = next(rest, &mut Ahead::default());
+            tokeniser.write(&rest[..length], form);
+            tokens.extend(Some(tokeniser.token.clone()).filter(|token| !token.is_empty()));
+            rest = &rest[length..];
+        }
+        tokens
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn what_is_remembered_does_not_change_tokens(
+            fragments in proptest::collection::vec(proptest::sample::select(FRAGMENTS), 0..40),
+        ) {
+            let caption = fragments.concat();
+            prop_assert_eq!(tokenise(&caption), tokenise_forgetfully(&caption));
+        }
+
+        #[test]
+        fn work_is_linear_in_length(
+            start in proptest::collection::vec(proptest::sample::select(FRAGMENTS), 0..5),
+            repeated in proptest::collection::vec(proptest::sample::select(FRAGMENTS), 1..7),
+        ) {
+            assert_linear(&start.concat(), &repeated.concat());
         }
     }
 

@@ -1,6 +1,7 @@
 //! Words: with hyphens, slashes and ampersands, before clitics, with apostrophes and full stops that belong to them.
 
 use super::addresses::tag;
+use super::ahead::{Ahead, RunEnd};
 use super::characters::{SOFT_HYPHEN, is_digit, is_letter, is_line_end, is_space, is_whole_letter};
 use super::longest::{Form, Longest, first, one_of, run, run_up_to, starts_with};
 
@@ -111,7 +112,7 @@ pub(super) fn split(word: &str) -> Option<usize> {
 }
 
 /// Offers what starts with the letter, digit or letter's entity at the start of `text`.
-pub(super) fn offer(text: &str, longest: &mut Longest) {
+pub(super) fn offer(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
     let initial = run_up_to(text, text.len(), |byte| byte.is_ascii_alphabetic());
     if let Some(first) = split(&text[..initial]) {
         longest.offer_within(initial, first, Form::Word);
@@ -119,11 +120,11 @@ pub(super) fn offer(text: &str, longest: &mut Longest) {
     let word = plain(text);
     offer_before_clitic(text, word, longest);
     longest.offer(word, Form::Word);
-    offer_abbreviation(text, initial, longest);
+    offer_abbreviation(text, initial, &mut ahead.declaration, longest);
     offer_with_full_stop(text, word, Form::Word, longest);
-    offer_file(text, longest);
+    offer_file(text, ahead, longest);
     longest.offer(with_apostrophe(text), Form::Word);
-    for length in [compound(text), listed(text)] {
+    for length in [compound(text), listed(text, &mut ahead.list)] {
         longest.offer(length, Form::Word);
         offer_with_full_stop(text, length, Form::Word, longest);
     }
@@ -170,21 +171,42 @@ pub(super) fn letters(text: &str, belongs: impl Fn(char) -> bool) -> usize {
 }
 
 /// Offers the name of a file before white space or the end of a sentence.
-fn offer_file(text: &str, longest: &mut Longest) {
-    let mut length = letters(text, is_digit);
-    while text[length..].starts_with('.') {
-        let more = letters(&text[length + 1..], is_digit);
+fn offer_file(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
+    let extensions = &text[letters(text, is_digit)..];
+    let file = *ahead.file.get(extensions, || last_file(extensions));
+    if let Some(File { end, context, .. }) = file.filter(|file| file.stop <= extensions.len()) {
+        let length = text.len() - end;
+        longest.offer_within(length + context, length, Form::Word);
+    }
+}
+
+/// The end of a file's name. Places are told by how many bytes of the caption are left there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct File {
+    /// The place of the full stop before the extension.
+    stop: usize,
+    end: usize,
+    /// How many bytes what follows has.
+    context: usize,
+}
+
+/// The length of the parts at the start of `text`, each after a full stop, and the last that may be a file's extension.
+fn last_file(text: &str) -> (usize, Option<File>) {
+    let (mut length, mut last) = (0, None);
+    while let Some(rest) = text[length..].strip_prefix('.') {
+        let more = letters(rest, is_digit);
         if more == 0 {
-            return;
+            break;
         }
-        let extension = &text[length + 1..length + 1 + more];
-        length += 1 + more;
-        let next = first(&text[length..]);
+        let (extension, after) = rest.split_at(more);
+        let next = first(after);
         let ends = is_space(next) || is_line_end(next) || matches!(next, '.' | '?' | '!' | ',');
         if ends && EXTENSIONS.iter().any(|entry| entry.eq_ignore_ascii_case(extension)) {
-            longest.offer_within(length + next.len_utf8(), length, Form::Word);
+            last = Some(File { stop: text.len() - length, end: after.len(), context: next.len_utf8() });
         }
+        length += 1 + more;
     }
+    (length, last)
 }
 
 /// Letters and digits, with single points, exclamation and question marks between them.
@@ -262,10 +284,12 @@ fn offer_negation(text: &str, longest: &mut Longest) {
 }
 
 /// Offers the abbreviation that starts with `initial` letters, and single letters with full stops after each.
-fn offer_abbreviation(text: &str, initial: usize, longest: &mut Longest) {
+fn offer_abbreviation(text: &str, initial: usize, declarations: &mut RunEnd, longest: &mut Longest) {
     let acronym = acronym(text);
     longest.offer(acronym, Form::Word);
-    if let Some(reach) = opener(&text[acronym..]).filter(|_| acronym > 0) {
+    if acronym > 0
+        && let Some(reach) = opener(&text[acronym..], declarations)
+    {
         // The last full stop is a token of its own, and the acronym's, too, if it has others.
         longest.offer_within(acronym + reach, if acronym > 2 { acronym } else { 1 }, Form::Word);
     }
@@ -303,13 +327,13 @@ fn acronym(text: &str) -> usize {
 }
 
 /// How far the word or tag that starts a sentence reaches, if that is next, with the white space around it.
-fn opener(text: &str) -> Option<usize> {
+fn opener(text: &str, declarations: &mut RunEnd) -> Option<usize> {
     let white = |c| is_space(c) || is_line_end(c);
     let next = text.trim_start_matches(white);
     if next.len() == text.len() {
         return None;
     }
-    let length = tag(next).or_else(|| {
+    let length = tag(next, declarations).or_else(|| {
         let word = &next[..run(next, |c| c.is_ascii_alphabetic() || c == '.')];
         let opens = word.starts_with(|c: char| c.is_ascii_uppercase())
             && OPENERS.iter().any(|entry| entry.eq_ignore_ascii_case(word));
@@ -351,12 +375,12 @@ fn part(text: &str) -> usize {
 }
 
 /// Letters, digits, points and commas, then hyphens before letters, digits or acronyms: `U.S.-based`.
-fn listed(text: &str) -> usize {
+fn listed(text: &str, ends: &mut RunEnd) -> usize {
     let belongs = |c: char| c.is_ascii_alphanumeric() || c == SOFT_HYPHEN;
     if text.starts_with(SOFT_HYPHEN) {
         return 0;
     }
-    let mut length = run(text, |c| belongs(c) || matches!(c, '.' | ','));
+    let mut length = ends.length(text, |c| belongs(c) || matches!(c, '.' | ','));
     let mut whole = 0;
     while length > 0
         && let Some(next) = text[length..].strip_prefix('-')

@@ -7,14 +7,15 @@ use super::report::Print;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  worker score --references captions_val2014.json --candidates results.json\n  \
-                        worker score --references refs.json --candidates cands.json --json > scores.json\n\n\
+                        worker score --references refs.json --candidates cands.json --json > scores.json\n  \
+                        caption-images | worker score --references refs.json --candidates -\n\n\
                         Both files may be {\"ID\": [\"caption\", ...]}, {\"ID\": \"caption\"}, COCO's annotations or COCO's \
                         results. Scored are the images that have a candidate.")]
 pub struct Score {
-    /// The human captions of each image.
+    /// The human captions of each image; `-` reads standard input.
     #[arg(long, value_name = "FILE")]
     references: PathBuf,
-    /// One caption of each image, to be scored.
+    /// One caption of each image, to be scored; `-` reads standard input.
     #[arg(long, value_name = "FILE")]
     candidates: PathBuf,
     #[command(flatten)]
