@@ -40,12 +40,12 @@ impl Token {
         }
     }
 
-    /// Reads a token; space around it is not part of it.
+    /// Reads a token; space around it is not part of it, nor is a byte-order mark in front.
     ///
     /// # Errors
     /// It is too short, too long, or has characters that a header cannot carry. `origin` says where it is from.
     pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
-        let text = text.trim();
+        let text = text.trim_start_matches('\u{feff}').trim();
         if !(LEAST..=MOST).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Error::Token { origin: origin.to_owned() });
         }
@@ -83,6 +83,8 @@ mod tests {
         let token = Token::find(Some(file.path()), "DICO_NO_SUCH_VARIABLE").unwrap().unwrap();
         assert!(token.equals(bearer(&token.authorization()).unwrap()));
         assert!(token.equals(GOOD) && !token.equals("0123456789abcdeF") && !token.equals(&GOOD[1..]));
+        std::fs::write(file.path(), format!("\u{feff}{GOOD}\r\n")).unwrap();
+        assert!(Token::find(Some(file.path()), "DICO_NO_SUCH_VARIABLE").unwrap().unwrap().equals(GOOD));
         assert!(Token::find(None, "DICO_NO_SUCH_VARIABLE").unwrap().is_none());
     }
 

@@ -1,7 +1,7 @@
 //! What the annotation formats have in common: JSON files, captions, and image paths that must stay in their folder.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -11,20 +11,32 @@ use crate::Error;
 /// Annotation files have hundreds of megabytes: read in pieces, straight into what is kept of them.
 const BUFFER: usize = 1 << 20;
 
-/// A JSON file.
+/// A JSON file in UTF-8, with or without a byte-order mark.
 ///
 /// # Errors
 /// The file cannot be read, or is not of this form; then with line and column.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let failed = |source| Error::Read { place: path.display().to_string(), source };
-    let reader = BufReader::with_capacity(BUFFER, File::open(path).map_err(failed)?);
+    let mut reader = BufReader::with_capacity(BUFFER, File::open(path).map_err(failed)?);
+    let start = reader.fill_buf().map_err(failed)?;
+    if start.starts_with(b"\xff\xfe") || start.starts_with(b"\xfe\xff") {
+        return Err(Error::format(path.display(), "the file is UTF-16; save it as UTF-8"));
+    }
+    let mark = start.len() - without_byte_order_mark(start).len();
+    reader.consume(mark);
     serde_json::from_reader(reader)
         .map_err(|error| if error.is_io() { failed(error.into()) } else { Error::format(path.display(), error) })
 }
 
-/// Captions without the white space around them and without blank ones.
+/// `bytes` without UTF-8's byte-order mark, which some editors put at the start of a file.
+pub fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// Captions without the white space and byte-order marks around them and without blank ones.
 pub fn tidy(captions: impl IntoIterator<Item = String>) -> Vec<String> {
-    let trimmed = captions.into_iter().map(|caption| match caption.trim() {
+    let is_space = |c: char| c.is_whitespace() || c == '\u{feff}';
+    let trimmed = captions.into_iter().map(|caption| match caption.trim_matches(is_space) {
         same if same.len() == caption.len() => caption,
         shorter => shorter.to_owned(),
     });
@@ -43,8 +55,24 @@ mod tests {
 
     #[test]
     fn captions_are_trimmed_and_blank_ones_dropped() {
-        let captions = [" A dog. \n", "", "  ", "a cat"].map(str::to_owned);
-        assert_eq!(tidy(captions), ["A dog.", "a cat"]);
+        let captions = [" A dog. \n", "", "  ", "a cat", "\u{feff}", "\u{feff}a bus\r\n"].map(str::to_owned);
+        assert_eq!(tidy(captions), ["A dog.", "a cat", "a bus"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let found = |bytes: &[u8]| {
+            std::fs::write(file.path(), bytes).unwrap();
+            read::<Vec<String>>(file.path()).map_err(|error| error.to_string())
+        };
+        assert_eq!(found(b"[\"a\"]").unwrap(), ["a"]);
+        assert_eq!(found(b"\xef\xbb\xbf[\"a\"]").unwrap(), ["a"]);
+        assert!(found(b"\xef\xbb\xbf").unwrap_err().contains("EOF"));
+        assert!(found(b"").unwrap_err().contains("EOF"));
+        for mark in [b"\xff\xfe[\0", b"\xfe\xff\0["] {
+            assert!(found(mark).unwrap_err().ends_with("the file is UTF-16; save it as UTF-8"));
+        }
     }
 
     #[test]

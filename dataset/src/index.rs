@@ -6,7 +6,7 @@ use std::io::Cursor;
 
 use serde::{Deserialize, Serialize};
 
-use crate::annotations::tidy;
+use crate::annotations::{tidy, without_byte_order_mark};
 use crate::members::{Forward, Found, Members};
 use crate::store::Version;
 use crate::{LARGEST_IMAGE, preprocess};
@@ -162,12 +162,14 @@ fn take<R: Forward>(members: &mut Members<R>, found: &Found, role: Role) -> Resu
     }
     let bytes = members.start(found, most)?;
     Ok(match role {
-        Role::Json => serde_json::from_slice(&bytes).map_err(|error| error.to_string()).map(|captions| {
-            Content::Json(match captions {
-                Captions::Plain(captions) => Some(captions),
-                Captions::Keyed { captions } => captions,
+        Role::Json => {
+            serde_json::from_slice(without_byte_order_mark(&bytes)).map_err(|error| error.to_string()).map(|captions| {
+                Content::Json(match captions {
+                    Captions::Plain(captions) => Some(captions),
+                    Captions::Keyed { captions } => captions,
+                })
             })
-        }),
+        }
         _ => String::from_utf8(bytes).map(Content::Text).map_err(|error| error.to_string()),
     })
 }

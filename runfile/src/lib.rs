@@ -24,8 +24,9 @@ impl RunFile {
         Ok(run)
     }
 
-    /// Parses and checks `text`; `path` is only for messages.
+    /// Parses and checks `text`, with or without a byte-order mark; `path` is only for messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let run: Self = serde_saphyr::from_str(text).map_err(|error| Error::from_yaml(path, text, &error))?;
         run.check().map_err(|(key, problem)| Error::Value { path: path.to_owned(), key, problem })?;
         Ok(run)

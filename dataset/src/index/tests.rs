@@ -60,6 +60,19 @@ fn members_are_grouped_by_key() {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_part_of_a_caption() {
+    let image = png(3);
+    let samples = build(&[
+        ("1.jpg", &image),
+        ("1.txt", "\u{feff}A cat.\r\n".as_bytes()),
+        ("2.jpg", &image),
+        ("2.json", "\u{feff}{\"captions\": [\"Two dogs.\"]}".as_bytes()),
+    ]);
+    let captions: Vec<_> = samples.iter().map(|sample| sample.captions.join("|")).collect();
+    assert_eq!(captions, ["A cat.", "Two dogs."]);
+}
+
+#[test]
 fn hidden_files_are_passed_over() {
     assert_eq!(build(&[("._a.jpg", b"x"), (".DS_Store", b"x"), ("folder/.b.txt", b"x"), ("noextension", b"x")]), []);
 }

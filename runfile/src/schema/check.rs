@@ -228,6 +228,14 @@ stages:
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_part_of_a_run_file() {
+        let parse = |text: &str| RunFile::parse(Path::new("run.yaml"), text).map_err(|error| error.to_string());
+        assert_eq!(parse(&format!("\u{feff}{}", RUN.trim_start())), parse(RUN));
+        // Neither does it count in the column of what is wrong.
+        assert_eq!(parse("\u{feff}nam: test"), parse("nam: test"));
+    }
+
+    #[test]
     fn what_does_not_fit_together_is_named() {
         assert_eq!(problem("dico", "evaluate_first: true"), "");
         for (stage, addition, expected) in [
