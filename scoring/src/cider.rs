@@ -42,7 +42,8 @@ pub fn cider_d(corpus: &Corpus) -> Scores {
 pub struct Candidate {
     /// What it says, without special tokens.
     pub text: String,
-    /// Whether the captioner ended it with the end token; false where it was cut at the length limit.
+    /// Whether the captioner ended it with the end token; false where it was cut at the length
+    /// limit.
     pub ended: bool,
 }
 
@@ -53,14 +54,16 @@ const END: u32 = u32::MAX;
 /// that stay those of a whole split (as `Rennie et al.`, "Self-critical Sequence Training for Image Captioning", CVPR
 /// 2017, take those of the training split).
 ///
-/// The end token counts as a word: of every reference, of every candidate that has it, and in document frequencies, as in
-/// the published code of self-critical training (ruotianluo's `self-critical.pytorch`, `array_to_str`). Without it a
-/// captioner learns to stop in mid-sentence ("a dog and a"): the n-grams of such an end match inside references, and
-/// nothing is lost by the missing rest. With it, "and a END" matches no reference, and a candidate that was cut at the
-/// length limit misses the n-grams that end the references. Reported scores ([`cider_d`]) never contain it.
+/// The end token counts as a word: of every reference, of every candidate that has it, and in
+/// document frequencies, as in the published code of self-critical training (ruotianluo's
+/// `self-critical.pytorch`, `array_to_str`). Without it a captioner learns to stop in mid-sentence
+/// ("a dog and a"): the n-grams of such an end match inside references, and nothing is lost by the
+/// missing rest. With it, "and a END" matches no reference, and a candidate that was cut at the
+/// length limit misses the n-grams that end the references. Reported scores ([`cider_d`]) never
+/// contain it.
 ///
-/// Rewards are those of [`cider_d`] for a job that has one candidate for each image of the split, where a further word that
-/// no caption has ends all references and all candidates that ended.
+/// Rewards are those of [`cider_d`] for a job that has one candidate for each image of the split,
+/// where a further word that no caption has ends all references and all candidates that ended.
 pub struct Cider {
     vocabulary: Vocabulary,
     references: Groups,
@@ -68,8 +71,8 @@ pub struct Cider {
 }
 
 impl Cider {
-    /// Tokenises the references of each image, ends them with the end token, and counts in how many images' references each
-    /// n-gram occurs.
+    /// Tokenises the references of each image, ends them with the end token, and counts in how many
+    /// images' references each n-gram occurs.
     #[must_use]
     pub fn new(references: &[Vec<String>]) -> Self {
         let mut tokeniser = Tokeniser::default();
@@ -89,7 +92,8 @@ impl Cider {
         Self { vocabulary, references: groups, rarity }
     }
 
-    /// The rewards of `candidates` (0 to 10), all of the image at index `image` of the references given to [`Self::new`].
+    /// The rewards of `candidates` (0 to 10), all of the image at index `image` of the references
+    /// given to [`Self::new`].
     ///
     /// # Panics
     /// There is no such image.
@@ -271,16 +275,17 @@ mod tests {
     #[test]
     fn a_caption_without_its_end_token_misses_the_ngrams_that_end_references() {
         let cider = Cider::new(&[vec!["a b c d".into()], vec!["e f".into()]]);
-        // All weights are ln 2, END alone weighs 0. Of unigrams all match; of bigrams 3 of 4, of trigrams 2 of 3, of
-        // 4-grams 1 of 2; each cosine is the root of that share. One bigram is missing.
+        // All weights are ln 2, END alone weighs 0. Of unigrams all match; of bigrams 3 of 4, of
+        // trigrams 2 of 3, of 4-grams 1 of 2; each cosine is the root of that share. One bigram is
+        // missing.
         let expected = [1.0, 3.0 / 4.0, 2.0 / 3.0, 1.0 / 2.0].map(f64::sqrt).iter().sum::<f64>() * 10.0 / 4.0;
         let rewards = cider.rewards(0, &[cut("a b c d"), ended("a b c d")]);
         assert_near(rewards[0], expected * (-1.0_f64 / 72.0).exp());
         assert_near(rewards[1], 10.0);
     }
 
-    /// A case of the built-in world, where a captioner that was rewarded without the end token ended all its captions with
-    /// "and a".
+    /// A case of the built-in world, where a captioner that was rewarded without the end token
+    /// ended all its captions with "and a".
     #[test]
     fn an_end_in_mid_sentence_is_worth_less_only_where_the_end_token_counts() {
         let references = ["a cross", "a yellow cross and a purple cross and a blue cross"];

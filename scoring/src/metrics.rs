@@ -144,6 +144,8 @@ mod tests {
             let items = [item(&long, &[&long]), item("a dog", &[&long])];
             assert_eq!(score(&items).items["bleu_1"].len(), 2);
         }
+        let many = score(&[item("a dog", &["a dog"; 5000]), item("a cat", &["a cat"])]);
+        assert!(many.items["cider"].iter().all(|score| (score - 5.0).abs() < 1e-9), "{:?}", many.items["cider"]);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 
 use crate::{Corpus, Scores};
 
-/// Words of a caption that are looked at: more than captions have, and few enough for time that grows with the product of two
-/// captions' lengths.
+/// Words of a caption that are looked at: more than captions have, and few enough for time that
+/// grows with the product of two captions' lengths.
 const MAX_WORDS: usize = 4096;
 /// Weight of recall over precision.
 const BETA: f64 = 1.2;

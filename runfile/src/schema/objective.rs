@@ -50,15 +50,15 @@ pub struct Contrastive {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reward {
-    /// CIDEr-D against the image's captions, with document frequencies of the training split. The end token counts as a word
-    /// of captions and candidates, unlike in the metric of that name.
+    /// CIDEr-D against the image's captions, with document frequencies of the training split. The
+    /// end token counts as a word of captions and candidates, unlike in the metric of that name.
     Cider,
     /// The evaluator's, where `evaluator.score` is that.
     ClipS,
     /// The evaluator's, where `evaluator.score` is that.
     PacS,
-    /// A penalty: 1 for a candidate that was cut at `decoding.max_length`, without an end token, else 0. Its weight is below
-    /// 0, and it goes with another reward.
+    /// A penalty: 1 for a candidate that was cut at `decoding.max_length`, without an end token,
+    /// else 0. Its weight is below 0, and it goes with another reward.
     MissingEnd,
 }
 

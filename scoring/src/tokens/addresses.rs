@@ -1,7 +1,7 @@
 //! Addresses of pages and people, names and topics of networks, XML tags.
 
-use super::ahead::{Ahead, Remembered, RunEnd};
 use super::longest::{Form, Longest, one_of, run, run_up_to, starts_with};
+use super::lookahead::{Cached, Lookahead, RunEnd};
 use super::words::letters;
 
 /// What ends a page's address, at the latest.
@@ -15,7 +15,7 @@ fn ends_sentence(c: char) -> bool {
 }
 
 /// Offers a page's address at the start of `text`.
-pub(super) fn offer_page(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
+pub(super) fn offer_page(text: &str, lookahead: &mut Lookahead, longest: &mut Longest) {
     if let Some(scheme) = one_of(text, &["https://", "http://"]) {
         let address = &text[scheme..];
         let address = &address[..run(address, |c| !ends_address(c) && !matches!(c, '{' | '}'))];
@@ -28,28 +28,28 @@ pub(super) fn offer_page(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
         let part = |c| !ends_address(c) && (c == '-' || !ends_sentence(c));
         let domain =
             |text: &str| Some(run_up_to(text, 4, |byte| byte.is_ascii_alphabetic())).filter(|&length| length > 1);
-        ahead.www.offer(text, "www.".len(), part, domain, longest);
+        lookahead.www.offer(text, "www.".len(), part, domain, longest);
     }
     // All from the comma to the underscore, capitals and digits among it, is not in such a name: a slip of the
     // reference.
     let part = |c| !ends_address(c) && !matches!(c, '`' | '\'' | '$' | '!' | '{' | '}' | ','..='_');
-    ahead.hosts.offer(text, 0, part, |text| one_of(text, &["com", "net", "org", "edu"]), longest);
+    lookahead.hosts.offer(text, 0, part, |text| one_of(text, &["com", "net", "org", "edu"]), longest);
 }
 
-/// Runs of names with full stops between them, some of which are domains. Places are told by how many bytes of the caption are
-/// left there.
+/// Runs of names with full stops between them, some of which are domains. Positions are those of
+/// [`Cached`].
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
-    /// Of a run: the place of each full stop before a domain, and how far an address reaches that has this domain or a later
-    /// one.
-    domains: Remembered<Vec<(usize, usize)>>,
+    /// Of a run: the position of each full stop before a domain, and the farthest end of an address
+    /// with this domain or a later one.
+    domains: Cached<Vec<(usize, usize)>>,
     /// Where paths end.
-    path: Remembered<usize>,
+    path: Cached<usize>,
 }
 
 impl Hosts {
-    /// Offers names, from `start` on, that end with a `domain`, with the path that follows. `part` and `domain` must always be
-    /// the same functions.
+    /// Offers names, from `start` on, that end with a `domain`, with the path that follows. All
+    /// calls must pass the same `part` and `domain`.
     fn offer(
         &mut self,
         text: &str,
@@ -76,7 +76,7 @@ fn find_domains(
     text: &str,
     part: impl Fn(char) -> bool,
     domain: impl Fn(&str) -> Option<usize>,
-    paths: &mut Remembered<usize>,
+    paths: &mut Cached<usize>,
 ) -> (usize, Vec<(usize, usize)>) {
     let mut found = Vec::new();
     let mut at = 0;
@@ -100,8 +100,9 @@ fn find_domains(
     (at, found)
 }
 
-/// The length of the path at the start of `text`, at least two characters, without the end of a sentence.
-fn path(text: &str, ends: &mut Remembered<usize>) -> Option<usize> {
+/// The length of the path at the start of `text`, at least two characters, without the end of a
+/// sentence.
+fn path(text: &str, ends: &mut Cached<usize>) -> Option<usize> {
     let end = *ends.get(text, || {
         let path = &text[..run(text, |c| !ends_address(c))];
         (path.len(), text.len() - path.trim_end_matches(ends_sentence).len())
@@ -110,7 +111,7 @@ fn path(text: &str, ends: &mut Remembered<usize>) -> Option<usize> {
     path.chars().nth(1).map(|_| path.len())
 }
 
-/// An e-mail address: the place of its last `@` and of its end, told by how many bytes of the caption are left there.
+/// The positions of an e-mail address's `@` and end, as in [`Cached`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mail {
     at: usize,
@@ -118,17 +119,17 @@ pub(super) struct Mail {
 }
 
 /// Offers an e-mail address, maybe in angle brackets, at the start of `text`.
-pub(super) fn offer_mail(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
+pub(super) fn offer_mail(text: &str, lookahead: &mut Lookahead, longest: &mut Longest) {
     let opening = one_of(text, &["&lt;", "<"]).unwrap_or(0);
     let address = &text[opening..];
     if !address.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         return;
     }
-    let mail = *ahead.mail.get(address, || {
+    let mail = *lookahead.mail.get(address, || {
         let belongs = |c| !ends_address(c) && !matches!(c, '{' | '}' | '\u{a0}');
         let length = run(address, belongs);
-        let left = |place| address.len() - place;
-        (length, last_mail(&address[..length]).map(|(at, end)| Mail { at: left(at), end: left(end) }))
+        let position = |at| address.len() - at;
+        (length, last_mail(&address[..length]).map(|(at, end)| Mail { at: position(at), end: position(end) }))
     });
     if let Some(Mail { end, .. }) = mail.filter(|mail| mail.at < address.len()) {
         let end = text.len() - end;
@@ -161,8 +162,8 @@ pub(super) fn offer_handle(text: &str, longest: &mut Longest) {
 }
 
 /// Offers the XML tag or comment at the start of `text`.
-pub(super) fn offer_tag(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
-    if let Some(length) = tag(text, &mut ahead.declaration) {
+pub(super) fn offer_tag(text: &str, lookahead: &mut Lookahead, longest: &mut Longest) {
+    if let Some(length) = tag(text, &mut lookahead.declaration) {
         longest.offer(length, Form::Spaced);
     }
 }
@@ -178,8 +179,10 @@ fn name(text: &str) -> Option<&str> {
     text.starts_with(|c: char| c.is_ascii_alphabetic()).then(|| &text[run(text, belongs)..])
 }
 
-/// The length of the XML tag or comment at the start of `text`. No place of a caption is inside more than three tags that end
-/// further on, so tags need not be remembered; declarations must be, which may have any character inside.
+/// The length of the XML tag or comment at the start of `text`.
+///
+/// Declarations may contain any character, so their ends are cached. Tags need no cache: no more
+/// than three that start at different positions can all go on at one position.
 pub(super) fn tag(text: &str, declarations: &mut RunEnd) -> Option<usize> {
     let inside = text.strip_prefix('<')?;
     let rest = if let Some(declaration) = inside.strip_prefix(['!', '?']) {

@@ -69,7 +69,8 @@ pub(super) fn run_up_to(text: &str, most: usize, belongs: impl Fn(u8) -> bool) -
 
 #[cfg(test)]
 thread_local! {
-    /// How many bytes [`run`] and [`run_up_to`] have looked at in this thread: nearly all the work that tokens take.
+    /// How many bytes [`run`] and [`run_up_to`] have looked at in this thread: nearly all the work
+    /// that tokens take.
     pub(super) static BYTES_SEEN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 

@@ -19,16 +19,16 @@
 //!   basic plane.
 
 mod addresses;
-mod ahead;
 mod characters;
 mod longest;
+mod lookahead;
 mod marks;
 mod numbers;
 mod words;
 
-use ahead::Ahead;
 use characters::{SOFT_HYPHEN, is_digit, is_letter, is_space};
 use longest::{Form, Longest, first, run};
+use lookahead::Lookahead;
 
 /// The tokens of `caption`, in lower case and without punctuation.
 ///
@@ -52,9 +52,9 @@ impl Tokeniser {
     /// Calls `emit` with each token of `caption`: never empty, without plain spaces, in lower case.
     pub fn each(&mut self, caption: &str, mut emit: impl FnMut(&str)) {
         let mut rest = caption;
-        let mut ahead = Ahead::default();
+        let mut lookahead = Lookahead::default();
         while !rest.is_empty() {
-            let (length, form) = next(rest, &mut ahead);
+            let (length, form) = next(rest, &mut lookahead);
             let (token, after) = rest.split_at(length);
             rest = after;
             if form != Form::Dropped {
@@ -121,9 +121,9 @@ impl Tokeniser {
     }
 }
 
-/// The length of what comes next in `text`, which is not empty, and what becomes of it. `ahead` is what earlier calls have seen
-/// of the rest of the caption.
-fn next(text: &str, ahead: &mut Ahead) -> (usize, Form) {
+/// The length of what comes next in `text`, which is not empty, and what becomes of it. `lookahead`
+/// is what earlier calls have cached of the rest of the caption.
+fn next(text: &str, lookahead: &mut Lookahead) -> (usize, Form) {
     let initial = first(text);
     if matches!(initial, ' ' | '\t') {
         return (run(text, is_space), Form::Dropped);
@@ -134,11 +134,11 @@ fn next(text: &str, ahead: &mut Ahead) -> (usize, Form) {
     let mut longest = Longest::at_least(initial.len_utf8());
     // An address could start with white space that is not ASCII.
     longest.offer(run(text, is_space), Form::Dropped);
-    addresses::offer_page(text, ahead, &mut longest);
-    addresses::offer_mail(text, ahead, &mut longest);
+    addresses::offer_page(text, lookahead, &mut longest);
+    addresses::offer_mail(text, lookahead, &mut longest);
     let apostrophe = words::apostrophe(text);
     if is_letter(initial) || is_digit(initial) || words::letter_entity(text).is_some() {
-        words::offer(text, ahead, &mut longest);
+        words::offer(text, lookahead, &mut longest);
     }
     if is_digit(initial) || matches!(initial, '+' | '-' | '.' | ',' | ':' | '(' | SOFT_HYPHEN | '\u{66b}' | '\u{66c}') {
         numbers::offer(text, &mut longest);
@@ -150,7 +150,7 @@ fn next(text: &str, ahead: &mut Ahead) -> (usize, Form) {
         words::offer_apostrophe(text, length, &mut longest);
     }
     if initial == '<' {
-        addresses::offer_tag(text, ahead, &mut longest);
+        addresses::offer_tag(text, lookahead, &mut longest);
     }
     if matches!(initial, '@' | '#') {
         addresses::offer_handle(text, &mut longest);
@@ -298,13 +298,13 @@ mod tests {
         }
     }
 
-    /// The tokens of `caption` by rules that remember nothing.
-    fn tokenise_forgetfully(caption: &str) -> Vec<String> {
+    /// The tokens of `caption` without a cache.
+    fn tokenise_uncached(caption: &str) -> Vec<String> {
         let mut tokeniser = Tokeniser::default();
         let mut tokens = Vec::new();
         let mut rest = caption;
         while !rest.is_empty() {
-            let (length, form) = next(rest, &mut Ahead::default());
+            let (length, form) = next(rest, &mut Lookahead::default());
             tokeniser.write(&rest[..length], form);
             tokens.extend(Some(tokeniser.token.clone()).filter(|token| !token.is_empty()));
             rest = &rest[length..];
@@ -316,11 +316,11 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn what_is_remembered_does_not_change_tokens(
+        fn the_lookahead_cache_does_not_change_tokens(
             fragments in proptest::collection::vec(proptest::sample::select(FRAGMENTS), 0..40),
         ) {
             let caption = fragments.concat();
-            prop_assert_eq!(tokenise(&caption), tokenise_forgetfully(&caption));
+            prop_assert_eq!(tokenise(&caption), tokenise_uncached(&caption));
         }
 
         #[test]

@@ -1,9 +1,9 @@
 //! Words: with hyphens, slashes and ampersands, before clitics, with apostrophes and full stops that belong to them.
 
 use super::addresses::tag;
-use super::ahead::{Ahead, RunEnd};
 use super::characters::{SOFT_HYPHEN, is_digit, is_letter, is_line_end, is_space, is_whole_letter};
 use super::longest::{Form, Longest, first, one_of, run, run_up_to, starts_with};
+use super::lookahead::{Lookahead, RunEnd};
 
 /// Words that keep their full stop.
 const ABBREVIATIONS: &[&str] = &[
@@ -112,7 +112,7 @@ pub(super) fn split(word: &str) -> Option<usize> {
 }
 
 /// Offers what starts with the letter, digit or letter's entity at the start of `text`.
-pub(super) fn offer(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
+pub(super) fn offer(text: &str, lookahead: &mut Lookahead, longest: &mut Longest) {
     let initial = run_up_to(text, text.len(), |byte| byte.is_ascii_alphabetic());
     if let Some(first) = split(&text[..initial]) {
         longest.offer_within(initial, first, Form::Word);
@@ -120,11 +120,11 @@ pub(super) fn offer(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
     let word = plain(text);
     offer_before_clitic(text, word, longest);
     longest.offer(word, Form::Word);
-    offer_abbreviation(text, initial, &mut ahead.declaration, longest);
+    offer_abbreviation(text, initial, &mut lookahead.declaration, longest);
     offer_with_full_stop(text, word, Form::Word, longest);
-    offer_file(text, ahead, longest);
+    offer_file(text, lookahead, longest);
     longest.offer(with_apostrophe(text), Form::Word);
-    for length in [compound(text), listed(text, &mut ahead.list)] {
+    for length in [compound(text), listed(text, &mut lookahead.list)] {
         longest.offer(length, Form::Word);
         offer_with_full_stop(text, length, Form::Word, longest);
     }
@@ -171,26 +171,27 @@ pub(super) fn letters(text: &str, belongs: impl Fn(char) -> bool) -> usize {
 }
 
 /// Offers the name of a file before white space or the end of a sentence.
-fn offer_file(text: &str, ahead: &mut Ahead, longest: &mut Longest) {
+fn offer_file(text: &str, lookahead: &mut Lookahead, longest: &mut Longest) {
     let extensions = &text[letters(text, is_digit)..];
-    let file = *ahead.file.get(extensions, || last_file(extensions));
+    let file = *lookahead.file.get(extensions, || last_file(extensions));
     if let Some(File { end, context, .. }) = file.filter(|file| file.stop <= extensions.len()) {
         let length = text.len() - end;
         longest.offer_within(length + context, length, Form::Word);
     }
 }
 
-/// The end of a file's name. Places are told by how many bytes of the caption are left there.
+/// The end of a file's name. Positions are those of [`super::lookahead::Cached`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct File {
-    /// The place of the full stop before the extension.
+    /// The position of the full stop before the extension.
     stop: usize,
     end: usize,
     /// How many bytes what follows has.
     context: usize,
 }
 
-/// The length of the parts at the start of `text`, each after a full stop, and the last that may be a file's extension.
+/// The length of the parts at the start of `text`, each after a full stop, and the last that may be
+/// a file's extension.
 fn last_file(text: &str) -> (usize, Option<File>) {
     let (mut length, mut last) = (0, None);
     while let Some(rest) = text[length..].strip_prefix('.') {

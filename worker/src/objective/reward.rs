@@ -1,5 +1,5 @@
-//! What a candidate is worth: a weighted sum of the evaluator's score of it, its CIDEr-D against the image's captions, and a
-//! penalty for a missing end token.
+//! What a candidate is worth: a weighted sum of the evaluator's score of it, its CIDEr-D against
+//! the image's captions, and a penalty for a missing end token.
 
 use runfile::{EvaluatorScore, Reward, Rewards};
 use scoring::cider::{Candidate, Cider};

@@ -91,7 +91,8 @@ impl Summary {
 /// A claim's two sides in a seed, and whether it holds there; none where what it is about did not happen.
 type Verdict = ([f64; 2], Option<bool>);
 
-/// The paper's claims, in terms of this world, and that of the reward's end token. Each compares two numbers of one seed; scores are of test images.
+/// The paper's claims, in terms of this world, and that of the reward's end token. Each compares
+/// two numbers of one seed; scores are of test images.
 fn claims(results: &[SeedResult]) -> Vec<Claim> {
     let of = |claim: String, verdict: &dyn Fn(&SeedResult) -> Verdict| judge(results, claim, verdict);
     let falls = |arm: &'static str, title: &str| {
