@@ -43,7 +43,10 @@ impl Captions {
     /// where it should have one; a candidate has no references, or a blank one. Both are standard input.
     pub fn read(references: &Path, candidates: &Path) -> Result<Self, Error> {
         if is_stdin(references) && is_stdin(candidates) {
-            return Err(Error::format(name(candidates), "is read once: name a file for references or for candidates"));
+            return Err(Error::format(
+                name(candidates),
+                "can be read only once; name a file for the references or for the candidates",
+            ));
         }
         let reference_groups = read(references)?;
         let mut candidate_groups = HashMap::new();
@@ -408,7 +411,10 @@ mod tests {
     fn standard_input_is_one_file() {
         let stdin = Path::new(STDIN);
         let error = Captions::read(stdin, stdin).unwrap_err().to_string();
-        assert_eq!(error, "standard input: is read once: name a file for references or for candidates");
+        assert_eq!(
+            error,
+            "standard input: can be read only once; name a file for the references or for the candidates"
+        );
     }
 
     #[test]

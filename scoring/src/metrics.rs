@@ -64,11 +64,9 @@ impl Metrics {
         report.add("rouge_l", rouge_l(&corpus));
         report.add("cider", cider_d(&corpus));
         if items.len() == 1 {
-            let why =
-                "of a single image all n-grams are in all references, so none is rare: score several images at once";
-            report
-                .notes
-                .push(format!("cider: 0, because it weighs n-grams by how rare they are among images, and {why}"));
+            let note = "cider: 0, because it weighs n-grams by how few images have them in their references, and there is \
+                        only one image; score several images together";
+            report.notes.push(note.to_owned());
         }
         report.add("meteor", meteor(items, &self.meteor));
         let missing: Vec<&str> = [(Stage::Synonym, "meteor-1.5.jar"), (Stage::Paraphrase, "paraphrase-en.gz")]
