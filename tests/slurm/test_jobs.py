@@ -15,7 +15,7 @@ TWO_WORKERS = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
 # So many that there is time to disturb a run.
 STEPS = 100
 # Longest wait for a run to end on a busy machine; reaching it is a failure.
-PATIENCE = 300
+PATIENCE = 600
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 WORLD = pathlib.Path()
 
@@ -161,11 +161,18 @@ class Resumed(JobTest):
         self.interrupt(self.submit_two_workers(), "scancel", "--signal=TERM", "JOB")
 
     def test_the_time_is_over(self) -> None:
-        # Slurm looks twice a minute whose time is nearly over, so each start of the job gets 15 to 45 seconds: too little for all of it, also
-        # on a machine that is twice as fast.
-        self.write_run_file(steps=20 * STEPS)
+        # Slurm looks twice a minute whose time is nearly over, so each start of the job gets 15 to 45
+        # seconds: too little for all of it on any machine.
+        self.write_run_file(steps=1000 * STEPS)
         job = self.submit_two_workers("--time=2", "--signal=B:USR1@75")
-        self.assert_nothing_redone(self.assert_finished(job, starts=2))
+        again = lambda: int(self.cluster.job(job).get("Restarts", 0)) > 0
+        wait_for("another start", again, PATIENCE, lambda: self.explain(job))
+        before = self.audit()
+        saved = before["samples"]["committed"] // self.stages[0]["batch"]
+        self.wait_for_steps(job, saved + 5)
+        audit = self.audit()
+        self.assertEqual((audit["samples"]["missing"], audit["samples"]["repeated"]), (0, 0), audit)
+        self.assert_nothing_redone(audit)
 
     def test_put_back_without_a_warning(self) -> None:
         self.interrupt(self.submit_two_workers(), "scontrol", "requeue", "JOB")
@@ -192,15 +199,20 @@ class Failures(JobTest):
         self.wait_for_steps(job, 20)
         self.cluster.fail("second")
         seen = lambda: "Node failure on second" in self.log(job)
-        wait_for("Slurm to see it", seen, explain=lambda: self.explain(job))
+        wait_for("Slurm to see it", seen, PATIENCE, lambda: self.explain(job))
         audit = self.assert_finished(job)
         self.assertEqual(audit["generations"][-1]["members"], [0])
 
     def test_a_job_that_lost_its_first_node_begins_anew(self) -> None:
+        # Time for Slurm to see that the node is lost, before the job is put back: it would be held where
+        # its launch fails.
+        self.settings["DICO_JOIN_TIMEOUT"] = "20"
         # Slurm 22.05 loses the GPUs of a job with its first node.
         job = self.submit_two_workers("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0")
         self.wait_for_steps(job, 20)
         self.cluster.fail("first")
+        lost = lambda: self.cluster.state("first").startswith("down")
+        wait_for("Slurm to see it", lost, PATIENCE, lambda: self.explain(job))
         self.wait(job, "PENDING")
         self.cluster.begin("first")
         self.assert_finished(job, starts=2)

@@ -82,7 +82,7 @@ impl Driver {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut turn = Turn {
             driver: self,
-            clock: Clock::start(),
+            clock: Clock::start(Instant::now()),
             asked: BTreeMap::new(),
             last: 0,
             lines: BTreeMap::new(),
@@ -96,7 +96,7 @@ impl Driver {
             let mut ticked = false;
             tokio::select! {
                 _ = waiting.recv_many(&mut inputs, TURN) => {
-                    turn.clock.turn();
+                    turn.clock.turn(Instant::now());
                     for input in inputs.drain(..) {
                         let ended = turn.take(input).await?;
                         outcome = outcome.or(ended);
@@ -104,7 +104,7 @@ impl Driver {
                 }
                 _ = ticks.tick() => {
                     ticked = true;
-                    turn.clock.turn();
+                    turn.clock.turn(Instant::now());
                     outcome = turn.event(Event::Tick).await?;
                 }
             }
