@@ -137,7 +137,7 @@ class Cluster:
 
     def state(self, node: str) -> str:
         """The state of a node, such as `idle` or `down*`."""
-        return self.ask("sinfo", "--noheader", f"--nodes={node}", "--partition=low", "--format=%T").strip()
+        return self.ask("sinfo", "--noheader", "--Node", f"--nodes={node}", "--partition=low", "--format=%T").strip()
 
     def logs(self) -> str:
         """The last of all logs of the daemons."""
