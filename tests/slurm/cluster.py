@@ -135,9 +135,9 @@ class Cluster:
         """What Slurm knows of a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "job", number)))
 
-    def state(self, node: str) -> str:
-        """The state of a node, such as `idle` or `down*`."""
-        return self.ask("sinfo", "--noheader", "--Node", f"--nodes={node}", "--partition=low", "--format=%T").strip()
+    def node(self, name: str) -> dict[str, str]:
+        """What Slurm knows of a node."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "node", name)))
 
     def logs(self) -> str:
         """The last of all logs of the daemons."""

@@ -211,7 +211,7 @@ class Failures(JobTest):
         job = self.submit_two_workers("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0")
         self.wait_for_steps(job, 20)
         self.cluster.fail("first")
-        lost = lambda: self.cluster.state("first").startswith("down")
+        lost = lambda: self.cluster.node("first").get("State", "").startswith("DOWN")
         wait_for("Slurm to see it", lost, PATIENCE, lambda: self.explain(job))
         self.wait(job, "PENDING")
         self.cluster.begin("first")
