@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 /** Longer than any wait on a busy machine, in milliseconds. */
-const PATIENCE = 240_000;
+const PATIENCE = 600_000;
 
 /** The admin token of these tests. */
 export const ADMIN = "the-admin-token-of-the-page-tests";
