@@ -174,6 +174,42 @@ class Resumed(JobTest):
         self.interrupt(self.submit_heterogeneous(), "scancel", "--batch", "--signal=USR1", "JOB")
 
 
+class Ranks(JobTest):
+    """Workers that are started without `--rank`, in ways that people use."""
+
+    # The variables of the batch script, or of a task, are those of all that it starts.
+    LOOP = "for n in 0 1; do \"$DICO_BIN/worker\" join --coordinator \"$url\" 2> \"$logs/worker-$n.log\" & done; wait"
+    SCRIPT = """#!/usr/bin/env bash
+set -euo pipefail
+export logs={folder}
+"$DICO_BIN/coordinator" serve --config "$DICO_CONFIG" --listen 127.0.0.1:0 --http 127.0.0.1:0 > "$logs/listening" &
+until [[ -s $logs/listening ]]; do sleep 0.1; done
+export url=http://$(grep --only-matching --perl-regexp 'grpc=\\K\\S+' "$logs/listening")
+{workers}
+wait
+"""
+
+    def assert_ranks(self, workers: str, source: str) -> None:
+        self.write_run_file(workers={"min": 2, "max": 2})
+        script = self.folder / "script"
+        script.write_text(self.SCRIPT.format(folder=self.folder, workers=workers))
+        job = self.submit(str(script), "--ntasks=2", "--nodes=1")
+        audit = self.assert_finished(job)
+        self.assertEqual(audit["generations"][-1]["members"], [0, 1])
+        for log in self.folder.glob("worker-*.log"):
+            self.assertIn(f"rank_source=\"{source}\"", log.read_text())
+
+    def test_a_loop_in_the_batch_script(self) -> None:
+        self.assert_ranks(self.LOOP, "the coordinator")
+
+    def test_a_loop_in_a_task(self) -> None:
+        self.assert_ranks(f"srun --ntasks=1 bash -c '{self.LOOP}'", "the coordinator")
+
+    def test_the_tasks_of_a_step(self) -> None:
+        worker = "exec \"$DICO_BIN/worker\" join --coordinator \"$url\" 2> \"$logs/worker-$SLURM_PROCID.log\""
+        self.assert_ranks(f"srun --ntasks=2 bash -c '{worker}'", "SLURM_PROCID")
+
+
 class Failures(JobTest):
     def test_what_crashes_is_started_again(self) -> None:
         job = self.submit_two_workers()

@@ -31,9 +31,15 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// Environment variables that programs listen to.
-const VARIABLES: [&str; 10] = [
+const VARIABLES: [&str; 16] = [
     "RANK",
+    "WORLD_SIZE",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_RANK",
+    "PMI_SIZE",
     "SLURM_PROCID",
+    "SLURM_STEP_NUM_TASKS",
     "JOB_COMPLETION_INDEX",
     "DICO_COORDINATOR",
     "DICO_TLS_CA",

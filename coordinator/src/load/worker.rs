@@ -59,6 +59,7 @@ pub async fn work(cluster: &Cluster, number: u32) -> Result<()> {
         host: host.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         device: "none".to_owned(),
+        ..Default::default()
     };
     let place = client.join(join).await?.into_inner();
     cluster.account.joined();

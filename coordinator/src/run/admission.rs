@@ -6,7 +6,7 @@ use proto::{PROTOCOL_VERSION, v1};
 use serde_json::json;
 
 use super::{
-    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time, captions::MOST_IMAGES, membership::PATIENCE,
+    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time, captions::MOST_IMAGES, membership::Terms,
     plan::Place, record::Happening,
 };
 
@@ -30,10 +30,11 @@ impl Run {
         if let Some(refusal) = self.closed_to_workers() {
             return Err(refusal);
         }
-        let until = now.saturating_add(PATIENCE.max(self.lost_after()));
-        let (rank, session_token) = self.members.reserve(join, token, self.file.workers.max, until)?;
-        let calm = Duration::from_secs_f64(f64::from(self.file.workers.max) / HEARTBEATS_A_SECOND);
-        let heartbeat = (self.lost_after() / 5).min(calm.max(Duration::from_secs(1))).max(Duration::from_millis(1));
+        let (max_workers, lost_after) = (self.file.workers.max, self.lost_after());
+        let calm = Duration::from_secs_f64(f64::from(max_workers) / HEARTBEATS_A_SECOND);
+        let heartbeat = (lost_after / 5).min(calm.max(Duration::from_secs(1))).max(Duration::from_millis(1));
+        let (rank, session_token) =
+            self.members.reserve(now, join, token, &Terms { max_workers, heartbeat, lost_after })?;
         Ok(v1::JoinResponse {
             protocol_version: PROTOCOL_VERSION,
             rank,

@@ -221,16 +221,16 @@ pub struct Refusal {
     pub reason: String,
 }
 
-/// Kinds of refusals: the gRPC status codes of the same names, but for the last.
+/// Kinds of refusals: the gRPC status codes of the same names, but for the last three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
     /// The message makes no sense.
     InvalidArgument,
     /// The peer speaks another version of the protocol, or asks for what the run is in no state for.
     FailedPrecondition,
-    /// The rank is taken.
+    /// The rank is taken by a worker that is alive.
     AlreadyExists,
-    /// The run is full.
+    /// The run is full of workers that are alive.
     ResourceExhausted,
     /// The session token is unknown.
     Unauthenticated,
@@ -238,7 +238,10 @@ pub enum RefusalKind {
     Unavailable,
     /// The run is over: `NOT_FOUND`.
     Over,
-    /// The others compute on devices of another kind: `ABORTED`.
+    /// The place is held by a worker that may be dead or is about to leave: `ABORTED`. To be asked
+    /// again.
+    Held,
+    /// The others compute on devices of another kind: `PERMISSION_DENIED`.
     OtherDevice,
 }
 
@@ -461,8 +464,8 @@ impl Run {
     // ------------------------------------------------------------------------------------------------------ leaving
 
     fn tick(&mut self, now: Time) {
-        self.members.expire(now);
         let lost_after = self.lost_after();
+        self.members.expire(now, lost_after);
         for (rank, overdue) in self.members.overdue(now, lost_after) {
             match overdue {
                 Overdue::Silent => {

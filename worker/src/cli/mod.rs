@@ -8,6 +8,7 @@ mod evaluate;
 mod export;
 mod import;
 mod join;
+mod launcher;
 mod report;
 mod score;
 mod synthesize;

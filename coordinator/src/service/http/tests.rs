@@ -57,7 +57,7 @@ impl Site {
         let http = listener.local_addr().unwrap();
         let (closing, closed) = watch::channel(());
         let ready = || watch::channel(Ok(())).1;
-        let routes = routes(Arc::clone(&desk), metrics.handle(), [ready(), ready()]);
+        let routes = routes(Arc::clone(&desk), metrics.handle(), [ready(), ready()], 7070);
         let mut ends = closed.clone();
         tokio::spawn(desk.keep(async move { _ = ends.changed().await }));
         tokio::spawn(serve(listener, routes, metrics.refusals(), closed));

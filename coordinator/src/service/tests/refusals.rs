@@ -228,7 +228,10 @@ async fn an_old_protocol() {
 #[tokio::test]
 async fn a_rank_that_is_taken() {
     let scene = Scene::plain(Tokens::default()).await;
-    CoordinatorClient::new(scene.channel().await).join(join(Some(7))).await.unwrap_err();
+    let mut client = CoordinatorClient::new(scene.channel().await);
+    // One that is told to wait is not refused yet.
+    client.join(join(Some(7))).await.unwrap_err();
+    client.join(v1::JoinRequest { waited_ms: 60_000, ..join(Some(7)) }).await.unwrap_err();
     scene.assert_refused("rank_taken", 1).await;
 }
 
