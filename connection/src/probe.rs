@@ -25,9 +25,13 @@ enum Protocol {
     /// HTTP/2 without TLS, as coordinators without certificates speak it.
     Http2,
     Tls,
-    Http1 { status: u16 },
+    Http1 {
+        status: u16,
+    },
     /// A coordinator's port for the page and metrics, and its port for gRPC.
-    CoordinatorHttp { grpc_port: String },
+    CoordinatorHttp {
+        grpc_port: String,
+    },
     /// Any other: the beginning of what it says, escaped.
     Unknown(String),
 }
@@ -57,7 +61,9 @@ pub async fn mismatch(host: &str, port: u16, tls: bool) -> Option<String> {
             "this port speaks HTTP/1 (status {status}), not gRPC: `coordinator serve` prints its gRPC address as grpc=; the \
              default port is 7070"
         ),
-        Protocol::Unknown(said) => format!("this port does not speak HTTP/2, so it is no coordinator's: it says \"{said}\""),
+        Protocol::Unknown(said) => {
+            format!("this port does not speak HTTP/2, so it is no coordinator's: it says \"{said}\"")
+        }
     })
 }
 

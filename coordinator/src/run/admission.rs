@@ -6,8 +6,8 @@ use proto::{PROTOCOL_VERSION, v1};
 use serde_json::json;
 
 use super::{
-    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time, captions::MOST_IMAGES, membership::Terms,
-    plan::Place, record::Happening,
+    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time, captions::MOST_IMAGES, membership::Terms, plan::Place,
+    record::Happening,
 };
 
 /// Heartbeats of all workers together, as far as `lost_after` allows.

@@ -70,7 +70,9 @@ impl Run {
                 complaints.iter().filter(|pair| of_it(pair)).map(|(a, b)| (a + b - rank).to_string()).collect();
             complaints.retain(|pair| !of_it(pair));
             let hint = self.local_address(rank).map_or_else(String::new, |address| {
-                format!("; it advertises {address}, which its own machine alone can reach: start it with --host ADDRESS")
+                format!(
+                    "; it advertises {address}, which its own machine alone can reach: start it with --host ADDRESS"
+                )
             });
             self.evict(now, rank, &format!("it and rank {} cannot reach each other{hint}", others.join(", ")));
         }

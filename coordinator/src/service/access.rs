@@ -81,8 +81,7 @@ pub async fn receive(State(reception): State<Reception>, request: Request, next:
         return status.into_http::<axum::body::Body>().into_response();
     }
     let response = next.run(request).await;
-    if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok)
-    {
+    if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok) {
         match status.code() {
             Code::Aborted => info!(peer = %peer.0, "told to ask again: {}", status.message()),
             code => refusals.note(peer.0, Reason::of_call(&path, code), status.message()),

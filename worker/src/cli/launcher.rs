@@ -43,11 +43,14 @@ pub fn rank(variable: impl Fn(&str) -> Option<String>) -> Result<Option<WantedRa
             tracing::info!("{name}={rank} is not used as rank: no launcher of several tasks set it ({tasks}: {count})");
             continue;
         }
-        let parsed = rank.parse().ok().filter(|rank| started.and_then(|(_, count)| count).is_none_or(|count| *rank < count));
+        let parsed =
+            rank.parse().ok().filter(|rank| started.and_then(|(_, count)| count).is_none_or(|count| *rank < count));
         let Some(rank) = parsed else {
             let below = started.and_then(|(tasks, count)| Some(format!(" below {tasks}={}", count?)));
             let below = below.unwrap_or_default();
-            return Err(format!("environment variable {name} is {rank:?}, not a rank{below}: unset it, or pass --rank"));
+            return Err(format!(
+                "environment variable {name} is {rank:?}, not a rank{below}: unset it, or pass --rank"
+            ));
         };
         return Ok(Some(WantedRank { rank, source: RankSource::Variable(name) }));
     }
@@ -60,7 +63,8 @@ mod tests {
 
     /// The rank in an environment, and the variable that it came from.
     fn found(environment: &[(&str, &str)]) -> Result<Option<(u32, String)>, String> {
-        let variable = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        let variable =
+            |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
         Ok(rank(variable)?.map(|wanted| (wanted.rank, wanted.source.to_string())))
     }
 

@@ -136,7 +136,10 @@ pub fn routes(
         .with_state(desk);
     Router::new()
         .route("/metrics", get(move || async move { (exposition(), metrics.render()) }))
-        .route("/healthz", get(move || async move { ([(connection::GRPC_PORT_HEADER, grpc_port.to_string())], "ok\n") }))
+        .route(
+            "/healthz",
+            get(move || async move { ([(connection::GRPC_PORT_HEADER, grpc_port.to_string())], "ok\n") }),
+        )
         .route("/readyz", get(move || ready(readiness)))
         .nest("/api", api)
         .merge(page::routes())
