@@ -106,8 +106,10 @@ impl Link {
             return Err(problem);
         }
         // What a server says has no cause; what happens to a connection has.
-        let mismatch = if status.source().is_some() { self.mismatch().await } else { None };
-        Err(mismatch.unwrap_or(status))
+        if status.source().is_none() {
+            return Err(status);
+        }
+        Err(self.mismatch().await.unwrap_or_else(|| Status::unavailable(format!("no answer: {}", status.message()))))
     }
 
     /// A connection for a stream that stays open, until nothing was heard for `lost_after`.

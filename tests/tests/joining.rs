@@ -31,8 +31,9 @@ fn error_of(place: &Place, name: &str, process: Process) -> String {
     let (well, _) = process.finish();
     assert!(!well, "{name} should have failed");
     let log = std::fs::read_to_string(place.path(&format!("{name}.log"))).unwrap();
-    let line = log.lines().last().unwrap_or_default();
-    line.split_once(": error: ").unwrap_or_else(|| panic!("no error in {log:?}")).1.to_owned()
+    // libtorch may have something to say after it.
+    let error = log.lines().find_map(|line| line.strip_prefix("worker: error: "));
+    error.unwrap_or_else(|| panic!("no error in {log:?}")).to_owned()
 }
 
 /// Waits until a worker has its place.
@@ -148,8 +149,6 @@ fn a_proxy_whose_backend_is_away_and_an_unknown_host_are_tried_again() {
         ("http://no-such-host.invalid:7070", "the host name no-such-host.invalid is not known"),
     ] {
         let output = run("worker", &["join", "--coordinator", url, "--join-timeout", "1"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(said.contains("trying again in 0.1 s"), "{said}");
         let error = error_line(&output);
         assert!(error.starts_with(&format!("gave up on {url}")) && error.contains(expected), "{error}");
     }
@@ -228,7 +227,7 @@ fn a_worker_that_advertises_a_loopback_address_to_another_machine_saves_and_goes
 fn a_worker_that_replaces_a_lost_machine_waits_for_its_rank() {
     let Some(network) = Network::new(4) else { return };
     let place = Place::new();
-    let _coordinator = serve(&network, &place, &endless(&place, 2, 4.0));
+    let _coordinator = serve(&network, &place, &endless(&place, 2, 8.0));
     let head = network.address(HEAD);
     let _stays = worker(&network, &place, 1, &head, 0, "stays");
     let _lost = worker(&network, &place, 2, &head, 1, "lost");
@@ -236,8 +235,8 @@ fn a_worker_that_replaces_a_lost_machine_waits_for_its_rank() {
     network.pull(2);
     let replacement = worker(&network, &place, 3, &head, 1, "replacement");
     train(&place, &[0, 1], reached);
-    assert!(replacement.log().contains("rank 1 is taken") && replacement.log().contains("is lost after 4 s"));
-    // The other comes back to a rank that is taken, and is told so.
+    assert!(joined(&replacement).contains("rank=1"));
+    // Another one is told who has the rank now.
     let second = worker(&network, &place, 1, &head, 1, "second");
     let error = error_of(&place, "second", second);
     assert!(error.contains("rank 1 is taken") && error.contains(&network.address(3)), "{error}");

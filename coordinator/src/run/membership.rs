@@ -260,7 +260,10 @@ impl Membership {
             let (kind, what) = match holder {
                 _ if stays(&holder) => (RefusalKind::AlreadyExists, format!("was heard {heard:.1} s ago")),
                 Holder { leaving: true, .. } => (RefusalKind::Held, "is about to leave".to_owned()),
-                _ => (RefusalKind::Held, format!("was heard {heard:.1} s ago, and is lost after {lost_after} s")),
+                _ => {
+                    let what = format!("was heard {heard:.1} s ago; it is lost if it is silent for {lost_after} s");
+                    (RefusalKind::Held, what)
+                }
             };
             let reason = format!("rank {rank} is taken: a worker on {host} ({device}) holds it and {what}");
             return Err(Refusal::new(kind, reason));
@@ -573,7 +576,7 @@ mod tests {
         assert_eq!(ask(&mut members, 21, 1).unwrap_err().0, RefusalKind::Held);
         let (kind, reason) = ask(&mut members, 29, 9).unwrap_err();
         assert_eq!(kind, RefusalKind::Held);
-        assert!(reason.contains("heard 9.0 s ago") && reason.contains("lost after 10 s"), "{reason}");
+        assert!(reason.contains("heard 9.0 s ago") && reason.contains("silent for 10 s"), "{reason}");
         hear(&mut members, 29);
         let (kind, reason) = ask(&mut members, 30, 10).unwrap_err();
         assert_eq!(kind, RefusalKind::AlreadyExists);
