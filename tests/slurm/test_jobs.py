@@ -84,7 +84,8 @@ class JobTest(unittest.TestCase):
         return (self.folder / f"job-{job}.log").read_text(errors="replace")
 
     def explain(self, job: str) -> str:
-        logs = sorted([*self.folder.glob(f"job-{job}.log"), *self.folder.glob(f"jobs/{job}/worker-*.log")])
+        names = (f"job-{job}.log", f"jobs/{job}/worker-*.log", "worker-*.log")
+        logs = sorted(log for name in names for log in self.folder.glob(name))
         return f"{self.cluster.job(job)}\n" + "".join(f"--- {log.name}\n{last_lines(log)}" for log in logs)
 
     def wait(self, job: str, *states: str) -> None:

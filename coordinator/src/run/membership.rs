@@ -565,7 +565,7 @@ mod tests {
         let mut members = Membership::default();
         let token = reserve(&mut members, 0, &join(Some(4), "holder", 0)).unwrap().1;
         attach(&mut members, 0, 1, &token).unwrap();
-        let mut ask = |members: &mut Membership, now, waited| {
+        let ask = |members: &mut Membership, now, waited| {
             reserve(members, now, &join(Some(4), "other", waited)).map_err(|refusal| (refusal.kind, refusal.reason))
         };
         let hear = |members: &mut Membership, now| members.get_mut(4).unwrap().heard = Duration::from_secs(now);
@@ -598,7 +598,7 @@ mod tests {
         let hear = |members: &mut Membership, ranks: &[u32], now| {
             ranks.iter().for_each(|rank| members.get_mut(*rank).unwrap().heard = Duration::from_secs(now));
         };
-        let mut ask = |members: &mut Membership, rank, now, waited| {
+        let ask = |members: &mut Membership, rank, now, waited| {
             reserve(members, now, &join(rank, "other", waited)).unwrap_err().kind
         };
         hear(&mut members, &[0, 1], 8);
