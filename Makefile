@@ -1,7 +1,7 @@
 # Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
 
 .PHONY: demo compare chaos bench microbench test simulate lint audit parity score-parity elastic-comparison dashboards libtorch
-.PHONY: test-docs test-images test-kubernetes test-operations test-page test-prometheus test-slurm
+.PHONY: test-docs test-gpu test-images test-kubernetes test-operations test-page test-prometheus test-slurm
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -34,6 +34,7 @@ microbench: libtorch
 test: libtorch
 	cargo test --workspace --locked
 	cd tests/bench && python3 -B -m unittest --quiet
+	cd tests/gpu && python3 -B -m unittest --quiet
 
 ## deploy/slurm under a real Slurm on this machine. Needs root, and Debian's packages, which it installs.
 test-slurm: libtorch
@@ -68,6 +69,11 @@ test-images: libtorch
 test-kubernetes: libtorch
 	cargo build -p dico-coordinator -p dico-worker --bins --locked
 	tests/deploy/run
+
+## What a GPU computes and how fast, in 8 minutes: runs/gpu/summary.json. GPU="--device cpu --short" runs all of it without one.
+test-gpu: libtorch
+	tests/gpu/build
+	tests/gpu/run $(GPU)
 
 ## All of these: what a run is operated with, used for real.
 test-operations: test-page test-prometheus test-slurm test-kubernetes test-docs
