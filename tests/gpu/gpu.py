@@ -22,6 +22,8 @@ from parts import Part, Setting, parts
 # The modules of tests/bench are found once `places` is imported.
 import machine
 import summary
+from comparisons import unmeasurable
+from comparisons import Setting as Bench
 from processes import Failed, end
 
 # Seconds that all of it takes at most: on a GPU, and on a few cores.
@@ -85,11 +87,13 @@ def outcome(part: Part, left: float, log: pathlib.Path) -> dict:
     return result
 
 
-def described(device: str, places_: places.Places) -> dict:
+def described(device: str, carried: pathlib.Path, places_: places.Places) -> dict:
     """The machine, and what is on it."""
     package = places.pytorch()
     cpu = machine.processor(pathlib.Path("/proc/cpuinfo").read_text()) | {"cores": len(os.sched_getaffinity(0))}
-    found = {"device": device, "machine": cpu, "commit": machine.commit(), "libtorch": str(places_.libtorch)}
+    built = carried / "commit"
+    commit = built.read_text().strip() if built.is_file() else None
+    found = {"device": device, "machine": cpu, "commit": commit, "libtorch": str(places_.libtorch)}
     found |= {"versions": {"python": platform.python_version(), "torch": places.pytorch_version(package)}}
     if device != "cpu":
         number = device.partition(":")[2] or "0"
@@ -177,8 +181,9 @@ def main() -> int:
         except Failed as failed:
             sys.exit(f"tests/gpu/run: error: {failed}")
         found = places.Places(programs, folder, peer)
-        about = described(chosen.device, found)
-        setting = Setting(found, chosen.device, chosen.short, no_peer(found))
+        about = described(chosen.device, chosen.carried, found)
+        no_bf16 = unmeasurable("bf16", Bench("worker", [], chosen.device), about["machine"]["instructions"])
+        setting = Setting(found, chosen.device, chosen.short, no_peer(found), no_bf16)
         print(json.dumps(about))
         return 0 if prove(parts(setting), deadline, chosen.out, about) else 1
 

@@ -46,5 +46,7 @@ pub mod seeds;
 pub mod session;
 pub mod sight;
 pub mod tensors;
+#[cfg(test)]
+mod testing;
 pub mod text;
 pub mod trainer;

@@ -17,6 +17,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use terminal::{Completions, Logs};
 
+#[cfg(test)]
+pub use device::parse as parse_device;
+
 /// Trains image captioners as one of a coordinator's workers, and all that goes with it.
 #[derive(Parser)]
 #[command(name = "worker", version)]

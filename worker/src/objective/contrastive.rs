@@ -82,9 +82,8 @@ fn gather(own: &Tensor, collective: &dyn Collective) -> Result<Tensor, Broken> {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
+    use crate::testing;
 
     #[test]
     fn the_loss_is_that_of_a_double_precision_computation_by_hand() {
@@ -96,7 +95,7 @@ mod tests {
             expected += 0.5 * (total(*row) - row[i]) + 0.5 * (total(column) - row[i]);
         }
         let flat: Vec<f64> = logits.into_iter().flatten().collect();
-        let loss = symmetric_cross_entropy(&Tensor::from_slice(&flat).view([3, 3]));
+        let loss = symmetric_cross_entropy(&Tensor::from_slice(&flat).view([3, 3]).to_device(testing::device()));
         assert!((loss.double_value(&[]) - expected).abs() < 1e-6);
     }
 
@@ -130,10 +129,10 @@ mod tests {
     fn the_ranks_gradients_add_up_to_that_of_one_rank_with_the_whole_batch() {
         tch::manual_seed(5);
         // Images, texts, generated images, generated texts.
-        let all: [Tensor; 4] = std::array::from_fn(|_| Tensor::randn([5, 4], (Kind::Float, Device::Cpu)));
+        let all: [Tensor; 4] = std::array::from_fn(|_| Tensor::randn([5, 4], testing::floats()));
         let gradients = |tensors: [Tensor; 4], collective: &dyn Collective| {
             let leaves = tensors.map(|tensor| tensor.detach().copy().set_requires_grad(true));
-            let scale = Tensor::from(3.0_f32).set_requires_grad(true);
+            let scale = Tensor::from(3.0_f32).to_device(testing::device()).set_requires_grad(true);
             let [images, texts, generated_images, generated_texts] = [0, 1, 2, 3].map(|i| leaves[i].shallow_clone());
             let pairs = Pairs {
                 tokens: 0,
@@ -151,7 +150,7 @@ mod tests {
         let part = |tensor: &Tensor, rank: usize| tensor.narrow(0, 3 * rank as i64, 3 - rank as i64);
         let shares = [0, 1].map(|rank| {
             let other = 1 - rank;
-            let count = || Tensor::from_slice(&[3 - other as i64]);
+            let count = || Tensor::from_slice(&[3 - other as i64]).to_device(testing::device());
             let padded = |tensor: &Tensor| part(tensor, other).constant_pad_nd([0, 0, 0, other as i64]);
             let queue: Vec<Tensor> = all.iter().flat_map(|tensor| [count(), padded(tensor)]).collect();
             gradients([0, 1, 2, 3].map(|i| part(&all[i], rank)), &Pair { rank, other: queue.into() })
@@ -167,13 +166,15 @@ mod tests {
     #[test]
     fn generated_pairs_are_losses_of_their_own() {
         tch::manual_seed(6);
-        let random = || Tensor::randn([4, 3], (Kind::Float, Device::Cpu));
+        let random = || Tensor::randn([4, 3], testing::floats());
         let (images, texts, drawn, written) = (random(), random(), random(), random());
         let clone = |tensor: &Tensor| tensor.shallow_clone();
         let loss = |images: &Tensor, texts: &Tensor, generated_images, generated_texts| {
             let pairs =
                 Pairs { tokens: 0, images: clone(images), texts: clone(texts), generated_images, generated_texts };
-            outcome(&pairs, &Tensor::from(2.0_f32), &crate::collective::Solo).unwrap().loss_sum
+            outcome(&pairs, &Tensor::from(2.0_f32).to_device(testing::device()), &crate::collective::Solo)
+                .unwrap()
+                .loss_sum
         };
         let found = loss(&images, &texts, Some((clone(&drawn), 0.05)), Some((clone(&written), 0.1)));
         let plain = |images: &Tensor, texts: &Tensor| loss(images, texts, None, None);
