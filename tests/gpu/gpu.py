@@ -16,10 +16,10 @@ import sys
 import tempfile
 import time
 
-import places
+import layout
 from parts import Part, Setting, parts
 
-# The modules of tests/bench are found once `places` is imported.
+# The modules of tests/bench are found once `layout` is imported.
 import machine
 import summary
 from comparisons import unmeasurable
@@ -87,14 +87,14 @@ def outcome(part: Part, left: float, log: pathlib.Path) -> dict:
     return result
 
 
-def described(device: str, carried: pathlib.Path, places_: places.Places) -> dict:
+def described(device: str, carried: pathlib.Path, folders: layout.Layout) -> dict:
     """The machine, and what is on it."""
-    package = places.pytorch()
+    package = layout.pytorch()
     cpu = machine.processor(pathlib.Path("/proc/cpuinfo").read_text()) | {"cores": len(os.sched_getaffinity(0))}
     built = carried / "commit"
     commit = built.read_text().strip() if built.is_file() else None
-    found = {"device": device, "machine": cpu, "commit": commit, "libtorch": str(places_.libtorch)}
-    found |= {"versions": {"python": platform.python_version(), "torch": places.pytorch_version(package)}}
+    found = {"device": device, "machine": cpu, "commit": commit, "libtorch": str(folders.libtorch)}
+    found |= {"versions": {"python": platform.python_version(), "torch": layout.pytorch_version(package)}}
     if device != "cpu":
         number = device.partition(":")[2] or "0"
         query = ["nvidia-smi", f"--id={number}", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
@@ -105,16 +105,17 @@ def described(device: str, carried: pathlib.Path, places_: places.Places) -> dic
     return found
 
 
-def no_peer(places_: places.Places) -> str | None:
+def no_peer(folders: layout.Layout) -> str | None:
     """Why there is no peer to compare with, if there is none."""
     command = [sys.executable, "-W", "ignore", "-c", PROBE]
-    problem, _, said = run(command, places_.for_peer(1), PROBE_LIMIT, folder=str(places.ROOT / "tests/parity"))
+    problem, _, said = run(command, folders.for_peer(1), PROBE_LIMIT, folder=str(layout.ROOT / "tests/parity"))
     return f"the peer cannot be started: {(said.strip().splitlines() or [problem])[-1]}" if problem else None
 
 
 def ratios(results: dict[str, dict]) -> dict[str, float]:
     """Of all steps that were timed on both sides: how many times as many images a second ours takes."""
-    speed = {name: result["figures"]["images_per_s"] for name, result in results.items() if "images_per_s" in result.get("figures", {})}
+    figures = {name: result.get("figures", {}) for name, result in results.items()}
+    speed = {name: found["images_per_s"] for name, found in figures.items() if "images_per_s" in found}
     pairs = ((name, name.removesuffix("_peer")) for name in speed if name.endswith("_peer"))
     return {ours: speed[ours] / speed[peer] for peer, ours in pairs if ours in speed}
 
@@ -156,10 +157,11 @@ def prove(chosen: list[Part], deadline: float, out: pathlib.Path, about: dict) -
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/gpu/run", description=__doc__)
     parser.add_argument("--device", default="cuda:0", help="cuda:N (cuda:0), or cpu: the same on this machine's processor")
-    parser.add_argument("--short", action="store_true", help="the smallest sizes, and no more than is needed to see that all of it runs")
+    parser.add_argument("--short", action="store_true", help="the smallest sizes: enough to see that all of it runs")
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="where results go (OUT of the environment, else runs/gpu)")
-    parser.add_argument("--carried", type=pathlib.Path, default=places.ROOT / "target/gpu", metavar="DIR", help="what tests/gpu/build packed")
+    parser.add_argument("--carried", type=pathlib.Path, metavar="DIR", help="what tests/gpu/build packed (target/gpu)")
     found = parser.parse_args()
+    found.carried = found.carried or layout.ROOT / "target/gpu"
     found.out = found.out or pathlib.Path(os.environ.get("OUT") or "runs/gpu")
     return found
 
@@ -176,11 +178,11 @@ def main() -> int:
         (chosen.out / "log.txt").unlink()
     with tempfile.TemporaryDirectory(prefix="dico-gpu-") as scratch:
         try:
-            programs, peer = places.unpack(chosen.carried, pathlib.Path(scratch))
-            folder = places.libtorch(chosen.device, os.environ, places.pytorch())
+            programs, peer = layout.unpack(chosen.carried, pathlib.Path(scratch))
+            folder = layout.libtorch(chosen.device, os.environ, layout.pytorch())
         except Failed as failed:
             sys.exit(f"tests/gpu/run: error: {failed}")
-        found = places.Places(programs, folder, peer)
+        found = layout.Layout(programs, folder, peer)
         about = described(chosen.device, chosen.carried, found)
         no_bf16 = unmeasurable("bf16", Bench("worker", [], chosen.device), about["machine"]["instructions"])
         setting = Setting(found, chosen.device, chosen.short, no_peer(found), no_bf16)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from places import ROOT, Places
+from layout import ROOT, Layout
 from processes import Failed, printed_object
 
 # Threads of programs whose work is on a GPU.
@@ -31,7 +31,7 @@ class Part:
 class Setting:
     """Where it is proved, and how thoroughly."""
 
-    places: Places
+    layout: Layout
     device: str
     is_short: bool = False
     # Why there is no peer, if there is none.
@@ -57,8 +57,8 @@ SIXTEEN_BITS = "sixteen_bit"
 
 
 def tests(setting: Setting, name: str, *options: str) -> Part:
-    command = [setting.places.program("unit-tests"), "--test-threads=1", "--nocapture", *options]
-    environment = setting.places.for_programs(THREADS) | {"DICO_TEST_DEVICE": setting.device}
+    command = [setting.layout.program("unit-tests"), "--test-threads=1", "--nocapture", *options]
+    environment = setting.layout.for_programs(THREADS) | {"DICO_TEST_DEVICE": setting.device}
     return Part(name, command, setting.limit(90), test_results, environment)
 
 
@@ -78,14 +78,14 @@ def test_results(text: str) -> dict:
 
 def collectives(setting: Setting) -> list[Part]:
     """NCCL between one and two ranks, of which one is killed, hangs, or does not come; on a CPU Gloo."""
-    programs = setting.places.for_programs(THREADS)
+    programs = setting.layout.for_programs(THREADS)
     if setting.is_gpu:
-        return [Part("nccl", [setting.places.program("nccl")], setting.limit(90), nccl_figures, programs)]
+        return [Part("nccl", [setting.layout.program("nccl")], setting.limit(90), nccl_figures, programs)]
     reason = "it needs a GPU: gloo takes its place"
     nccl = Part("nccl", [], 0, reason=reason)
     gloo = tests(setting, "gloo", "collective::gloo")
     size = "400000" if setting.is_short else "160000000"
-    worker = setting.places.program("worker")
+    worker = setting.layout.program("worker")
     command = [worker, "bench", "all-reduce", "--world", "2", "--bytes", size, "--threads", "1", "--json"]
     return [nccl, gloo, Part("gloo_all_reduce", command, setting.limit(20), environment=programs)]
 
@@ -110,9 +110,9 @@ def nccl_figures(text: str) -> dict:
 
 def small_world(setting: Setting) -> Part:
     script = [sys.executable, "-B", str(ROOT / "tests/gpu/world.py")]
-    folder = ["--programs", str(setting.places.programs), "--device", setting.device]
+    folder = ["--programs", str(setting.layout.programs), "--device", setting.device]
     short = ["--short"] if setting.is_short else []
-    return Part("world", [*script, *folder, *short], setting.limit(120), environment=setting.places.for_programs(1))
+    return Part("world", [*script, *folder, *short], setting.limit(120), environment=setting.layout.for_programs(1))
 
 
 def steps(setting: Setting) -> list[Part]:
@@ -136,10 +136,10 @@ def steps(setting: Setting) -> list[Part]:
                 fixed = ["--batch", str(batch), "--beams", "5", "--vision", "vit-b-32", "--threads", str(THREADS)]
                 fixed += ["--device", setting.device, "--steps", str(count), "--precision", precision]
                 name, limit = f"step_{precision}_{batch}_{kind}", setting.limit(45)
-                worker = [setting.places.program("worker"), "bench", "step", *fixed, *our_options, "--json"]
+                worker = [setting.layout.program("worker"), "bench", "step", *fixed, *our_options, "--json"]
                 script = [sys.executable, "-W", "ignore", str(ROOT / "tests/parity/step.py"), *fixed, *peer_options]
                 reason = setting.no_bf16 if precision == "bf16" else None
-                ours, theirs = setting.places.for_programs(THREADS), setting.places.for_peer(THREADS)
+                ours, theirs = setting.layout.for_programs(THREADS), setting.layout.for_peer(THREADS)
                 parts.append(Part(name, worker, limit, step_figures, ours, reason))
                 parts.append(Part(f"{name}_peer", script, limit, step_figures, theirs, reason or setting.no_peer))
     return parts

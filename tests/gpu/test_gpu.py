@@ -15,13 +15,13 @@ import unittest.mock
 import zipfile
 
 import gpu
-import places
+import layout
 import world
 from parts import Part, Setting, nccl_figures, parts, step_figures, test_results
-from places import Places
+from layout import Layout
 from processes import Failed
 
-PLACES = Places(pathlib.Path("/programs"), pathlib.Path("/libtorch"), None)
+LAYOUT = Layout(pathlib.Path("/programs"), pathlib.Path("/libtorch"), None)
 WELL = """
 running 2 tests
 test clip::golden::towers ... vit hidden: at most 1.2e-6 apart, 1.0e-4 allowed
@@ -116,7 +116,7 @@ class Driver(unittest.TestCase):
 
 class Parts(unittest.TestCase):
     def test_on_a_gpu_no_part_is_skipped(self) -> None:
-        chosen = parts(Setting(PLACES, "cuda:0"))
+        chosen = parts(Setting(LAYOUT, "cuda:0"))
         self.assertEqual([part.name for part in chosen if part.reason], [])
         self.assertEqual([part.name for part in chosen][:4], ["golden_f32", "golden_bf16", "nccl", "world"])
         self.assertEqual(len(chosen), 4 + 16)
@@ -124,26 +124,26 @@ class Parts(unittest.TestCase):
             self.assertTrue("cuda:0" in part.command or part.environment.get("DICO_TEST_DEVICE") == "cuda:0" or part.name == "nccl")
 
     def test_on_a_cpu_gloo_takes_the_place_of_nccl(self) -> None:
-        chosen = {part.name: part for part in parts(Setting(PLACES, "cpu", no_peer="no torch"))}
+        chosen = {part.name: part for part in parts(Setting(LAYOUT, "cpu", no_peer="no torch"))}
         self.assertIn("GPU", chosen["nccl"].reason)
         self.assertIsNone(chosen["gloo"].reason)
         self.assertEqual(chosen["step_f32_8_identical_peer"].reason, "no torch")
         self.assertIsNone(chosen["step_f32_8_identical"].reason)
 
     def test_on_a_processor_without_16_bit_products_their_steps_are_not_timed(self) -> None:
-        chosen = {part.name: part for part in parts(Setting(PLACES, "cpu", no_bf16="it has no instructions"))}
+        chosen = {part.name: part for part in parts(Setting(LAYOUT, "cpu", no_bf16="it has no instructions"))}
         self.assertEqual(chosen["step_bf16_8_identical"].reason, "it has no instructions")
         self.assertIsNone(chosen["step_f32_8_identical"].reason)
         self.assertIsNone(chosen["golden_bf16"].reason)
 
     def test_both_sides_of_identical_work_do_the_same(self) -> None:
-        chosen = {part.name: part.command for part in parts(Setting(PLACES, "cuda:0"))}
+        chosen = {part.name: part.command for part in parts(Setting(LAYOUT, "cuda:0"))}
         ours, peer = chosen["step_bf16_64_identical"], chosen["step_bf16_64_identical_peer"]
         self.assertEqual(ours[3:-1], peer[4:])
 
     def test_programs_do_not_listen_to_the_callers_launcher(self) -> None:
         with unittest.mock.patch.dict("os.environ", {"RANK": "3", "LIBTORCH": "/x", "DICO_JOIN_TOKEN": "t", "LD_LIBRARY_PATH": "/y"}):
-            found = PLACES.for_programs(2)
+            found = LAYOUT.for_programs(2)
         self.assertEqual({"RANK", "LIBTORCH", "DICO_JOIN_TOKEN"} & found.keys(), set())
         self.assertEqual((found["LD_LIBRARY_PATH"], found["OMP_NUM_THREADS"]), ("/libtorch:/y", "2"))
 
@@ -233,14 +233,14 @@ class Carried(unittest.TestCase):
                 archive.add(carried / "worker", "worker")
             with zipfile.ZipFile(carried / "wheels/peer-1-py3-none-any.whl", "w") as wheel:
                 wheel.writestr("peer/__init__.py", "")
-            programs, peer = places.unpack(carried, into)
+            programs, peer = layout.unpack(carried, into)
             self.assertTrue((programs / "worker").stat().st_mode & 0o100)
             self.assertTrue((peer / "peer/__init__.py").is_file())
 
     def test_what_is_missing_is_said(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             with self.assertRaisesRegex(Failed, "tests/gpu/build"):
-                places.unpack(pathlib.Path(folder), pathlib.Path(folder, "into"))
+                layout.unpack(pathlib.Path(folder), pathlib.Path(folder, "into"))
 
     def test_a_gpu_needs_the_cuda_part(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -250,12 +250,12 @@ class Carried(unittest.TestCase):
                 (lib / "libtorch_cpu.so").touch()
             (cuda / "lib/libtorch_cuda.so").touch()
             (cuda / "version.py").write_text("from typing import Optional\n__version__ = '2.11.0+cu126'\n")
-            self.assertEqual(places.libtorch("cpu", {"LIBTORCH": str(cpu)}, cuda), (cpu / "lib").resolve())
-            self.assertEqual(places.libtorch("cuda:0", {"LIBTORCH": str(cpu)}, cuda), (cuda / "lib").resolve())
-            self.assertEqual(places.pytorch_version(cuda), "2.11.0+cu126")
+            self.assertEqual(layout.libtorch("cpu", {"LIBTORCH": str(cpu)}, cuda), (cpu / "lib").resolve())
+            self.assertEqual(layout.libtorch("cuda:0", {"LIBTORCH": str(cpu)}, cuda), (cuda / "lib").resolve())
+            self.assertEqual(layout.pytorch_version(cuda), "2.11.0+cu126")
             with self.assertRaisesRegex(Failed, "libtorch_cuda.so"):
-                places.libtorch("cuda:0", {"LIBTORCH": str(cpu)}, None)
-        self.assertIsNone(places.pytorch_version(None))
+                layout.libtorch("cuda:0", {"LIBTORCH": str(cpu)}, None)
+        self.assertIsNone(layout.pytorch_version(None))
 
 
 if __name__ == "__main__":

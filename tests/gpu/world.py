@@ -170,7 +170,7 @@ def judged(hashes: dict[str, str], of: dict[str, Tensors], said: dict[str, dict]
     figures["same_bits_again"] = hashes["first"] == hashes["again"]
     figures["largest_difference_of_two_workers"] = largest_difference(of["first"], of["two"])
     checks = {
-        "parameters differ from the CPU's by more than another order of summation explains": figures["largest_difference"] <= TOLERANCE,
+        "parameters are further from the CPU's than another order of sums explains": figures["largest_difference"] <= TOLERANCE,
         "captions differ from the CPU's": figures["same_captions"] and figures["captions"] > 0,
         "the same run again ends with other bits": figures["same_bits_again"],
         "two workers do not end with what one does": figures["largest_difference_of_two_workers"] <= TOLERANCE,

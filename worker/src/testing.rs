@@ -1,7 +1,7 @@
 //! Where unit tests compute: on the device that `DICO_TEST_DEVICE` names (`cpu`, which is the default, or `cuda:N`).
 //!
-//! `tests/gpu/run` sets the variable. Where it names no GPU, [`each_way`] repeats a check on the CPU by the operations that
-//! a GPU would be given, so that these are executed where no GPU is at hand.
+//! `tests/gpu/run` sets the variable. Without a GPU [`each_code_path`] repeats a check by the code path of GPUs on the CPU, so that
+//! every test run executes it.
 
 use runfile::Precision;
 use tch::{Device, Kind};
@@ -43,10 +43,10 @@ pub fn floats() -> (Kind, Device) {
     (Kind::Float, device())
 }
 
-/// Runs a check on the device that tests compute on and, where that is a CPU, again by the operations that GPUs are given.
-pub fn each_way(check: impl Fn()) {
+/// Runs a check on the device that tests compute on and, where that is a CPU, again by the code path of GPUs.
+pub fn each_code_path(check: impl Fn()) {
     check();
     if !device().is_cuda() {
-        nn::as_on_gpus(check);
+        nn::on_gpu_path(check);
     }
 }

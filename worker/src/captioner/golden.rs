@@ -100,12 +100,12 @@ fn whole(captions: &[Vec<i64>]) -> (Forest, Tensor) {
 
 #[test]
 fn logits_and_log_probabilities_agree_with_transformers() {
-    testing::each_way(|| _ = check_logits(testing::device().into(), |_, _| 1e-4));
+    testing::each_code_path(|| _ = check_logits(testing::device().into(), |_, _| 1e-4));
 }
 
 #[test]
 fn sixteen_bit_logits_and_log_probabilities_are_as_near_as_rounding_lets_them_be() {
-    testing::each_way(|| _ = check_logits(testing::sixteen_bits(), sixteen_bit_tolerance));
+    testing::each_code_path(|| _ = check_logits(testing::sixteen_bits(), sixteen_bit_tolerance));
 }
 
 /// Compares them. `tolerance` is that of what is expected of so many layers. Returns that of the log-probability of a token.
@@ -151,7 +151,7 @@ fn of_captions(of_token: f64, captions: &[Vec<i64>]) -> f64 {
 
 #[test]
 fn beams_are_those_of_generate_token_for_token() {
-    testing::each_way(check_beams);
+    testing::each_code_path(check_beams);
 }
 
 fn check_beams() {
@@ -177,7 +177,7 @@ fn check_beams() {
 
 #[test]
 fn sixteen_bit_beams_are_those_of_generate_wherever_that_is_clear() {
-    testing::each_way(|| {
+    testing::each_code_path(|| {
         let backend = testing::sixteen_bits();
         let of_token = check_logits(backend, sixteen_bit_tolerance);
         let (Golden { sizes, searches, .. }, captioner) = case(backend);

@@ -85,12 +85,12 @@ pub fn pixels(sizes: &Sizes, name: &str, count: i64) -> Tensor {
 
 #[test]
 fn towers_agree_with_transformers_and_open_clip() {
-    testing::each_way(|| check(testing::device().into(), |_, _| 1e-4));
+    testing::each_code_path(|| check(testing::device().into(), |_, _| 1e-4));
 }
 
 #[test]
 fn sixteen_bit_towers_are_as_near_as_rounding_lets_them_be() {
-    testing::each_way(|| check(testing::sixteen_bits(), sixteen_bit_tolerance));
+    testing::each_code_path(|| check(testing::sixteen_bits(), sixteen_bit_tolerance));
 }
 
 /// Compares all cases. `tolerance` is that of what is expected of so many layers.

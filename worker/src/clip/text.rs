@@ -3,7 +3,7 @@ use weights::clip::Architecture;
 
 use super::{transformer::Transformer, unit};
 use crate::forest::{Forest, Tree};
-use crate::nn::{Builder, Embedding, LayerNorm, prefers_few_operations};
+use crate::nn::{Builder, Embedding, LayerNorm, takes_gpu_path};
 
 /// Texts that are run together, padded to the largest tree of them: on a CPU so many, as padding is work there; on a GPU all, as
 /// starting the work takes longer than most of it.
@@ -43,7 +43,7 @@ impl Text {
         let trees = texts.chunks(each).map(|texts| Tree::plant(texts.iter().map(Vec::as_slice)));
         let mut trees: Vec<(usize, Tree)> = trees.enumerate().collect();
         trees.sort_by_key(|(_, tree)| tree.size());
-        let group = if prefers_few_operations(device) { trees.len() } else { GROUP.div_ceil(each) };
+        let group = if takes_gpu_path(device) { trees.len() } else { GROUP.div_ceil(each) };
         let embedded =
             trees.chunks(group.max(1)).map(|group| self.embed_group(group.iter().map(|(_, tree)| tree), device));
         let embedded = Tensor::cat(&embedded.collect::<Vec<_>>(), 0);
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_text_is_embedded_alike_whatever_stands_beside_it() {
-        testing::each_way(check_neighbours);
+        testing::each_code_path(check_neighbours);
     }
 
     fn check_neighbours() {

@@ -144,7 +144,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
-    use crate::testing::{device, each_way, floats};
+    use crate::testing::{device, each_code_path, floats};
 
     fn random(shape: &[i64]) -> Tensor {
         Tensor::randn(shape, floats()).set_requires_grad(true)
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_linear_layer_and_its_gradients_are_libtorchs_own() {
-        each_way(check_linear);
+        each_code_path(check_linear);
     }
 
     fn check_linear() {
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn log_probabilities_and_their_gradients_are_those_of_a_whole_log_softmax() {
-        each_way(check_log_probabilities);
+        each_code_path(check_log_probabilities);
     }
 
     fn check_log_probabilities() {
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn gradients_of_a_table_are_added_where_the_leaf_has_room_for_them() {
-        each_way(check_table);
+        each_code_path(check_table);
     }
 
     fn check_table() {
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn normalisers_are_exact_however_far_the_values_are() {
-        each_way(check_normalisers);
+        each_code_path(check_normalisers);
     }
 
     fn check_normalisers() {

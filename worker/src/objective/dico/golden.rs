@@ -68,7 +68,7 @@ struct Step {
 
 #[test]
 fn a_whole_step_is_that_of_pytorch() {
-    testing::each_way(check_step);
+    testing::each_code_path(check_step);
 }
 
 fn check_step() {
@@ -147,7 +147,7 @@ fn check_step() {
 /// Of the same candidates, as rounding may lead to others, and with the same rewards, which `tau` multiplies by 300.
 #[test]
 fn sixteen_bit_rewards_and_gradients_are_as_near_as_rounding_lets_them_be() {
-    testing::each_way(check_sixteen_bits);
+    testing::each_code_path(check_sixteen_bits);
 }
 
 fn check_sixteen_bits() {

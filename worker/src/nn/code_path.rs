@@ -1,25 +1,25 @@
-//! Which operations a computation is made of. On a CPU they are chosen for its caches. On a GPU starting an operation takes
-//! longer than most of them run, so they are few and large, and all of them are libtorch's own.
+//! The two code paths of models. On a CPU operations are chosen for its caches. On a GPU starting an operation takes longer than
+//! most of them run, so they are few and large, and all of them are libtorch's own.
 
 use tch::Device;
 
-/// Whether what is computed on `device` should be few, large operations.
-pub fn prefers_few_operations(device: Device) -> bool {
-    device.is_cuda() || pretence::is_on()
+/// Whether computations on `device` take the code path of GPUs.
+pub fn takes_gpu_path(device: Device) -> bool {
+    device.is_cuda() || forced::is_on()
 }
 
 #[cfg(not(test))]
-mod pretence {
+mod forced {
     pub const fn is_on() -> bool {
         false
     }
 }
 
 #[cfg(test)]
-pub use pretence::as_on_gpus;
+pub use forced::on_gpu_path;
 
 #[cfg(test)]
-mod pretence {
+mod forced {
     use std::cell::Cell;
 
     // SAFETY: a declaration of the function in operators/operators.cpp.
@@ -41,8 +41,8 @@ mod pretence {
         unsafe { dico_compute_as_on_gpus(is_on) };
     }
 
-    /// Lets this thread compute on a CPU by the operations that GPUs are given, while `compute` runs.
-    pub fn as_on_gpus<T>(compute: impl FnOnce() -> T) -> T {
+    /// Lets this thread take the code path of GPUs on a CPU while `compute` runs.
+    pub fn on_gpu_path<T>(compute: impl FnOnce() -> T) -> T {
         struct Restore;
         impl Drop for Restore {
             fn drop(&mut self) {

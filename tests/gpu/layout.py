@@ -22,7 +22,7 @@ IGNORED = ("RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "LIBTORCH", "LIBTORCH
 
 
 @dataclass(frozen=True)
-class Places:
+class Layout:
     """Folders."""
 
     # Of the programs.
