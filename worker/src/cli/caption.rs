@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use dataset::{preprocess, read_file};
 use serde::Serialize;
 use tch::{Device, Tensor};
+use tokenizer::Vocabulary;
 use weights::folder::Folder;
 
 use super::device::Compute;
@@ -15,7 +16,6 @@ use crate::captioner::{Captioner, Search};
 use crate::clip::Eyes;
 use crate::data::normalise;
 use crate::models::{open_captioner, open_eyes};
-use crate::text::Vocabulary;
 
 /// Images captioned at once.
 const BATCH: usize = 16;

@@ -66,8 +66,8 @@ impl Evaluate {
     /// The run file, with the checkpoint's captioner in the place of its own, and nothing to be trained.
     fn run_of_checkpoint(&self) -> Result<RunFile, String> {
         let mut run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
-        let dropout = run.captioner.dropout;
-        run.captioner = Captioner { preset: None, weights: Some(self.checkpoint.clone()), vision: None, dropout };
+        let weights = Some(self.checkpoint.clone());
+        run.captioner = Captioner { preset: None, weights, vision: None, ..run.captioner };
         let trained = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
         if run.evaluator.preset.take().is_some() || trained {
             run.evaluator.weights = Some(self.checkpoint.clone());
@@ -88,10 +88,7 @@ impl Evaluate {
         }
         let origins = Origins::open(run, std::iter::empty())?;
         let models = origins.models(device)?;
-        let (longest, positions) = (run.decoding.max_length, models.captioner.architecture().positions);
-        if longest as usize > positions {
-            return Err(format!("decoding.max_length is {longest}, the captioner has {positions} positions"));
-        }
+        run.check_positions(models.captioner.architecture().positions)?;
         let stores = if self.split == Split::Test { None } else { sight::stores(run, &data, &origins, &models)? };
         let skip_corrupt = run.data.skip_corrupt;
         let source = Source { data: Arc::clone(&data), sizes: models.sizes(), stores, skip_corrupt };

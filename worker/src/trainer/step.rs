@@ -98,7 +98,7 @@ impl Trainer {
             summaries: total.summaries.iter().map(|(&name, summary)| (name.to_owned(), summary.into())).collect(),
             tokens: total.tokens,
             phase_seconds: laps.of(seconds),
-            example: total.example.filter(|_| rank == 0).map(|example| self.told(example)),
+            example: total.example.filter(|example| rank == 0 && is_finite(example)).map(|example| self.told(example)),
         };
         self.rested = Some(Instant::now());
         Ok((done, halting))
@@ -186,8 +186,8 @@ impl Trainer {
             Objective::Contrastive => self.contrastive(settings, batch, range),
             Objective::CrossEntropy => {
                 let vocabulary = &self.origins.captioner_vocabulary;
-                let most = self.run.decoding.max_length as usize;
-                let texts = self.captions(batch, range.clone()).map(|text| vocabulary.encode(text, most));
+                let most = self.run.captioner.max_target_length as usize;
+                let texts = self.captions(batch, range.clone()).map(|text| vocabulary.encode_target(text, most));
                 let captions = Captions::new(&texts.collect::<Vec<_>>(), 1, self.device);
                 let models = &self.state.models;
                 let hidden = laps.time(Lap::Vision, || models.hidden(batch, range));
@@ -269,6 +269,11 @@ impl Trainer {
             _ => dico::outcome(&models.captioner, &images, &context, &settings.dico, mode),
         }
     }
+}
+
+/// Whether all of an example's numbers are numbers: others are of no use to people.
+fn is_finite(example: &Example) -> bool {
+    example.candidates.iter().all(|(_, reward, gamma)| reward.is_finite() && gamma.is_finite())
 }
 
 /// Sums a gradient over all ranks, with what travels along.
@@ -388,6 +393,14 @@ mod tests {
         assert_eq!(short[3..], exact[3..]);
         assert_ne!(short[1], exact[1]);
         assert!(short.iter().zip(&exact).all(|(short, exact)| (short - exact).abs() < 0.01 * exact.abs()), "{short:?}");
+    }
+
+    #[test]
+    fn an_example_without_numbers_is_told_to_nobody() {
+        let example = |reward, gamma| Example { image: 0, candidates: vec![(String::new(), reward, gamma)] };
+        assert!(is_finite(&example(1.0, 0.0)));
+        let broken = [(f64::NAN, 0.0), (f64::INFINITY, 0.0), (1.0, f64::NAN), (1.0, f64::NEG_INFINITY)];
+        assert!(broken.into_iter().all(|(reward, gamma)| !is_finite(&example(reward, gamma))));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use runfile::EvaluatorScore;
 use serde::Deserialize;
+use tokenizer::Vocabulary;
 use weights::folder;
 
 use super::*;
@@ -14,7 +15,6 @@ use crate::golden::{self, Gains, assert_close};
 use crate::laps::Laps;
 use crate::objective::reward::Judge;
 use crate::optimizer::{Adam, Slope};
-use crate::text::Vocabulary;
 
 #[derive(Deserialize)]
 struct Golden {
