@@ -15,8 +15,8 @@ use crate::{LARGEST_IMAGE, preprocess};
 const FORMAT: u32 = 1;
 /// Longest `.txt` member, in bytes.
 const LONGEST_TEXT: u64 = 1 << 20;
-/// Longest `.json` member, in bytes.
-const LONGEST_JSON: u64 = 16 << 20;
+/// Longest `.json` member, in bytes: as many captions as an image may have, each as long as may be.
+const LONGEST_JSON: u64 = 128 << 20;
 /// Enough of nearly every image to see its size.
 const IMAGE_START: u64 = 64 << 10;
 

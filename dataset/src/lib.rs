@@ -10,6 +10,7 @@ mod coco;
 mod error;
 mod index;
 mod karpathy;
+pub mod limits;
 mod members;
 mod positives;
 pub mod preprocess;
@@ -138,9 +139,10 @@ impl DataSet {
     ///
     /// # Errors
     /// Annotations cannot be read or are not in their format; the split for training or validation is empty; or an image is
-    /// missing or no image while `skip_corrupt` is unset.
+    /// missing or no image while `skip_corrupt` is unset; or there is more of something than [`limits`] allow.
     pub fn load(settings: &runfile::Data) -> Result<Self, Error> {
         let mut data = Self::real(settings)?;
+        data.check_texts(|split| source(settings, split))?;
         if let Some(positives) = &settings.positives {
             data.positives = Positives::load(positives, data.split(Split::Train))?;
         }
@@ -274,6 +276,24 @@ impl DataSet {
             (ImageRef::File(path), _) => path.display().to_string(),
         }
     }
+}
+
+/// The file or pattern that the captions of a split come from.
+fn source(settings: &runfile::Data, split: Split) -> String {
+    let runfile::Data { karpathy, coco, webdataset, .. } = settings;
+    let karpathy = karpathy.as_ref().map(|karpathy| karpathy.annotations.display().to_string());
+    let of_coco = |coco: &runfile::Coco| match split {
+        Split::Train => Some(coco.train.annotations.display().to_string()),
+        Split::Validation => Some(coco.validation.annotations.display().to_string()),
+        Split::Test => coco.test.as_ref().map(|test| test.annotations.display().to_string()),
+    };
+    let of_tars = |tars: &runfile::WebDataset| match split {
+        Split::Train => Some(tars.train.clone()),
+        Split::Validation => Some(tars.validation.clone()),
+        Split::Test => tars.test.clone(),
+    };
+    let coco = || coco.as_ref().and_then(of_coco);
+    karpathy.or_else(coco).or_else(|| webdataset.as_ref().and_then(of_tars)).unwrap_or_else(|| "data".to_owned())
 }
 
 /// The files of the validation split's images, by name, where they are in a folder. Only annotations are read.

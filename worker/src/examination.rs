@@ -69,7 +69,7 @@ impl Examiner<'_> {
             let (image, text) = (images.get(row as i64), texts.get(row as i64));
             let mut scores = self.evaluator_scores(&image, &text, &references);
             scores.extend(self.judged(&item.name, &written.caption));
-            v1::EvaluationItem {
+            finite(v1::EvaluationItem {
                 image: item.name.clone(),
                 image_id: item.id,
                 caption: written.caption,
@@ -77,7 +77,8 @@ impl Examiner<'_> {
                 scores,
                 image_embedding: numbers(&image),
                 text_embedding: numbers(&text),
-            }
+                continued: false,
+            })
         })
         .collect()
     }
@@ -135,6 +136,45 @@ impl Written {
     }
 }
 
+/// An item without what is not a number, as an evaluator with damaged weights or too short a precision computes. Without the score
+/// of one image, the evaluation has no such score.
+fn finite(mut item: v1::EvaluationItem) -> v1::EvaluationItem {
+    let image = item.image.clone();
+    item.scores.retain(|name, score| {
+        let is_number = score.is_finite();
+        if !is_number {
+            tracing::warn!(image, "the evaluator's {name} of this image is not a number: it is left out");
+        }
+        is_number
+    });
+    if item.image_embedding.iter().chain(&item.text_embedding).any(|number| !number.is_finite()) {
+        tracing::warn!(image, "the evaluator's embeddings of this image are not numbers: there is no retrieval");
+        (item.image_embedding, item.text_embedding) = (Vec::new(), Vec::new());
+    }
+    item
+}
+
 fn numbers(vector: &Tensor) -> Vec<f32> {
     Vec::try_from(vector.to_kind(Kind::Float)).expect("a vector of floats")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_a_number_is_not_reported() {
+        let item = |score: f64, number: f32| v1::EvaluationItem {
+            scores: [("pac_s".to_owned(), score), ("details".to_owned(), 3.0)].into(),
+            image_embedding: vec![1.0, number],
+            text_embedding: vec![0.5, 0.5],
+            ..Default::default()
+        };
+        assert_eq!(finite(item(0.5, 0.5)), item(0.5, 0.5));
+        for (score, number) in [(f64::NAN, f32::NAN), (f64::INFINITY, f32::NEG_INFINITY)] {
+            let found = finite(item(score, number));
+            assert_eq!(found.scores, HashMap::from([("details".to_owned(), 3.0)]));
+            assert!(found.image_embedding.is_empty() && found.text_embedding.is_empty());
+        }
+    }
 }

@@ -8,8 +8,11 @@ use dataset::{DataSet, Split, preprocess};
 use features::{Dtype, Manifest, Rows, Store, Tower};
 use runfile::{RunFile, Stage};
 use serde_json::json;
+use tokenizer::{MAX_TOKEN_BYTES, Vocabulary};
 use weights::folder::{self, Folder};
 use weights::{Clip, VisionArchitecture};
+
+mod sizes;
 
 /// Check a run file: that everything it names exists and fits together.
 #[derive(Debug, Args)]
@@ -58,7 +61,10 @@ fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
     }
     metrics(&file.scoring)?;
     storage::check_writable(&file.checkpoint_place(), &storage::Access::environment()).context("checkpoints")?;
+    check_captions(file)?;
     let mut found = vec![images(&data)];
+    // One of the corpus has all tokens of the captions.
+    let mut vocabulary = Vocabulary::full();
     let evaluator =
         file.evaluator.weights.as_deref().map(|path| evaluator(path).context("evaluator.weights")).transpose()?;
     if let Some(clip) = &evaluator {
@@ -71,10 +77,15 @@ fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
         vision = Some((clip.architecture().tower(), of_clip(&clip)));
     }
     if let Some(path) = &file.captioner.weights {
-        let (architecture, seen) = captioner(file, path).context("captioner.weights")?;
+        let (architecture, seen, known) = captioner(file, path).context("captioner.weights")?;
         found.push(format!("captioner: {}, sees {}", path.display(), tower(&architecture)));
         vision = Some((architecture, seen));
+        vocabulary = known;
     }
+    let presets_embedding = file.evaluator.preset.map_or(0, runfile::Preset::evaluator_embedding);
+    let embedding = evaluator.as_ref().map_or(presets_embedding, |clip| clip.architecture().embedding);
+    data.check_evaluation(embedding, file.decoding.max_length as usize * MAX_TOKEN_BYTES).context("data")?;
+    found.extend(sizes::lines(file, &data, &vocabulary));
     if let (Some(folder), Some(evaluator), Some(vision)) = (&file.data.features, &evaluator, &vision) {
         stores(folder, &data, evaluator, vision).context("data.features")?;
         found.push(format!("features: {}", folder.display()));
@@ -108,17 +119,26 @@ fn of_clip(clip: &Clip) -> Tower {
     Tower { weights: clip.path().to_owned(), sha256: clip.sha256(), image_size }
 }
 
-/// What an imported captioner, or one of another run, sees through.
-fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture, Tower)> {
+/// Checks that the captions of evaluations can be saved.
+///
+/// # Errors
+/// Their folder cannot be made or written to.
+pub(super) fn check_captions(file: &RunFile) -> anyhow::Result<()> {
+    let folder = file.captions_folder();
+    storage::check_writable(&folder.to_string_lossy(), &storage::Access::environment())
+        .context("captions of evaluations")
+}
+
+/// What an imported captioner, or one of another run, sees through, and which tokens it knows.
+fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture, Tower, Vocabulary)> {
     let folder = Folder::open(path)?;
     let manifest = folder.manifest();
     let vision = folder.vision()?;
     let architecture = manifest.vision.architecture.clone();
-    let (positions, longest) = (manifest.captioner.positions, file.decoding.max_length as usize);
-    ensure!(longest <= positions, "decoding.max_length is {longest}, the captioner has {positions} positions");
+    file.check_positions(manifest.captioner.positions).map_err(anyhow::Error::msg)?;
     let image_size = architecture.image_size as u32;
     let tower = Tower { weights: vision.path().to_owned(), sha256: vision.sha256(), image_size };
-    Ok((architecture, tower))
+    Ok((architecture, tower, Vocabulary::stored(&manifest.vocabulary)))
 }
 
 fn stores(

@@ -153,7 +153,8 @@ impl Worker<'_> {
                 Some(Kind::Evaluate(v1::Evaluate { evaluation, ranges })) => {
                     for range in ranges {
                         let (items, range) = (script::captions(range), Some(range));
-                        let items = v1::EvaluationItems { generation, evaluation, range, items };
+                        let more = false;
+                        let items = v1::EvaluationItems { generation, evaluation, range, items, more };
                         self.say(Message::EvaluationItems(items)).await;
                     }
                 }

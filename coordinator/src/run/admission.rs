@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use dataset::limits::MAX_VALIDATION_IMAGES;
 use proto::{PROTOCOL_VERSION, v1};
 use serde_json::json;
 
 use super::{
-    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time, captions::MOST_IMAGES, membership::PATIENCE,
-    plan::Place, record::Happening,
+    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time, membership::PATIENCE, plan::Place, record::Happening,
 };
 
 /// Heartbeats of all workers together, as far as `lost_after` allows.
@@ -66,8 +66,8 @@ impl Run {
         if data_set.fingerprint.len() > 128 {
             return Err(Refusal::new(RefusalKind::InvalidArgument, "data_set.fingerprint is too long".into()));
         }
-        if data_set.validation_images > MOST_IMAGES {
-            let reason = format!("a validation split of more than {MOST_IMAGES} images");
+        if data_set.validation_images > MAX_VALIDATION_IMAGES {
+            let reason = format!("a validation split of more than {MAX_VALIDATION_IMAGES} images");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let rank = self.members.attach(now, session, &attach.session_token, attach.store_address)?;

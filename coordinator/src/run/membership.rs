@@ -16,11 +16,11 @@ use sha2::{Digest, Sha256};
 use super::{Refusal, RefusalKind, SessionId, Time};
 
 /// Ranks are below this.
-pub const RANKS: u32 = 100_000;
+pub const RANKS: u32 = runfile::MAX_WORKERS;
 /// How long a worker may take for what no heartbeat speaks of: loading its data, letting go of a collective.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest name of a host, device or version, in bytes.
-const LONGEST_NAME: usize = 256;
+/// Longest name of a host, device or version, in bytes; of host names DNS allows 253.
+const LONGEST_NAME: usize = 512;
 
 /// What the newest step counts for in a member's speed.
 const SMOOTHING: f64 = 0.2;

@@ -124,6 +124,13 @@ pub enum Event {
         /// The stream.
         session: SessionId,
     },
+    /// The captions of an evaluation that was to be scored cannot be saved, or can be again.
+    CaptionsSaved {
+        /// Its number.
+        evaluation: u64,
+        /// Why not, for people.
+        saved: Result<(), String>,
+    },
     /// An evaluation that was to be scored is scored.
     Scored {
         /// Its number.
@@ -186,7 +193,8 @@ pub enum Action {
     },
     /// Remember something. What [`Record::must_be_durable`] is on disk before the next action.
     Record(Record),
-    /// Save the captions of an evaluation, score them and come back with [`Event::Scored`].
+    /// Save the captions of an evaluation, score them and come back with [`Event::Scored`]; while they cannot be saved,
+    /// [`Event::CaptionsSaved`] says why.
     Score {
         /// Its number.
         evaluation: u64,
@@ -386,6 +394,7 @@ impl Run {
                     }
                 }
             }
+            Event::CaptionsSaved { evaluation, saved } => self.captions_saved(evaluation, saved),
             Event::Scored { evaluation, metrics, items } => self.scored(evaluation, metrics, items),
             Event::Tick => self.tick(now),
             Event::Control { request, command } => match self.control(command) {
@@ -411,7 +420,7 @@ impl Run {
             member.heard = now;
         }
         if let Err(violation) = self.understand(now, rank, message) {
-            let reason = format!("rank {rank} broke the protocol: {violation}");
+            let reason = format!("rank {rank} broke the protocol: {}", one_line(&violation));
             let refusal = Refusal::new(RefusalKind::InvalidArgument, reason.clone());
             self.actions.push(Action::Close { session, refusal: Some(refusal) });
             self.remove(now, rank, Happening::Lost, &reason);

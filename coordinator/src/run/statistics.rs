@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dataset::limits::MAX_TEXT_BYTES;
 use proto::v1;
 use statistics::{Summary, names};
 
@@ -9,8 +10,6 @@ use super::plan::Place;
 
 /// Candidates of an example; run files ask for fewer beams.
 const MOST_CANDIDATES: usize = 1024;
-/// Longest text in an example, in bytes.
-const LONGEST_TEXT: usize = 4096;
 
 /// What a step did, over all shares that were reported.
 #[derive(Clone, Debug, PartialEq)]
@@ -166,9 +165,9 @@ impl StepStatistics {
     }
 }
 
-/// Whether an example is of a size that can be kept and shown, and has numbers.
+/// Whether an example is of a size that can be kept and shown, and has numbers. Workers send no other.
 fn is_modest(example: &v1::Example) -> bool {
-    let short = |text: &str| text.len() <= LONGEST_TEXT;
+    let short = |text: &str| text.len() <= MAX_TEXT_BYTES;
     let modest = |candidate: &v1::Candidate| {
         short(&candidate.caption) && candidate.reward.is_finite() && candidate.gamma.is_finite()
     };
@@ -239,6 +238,15 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_names_and_the_most_beams_are_an_example() {
+        let text = || "ü".repeat(MAX_TEXT_BYTES / 2);
+        let candidates = vec![v1::Candidate { caption: text(), reward: 1e30, gamma: 0.0 }; 64];
+        let example = Some(v1::Example { image: text(), candidates });
+        let report = v1::StepDone { example, ..Default::default() };
+        StepStatistics::read(0, &report, &v1::Position::default()).unwrap();
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         let at = v1::Position::default();
         let unknown = v1::StepDone { summaries: [("x".into(), v1::Summary::default())].into(), ..Default::default() };
@@ -246,7 +254,7 @@ mod tests {
             summaries: [("kl".into(), v1::Summary { count: 1, ..Default::default() })].into(),
             ..Default::default()
         };
-        let endless = v1::Candidate { caption: "a ".repeat(LONGEST_TEXT), ..Default::default() };
+        let endless = v1::Candidate { caption: "a ".repeat(MAX_TEXT_BYTES), ..Default::default() };
         let example = Some(v1::Example { image: String::new(), candidates: vec![endless] });
         let verbose = v1::StepDone { example, ..Default::default() };
         let strange = v1::StepDone { phase_seconds: [("nap".into(), 1.0)].into(), ..Default::default() };

@@ -7,7 +7,7 @@
 //!      '======== directives ==============================|
 //!                                                         |--Record--> recorder (a thread; SQLite)
 //!                                                         |--Record--> metrics --> http <-- Prometheus, the page
-//!                                                         '--items---> captions, score (a blocking thread) --Event--> driver
+//!                                                         '--items---> evaluations (captions, score) --Event--> driver
 //! ```
 
 mod access;
@@ -16,6 +16,7 @@ mod clock;
 mod disk;
 mod door;
 mod driver;
+mod evaluations;
 mod grpc;
 mod http;
 mod metrics;

@@ -5,9 +5,11 @@ use super::{transformer::Transformer, unit};
 use crate::forest::{Forest, Tree};
 use crate::nn::{Builder, Embedding, LayerNorm};
 
-/// Texts that are run together, padded to the largest tree of them: on a CPU so many, as padding is work there; on a GPU all, as
-/// starting the work takes longer than most of it.
+/// Texts that are run together, padded to the largest tree of them: on a CPU so many, as padding is work there.
 const GROUP: usize = 32;
+/// The same on a GPU, where starting the work takes longer than most of it: as many as memory is sure to hold. An image may have a
+/// thousand references.
+const GPU_GROUP: usize = 1024;
 
 /// The text transformer, `transformer.*`.
 pub struct Text {
@@ -43,7 +45,7 @@ impl Text {
         let trees = texts.chunks(each).map(|texts| Tree::plant(texts.iter().map(Vec::as_slice)));
         let mut trees: Vec<(usize, Tree)> = trees.enumerate().collect();
         trees.sort_by_key(|(_, tree)| tree.size());
-        let group = if device.is_cuda() { trees.len() } else { GROUP.div_ceil(each) };
+        let group = if device.is_cuda() { GPU_GROUP } else { GROUP }.div_ceil(each);
         let embedded =
             trees.chunks(group.max(1)).map(|group| self.embed_group(group.iter().map(|(_, tree)| tree), device));
         let embedded = Tensor::cat(&embedded.collect::<Vec<_>>(), 0);

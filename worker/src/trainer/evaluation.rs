@@ -33,7 +33,13 @@ impl Trainer {
             let items = examiner.items(&batch?);
             let range = Some(v1::ImageRange { begin: range.start as u64, end: range.end as u64 });
             let evaluation = order.evaluation;
-            self.report(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items }));
+            let parts = proto::parts(items);
+            let last = parts.len() - 1;
+            for (number, items) in parts.into_iter().enumerate() {
+                let more = number < last;
+                let items = v1::EvaluationItems { generation, evaluation, range, items, more };
+                self.report(Message::EvaluationItems(items));
+            }
             left -= 1;
             if left > 0 && self.halt.is_raised() {
                 return Err(Stop::Halted);

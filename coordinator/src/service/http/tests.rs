@@ -265,6 +265,20 @@ async fn captions_are_data_and_stay_so() {
 }
 
 #[tokio::test]
+async fn of_many_and_long_references_some_are_shown() {
+    let mut site = Site::new(None).await;
+    site.write_evaluations();
+    let item = Item { image: "1.jpg".into(), references: vec!["ü".repeat(30_000); 1_000], ..Item::default() };
+    let place = Place { stage: 0, step: 20 };
+    let evaluated = Record::Evaluated { place, generation: 1, metrics: [].into(), items: vec![item] };
+    site.journal.write(&[evaluated]).unwrap();
+    let (code, captions) = site.get("/api/captions?before=0-0-1&after=0-20-1").await;
+    let references = captions["items"][0]["references"].as_array().unwrap();
+    assert_eq!((code, references.len()), (200, 32));
+    assert_eq!(references[31], "ü".repeat(1024));
+}
+
+#[tokio::test]
 async fn only_images_of_evaluations_are_shown() {
     let mut site = Site::new(None).await;
     site.write_evaluations();
