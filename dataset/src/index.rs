@@ -6,19 +6,18 @@ use std::io::Cursor;
 
 use serde::{Deserialize, Serialize};
 
+use crate::LARGEST_IMAGE;
 use crate::annotations::tidy;
 use crate::members::{Forward, Found, Members};
+use crate::preprocess::{self, Oddities};
 use crate::store::Version;
-use crate::{LARGEST_IMAGE, preprocess};
 
 /// Of the index files; indices of other numbers are built anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Longest `.txt` member, in bytes.
 const LONGEST_TEXT: u64 = 1 << 20;
 /// Longest `.json` member, in bytes.
 const LONGEST_JSON: u64 = 16 << 20;
-/// Enough of nearly every image to see its size.
-const IMAGE_START: u64 = 64 << 10;
 
 /// A tar's samples, in the order in which their keys first appear.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +39,9 @@ pub struct Sample {
     pub image: Option<Extent>,
     /// What people said of it.
     pub captions: Vec<String>,
+    /// What is odd about the image.
+    #[serde(default, skip_serializing_if = "Oddities::is_empty")]
+    pub oddities: Oddities,
     /// Why the sample cannot be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -102,7 +104,7 @@ impl Index {
         if (index.format, index.size, &index.tag) != (FORMAT, version.size, &version.tag) {
             return Ok(None);
         }
-        for Sample { key, image, captions, problem } in &index.samples {
+        for Sample { key, image, captions, problem, .. } in &index.samples {
             let inside = image.is_none_or(|Extent { offset, length }| {
                 length <= LARGEST_IMAGE && offset.checked_add(length).is_some_and(|end| end <= version.size)
             });
@@ -137,7 +139,7 @@ fn classify(path: &str) -> Option<(&str, Role)> {
 }
 
 enum Content {
-    Image(Extent),
+    Image(Extent, Oddities),
     Text(String),
     Json(Option<Vec<String>>),
 }
@@ -155,39 +157,27 @@ fn take<R: Forward>(members: &mut Members<R>, found: &Found, role: Role) -> Resu
     if found.length > most {
         return Ok(Err(format!("{} bytes: more than {most}", found.length)));
     }
-    if let Role::Image = role {
-        return Ok(
-            look(members, found)?.map(|()| Content::Image(Extent { offset: found.offset, length: found.length }))
-        );
-    }
     let bytes = members.start(found, most)?;
     Ok(match role {
+        Role::Image => {
+            let extent = Extent { offset: found.offset, length: found.length };
+            preprocess::check(Cursor::new(&bytes)).map(|oddities| Content::Image(extent, oddities))
+        }
         Role::Json => serde_json::from_slice(&bytes).map_err(|error| error.to_string()).map(|captions| {
             Content::Json(match captions {
                 Captions::Plain(captions) => Some(captions),
                 Captions::Keyed { captions } => captions,
             })
         }),
-        _ => String::from_utf8(bytes).map(Content::Text).map_err(|error| error.to_string()),
+        Role::Text => String::from_utf8(bytes).map(Content::Text).map_err(|error| error.to_string()),
     })
-}
-
-/// Looks at an image's header; where its start does not show it, at all of it.
-fn look<R: Forward>(members: &mut Members<R>, found: &Found) -> Result<Result<(), String>, String> {
-    let start = members.start(found, IMAGE_START)?;
-    let seen = preprocess::check(Cursor::new(&start));
-    if seen.is_ok() || start.len() as u64 == found.length {
-        return Ok(seen);
-    }
-    let whole = members.rest(found, start)?;
-    Ok(preprocess::check(Cursor::new(&whole)))
 }
 
 /// A sample that is not complete yet.
 #[derive(Default)]
 struct Pieces {
     key: String,
-    image: Option<Extent>,
+    image: Option<(Extent, Oddities)>,
     text: Option<String>,
     json: Option<Vec<String>>,
     problem: Option<String>,
@@ -196,7 +186,7 @@ struct Pieces {
 impl Pieces {
     fn add(&mut self, content: Content) {
         let repeated = match content {
-            Content::Image(extent) => self.image.replace(extent).map(|_| "image"),
+            Content::Image(extent, oddities) => self.image.replace((extent, oddities)).map(|_| "image"),
             Content::Text(text) => self.text.replace(text).map(|_| "`.txt`"),
             Content::Json(Some(captions)) => self.json.replace(captions).map(|_| "`.json`"),
             Content::Json(None) => None,
@@ -219,7 +209,8 @@ impl Pieces {
             (_, true) => Some("an image without captions".to_owned()),
             _ => None,
         });
-        Sample { key, image, captions, problem }
+        let (image, oddities) = image.map_or_else(Default::default, |(extent, oddities)| (Some(extent), oddities));
+        Sample { key, image, captions, oddities, problem }
     }
 }
 

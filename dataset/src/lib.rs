@@ -28,10 +28,15 @@ use sha2::{Digest, Sha256};
 
 pub use error::{Error, UnknownSplit};
 use positives::Positives;
+use preprocess::Oddities;
 use shards::{Member, Shards};
 
 /// Encoded images above this many bytes are refused: no photograph comes near.
 const LARGEST_IMAGE: u64 = 256 << 20;
+/// So many odd images are named in a line.
+const NAMED: usize = 20;
+/// Side at which images are decoded to see whether they can be.
+const TRIAL_SIZE: u32 = 224;
 
 /// A part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,6 +95,42 @@ pub struct Item {
     image: ImageRef,
 }
 
+impl Item {
+    /// The image's file; none where it is in a tar.
+    fn file(&self) -> Option<&Path> {
+        match &self.image {
+            ImageRef::File(path) => Some(path),
+            ImageRef::Member(_) => None,
+        }
+    }
+}
+
+/// An image that cannot be used, named for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadImage {
+    /// The split that lists it.
+    pub split: Split,
+    /// Its file, or its tar and its key in it.
+    pub place: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl Display for BadImage {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}: {}", self.place, self.problem)
+    }
+}
+
+/// Images whose pixels may surprise people, by their places; of those that were looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OddImages {
+    /// Photos whose EXIF orientation is other than 1.
+    pub turned: Vec<String>,
+    /// Greyscale images of 16 bits.
+    pub grey_of_16_bits: Vec<String>,
+}
+
 /// Where an image's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ImageRef {
@@ -124,64 +165,152 @@ impl Splits {
 }
 
 /// The images and captions of a run.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct DataSet {
     splits: Splits,
-    skipped: u64,
+    left_out: Vec<BadImage>,
+    odd: OddImages,
     shards: Option<Shards>,
     positives: Positives,
+    /// Whether photos are turned as their EXIF orientation says.
+    applies_exif: bool,
 }
 
 impl DataSet {
-    /// Reads the annotations of all splits and looks at every image's header, unless a feature store stands in for them; tars
-    /// are indexed instead, once, and their index is kept beside them.
+    /// Reads the annotations of all splits and looks at every image's header and end, unless a
+    /// feature store stands in for them; tars are indexed instead, once, and their index is kept
+    /// beside them. Logs which images are left out or odd.
     ///
     /// # Errors
-    /// Annotations cannot be read or are not in their format; the split for training or validation is empty; or an image is
-    /// missing or no image while `skip_corrupt` is unset.
+    /// Annotations cannot be read or are not in their format; an image is missing or no image while
+    /// `skip_corrupt` is unset; or nothing is left of the split for training or validation.
     pub fn load(settings: &runfile::Data) -> Result<Self, Error> {
+        let data = Self::survey(settings)?;
+        if let ([first, rest @ ..], false) = (&data.left_out[..], settings.skip_corrupt) {
+            let BadImage { place, problem, .. } = first.clone();
+            return Err(Error::Unusable { place, problem, more: rest.len() });
+        }
+        data.left_out.iter().for_each(|bad| tracing::warn!("leaving out {bad}"));
+        for warning in data.warnings() {
+            tracing::warn!("{warning}");
+        }
+        data.complete()
+    }
+
+    /// Like [`load`](Self::load), but images that cannot be used are always left out, all of them
+    /// may be, and nothing is logged.
+    ///
+    /// # Errors
+    /// Annotations cannot be read or are not in their format.
+    pub fn survey(settings: &runfile::Data) -> Result<Self, Error> {
         let mut data = Self::real(settings)?;
+        data.applies_exif = settings.exif;
         if let Some(positives) = &settings.positives {
-            data.positives = Positives::load(positives, data.split(Split::Train))?;
+            data.find_positives(positives)?;
         }
         Ok(data)
     }
 
     fn real(settings: &runfile::Data) -> Result<Self, Error> {
+        // A feature store stands in for the images, unless they say which of them it left out.
+        let looks = settings.features.is_none() || settings.skip_corrupt;
         if let Some(tars) = &settings.webdataset {
-            return webdataset::load(tars, settings.skip_corrupt, storage::Access::environment().streaming())?
-                .complete(&tars.train);
+            return webdataset::load(tars, storage::Access::environment().streaming());
         }
         if let Some(karpathy) = &settings.karpathy {
-            let splits = karpathy::read_splits(&karpathy.annotations, &karpathy.images)?;
-            return Self::of_files(splits, settings)?.complete(karpathy.annotations.display());
+            return Ok(Self::of_files(karpathy::read_splits(&karpathy.annotations, &karpathy.images)?, looks));
         }
         if let Some(coco) = &settings.coco {
-            return Self::of_files(coco::read_splits(coco)?, settings)?.complete(coco.train.annotations.display());
+            return Ok(Self::of_files(coco::read_splits(coco)?, looks));
         }
         Err(Error::format("data", "needs exactly one of `karpathy`, `coco` and `webdataset`"))
     }
 
-    fn of_files(mut splits: Splits, settings: &runfile::Data) -> Result<Self, Error> {
-        let mut skipped = 0;
-        // A feature store stands in for the images, unless they say which of them it left out.
-        if settings.features.is_some() && !settings.skip_corrupt {
-            return Ok(Self { splits, skipped, shards: None, positives: Positives::default() });
+    fn of_files(mut splits: Splits, looks: bool) -> Self {
+        if !looks {
+            return Self { splits, ..Self::default() };
         }
+        let mut data = Self::default();
         for split in Split::ALL {
-            skipped += checks::keep_images(splits.get_mut(split), settings.skip_corrupt)?;
+            let items = std::mem::take(splits.get_mut(split));
+            let files: Vec<&Path> = items.iter().filter_map(Item::file).collect();
+            let found = checks::look(&files);
+            items.into_iter().zip(found).for_each(|(item, found)| data.add(split, item, found));
         }
-        Ok(Self { splits, skipped, shards: None, positives: Positives::default() })
+        data
+    }
+
+    /// Takes an item in, or leaves it out.
+    fn add(&mut self, split: Split, item: Item, found: Result<Oddities, String>) {
+        let place = || self.place(&item);
+        match found {
+            Err(problem) => {
+                let bad = BadImage { split, place: place(), problem };
+                self.left_out.push(bad);
+            }
+            Ok(Oddities { is_turned, is_grey_of_16_bits }) => {
+                let (turned, grey) = (is_turned.then(place), is_grey_of_16_bits.then(place));
+                self.odd.turned.extend(turned);
+                self.odd.grey_of_16_bits.extend(grey);
+                self.splits.get_mut(split).push(item);
+            }
+        }
+    }
+
+    /// Finds generated images and captions of the training split. Images whose generated image
+    /// cannot be used are left out.
+    fn find_positives(&mut self, settings: &runfile::Positives) -> Result<(), Error> {
+        if let Some(folder) = &settings.images {
+            let items = std::mem::take(&mut self.splits.train);
+            let files: Vec<PathBuf> = items.iter().map(|item| positives::image(folder, item)).collect();
+            let found = checks::look(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>());
+            for ((item, file), found) in items.into_iter().zip(files).zip(found) {
+                match found {
+                    Ok(_) => self.splits.train.push(item),
+                    Err(problem) => {
+                        let (place, split) = (file.display().to_string(), Split::Train);
+                        self.left_out.push(BadImage { split, place, problem: format!("generated image: {problem}") });
+                    }
+                }
+            }
+        }
+        self.positives = Positives::load(settings, &self.splits.train)?;
+        Ok(())
     }
 
     /// The set, if there is something to train on and something to evaluate on.
-    fn complete(self, source: impl Display) -> Result<Self, Error> {
-        for split in [Split::Train, Split::Validation] {
-            if self.split(split).is_empty() {
-                return Err(Error::format(source, format!("no usable image in split `{split}`")));
-            }
+    ///
+    /// # Errors
+    /// There is not.
+    pub fn complete(self) -> Result<Self, Error> {
+        for split in [Split::Train, Split::Validation].into_iter().filter(|split| self.split(*split).is_empty()) {
+            let mut of_split = self.left_out.iter().filter(|bad| bad.split == split);
+            let why = of_split.next().map_or_else(String::new, |first| {
+                format!(": {} were left out, the first of them {first}", 1 + of_split.count())
+            });
+            return Err(Error::format("data", format!("no usable image in split `{split}`{why}")));
         }
         Ok(self)
+    }
+
+    /// What people should know of odd images, naming some of them.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        let OddImages { turned, grey_of_16_bits } = &self.odd;
+        let turned = if self.applies_exif { &[][..] } else { turned };
+        let of = |images: &[String], what: &str| {
+            let first = images.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = if images.len() > NAMED { ", ..." } else { "" };
+            (!images.is_empty()).then(|| format!("{} images {what}: {first}{more}", images.len()))
+        };
+        let turned = of(
+            turned,
+            "have an EXIF orientation that is not applied, as CLIP's own preprocessing does not (data.exif: true applies it)",
+        );
+        let grey = of(
+            grey_of_16_bits,
+            "are greyscale of 16 bits, where all above 255 becomes white, as Pillow has it (convert them to 8 bits)",
+        );
+        turned.into_iter().chain(grey)
     }
 
     /// The items of a split, in the order of their annotations.
@@ -190,10 +319,53 @@ impl DataSet {
         self.splits.get(split)
     }
 
-    /// Images left out because their file is missing or not an image.
+    /// Images left out because their file is missing, no image or cut off; found without decoding
+    /// the others.
     #[must_use]
-    pub fn skipped(&self) -> u64 {
-        self.skipped
+    pub fn left_out(&self) -> &[BadImage] {
+        &self.left_out
+    }
+
+    /// Images whose pixels may surprise people.
+    #[must_use]
+    pub fn odd(&self) -> &OddImages {
+        &self.odd
+    }
+
+    /// What is done to images before models see them; see [`preprocess::description`].
+    #[must_use]
+    pub fn preprocessing(&self) -> &'static str {
+        preprocess::description(self.applies_exif)
+    }
+
+    /// Decodes some images of a split, by number, on so many threads, and those generated of them.
+    /// Returns which cannot be decoded; `done` is called after each.
+    ///
+    /// # Errors
+    /// A tar cannot be read, or has changed since the set was loaded.
+    pub fn try_decoding(
+        &self,
+        split: Split,
+        images: &[usize],
+        threads: usize,
+        done: impl Fn() + Sync,
+    ) -> Result<Vec<BadImage>, Error> {
+        let items = self.split(split);
+        let attempt = |at: usize| {
+            let item = &items[images[at]];
+            let mut decoded = self.pixels(item, TRIAL_SIZE);
+            if split == Split::Train && self.positives.has_images() {
+                decoded = decoded.and_then(|_| self.generated_pixels(images[at], TRIAL_SIZE));
+            }
+            done();
+            match decoded {
+                Ok(_) => Ok(None),
+                Err(Error::Image { place, problem }) => Ok(Some(BadImage { split, place, problem })),
+                Err(Error::Read { place, source }) => Ok(Some(BadImage { split, place, problem: source.to_string() })),
+                Err(error) => Err(error),
+            }
+        };
+        checks::in_parallel(images.len(), threads, attempt).into_iter().filter_map(Result::transpose).collect()
     }
 
     /// Captions of the training split.
@@ -214,7 +386,7 @@ impl DataSet {
     /// There is none, or it is damaged.
     pub fn generated_pixels(&self, image: usize, size: u32) -> Result<Vec<u8>, Error> {
         let path = self.positives.image(&self.splits.train[image])?;
-        preprocess::square(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
+        self.square(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
     }
 
     /// SHA-256 over the ordered names and captions of training and validation; equal where two workers see the same data.
@@ -263,11 +435,16 @@ impl DataSet {
     /// Like [`read`](Self::read), or the image is damaged or absurdly large.
     pub fn pixels(&self, item: &Item, size: u32) -> Result<Vec<u8>, Error> {
         let encoded = self.read(item)?;
-        preprocess::square(&encoded, size).map_err(|problem| Error::image(self.place(item), problem))
+        self.square(&encoded, size).map_err(|problem| Error::image(self.place(item), problem))
+    }
+
+    fn square(&self, encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
+        if self.applies_exif { preprocess::upright(encoded, size) } else { preprocess::square(encoded, size) }
     }
 
     /// Names an item's image for people.
-    fn place(&self, item: &Item) -> String {
+    #[must_use]
+    pub fn place(&self, item: &Item) -> String {
         match (&item.image, &self.shards) {
             (ImageRef::Member(member), Some(shards)) => shards.place(member, &item.name),
             (ImageRef::Member(_), None) => item.name.clone(),

@@ -19,7 +19,7 @@ impl Positives {
     /// Those that `settings` names, for the images of the training split.
     ///
     /// # Errors
-    /// A file cannot be read or is not in its format, or an image has none.
+    /// The file of captions cannot be read or is not in its format, or has none of an image.
     pub fn load(settings: &runfile::Positives, train: &[Item]) -> Result<Self, Error> {
         let captions = match &settings.captions {
             None => Vec::new(),
@@ -33,11 +33,12 @@ impl Positives {
                 train.iter().map(of).collect::<Result<_, _>>()?
             }
         };
-        let positives = Self { images: settings.images.clone(), captions };
-        if positives.images.is_some() {
-            train.iter().try_for_each(|item| positives.image(item).map(|_| ()))?;
-        }
-        Ok(positives)
+        Ok(Self { images: settings.images.clone(), captions })
+    }
+
+    /// Whether there are generated images.
+    pub fn has_images(&self) -> bool {
+        self.images.is_some()
     }
 
     /// Generated captions of a training image.
@@ -52,10 +53,15 @@ impl Positives {
 
     /// The generated picture of what `item` shows.
     pub fn image(&self, item: &Item) -> Result<PathBuf, Error> {
-        let folder = self.images.as_deref().ok_or_else(|| Error::image(&item.name, "has no generated picture"))?;
-        let path = folder.join(file_name(item));
-        if path.is_file() { Ok(path) } else { Err(Error::image(path.display(), "there is no such generated picture")) }
+        let folder = self.images.as_deref();
+        let folder = folder.ok_or_else(|| Error::format(&item.name, "there are no generated images"))?;
+        Ok(image(folder, item))
     }
+}
+
+/// Where the generated image of what `item` shows lies in a folder of them.
+pub fn image(folder: &Path, item: &Item) -> PathBuf {
+    folder.join(file_name(item))
 }
 
 /// The last part of an item's name.
@@ -85,9 +91,6 @@ mod tests {
         assert!(error.contains("captions.json") && error.contains("no captions of b.jpg"), "{error}");
 
         let settings = runfile::Positives { images: Some(folder.path().into()), captions: None };
-        let error = Positives::load(&settings, &[item("x/a.jpg")]).unwrap_err().to_string();
-        assert!(error.contains("a.jpg") && error.contains("no such generated picture"), "{error}");
-        std::fs::write(folder.path().join("a.jpg"), b"").unwrap();
         let positives = Positives::load(&settings, &[item("x/a.jpg")]).unwrap();
         assert_eq!(positives.image(&item("x/a.jpg")).unwrap(), folder.path().join("a.jpg"));
     }

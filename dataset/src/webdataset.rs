@@ -6,13 +6,13 @@ use storage::Access;
 use crate::index::Sample;
 use crate::shards::Shards;
 use crate::store::Stores;
-use crate::{DataSet, Error, ImageRef, Item, Positives, Split, Splits, braces};
+use crate::{BadImage, DataSet, Error, ImageRef, Item, Split, braces};
 
-/// All splits that `settings` names.
+/// All splits that `settings` names, without broken samples.
 ///
 /// # Errors
-/// A pattern or tar is not in its format or cannot be read, or a sample is broken while `skip_corrupt` is unset.
-pub fn load(settings: &WebDataset, skip_corrupt: bool, access: Access) -> Result<DataSet, Error> {
+/// A pattern or tar is not in its format or cannot be read.
+pub fn load(settings: &WebDataset, access: Access) -> Result<DataSet, Error> {
     let patterns = [
         (Split::Train, Some(&settings.train)),
         (Split::Validation, Some(&settings.validation)),
@@ -27,33 +27,22 @@ pub fn load(settings: &WebDataset, skip_corrupt: bool, access: Access) -> Result
         tars.extend(names);
     }
     let (shards, samples) = Shards::open(Stores::new(access)?, &tars)?;
-    let mut splits = Splits::default();
-    let mut skipped = 0;
+    let mut data = DataSet { shards: Some(shards), ..DataSet::default() };
     for (shard, ((split, tar), samples)) in owners.into_iter().zip(&tars).zip(samples).enumerate() {
-        for sample in samples {
-            match item(shard, tar, sample) {
-                Ok(item) => splits.get_mut(split).push(item),
-                Err(error) if skip_corrupt => {
-                    tracing::warn!("leaving out {error}");
-                    skipped += 1;
+        for Sample { key, image, captions, oddities, problem } in samples {
+            match (image, problem) {
+                (Some(extent), None) => {
+                    let image = ImageRef::Member(Shards::member(shard, extent));
+                    data.add(split, Item { name: key, id: None, captions, image }, Ok(oddities));
                 }
-                Err(error) => return Err(error),
+                (_, problem) => {
+                    let problem = problem.unwrap_or_else(|| "captions without an image".to_owned());
+                    data.left_out.push(BadImage { split, place: format!("{key} in {tar}"), problem });
+                }
             }
         }
     }
-    Ok(DataSet { splits, skipped, shards: Some(shards), positives: Positives::default() })
-}
-
-fn item(shard: usize, tar: &str, sample: Sample) -> Result<Item, Error> {
-    match sample {
-        Sample { key, image: Some(extent), captions, problem: None } => {
-            Ok(Item { name: key, id: None, captions, image: ImageRef::Member(Shards::member(shard, extent)) })
-        }
-        Sample { key, problem, .. } => {
-            let problem = problem.unwrap_or_else(|| "captions without an image".to_owned());
-            Err(Error::corrupt(format!("{key} in {tar}"), problem))
-        }
-    }
+    Ok(data)
 }
 
 #[cfg(test)]

@@ -101,7 +101,13 @@ impl Place {
     /// Draws a world of 60 images, and generated images and captions for the training split.
     #[must_use]
     pub fn with_positives() -> Self {
-        Self::draw(60, &["--positives"])
+        Self::with_images_and_positives(60)
+    }
+
+    /// Draws a world of so many images, and generated images and captions for the training split.
+    #[must_use]
+    pub fn with_images_and_positives(images: u32) -> Self {
+        Self::draw(images, &["--positives"])
     }
 
     fn draw(images: u32, more: &[&str]) -> Self {

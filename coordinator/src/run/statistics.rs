@@ -116,10 +116,10 @@ impl StepStatistics {
         })
     }
 
-    /// Loss per image or token.
+    /// Loss per image or token; none where no image of the batch could be decoded.
     #[must_use]
-    pub fn loss(&self) -> f64 {
-        self.loss_sum / self.loss_weight
+    pub fn loss(&self) -> Option<f64> {
+        (self.loss_weight > 0.0).then(|| self.loss_sum / self.loss_weight)
     }
 
     /// Mean reward of the chosen candidates, where the objective has rewards.
@@ -232,10 +232,11 @@ mod tests {
         let step = merger.add(2, read(5, &report(3.0, &[0.6, 0.8]))).unwrap();
         assert_eq!(step.pace.lag(), Some((5, 2.0)));
         assert_eq!(Pace::of(5, 2.0).lag(), None, "nobody waits for the only one");
-        assert_eq!((step.loss(), step.samples, step.seconds), (1.0, 4, 3.0));
+        assert_eq!((step.loss(), step.samples, step.seconds), (Some(1.0), 4, 3.0));
         assert_eq!((step.tokens_per_second(), step.phases().collect::<Vec<_>>()), (20.0 / 3.0, vec![("learn", 2.0)]));
         assert!((step.reward().unwrap() - 0.5).abs() < 1e-12);
         assert_eq!(merger.drain().count(), 0);
+        assert_eq!(read(7, &v1::StepDone::default()).loss(), None, "no image of the batch could be decoded");
     }
 
     #[test]

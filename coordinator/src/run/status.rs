@@ -56,7 +56,7 @@ impl Run {
             stage_name: stage.name.clone(),
             step: self.committed.step,
             steps,
-            loss: self.latest.as_ref().map_or(0.0, StepStatistics::loss),
+            loss: self.latest.as_ref().and_then(StepStatistics::loss).unwrap_or(0.0),
             reward: self.latest.as_ref().and_then(StepStatistics::reward),
             images_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::images_per_second),
             members: Vec::new(),

@@ -122,9 +122,37 @@ fn an_image_with_a_long_prologue_is_looked_at_whole() {
 }
 
 #[test]
+fn images_that_are_cut_off_are_noted_whatever_their_size() {
+    let mut large = Vec::new();
+    let noise =
+        RgbImage::from_fn(300, 300, |x, y| image::Rgb([(x * 37 + y * 91) as u8, (x * y * 7) as u8, (x ^ y) as u8]));
+    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut large, 95).encode_image(&noise).unwrap();
+    assert!(large.len() > 65_536, "{} bytes", large.len());
+    let samples = build(&[
+        ("whole.jpg", &large),
+        ("whole.txt", b"a"),
+        ("cut.jpg", &large[..large.len() * 2 / 3]),
+        ("cut.txt", b"a"),
+    ]);
+    let problems: Vec<_> = samples.into_iter().map(|sample| sample.problem).collect();
+    assert_eq!(problems[0], None);
+    assert!(problems[1].as_ref().is_some_and(|problem| problem.starts_with("cut.jpg: ")), "{problems:?}");
+}
+
+#[test]
 fn an_index_is_read_back() {
-    let tar = tar(&[("a.png", &png(3)), ("a.txt", "Ä \"cat\"".as_bytes()), ("b.txt", b"alone")]);
+    let mut grey = Cursor::new(Vec::new());
+    image::ImageBuffer::from_pixel(2, 2, image::Luma([300_u16])).write_to(&mut grey, ImageFormat::Png).unwrap();
+    let (grey, colours) = (grey.into_inner(), png(3));
+    let tar = tar(&[
+        ("a.png", &colours[..]),
+        ("g.png", &grey),
+        ("g.txt", b"g"),
+        ("a.txt", "Ä \"cat\"".as_bytes()),
+        ("b.txt", b"alone"),
+    ]);
     let index = Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap();
+    assert_eq!([0, 1].map(|at: usize| index.samples[at].oddities.is_grey_of_16_bits), [false, true]);
     let json = index.to_json().unwrap();
     assert_eq!(Index::parse(&json, &version(&tar)), Ok(Some(index)));
 }
@@ -137,7 +165,7 @@ fn an_index_of_another_version_is_none() {
     for version in [Version::of(other, "new tag"), Version::of(other + 512, "tag")] {
         assert_eq!(Index::parse(&json, &version), Ok(None));
     }
-    let later = String::from_utf8(json).unwrap().replace("\"format\":1", "\"format\":2");
+    let later = String::from_utf8(json).unwrap().replace("\"format\":2", "\"format\":3");
     assert_eq!(Index::parse(later.as_bytes(), &version(&tar)), Ok(None));
     for text in ["", "{", "[]", &"[".repeat(1_000_000)] {
         assert_eq!(Index::parse(text.as_bytes(), &version(&tar)), Ok(None));
@@ -148,7 +176,7 @@ fn an_index_of_another_version_is_none() {
 fn an_index_that_lies_is_refused() {
     let version = Version::of(10_000, "tag");
     let parse = |sample: &str| {
-        let text = format!(r#"{{"format": 1, "size": 10000, "tag": "tag", "samples": [{sample}]}}"#);
+        let text = format!(r#"{{"format": 2, "size": 10000, "tag": "tag", "samples": [{sample}]}}"#);
         Index::parse(text.as_bytes(), &version)
     };
     assert!(parse(r#"{"key": "a", "image": {"offset": 512, "length": 9488}, "captions": ["a"]}"#).unwrap().is_some());
@@ -166,7 +194,7 @@ fn an_index_that_lies_is_refused() {
 
 #[test]
 fn an_index_of_an_absurdly_large_image_is_refused() {
-    let text = r#"{"format": 1, "size": 9000000000, "tag": "tag",
+    let text = r#"{"format": 2, "size": 9000000000, "tag": "tag",
                    "samples": [{"key": "a", "image": {"offset": 512, "length": 8000000000}, "captions": ["a"]}]}"#;
     assert!(Index::parse(text.as_bytes(), &Version::of(9_000_000_000, "tag")).is_err());
 }

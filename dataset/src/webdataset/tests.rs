@@ -53,8 +53,8 @@ fn here(folder: &Path) -> WebDataset {
     settings(folder.to_str().unwrap())
 }
 
-fn load_local(settings: &WebDataset, skip_corrupt: bool) -> Result<DataSet, Error> {
-    load(settings, skip_corrupt, AmazonS3Builder::new().into())
+fn load_local(settings: &WebDataset) -> Result<DataSet, Error> {
+    load(settings, AmazonS3Builder::new().into())
 }
 
 fn names(set: &DataSet, split: Split) -> String {
@@ -79,31 +79,31 @@ fn assert_readable(set: &DataSet) {
 fn tars_in_a_folder_are_read_at_random() {
     let folder = folder();
     let settings = WebDataset { test: Some(format!("{}/val.tar", folder.path().display())), ..here(folder.path()) };
-    let set = load_local(&settings, false).unwrap();
+    let set = load_local(&settings).unwrap();
     assert_eq!(names(&set, Split::Train), "000000 000001 000002 000003 000004 000005");
     assert_eq!(
         (names(&set, Split::Validation), names(&set, Split::Test)),
         ("000010 000011".into(), "000010 000011".into())
     );
     assert_eq!(set.split(Split::Train)[3].captions, ["caption 3", "another of 3"]);
-    assert_eq!((set.train_captions(), set.skipped()), (12, 0));
+    assert_eq!((set.train_captions(), set.left_out()), (12, &[][..]));
     assert_readable(&set);
 }
 
 #[test]
 fn a_kept_index_is_used_while_the_tar_is_the_same() {
     let folder = folder();
-    let first = load_local(&here(folder.path()), false).unwrap();
+    let first = load_local(&here(folder.path())).unwrap();
     let kept = folder.path().join(format!("val.tar{INDEX}"));
     let text = std::fs::read_to_string(&kept).unwrap();
     std::fs::write(&kept, text.replace("caption 10", "a kept caption")).unwrap();
-    let again = load_local(&here(folder.path()), false).unwrap();
+    let again = load_local(&here(folder.path())).unwrap();
     assert_eq!(again.split(Split::Validation)[0].captions[0], "a kept caption");
     assert_ne!(again.fingerprint(), first.fingerprint());
 
     let tar = folder.path().join("val.tar");
     std::fs::write(&tar, [pair(10), vec![0; 512]].concat()).unwrap();
-    let fresh = load_local(&here(folder.path()), false).unwrap();
+    let fresh = load_local(&here(folder.path())).unwrap();
     assert_eq!(fresh.fingerprint(), first.fingerprint());
     assert!(first.read(&first.split(Split::Validation)[0]).unwrap_err().to_string().contains("has changed since"));
 }
@@ -111,11 +111,11 @@ fn a_kept_index_is_used_while_the_tar_is_the_same() {
 #[test]
 fn an_index_that_lies_is_named() {
     let folder = folder();
-    load_local(&here(folder.path()), false).unwrap();
+    load_local(&here(folder.path())).unwrap();
     let kept = folder.path().join(format!("val.tar{INDEX}"));
     let text = std::fs::read_to_string(&kept).unwrap().replace("\"offset\":512", "\"offset\":99999999");
     std::fs::write(&kept, text).unwrap();
-    let error = load_local(&here(folder.path()), false).unwrap_err().to_string();
+    let error = load_local(&here(folder.path())).unwrap_err().to_string();
     assert!(error.contains("val.tar.index.json") && error.contains("outside of the tar"), "{error}");
 }
 
@@ -124,7 +124,7 @@ fn an_index_that_cannot_be_kept_does_no_harm() {
     let folder = folder();
     // A folder in its place cannot be replaced by a file.
     std::fs::create_dir_all(folder.path().join(format!("val.tar{INDEX}/x"))).unwrap();
-    assert_readable(&load_local(&here(folder.path()), false).unwrap());
+    assert_readable(&load_local(&here(folder.path())).unwrap());
 }
 
 #[test]
@@ -132,10 +132,13 @@ fn broken_samples_are_named_or_left_out() {
     let folder = folder();
     let broken = [("000001.png".to_owned(), png(1)), ("000002.txt".to_owned(), b"a".to_vec())];
     std::fs::write(folder.path().join("coco-001.tar"), tar(&broken)).unwrap();
-    let error = load_local(&here(folder.path()), false).unwrap_err().to_string();
+    let mut data = runfile::Data { webdataset: Some(here(folder.path())), ..runfile::Data::default() };
+    let error = DataSet::load(&data).unwrap_err().to_string();
     assert!(error.contains("000001 in ") && error.contains("coco-001.tar: an image without captions"), "{error}");
-    let set = load_local(&here(folder.path()), true).unwrap();
-    assert_eq!((set.skipped(), set.split(Split::Train).len()), (2, 4));
+    assert!(error.contains("and 1 more images") && error.contains("data.skip_corrupt"), "{error}");
+    data.skip_corrupt = true;
+    let set = DataSet::load(&data).unwrap();
+    assert_eq!((set.left_out().len(), set.split(Split::Train).len()), (2, 4));
 }
 
 #[test]
@@ -143,10 +146,10 @@ fn truncated_and_missing_tars_are_named() {
     let folder = folder();
     let tar = folder.path().join("coco-001.tar");
     std::fs::write(&tar, &pair(2)[..1000]).unwrap();
-    let error = load_local(&here(folder.path()), true).unwrap_err().to_string();
+    let error = load_local(&here(folder.path())).unwrap_err().to_string();
     assert!(error.contains("coco-001.tar: ") && error.contains("truncated?"), "{error}");
     std::fs::remove_file(&tar).unwrap();
-    let error = load_local(&here(folder.path()), true).unwrap_err().to_string();
+    let error = load_local(&here(folder.path())).unwrap_err().to_string();
     assert!(error.ends_with("coco-001.tar: not found"), "{error}");
 }
 
@@ -162,7 +165,7 @@ fn patterns_and_urls_that_make_no_sense_are_named() {
         ("/nowhere/at/all/a.tar", "folder /nowhere/at/all"),
     ] {
         let settings = WebDataset { train: train.to_owned(), validation: train.to_owned(), test: None };
-        let error = load_local(&settings, true).unwrap_err().to_string();
+        let error = load_local(&settings).unwrap_err().to_string();
         assert!(error.starts_with(train) && error.contains(expected), "{error}");
     }
 }
@@ -174,7 +177,7 @@ fn paths_with_dots_blanks_and_links_are_followed() {
     std::fs::create_dir(&other).unwrap();
     std::fs::rename(folder.path().join("val.tar"), other.join("val 100%.tar")).unwrap();
     let validation = format!("{}/../ä folder%20#1/val 100%.tar", other.display());
-    let set = load_local(&WebDataset { validation, ..here(folder.path()) }, false).unwrap();
+    let set = load_local(&WebDataset { validation, ..here(folder.path()) }).unwrap();
     assert_readable(&set);
     assert!(other.join(format!("val 100%.tar{INDEX}")).is_file());
 }
@@ -196,12 +199,12 @@ fn filled() -> Bucket {
 fn tars_in_a_bucket_are_read_like_those_in_a_folder() {
     let bucket = filled();
     let settings = settings("s3://data/a b");
-    let set = load(&settings, false, access(&bucket)).unwrap();
-    assert_eq!(set.fingerprint(), load_local(&here(folder().path()), false).unwrap().fingerprint());
+    let set = load(&settings, access(&bucket)).unwrap();
+    assert_eq!(set.fingerprint(), load_local(&here(folder().path())).unwrap().fingerprint());
     assert_readable(&set);
     assert_eq!(bucket.whole_reads(".tar"), 4);
 
-    let again = load(&settings, false, access(&bucket)).unwrap();
+    let again = load(&settings, access(&bucket)).unwrap();
     assert_eq!(again.fingerprint(), set.fingerprint());
     assert_eq!((bucket.whole_reads(".tar"), bucket.whole_reads(INDEX)), (4, 4));
     assert_readable(&again);
@@ -214,7 +217,7 @@ fn tars_in_a_bucket_are_read_like_those_in_a_folder() {
 #[test]
 fn a_server_that_stumbles_is_asked_again() {
     let bucket = filled();
-    let set = load(&settings("s3://data/a b"), false, access(&bucket)).unwrap();
+    let set = load(&settings("s3://data/a b"), access(&bucket)).unwrap();
     bucket.fail_next(1);
     assert_eq!(set.read(&set.split(Split::Train)[0]).unwrap(), png(0));
     assert_eq!(bucket.failures(), 1);
@@ -223,9 +226,9 @@ fn a_server_that_stumbles_is_asked_again() {
 #[test]
 fn what_is_missing_or_denied_is_named_by_its_url() {
     let bucket = filled();
-    let error = load(&settings("s3://data/elsewhere"), true, access(&bucket)).unwrap_err().to_string();
+    let error = load(&settings("s3://data/elsewhere"), access(&bucket)).unwrap_err().to_string();
     assert_eq!(error, "s3://data/elsewhere/coco-000.tar: not found");
-    let error = load(&settings("s3://data/forbidden"), true, access(&bucket)).unwrap_err().to_string();
+    let error = load(&settings("s3://data/forbidden"), access(&bucket)).unwrap_err().to_string();
     assert!(error.starts_with("s3://data/forbidden/coco-000.tar: access denied (403)"), "{error}");
     assert!(!error.contains('\n'), "{error}");
 }
@@ -234,14 +237,14 @@ fn what_is_missing_or_denied_is_named_by_its_url() {
 fn a_bucket_that_takes_nothing_is_read_all_the_same() {
     let bucket = filled();
     bucket.refuse_writes();
-    assert_readable(&load(&settings("s3://data/a b"), false, access(&bucket)).unwrap());
-    load(&settings("s3://data/a b"), false, access(&bucket)).unwrap();
+    assert_readable(&load(&settings("s3://data/a b"), access(&bucket)).unwrap());
+    load(&settings("s3://data/a b"), access(&bucket)).unwrap();
     assert_eq!(bucket.whole_reads(".tar"), 8);
 }
 
 #[test]
 fn a_set_may_be_dropped_by_asynchronous_code() {
     let folder = folder();
-    let set = load_local(&here(folder.path()), false).unwrap();
+    let set = load_local(&here(folder.path())).unwrap();
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async { drop(set) });
 }

@@ -24,9 +24,14 @@ pub struct Data {
     /// Folder of feature stores, one a split, that `worker encode` wrote: images are then neither read nor encoded.
     #[serde(default)]
     pub features: Option<PathBuf>,
-    /// Leave out (and count) images that are missing or cannot be decoded, instead of refusing to start.
+    /// Leave out (and count, and name in the logs) images that are missing or cannot be decoded,
+    /// instead of refusing to start.
     #[serde(default)]
     pub skip_corrupt: bool,
+    /// Turn photos as their EXIF orientation says. CLIP's own preprocessing ignores it, and so does
+    /// this program by default.
+    #[serde(default)]
+    pub exif: bool,
 }
 
 /// Karpathy's splits of COCO, Flickr8k and Flickr30k.
@@ -77,7 +82,9 @@ pub struct WebDataset {
 }
 
 /// Extra positive pairs of the training split, as PAC-S is trained with: each is of the same image as the real pair. Every training
-/// image needs one, whatever `skip_corrupt` says. Of an image in a tar the name is its key.
+/// image needs one: with `skip_corrupt`, a training image whose generated image is missing or
+/// cannot be decoded is left out, but generated captions must be there. Of an image in a tar the
+/// name is its key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Positives {

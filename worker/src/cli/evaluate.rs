@@ -109,11 +109,20 @@ impl Evaluate {
         let range = EVALUATION_RANGE as usize;
         let ranges = (0..images).step_by(range).map(|from| from..images.min(from + range));
         let mut items = Vec::with_capacity(images);
+        let mut skipped = 0;
         for (range, batch) in loader.ranges(self.split, ranges) {
-            items.extend(examiner.items(&batch?));
+            let batch = batch?;
+            skipped += batch.skipped;
+            items.extend(examiner.items(&batch));
             bar.set_position(range.end as u64);
         }
+        if skipped > 0 {
+            tracing::warn!("{skipped} of {images} images could not be decoded and were left out");
+        }
         bar.finish_and_clear();
+        if items.is_empty() {
+            return Err(format!("no image of split `{}` can be decoded", self.split));
+        }
         // As the coordinator has them: sums depend on the order, and of an image that is listed twice the first counts.
         items.sort_by(|a, b| a.image.cmp(&b.image));
         items.dedup_by(|later, first| later.image == first.image);

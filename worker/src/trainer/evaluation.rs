@@ -27,10 +27,12 @@ impl Trainer {
             return Err(Stop::Fatal(format!("told to caption {range:?} of {images} images")));
         }
         let ranges = order.ranges.iter().map(|range| range.begin as usize..range.end as usize);
-        let mut left = order.ranges.len();
+        let (mut left, mut skipped) = (order.ranges.len(), 0);
         for (range, batch) in self.loader.ranges(Split::Validation, ranges) {
             self.not_abandoned()?;
-            let items = examiner.items(&batch?);
+            let batch = batch?;
+            skipped += batch.skipped;
+            let items = examiner.items(&batch);
             let range = Some(v1::ImageRange { begin: range.start as u64, end: range.end as u64 });
             let evaluation = order.evaluation;
             self.report(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items }));
@@ -38,6 +40,9 @@ impl Trainer {
             if left > 0 && self.halt.is_raised() {
                 return Err(Stop::Halted);
             }
+        }
+        if skipped > 0 {
+            tracing::warn!(skipped, "images of the validation split that could not be decoded were left out");
         }
         Ok(())
     }

@@ -224,7 +224,7 @@ impl Trainer {
         v1::DataSet {
             train_images: self.data.split(Split::Train).len() as u64,
             train_captions: self.data.train_captions(),
-            skipped_images: self.data.skipped(),
+            skipped_images: self.data.left_out().len() as u64,
             fingerprint: format!("{:x}", fingerprint.finalize()),
             validation_images: self.data.split(Split::Validation).len() as u64,
         }
