@@ -125,8 +125,13 @@ fn light(inverted_ink: u8, inverted_black: u8) -> u8 {
 
 /// libjpeg reports errors by unwinding out of the call; without a message of the panic handler.
 fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|reason| {
+    let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|reason| {
         Err(reason.downcast::<String>().map_or_else(|_| "damaged JPEG".to_owned(), |reason| *reason))
+    });
+    // Its words for the error of `Complete`.
+    done.map_err(|problem| match problem.ends_with("Input file read error") {
+        true => "cut off, or cannot be read".to_owned(),
+        false => problem,
     })
 }
 
