@@ -283,7 +283,8 @@ impl DataSet {
     /// # Errors
     /// There is not.
     pub fn complete(self) -> Result<Self, Error> {
-        for split in [Split::Train, Split::Validation].into_iter().filter(|split| self.split(*split).is_empty()) {
+        let empty = [Split::Train, Split::Validation].into_iter().find(|split| self.split(*split).is_empty());
+        if let Some(split) = empty {
             let mut of_split = self.left_out.iter().filter(|bad| bad.split == split);
             let why = of_split.next().map_or_else(String::new, |first| {
                 format!(": {} were left out, the first of them {first}", 1 + of_split.count())
