@@ -1,25 +1,62 @@
 //! What the annotation formats have in common: JSON files, captions, and image paths that must stay in their folder.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
 
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::Error;
 
 /// Annotation files have hundreds of megabytes: read in pieces, straight into what is kept of them.
 const BUFFER: usize = 1 << 20;
 
-/// A JSON file.
+/// What some editors write at the start of a file.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
+/// Reads a JSON file, with or without a byte-order mark.
 ///
 /// # Errors
 /// The file cannot be read, or is not of this form; then with line and column.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let failed = |source| Error::Read { place: path.display().to_string(), source };
-    let reader = BufReader::with_capacity(BUFFER, File::open(path).map_err(failed)?);
+    let mut reader = BufReader::with_capacity(BUFFER, File::open(path).map_err(failed)?);
+    if reader.fill_buf().map_err(failed)?.starts_with(BYTE_ORDER_MARK) {
+        reader.consume(BYTE_ORDER_MARK.len());
+    }
     serde_json::from_reader(reader)
         .map_err(|error| if error.is_io() { failed(error.into()) } else { Error::format(path.display(), error) })
+}
+
+/// A value whose type differs between data sets, or that another data set uses for something else.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum Loose {
+    Flag(bool),
+    Number(i64),
+    Text(String),
+    Other(IgnoredAny),
+}
+
+impl Loose {
+    /// Whether it is `true` or a number other than 0.
+    pub fn is_set(&self) -> bool {
+        matches!(self, Self::Flag(true)) || matches!(self, Self::Number(number) if *number != 0)
+    }
+
+    /// The whole number from 0 on that it is, or that its digits are.
+    pub fn number(&self) -> Option<u64> {
+        match self {
+            Self::Number(number) => u64::try_from(*number).ok(),
+            Self::Text(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    pub fn text(&self) -> Option<&str> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
 }
 
 /// Captions without the white space around them and without blank ones.
@@ -45,6 +82,28 @@ mod tests {
     fn captions_are_trimmed_and_blank_ones_dropped() {
         let captions = [" A dog. \n", "", "  ", "a cat"].map(str::to_owned);
         assert_eq!(tidy(captions), ["A dog.", "a cat"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, length) in [("\u{feff}[1, 2]", 2), ("[1]", 1), ("\u{feff}[]", 0)] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(read::<Vec<u8>>(file.path()).unwrap().len(), length);
+        }
+        std::fs::write(&file, "\u{feff}").unwrap();
+        assert!(read::<Vec<u8>>(file.path()).unwrap_err().to_string().contains("EOF"));
+    }
+
+    #[test]
+    fn values_of_any_type_are_read() {
+        let values: Vec<Loose> =
+            serde_json::from_str(r#"[true, 1, 0, "7", "x", null, {"a": [1]}, -3, 1.5, "99999999999999999999"]"#)
+                .unwrap();
+        let numbers: Vec<_> = values.iter().map(Loose::number).collect();
+        assert_eq!(numbers, [None, Some(1), Some(0), Some(7), None, None, None, None, None, None]);
+        assert_eq!(values.iter().filter(|value| value.is_set()).count(), 3);
+        assert_eq!(values[4].text(), Some("x"));
     }
 
     #[test]

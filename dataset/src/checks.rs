@@ -64,12 +64,7 @@ mod tests {
         paths
             .iter()
             .enumerate()
-            .map(|(i, path)| Item {
-                name: i.to_string(),
-                id: None,
-                captions: vec!["a".to_owned()],
-                image: ImageRef::File((*path).to_owned()),
-            })
+            .map(|(i, path)| Item::new(&i.to_string(), vec!["a".to_owned()], ImageRef::File((*path).to_owned())))
             .collect()
     }
 

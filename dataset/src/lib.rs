@@ -11,6 +11,7 @@ mod error;
 mod index;
 mod karpathy;
 mod members;
+mod names;
 mod positives;
 pub mod preprocess;
 mod shards;
@@ -81,13 +82,30 @@ impl FromStr for Split {
 /// An image and what people said of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// File name, or the key in its tar: names the image in reports.
+    /// Identifies the image within its split, in the journal, reports and result files: its file name, or the key in its tar.
+    /// Where these are not unique, the path or the tar is part of it.
     pub name: String,
-    /// Its number in COCO, where the annotations say it.
+    /// The image's number in its data set (COCO's, where it is known). All images of a split have one of their own, or none has.
     pub id: Option<u64>,
-    /// At least one.
+    /// Human captions. At least one in the splits that a run trains and evaluates on; none in splits for evaluation servers.
     pub captions: Vec<String>,
+    /// Which of nocaps' domains the image belongs to; see [`statistics::names::DOMAINS`].
+    pub domain: Option<&'static str>,
+    /// Path below the images' folder, or key in the tar, where that is not `name`.
+    path: Option<String>,
+    /// Whether another image of the split has the same path (in another tar).
+    shares_path: bool,
+    /// Whether another image of the split has the same file name (in another folder).
+    shares_file_name: bool,
     image: ImageRef,
+}
+
+impl Item {
+    fn new(name: &str, captions: Vec<String>, image: ImageRef) -> Self {
+        let name = name.to_owned();
+        let (shares_path, shares_file_name) = (false, false);
+        Self { name, id: None, captions, domain: None, path: None, shares_path, shares_file_name, image }
+    }
 }
 
 /// Where an image's bytes are.
@@ -103,6 +121,8 @@ struct Splits {
     train: Vec<Item>,
     validation: Vec<Item>,
     test: Vec<Item>,
+    /// What was left out or not understood, a line each.
+    notes: Vec<String>,
 }
 
 impl Splits {
@@ -132,6 +152,15 @@ pub struct DataSet {
     positives: Positives,
 }
 
+/// How far images are looked at when a data set is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Every image's header, unless a feature store stands in for the images.
+    Headers,
+    /// Annotations only.
+    Nothing,
+}
+
 impl DataSet {
     /// Reads the annotations of all splits and looks at every image's header, unless a feature store stands in for them; tars
     /// are indexed instead, once, and their index is kept beside them.
@@ -140,48 +169,91 @@ impl DataSet {
     /// Annotations cannot be read or are not in their format; the split for training or validation is empty; or an image is
     /// missing or no image while `skip_corrupt` is unset.
     pub fn load(settings: &runfile::Data) -> Result<Self, Error> {
-        let mut data = Self::real(settings)?;
+        let mut data = Self::read_splits(settings, &Split::ALL, Look::Headers)?;
+        data.complete(settings)?;
         if let Some(positives) = &settings.positives {
             data.positives = Positives::load(positives, data.split(Split::Train))?;
         }
         Ok(data)
     }
 
-    fn real(settings: &runfile::Data) -> Result<Self, Error> {
-        if let Some(tars) = &settings.webdataset {
-            return webdataset::load(tars, settings.skip_corrupt, storage::Access::environment().streaming())?
-                .complete(&tars.train);
-        }
-        if let Some(karpathy) = &settings.karpathy {
-            let splits = karpathy::read_splits(&karpathy.annotations, &karpathy.images)?;
-            return Self::of_files(splits, settings)?.complete(karpathy.annotations.display());
-        }
-        if let Some(coco) = &settings.coco {
-            return Self::of_files(coco::read_splits(coco)?, settings)?.complete(coco.train.annotations.display());
-        }
-        Err(Error::format("data", "needs exactly one of `karpathy`, `coco` and `webdataset`"))
+    /// Like [`load`](Self::load), of one split alone, which may be without captions; the other splits are empty.
+    ///
+    /// # Errors
+    /// Like `load`.
+    pub fn load_split(settings: &runfile::Data, split: Split) -> Result<Self, Error> {
+        let data = Self::read_splits(settings, &[split], Look::Headers)?;
+        data.not_empty(split, settings)?;
+        Ok(data)
     }
 
-    fn of_files(mut splits: Splits, settings: &runfile::Data) -> Result<Self, Error> {
+    /// Like [`load_split`](Self::load_split), but no image is looked at; the split may be empty.
+    ///
+    /// # Errors
+    /// Annotations or tars cannot be read or are not in their format.
+    pub fn annotated(settings: &runfile::Data, split: Split) -> Result<Self, Error> {
+        Self::read_splits(settings, &[split], Look::Nothing)
+    }
+
+    fn read_splits(settings: &runfile::Data, wanted: &[Split], look: Look) -> Result<Self, Error> {
+        let data = if let Some(tars) = &settings.webdataset {
+            let access = storage::Access::environment().streaming();
+            webdataset::load(tars, wanted, settings.skip_corrupt, access)?
+        } else if let Some(karpathy) = &settings.karpathy {
+            Self::of_files(karpathy::read_splits(&karpathy.annotations, &karpathy.images, wanted)?, settings, look)?
+        } else if let Some(coco) = &settings.coco {
+            Self::of_files(coco::read_splits(coco, wanted)?, settings, look)?
+        } else {
+            return Err(Error::format("data", "needs exactly one of `karpathy`, `coco` and `webdataset`"));
+        };
+        if look != Look::Nothing {
+            data.notes().iter().for_each(|note| tracing::warn!("{note}"));
+        }
+        Ok(data)
+    }
+
+    fn of_files(mut splits: Splits, settings: &runfile::Data, look: Look) -> Result<Self, Error> {
         let mut skipped = 0;
         // A feature store stands in for the images, unless they say which of them it left out.
-        if settings.features.is_some() && !settings.skip_corrupt {
-            return Ok(Self { splits, skipped, shards: None, positives: Positives::default() });
-        }
-        for split in Split::ALL {
-            skipped += checks::keep_images(splits.get_mut(split), settings.skip_corrupt)?;
+        let features = settings.features.is_some() && !settings.skip_corrupt;
+        if look == Look::Headers && !features {
+            for split in Split::ALL {
+                skipped += checks::keep_images(splits.get_mut(split), settings.skip_corrupt)?;
+            }
         }
         Ok(Self { splits, skipped, shards: None, positives: Positives::default() })
     }
 
-    /// The set, if there is something to train on and something to evaluate on.
-    fn complete(self, source: impl Display) -> Result<Self, Error> {
-        for split in [Split::Train, Split::Validation] {
-            if self.split(split).is_empty() {
-                return Err(Error::format(source, format!("no usable image in split `{split}`")));
+    /// Checks that there is something to train on and something to evaluate on, with captions.
+    fn complete(&self, settings: &runfile::Data) -> Result<(), Error> {
+        for (split, why) in [
+            (Split::Train, "training needs captions"),
+            (
+                Split::Validation,
+                "evaluations during training score against captions; `worker evaluate` takes such a split",
+            ),
+        ] {
+            self.not_empty(split, settings)?;
+            if self.split(split).iter().all(|item| item.captions.is_empty()) {
+                return Err(Error::format(source(settings, split), format!("split `{split}` has no captions: {why}")));
             }
         }
-        Ok(self)
+        Ok(())
+    }
+
+    fn not_empty(&self, split: Split, settings: &runfile::Data) -> Result<(), Error> {
+        if !self.split(split).is_empty() {
+            return Ok(());
+        }
+        let why: String = self.notes().iter().map(|note| format!("; {note}")).collect();
+        Err(Error::format(source(settings, split), format!("no usable image in split `{split}`{why}")))
+    }
+
+    /// What was left out or not understood, a line each, for people. Images that are left out because they are damaged are
+    /// not among it; see [`skipped`](Self::skipped).
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.splits.notes
     }
 
     /// The items of a split, in the order of their annotations.
@@ -269,11 +341,33 @@ impl DataSet {
     /// Names an item's image for people.
     fn place(&self, item: &Item) -> String {
         match (&item.image, &self.shards) {
-            (ImageRef::Member(member), Some(shards)) => shards.place(member, &item.name),
+            (ImageRef::Member(member), Some(shards)) => shards.place(member, item.path()),
             (ImageRef::Member(_), None) => item.name.clone(),
             (ImageRef::File(path), _) => path.display().to_string(),
         }
     }
+}
+
+/// Names the file that a split comes from in errors.
+fn source(settings: &runfile::Data, split: Split) -> String {
+    if let Some(karpathy) = &settings.karpathy {
+        return karpathy.annotations.display().to_string();
+    }
+    let of = |splits: [Option<String>; 3]| {
+        let [train, validation, test] = splits;
+        match split {
+            Split::Train => train,
+            Split::Validation => validation,
+            Split::Test => test,
+        }
+    };
+    let found = match (&settings.coco, &settings.webdataset) {
+        (Some(coco), _) => of([Some(&coco.train), Some(&coco.validation), coco.test.as_ref()]
+            .map(|split| split.map(|split| split.annotations.display().to_string()))),
+        (None, Some(tars)) => of([Some(tars.train.clone()), Some(tars.validation.clone()), tars.test.clone()]),
+        (None, None) => None,
+    };
+    found.unwrap_or_else(|| "data".to_owned())
 }
 
 /// The files of the validation split's images, by name, where they are in a folder. Only annotations are read.
@@ -281,16 +375,15 @@ impl DataSet {
 /// # Errors
 /// They cannot be read or are not in their format.
 pub fn validation_files(settings: &runfile::Data) -> Result<HashMap<String, PathBuf>, Error> {
-    let splits = match (&settings.karpathy, &settings.coco) {
-        (Some(karpathy), _) => karpathy::read_splits(&karpathy.annotations, &karpathy.images)?,
-        (None, Some(coco)) => coco::read_splits(coco)?,
-        (None, None) => Splits::default(),
-    };
+    if settings.webdataset.is_some() {
+        return Ok(HashMap::new());
+    }
+    let data = DataSet::annotated(settings, Split::Validation)?;
     let file = |item: Item| match item.image {
         ImageRef::File(path) => Some((item.name, path)),
         ImageRef::Member(_) => None,
     };
-    Ok(splits.validation.into_iter().filter_map(file).collect())
+    Ok(data.splits.validation.into_iter().filter_map(file).collect())
 }
 
 /// The bytes of an image file, of any size that an image may have.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::annotations::{read, tidy};
+use crate::annotations::{below, read, tidy};
 use crate::{Error, Item};
 
 /// What there is of them.
@@ -26,8 +26,11 @@ impl Positives {
             Some(path) => {
                 let by_name: HashMap<String, Vec<String>> = read(path)?;
                 let of = |item: &Item| {
-                    let captions = tidy(by_name.get(file_name(item)).cloned().unwrap_or_default());
-                    let missing = || Error::format(path.display(), format!("it has no captions of {}", item.name));
+                    let captions = item.known_as().find_map(|name| by_name.get(name));
+                    let captions = tidy(captions.cloned().unwrap_or_default());
+                    let missing = || {
+                        Error::format(path.display(), format!("it has no captions of {}{}", item.name, ambiguous(item)))
+                    };
                     if captions.is_empty() { Err(missing()) } else { Ok(captions) }
                 };
                 train.iter().map(of).collect::<Result<_, _>>()?
@@ -53,14 +56,18 @@ impl Positives {
     /// The generated picture of what `item` shows.
     pub fn image(&self, item: &Item) -> Result<PathBuf, Error> {
         let folder = self.images.as_deref().ok_or_else(|| Error::image(&item.name, "has no generated picture"))?;
-        let path = folder.join(file_name(item));
-        if path.is_file() { Ok(path) } else { Err(Error::image(path.display(), "there is no such generated picture")) }
+        let paths = item.known_as().filter_map(|name| below(folder, Path::new(name)));
+        let missing = || {
+            let problem = format!("there is no such generated picture{}", ambiguous(item));
+            Error::image(folder.join(&item.name).display(), problem)
+        };
+        paths.into_iter().find(|path| path.is_file()).ok_or_else(missing)
     }
 }
 
-/// The last part of an item's name.
-fn file_name(item: &Item) -> &str {
-    Path::new(&item.name).file_name().and_then(|name| name.to_str()).unwrap_or(&item.name)
+/// Why a file name is not enough to find what belongs to `item`, if it is not.
+fn ambiguous(item: &Item) -> &'static str {
+    if item.shares_file_name { " (other images have its file name, too: use its path)" } else { "" }
 }
 
 #[cfg(test)]
@@ -69,7 +76,7 @@ mod tests {
     use crate::ImageRef;
 
     fn item(name: &str) -> Item {
-        Item { name: name.into(), id: None, captions: vec!["a".into()], image: ImageRef::File(name.into()) }
+        Item::new(name, vec!["a".into()], ImageRef::File(name.into()))
     }
 
     #[test]
@@ -90,5 +97,33 @@ mod tests {
         std::fs::write(folder.path().join("a.jpg"), b"").unwrap();
         let positives = Positives::load(&settings, &[item("x/a.jpg")]).unwrap();
         assert_eq!(positives.image(&item("x/a.jpg")).unwrap(), folder.path().join("a.jpg"));
+    }
+    #[test]
+    fn images_of_one_file_name_have_positives_by_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut splits = crate::Splits { train: vec![item("a/0.jpg"), item("b/0.jpg")], ..Default::default() };
+        crate::names::settle(&mut splits, &[]);
+        let captions = folder.path().join("captions.json");
+        let settings = runfile::Positives { images: None, captions: Some(captions.clone()) };
+        std::fs::write(&captions, r#"{"0.jpg": ["whose?"]}"#).unwrap();
+        let error = Positives::load(&settings, &splits.train).unwrap_err().to_string();
+        assert!(
+            error.contains("no captions of a/0.jpg (other images have its file name, too: use its path)"),
+            "{error}"
+        );
+        std::fs::write(&captions, r#"{"a/0.jpg": ["a"], "b/0.jpg": ["b"], "0.jpg": ["whose?"]}"#).unwrap();
+        let positives = Positives::load(&settings, &splits.train).unwrap();
+        assert_eq!((positives.captions(0), positives.captions(1)), (&["a".to_owned()][..], &["b".to_owned()][..]));
+
+        let settings = runfile::Positives { images: Some(folder.path().into()), captions: None };
+        std::fs::write(folder.path().join("0.jpg"), b"").unwrap();
+        let error = Positives::load(&settings, &splits.train).unwrap_err().to_string();
+        assert!(error.contains("a/0.jpg: there is no such generated picture (other images"), "{error}");
+        for name in ["a", "b"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            std::fs::write(folder.path().join(name).join("0.jpg"), b"").unwrap();
+        }
+        let positives = Positives::load(&settings, &splits.train).unwrap();
+        assert_eq!(positives.image(&splits.train[1]).unwrap(), folder.path().join("b/0.jpg"));
     }
 }

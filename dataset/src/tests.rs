@@ -98,6 +98,59 @@ fn coco_is_loaded_from_a_file_a_split() {
 }
 
 #[test]
+fn images_of_one_file_name_are_found_by_their_paths() {
+    let (folder, settings) = karpathy(&[("train", "t.png", true), ("val", "0.png", true)]);
+    for part in ["a", "b"] {
+        std::fs::create_dir(folder.path().join(part)).unwrap();
+        std::fs::copy(folder.path().join("0.png"), folder.path().join(part).join("0.png")).unwrap();
+    }
+    let annotations = folder.path().join("dataset.json");
+    let text = std::fs::read_to_string(&annotations).unwrap();
+    let doubled = text.replace(
+        r#"{"filename": "0.png""#,
+        r#"{"filename": "0.png", "filepath": "b", "split": "val", "sentences": [{"raw": "b"}]}, {"filepath": "a", "filename": "0.png""#,
+    );
+    std::fs::write(&annotations, doubled).unwrap();
+    let expected = ["a/0.png", "b/0.png"].map(|name| (name.to_owned(), folder.path().join(name)));
+    assert_eq!(validation_files(&settings).unwrap(), expected.into());
+    let set = DataSet::load(&settings).unwrap();
+    assert_eq!(set.split(Split::Validation).len(), 2);
+}
+
+#[test]
+fn only_splits_that_are_neither_trained_nor_validated_on_may_be_without_captions() {
+    let folder = tempfile::tempdir().unwrap();
+    RgbImage::new(2, 2).save(folder.path().join("a.png")).unwrap();
+    let split = |name: &str, annotations: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!(r#"{{"images": [{{"id": 1, "file_name": "a.png"}}]{annotations}}}"#)).unwrap();
+        CocoSplit { annotations: path, images: folder.path().to_owned() }
+    };
+    let good = split("good.json", r#", "annotations": [{"image_id": 1, "caption": "A"}]"#);
+    let silent = split("silent.json", "");
+    let load = |train: &CocoSplit, validation: &CocoSplit| {
+        let coco = Coco { train: train.clone(), validation: validation.clone(), test: Some(silent.clone()) };
+        let settings = Data { coco: Some(coco), ..Data::default() };
+        let test = DataSet::load_split(&settings, Split::Test).unwrap();
+        assert_eq!(Split::ALL.map(|split| test.split(split).len()), [0, 0, 1]);
+        DataSet::load(&settings).map_err(|error| error.to_string())
+    };
+    assert_eq!(load(&good, &good).unwrap().split(Split::Test)[0].captions, [""; 0]);
+    let error = load(&silent, &good).unwrap_err();
+    assert!(error.ends_with("silent.json: split `train` has no captions: training needs captions"), "{error}");
+    let error = load(&good, &silent).unwrap_err();
+    assert!(error.contains("silent.json: split `val` has no captions: evaluations during training"), "{error}");
+}
+
+#[test]
+fn a_split_that_is_empty_because_nothing_was_understood_says_so() {
+    let (folder, settings) = karpathy(&[("train", "a.png", true), ("validation", "b.png", true)]);
+    let error = DataSet::load(&settings).unwrap_err().to_string();
+    assert!(error.contains("no usable image in split `val`; ") && error.contains("split `validation`"), "{error}");
+    drop(folder);
+}
+
+#[test]
 fn damage_behind_a_sound_header_is_named_when_it_is_met() {
     let (folder, settings) = karpathy(&[("train", "a.png", true), ("val", "b.png", true)]);
     let path = folder.path().join("a.png");

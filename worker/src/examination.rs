@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use dataset::{DataSet, Item, Split};
 use proto::v1;
 use runfile::RunFile;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::captioner::Search;
 use crate::clip;
@@ -68,7 +68,7 @@ impl Examiner<'_> {
         rows.map(|(row, (((_, item), written), references))| {
             let (image, text) = (images.get(row as i64), texts.get(row as i64));
             let mut scores = self.evaluator_scores(&image, &text, &references);
-            scores.extend(self.judged(&item.name, &written.caption));
+            scores.extend(self.judged(item, &written.caption));
             v1::EvaluationItem {
                 image: item.name.clone(),
                 image_id: item.id,
@@ -92,27 +92,35 @@ impl Examiner<'_> {
         captions.zip(items).map(|(caption, (_, item))| Written { caption, references: item.captions.clone() }).collect()
     }
 
-    /// The evaluator's unit embeddings of some texts, `[texts, embedding]`.
+    /// The evaluator's unit embeddings of some texts, `[texts, embedding]`; `[0, 0]` of none.
     fn embed<'t>(&self, texts: impl Iterator<Item = &'t String>) -> Tensor {
         let (evaluator, vocabulary) = (&self.models.evaluator, &self.origins.evaluator_vocabulary);
         let most = evaluator.architecture().text.context_length;
         let prefix = &self.run.evaluator.prefix;
         let texts: Vec<Vec<i64>> = texts.map(|text| vocabulary.encode(&format!("{prefix}{text}"), most)).collect();
+        if texts.is_empty() {
+            return Tensor::zeros([0, 0], (Kind::Float, Device::Cpu));
+        }
         no_grad(|| evaluator.text.embed(&texts, 1))
     }
 
     /// The evaluator's score of a caption, and the variant that also looks at the references: the harmonic mean with the best
-    /// cosine to one of them (Hessel et al. 2021, section 3). `references` is `[references, embedding]`.
+    /// cosine to one of them (Hessel et al. 2021, section 3); without references there is no such variant. `references` is
+    /// `[references, embedding]`.
     fn evaluator_scores(&self, image: &Tensor, text: &Tensor, references: &Tensor) -> HashMap<String, f64> {
         let score = self.run.evaluator.score;
         let own = clip::score(image, text, score.factor()).double_value(&[]);
+        if references.size()[0] == 0 {
+            return HashMap::from([(score.name().to_owned(), own)]);
+        }
         let nearest = references.matmul(text).max().double_value(&[]).max(0.0);
         let with_references = if own + nearest > 0.0 { 2.0 * own * nearest / (own + nearest) } else { 0.0 };
         HashMap::from([(score.name().to_owned(), own), (score.reference_name().to_owned(), with_references)])
     }
 
-    fn judged(&self, image: &str, caption: &str) -> Vec<(String, f64)> {
-        let Some(scene) = self.scenes.and_then(|scenes| scenes.get(image)) else { return Vec::new() };
+    fn judged(&self, item: &Item, caption: &str) -> Vec<(String, f64)> {
+        let scene = self.scenes.and_then(|scenes| item.known_as().find_map(|name| scenes.get(name)));
+        let Some(scene) = scene else { return Vec::new() };
         let verdict = world::judge(caption, scene);
         let scores = [
             ("grammatical", f64::from(verdict.grammatical)),

@@ -59,6 +59,7 @@ fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
     metrics(&file.scoring)?;
     storage::check_writable(&file.checkpoint_place(), &storage::Access::environment()).context("checkpoints")?;
     let mut found = vec![images(&data)];
+    found.extend(data.notes().iter().map(|note| format!("data: {note}")));
     let evaluator =
         file.evaluator.weights.as_deref().map(|path| evaluator(path).context("evaluator.weights")).transpose()?;
     if let Some(clip) = &evaluator {
@@ -85,8 +86,10 @@ fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
 fn images(data: &DataSet) -> String {
     let [train, validation, test] = Split::ALL.map(|split| data.split(split).len());
     let skipped = if data.skipped() > 0 { format!(", {} left out", data.skipped()) } else { String::new() };
+    let silent = test > 0 && data.split(Split::Test).iter().all(|item| item.captions.is_empty());
+    let silent = if silent { " (without captions)" } else { "" };
     format!(
-        "data: {train} training images with {} captions, {validation} validation, {test} test{skipped}",
+        "data: {train} training images with {} captions, {validation} validation, {test} test{silent}{skipped}",
         data.train_captions()
     )
 }

@@ -87,10 +87,7 @@ impl Captions {
 
 /// Finds pictures for the images of the split that evaluations caption. One that cannot be read has none.
 fn look(data: &Data, images: &mut [Captioned]) -> Result<(), String> {
-    // As if features stood in for images: else the header of every image of the data would be read for the sake of a few.
-    let features = data.features.clone().or_else(|| Some("features".into()));
-    let settings = Data { features, skip_corrupt: false, positives: None, ..data.clone() };
-    let data = DataSet::load(&settings).map_err(|error| error.to_string())?;
+    let data = DataSet::annotated(data, Split::Validation).map_err(|error| error.to_string())?;
     let wanted: BTreeSet<&str> = images.iter().map(|captioned| captioned.image.as_str()).collect();
     let items = data.split(Split::Validation).iter().filter(|item| wanted.contains(item.name.as_str()));
     let items: BTreeMap<String, &Item> = items.map(|item| (item.name.clone(), item)).collect();

@@ -3,7 +3,7 @@
 //! The validation split is shared out in ranges, and a range is reported whole or not at all. So whatever a generation got
 //! done before it ended stays done, and every image is captioned once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 
 use proto::{EVALUATION_RANGE, v1};
 
@@ -63,7 +63,7 @@ pub fn share(ranges: &[Images], world: u32, rank: u32) -> &[Images] {
 /// One image's caption and what is known of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Item {
-    /// Name of the image.
+    /// Name of the image, which no other image of the split has: data sets make it so when they are loaded.
     pub image: String,
     /// Its number in its data set, if it has one.
     pub image_id: Option<u64>,
@@ -108,7 +108,8 @@ impl Item {
 
     /// What it takes in memory.
     fn bytes(&self) -> usize {
-        let texts = self.image.len() + self.caption.len();
+        // The name is in the set of names, too.
+        let texts = 2 * self.image.len() + size_of::<String>() + self.caption.len();
         let references: usize = self.references.iter().map(|text| size_of::<String>() + text.len()).sum();
         let embeddings = (self.image_embedding.len() + self.text_embedding.len()) * size_of::<f32>();
         size_of::<Self>() + texts + references + self.scores.len() * SCORE_BYTES + embeddings
@@ -120,6 +121,8 @@ impl Item {
 pub struct Captions {
     images: u64,
     reported: BTreeMap<Images, Vec<Item>>,
+    /// Names of the images that are reported.
+    names: HashSet<String>,
     bytes: usize,
     /// Numbers of an embedding; the first item says.
     width: Option<usize>,
@@ -129,7 +132,7 @@ impl Captions {
     /// Captions of a split of so many images, at most [`MOST_IMAGES`], none of them reported yet.
     #[must_use]
     pub fn new(images: u64) -> Self {
-        Self { images, reported: BTreeMap::new(), bytes: 0, width: None }
+        Self { images, reported: BTreeMap::new(), names: HashSet::new(), bytes: 0, width: None }
     }
 
     /// The ranges that are not reported yet.
@@ -161,23 +164,23 @@ impl Captions {
                 return Err(format!("an embedding of {other} numbers where others of the evaluation have {width}"));
             }
         }
+        let mut names = HashSet::with_capacity(items.len());
+        let again = items.iter().find(|item| self.names.contains(&item.image) || !names.insert(item.image.clone()));
+        if let Some(Item { image, .. }) = again {
+            return Err(format!("the image `{}` twice in an evaluation", image.escape_debug()));
+        }
+        self.names.extend(names);
         (self.bytes, self.width) = (bytes, width);
         self.reported.insert(range, items);
         Ok(())
     }
 
-    /// All items, by image name, and how many more there were of images that an earlier range had: a split that lists an
-    /// image twice is odd, but no reason to stop.
+    /// All items, sorted by image name.
     #[must_use]
-    pub fn into_items(self) -> (Vec<Item>, u64) {
+    pub fn into_items(self) -> Vec<Item> {
         let mut items: Vec<Item> = self.reported.into_values().flatten().collect();
-        let all = items.len();
-        // Stable: of one name the first stays first.
         items.sort_by(|a, b| a.image.cmp(&b.image));
-        let mut seen = BTreeSet::new();
-        items.retain(|item| seen.insert(item.image.clone()));
-        let duplicates = all - items.len();
-        (items, duplicates as u64)
+        items
     }
 }
 
@@ -203,18 +206,21 @@ mod tests {
     }
 
     #[test]
-    fn items_are_sorted_and_the_first_range_of_an_image_counts() {
+    fn items_are_sorted_and_every_image_is_there_once() {
         let mut captions = Captions::new(EVALUATION_RANGE + 2);
         let [first, second] = captions.missing()[..] else { panic!("two ranges") };
         assert_eq!(second, Images { begin: EVALUATION_RANGE, end: EVALUATION_RANGE + 2 });
         // Whoever is first to report.
         captions.add(second, vec![item("b", 9.0)]).unwrap();
         assert_eq!((captions.missing(), captions.complete()), (vec![first], false));
-        captions.add(first, vec![item("b", 1.0), item("a", 0.5)]).unwrap();
+        for twice in [vec![item("b", 1.0)], vec![item("c", 1.0), item("c", 2.0)]] {
+            assert!(captions.add(first, twice).unwrap_err().ends_with("twice in an evaluation"));
+        }
+        captions.add(first, vec![item("c", 1.0), item("a", 0.5)]).unwrap();
         assert!(captions.complete());
-        let (items, duplicates) = captions.into_items();
+        let items = captions.into_items();
         let scores: Vec<_> = items.iter().map(|item| (item.image.as_str(), item.scores["pac_s"])).collect();
-        assert_eq!((scores, duplicates), (vec![("a", 0.5), ("b", 1.0)], 1));
+        assert_eq!(scores, [("a", 0.5), ("b", 9.0), ("c", 1.0)]);
     }
 
     #[test]
@@ -230,14 +236,14 @@ mod tests {
         }
         let mut captions = Captions::new(EVALUATION_RANGE * 2);
         let [first, second] = captions.missing()[..] else { panic!("two ranges") };
-        captions.add(first, vec![item("a", 1.0); EVALUATION_RANGE as usize + 1]).unwrap_err();
-        captions.add(first, vec![embedded(4), embedded(3)]).unwrap_err();
+        captions.add(first, (0..=EVALUATION_RANGE).map(|i| item(&i.to_string(), 1.0)).collect()).unwrap_err();
+        captions.add(first, vec![embedded(4), v1::EvaluationItem { image: "b".into(), ..embedded(3) }]).unwrap_err();
         captions.add(first, vec![embedded(4)]).unwrap();
-        captions.add(second, vec![embedded(3)]).unwrap_err();
+        captions.add(second, vec![v1::EvaluationItem { image: "b".into(), ..embedded(3) }]).unwrap_err();
         // What was refused has left no trace.
         assert_eq!(captions.missing(), [second]);
         captions.bytes = BUDGET - 100;
-        captions.add(second, vec![embedded(4)]).unwrap_err();
+        captions.add(second, vec![v1::EvaluationItem { image: "b".into(), ..embedded(4) }]).unwrap_err();
     }
 
     proptest! {

@@ -7,14 +7,13 @@
 use std::collections::BTreeMap;
 
 use proto::{v1, v1::directive::Directive};
-use serde_json::json;
 
 use super::{
     Action, Run, Violation,
     captions::{self, Captions, Images, Item},
     plan::{Boundary, Place},
     progress::Awaiting,
-    record::{Happening, Record},
+    record::Record,
 };
 
 /// An evaluation under way.
@@ -61,11 +60,7 @@ impl Run {
         }
         let Some(Evaluation { number, place, captions }) = &mut self.evaluation else { return };
         let (evaluation, place, Some(written)) = (*number, *place, captions.take()) else { return };
-        let (items, duplicates) = written.into_items();
-        if duplicates > 0 {
-            let detail = json!({ "stage": place.stage, "step": place.step, "duplicates": duplicates });
-            self.event(Happening::Duplicates, detail);
-        }
+        let items = written.into_items();
         let captions = self.file.output.join("captions").join(format!("{}.json", self.name_of(place)));
         self.actions.push(Action::Score { evaluation, items, captions });
     }

@@ -54,7 +54,7 @@ fn here(folder: &Path) -> WebDataset {
 }
 
 fn load_local(settings: &WebDataset, skip_corrupt: bool) -> Result<DataSet, Error> {
-    load(settings, skip_corrupt, AmazonS3Builder::new().into())
+    load(settings, &Split::ALL, skip_corrupt, AmazonS3Builder::new().into())
 }
 
 fn names(set: &DataSet, split: Split) -> String {
@@ -133,9 +133,91 @@ fn broken_samples_are_named_or_left_out() {
     let broken = [("000001.png".to_owned(), png(1)), ("000002.txt".to_owned(), b"a".to_vec())];
     std::fs::write(folder.path().join("coco-001.tar"), tar(&broken)).unwrap();
     let error = load_local(&here(folder.path()), false).unwrap_err().to_string();
-    assert!(error.contains("000001 in ") && error.contains("coco-001.tar: an image without captions"), "{error}");
+    assert!(
+        error.contains("000001 in ") && error.contains("coco-001.tar: an image without captions, and 1 more"),
+        "{error}"
+    );
     let set = load_local(&here(folder.path()), true).unwrap();
     assert_eq!((set.skipped(), set.split(Split::Train).len()), (2, 4));
+}
+
+/// A sample of each path, all of one colour, with one caption.
+fn samples(keys: &[&str]) -> Vec<u8> {
+    let members =
+        keys.iter().flat_map(|key| [(format!("{key}.png"), png(1)), (format!("{key}.txt"), key.as_bytes().to_vec())]);
+    tar(&members.collect::<Vec<_>>())
+}
+
+#[test]
+fn equal_keys_of_two_tars_are_two_images() {
+    let folder = folder();
+    let place = folder.path().display();
+    std::fs::create_dir(folder.path().join("b")).unwrap();
+    for (tar, keys) in [("a0.tar", ["0", "1"]), ("a1.tar", ["0", "2"]), ("b/a1.tar", ["0", "3"])] {
+        std::fs::write(folder.path().join(tar), samples(&keys)).unwrap();
+    }
+    let named = |validation: String| {
+        let set = load_local(&WebDataset { validation, ..here(folder.path()) }, false).unwrap();
+        let item = &set.split(Split::Validation)[0];
+        (names(&set, Split::Validation), item.known_as().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let (found, known) = named(format!("{place}/a{{0,1}}.tar"));
+    assert_eq!(found, "a0.tar/0 a0.tar/1 a1.tar/0 a1.tar/2");
+    assert_eq!(known, ["a0.tar/0"]);
+    let (found, _) = named(format!("{place}/{{,b/}}a1.tar"));
+    assert_eq!(found, format!("{place}/a1.tar/0 {place}/a1.tar/2 {place}/b/a1.tar/0 {place}/b/a1.tar/3"));
+    let (found, _) = named(format!("{place}/{{a0,a0}}.tar"));
+    assert_eq!(found, format!("{place}/a0.tar/0 {place}/a0.tar/1 {place}/a0.tar/0 #2 {place}/a0.tar/1 #2"));
+}
+
+#[test]
+fn ids_are_those_of_coco() {
+    let folder = folder();
+    let tar = folder.path().join("val.tar");
+    let ids = |keys: &[&str]| {
+        std::fs::write(&tar, samples(keys)).unwrap();
+        let set = load_local(&here(folder.path()), false).unwrap();
+        let ids: Vec<_> = set.split(Split::Validation).iter().map(|item| item.id).collect();
+        (ids, set.notes().join(" "))
+    };
+    let keys = ["177828__COCO_val2014_000000379613", "COCO_val2014_000000000042", "000000000007"];
+    assert_eq!(ids(&keys), (vec![Some(379_613), Some(42), Some(7)], String::new()));
+    // Two captions of one image, each with a key of its own.
+    let (found, notes) = ids(&["1__COCO_val2014_000000379613", "2__COCO_val2014_000000379613"]);
+    assert_eq!(found, [None, None]);
+    assert!(notes.contains(
+        "split `val`: 1__COCO_val2014_000000379613 and 2__COCO_val2014_000000379613 both have the id 379613"
+    ));
+}
+
+#[test]
+fn members_that_are_not_read_are_counted_and_named() {
+    let folder = folder();
+    let (good, lost) = ([("a.png".into(), png(1)), ("a.txt".into(), b"a".to_vec())], ["photo.0.jpg", "photo.0.txt"]);
+    let lost = lost.map(|name| (name.to_owned(), png(1)));
+    std::fs::write(folder.path().join("val.tar"), tar(&[&good[..], &lost].concat())).unwrap();
+    let set = load_local(&here(folder.path()), false).unwrap();
+    let [note] = set.notes() else { panic!("{:?}", set.notes()) };
+    let start = "split `val`: 2 members of its tars are not read: 1 with extension `0.jpg` (photo.0.jpg in ";
+    assert!(note.starts_with(start) && note.contains("1 with extension `0.txt`"), "{note}");
+    // From the kept index, too.
+    assert_eq!(load_local(&here(folder.path()), false).unwrap().notes(), set.notes());
+}
+
+#[test]
+fn only_a_split_that_has_no_captions_at_all_may_have_images_without() {
+    let folder = folder();
+    let path = folder.path().join("val.tar");
+    let silent = [("a.png".to_owned(), png(1)), ("b.png".to_owned(), png(1))];
+    std::fs::write(&path, tar(&silent)).unwrap();
+    let set = load_local(&here(folder.path()), false).unwrap();
+    assert_eq!((names(&set, Split::Validation), set.skipped()), ("a b".into(), 0));
+    std::fs::write(&path, tar(&[&silent[..], &[("a.txt".to_owned(), b"a".to_vec())]].concat())).unwrap();
+    let error = load_local(&here(folder.path()), false).unwrap_err().to_string();
+    assert!(error.contains("b in ") && error.contains("an image without captions"), "{error}");
+    std::fs::write(folder.path().join("coco-000.tar"), tar(&silent)).unwrap();
+    let error = load_local(&here(folder.path()), false).unwrap_err().to_string();
+    assert!(error.contains("coco-000.tar: an image without captions"), "{error}");
 }
 
 #[test]
@@ -196,12 +278,12 @@ fn filled() -> Bucket {
 fn tars_in_a_bucket_are_read_like_those_in_a_folder() {
     let bucket = filled();
     let settings = settings("s3://data/a b");
-    let set = load(&settings, false, access(&bucket)).unwrap();
+    let set = load(&settings, &Split::ALL, false, access(&bucket)).unwrap();
     assert_eq!(set.fingerprint(), load_local(&here(folder().path()), false).unwrap().fingerprint());
     assert_readable(&set);
     assert_eq!(bucket.whole_reads(".tar"), 4);
 
-    let again = load(&settings, false, access(&bucket)).unwrap();
+    let again = load(&settings, &Split::ALL, false, access(&bucket)).unwrap();
     assert_eq!(again.fingerprint(), set.fingerprint());
     assert_eq!((bucket.whole_reads(".tar"), bucket.whole_reads(INDEX)), (4, 4));
     assert_readable(&again);
@@ -214,7 +296,7 @@ fn tars_in_a_bucket_are_read_like_those_in_a_folder() {
 #[test]
 fn a_server_that_stumbles_is_asked_again() {
     let bucket = filled();
-    let set = load(&settings("s3://data/a b"), false, access(&bucket)).unwrap();
+    let set = load(&settings("s3://data/a b"), &Split::ALL, false, access(&bucket)).unwrap();
     bucket.fail_next(1);
     assert_eq!(set.read(&set.split(Split::Train)[0]).unwrap(), png(0));
     assert_eq!(bucket.failures(), 1);
@@ -223,9 +305,9 @@ fn a_server_that_stumbles_is_asked_again() {
 #[test]
 fn what_is_missing_or_denied_is_named_by_its_url() {
     let bucket = filled();
-    let error = load(&settings("s3://data/elsewhere"), true, access(&bucket)).unwrap_err().to_string();
+    let error = load(&settings("s3://data/elsewhere"), &Split::ALL, true, access(&bucket)).unwrap_err().to_string();
     assert_eq!(error, "s3://data/elsewhere/coco-000.tar: not found");
-    let error = load(&settings("s3://data/forbidden"), true, access(&bucket)).unwrap_err().to_string();
+    let error = load(&settings("s3://data/forbidden"), &Split::ALL, true, access(&bucket)).unwrap_err().to_string();
     assert!(error.starts_with("s3://data/forbidden/coco-000.tar: access denied (403)"), "{error}");
     assert!(!error.contains('\n'), "{error}");
 }
@@ -234,8 +316,8 @@ fn what_is_missing_or_denied_is_named_by_its_url() {
 fn a_bucket_that_takes_nothing_is_read_all_the_same() {
     let bucket = filled();
     bucket.refuse_writes();
-    assert_readable(&load(&settings("s3://data/a b"), false, access(&bucket)).unwrap());
-    load(&settings("s3://data/a b"), false, access(&bucket)).unwrap();
+    assert_readable(&load(&settings("s3://data/a b"), &Split::ALL, false, access(&bucket)).unwrap());
+    load(&settings("s3://data/a b"), &Split::ALL, false, access(&bucket)).unwrap();
     assert_eq!(bucket.whole_reads(".tar"), 8);
 }
 
