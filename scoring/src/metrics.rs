@@ -54,31 +54,31 @@ impl Metrics {
 
     /// Scores the candidates of `items` by every metric. Where the program that computes SPICE fails the others are there all the
     /// same, and a note says why it is not.
+    ///
+    /// Where no item has references, only what needs none is scored, and a note says so.
     #[must_use]
     pub fn score(&self, items: &[Item]) -> Report {
-        let corpus = Corpus::new(items);
-        let mut report = Report::default();
-        for (name, scores) in ["bleu_1", "bleu_2", "bleu_3", "bleu_4"].into_iter().zip(bleu(&corpus)) {
-            report.add(name, scores);
-        }
-        report.add("rouge_l", rouge_l(&corpus));
-        report.add("cider", cider_d(&corpus));
-        report.add("meteor", meteor(items, &self.meteor));
-        let missing: Vec<&str> = [(Stage::Synonym, "meteor-1.5.jar"), (Stage::Paraphrase, "paraphrase-en.gz")]
-            .into_iter()
-            .filter(|(stage, _)| !self.meteor.stages().any(|active| active == *stage))
-            .map(|(_, file)| file)
-            .collect();
-        if !missing.is_empty() {
-            let missing = missing.join(" and ");
-            report.notes.push(format!("meteor: without {missing} its values are not comparable with published ones"));
+        let mut report = self.score_without_spice(items);
+        if !has_references(items) {
+            return report;
         }
         match self.spice.as_ref().map(|spice| spice.score(items)) {
             Some(Ok(scores)) => report.add("spice", scores),
             Some(Err(error)) => report.notes.push(format!("spice: left out: {error}")),
             None => {}
         }
+        report
+    }
 
+    /// All metrics that are computed in this process.
+    pub(crate) fn score_without_spice(&self, items: &[Item]) -> Report {
+        let corpus = Corpus::new(items);
+        let mut report = Report::default();
+        if has_references(items) {
+            self.score_against_references(items, &corpus, &mut report);
+        } else {
+            report.notes.push("no image has references: only scores that need none are there".into());
+        }
         let Fluency { repeated, incorrect_endings, distinct, vocabulary_size, mean_length } = fluency(&corpus);
         for (name, scores) in ["rep_1", "rep_2", "rep_3", "rep_4"].into_iter().zip(repeated) {
             report.add(name, scores);
@@ -92,6 +92,29 @@ impl Metrics {
         ]);
         report
     }
+
+    fn score_against_references(&self, items: &[Item], corpus: &Corpus, report: &mut Report) {
+        for (name, scores) in ["bleu_1", "bleu_2", "bleu_3", "bleu_4"].into_iter().zip(bleu(corpus)) {
+            report.add(name, scores);
+        }
+        report.add("rouge_l", rouge_l(corpus));
+        report.add("cider", cider_d(corpus));
+        report.add("meteor", meteor(items, &self.meteor));
+        let missing: Vec<&str> = [(Stage::Synonym, "meteor-1.5.jar"), (Stage::Paraphrase, "paraphrase-en.gz")]
+            .into_iter()
+            .filter(|(stage, _)| !self.meteor.stages().any(|active| active == *stage))
+            .map(|(_, file)| file)
+            .collect();
+        if !missing.is_empty() {
+            let missing = missing.join(" and ");
+            report.notes.push(format!("meteor: without {missing} its values are not comparable with published ones"));
+        }
+    }
+}
+
+/// Whether there is anything to compare candidates with. Of no items at all, all metrics are 0.
+fn has_references(items: &[Item]) -> bool {
+    items.is_empty() || items.iter().any(|item| !item.references.is_empty())
 }
 
 #[cfg(test)]
@@ -114,6 +137,15 @@ mod tests {
         assert!(report.corpus.keys().chain(report.items.keys()).all(|name| known(name)));
         assert!(report.items.keys().all(|name| report.corpus.contains_key(name)));
         assert!(retrieval::scores(&[1]).iter().all(|(name, _)| known(name)));
+    }
+
+    #[test]
+    fn captions_without_references_have_scores_that_need_none() {
+        let report = score(&[item("a dog and a", &[]), item("a cat", &[])]);
+        let names: Vec<_> = report.items.keys().copied().collect();
+        assert_eq!(names, ["incorrect_endings", "rep_1", "rep_2", "rep_3", "rep_4"]);
+        assert_eq!((report.corpus["mean_length"], report.corpus.contains_key("cider")), (3.0, false));
+        assert_eq!(report.notes, ["no image has references: only scores that need none are there"]);
     }
 
     #[test]
