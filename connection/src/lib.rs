@@ -9,8 +9,12 @@
 mod address;
 mod error;
 mod link;
+mod probe;
 mod tls;
 mod token;
+
+/// Response header of `GET /healthz` at a coordinator's HTTP port: the port of its gRPC services.
+pub const GRPC_PORT_HEADER: &str = "dico-grpc-port";
 
 pub use address::Address;
 pub use error::Error;

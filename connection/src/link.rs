@@ -7,7 +7,7 @@ use tonic::service::{Interceptor, interceptor::InterceptedService};
 use tonic::transport::{self, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 
-use crate::{Error, TlsFiles, Token};
+use crate::{Error, TlsFiles, Token, probe};
 
 /// How long an attempt to connect may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -15,6 +15,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(10);
 /// Of the time after which silence is death, the part after which the other side is asked whether it is there.
 const ASKS: u32 = 5;
+/// How tonic says that an answer is not of gRPC, before the HTTP status.
+const HTTP_STATUS: &str = "mapped from HTTP status code ";
+/// How tonic says that a server chose no protocol, or another, in the TLS handshake.
+const NO_HTTP_2: &str = "HTTP/2 was not negotiated";
 /// How rustls begins to say that the other side does not go on.
 const ALERT: &str = "received fatal alert: ";
 
@@ -22,6 +26,9 @@ const ALERT: &str = "received fatal alert: ";
 #[derive(Clone)]
 pub struct Link {
     url: String,
+    host: String,
+    port: u16,
+    tls: bool,
     endpoint: Endpoint,
     bearer: Bearer,
 }
@@ -37,8 +44,8 @@ impl Link {
     pub fn new(url: String, tls: Option<&TlsFiles>, token: Option<&Token>) -> Result<Self, Error> {
         let invalid = || Error::Url(url.clone());
         let uri: Uri = url.parse().map_err(|_| invalid())?;
-        let host =
-            uri.host().filter(|host| !host.is_empty() && uri.port_u16().is_some()).ok_or_else(invalid)?.to_owned();
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(invalid)?;
+        let (host, port) = (host.trim_matches(['[', ']']).to_owned(), uri.port_u16().ok_or_else(invalid)?);
         let secure = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
@@ -60,7 +67,7 @@ impl Link {
         if token.is_some() && !secure && !is_loopback(&host) {
             tracing::warn!("the token goes to {url} in plain text: whoever listens on the way can use it");
         }
-        Ok(Self { url, endpoint, bearer: Bearer::new(token) })
+        Ok(Self { url, host, port, tls: secure, endpoint, bearer: Bearer::new(token) })
     }
 
     /// Where the coordinator is.
@@ -69,21 +76,40 @@ impl Link {
         &self.url
     }
 
+    /// The coordinator's host name or address, and its port.
+    #[must_use]
+    pub fn host_and_port(&self) -> (&str, u16) {
+        (&self.host, self.port)
+    }
+
     /// Asks something on a connection of its own; the answer comes soon or not at all.
     ///
     /// # Errors
-    /// [`Code::Unavailable`] if nobody answers, [`Code::Unauthenticated`] if
-    /// a certificate is not good, else what the coordinator says.
+    /// [`Code::Unavailable`] if nobody answers, [`Code::Unauthenticated`] if a certificate is not
+    /// good, [`Code::Internal`] if what answers is no coordinator, else what the coordinator says.
     pub async fn ask<T>(
         &self,
         question: impl AsyncFnOnce(Channel) -> Result<Response<T>, Status>,
     ) -> Result<T, Status> {
-        let channel = self.connect(&self.endpoint.clone().timeout(ANSWER)).await?;
-        match question(channel).await {
-            Ok(answer) => Ok(answer.into_inner()),
-            // Under TLS 1.3 the coordinator looks at certificates when the connection already stands on this side.
-            Err(status) => Err(certificate_problem(&status).or_else(|| self.other_protocol(&status)).unwrap_or(status)),
+        let channel = match self.connect(&self.endpoint.clone().timeout(ANSWER)).await {
+            Ok(channel) => channel,
+            Err(status) if status.code() == Code::Unavailable => return Err(self.mismatch().await.unwrap_or(status)),
+            Err(status) => return Err(status),
+        };
+        let status = match question(channel).await {
+            Ok(answer) => return Ok(answer.into_inner()),
+            Err(status) => status,
+        };
+        // Under TLS 1.3 the coordinator looks at certificates when the connection already stands on
+        // this side.
+        if let Some(problem) = certificate_problem(&status).or_else(|| foreign_answer(&status)) {
+            return Err(problem);
         }
+        // What a server says has no cause; what happens to a connection has.
+        if status.source().is_none() {
+            return Err(status);
+        }
+        Err(self.mismatch().await.unwrap_or_else(|| Status::unavailable(format!("no answer: {}", status.message()))))
     }
 
     /// A connection for a stream that stays open, until nothing was heard for `lost_after`.
@@ -96,16 +122,18 @@ impl Link {
         self.connect(&endpoint.keep_alive_timeout(lost_after).keep_alive_while_idle(true)).await
     }
 
-    /// What answers a plain question in no protocol of ours may be one that wants TLS.
-    fn other_protocol(&self, status: &Status) -> Option<Status> {
-        let garbled = status.code() == Code::Internal && status.source().is_some();
-        let reason = format!("{}: a coordinator that has certificates is at https://, not http://", status.message());
-        (garbled && self.url.starts_with("http://")).then(|| Status::internal(reason))
+    /// What is wrong with the address, if something else than a coordinator listens there.
+    async fn mismatch(&self) -> Option<Status> {
+        probe::mismatch(&self.host, self.port, self.tls).await.map(Status::internal)
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Channel, Status> {
         let unavailable = |error: transport::Error| {
-            certificate_problem(&error).unwrap_or_else(|| Status::unavailable(format!("no answer: {}", chain(&error))))
+            let reason = chain(&error);
+            if reason.contains(NO_HTTP_2) {
+                return Status::internal("this port speaks TLS, but not HTTP/2, so it is no coordinator's");
+            }
+            certificate_problem(&error).unwrap_or_else(|| Status::unavailable(format!("no answer: {reason}")))
         };
         let channel = endpoint.connect().await.map_err(unavailable)?;
         Ok(InterceptedService::new(channel, self.bearer.clone()))
@@ -113,7 +141,7 @@ impl Link {
 }
 
 fn is_loopback(host: &str) -> bool {
-    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    let address = host.parse::<std::net::IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
@@ -130,6 +158,15 @@ fn certificate_problem(error: &(dyn StdError + 'static)) -> Option<Status> {
         Some(format!("the coordinator takes no such certificate as that of --tls-cert: {alert}"))
     };
     std::iter::successors(Some(error), |&error| error.source()).find_map(problem).map(Status::unauthenticated)
+}
+
+/// An answer over HTTP/2 that is not of gRPC, if it is one that will not be better later: a proxy
+/// says 429 or 5xx while its backend is away.
+fn foreign_answer(status: &Status) -> Option<Status> {
+    let http = status.message().split_once(HTTP_STATUS)?.1;
+    let is_final = http.starts_with('4') && http != "429";
+    let reason = format!("something that speaks HTTP/2 and is no coordinator answers with HTTP status {http}");
+    is_final.then(|| Status::internal(reason))
 }
 
 /// An error and its causes, in one line.
@@ -185,6 +222,20 @@ mod tests {
             Link::new("http://[::1]:7070".into(), None, None).map(|link| link.url).unwrap(),
             "http://[::1]:7070"
         );
+    }
+
+    #[test]
+    fn a_proxy_without_a_route_is_told_from_one_whose_backend_is_away() {
+        let mapped = |status: u16| Status::unknown(format!("grpc-status header missing, {HTTP_STATUS}{status}"));
+        for status in [400, 401, 403, 404, 405] {
+            let said = foreign_answer(&mapped(status)).unwrap();
+            assert_eq!(said.code(), Code::Internal);
+            assert!(said.message().contains(&format!("HTTP status {status}")), "{said}");
+        }
+        for status in [429, 500, 502, 503, 504] {
+            assert!(foreign_answer(&mapped(status)).is_none(), "{status}");
+        }
+        assert!(foreign_answer(&Status::not_found("the run is over")).is_none());
     }
 
     #[test]

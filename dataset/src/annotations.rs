@@ -4,14 +4,15 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
 
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::Error;
 
 /// Annotation files have hundreds of megabytes: read in pieces, straight into what is kept of them.
 const BUFFER: usize = 1 << 20;
 
-/// A JSON file in UTF-8, with or without a byte-order mark.
+/// Reads a JSON file in UTF-8, with or without a byte-order mark.
 ///
 /// # Errors
 /// The file cannot be read, or is not of this form; then with line and column.
@@ -31,6 +32,36 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
 /// `bytes` without UTF-8's byte-order mark, which some editors put at the start of a file.
 pub fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// A value whose type differs between data sets, or that another data set uses for something else.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum Loose {
+    Flag(bool),
+    Number(i64),
+    Text(String),
+    Other(IgnoredAny),
+}
+
+impl Loose {
+    /// Whether it is `true` or a number other than 0.
+    pub fn is_set(&self) -> bool {
+        matches!(self, Self::Flag(true)) || matches!(self, Self::Number(number) if *number != 0)
+    }
+
+    /// The whole number from 0 on that it is, or that its digits are.
+    pub fn number(&self) -> Option<u64> {
+        match self {
+            Self::Number(number) => u64::try_from(*number).ok(),
+            Self::Text(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    pub fn text(&self) -> Option<&str> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
 }
 
 /// Captions without the white space and byte-order marks around them and without blank ones.
@@ -73,6 +104,17 @@ mod tests {
         for mark in [b"\xff\xfe[\0", b"\xfe\xff\0["] {
             assert!(found(mark).unwrap_err().ends_with("the file is UTF-16; save it as UTF-8"));
         }
+    }
+
+    #[test]
+    fn values_of_any_type_are_read() {
+        let values: Vec<Loose> =
+            serde_json::from_str(r#"[true, 1, 0, "7", "x", null, {"a": [1]}, -3, 1.5, "99999999999999999999"]"#)
+                .unwrap();
+        let numbers: Vec<_> = values.iter().map(Loose::number).collect();
+        assert_eq!(numbers, [None, Some(1), Some(0), Some(7), None, None, None, None, None, None]);
+        assert_eq!(values.iter().filter(|value| value.is_set()).count(), 3);
+        assert_eq!(values[4].text(), Some("x"));
     }
 
     #[test]

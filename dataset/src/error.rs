@@ -27,16 +27,19 @@ pub enum Error {
         /// What is wrong, and where.
         problem: String,
     },
-    /// An image of the annotations is missing or is none.
-    #[error("{place}: {problem} (named by the annotations; set data.skip_corrupt to leave such images out)")]
-    Corrupt {
+    /// Images of the annotations are missing or are none, and may not be left out; the first of
+    /// them.
+    #[error("{place}: {problem}{} ({REMEDY})", others(*more))]
+    Unusable {
         /// The image file, or the tar and the key in it.
         place: String,
         /// What is wrong with it.
         problem: String,
+        /// How many more such images there are.
+        more: usize,
     },
-    /// An image whose header was sound turned out to be damaged.
-    #[error("{place}: {problem} (replace the image, or take it out of the data)")]
+    /// An image cannot be decoded.
+    #[error("{place}: {problem}")]
     Image {
         /// The image file, or the tar and the key in it.
         place: String,
@@ -45,17 +48,42 @@ pub enum Error {
     },
 }
 
+/// What to do about an image that cannot be used.
+const REMEDY: &str = "replace the image, or set data.skip_corrupt to leave such images out";
+
+fn others(more: usize) -> String {
+    match more {
+        0 => String::new(),
+        _ => format!(", and {more} more images: `coordinator validate` lists them"),
+    }
+}
+
 impl Error {
     pub(crate) fn format(place: impl Display, problem: impl Display) -> Self {
         Self::Format { place: place.to_string(), problem: problem.to_string() }
     }
 
-    pub(crate) fn corrupt(place: impl Display, problem: impl Display) -> Self {
-        Self::Corrupt { place: place.to_string(), problem: problem.to_string() }
-    }
-
     pub(crate) fn image(place: impl Display, problem: impl Display) -> Self {
         Self::Image { place: place.to_string(), problem: problem.to_string() }
+    }
+
+    /// Whether a single image is to blame, so that the others are of use without it. Where a bucket
+    /// cannot be reached, say, none is.
+    #[must_use]
+    pub fn is_of_image(&self) -> bool {
+        match self {
+            Self::Read { .. } | Self::Image { .. } | Self::Unusable { .. } => true,
+            Self::Store { .. } | Self::Format { .. } => false,
+        }
+    }
+
+    /// The error in one line, with what to do about it.
+    #[must_use]
+    pub fn with_remedy(&self) -> String {
+        match self {
+            Self::Read { .. } | Self::Image { .. } => format!("{self} ({REMEDY})"),
+            Self::Unusable { .. } | Self::Store { .. } | Self::Format { .. } => self.to_string(),
+        }
     }
 }
 

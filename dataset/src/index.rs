@@ -1,24 +1,29 @@
 //! What is in a tar: its samples, with the place of each image. Found in one pass, kept as JSON.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
 
 use serde::{Deserialize, Serialize};
 
-use crate::annotations::{tidy, without_byte_order_mark};
+use crate::LARGEST_IMAGE;
+use crate::annotations::{Loose, tidy, without_byte_order_mark};
 use crate::members::{Forward, Found, Members};
+use crate::preprocess::{self, Oddities};
 use crate::store::Version;
-use crate::{LARGEST_IMAGE, preprocess};
 
 /// Of the index files; indices of other numbers are built anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Longest `.txt` member, in bytes.
 const LONGEST_TEXT: u64 = 1 << 20;
-/// Longest `.json` member, in bytes.
-const LONGEST_JSON: u64 = 16 << 20;
-/// Enough of nearly every image to see its size.
-const IMAGE_START: u64 = 64 << 10;
+/// Longest `.json` member, in bytes: as many captions as an image may have, each as long as may be.
+const LONGEST_JSON: u64 = 128 << 20;
+/// Unknown extensions that are counted one by one; what has others is counted together.
+const MAX_UNKNOWN: usize = 16;
+/// What is kept of an unknown extension, or of the path of a member that has it, in characters.
+const MAX_SHOWN: usize = 200;
+/// Stands for all extensions beyond [`MAX_UNKNOWN`].
+const OTHERS: &str = "...";
 
 /// A tar's samples, in the order in which their keys first appear.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +33,18 @@ pub struct Index {
     tag: String,
     /// Sound and broken ones.
     pub samples: Vec<Sample>,
+    /// Members that are neither images nor captions nor hidden, by extension.
+    #[serde(default)]
+    pub unknown: BTreeMap<String, Unknown>,
+}
+
+/// Members of an extension that means nothing here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unknown {
+    /// How many there are.
+    pub members: u64,
+    /// Path of the first.
+    pub first: String,
 }
 
 /// All members of a tar that share a key.
@@ -38,8 +55,14 @@ pub struct Sample {
     /// The image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Extent>,
-    /// What people said of it.
+    /// What people said of it; may be nothing.
     pub captions: Vec<String>,
+    /// What is odd about the image.
+    #[serde(default, skip_serializing_if = "Oddities::is_empty")]
+    pub oddities: Oddities,
+    /// The image's number in its data set, as the `.json` member says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
     /// Why the sample cannot be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -54,19 +77,25 @@ pub struct Extent {
     pub length: u64,
 }
 
-/// What people said of an image, as a `.json` member says it.
+/// What a `.json` member says of an image.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Captions {
-    Plain(Vec<String>),
+enum Json {
+    Captions(Vec<String>),
     /// Other keys are not looked at; without `captions` the member is taken for metadata.
     Keyed {
         #[serde(default)]
         captions: Option<Vec<String>>,
+        #[serde(default)]
+        image_id: Option<Loose>,
+        #[serde(default)]
+        cocoid: Option<Loose>,
+        #[serde(default)]
+        id: Option<Loose>,
     },
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Image,
     Text,
@@ -81,16 +110,23 @@ impl Index {
     pub fn build(reader: impl Forward, version: &Version) -> Result<Self, String> {
         let mut members = Members::new(reader, version.size);
         let mut samples = Gathered::default();
+        let mut unknown = BTreeMap::new();
         while let Some(found) = members.advance()? {
-            if let Some((key, role)) = classify(&found.path) {
-                let sample = samples.of(key);
-                match take(&mut members, &found, role)? {
-                    Ok(content) => sample.add(content),
-                    Err(problem) => sample.broken(&found.path, &problem),
+            match classify(&found.path) {
+                Kind::Part { key, role } => {
+                    let sample = samples.of(key);
+                    match take(&mut members, &found, role)? {
+                        Ok(content) => sample.add(content),
+                        Err(problem) => sample.broken(&found.path, &problem),
+                    }
                 }
+                // Folders and the like have no content that could be missed.
+                Kind::Unknown { extension } if found.plain => count(&mut unknown, extension, &found.path),
+                Kind::Unknown { .. } | Kind::Hidden => {}
             }
         }
-        Ok(Self { format: FORMAT, size: version.size, tag: version.tag.clone(), samples: samples.finish() })
+        let samples = samples.finish();
+        Ok(Self { format: FORMAT, size: version.size, tag: version.tag.clone(), samples, unknown })
     }
 
     /// The index of `bytes`, if it is one of this version of the tar.
@@ -102,15 +138,15 @@ impl Index {
         if (index.format, index.size, &index.tag) != (FORMAT, version.size, &version.tag) {
             return Ok(None);
         }
-        for Sample { key, image, captions, problem } in &index.samples {
+        for Sample { key, image, problem, .. } in &index.samples {
             let inside = image.is_none_or(|Extent { offset, length }| {
                 length <= LARGEST_IMAGE && offset.checked_add(length).is_some_and(|end| end <= version.size)
             });
             if !inside {
                 return Err(format!("`{key}` lies outside of the tar: delete this file"));
             }
-            if problem.is_none() && (image.is_none() || captions.is_empty()) {
-                return Err(format!("`{key}` lacks its image or captions: delete this file"));
+            if problem.is_none() && image.is_none() {
+                return Err(format!("`{key}` lacks its image: delete this file"));
             }
         }
         Ok(Some(index))
@@ -122,24 +158,47 @@ impl Index {
     }
 }
 
-/// Key and role of a member; none if it is hidden or of no use.
-fn classify(path: &str) -> Option<(&str, Role)> {
+/// What a member's path says of it.
+#[derive(Debug, PartialEq, Eq)]
+enum Kind<'p> {
+    /// The name of a file that begins with a dot, or of a folder.
+    Hidden,
+    /// Of no use here. The extension is all that follows the first dot of the file name: WebDataset's rule.
+    Unknown { extension: &'p str },
+    /// Part of the sample with this key.
+    Part { key: &'p str, role: Role },
+}
+
+fn classify(path: &str) -> Kind<'_> {
     let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
-    let (stem, extension) = name.split_once('.').filter(|(stem, _)| !stem.is_empty())?;
+    let (stem, extension) = name.split_once('.').unwrap_or((name, ""));
+    if stem.is_empty() {
+        return Kind::Hidden;
+    }
     let role = match extension.to_ascii_lowercase().as_str() {
         "jpg" | "jpeg" | "png" | "webp" => Role::Image,
         "txt" => Role::Text,
         "json" => Role::Json,
-        _ => return None,
+        _ => return Kind::Unknown { extension },
     };
     let folder = path.len() - name.len();
-    Some((&path[..folder + stem.len()], role))
+    Kind::Part { key: &path[..folder + stem.len()], role }
+}
+
+/// Counts a member of no use, in bounded memory.
+fn count(unknown: &mut BTreeMap<String, Unknown>, extension: &str, path: &str) {
+    let shown = |text: &str| text.chars().take(MAX_SHOWN).collect::<String>();
+    let mut extension = shown(extension).to_ascii_lowercase();
+    if unknown.len() >= MAX_UNKNOWN && !unknown.contains_key(&extension) {
+        extension = OTHERS.to_owned();
+    }
+    unknown.entry(extension).or_insert_with(|| Unknown { members: 0, first: shown(path) }).members += 1;
 }
 
 enum Content {
-    Image(Extent),
+    Image(Extent, Oddities),
     Text(String),
-    Json(Option<Vec<String>>),
+    Json { captions: Option<Vec<String>>, id: Option<u64> },
 }
 
 /// What a member has to say; the inner error is the member's, the outer one the tar's.
@@ -155,53 +214,47 @@ fn take<R: Forward>(members: &mut Members<R>, found: &Found, role: Role) -> Resu
     if found.length > most {
         return Ok(Err(format!("{} bytes: more than {most}", found.length)));
     }
-    if let Role::Image = role {
-        return Ok(
-            look(members, found)?.map(|()| Content::Image(Extent { offset: found.offset, length: found.length }))
-        );
-    }
     let bytes = members.start(found, most)?;
     Ok(match role {
+        Role::Image => {
+            let extent = Extent { offset: found.offset, length: found.length };
+            preprocess::check(Cursor::new(&bytes)).map(|oddities| Content::Image(extent, oddities))
+        }
         Role::Json => {
-            serde_json::from_slice(without_byte_order_mark(&bytes)).map_err(|error| error.to_string()).map(|captions| {
-                Content::Json(match captions {
-                    Captions::Plain(captions) => Some(captions),
-                    Captions::Keyed { captions } => captions,
-                })
+            serde_json::from_slice(without_byte_order_mark(&bytes)).map_err(|error| error.to_string()).map(|json| {
+                match json {
+                    Json::Captions(captions) => Content::Json { captions: Some(captions), id: None },
+                    Json::Keyed { captions, image_id, cocoid, id } => {
+                        let id = [image_id, cocoid, id].iter().flatten().find_map(Loose::number);
+                        Content::Json { captions, id }
+                    }
+                }
             })
         }
-        _ => String::from_utf8(bytes).map(Content::Text).map_err(|error| error.to_string()),
+        Role::Text => String::from_utf8(bytes).map(Content::Text).map_err(|error| error.to_string()),
     })
-}
-
-/// Looks at an image's header; where its start does not show it, at all of it.
-fn look<R: Forward>(members: &mut Members<R>, found: &Found) -> Result<Result<(), String>, String> {
-    let start = members.start(found, IMAGE_START)?;
-    let seen = preprocess::check(Cursor::new(&start));
-    if seen.is_ok() || start.len() as u64 == found.length {
-        return Ok(seen);
-    }
-    let whole = members.rest(found, start)?;
-    Ok(preprocess::check(Cursor::new(&whole)))
 }
 
 /// A sample that is not complete yet.
 #[derive(Default)]
 struct Pieces {
     key: String,
-    image: Option<Extent>,
+    image: Option<(Extent, Oddities)>,
     text: Option<String>,
     json: Option<Vec<String>>,
+    id: Option<u64>,
     problem: Option<String>,
 }
 
 impl Pieces {
     fn add(&mut self, content: Content) {
         let repeated = match content {
-            Content::Image(extent) => self.image.replace(extent).map(|_| "image"),
+            Content::Image(extent, oddities) => self.image.replace((extent, oddities)).map(|_| "image"),
             Content::Text(text) => self.text.replace(text).map(|_| "`.txt`"),
-            Content::Json(Some(captions)) => self.json.replace(captions).map(|_| "`.json`"),
-            Content::Json(None) => None,
+            Content::Json { captions, id } => {
+                self.id = self.id.or(id);
+                captions.and_then(|captions| self.json.replace(captions)).map(|_| "`.json`")
+            }
         };
         if let Some(what) = repeated {
             self.problem.get_or_insert_with(|| format!("more than one {what}"));
@@ -214,14 +267,11 @@ impl Pieces {
 
     /// All captions of the `.json`, or else the one of the `.txt`.
     fn finish(self) -> Sample {
-        let Self { key, image, text, json, problem } = self;
+        let Self { key, image, text, json, id, problem } = self;
         let captions = tidy(json.unwrap_or_else(|| text.into_iter().collect()));
-        let problem = problem.or_else(|| match (image, captions.is_empty()) {
-            (None, _) => Some("captions without an image".to_owned()),
-            (_, true) => Some("an image without captions".to_owned()),
-            _ => None,
-        });
-        Sample { key, image, captions, problem }
+        let problem = problem.or_else(|| image.is_none().then(|| "captions without an image".to_owned()));
+        let (image, oddities) = image.map_or_else(Default::default, |(extent, oddities)| (Some(extent), oddities));
+        Sample { key, image, captions, oddities, id, problem }
     }
 }
 

@@ -10,7 +10,9 @@ mod coco;
 mod error;
 mod index;
 mod karpathy;
+pub mod limits;
 mod members;
+mod names;
 mod positives;
 pub mod preprocess;
 mod shards;
@@ -28,10 +30,15 @@ use sha2::{Digest, Sha256};
 
 pub use error::{Error, UnknownSplit};
 use positives::Positives;
+use preprocess::Oddities;
 use shards::{Member, Shards};
 
 /// Encoded images above this many bytes are refused: no photograph comes near.
 const LARGEST_IMAGE: u64 = 256 << 20;
+/// So many odd images are named in a line.
+const NAMED: usize = 20;
+/// Side at which images are decoded to see whether they can be.
+const TRIAL_SIZE: u32 = 224;
 
 /// A part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,13 +88,64 @@ impl FromStr for Split {
 /// An image and what people said of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// File name, or the key in its tar: names the image in reports.
+    /// Identifies the image within its split, in the journal, reports and result files: its file name, or the key in its tar.
+    /// Where these are not unique, the path or the tar is part of it.
     pub name: String,
-    /// Its number in COCO, where the annotations say it.
+    /// The image's number in its data set (COCO's, where it is known). All images of a split have one of their own, or none has.
     pub id: Option<u64>,
-    /// At least one.
+    /// Human captions. At least one in the splits that a run trains and evaluates on; none in splits for evaluation servers.
     pub captions: Vec<String>,
+    /// Which of nocaps' domains the image belongs to; see [`statistics::names::DOMAINS`].
+    pub domain: Option<&'static str>,
+    /// Path below the images' folder, or key in the tar, where that is not `name`.
+    path: Option<String>,
+    /// Whether another image of the split has the same path (in another tar).
+    shares_path: bool,
+    /// Whether another image of the split has the same file name (in another folder).
+    shares_file_name: bool,
     image: ImageRef,
+}
+
+impl Item {
+    fn new(name: &str, captions: Vec<String>, image: ImageRef) -> Self {
+        let name = name.to_owned();
+        let (shares_path, shares_file_name) = (false, false);
+        Self { name, id: None, captions, domain: None, path: None, shares_path, shares_file_name, image }
+    }
+
+    /// The image's file; none where it is in a tar.
+    fn file(&self) -> Option<&Path> {
+        match &self.image {
+            ImageRef::File(path) => Some(path),
+            ImageRef::Member(_) => None,
+        }
+    }
+}
+
+/// An image that cannot be used, named for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadImage {
+    /// The split that lists it.
+    pub split: Split,
+    /// Its file, or its tar and its key in it.
+    pub place: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl Display for BadImage {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}: {}", self.place, self.problem)
+    }
+}
+
+/// Images whose pixels may surprise people, by their places; of those that were looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OddImages {
+    /// Photos whose EXIF orientation is other than 1.
+    pub turned: Vec<String>,
+    /// Greyscale images of 16 bits.
+    pub grey_of_16_bits: Vec<String>,
 }
 
 /// Where an image's bytes are.
@@ -103,6 +161,8 @@ struct Splits {
     train: Vec<Item>,
     validation: Vec<Item>,
     test: Vec<Item>,
+    /// What was left out or not understood, a line each.
+    notes: Vec<String>,
 }
 
 impl Splits {
@@ -124,64 +184,219 @@ impl Splits {
 }
 
 /// The images and captions of a run.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct DataSet {
     splits: Splits,
-    skipped: u64,
+    left_out: Vec<BadImage>,
+    odd: OddImages,
     shards: Option<Shards>,
     positives: Positives,
+    /// Whether photos are turned as their EXIF orientation says.
+    applies_exif: bool,
+}
+
+/// How far images are looked at when a data set is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Every image's header and end, unless a feature store stands in for the images.
+    Images,
+    /// Annotations only.
+    Nothing,
 }
 
 impl DataSet {
-    /// Reads the annotations of all splits and looks at every image's header, unless a feature store stands in for them; tars
-    /// are indexed instead, once, and their index is kept beside them.
+    /// Reads the annotations of all splits and looks at every image's header and end, unless a
+    /// feature store stands in for them; tars are indexed instead, once, and their index is kept
+    /// beside them. Logs which images are left out or odd.
     ///
     /// # Errors
-    /// Annotations cannot be read or are not in their format; the split for training or validation is empty; or an image is
-    /// missing or no image while `skip_corrupt` is unset.
+    /// Annotations cannot be read or are not in their format; an image is missing or no image while
+    /// `skip_corrupt` is unset; nothing is left of the split for training or validation; or there
+    /// is more of something than [`limits`] allow.
     pub fn load(settings: &runfile::Data) -> Result<Self, Error> {
-        let mut data = Self::real(settings)?;
+        let data = Self::survey(settings)?;
+        data.report(settings)?;
+        data.complete(settings)?;
+        Ok(data)
+    }
+
+    /// Like [`load`](Self::load), of one split alone, which may be without captions; the other splits are empty.
+    ///
+    /// # Errors
+    /// Like `load`.
+    pub fn load_split(settings: &runfile::Data, split: Split) -> Result<Self, Error> {
+        let data = Self::read_splits(settings, &[split], Look::Images)?;
+        data.report(settings)?;
+        data.not_empty(split, settings)?;
+        Ok(data)
+    }
+
+    /// Like [`load`](Self::load), but images that cannot be used are always left out, all of them
+    /// may be, and nothing is logged.
+    ///
+    /// # Errors
+    /// Annotations cannot be read or are not in their format.
+    pub fn survey(settings: &runfile::Data) -> Result<Self, Error> {
+        let mut data = Self::read_splits(settings, &Split::ALL, Look::Images)?;
         if let Some(positives) = &settings.positives {
-            data.positives = Positives::load(positives, data.split(Split::Train))?;
+            data.find_positives(positives)?;
         }
         Ok(data)
     }
 
-    fn real(settings: &runfile::Data) -> Result<Self, Error> {
-        if let Some(tars) = &settings.webdataset {
-            return webdataset::load(tars, settings.skip_corrupt, storage::Access::environment().streaming())?
-                .complete(&tars.train);
-        }
-        if let Some(karpathy) = &settings.karpathy {
-            let splits = karpathy::read_splits(&karpathy.annotations, &karpathy.images)?;
-            return Self::of_files(splits, settings)?.complete(karpathy.annotations.display());
-        }
-        if let Some(coco) = &settings.coco {
-            return Self::of_files(coco::read_splits(coco)?, settings)?.complete(coco.train.annotations.display());
-        }
-        Err(Error::format("data", "needs exactly one of `karpathy`, `coco` and `webdataset`"))
+    /// Like [`load_split`](Self::load_split), but no image is looked at; the split may be empty.
+    ///
+    /// # Errors
+    /// Annotations or tars cannot be read or are not in their format.
+    pub fn annotated(settings: &runfile::Data, split: Split) -> Result<Self, Error> {
+        Self::read_splits(settings, &[split], Look::Nothing)
     }
 
-    fn of_files(mut splits: Splits, settings: &runfile::Data) -> Result<Self, Error> {
-        let mut skipped = 0;
+    fn read_splits(settings: &runfile::Data, wanted: &[Split], look: Look) -> Result<Self, Error> {
         // A feature store stands in for the images, unless they say which of them it left out.
-        if settings.features.is_some() && !settings.skip_corrupt {
-            return Ok(Self { splits, skipped, shards: None, positives: Positives::default() });
-        }
-        for split in Split::ALL {
-            skipped += checks::keep_images(splits.get_mut(split), settings.skip_corrupt)?;
-        }
-        Ok(Self { splits, skipped, shards: None, positives: Positives::default() })
+        let looks = look == Look::Images && (settings.features.is_none() || settings.skip_corrupt);
+        let mut data = if let Some(tars) = &settings.webdataset {
+            webdataset::load(tars, wanted, storage::Access::environment().streaming())?
+        } else if let Some(karpathy) = &settings.karpathy {
+            Self::of_files(karpathy::read_splits(&karpathy.annotations, &karpathy.images, wanted)?, looks)
+        } else if let Some(coco) = &settings.coco {
+            Self::of_files(coco::read_splits(coco, wanted)?, looks)
+        } else {
+            return Err(Error::format("data", "needs exactly one of `karpathy`, `coco` and `webdataset`"));
+        };
+        data.check_texts(|split| source(settings, split))?;
+        data.applies_exif = settings.exif;
+        Ok(data)
     }
 
-    /// The set, if there is something to train on and something to evaluate on.
-    fn complete(self, source: impl Display) -> Result<Self, Error> {
-        for split in [Split::Train, Split::Validation] {
-            if self.split(split).is_empty() {
-                return Err(Error::format(source, format!("no usable image in split `{split}`")));
+    fn of_files(mut splits: Splits, looks: bool) -> Self {
+        if !looks {
+            return Self { splits, ..Self::default() };
+        }
+        let mut data = Self::default();
+        data.splits.notes = std::mem::take(&mut splits.notes);
+        for split in Split::ALL {
+            let items = std::mem::take(splits.get_mut(split));
+            let files: Vec<&Path> = items.iter().filter_map(Item::file).collect();
+            let found = checks::look(&files);
+            items.into_iter().zip(found).for_each(|(item, found)| data.add(split, item, found));
+        }
+        data
+    }
+
+    /// Takes an item in, or leaves it out.
+    fn add(&mut self, split: Split, item: Item, found: Result<Oddities, String>) {
+        let place = || self.place(&item);
+        match found {
+            Err(problem) => {
+                let bad = BadImage { split, place: place(), problem };
+                self.left_out.push(bad);
+            }
+            Ok(Oddities { is_turned, is_grey_of_16_bits }) => {
+                let (turned, grey) = (is_turned.then(place), is_grey_of_16_bits.then(place));
+                self.odd.turned.extend(turned);
+                self.odd.grey_of_16_bits.extend(grey);
+                self.splits.get_mut(split).push(item);
             }
         }
-        Ok(self)
+    }
+
+    /// Finds generated images and captions of the training split. Images whose generated image
+    /// cannot be used are left out.
+    fn find_positives(&mut self, settings: &runfile::Positives) -> Result<(), Error> {
+        if let Some(folder) = &settings.images {
+            let items = std::mem::take(&mut self.splits.train);
+            let files: Vec<PathBuf> = items.iter().map(|item| positives::image(folder, item)).collect();
+            let found = checks::look(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>());
+            for ((item, file), found) in items.into_iter().zip(files).zip(found) {
+                match found {
+                    Ok(_) => self.splits.train.push(item),
+                    Err(problem) => {
+                        let (place, split) = (file.display().to_string(), Split::Train);
+                        let hint = if file.exists() { "" } else { positives::ambiguous(&item) };
+                        let problem = format!("generated image: {problem}{hint}");
+                        self.left_out.push(BadImage { split, place, problem });
+                    }
+                }
+            }
+        }
+        self.positives = Positives::load(settings, &self.splits.train)?;
+        Ok(())
+    }
+
+    /// Logs which images are left out or odd, and what was not understood.
+    ///
+    /// # Errors
+    /// An image would have to be left out while `skip_corrupt` is unset.
+    fn report(&self, settings: &runfile::Data) -> Result<(), Error> {
+        if let ([first, rest @ ..], false) = (&self.left_out[..], settings.skip_corrupt) {
+            let BadImage { place, problem, .. } = first.clone();
+            return Err(Error::Unusable { place, problem, more: rest.len() });
+        }
+        self.left_out.iter().for_each(|bad| tracing::warn!("leaving out {bad}"));
+        for warning in self.notes().iter().cloned().chain(self.warnings()) {
+            tracing::warn!("{warning}");
+        }
+        Ok(())
+    }
+
+    /// Checks that there is something to train on and something to evaluate on, with captions.
+    ///
+    /// # Errors
+    /// There is not.
+    pub fn complete(&self, settings: &runfile::Data) -> Result<(), Error> {
+        for (split, why) in [
+            (Split::Train, "training needs captions"),
+            (
+                Split::Validation,
+                "evaluations during training score against captions; `worker evaluate` takes such a split",
+            ),
+        ] {
+            self.not_empty(split, settings)?;
+            if self.split(split).iter().all(|item| item.captions.is_empty()) {
+                return Err(Error::format(source(settings, split), format!("split `{split}` has no captions: {why}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn not_empty(&self, split: Split, settings: &runfile::Data) -> Result<(), Error> {
+        if !self.split(split).is_empty() {
+            return Ok(());
+        }
+        let mut of_split = self.left_out.iter().filter(|bad| bad.split == split);
+        let left_out = of_split
+            .next()
+            .map(|first| format!("images left out: {}, the first of them {first}", 1 + of_split.count()));
+        let why: String = left_out.iter().chain(self.notes()).map(|reason| format!("; {reason}")).collect();
+        Err(Error::format(source(settings, split), format!("no usable image in split `{split}`{why}")))
+    }
+
+    /// What was left out or not understood, a line each, for people. Images that are left out because they are damaged are
+    /// not among it; see [`left_out`](Self::left_out).
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.splits.notes
+    }
+
+    /// What people should know of odd images, naming some of them.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        let OddImages { turned, grey_of_16_bits } = &self.odd;
+        let turned = if self.applies_exif { &[][..] } else { turned };
+        let of = |images: &[String], what: &str| {
+            let first = images.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = if images.len() > NAMED { ", ..." } else { "" };
+            (!images.is_empty()).then(|| format!("{} images {what}: {first}{more}", images.len()))
+        };
+        let turned = of(
+            turned,
+            "have an EXIF orientation that is not applied, as CLIP's own preprocessing does not (data.exif: true applies it)",
+        );
+        let grey = of(
+            grey_of_16_bits,
+            "are greyscale of 16 bits, where all above 255 becomes white, as Pillow has it (convert them to 8 bits)",
+        );
+        turned.into_iter().chain(grey)
     }
 
     /// The items of a split, in the order of their annotations.
@@ -190,10 +405,53 @@ impl DataSet {
         self.splits.get(split)
     }
 
-    /// Images left out because their file is missing or not an image.
+    /// Images left out because their file is missing, no image or cut off; found without decoding
+    /// the others.
     #[must_use]
-    pub fn skipped(&self) -> u64 {
-        self.skipped
+    pub fn left_out(&self) -> &[BadImage] {
+        &self.left_out
+    }
+
+    /// Images whose pixels may surprise people.
+    #[must_use]
+    pub fn odd(&self) -> &OddImages {
+        &self.odd
+    }
+
+    /// What is done to images before models see them; see [`preprocess::description`].
+    #[must_use]
+    pub fn preprocessing(&self) -> &'static str {
+        preprocess::description(self.applies_exif)
+    }
+
+    /// Decodes some images of a split, by number, on so many threads, and those generated of them.
+    /// Returns which cannot be decoded; `done` is called after each.
+    ///
+    /// # Errors
+    /// A tar cannot be read, or has changed since the set was loaded.
+    pub fn try_decoding(
+        &self,
+        split: Split,
+        images: &[usize],
+        threads: usize,
+        done: impl Fn() + Sync,
+    ) -> Result<Vec<BadImage>, Error> {
+        let items = self.split(split);
+        let attempt = |at: usize| {
+            let item = &items[images[at]];
+            let mut decoded = self.pixels(item, TRIAL_SIZE);
+            if split == Split::Train && self.positives.has_images() {
+                decoded = decoded.and_then(|_| self.generated_pixels(images[at], TRIAL_SIZE));
+            }
+            done();
+            match decoded {
+                Ok(_) => Ok(None),
+                Err(Error::Image { place, problem }) => Ok(Some(BadImage { split, place, problem })),
+                Err(Error::Read { place, source }) => Ok(Some(BadImage { split, place, problem: source.to_string() })),
+                Err(error) => Err(error),
+            }
+        };
+        checks::in_parallel(images.len(), threads, attempt).into_iter().filter_map(Result::transpose).collect()
     }
 
     /// Captions of the training split.
@@ -214,7 +472,7 @@ impl DataSet {
     /// There is none, or it is damaged.
     pub fn generated_pixels(&self, image: usize, size: u32) -> Result<Vec<u8>, Error> {
         let path = self.positives.image(&self.splits.train[image])?;
-        preprocess::square(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
+        self.square(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
     }
 
     /// SHA-256 over the ordered names and captions of training and validation; equal where two workers see the same data.
@@ -263,17 +521,40 @@ impl DataSet {
     /// Like [`read`](Self::read), or the image is damaged or absurdly large.
     pub fn pixels(&self, item: &Item, size: u32) -> Result<Vec<u8>, Error> {
         let encoded = self.read(item)?;
-        preprocess::square(&encoded, size).map_err(|problem| Error::image(self.place(item), problem))
+        self.square(&encoded, size).map_err(|problem| Error::image(self.place(item), problem))
+    }
+
+    fn square(&self, encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
+        if self.applies_exif { preprocess::upright(encoded, size) } else { preprocess::square(encoded, size) }
     }
 
     /// Names an item's image for people.
-    fn place(&self, item: &Item) -> String {
+    #[must_use]
+    pub fn place(&self, item: &Item) -> String {
         match (&item.image, &self.shards) {
-            (ImageRef::Member(member), Some(shards)) => shards.place(member, &item.name),
+            (ImageRef::Member(member), Some(shards)) => shards.place(member, item.path()),
             (ImageRef::Member(_), None) => item.name.clone(),
             (ImageRef::File(path), _) => path.display().to_string(),
         }
     }
+}
+
+/// The file or pattern that the captions of a split come from.
+fn source(settings: &runfile::Data, split: Split) -> String {
+    let runfile::Data { karpathy, coco, webdataset, .. } = settings;
+    let karpathy = karpathy.as_ref().map(|karpathy| karpathy.annotations.display().to_string());
+    let of_coco = |coco: &runfile::Coco| match split {
+        Split::Train => Some(coco.train.annotations.display().to_string()),
+        Split::Validation => Some(coco.validation.annotations.display().to_string()),
+        Split::Test => coco.test.as_ref().map(|test| test.annotations.display().to_string()),
+    };
+    let of_tars = |tars: &runfile::WebDataset| match split {
+        Split::Train => Some(tars.train.clone()),
+        Split::Validation => Some(tars.validation.clone()),
+        Split::Test => tars.test.clone(),
+    };
+    let coco = || coco.as_ref().and_then(of_coco);
+    karpathy.or_else(coco).or_else(|| webdataset.as_ref().and_then(of_tars)).unwrap_or_else(|| "data".to_owned())
 }
 
 /// The files of the validation split's images, by name, where they are in a folder. Only annotations are read.
@@ -281,16 +562,15 @@ impl DataSet {
 /// # Errors
 /// They cannot be read or are not in their format.
 pub fn validation_files(settings: &runfile::Data) -> Result<HashMap<String, PathBuf>, Error> {
-    let splits = match (&settings.karpathy, &settings.coco) {
-        (Some(karpathy), _) => karpathy::read_splits(&karpathy.annotations, &karpathy.images)?,
-        (None, Some(coco)) => coco::read_splits(coco)?,
-        (None, None) => Splits::default(),
-    };
+    if settings.webdataset.is_some() {
+        return Ok(HashMap::new());
+    }
+    let data = DataSet::annotated(settings, Split::Validation)?;
     let file = |item: Item| match item.image {
         ImageRef::File(path) => Some((item.name, path)),
         ImageRef::Member(_) => None,
     };
-    Ok(splits.validation.into_iter().filter_map(file).collect())
+    Ok(data.splits.validation.into_iter().filter_map(file).collect())
 }
 
 /// The bytes of an image file, of any size that an image may have.

@@ -75,17 +75,10 @@ impl<R: Forward> Members<R> {
         }
     }
 
-    /// The first bytes of the member that `advance` found last; to be followed by [`rest`](Self::rest) or `advance`.
+    /// The first bytes of the member that `advance` found last.
     pub fn start(&mut self, found: &Found, most: u64) -> Result<Vec<u8>, String> {
         let length = found.length.min(most);
         self.read(length, length)
-    }
-
-    /// Reads on to the end of the member.
-    pub fn rest(&mut self, found: &Found, mut start: Vec<u8>) -> Result<Vec<u8>, String> {
-        let left = found.length.saturating_sub(start.len() as u64);
-        start.append(&mut self.read(left, left)?);
-        Ok(start)
     }
 
     fn read(&mut self, length: u64, limit: u64) -> Result<Vec<u8>, String> {

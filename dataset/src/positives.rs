@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::annotations::{read, tidy};
+use crate::annotations::{below, read, tidy};
 use crate::{Error, Item};
 
 /// What there is of them.
@@ -19,25 +19,29 @@ impl Positives {
     /// Those that `settings` names, for the images of the training split.
     ///
     /// # Errors
-    /// A file cannot be read or is not in its format, or an image has none.
+    /// The file of captions cannot be read or is not in its format, or has none of an image.
     pub fn load(settings: &runfile::Positives, train: &[Item]) -> Result<Self, Error> {
         let captions = match &settings.captions {
             None => Vec::new(),
             Some(path) => {
                 let by_name: HashMap<String, Vec<String>> = read(path)?;
                 let of = |item: &Item| {
-                    let captions = tidy(by_name.get(file_name(item)).cloned().unwrap_or_default());
-                    let missing = || Error::format(path.display(), format!("it has no captions of {}", item.name));
+                    let captions = item.known_as().find_map(|name| by_name.get(name));
+                    let captions = tidy(captions.cloned().unwrap_or_default());
+                    let missing = || {
+                        Error::format(path.display(), format!("it has no captions of {}{}", item.name, ambiguous(item)))
+                    };
                     if captions.is_empty() { Err(missing()) } else { Ok(captions) }
                 };
                 train.iter().map(of).collect::<Result<_, _>>()?
             }
         };
-        let positives = Self { images: settings.images.clone(), captions };
-        if positives.images.is_some() {
-            train.iter().try_for_each(|item| positives.image(item).map(|_| ()))?;
-        }
-        Ok(positives)
+        Ok(Self { images: settings.images.clone(), captions })
+    }
+
+    /// Whether there are generated images.
+    pub fn has_images(&self) -> bool {
+        self.images.is_some()
     }
 
     /// Generated captions of a training image.
@@ -52,15 +56,22 @@ impl Positives {
 
     /// The generated picture of what `item` shows.
     pub fn image(&self, item: &Item) -> Result<PathBuf, Error> {
-        let folder = self.images.as_deref().ok_or_else(|| Error::image(&item.name, "has no generated picture"))?;
-        let path = folder.join(file_name(item));
-        if path.is_file() { Ok(path) } else { Err(Error::image(path.display(), "there is no such generated picture")) }
+        let folder = self.images.as_deref();
+        let folder = folder.ok_or_else(|| Error::format(&item.name, "there are no generated images"))?;
+        Ok(image(folder, item))
     }
 }
 
-/// The last part of an item's name.
-fn file_name(item: &Item) -> &str {
-    Path::new(&item.name).file_name().and_then(|name| name.to_str()).unwrap_or(&item.name)
+/// Where the generated image of what `item` shows lies in a folder of them: under the first of the
+/// item's names that is a file there, or else where it should be.
+pub fn image(folder: &Path, item: &Item) -> PathBuf {
+    let mut paths = item.known_as().filter_map(|name| below(folder, Path::new(name)));
+    paths.find(|path| path.is_file()).unwrap_or_else(|| folder.join(&item.name))
+}
+
+/// Why a file name is not enough to find what belongs to `item`, if it is not.
+pub fn ambiguous(item: &Item) -> &'static str {
+    if item.shares_file_name { " (other images have its file name, too: use its path)" } else { "" }
 }
 
 #[cfg(test)]
@@ -69,7 +80,7 @@ mod tests {
     use crate::ImageRef;
 
     fn item(name: &str) -> Item {
-        Item { name: name.into(), id: None, captions: vec!["a".into()], image: ImageRef::File(name.into()) }
+        Item::new(name, vec!["a".into()], ImageRef::File(name.into()))
     }
 
     #[test]
@@ -85,10 +96,34 @@ mod tests {
         assert!(error.contains("captions.json") && error.contains("no captions of b.jpg"), "{error}");
 
         let settings = runfile::Positives { images: Some(folder.path().into()), captions: None };
-        let error = Positives::load(&settings, &[item("x/a.jpg")]).unwrap_err().to_string();
-        assert!(error.contains("a.jpg") && error.contains("no such generated picture"), "{error}");
-        std::fs::write(folder.path().join("a.jpg"), b"").unwrap();
         let positives = Positives::load(&settings, &[item("x/a.jpg")]).unwrap();
-        assert_eq!(positives.image(&item("x/a.jpg")).unwrap(), folder.path().join("a.jpg"));
+        let found = || positives.image(&item("x/a.jpg")).unwrap();
+        assert_eq!(found(), folder.path().join("x/a.jpg"));
+        std::fs::write(folder.path().join("a.jpg"), b"").unwrap();
+        assert_eq!(found(), folder.path().join("a.jpg"));
+    }
+
+    #[test]
+    fn images_of_one_file_name_have_positives_by_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut splits = crate::Splits { train: vec![item("a/0.jpg"), item("b/0.jpg")], ..Default::default() };
+        crate::names::settle(&mut splits, &[]);
+        let captions = folder.path().join("captions.json");
+        let settings = runfile::Positives { images: None, captions: Some(captions.clone()) };
+        std::fs::write(&captions, r#"{"0.jpg": ["whose?"]}"#).unwrap();
+        let error = Positives::load(&settings, &splits.train).unwrap_err().to_string();
+        assert!(
+            error.contains("no captions of a/0.jpg (other images have its file name, too: use its path)"),
+            "{error}"
+        );
+        std::fs::write(&captions, r#"{"a/0.jpg": ["a"], "b/0.jpg": ["b"], "0.jpg": ["whose?"]}"#).unwrap();
+        let positives = Positives::load(&settings, &splits.train).unwrap();
+        assert_eq!((positives.captions(0), positives.captions(1)), (&["a".to_owned()][..], &["b".to_owned()][..]));
+
+        let settings = runfile::Positives { images: Some(folder.path().into()), captions: None };
+        std::fs::write(folder.path().join("0.jpg"), b"").unwrap();
+        let positives = Positives::load(&settings, &splits.train).unwrap();
+        // Not the file of that name, which may be another image's.
+        assert_eq!(positives.image(&splits.train[1]).unwrap(), folder.path().join("b/0.jpg"));
     }
 }

@@ -1,14 +1,16 @@
 //! An encoded image to the pixels that CLIP sees, as its authors prepare them: Pillow's decoding and `convert("RGB")`,
-//! torchvision's `Resize(size, BICUBIC)` of the short side and `CenterCrop(size)`. EXIF orientation is not applied: CLIP's
-//! own preprocessing does not, either.
+//! torchvision's `Resize(size, BICUBIC)` of the short side and `CenterCrop(size)`. CLIP's own
+//! preprocessing ignores EXIF orientation, and so does [`square`]; [`upright`] applies it first.
 
 mod buffer;
 mod jpeg;
 mod resize;
 
-use std::io::{BufRead, Cursor, Seek};
+use std::io::{BufRead, Cursor, Read, Seek, SeekFrom};
 
-use image::{DynamicImage, ImageDecoder, ImageReader};
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use serde::{Deserialize, Serialize};
 
 use resize::{Columns, Plan};
 
@@ -17,14 +19,57 @@ const MOST_PIXELS: u64 = 178_956_970;
 /// A decoded image takes at most this many bytes.
 const MOST_BYTES: u64 = 512 << 20;
 
-/// What is done to an image, in words that change when it does.
-pub const DESCRIPTION: &str = "RGB; bicubic, short side to image size; centre crop";
+/// Last bytes of every PNG: the chunk `IEND`.
+const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xAE\x42\x60\x82";
+
+/// What [`square`] does to an image, or [`upright`] where EXIF orientation is applied; in words
+/// that change when it does. Feature stores record it.
+#[must_use]
+pub const fn description(applies_exif: bool) -> &'static str {
+    if applies_exif {
+        "EXIF orientation applied; RGB; bicubic, short side to image size; centre crop"
+    } else {
+        "RGB; bicubic, short side to image size; centre crop"
+    }
+}
+
+/// What a header tells of an image whose pixels may surprise people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Oddities {
+    /// Its EXIF orientation is other than 1: [`square`] and [`upright`] differ.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_turned: bool,
+    /// It is greyscale of 16 bits: whatever is above 255 becomes white, as in Pillow.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_grey_of_16_bits: bool,
+}
+
+impl Oddities {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
 
 /// A decoded image: red, green and blue interleaved, row by row.
 struct Picture {
     width: usize,
     height: usize,
     pixels: Vec<u8>,
+}
+
+impl Picture {
+    fn turned(self, orientation: Orientation) -> Result<Self, String> {
+        let side = |length: usize| u32::try_from(length).map_err(|error| error.to_string());
+        let image = RgbImage::from_raw(side(self.width)?, side(self.height)?, self.pixels).ok_or("too few pixels")?;
+        let mut image = DynamicImage::from(image);
+        image.apply_orientation(orientation);
+        let image = image.into_rgb8();
+        let (width, height) = image.dimensions();
+        Ok(Self { width: width as usize, height: height as usize, pixels: image.into_raw() })
+    }
 }
 
 /// An encoded image as `size` x `size` pixels: red, green and blue interleaved, row by row.
@@ -58,25 +103,106 @@ fn square_anywhere(encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
     Ok(resize::square(&plan, &Columns::of(&picture, &plan)))
 }
 
-/// Reads the header only: there is an image, and it is not absurdly large.
+/// Like [`square`], of the image turned as its EXIF orientation says: Pillow's
+/// `ImageOps.exif_transpose` comes first.
 ///
 /// # Errors
-/// What is wrong with the header.
-pub fn check(mut reader: impl BufRead + Seek) -> Result<(), String> {
-    let start = reader.fill_buf().map_err(|error| error.to_string())?;
-    let (width, height) = if jpeg::is_jpeg(start) {
-        jpeg::dimensions(reader)?
+/// As for [`square`].
+pub fn upright(encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
+    let orientation = orientation(encoded);
+    if orientation == Orientation::NoTransforms {
+        return square(encoded, size);
+    }
+    let picture = decode(encoded)?.turned(orientation)?;
+    let plan = Plan::new(picture.width, picture.height, size as usize)?;
+    Ok(resize::square(&plan, &Columns::of(&picture, &plan)))
+}
+
+/// Looks at the header and the last bytes: there is an image, it is not absurdly large, and it ends
+/// as its format does. An image that ends otherwise may have been cut off, or have other data
+/// behind it: only such a one is decoded.
+///
+/// # Errors
+/// What is wrong with the image.
+pub fn check(mut reader: impl BufRead + Seek) -> Result<Oddities, String> {
+    let text = |error: std::io::Error| error.to_string();
+    let start = reader.fill_buf().map_err(text)?;
+    recognise(start)?;
+    let oddities = if jpeg::is_jpeg(start) {
+        let (width, height) = jpeg::dimensions(&mut reader)?;
+        within_pixels(width, height)?;
+        reader.rewind().map_err(text)?;
+        let is_turned = jpeg::orientation(&mut reader) != Orientation::NoTransforms;
+        Oddities { is_turned, is_grey_of_16_bits: false }
     } else {
-        let decoder = sniff(reader)?.into_decoder().map_err(|error| error.to_string())?;
+        let mut decoder = sniff(&mut reader)?.into_decoder().map_err(|error| error.to_string())?;
         within_bytes(&decoder)?;
-        decoder.dimensions()
+        let (width, height) = decoder.dimensions();
+        within_pixels(width, height)?;
+        let is_turned = decoder.orientation().is_ok_and(|orientation| orientation != Orientation::NoTransforms);
+        Oddities { is_turned, is_grey_of_16_bits: decoder.color_type() == ColorType::L16 }
     };
-    within_pixels(width, height)
+    if !ends_as_its_format_does(&mut reader).map_err(text)? {
+        reader.rewind().map_err(text)?;
+        let mut encoded = Vec::new();
+        reader.take(crate::LARGEST_IMAGE).read_to_end(&mut encoded).map_err(text)?;
+        decode(&encoded)?;
+    }
+    Ok(oddities)
+}
+
+/// How an image has to be turned, as its EXIF data say; not at all where they say nothing.
+#[must_use]
+pub fn orientation(encoded: &[u8]) -> Orientation {
+    if jpeg::is_jpeg(encoded) {
+        return jpeg::orientation(Cursor::new(encoded));
+    }
+    let decoder = sniff(Cursor::new(encoded)).and_then(|found| found.into_decoder().map_err(|error| error.to_string()));
+    let orientation = decoder.and_then(|mut decoder| decoder.orientation().map_err(|error| error.to_string()));
+    orientation.unwrap_or(Orientation::NoTransforms)
+}
+
+/// Says what a file is that begins with no image.
+fn recognise(start: &[u8]) -> Result<(), String> {
+    match start.trim_ascii_start() {
+        _ if start.is_empty() => Err("the file is empty".to_owned()),
+        [b'<', ..] => Err("a web page or XML, not an image".to_owned()),
+        _ if image::guess_format(start).is_err() => Err("not a JPEG, PNG or WebP".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether an image is all there, as far as its last bytes tell.
+fn ends_as_its_format_does(reader: &mut (impl BufRead + Seek)) -> std::io::Result<bool> {
+    let length = reader.seek(SeekFrom::End(0))?;
+    let (mut start, mut end) = ([0; 12], [0; 12]);
+    if length < start.len() as u64 {
+        return Ok(false);
+    }
+    reader.seek(SeekFrom::End(-(end.len() as i64)))?;
+    reader.read_exact(&mut end)?;
+    reader.rewind()?;
+    reader.read_exact(&mut start)?;
+    Ok(match start {
+        [0xFF, 0xD8, ..] => end.ends_with(&[0xFF, 0xD9]),
+        [b'R', b'I', b'F', b'F', ..] => riff_length(&start) == Some(length),
+        _ => end == PNG_END,
+    })
+}
+
+/// Bytes that a WebP has, as its header says.
+fn riff_length(encoded: &[u8]) -> Option<u64> {
+    let size = encoded.strip_prefix(b"RIFF")?.first_chunk()?;
+    Some(u64::from(u32::from_le_bytes(*size)) + 8)
 }
 
 fn decode(encoded: &[u8]) -> Result<Picture, String> {
     if jpeg::is_jpeg(encoded) {
         return jpeg::decode(encoded);
+    }
+    recognise(encoded)?;
+    if riff_length(encoded).is_some_and(|length| length > encoded.len() as u64) {
+        return Err("truncated".to_owned());
     }
     let decoder = sniff(Cursor::new(encoded))?.into_decoder().map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions();

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
-use crate::index::{Index, Sample};
+use crate::index::Index;
 use crate::store::{Object, Stores, Version};
 use crate::{Error, index};
 
@@ -41,18 +41,22 @@ impl Shards {
     ///
     /// # Errors
     /// A tar or index cannot be read, is truncated, or is none.
-    pub fn open(mut stores: Stores, names: &[String]) -> Result<(Self, Vec<Vec<Sample>>), Error> {
+    pub fn open(mut stores: Stores, names: &[String]) -> Result<(Self, Vec<Index>), Error> {
         let objects = names.iter().map(|name| stores.locate(name)).collect::<Result<Vec<_>, _>>()?;
         let indexed = Indexer { stores: &stores, unwritable: AtomicBool::new(false) }.all(&objects)?;
-        let (versions, samples): (Vec<_>, Vec<_>) =
-            indexed.into_iter().map(|(version, index)| (version, index.samples)).unzip();
+        let (versions, indices): (Vec<_>, Vec<_>) = indexed.into_iter().unzip();
         let shards = objects.into_iter().zip(versions).map(|(object, version)| Shard { object, version }).collect();
-        Ok((Self { stores, shards }, samples))
+        Ok((Self { stores, shards }, indices))
     }
 
     /// The image of a sample of the tar at place `shard` among the names given to [`open`](Self::open).
     pub fn member(shard: usize, extent: index::Extent) -> Member {
         Member { shard, extent }
+    }
+
+    /// At which place among the names given to [`open`](Self::open) the tar of an image is.
+    pub fn tar_of(member: &Member) -> usize {
+        member.shard
     }
 
     /// An image's encoded bytes.

@@ -1,18 +1,25 @@
 //! WebDataset's tars (<https://github.com/webdataset/webdataset>) of images with captions, in folders or buckets.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use runfile::WebDataset;
 use storage::Access;
 
-use crate::index::Sample;
+use crate::index::{Sample, Unknown};
+use crate::names::coco_id;
 use crate::shards::Shards;
 use crate::store::Stores;
-use crate::{DataSet, Error, ImageRef, Item, Positives, Split, Splits, braces};
+use crate::{BadImage, DataSet, Error, ImageRef, Item, Split, braces, names};
 
-/// All splits that `settings` names.
+/// Unknown extensions that are named.
+const MAX_NAMED: usize = 5;
+
+/// Those of the splits that `settings` names which are `wanted`, without broken samples.
 ///
 /// # Errors
-/// A pattern or tar is not in its format or cannot be read, or a sample is broken while `skip_corrupt` is unset.
-pub fn load(settings: &WebDataset, skip_corrupt: bool, access: Access) -> Result<DataSet, Error> {
+/// A pattern or tar is not in its format or cannot be read.
+pub fn load(settings: &WebDataset, wanted: &[Split], access: Access) -> Result<DataSet, Error> {
     let patterns = [
         (Split::Train, Some(&settings.train)),
         (Split::Validation, Some(&settings.validation)),
@@ -21,37 +28,87 @@ pub fn load(settings: &WebDataset, skip_corrupt: bool, access: Access) -> Result
     let mut tars = Vec::new();
     let mut owners = Vec::new();
     for (split, pattern) in patterns {
-        let Some(pattern) = pattern else { continue };
+        let Some(pattern) = pattern.filter(|_| wanted.contains(&split)) else { continue };
         let names = braces::expand(pattern).map_err(|problem| Error::format(pattern, problem))?;
         owners.resize(owners.len() + names.len(), split);
         tars.extend(names);
     }
-    let (shards, samples) = Shards::open(Stores::new(access)?, &tars)?;
-    let mut splits = Splits::default();
-    let mut skipped = 0;
-    for (shard, ((split, tar), samples)) in owners.into_iter().zip(&tars).zip(samples).enumerate() {
+    let (shards, indices) = Shards::open(Stores::new(access)?, &tars)?;
+    let mut found: Vec<(Split, usize, Vec<Sample>)> = Vec::with_capacity(tars.len());
+    let mut unknown: BTreeMap<(usize, String), Unknown> = BTreeMap::new();
+    for (shard, (split, index)) in owners.into_iter().zip(indices).enumerate() {
+        for (extension, Unknown { members, first }) in index.unknown {
+            let first = || Unknown { members: 0, first: format!("{first} in {}", tars[shard]) };
+            unknown.entry((split as usize, extension)).or_insert_with(first).members += members;
+        }
+        found.push((split, shard, index.samples));
+    }
+    let mut data = DataSet { shards: Some(shards), ..DataSet::default() };
+    for split in Split::ALL {
+        let of_split = unknown.iter().filter(|((of, _), _)| *of == split as usize);
+        let of_split: Vec<_> = of_split.map(|((_, extension), unknown)| (extension.as_str(), unknown)).collect();
+        data.splits.notes.extend(not_read(split, &of_split));
+    }
+    let silent = Split::ALL.map(|split| split != Split::Train && without_captions(split, &found));
+    for (split, shard, samples) in found {
         for sample in samples {
-            match item(shard, tar, sample) {
-                Ok(item) => splits.get_mut(split).push(item),
-                Err(error) if skip_corrupt => {
-                    tracing::warn!("leaving out {error}");
-                    skipped += 1;
-                }
-                Err(error) => return Err(error),
+            let (place, oddities) = (format!("{} in {}", sample.key, tars[shard]), sample.oddities);
+            match item(shard, sample, silent[split as usize]) {
+                Ok(item) => data.add(split, item, Ok(oddities)),
+                Err(problem) => data.left_out.push(BadImage { split, place, problem }),
             }
         }
     }
-    Ok(DataSet { splits, skipped, shards: Some(shards), positives: Positives::default() })
+    let tar_of = |item: &Item| match &item.image {
+        ImageRef::Member(member) => tars.get(Shards::tar_of(member)).map_or("", String::as_str),
+        ImageRef::File(_) => "",
+    };
+    let file_name =
+        |tar: &str| Path::new(tar).file_name().map_or_else(String::new, |name| name.to_string_lossy().into());
+    names::settle(
+        &mut data.splits,
+        &[&|item| format!("{}/{}", file_name(tar_of(item)), item.path()), &|item| {
+            format!("{}/{}", tar_of(item), item.path())
+        }],
+    );
+    Ok(data)
 }
 
-fn item(shard: usize, tar: &str, sample: Sample) -> Result<Item, Error> {
-    match sample {
-        Sample { key, image: Some(extent), captions, problem: None } => {
-            Ok(Item { name: key, id: None, captions, image: ImageRef::Member(Shards::member(shard, extent)) })
-        }
-        Sample { key, problem, .. } => {
-            let problem = problem.unwrap_or_else(|| "captions without an image".to_owned());
-            Err(Error::corrupt(format!("{key} in {tar}"), problem))
+/// Whether no sound sample of a split has captions.
+fn without_captions(split: Split, found: &[(Split, usize, Vec<Sample>)]) -> bool {
+    let mut samples = found.iter().filter(|(of, ..)| *of == split).flat_map(|(.., samples)| samples);
+    samples.all(|sample| sample.captions.is_empty())
+}
+
+/// A line about members whose extensions are unknown, if there are any.
+fn not_read(split: Split, unknown: &[(&str, &Unknown)]) -> Option<String> {
+    if unknown.is_empty() {
+        return None;
+    }
+    let all: u64 = unknown.iter().map(|(_, unknown)| unknown.members).sum();
+    let named = unknown.iter().take(MAX_NAMED).map(|(extension, Unknown { members, first })| {
+        let extension =
+            if extension.is_empty() { "no extension".to_owned() } else { format!("extension `{extension}`") };
+        format!("{members} with {extension} ({first} for one)")
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    let others = if unknown.len() > MAX_NAMED { ", and others" } else { "" };
+    let rule =
+        "the extension is all that follows the first dot of a file name; known are jpg, jpeg, png, webp, txt and json";
+    Some(format!("split `{split}`: {all} members of its tars are not read: {named}{others}; {rule}"))
+}
+
+/// The image of a sample, or why there is none. `silent`: captions are not expected.
+fn item(shard: usize, sample: Sample, silent: bool) -> Result<Item, String> {
+    let Sample { key, image, captions, id, problem, .. } = sample;
+    match (image, problem) {
+        (_, Some(problem)) => Err(problem),
+        (None, None) => Err("captions without an image".to_owned()),
+        (Some(_), None) if captions.is_empty() && !silent => Err("an image without captions".to_owned()),
+        (Some(extent), None) => {
+            let id = id.or_else(|| coco_id(&key));
+            let item = Item::new(&key, captions, ImageRef::Member(Shards::member(shard, extent)));
+            Ok(Item { id, ..item })
         }
     }
 }

@@ -44,6 +44,18 @@ impl Store {
         &self.manifest
     }
 
+    /// Whether image `row` could not be decoded when the store was made: its embedding is all zero
+    /// then, which none is.
+    ///
+    /// # Panics
+    /// There is no such row.
+    #[must_use]
+    pub fn is_blank(&self, row: usize) -> bool {
+        let (length, embedding) =
+            (self.manifest.row_bytes(), self.manifest.embedding as usize * self.manifest.dtype.size());
+        self.features[row * length..][..length][length - embedding..].iter().all(|&byte| byte == 0)
+    }
+
     /// The numbers of image `row`: hidden states, then embedding.
     ///
     /// # Errors

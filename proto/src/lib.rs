@@ -1,6 +1,10 @@
 //! The protocol between coordinator and workers. The text of record is `dico/v1/dico.proto`; this crate holds only
 //! what is generated from it and the numbers that both sides must agree on.
 
+mod parts;
+
+pub use parts::{MAX_PART_BYTES, parts};
+
 /// Version 1 of the protocol.
 #[allow(missing_docs)] // generated; documented in the .proto file
 pub mod v1 {
@@ -12,9 +16,9 @@ pub mod v1 {
 pub const EVALUATION_RANGE: u64 = 50;
 
 /// Raised whenever a change makes older peers misunderstand newer ones. Exchanged at join; a mismatch is refused.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
-/// Most bytes of a message to the coordinator: a range of captions with their references and embeddings, each as long as may be.
+/// Most bytes of a message to the coordinator. The largest is a part of a range of captions, a quarter of this: see [`parts`].
 pub const MOST_TO_COORDINATOR: usize = 16 << 20;
 
 /// Most bytes of a message from the coordinator: a run file, or how each of 100,000 members is.

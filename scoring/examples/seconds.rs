@@ -19,7 +19,7 @@ use dico_scoring::{Corpus, Item, bleu, cider_d, fluency, retrieval, rouge_l};
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let items = match &arguments[..] {
-        [references, candidates] => match Captions::read(Path::new(references), Path::new(candidates)) {
+        [references, candidates] => match Captions::read(Path::new(references), Path::new(candidates), None) {
             Ok(captions) => captions.items,
             Err(error) => return eprintln!("seconds: {error}"),
         },

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Item, Metrics, Report, Scores, retrieval};
 
@@ -22,7 +22,7 @@ impl Metrics {
     pub fn evaluate(&self, examined: &[Examined]) -> Report {
         let items: Vec<Item> = examined.iter().map(|one| one.item.clone()).collect();
         let mut report = self.score(&items);
-        let names = examined.first().map(|one| one.scores.keys().copied()).into_iter().flatten();
+        let names: BTreeSet<&'static str> = examined.iter().flat_map(|one| one.scores.keys().copied()).collect();
         for name in names {
             let values: Option<Vec<f64>> = examined.iter().map(|one| one.scores.get(name).copied()).collect();
             match values {
@@ -74,9 +74,12 @@ mod tests {
         assert!(report.corpus["bleu_1"] > 0.0);
 
         let without = Examined { scores: BTreeMap::new(), image: vec![], text: vec![], ..second };
-        let report = metrics.evaluate(&[first, without]);
-        assert!(!report.corpus.contains_key("pac_s") && !report.corpus.contains_key("retrieval_r1"));
-        assert!(report.notes.iter().any(|note| note.starts_with("pac_s")));
+        // Whichever of the two has none.
+        for both in [[first.clone(), without.clone()], [without, first]] {
+            let report = metrics.evaluate(&both);
+            assert!(!report.corpus.contains_key("pac_s") && !report.corpus.contains_key("retrieval_r1"));
+            assert!(report.notes.iter().any(|note| note.starts_with("pac_s")));
+        }
         assert_eq!(metrics.evaluate(&[]).corpus["cider"], 0.0);
     }
 }

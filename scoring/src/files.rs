@@ -6,6 +6,11 @@
 //! - COCO's annotations, `{"annotations": [{"image_id": ID, "caption": "..."}, ...], ...}`;
 //! - COCO's results, `[{"image_id": ID, "caption": "..."}, ...]`.
 //!
+//! References may also be Karpathy's `dataset_*.json`, of which one split is taken.
+//!
+//! Of COCO's relatives, VizWiz marks captions as rejected or precanned: such references are left out. nocaps gives images a
+//! `domain`: scores are then also given by domain.
+//!
 //! An ID is a string or a whole number; `7` and `"7"` are the same. Line breaks and other control characters in captions
 //! become spaces: pycocoevalcap would take what follows for the next caption.
 //!
@@ -13,6 +18,8 @@
 //!
 //! Scored are the images that have a candidate, as in COCO's own evaluation of results; references of other images are
 //! left out, from CIDEr's document frequencies, too.
+
+mod references;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -22,6 +29,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use self::references::{Image, Mark, References};
 use crate::{Error, Item, Metrics, Report};
 
 /// Candidates with their references.
@@ -31,24 +39,31 @@ pub struct Captions {
     pub ids: Vec<String>,
     /// What is to be scored, in the same order.
     pub items: Vec<Item>,
+    /// The domain of each item, where it has one.
+    pub domains: Vec<Option<&'static str>>,
     /// How many images have references but no candidate.
     pub left_out: usize,
+    /// What of the references was not used, one line each.
+    pub notes: Vec<String>,
 }
 
 impl Captions {
-    /// Reads both files; one of them may be [`STDIN`].
+    /// Reads both files; one of them may be [`STDIN`]. `split` says which split of Karpathy's JSON has the references: `train`,
+    /// `val`, or, by default, `test`.
     ///
     /// # Errors
     /// A file cannot be read, is not JSON in one of the forms, or has no captions; an image has no or several candidates
-    /// where it should have one; a candidate has no references, or a blank one. Both are standard input.
-    pub fn read(references: &Path, candidates: &Path) -> Result<Self, Error> {
+    /// where it should have one; a candidate has no references, or a blank one; `split` is given of references that have
+    /// none. Both are standard input.
+    pub fn read(references: &Path, candidates: &Path, split: Option<&str>) -> Result<Self, Error> {
         if is_stdin(references) && is_stdin(candidates) {
             return Err(Error::format(
                 name(candidates),
                 "can be read only once; name a file for the references or for the candidates",
             ));
         }
-        let reference_groups = read(references)?;
+        let reference_groups = References::new(document(references)?, split);
+        let reference_groups = reference_groups.map_err(|problem| Error::format(name(references), problem))?;
         let mut candidate_groups = HashMap::new();
         for (id, captions) in read(candidates)? {
             let number = captions.len();
@@ -57,12 +72,18 @@ impl Captions {
             })?;
             candidate_groups.insert(id, candidate);
         }
-        let mut captions = Self { ids: Vec::new(), items: Vec::new(), left_out: 0 };
-        for (id, group) in reference_groups {
+        let mut captions =
+            Self { ids: Vec::new(), items: Vec::new(), domains: Vec::new(), left_out: 0, notes: Vec::new() };
+        let (mut void, marked) = (0, reference_groups.marked);
+        for (id, domain, group) in reference_groups.named_as(&candidate_groups) {
             let Some(candidate) = candidate_groups.remove(&id) else {
                 captions.left_out += 1;
                 continue;
             };
+            if group.is_empty() && marked > 0 {
+                void += 1;
+                continue;
+            }
             if group.is_empty() {
                 let problem = format!("image {id:?} has no references; add some or take out its candidate");
                 return Err(Error::format(name(references), problem));
@@ -72,7 +93,14 @@ impl Captions {
                 return Err(Error::format(name(references), problem));
             }
             captions.ids.push(id);
+            captions.domains.push(domain);
             captions.items.push(Item { candidate, references: group });
+        }
+        if marked > 0 {
+            let images =
+                if void > 0 { format!("; {void} images have no others and are left out") } else { String::new() };
+            let note = format!("{marked} references that are marked as rejected or precanned are left out{images}");
+            captions.notes.push(note);
         }
         // The first by name, so that the message does not change from call to call.
         if let Some(id) = candidate_groups.keys().min() {
@@ -97,6 +125,8 @@ impl Captions {
                 .notes
                 .push(format!("{number} of {all} candidates are blank and score 0, that of image {first:?} for one"));
         }
+        metrics.add_domains(&self.items, &self.domains, &mut report);
+        report.notes.extend(self.notes.iter().cloned());
         if self.left_out > 0 {
             let (left_out, all) = (self.left_out, self.left_out + self.items.len());
             report.notes.push(format!("{left_out} of {all} images with references have no candidate and are left out"));
@@ -126,13 +156,13 @@ fn contents(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The captions of each image, in order of first appearance.
-fn read(path: &Path) -> Result<Vec<(String, Vec<String>)>, Error> {
+/// The content of a file.
+fn document(path: &Path) -> Result<Document, Error> {
     let bytes = contents(path).map_err(|source| Error::file(name(path), source))?;
     parse(&bytes).map_err(|problem| Error::format(name(path), problem))
 }
 
-fn parse(bytes: &[u8]) -> Result<Vec<(String, Vec<String>)>, String> {
+fn parse(bytes: &[u8]) -> Result<Document, String> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if bytes.is_empty() {
         return Err("the file is empty; expected JSON".to_owned());
@@ -141,29 +171,44 @@ fn parse(bytes: &[u8]) -> Result<Vec<(String, Vec<String>)>, String> {
         return Err("the file is UTF-16; save it as UTF-8".to_owned());
     }
     // The parser bounds how deep values may be nested.
-    let document = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let groups = match document {
-        Document::List(elements) => by_image(elements),
-        Document::Map(mut entries) => {
-            let coco = |(name, value): &(String, Value)| {
-                name == "annotations"
-                    && matches!(value, Value::List(elements) if !matches!(elements[..], [Element::Caption(_), ..]))
-            };
-            match entries.iter().position(coco).map(|index| entries.swap_remove(index).1) {
-                Some(Value::List(elements)) => by_image(elements),
-                _ => by_key(entries),
-            }
-        }
-    };
-    groups.and_then(|groups| if groups.is_empty() { Err("the file has no captions".to_owned()) } else { Ok(groups) })
+    serde_json::from_slice(bytes).map_err(|error| error.to_string())
 }
 
-/// Groups COCO's annotations or results.
-fn by_image(elements: Vec<Element>) -> Result<Vec<(String, Vec<String>)>, String> {
-    let mut groups: Vec<(String, Vec<String>)> = Vec::new();
+/// The captions of each image, in order of first appearance.
+fn read(path: &Path) -> Result<Groups, Error> {
+    let groups = match document(path)? {
+        Document::List(elements) => by_image(elements.into_iter().enumerate()),
+        Document::Map(mut entries) => match take_annotations(&mut entries) {
+            Some(elements) => by_image(elements.into_iter().enumerate()),
+            None => by_key(entries),
+        },
+    };
+    let groups = groups
+        .and_then(|groups| if groups.is_empty() { Err("the file has no captions".to_owned()) } else { Ok(groups) });
+    groups.map_err(|problem| Error::format(name(path), problem))
+}
+
+/// The captions of each image, by its id.
+type Groups = Vec<(String, Vec<String>)>;
+
+/// Takes the list of COCO's annotations out of a map that has one.
+fn take_annotations(entries: &mut Vec<(String, Value)>) -> Option<Vec<Element>> {
+    let coco = |(name, value): &(String, Value)| {
+        name == "annotations"
+            && matches!(value, Value::List(elements) if !matches!(elements[..], [Element::Caption(_), ..]))
+    };
+    match entries.iter().position(coco).map(|index| entries.swap_remove(index).1) {
+        Some(Value::List(elements)) => Some(elements),
+        _ => None,
+    }
+}
+
+/// Groups COCO's annotations or results, each with its place in the list.
+fn by_image(elements: impl IntoIterator<Item = (usize, Element)>) -> Result<Groups, String> {
+    let mut groups: Groups = Vec::new();
     let mut positions = HashMap::new();
-    for (index, element) in elements.into_iter().enumerate() {
-        let Element::Annotation { image_id, caption } = element else {
+    for (index, element) in elements {
+        let Element::Annotation { image_id, caption, .. } = element else {
             return Err(format!("entry {} of the list is not {{\"image_id\": ID, \"caption\": TEXT}}", index + 1));
         };
         let id = String::from(image_id);
@@ -177,7 +222,7 @@ fn by_image(elements: Vec<Element>) -> Result<Vec<(String, Vec<String>)>, String
 }
 
 /// Checks a map from ids to captions.
-fn by_key(entries: Vec<(String, Value)>) -> Result<Vec<(String, Vec<String>)>, String> {
+fn by_key(entries: Vec<(String, Value)>) -> Result<Groups, String> {
     let mut seen = HashSet::new();
     let mut groups = Vec::with_capacity(entries.len());
     for (id, value) in entries {
@@ -265,7 +310,16 @@ enum Value {
 enum Element {
     Caption(String),
     List(#[expect(dead_code, reason = "only its form counts")] Vec<IgnoredAny>),
-    Annotation { image_id: Id, caption: String },
+    Annotation {
+        image_id: Id,
+        caption: String,
+        /// VizWiz's marks of captions that describe no image.
+        #[serde(default)]
+        is_rejected: Mark,
+        #[serde(default)]
+        is_precanned: Mark,
+    },
+    Image(Box<Image>),
     Other(IgnoredAny),
 }
 
@@ -296,7 +350,7 @@ mod tests {
         let paths = ["refs.json", "cands.json"].map(|name| folder.path().join(name));
         std::fs::write(&paths[0], references).unwrap();
         std::fs::write(&paths[1], candidates).unwrap();
-        Captions::read(&paths[0], &paths[1])
+        Captions::read(&paths[0], &paths[1], None)
             .map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
     }
 
@@ -314,7 +368,9 @@ mod tests {
         let expected = Captions {
             ids: vec!["9".into(), "7".into()],
             items: vec![crate::item("dog", &["A dog.", "One dog"]), crate::item("cat", &["A cat."])],
+            domains: vec![None; 2],
             left_out: 0,
+            notes: vec![],
         };
         let references = [
             COCO,
@@ -377,7 +433,7 @@ mod tests {
         assert_eq!(marked, plain);
         assert_eq!(problem("\u{feff}", "{}"), "refs.json: the file is empty; expected JSON");
         for mark in [b"\xff\xfe{\0", b"\xfe\xff\0{"] {
-            assert_eq!(parse(mark).unwrap_err(), "the file is UTF-16; save it as UTF-8");
+            assert_eq!(parse(mark).err().as_deref(), Some("the file is UTF-16; save it as UTF-8"));
         }
     }
 
@@ -410,7 +466,7 @@ mod tests {
     #[test]
     fn standard_input_is_one_file() {
         let stdin = Path::new(STDIN);
-        let error = Captions::read(stdin, stdin).unwrap_err().to_string();
+        let error = Captions::read(stdin, stdin, None).unwrap_err().to_string();
         assert_eq!(
             error,
             "standard input: can be read only once; name a file for the references or for the candidates"
@@ -453,7 +509,7 @@ mod tests {
             assert_eq!(got, format!("refs.json: {expected}"));
         }
         let folder = tempfile::tempdir().unwrap();
-        let error = Captions::read(&folder.path().join("none.json"), folder.path()).unwrap_err().to_string();
+        let error = Captions::read(&folder.path().join("none.json"), folder.path(), None).unwrap_err().to_string();
         assert!(error.contains("none.json: No such file"), "{error}");
     }
 }

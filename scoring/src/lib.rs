@@ -8,6 +8,7 @@
 mod bleu;
 pub mod cider;
 mod corpus;
+mod domains;
 mod error;
 mod evaluation;
 pub mod files;

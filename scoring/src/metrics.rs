@@ -54,15 +54,51 @@ impl Metrics {
 
     /// Scores the candidates of `items` by every metric. Where the program that computes SPICE fails the others are there all the
     /// same, and a note says why it is not.
+    ///
+    /// Where no item has references, only what needs none is scored, and a note says so.
     #[must_use]
     pub fn score(&self, items: &[Item]) -> Report {
+        let mut report = self.score_without_spice(items);
+        if !has_references(items) {
+            return report;
+        }
+        match self.spice.as_ref().map(|spice| spice.score(items)) {
+            Some(Ok(scores)) => report.add("spice", scores),
+            Some(Err(error)) => report.notes.push(format!("spice: left out: {error}")),
+            None => {}
+        }
+        report
+    }
+
+    /// All metrics that are computed in this process.
+    pub(crate) fn score_without_spice(&self, items: &[Item]) -> Report {
         let corpus = Corpus::new(items);
         let mut report = Report::default();
-        for (name, scores) in ["bleu_1", "bleu_2", "bleu_3", "bleu_4"].into_iter().zip(bleu(&corpus)) {
+        if has_references(items) {
+            self.score_against_references(items, &corpus, &mut report);
+        } else {
+            report.notes.push("no image has references: only scores that need none are there".into());
+        }
+        let Fluency { repeated, incorrect_endings, distinct, vocabulary_size, mean_length } = fluency(&corpus);
+        for (name, scores) in ["rep_1", "rep_2", "rep_3", "rep_4"].into_iter().zip(repeated) {
             report.add(name, scores);
         }
-        report.add("rouge_l", rouge_l(&corpus));
-        report.add("cider", cider_d(&corpus));
+        report.add("incorrect_endings", incorrect_endings);
+        report.corpus.extend([
+            ("distinct_1", distinct[0]),
+            ("distinct_2", distinct[1]),
+            ("vocabulary_size", vocabulary_size as f64),
+            ("mean_length", mean_length),
+        ]);
+        report
+    }
+
+    fn score_against_references(&self, items: &[Item], corpus: &Corpus, report: &mut Report) {
+        for (name, scores) in ["bleu_1", "bleu_2", "bleu_3", "bleu_4"].into_iter().zip(bleu(corpus)) {
+            report.add(name, scores);
+        }
+        report.add("rouge_l", rouge_l(corpus));
+        report.add("cider", cider_d(corpus));
         if items.len() == 1 {
             let note = "cider: 0, because it weighs n-grams by how few images have them in their references, and there is \
                         only one image; score several images together";
@@ -78,25 +114,12 @@ impl Metrics {
             let missing = missing.join(" and ");
             report.notes.push(format!("meteor: without {missing} its values are not comparable with published ones"));
         }
-        match self.spice.as_ref().map(|spice| spice.score(items)) {
-            Some(Ok(scores)) => report.add("spice", scores),
-            Some(Err(error)) => report.notes.push(format!("spice: left out: {error}")),
-            None => {}
-        }
-
-        let Fluency { repeated, incorrect_endings, distinct, vocabulary_size, mean_length } = fluency(&corpus);
-        for (name, scores) in ["rep_1", "rep_2", "rep_3", "rep_4"].into_iter().zip(repeated) {
-            report.add(name, scores);
-        }
-        report.add("incorrect_endings", incorrect_endings);
-        report.corpus.extend([
-            ("distinct_1", distinct[0]),
-            ("distinct_2", distinct[1]),
-            ("vocabulary_size", vocabulary_size as f64),
-            ("mean_length", mean_length),
-        ]);
-        report
     }
+}
+
+/// Whether there is anything to compare candidates with. Of no items at all, all metrics are 0.
+fn has_references(items: &[Item]) -> bool {
+    items.is_empty() || items.iter().any(|item| !item.references.is_empty())
 }
 
 #[cfg(test)]
@@ -144,6 +167,15 @@ mod tests {
         }
         let many = score(&[item("a dog", &["a dog"; 5000]), item("a cat", &["a cat"])]);
         assert!(many.items["cider"].iter().all(|score| (score - 5.0).abs() < 1e-9), "{:?}", many.items["cider"]);
+    }
+
+    #[test]
+    fn captions_without_references_have_scores_that_need_none() {
+        let report = score(&[item("a dog and a", &[]), item("a cat", &[])]);
+        let names: Vec<_> = report.items.keys().copied().collect();
+        assert_eq!(names, ["incorrect_endings", "rep_1", "rep_2", "rep_3", "rep_4"]);
+        assert_eq!((report.corpus["mean_length"], report.corpus.contains_key("cider")), (3.0, false));
+        assert_eq!(report.notes, ["no image has references: only scores that need none are there"]);
     }
 
     #[test]

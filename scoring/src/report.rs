@@ -12,6 +12,8 @@ pub struct Report {
     pub corpus: BTreeMap<&'static str, f64>,
     /// One value per item, in the order of the items, of the metrics that have such values.
     pub items: BTreeMap<&'static str, Vec<f64>>,
+    /// The values of the images of each domain, by domain, where images have domains (nocaps).
+    pub domains: BTreeMap<&'static str, BTreeMap<&'static str, f64>>,
     /// What to know about the values, one line each.
     pub notes: Vec<String>,
 }
@@ -19,11 +21,12 @@ pub struct Report {
 /// How a report is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// One line a metric.
+    /// One line a metric, with a column a domain where there are domains.
     Table,
     /// One line an item, tab-separated, after a header.
     PerItem,
-    /// One JSON object: `corpus` (metric -> value), `items` (metric -> id -> value) and, where there are any, `notes`.
+    /// One JSON object: `corpus` (metric -> value), `items` (metric -> id -> value) and, where there are any, `domains`
+    /// (domain -> metric -> value) and `notes`.
     Json,
 }
 
@@ -42,7 +45,19 @@ impl Report {
         match form {
             Form::Table => {
                 let width = self.corpus.keys().map(|name| name.len()).max().unwrap_or(0);
-                self.corpus.iter().try_for_each(|(name, value)| writeln!(out, "{name:width$}  {value:>12.6}"))
+                if !self.domains.is_empty() {
+                    write!(out, "{:width$}  {:>12}", "", "overall")?;
+                    self.domains.keys().try_for_each(|domain| write!(out, "  {domain:>12}"))?;
+                    writeln!(out)?;
+                }
+                self.corpus.iter().try_for_each(|(name, value)| {
+                    write!(out, "{name:width$}  {value:>12.6}")?;
+                    self.domains.values().try_for_each(|scores| match scores.get(name) {
+                        Some(value) => write!(out, "  {value:>12.6}"),
+                        None => write!(out, "  {:>12}", "-"),
+                    })?;
+                    writeln!(out)
+                })
             }
             Form::PerItem => {
                 let names: Vec<&str> = self.items.keys().copied().collect();
@@ -69,11 +84,14 @@ struct Json<'a> {
 
 impl Serialize for Json<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Report { corpus, items, notes } = self.report;
+        let Report { corpus, items, domains, notes } = self.report;
         let items: BTreeMap<_, _> = items.iter().map(|(name, values)| (name, ById { ids: self.ids, values })).collect();
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("corpus", corpus)?;
         map.serialize_entry("items", &items)?;
+        if !domains.is_empty() {
+            map.serialize_entry("domains", domains)?;
+        }
         if !notes.is_empty() {
             map.serialize_entry("notes", notes)?;
         }
@@ -113,5 +131,23 @@ mod tests {
         let values = r#""corpus":{"cider":1.25,"vocabulary_size":7.0},"items":{"cider":{"b\t1":0.5,"a":2.0}}"#;
         assert_eq!(printed(&[], Form::Json), format!("{{{values}}}\n"));
         assert_eq!(printed(&["x"], Form::Json), format!("{{{values},\"notes\":[\"x\"]}}\n"));
+    }
+    #[test]
+    fn domains_are_columns_and_a_part_of_json() {
+        let mut report = Report::default();
+        report.corpus.extend([("cider", 1.25), ("retrieval_r1", 0.5)]);
+        report.domains.insert("in-domain", [("cider", 2.0)].into());
+        let printed = |form| {
+            let mut out = Vec::new();
+            report.print(&[], form, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let lines = [
+            "                   overall     in-domain",
+            "cider             1.250000      2.000000",
+            "retrieval_r1      0.500000             -",
+        ];
+        assert_eq!(printed(Form::Table).lines().collect::<Vec<_>>(), lines);
+        assert!(printed(Form::Json).contains(r#""domains":{"in-domain":{"cider":2.0}}"#));
     }
 }

@@ -34,7 +34,7 @@ fn folder() -> Option<PathBuf> {
 #[test]
 fn values_are_those_of_the_reference() {
     let Some(folder) = folder() else { return };
-    let captions = Captions::read(&folder.join("refs.json"), &folder.join("cands.json")).unwrap();
+    let captions = Captions::read(&folder.join("refs.json"), &folder.join("cands.json"), None).unwrap();
     let expected: Expected = read(&folder.join("expected.json"));
     let table = |name| std::env::var_os(name).map(PathBuf::from);
     let (meteor_jar, meteor_paraphrases) = (table("DICO_METEOR_JAR"), table("DICO_METEOR_PARAPHRASES"));

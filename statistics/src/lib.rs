@@ -14,6 +14,8 @@ pub mod names;
 const ACCURACY: f64 = 0.01;
 /// Values nearer to zero than this count as zero.
 const SMALLEST: f64 = 1e-9;
+/// Values farther from zero than this count as this: their squares can still be added up.
+const LARGEST: f64 = 1e100;
 /// Buckets beyond these are clamped, so a sketch never holds more than 2 x 2,000 of them; covers 1e-9 to beyond 1e9.
 const BUCKETS: std::ops::RangeInclusive<i32> = -1040..=1040;
 
@@ -60,6 +62,7 @@ impl Summary {
         if !x.is_finite() {
             return;
         }
+        let x = x.clamp(-LARGEST, LARGEST);
         let mut one = Self { count: 1, mean: x, m2: 0.0, min: x, max: x, ..Self::default() };
         match x.abs() {
             magnitude if magnitude < SMALLEST => one.zero = 1,
@@ -228,6 +231,17 @@ mod tests {
         fn the_wire_keeps_everything(values in prop::collection::vec(-1e12..1e12_f64, 0..40)) {
             let summary = Summary::of(values);
             prop_assert_eq!(Summary::try_from(&v1::Summary::from(&summary)), Ok(summary));
+        }
+    }
+
+    #[test]
+    fn whatever_values_there_are_the_wire_takes_them() {
+        let extremes = [f64::MAX, -f64::MAX, f64::MIN_POSITIVE, -0.0, f64::from(f32::MAX), 1e-300, 1e160, f64::NAN];
+        let summary = Summary::of(extremes.into_iter().chain([f64::INFINITY, f64::NEG_INFINITY]));
+        let mut merged = summary.clone();
+        (0..20).for_each(|_| merged.merge(&merged.clone()));
+        for summary in [summary, merged] {
+            assert_eq!(Summary::try_from(&v1::Summary::from(&summary)), Ok(summary));
         }
     }
 

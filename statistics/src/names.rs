@@ -71,3 +71,6 @@ pub const EVALUATION: [(&str, Better); 28] = [
     ("truthful", Better::Higher),
     ("details", Better::Higher),
 ];
+
+/// nocaps' domains, as its annotations name them: how near an image's objects are to those of COCO.
+pub const DOMAINS: [&str; 3] = ["in-domain", "near-domain", "out-domain"];

@@ -15,7 +15,7 @@ import yaml
 import kubernetes
 import pods
 from container import Container, apart, get, metric, wait_until
-from containerfile import ROOT, stages
+from containerfile import ROOT, project_version, stages
 
 TOKENS = {"DICO_JOIN_TOKEN": "join-" * 5, "DICO_ADMIN_TOKEN": "admin-" * 5}
 
@@ -60,7 +60,7 @@ class Composition(unittest.TestCase):
     def test_images_are_pinned_or_built_here(self):
         for name, service in self.services.items():
             if "build" in service:
-                self.assertEqual(service["image"].split(":")[0], f"dico-{service['build']['target']}")
+                self.assertEqual(service["image"], f"dico-{service['build']['target']}:{project_version()}")
                 self.assertIn(service["build"]["target"], stages())
                 self.assertTrue(
                     (ROOT / "deploy" / service["build"]["context"] / service["build"]["dockerfile"]).exists()
@@ -83,6 +83,11 @@ class Composition(unittest.TestCase):
                     else source in self.composition["volumes"]
                 )
                 self.assertTrue(there, volume)
+
+    def test_prometheus_is_the_deployed_one_with_another_target(self):
+        deployed = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())
+        deployed["scrape_configs"][0]["static_configs"][0]["targets"] = ["coordinator:7071"]
+        self.assertEqual(yaml.safe_load(self.composition["configs"]["prometheus"]["content"]), deployed)
 
     def test_grafana_is_told_what_its_provisioning_asks_for(self):
         environment = self.services["grafana"]["environment"]
@@ -147,13 +152,12 @@ class Composition(unittest.TestCase):
         coordinator = start("coordinator")
         metrics = f"http://{addresses['coordinator']}:7071/metrics"
         wait_until("the coordinator", lambda: get(metrics)[0] == 200, coordinator)
-        if shutil.which("prometheus"):
-            prometheus = start("prometheus", shutil.which("prometheus"))
-            query = urllib.parse.quote('up{job="dico"} == 1')
-            answer = f"http://{addresses['prometheus']}:9090/api/v1/query?query={query}"
-            wait_until("a scrape", lambda: "coordinator:7071" in get(answer)[1], prometheus, coordinator)
-            for rules in json.loads(get(f"http://{addresses['prometheus']}:9090/api/v1/rules")[1])["data"]["groups"]:
-                self.assertTrue(rules["rules"])
+        prometheus = start("prometheus", shutil.which("prometheus"))
+        query = urllib.parse.quote('up{job="dico"} == 1')
+        answer = f"http://{addresses['prometheus']}:9090/api/v1/query?query={query}"
+        wait_until("a scrape", lambda: "coordinator:7071" in get(answer)[1], prometheus, coordinator)
+        for rules in json.loads(get(f"http://{addresses['prometheus']}:9090/api/v1/rules")[1])["data"]["groups"]:
+            self.assertTrue(rules["rules"])
         workers = [start("worker-0"), start("worker-1")]
         wait_until("a step", lambda: metric(get(metrics)[1], "dico_step") > 0, coordinator, *workers)
         for worker in workers:

@@ -22,7 +22,7 @@ BUILT = {
     ("worker-builder", "/opt/libtorch/lib"): LIBTORCH / "lib",
 }
 # Longer than anything here takes on a busy machine.
-PATIENCE = 180
+PATIENCE = 600
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 apart = unittest.skipUnless("APART" in os.environ, "needs root, for namespaces")

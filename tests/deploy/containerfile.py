@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shlex
+import tomllib
 from dataclasses import dataclass, field
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -67,3 +68,8 @@ def stages() -> dict[str, Stage]:
             case other:
                 raise ValueError(f"deploy/Containerfile: {other}: say in tests/deploy/containerfile.py what it means")
     return all_of_them
+
+
+def project_version() -> str:
+    """The project's version, which images are tagged with."""
+    return tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]

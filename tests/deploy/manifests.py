@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import tomllib
 import unittest
 
 import kubernetes_validate
@@ -16,7 +15,7 @@ import yaml
 
 import kubernetes
 from container import PROGRAMS
-from containerfile import ROOT, stages
+from containerfile import ROOT, project_version, stages
 from kubernetes import find, matches
 
 VERSIONS = ["1.36", "1.37"]
@@ -302,11 +301,10 @@ class Manifests:
             self.assertRegex(done.stderr, r"/(etc/dico|dev/null)/")
 
     def test_images_are_those_of_the_containerfile_and_of_this_version(self):
-        version = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
         overlay = self.overlay
         for _, _, container in overlay.containers():
             self.assertIn(stage_of(container["image"]), stages())
-            self.assertEqual(container["image"].rsplit(":", 1)[-1], version)
+            self.assertEqual(container["image"].rsplit(":", 1)[-1], project_version())
 
     def test_run_files_are_those_of_the_repository_with_other_paths(self):
         overlay = self.overlay

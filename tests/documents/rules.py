@@ -100,7 +100,7 @@ RULES = [
         says=r"refused|no configuration has been provided",
         why="there is no cluster here; tests/deploy",
     ),
-    Rule(r"^docker build\b", "fail", says="Docker daemon", why="there is no engine here; tests/deploy"),
+    Rule(r"^docker build\b", "fail", says="Docker daemon|docker: command not found", why="there is no engine here; tests/deploy"),
     Rule(r"^docker compose\b", "elsewhere", why="tests/deploy/composition.py"),
     Rule(r"^(prometheus|promtool|grafana)\b", "elsewhere", why="tests/prometheus"),
     Rule(r"^(sudo )?(apt-get|apt|pip|pip3|git clone|rustup)\b", "elsewhere", why="the network's"),

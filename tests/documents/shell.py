@@ -8,7 +8,7 @@ import subprocess
 import time
 
 # Longer than any command takes on a busy machine.
-PATIENCE = 240
+PATIENCE = 600
 
 
 class Shell:

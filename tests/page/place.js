@@ -5,7 +5,8 @@ import { mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-const PATIENCE = 60_000;
+/** Longer than any wait on a busy machine, in milliseconds. */
+const PATIENCE = 600_000;
 
 /** The admin token of these tests. */
 export const ADMIN = "the-admin-token-of-the-page-tests";

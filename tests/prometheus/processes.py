@@ -11,7 +11,7 @@ from typing import Callable, TypeVar
 
 T = TypeVar("T")
 # Seconds; longer than any wait on a busy machine.
-PATIENCE = 240
+PATIENCE = 600
 # Seconds within which processes have to end that were asked to.
 GRACE = 20
 

@@ -55,7 +55,7 @@ PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
 """
 
 
-def wait_for(what: str, ask: Callable[[], T | None], seconds: float = 60, explain: Callable[[], str] = str) -> T:
+def wait_for(what: str, ask: Callable[[], T | None], seconds: float = 300, explain: Callable[[], str] = str) -> T:
     """Asks again and again until there is something."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -134,6 +134,10 @@ class Cluster:
     def job(self, number: str) -> dict[str, str]:
         """What Slurm knows of a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "job", number)))
+
+    def node(self, name: str) -> dict[str, str]:
+        """What Slurm knows of a node."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "node", name)))
 
     def logs(self) -> str:
         """The last of all logs of the daemons."""

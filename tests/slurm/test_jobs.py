@@ -15,7 +15,7 @@ TWO_WORKERS = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
 # So many that there is time to disturb a run.
 STEPS = 100
 # Longest wait for a run to end on a busy machine; reaching it is a failure.
-PATIENCE = 300
+PATIENCE = 600
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 WORLD = pathlib.Path()
 
@@ -84,7 +84,8 @@ class JobTest(unittest.TestCase):
         return (self.folder / f"job-{job}.log").read_text(errors="replace")
 
     def explain(self, job: str) -> str:
-        logs = sorted([*self.folder.glob(f"job-{job}.log"), *self.folder.glob(f"jobs/{job}/worker-*.log")])
+        names = (f"job-{job}.log", f"jobs/{job}/worker-*.log", "worker-*.log")
+        logs = sorted(log for name in names for log in self.folder.glob(name))
         return f"{self.cluster.job(job)}\n" + "".join(f"--- {log.name}\n{last_lines(log)}" for log in logs)
 
     def wait(self, job: str, *states: str) -> None:
@@ -161,17 +162,60 @@ class Resumed(JobTest):
         self.interrupt(self.submit_two_workers(), "scancel", "--signal=TERM", "JOB")
 
     def test_the_time_is_over(self) -> None:
-        # Slurm looks twice a minute whose time is nearly over, so each start of the job gets 15 to 45 seconds: too little for all of it, also
-        # on a machine that is twice as fast.
-        self.write_run_file(steps=20 * STEPS)
+        # Slurm looks twice a minute whose time is nearly over, so each start of the job gets 15 to 45
+        # seconds: too little for all of it on any machine.
+        self.write_run_file(steps=1000 * STEPS)
         job = self.submit_two_workers("--time=2", "--signal=B:USR1@75")
-        self.assert_nothing_redone(self.assert_finished(job, starts=2))
+        again = lambda: int(self.cluster.job(job).get("Restarts", 0)) > 0
+        wait_for("another start", again, PATIENCE, lambda: self.explain(job))
+        before = self.audit()
+        saved = before["samples"]["committed"] // self.stages[0]["batch"]
+        self.wait_for_steps(job, saved + 5)
+        audit = self.audit()
+        self.assertEqual((audit["samples"]["missing"], audit["samples"]["repeated"]), (0, 0), audit)
+        self.assert_nothing_redone(audit)
 
     def test_put_back_without_a_warning(self) -> None:
         self.interrupt(self.submit_two_workers(), "scontrol", "requeue", "JOB")
 
     def test_a_heterogeneous_job_that_is_asked_to_go(self) -> None:
         self.interrupt(self.submit_heterogeneous(), "scancel", "--batch", "--signal=USR1", "JOB")
+
+
+class Ranks(JobTest):
+    """Workers that are started without `--rank`, in ways that people use."""
+
+    # The variables of the batch script, or of a task, are those of all that it starts.
+    LOOP = "for n in 0 1; do \"$DICO_BIN/worker\" join --coordinator \"$url\" 2> \"$logs/worker-$n.log\" & done; wait"
+    SCRIPT = """#!/usr/bin/env bash
+set -euo pipefail
+export logs={folder}
+"$DICO_BIN/coordinator" serve --config "$DICO_CONFIG" --listen 127.0.0.1:0 --http 127.0.0.1:0 > "$logs/listening" &
+until [[ -s $logs/listening ]]; do sleep 0.1; done
+export url=http://$(grep --only-matching --perl-regexp 'grpc=\\K\\S+' "$logs/listening")
+{workers}
+wait
+"""
+
+    def assert_ranks(self, workers: str, source: str) -> None:
+        self.write_run_file(workers={"min": 2, "max": 2})
+        script = self.folder / "script"
+        script.write_text(self.SCRIPT.format(folder=self.folder, workers=workers))
+        job = self.submit(str(script), "--ntasks=2", "--nodes=1")
+        audit = self.assert_finished(job)
+        self.assertEqual(audit["generations"][-1]["members"], [0, 1])
+        for log in self.folder.glob("worker-*.log"):
+            self.assertIn(f"rank_source=\"{source}\"", log.read_text())
+
+    def test_a_loop_in_the_batch_script(self) -> None:
+        self.assert_ranks(self.LOOP, "the coordinator")
+
+    def test_a_loop_in_a_task(self) -> None:
+        self.assert_ranks(f"srun --ntasks=1 bash -c '{self.LOOP}'", "the coordinator")
+
+    def test_the_tasks_of_a_step(self) -> None:
+        worker = "exec \"$DICO_BIN/worker\" join --coordinator \"$url\" 2> \"$logs/worker-$SLURM_PROCID.log\""
+        self.assert_ranks(f"srun --ntasks=2 bash -c '{worker}'", "SLURM_PROCID")
 
 
 class Failures(JobTest):
@@ -192,15 +236,20 @@ class Failures(JobTest):
         self.wait_for_steps(job, 20)
         self.cluster.fail("second")
         seen = lambda: "Node failure on second" in self.log(job)
-        wait_for("Slurm to see it", seen, explain=lambda: self.explain(job))
+        wait_for("Slurm to see it", seen, PATIENCE, lambda: self.explain(job))
         audit = self.assert_finished(job)
         self.assertEqual(audit["generations"][-1]["members"], [0])
 
     def test_a_job_that_lost_its_first_node_begins_anew(self) -> None:
+        # Time for Slurm to see that the node is lost, before the job is put back: it would be held where
+        # its launch fails.
+        self.settings["DICO_JOIN_TIMEOUT"] = "20"
         # Slurm 22.05 loses the GPUs of a job with its first node.
         job = self.submit_two_workers("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0")
         self.wait_for_steps(job, 20)
         self.cluster.fail("first")
+        lost = lambda: self.cluster.node("first").get("State", "").startswith("DOWN")
+        wait_for("Slurm to see it", lost, PATIENCE, lambda: self.explain(job))
         self.wait(job, "PENDING")
         self.cluster.begin("first")
         self.assert_finished(job, starts=2)

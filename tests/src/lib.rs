@@ -31,9 +31,15 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// Environment variables that programs listen to.
-const VARIABLES: [&str; 10] = [
+const VARIABLES: [&str; 16] = [
     "RANK",
+    "WORLD_SIZE",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_RANK",
+    "PMI_SIZE",
     "SLURM_PROCID",
+    "SLURM_STEP_NUM_TASKS",
     "JOB_COMPLETION_INDEX",
     "DICO_COORDINATOR",
     "DICO_TLS_CA",
@@ -101,7 +107,13 @@ impl Place {
     /// Draws a world of 60 images, and generated images and captions for the training split.
     #[must_use]
     pub fn with_positives() -> Self {
-        Self::draw(60, &["--positives"])
+        Self::with_images_and_positives(60)
+    }
+
+    /// Draws a world of so many images, and generated images and captions for the training split.
+    #[must_use]
+    pub fn with_images_and_positives(images: u32) -> Self {
+        Self::draw(images, &["--positives"])
     }
 
     fn draw(images: u32, more: &[&str]) -> Self {

@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use dico_tests::{Coordinator, Place, command, error_line, run};
+use dico_tests::{Coordinator, Place, error_line, run};
 
 fn validate(place: &Place, text: &str) -> String {
     let path = place.path("bad.yaml");
@@ -111,10 +111,4 @@ fn a_coordinator_that_is_not_there_is_tried_again_and_given_up_after_the_stated_
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("trying again in 0.1 s") && said.contains("trying again in 0.2 s"), "{said}");
     assert!(error_line(&output).contains("gave up on"), "{said}");
-}
-
-#[test]
-fn a_rank_variable_that_is_no_rank_is_named() {
-    let output = command("worker").args(["join"]).env("SLURM_PROCID", "first").output().unwrap();
-    assert_eq!(error_line(&output), "environment variable SLURM_PROCID is \"first\", not a rank");
 }

@@ -42,8 +42,10 @@ fn sixteen_bits_give_the_same_bits_again_and_nearly_what_thirty_two_do() {
     for (name, values) in &exact {
         let pairs = || values.iter().zip(&short[name]).map(|(&a, &b)| (f64::from(a), f64::from(b)));
         let (distance, length) = (squares(&mut pairs().map(|(a, b)| a - b)), squares(&mut pairs().map(|(a, _)| a)));
-        // Of a vector that began at zero, all that there is may be a few updates.
-        assert!(distance.sqrt() < 0.01 * length.sqrt() + 0.01, "{name}: {} of {}", distance.sqrt(), length.sqrt());
+        // A bias begins at zero, so updates are all of it. DiCO may choose another candidate in 16 bits, so one update of
+        // each value (Adam's is at most the learning rate, 1e-3) may go another way.
+        let updates = if name.ends_with(".bias") { 1e-3 * (values.len() as f64).sqrt() } else { 0.01 };
+        assert!(distance.sqrt() < 0.01 * length.sqrt() + updates, "{name}: {} of {}", distance.sqrt(), length.sqrt());
     }
 }
 

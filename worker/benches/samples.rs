@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use dico_worker::data::permutation::Permutation;
-use dico_worker::text::Vocabulary;
 use divan::{Bencher, counter::ItemsCount};
+use tokenizer::Vocabulary;
 
 const CAPTION: &str = "A man rides a wave on a surfboard while two dogs watch from the sandy beach.";
 /// Longest caption, in tokens.

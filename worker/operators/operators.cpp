@@ -22,6 +22,14 @@ using torch::autograd::variable_list;
 // Columns of the vocabulary that are projected onto at a time: what comes out of it for a batch should stay in a CPU's cache.
 constexpr int64_t CACHED_COLUMNS = 4096;
 
+// Set by tests alone: lets a thread compute on a CPU by the operations that GPUs are given.
+thread_local bool is_as_on_gpus = false;
+
+// Whether operations for CPUs' caches and vectors are to be used.
+bool is_for_cpu(const Tensor& tensor) {
+  return tensor.is_cpu() && !is_as_on_gpus;
+}
+
 using Scalars = c10::List<std::optional<at::Scalar>>;
 using Pointwise = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
                          Scalars, std::optional<std::string_view>);
@@ -38,7 +46,7 @@ std::optional<c10::TypedOperatorHandle<Pointwise>> one_dnn() {
 
 // x w^T + b: [m, k], [n, k] and [n] to [m, n]; x and w of one type, in any layout.
 Tensor product(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b = std::nullopt) {
-  if (x.is_cpu() && x.scalar_type() == at::kFloat && x.numel() > 0) {
+  if (is_for_cpu(x) && x.scalar_type() == at::kFloat && x.numel() > 0) {
     if (const auto handle = one_dnn()) return handle->call(x, w, b, "none", Scalars(), std::nullopt);
   }
   return at::linear(x, w, b);
@@ -52,7 +60,7 @@ Tensor outer(const Tensor& rows, const Tensor& columns, const Tensor& weight) {
 
 // log of the sum of exponentials of [n, v], in 32 bits: [n].
 Tensor log_normalisers(const Tensor& logits) {
-  if (dico::has_exponentials(logits)) return dico::log_sum_exp(logits);
+  if (is_for_cpu(logits) && dico::has_exponentials(logits)) return dico::log_sum_exp(logits);
   // On a GPU a log-softmax is one kernel, and libtorch's logsumexp is six.
   const Tensor first = logits.select(1, 0).to(at::kFloat);
   return first - at::log_softmax(logits, 1, at::kFloat).select(1, 0);
@@ -60,7 +68,7 @@ Tensor log_normalisers(const Tensor& logits) {
 
 // exp(values - normalisers) weights, of values [n, v] and two [n], written over the values or not.
 Tensor weighted_softmax(const Tensor& values, const Tensor& normalisers, const Tensor& weights) {
-  if (dico::has_exponentials(values)) {
+  if (is_for_cpu(values) && dico::has_exponentials(values)) {
     dico::weighted_softmax_(values, normalisers, weights);
     return values;
   }
@@ -133,7 +141,7 @@ struct TokenLogProbabilities : Function<TokenLogProbabilities> {
     variable_list logits;
     variable_list sums;
     // On a GPU starting to compute takes longer than fetching what does not fit into a cache: it is all one piece there.
-    const int64_t width = working.is_cpu() ? CACHED_COLUMNS : std::max<int64_t>(working.size(0), 1);
+    const int64_t width = is_for_cpu(working) ? CACHED_COLUMNS : std::max<int64_t>(working.size(0), 1);
     for (const Tensor& part : working.split(width)) {
       const Tensor values = product(rows, part);
       sums.push_back(log_normalisers(values));
@@ -227,6 +235,11 @@ void* dico_adam(const void* parameters, const void* gradient, const void* first,
                      learning_rate, beta_1, beta_2, 0.0, epsilon, false, false, scalar(divisor));
     return new Tensor(tensor(parameters));
   });
+}
+
+// For tests: see `is_as_on_gpus`. Backward passes on a CPU run on the thread that asks for them.
+void dico_compute_as_on_gpus(bool is_on) {
+  is_as_on_gpus = is_on;
 }
 
 }  // extern "C"

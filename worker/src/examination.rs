@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use dataset::{DataSet, Item, Split};
 use proto::v1;
 use runfile::RunFile;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::captioner::Search;
 use crate::clip;
@@ -68,8 +68,8 @@ impl Examiner<'_> {
         rows.map(|(row, (((_, item), written), references))| {
             let (image, text) = (images.get(row as i64), texts.get(row as i64));
             let mut scores = self.evaluator_scores(&image, &text, &references);
-            scores.extend(self.judged(&item.name, &written.caption));
-            v1::EvaluationItem {
+            scores.extend(self.judged(item, &written.caption));
+            finite(v1::EvaluationItem {
                 image: item.name.clone(),
                 image_id: item.id,
                 caption: written.caption,
@@ -77,7 +77,8 @@ impl Examiner<'_> {
                 scores,
                 image_embedding: numbers(&image),
                 text_embedding: numbers(&text),
-            }
+                continued: false,
+            })
         })
         .collect()
     }
@@ -92,27 +93,35 @@ impl Examiner<'_> {
         captions.zip(items).map(|(caption, (_, item))| Written { caption, references: item.captions.clone() }).collect()
     }
 
-    /// The evaluator's unit embeddings of some texts, `[texts, embedding]`.
+    /// The evaluator's unit embeddings of some texts, `[texts, embedding]`; `[0, 0]` of none.
     fn embed<'t>(&self, texts: impl Iterator<Item = &'t String>) -> Tensor {
         let (evaluator, vocabulary) = (&self.models.evaluator, &self.origins.evaluator_vocabulary);
         let most = evaluator.architecture().text.context_length;
         let prefix = &self.run.evaluator.prefix;
         let texts: Vec<Vec<i64>> = texts.map(|text| vocabulary.encode(&format!("{prefix}{text}"), most)).collect();
+        if texts.is_empty() {
+            return Tensor::zeros([0, 0], (Kind::Float, Device::Cpu));
+        }
         no_grad(|| evaluator.text.embed(&texts, 1))
     }
 
     /// The evaluator's score of a caption, and the variant that also looks at the references: the harmonic mean with the best
-    /// cosine to one of them (Hessel et al. 2021, section 3). `references` is `[references, embedding]`.
+    /// cosine to one of them (Hessel et al. 2021, section 3); without references there is no such variant. `references` is
+    /// `[references, embedding]`.
     fn evaluator_scores(&self, image: &Tensor, text: &Tensor, references: &Tensor) -> HashMap<String, f64> {
         let score = self.run.evaluator.score;
         let own = clip::score(image, text, score.factor()).double_value(&[]);
+        if references.size()[0] == 0 {
+            return HashMap::from([(score.name().to_owned(), own)]);
+        }
         let nearest = references.matmul(text).max().double_value(&[]).max(0.0);
         let with_references = if own + nearest > 0.0 { 2.0 * own * nearest / (own + nearest) } else { 0.0 };
         HashMap::from([(score.name().to_owned(), own), (score.reference_name().to_owned(), with_references)])
     }
 
-    fn judged(&self, image: &str, caption: &str) -> Vec<(String, f64)> {
-        let Some(scene) = self.scenes.and_then(|scenes| scenes.get(image)) else { return Vec::new() };
+    fn judged(&self, item: &Item, caption: &str) -> Vec<(String, f64)> {
+        let scene = self.scenes.and_then(|scenes| item.known_as().find_map(|name| scenes.get(name)));
+        let Some(scene) = scene else { return Vec::new() };
         let verdict = world::judge(caption, scene);
         let scores = [
             ("grammatical", f64::from(verdict.grammatical)),
@@ -135,6 +144,45 @@ impl Written {
     }
 }
 
+/// An item without what is not a number, as an evaluator with damaged weights or too short a precision computes. Without the score
+/// of one image, the evaluation has no such score.
+fn finite(mut item: v1::EvaluationItem) -> v1::EvaluationItem {
+    let image = item.image.clone();
+    item.scores.retain(|name, score| {
+        let is_number = score.is_finite();
+        if !is_number {
+            tracing::warn!(image, "the evaluator's {name} of this image is not a number: it is left out");
+        }
+        is_number
+    });
+    if item.image_embedding.iter().chain(&item.text_embedding).any(|number| !number.is_finite()) {
+        tracing::warn!(image, "the evaluator's embeddings of this image are not numbers: there is no retrieval");
+        (item.image_embedding, item.text_embedding) = (Vec::new(), Vec::new());
+    }
+    item
+}
+
 fn numbers(vector: &Tensor) -> Vec<f32> {
     Vec::try_from(vector.to_kind(Kind::Float)).expect("a vector of floats")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_a_number_is_not_reported() {
+        let item = |score: f64, number: f32| v1::EvaluationItem {
+            scores: [("pac_s".to_owned(), score), ("details".to_owned(), 3.0)].into(),
+            image_embedding: vec![1.0, number],
+            text_embedding: vec![0.5, 0.5],
+            ..Default::default()
+        };
+        assert_eq!(finite(item(0.5, 0.5)), item(0.5, 0.5));
+        for (score, number) in [(f64::NAN, f32::NAN), (f64::INFINITY, f32::NEG_INFINITY)] {
+            let found = finite(item(score, number));
+            assert_eq!(found.scores, HashMap::from([("details".to_owned(), 3.0)]));
+            assert!(found.image_embedding.is_empty() && found.text_embedding.is_empty());
+        }
+    }
 }

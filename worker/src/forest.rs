@@ -102,11 +102,12 @@ impl Forest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     fn forest() -> (Vec<Tree>, Forest) {
         let groups: [&[&[i64]]; 2] = [&[&[7, 1, 2], &[7, 1, 3, 4], &[7, 1, 2]], &[&[7, 5]]];
         let trees: Vec<Tree> = groups.iter().map(|group| Tree::plant(group.iter().copied())).collect();
-        let forest = Forest::new(&trees, Device::Cpu);
+        let forest = Forest::new(&trees, testing::device());
         (trees, forest)
     }
 

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use weights::Archive;
 
 use crate::nn::Parameters;
-use crate::{seeds, tensors};
+use crate::{seeds, tensors, testing};
 
 /// A golden file or folder.
 pub fn path(name: &str) -> PathBuf {
@@ -46,9 +46,9 @@ pub fn fill(parameters: &Parameters, prefix: &str, gains: &Gains) {
     parameters.load(&values.collect()).unwrap();
 }
 
-/// The input called `case`, in -1..1.
+/// The input called `case`, in -1..1, on the device that tests compute on.
 pub fn input(case: &str, shape: &[i64]) -> Tensor {
-    values(&format!("input.{case}"), shape, 0.0, 2.0)
+    values(&format!("input.{case}"), shape, 0.0, 2.0).to_device(testing::device())
 }
 
 fn values(name: &str, shape: &[i64], base: f32, scale: f32) -> Tensor {
@@ -81,10 +81,25 @@ fn base_and_scale(name: &str, shape: &[i64]) -> (f32, f32) {
 #[track_caller]
 pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!(found.size(), expected.size(), "{what}");
-    let difference = (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[]);
+    let [found, expected] = [found, expected].map(|tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Double));
+    let difference = (found - expected).abs().max().double_value(&[]);
     // A NaN is not close to anything.
-    assert!(difference <= tolerance, "{what} differs by {difference}");
-    println!("{what}: at most {difference:.1e} apart");
+    assert!(difference <= tolerance, "{what} differs by {difference}, more than {tolerance}");
+    println!("{what}: at most {difference:.1e} apart, {tolerance:.1e} allowed");
+}
+
+/// 16-bit roundings that a value goes through in a layer of a transformer, each once: the four weights of attention and
+/// feed-forward part, what they are multiplied with and what comes of it, scores, probabilities, and the activation.
+const ROUNDINGS_IN_A_LAYER: usize = 16;
+
+/// How far what `layers` layers compute with 16-bit products may be from `expected`.
+///
+/// A rounding to bfloat16 is off by up to 2^-9 of a value, evenly distributed: by 2^-9 / sqrt(3) in the root mean square. Errors of
+/// n roundings are independent of each other, so they add up to sqrt(n) times that. Allowed is 2^-8 sqrt(n) of the largest value:
+/// 3.5 times the root mean square if all values were as large as that one.
+pub fn sixteen_bit_tolerance(expected: &Tensor, layers: usize) -> f64 {
+    let largest = expected.abs().max().to_kind(Kind::Double).double_value(&[]);
+    largest * 2.0_f64.powi(-8) * ((layers * ROUNDINGS_IN_A_LAYER) as f64).sqrt()
 }
 
 #[derive(serde::Deserialize)]

@@ -12,7 +12,6 @@
 //! | [`data`] | the order of samples, and the loader that prepares batches ahead |
 //! | [`examination`] | captions of images that were not trained on, and their scores |
 //! | [`sight`] | the feature stores that a run's models can use |
-//! | [`text`] | tokens and vocabularies |
 //! | [`tensors`] | between the bytes of files and libtorch's tensors |
 //! | [`laps`] | where the time of a step goes |
 //! | [`files`] | files and folders that appear only when they are complete |
@@ -46,5 +45,6 @@ pub mod seeds;
 pub mod session;
 pub mod sight;
 pub mod tensors;
-pub mod text;
+#[cfg(test)]
+mod testing;
 pub mod trainer;

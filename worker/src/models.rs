@@ -13,6 +13,7 @@ use std::sync::Arc;
 use features::Tower;
 use runfile::{Objective, Precision, Preset, RunFile};
 use tch::{Device, Kind, Tensor, no_grad};
+use tokenizer::Vocabulary;
 use weights::VisionArchitecture;
 use weights::folder::{self, Folder};
 
@@ -22,7 +23,6 @@ use crate::data::{Batch, Sizes, Views, normalise};
 use crate::nn::{Backend, Mismatch};
 use crate::seeds;
 use crate::tensors;
-use crate::text::Vocabulary;
 
 /// What a model starts from.
 enum Origin<T> {

@@ -79,14 +79,13 @@ pub fn rate(schedule: &Schedule, step: u64, steps: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
     use crate::nn::Builder;
+    use crate::testing;
 
     #[test]
     fn updates_are_those_of_a_double_precision_adam() {
-        let mut builder = Builder::new(3, Device::Cpu);
+        let mut builder = Builder::new(3, testing::device());
         _ = builder.normal("matrix", &[2, 2], 1.0);
         _ = builder.normal("vector", &[2], 1.0);
         let parameters = builder.finish();
@@ -106,7 +105,7 @@ mod tests {
             // As summed up over so many samples.
             let samples = (2 * step + 1) as f64;
             let flat: Vec<f32> = gradient.iter().map(|&g| (samples * g) as f32).collect();
-            let flat = Tensor::from_slice(&flat);
+            let flat = Tensor::from_slice(&flat).to_device(testing::device());
             let slope = Slope::new(&flat, samples);
             assert!((slope.norm - norm).abs() < 1e-5);
             adam.update(&parameters, &slope, step, 0.1);

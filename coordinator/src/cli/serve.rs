@@ -77,6 +77,7 @@ impl Serve {
         let place = file.checkpoint_place();
         let (checkpoints, found) = tokio::task::spawn_blocking(move || open(&place)).await??;
         reconcile(&file, &mut restored, found)?;
+        super::validate::check_captions(&file)?;
         if restored.finished {
             tracing::info!(state = %state.display(), "the run is finished already");
         } else if restored.last_generation > 0 {

@@ -1,23 +1,36 @@
 //! `coordinator validate`: checks a run file, and all that it names, without starting anything.
 
+mod images;
+mod sizes;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use dataset::{DataSet, Split, preprocess};
+use dataset::{DataSet, Split};
 use features::{Dtype, Manifest, Rows, Store, Tower};
 use runfile::{RunFile, Stage};
 use serde_json::json;
+use tokenizer::{MAX_TOKEN_BYTES, Vocabulary};
 use weights::folder::{self, Folder};
 use weights::{Clip, VisionArchitecture};
 
+use images::Images;
+
 /// Check a run file: that everything it names exists and fits together.
+///
+/// All images are looked at, and up to 1,000 of each split are decoded. Every image that cannot be
+/// used is listed.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  coordinator validate --config configs/demo.yaml")]
+#[command(after_help = "Examples:\n  coordinator validate --config configs/demo.yaml\n  \
+                        coordinator validate --config configs/coco-vit-l14.yaml --decode-all --json")]
 pub struct Validate {
     /// The run file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Decode all images, on all cores, not only some of each split.
+    #[arg(long)]
+    decode_all: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -27,16 +40,32 @@ impl Validate {
     /// Prints what was found if all is well.
     pub fn run(self) -> anyhow::Result<()> {
         let file = RunFile::load(&self.config)?;
-        let progress = terminal::spinner("looking at what the run file names");
-        let found = check(&file).with_context(|| self.config.display().to_string())?;
-        progress.finish_and_clear();
+        let (images, found) = self.check(&file).with_context(|| self.config.display().to_string())?;
         if self.json {
-            println!("{}", json!({ "run": file.name, "plan": summary(&file), "found": found, "settings": file }));
+            let mut printed = json!({ "run": file.name, "plan": summary(&file), "found": found, "settings": file });
+            if let (Some(printed), serde_json::Value::Object(images)) = (printed.as_object_mut(), images.json()) {
+                printed.extend(images);
+            }
+            println!("{printed}");
             return Ok(());
         }
         println!("OK: {}: {}", file.name, summary(&file));
         found.iter().for_each(|line| println!("    {line}"));
         Ok(())
+    }
+
+    fn check(&self, file: &RunFile) -> anyhow::Result<(Images, Vec<String>)> {
+        let mut images = Images::look(&file.data, self.decode_all)?;
+        images.expect_usable(self.json)?;
+        let progress = terminal::spinner("looking at what the run file names");
+        let (stores, found) = check(file, &images.data)?;
+        progress.finish_and_clear();
+        for (split, store) in &stores {
+            images.add_blank_rows(*split, store);
+        }
+        images.expect_usable(self.json)?;
+        let found = images.summary().into_iter().chain(found).collect();
+        Ok((images, found))
     }
 }
 
@@ -50,15 +79,19 @@ pub(super) fn metrics(scoring: &runfile::Scoring) -> anyhow::Result<scoring::Met
     scoring::Metrics::open(&files).context("scoring")
 }
 
-/// What a run file names, in lines for people.
-fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
-    let data = DataSet::load(&file.data).context("data")?;
+/// What a run file names besides images, in lines for people, and the feature stores among it.
+fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Vec<(Split, Store)>, Vec<String>)> {
     if let Some(scenes) = &file.data.scenes {
         ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
     }
     metrics(&file.scoring)?;
     storage::check_writable(&file.checkpoint_place(), &storage::Access::environment()).context("checkpoints")?;
-    let mut found = vec![images(&data)];
+    check_captions(file)?;
+    // One of the corpus has all tokens of the captions.
+    let mut vocabulary = Vocabulary::full();
+    data.complete(&file.data).context("data")?;
+    let mut opened = Vec::new();
+    let mut found: Vec<String> = data.notes().iter().map(|note| format!("data: {note}")).collect();
     let evaluator =
         file.evaluator.weights.as_deref().map(|path| evaluator(path).context("evaluator.weights")).transpose()?;
     if let Some(clip) = &evaluator {
@@ -71,24 +104,20 @@ fn check(file: &RunFile) -> anyhow::Result<Vec<String>> {
         vision = Some((clip.architecture().tower(), of_clip(&clip)));
     }
     if let Some(path) = &file.captioner.weights {
-        let (architecture, seen) = captioner(file, path).context("captioner.weights")?;
+        let (architecture, seen, known) = captioner(file, path).context("captioner.weights")?;
         found.push(format!("captioner: {}, sees {}", path.display(), tower(&architecture)));
         vision = Some((architecture, seen));
+        vocabulary = known;
     }
+    let presets_embedding = file.evaluator.preset.map_or(0, runfile::Preset::evaluator_embedding);
+    let embedding = evaluator.as_ref().map_or(presets_embedding, |clip| clip.architecture().embedding);
+    data.check_evaluation(embedding, file.decoding.max_length as usize * MAX_TOKEN_BYTES).context("data")?;
+    found.extend(sizes::lines(file, data, &vocabulary));
     if let (Some(folder), Some(evaluator), Some(vision)) = (&file.data.features, &evaluator, &vision) {
-        stores(folder, &data, evaluator, vision).context("data.features")?;
+        opened = stores(folder, data, evaluator, vision).context("data.features")?;
         found.push(format!("features: {}", folder.display()));
     }
-    Ok(found)
-}
-
-fn images(data: &DataSet) -> String {
-    let [train, validation, test] = Split::ALL.map(|split| data.split(split).len());
-    let skipped = if data.skipped() > 0 { format!(", {} left out", data.skipped()) } else { String::new() };
-    format!(
-        "data: {train} training images with {} captions, {validation} validation, {test} test{skipped}",
-        data.train_captions()
-    )
+    Ok((opened, found))
 }
 
 fn evaluator(path: &Path) -> anyhow::Result<Clip> {
@@ -108,17 +137,26 @@ fn of_clip(clip: &Clip) -> Tower {
     Tower { weights: clip.path().to_owned(), sha256: clip.sha256(), image_size }
 }
 
-/// What an imported captioner, or one of another run, sees through.
-fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture, Tower)> {
+/// Checks that the captions of evaluations can be saved.
+///
+/// # Errors
+/// Their folder cannot be made or written to.
+pub(super) fn check_captions(file: &RunFile) -> anyhow::Result<()> {
+    let folder = file.captions_folder();
+    storage::check_writable(&folder.to_string_lossy(), &storage::Access::environment())
+        .context("captions of evaluations")
+}
+
+/// What an imported captioner, or one of another run, sees through, and which tokens it knows.
+fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture, Tower, Vocabulary)> {
     let folder = Folder::open(path)?;
     let manifest = folder.manifest();
     let vision = folder.vision()?;
     let architecture = manifest.vision.architecture.clone();
-    let (positions, longest) = (manifest.captioner.positions, file.decoding.max_length as usize);
-    ensure!(longest <= positions, "decoding.max_length is {longest}, the captioner has {positions} positions");
+    file.check_positions(manifest.captioner.positions).map_err(anyhow::Error::msg)?;
     let image_size = architecture.image_size as u32;
     let tower = Tower { weights: vision.path().to_owned(), sha256: vision.sha256(), image_size };
-    Ok((architecture, tower))
+    Ok((architecture, tower, Vocabulary::stored(&manifest.vocabulary)))
 }
 
 fn stores(
@@ -126,16 +164,16 @@ fn stores(
     data: &DataSet,
     evaluator: &Clip,
     (architecture, vision): &(VisionArchitecture, Tower),
-) -> anyhow::Result<()> {
-    for split in [Split::Train, Split::Validation] {
+) -> anyhow::Result<Vec<(Split, Store)>> {
+    let open = |split: Split| -> anyhow::Result<(Split, Store)> {
         let images = (data.split(split).len() as u64, data.names_sha256(split));
         let shape = [architecture.tokens(), architecture.width(), evaluator.architecture().embedding];
         let rows = Rows { shape: shape.map(|size| size as u64), dtype: Dtype::F32 };
         let towers = [vision.clone(), of_clip(evaluator)];
-        let wanted = Manifest::new(split.name().to_owned(), images, preprocess::DESCRIPTION.to_owned(), towers, rows);
-        Store::open(&folder.join(split.name()), &wanted)?;
-    }
-    Ok(())
+        let wanted = Manifest::new(split.name().to_owned(), images, data.preprocessing().to_owned(), towers, rows);
+        Ok((split, Store::open(&folder.join(split.name()), &wanted)?))
+    };
+    [Split::Train, Split::Validation].into_iter().map(open).collect()
 }
 
 fn tower(vision: &VisionArchitecture) -> String {

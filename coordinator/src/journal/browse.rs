@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, str::FromStr};
 
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     Error, PRESENT,
@@ -15,6 +15,10 @@ use crate::run::plan::Place;
 
 /// Checkpoints among the events.
 const MOST_CHECKPOINTS: usize = 10;
+/// References of an image that are shown, of the thousand that it may have.
+const MAX_SHOWN_REFERENCES: usize = 32;
+/// Bytes of a reference that are shown.
+const MAX_SHOWN_BYTES: usize = 2 << 10;
 
 /// What a step reported.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,7 +124,7 @@ pub struct Compared {
     pub index: u64,
     /// Its name.
     pub image: String,
-    /// What people wrote.
+    /// What people wrote, as far as it is shown.
     pub references: Vec<String>,
     /// What the earlier evaluation has, if it has the image.
     pub before: Option<Caption>,
@@ -264,7 +268,11 @@ impl History {
         ];
         let compared = |row: &Row<'_>| {
             let scores = |column| Ok::<_, rusqlite::Error>(metrics(&row.get::<_, String>(column)?));
-            let references: Value = serde_json::from_str(&row.get::<_, String>(1)?).unwrap_or_default();
+            let mut references: Vec<String> = serde_json::from_str(row.get_ref(1)?.as_str()?).unwrap_or_default();
+            references.truncate(MAX_SHOWN_REFERENCES);
+            for reference in &mut references {
+                reference.truncate(reference.floor_char_boundary(MAX_SHOWN_BYTES));
+            }
             let before = match row.get::<_, Option<String>>(4)? {
                 Some(text) => Some(Caption { text, scores: scores(5)? }),
                 None => None,
@@ -272,7 +280,7 @@ impl History {
             Ok(Compared {
                 index: 0,
                 image: row.get(0)?,
-                references: serde_json::from_value(references).unwrap_or_default(),
+                references,
                 before,
                 after: Caption { text: row.get(2)?, scores: scores(3)? },
             })

@@ -68,6 +68,7 @@ pub fn captions(range: v1::ImageRange) -> Vec<v1::EvaluationItem> {
         image_id: Some(image),
         image_embedding: unit(image),
         text_embedding: unit(image),
+        continued: false,
     };
     (range.begin..range.end).map(item).collect()
 }

@@ -59,6 +59,7 @@ pub async fn work(cluster: &Cluster, number: u32) -> Result<()> {
         host: host.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         device: "none".to_owned(),
+        ..Default::default()
     };
     let place = client.join(join).await?.into_inner();
     cluster.account.joined();
@@ -153,7 +154,8 @@ impl Worker<'_> {
                 Some(Kind::Evaluate(v1::Evaluate { evaluation, ranges })) => {
                     for range in ranges {
                         let (items, range) = (script::captions(range), Some(range));
-                        let items = v1::EvaluationItems { generation, evaluation, range, items };
+                        let more = false;
+                        let items = v1::EvaluationItems { generation, evaluation, range, items, more };
                         self.say(Message::EvaluationItems(items)).await;
                     }
                 }

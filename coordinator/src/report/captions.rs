@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use dataset::{DataSet, Item, Split, preprocess};
+use dataset::{DataSet, Item, Split};
 use image::codecs::jpeg::JpegEncoder;
 use runfile::{Data, RunFile};
 use serde::Serialize;
@@ -87,10 +87,7 @@ impl Captions {
 
 /// Finds pictures for the images of the split that evaluations caption. One that cannot be read has none.
 fn look(data: &Data, images: &mut [Captioned]) -> Result<(), String> {
-    // As if features stood in for images: else the header of every image of the data would be read for the sake of a few.
-    let features = data.features.clone().or_else(|| Some("features".into()));
-    let settings = Data { features, skip_corrupt: false, positives: None, ..data.clone() };
-    let data = DataSet::load(&settings).map_err(|error| error.to_string())?;
+    let data = DataSet::annotated(data, Split::Validation).map_err(|error| error.to_string())?;
     let wanted: BTreeSet<&str> = images.iter().map(|captioned| captioned.image.as_str()).collect();
     let items = data.split(Split::Validation).iter().filter(|item| wanted.contains(item.name.as_str()));
     let items: BTreeMap<String, &Item> = items.map(|item| (item.name.clone(), item)).collect();
@@ -107,8 +104,7 @@ fn look(data: &Data, images: &mut [Captioned]) -> Result<(), String> {
 }
 
 fn picture(data: &DataSet, item: &Item) -> Result<String, String> {
-    let encoded = data.read(item).map_err(|error| error.to_string())?;
-    let pixels = preprocess::square(&encoded, SIDE)?;
+    let pixels = data.pixels(item, SIDE).map_err(|error| error.to_string())?;
     let mut jpeg = Vec::new();
     let encoder = JpegEncoder::new_with_quality(&mut jpeg, QUALITY);
     image::ImageEncoder::write_image(encoder, &pixels, SIDE, SIDE, image::ExtendedColorType::Rgb8)

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use dataset::limits::MAX_VALIDATION_IMAGES;
 use proto::{PROTOCOL_VERSION, v1};
 use serde_json::json;
 
 use super::{
-    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time, captions::MOST_IMAGES, membership::PATIENCE,
-    plan::Place, record::Happening,
+    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time, membership::Terms, plan::Place, record::Happening,
 };
 
 /// Heartbeats of all workers together, as far as `lost_after` allows.
@@ -30,10 +30,11 @@ impl Run {
         if let Some(refusal) = self.closed_to_workers() {
             return Err(refusal);
         }
-        let until = now.saturating_add(PATIENCE.max(self.lost_after()));
-        let (rank, session_token) = self.members.reserve(join, token, self.file.workers.max, until)?;
-        let calm = Duration::from_secs_f64(f64::from(self.file.workers.max) / HEARTBEATS_A_SECOND);
-        let heartbeat = (self.lost_after() / 5).min(calm.max(Duration::from_secs(1))).max(Duration::from_millis(1));
+        let (max_workers, lost_after) = (self.file.workers.max, self.lost_after());
+        let calm = Duration::from_secs_f64(f64::from(max_workers) / HEARTBEATS_A_SECOND);
+        let heartbeat = (lost_after / 5).min(calm.max(Duration::from_secs(1))).max(Duration::from_millis(1));
+        let (rank, session_token) =
+            self.members.reserve(now, join, token, &Terms { max_workers, heartbeat, lost_after })?;
         Ok(v1::JoinResponse {
             protocol_version: PROTOCOL_VERSION,
             rank,
@@ -66,8 +67,8 @@ impl Run {
         if data_set.fingerprint.len() > 128 {
             return Err(Refusal::new(RefusalKind::InvalidArgument, "data_set.fingerprint is too long".into()));
         }
-        if data_set.validation_images > MOST_IMAGES {
-            let reason = format!("a validation split of more than {MOST_IMAGES} images");
+        if data_set.validation_images > MAX_VALIDATION_IMAGES {
+            let reason = format!("a validation split of more than {MAX_VALIDATION_IMAGES} images");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let rank = self.members.attach(now, session, &attach.session_token, attach.store_address)?;

@@ -3,24 +3,12 @@
 //! The validation split is shared out in ranges, and a range is reported whole or not at all. So whatever a generation got
 //! done before it ended stays done, and every image is captioned once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 
+use dataset::limits::{MAX_CAPTIONS, MAX_EMBEDDING, MAX_EVALUATION_BYTES, MAX_TEXT_BYTES, evaluation_item_bytes};
 use proto::{EVALUATION_RANGE, v1};
 
 use super::shares;
-
-/// Most images of a validation split; bounds what a directive and its answers can be made to hold.
-pub const MOST_IMAGES: u64 = 1 << 22;
-/// Bytes that the items of an evaluation may take in memory, by [`Item::bytes`].
-const BUDGET: usize = 2 << 30;
-/// Longest image name, caption or reference, in bytes.
-const LONGEST_TEXT: usize = 4 << 10;
-/// Most references of an image.
-const MOST_REFERENCES: usize = 32;
-/// Longest embedding.
-const LONGEST_EMBEDDING: usize = 4096;
-/// What a score takes in memory, name included.
-const SCORE_BYTES: usize = 64;
 
 /// The scores that workers may report of a caption, because they need the models or the scenes; a bounded set, because they
 /// become metric labels.
@@ -63,7 +51,7 @@ pub fn share(ranges: &[Images], world: u32, rank: u32) -> &[Images] {
 /// One image's caption and what is known of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Item {
-    /// Name of the image.
+    /// Name of the image, which no other image of the split has: data sets make it so when they are loaded.
     pub image: String,
     /// Its number in its data set, if it has one.
     pub image_id: Option<u64>,
@@ -80,38 +68,59 @@ pub struct Item {
 }
 
 impl Item {
-    /// Reads an item; says what is wrong with it if a worker cannot have meant it.
+    /// Reads an item; says what is wrong with it if a worker cannot have meant it. Workers check their data against the same
+    /// [limits](dataset::limits).
     fn read(item: v1::EvaluationItem) -> Result<Self, String> {
-        let v1::EvaluationItem { image, caption, references, scores, image_id, image_embedding, text_embedding } = item;
-        if [&image, &caption].into_iter().chain(&references).any(|text| text.len() > LONGEST_TEXT) {
-            return Err(format!("a text of more than {LONGEST_TEXT} bytes in an evaluation"));
-        }
-        if references.len() > MOST_REFERENCES {
-            return Err(format!("more than {MOST_REFERENCES} references of an image"));
+        let v1::EvaluationItem {
+            image,
+            caption,
+            references,
+            scores,
+            image_id,
+            image_embedding,
+            text_embedding,
+            continued: _,
+        } = item;
+        if [&image, &caption].into_iter().any(|text| text.len() > MAX_TEXT_BYTES) {
+            return Err(format!("a text of more than {MAX_TEXT_BYTES} bytes in an evaluation"));
         }
         let odd = |(name, score): &(&String, &f64)| !SCORES.contains(&name.as_str()) || !score.is_finite();
         if let Some((name, score)) = scores.iter().find(odd) {
             return Err(format!("score `{}` = {score}: unknown or not finite", name.escape_debug()));
         }
         let (width, other) = (image_embedding.len(), text_embedding.len());
-        if width != other || width > LONGEST_EMBEDDING {
+        if width != other || width > MAX_EMBEDDING {
             return Err(format!(
-                "embeddings of {width} and {other} numbers: they must be equally long, with {LONGEST_EMBEDDING} at most"
+                "embeddings of {width} and {other} numbers: they must be equally long, with {MAX_EMBEDDING} at most"
             ));
         }
         if image_embedding.iter().chain(&text_embedding).any(|x| !x.is_finite()) {
             return Err("an embedding that is not finite".into());
         }
         let scores = scores.into_iter().collect();
-        Ok(Self { image, image_id, caption, references, scores, image_embedding, text_embedding })
+        let mut item =
+            Self { image, image_id, caption, references: Vec::new(), scores, image_embedding, text_embedding };
+        item.refer(references)?;
+        Ok(item)
+    }
+
+    /// Takes in what more people wrote of its image.
+    fn refer(&mut self, references: Vec<String>) -> Result<(), String> {
+        if references.iter().any(|text| text.len() > MAX_TEXT_BYTES) {
+            return Err(format!("a reference of more than {MAX_TEXT_BYTES} bytes"));
+        }
+        if self.references.len() + references.len() > MAX_CAPTIONS {
+            return Err(format!("more than {MAX_CAPTIONS} references of an image"));
+        }
+        self.references.extend(references);
+        Ok(())
     }
 
     /// What it takes in memory.
     fn bytes(&self) -> usize {
-        let texts = self.image.len() + self.caption.len();
-        let references: usize = self.references.iter().map(|text| size_of::<String>() + text.len()).sum();
-        let embeddings = (self.image_embedding.len() + self.text_embedding.len()) * size_of::<f32>();
-        size_of::<Self>() + texts + references + self.scores.len() * SCORE_BYTES + embeddings
+        // The name is in the set of names, too.
+        let texts = [&self.image, &self.image, &self.caption].into_iter().chain(&self.references);
+        evaluation_item_bytes(texts.map(String::len), self.image_embedding.len() + self.text_embedding.len())
     }
 }
 
@@ -120,16 +129,28 @@ impl Item {
 pub struct Captions {
     images: u64,
     reported: BTreeMap<Images, Vec<Item>>,
+    /// Ranges of which a part is there, and more is to come.
+    partial: BTreeMap<Images, Vec<Item>>,
+    /// Names of the images of `reported`.
+    names: HashSet<String>,
+    /// What the items of both take in memory.
     bytes: usize,
-    /// Numbers of an embedding; the first item says.
+    /// Numbers of an embedding; the first item that has one says.
     width: Option<usize>,
 }
 
 impl Captions {
-    /// Captions of a split of so many images, at most [`MOST_IMAGES`], none of them reported yet.
+    /// Captions of a split of so many images, none of them reported yet.
     #[must_use]
     pub fn new(images: u64) -> Self {
-        Self { images, reported: BTreeMap::new(), bytes: 0, width: None }
+        let (reported, partial, names) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
+        Self { images, reported, partial, names, bytes: 0, width: None }
+    }
+
+    /// Forgets what is there of ranges that are not whole: they will be reported from the start.
+    pub fn restart(&mut self) {
+        let partial = std::mem::take(&mut self.partial);
+        self.bytes -= partial.values().flatten().map(Item::bytes).sum::<usize>();
     }
 
     /// The ranges that are not reported yet.
@@ -144,40 +165,55 @@ impl Captions {
         self.reported.len() as u64 == self.images.div_ceil(EVALUATION_RANGE)
     }
 
-    /// Takes in a range that was missing; says what is wrong with its items if a worker cannot have meant them.
-    pub fn add(&mut self, range: Images, items: Vec<v1::EvaluationItem>) -> Result<(), String> {
-        if items.len() as u64 > range.end - range.begin {
-            return Err(format!("{} items for the images {}..{}", items.len(), range.begin, range.end));
+    /// Takes in items of a range that was missing, the last of them unless there are `more` to come; says what is wrong with them if
+    /// a worker cannot have meant them. Then nothing is left of the range.
+    pub fn add(&mut self, range: Images, items: Vec<v1::EvaluationItem>, more: bool) -> Result<(), String> {
+        let mut whole = self.partial.remove(&range).unwrap_or_default();
+        self.bytes -= whole.iter().map(Item::bytes).sum::<usize>();
+        for item in items {
+            if item.continued {
+                let before = whole.last_mut().ok_or("references of no item")?;
+                before.refer(item.references)?;
+            } else {
+                whole.push(Item::read(item)?);
+            }
         }
-        let items = items.into_iter().map(Item::read).collect::<Result<Vec<_>, _>>()?;
-        let bytes = items.iter().map(Item::bytes).sum::<usize>() + self.bytes;
-        if bytes > BUDGET {
-            return Err(format!("an evaluation of more than {BUDGET} bytes"));
+        if whole.len() as u64 > range.end - range.begin {
+            return Err(format!("{} items for the images {}..{}", whole.len(), range.begin, range.end));
+        }
+        let bytes = whole.iter().map(Item::bytes).sum::<usize>() + self.bytes;
+        if bytes > MAX_EVALUATION_BYTES {
+            return Err(format!("an evaluation of more than {MAX_EVALUATION_BYTES} bytes"));
         }
         let mut width = self.width;
-        for other in items.iter().map(|item| item.text_embedding.len()) {
+        // An item whose embeddings are no numbers has none.
+        for other in whole.iter().map(|item| item.text_embedding.len()).filter(|width| *width > 0) {
             let width = *width.get_or_insert(other);
             if other != width {
                 return Err(format!("an embedding of {other} numbers where others of the evaluation have {width}"));
             }
         }
+        let mut names = HashSet::with_capacity(whole.len());
+        let again = whole.iter().find(|item| self.names.contains(&item.image) || !names.insert(item.image.clone()));
+        if let Some(Item { image, .. }) = again {
+            return Err(format!("the image `{}` twice in an evaluation", image.escape_debug()));
+        }
         (self.bytes, self.width) = (bytes, width);
-        self.reported.insert(range, items);
+        if more {
+            self.partial.insert(range, whole);
+        } else {
+            self.names.extend(names);
+            self.reported.insert(range, whole);
+        }
         Ok(())
     }
 
-    /// All items, by image name, and how many more there were of images that an earlier range had: a split that lists an
-    /// image twice is odd, but no reason to stop.
+    /// All items, sorted by image name.
     #[must_use]
-    pub fn into_items(self) -> (Vec<Item>, u64) {
+    pub fn into_items(self) -> Vec<Item> {
         let mut items: Vec<Item> = self.reported.into_values().flatten().collect();
-        let all = items.len();
-        // Stable: of one name the first stays first.
         items.sort_by(|a, b| a.image.cmp(&b.image));
-        let mut seen = BTreeSet::new();
-        items.retain(|item| seen.insert(item.image.clone()));
-        let duplicates = all - items.len();
-        (items, duplicates as u64)
+        items
     }
 }
 
@@ -203,41 +239,95 @@ mod tests {
     }
 
     #[test]
-    fn items_are_sorted_and_the_first_range_of_an_image_counts() {
+    fn items_are_sorted_and_every_image_is_there_once() {
         let mut captions = Captions::new(EVALUATION_RANGE + 2);
         let [first, second] = captions.missing()[..] else { panic!("two ranges") };
         assert_eq!(second, Images { begin: EVALUATION_RANGE, end: EVALUATION_RANGE + 2 });
         // Whoever is first to report.
-        captions.add(second, vec![item("b", 9.0)]).unwrap();
+        captions.add(second, vec![item("b", 9.0)], false).unwrap();
         assert_eq!((captions.missing(), captions.complete()), (vec![first], false));
-        captions.add(first, vec![item("b", 1.0), item("a", 0.5)]).unwrap();
+        for twice in [vec![item("b", 1.0)], vec![item("c", 1.0), item("c", 2.0)]] {
+            assert!(captions.add(first, twice, false).unwrap_err().ends_with("twice in an evaluation"));
+        }
+        captions.add(first, vec![item("c", 1.0), item("a", 0.5)], false).unwrap();
         assert!(captions.complete());
-        let (items, duplicates) = captions.into_items();
+        let items = captions.into_items();
         let scores: Vec<_> = items.iter().map(|item| (item.image.as_str(), item.scores["pac_s"])).collect();
-        assert_eq!((scores, duplicates), (vec![("a", 0.5), ("b", 1.0)], 1));
+        assert_eq!(scores, [("a", 0.5), ("b", 9.0), ("c", 1.0)]);
     }
 
     #[test]
     fn a_peer_cannot_send_without_bounds() {
-        let long = v1::EvaluationItem { caption: "x".repeat(LONGEST_TEXT + 1), ..Default::default() };
-        let many = v1::EvaluationItem { references: vec![String::new(); MOST_REFERENCES + 1], ..Default::default() };
+        let long = v1::EvaluationItem { caption: "x".repeat(MAX_TEXT_BYTES + 1), ..Default::default() };
+        let many = v1::EvaluationItem { references: vec![String::new(); MAX_CAPTIONS + 1], ..Default::default() };
+        let wordy = v1::EvaluationItem { references: vec!["x".repeat(MAX_TEXT_BYTES + 1)], ..Default::default() };
+        let orphan = v1::EvaluationItem { continued: true, ..Default::default() };
         let unknown = v1::EvaluationItem { scores: [("mean_length".into(), 1.0)].into(), ..Default::default() };
-        let wide = embedded(LONGEST_EMBEDDING + 1);
+        let wide = embedded(MAX_EMBEDDING + 1);
         let lame = v1::EvaluationItem { text_embedding: vec![1.0], ..embedded(2) };
         let infinite = v1::EvaluationItem { image_embedding: vec![f32::INFINITY], ..embedded(1) };
-        for item in [long, many, unknown, item("a", f64::NAN), wide, lame, infinite] {
-            Captions::new(1).add(Images { begin: 0, end: 1 }, vec![item]).unwrap_err();
+        for item in [long, many, wordy, orphan, unknown, item("a", f64::NAN), wide, lame, infinite] {
+            Captions::new(1).add(Images { begin: 0, end: 1 }, vec![item], false).unwrap_err();
         }
         let mut captions = Captions::new(EVALUATION_RANGE * 2);
         let [first, second] = captions.missing()[..] else { panic!("two ranges") };
-        captions.add(first, vec![item("a", 1.0); EVALUATION_RANGE as usize + 1]).unwrap_err();
-        captions.add(first, vec![embedded(4), embedded(3)]).unwrap_err();
-        captions.add(first, vec![embedded(4)]).unwrap();
-        captions.add(second, vec![embedded(3)]).unwrap_err();
+        let crowd = (0..EVALUATION_RANGE).map(|number| item(&number.to_string(), 1.0));
+        captions.add(first, crowd.collect(), true).unwrap();
+        captions.add(first, vec![item("a", 1.0)], false).unwrap_err();
+        let more =
+            v1::EvaluationItem { references: vec![String::new(); MAX_CAPTIONS], continued: true, ..Default::default() };
+        captions.add(first, vec![item("a", 1.0), more.clone()], true).unwrap();
+        captions.add(first, vec![more], true).unwrap_err();
+        let other = |width| v1::EvaluationItem { image: "b".into(), ..embedded(width) };
+        captions.add(first, vec![embedded(4), other(3)], false).unwrap_err();
+        captions.add(first, vec![embedded(4)], false).unwrap();
+        captions.add(second, vec![other(3)], false).unwrap_err();
         // What was refused has left no trace.
         assert_eq!(captions.missing(), [second]);
-        captions.bytes = BUDGET - 100;
-        captions.add(second, vec![embedded(4)]).unwrap_err();
+        captions.bytes = MAX_EVALUATION_BYTES - 100;
+        captions.add(second, vec![other(4)], true).unwrap_err();
+    }
+
+    #[test]
+    fn what_data_may_hold_is_taken_in_and_parts_of_a_range_count_when_the_last_is_there() {
+        let text = |number: usize| format!("{number:04}{}", "x".repeat(MAX_TEXT_BYTES - 4));
+        let of = |references: usize| v1::EvaluationItem {
+            image: text(0),
+            caption: text(1),
+            references: (0..references).map(text).collect(),
+            ..item("", 1.0)
+        };
+        for items in [vec![of(33)], vec![item("a", 1.0), of(MAX_CAPTIONS), item("b", 1.0)]] {
+            let mut captions = Captions::new(EVALUATION_RANGE);
+            let range = captions.missing()[0];
+            let mut parts = proto::parts(items.clone());
+            let last = parts.pop().unwrap();
+            for part in &parts {
+                captions.add(range, part.clone(), true).unwrap();
+                assert_eq!((captions.missing(), captions.complete()), (vec![range], false));
+            }
+            // Whoever sent them is gone: another begins from the start.
+            captions.restart();
+            assert_eq!(captions.bytes, 0);
+            for part in parts {
+                captions.add(range, part, true).unwrap();
+            }
+            captions.add(range, last, false).unwrap();
+            assert!(captions.complete());
+            let found = captions.into_items();
+            let references = |items: Vec<Item>| items.into_iter().map(|item| item.references.len()).max();
+            assert_eq!(references(found), items.iter().map(|item| item.references.len()).max());
+        }
+    }
+
+    #[test]
+    fn a_range_may_have_no_numbers_of_some_images() {
+        let mut captions = Captions::new(EVALUATION_RANGE);
+        let range = captions.missing()[0];
+        let blind = v1::EvaluationItem { image: "b".into(), ..Default::default() };
+        let last = v1::EvaluationItem { image: "c".into(), ..embedded(4) };
+        captions.add(range, vec![embedded(4), blind, last], false).unwrap();
+        assert!(captions.complete());
     }
 
     proptest! {

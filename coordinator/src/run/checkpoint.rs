@@ -106,7 +106,7 @@ impl Run {
         if self.saving.is_some() {
             return false;
         }
-        if granted == Place::default() || self.checkpoints.contains_key(&granted) {
+        if self.is_saved(granted) {
             return true;
         }
         self.place_checkpoint(granted);

@@ -45,6 +45,11 @@ impl Run {
         if self.members.staying() < self.file.workers.min as usize && indispensable.is_none() {
             return None;
         }
+        if let Some(rank) = indispensable
+            && self.is_isolated(rank)
+        {
+            return Some(vec![rank]);
+        }
         let is_in = |(rank, member): &(u32, &Member)| member.leaving.is_none() || Some(*rank) == indispensable;
         Some(self.members.iter().filter(is_in).map(|(rank, _)| rank).collect())
     }
@@ -63,8 +68,23 @@ impl Run {
         }
         let Origin { start, source: Source::Member(rank) } = self.origin() else { return None };
         let leaves = self.stopping || self.members.get(rank).is_some_and(|member| member.leaving.is_some());
-        let elsewhere = start == Place::default() || self.checkpoints.contains_key(&start);
-        (leaves && !elsewhere).then_some(rank)
+        (leaves && !self.is_saved(start)).then_some(rank)
+    }
+
+    /// Whether a state is that of the seed, or in a checkpoint.
+    pub(super) fn is_saved(&self, place: Place) -> bool {
+        place == Place::default() || self.checkpoints.contains_key(&place)
+    }
+
+    /// Whether other members cannot reach a member.
+    pub(super) fn is_isolated(&self, rank: u32) -> bool {
+        self.members.get(rank).is_some_and(|member| member.isolated)
+    }
+
+    /// Whether the members of a generation are all to leave once their state is saved: no member
+    /// takes it over.
+    pub(super) fn only_saves(&self, generation: &Generation) -> bool {
+        self.members.staying() == 0 || generation.members.iter().all(|rank| self.is_isolated(*rank))
     }
 
     /// Lets those go who want to, and whom nothing depends on.
@@ -94,10 +114,14 @@ impl Run {
         }
         if self.members.staying() < self.members.len() {
             let leaves = |rank: &&u32| self.members.get(**rank).is_some_and(|member| member.leaving.is_some());
+            let only_saves = self.only_saves(generation);
             if let Some(rank) = generation.members.iter().find(leaves)
-                && (self.members.staying() > 0 || under_way)
+                && (!only_saves || under_way)
             {
                 return Some(format!("rank {rank} leaves"));
+            }
+            if only_saves {
+                return None;
             }
         }
         if self.members.len() <= generation.members.len() {

@@ -26,6 +26,8 @@ pub(super) struct Evaluation {
     place: Place,
     /// What the members wrote; none once that is being scored.
     captions: Option<Captions>,
+    /// Why they cannot be saved, if so: the run waits until they can.
+    pub unsaved: Option<String>,
 }
 
 impl Run {
@@ -34,9 +36,12 @@ impl Run {
         if self.evaluation.is_none() {
             let images = self.data_set.as_ref().map_or(0, |(_, data_set)| data_set.validation_images);
             let captions = Some(Captions::new(images));
-            self.evaluation = Some(Evaluation { number: self.next_directive(), place, captions });
+            self.evaluation = Some(Evaluation { number: self.next_directive(), place, captions, unsaved: None });
         }
-        let Some(evaluation) = &self.evaluation else { return };
+        let Some(evaluation) = &mut self.evaluation else { return };
+        if let Some(captions) = &mut evaluation.captions {
+            captions.restart();
+        }
         let (number, missing) = (evaluation.number, evaluation.captions.as_ref().map(Captions::missing));
         let Some(missing) = missing.filter(|missing| !missing.is_empty()) else {
             self.await_scores();
@@ -59,14 +64,10 @@ impl Run {
         if let Some(generation) = &mut self.generation {
             generation.awaiting = Some(Awaiting::Scores);
         }
-        let Some(Evaluation { number, place, captions }) = &mut self.evaluation else { return };
+        let Some(Evaluation { number, place, captions, .. }) = &mut self.evaluation else { return };
         let (evaluation, place, Some(written)) = (*number, *place, captions.take()) else { return };
-        let (items, duplicates) = written.into_items();
-        if duplicates > 0 {
-            let detail = json!({ "stage": place.stage, "step": place.step, "duplicates": duplicates });
-            self.event(Happening::Duplicates, detail);
-        }
-        let captions = self.file.output.join("captions").join(format!("{}.json", self.name_of(place)));
+        let items = written.into_items();
+        let captions = self.file.captions_folder().join(format!("{}.json", self.name_of(place)));
         self.actions.push(Action::Score { evaluation, items, captions });
     }
 
@@ -81,15 +82,39 @@ impl Run {
             return Err(format!("evaluation {} is not under way", report.evaluation));
         };
         let range = Images::from(report.range.ok_or("captions without a range")?);
-        if !asked.get_mut(&rank).is_some_and(|asked| asked.remove(&range)) {
+        if !asked
+            .get_mut(&rank)
+            .is_some_and(|asked| if report.more { asked.contains(&range) } else { asked.remove(&range) })
+        {
             let Images { begin, end } = range;
             return Err(format!("captions of the images {begin}..{end} that it was not asked for, or sent already"));
         }
-        captions.add(range, report.items)?;
+        captions.add(range, report.items, report.more)?;
         if captions.complete() {
             self.await_scores();
         }
         Ok(())
+    }
+
+    /// The captions of an evaluation cannot be saved, or can be again.
+    pub(super) fn captions_saved(&mut self, number: u64, saved: Result<(), String>) {
+        // None: the state was given up meanwhile.
+        let Some(evaluation) = self.evaluation.as_mut().filter(|evaluation| evaluation.number == number) else {
+            return;
+        };
+        let at = evaluation.place.to_string();
+        let before = std::mem::replace(&mut evaluation.unsaved, saved.err());
+        match (&before, &evaluation.unsaved) {
+            (None, Some(reason)) => {
+                let detail = json!({ "at": at, "reason": reason });
+                self.event(Happening::SaveFailed, detail);
+            }
+            (Some(reason), None) => {
+                let detail = json!({ "at": at, "reason": reason });
+                self.event(Happening::SavedAgain, detail);
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn scored(&mut self, number: u64, metrics: BTreeMap<String, f64>, items: Vec<Item>) {

@@ -5,8 +5,12 @@
 //!   ----> reserved ------> member (idle) ----------> in generation ----> member (idle)
 //!            |                 |                          |
 //!            v                 v                          v
-//!         place free again (reservation ran out; stream closed, not heard, evicted, finished)
+//!         place free again (reservation not renewed; stream closed, not heard, evicted, finished)
 //! ```
+//!
+//! A place is never taken from its holder. A join for a place that is held waits (`ABORTED`, and
+//! the worker asks again) until the holder is gone, or has been heard after the joiner began to
+//! wait: then it is alive, and the join is refused for good.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,11 +20,11 @@ use sha2::{Digest, Sha256};
 use super::{Refusal, RefusalKind, SessionId, Time};
 
 /// Ranks are below this.
-pub const RANKS: u32 = 100_000;
+pub const RANKS: u32 = runfile::MAX_WORKERS;
 /// How long a worker may take for what no heartbeat speaks of: loading its data, letting go of a collective.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest name of a host, device or version, in bytes.
-const LONGEST_NAME: usize = 256;
+/// Longest name of a host, device or version, in bytes; of host names DNS allows 253.
+const LONGEST_NAME: usize = 512;
 
 /// What the newest step counts for in a member's speed.
 const SMOOTHING: f64 = 0.2;
@@ -82,6 +86,9 @@ pub struct Member {
     pub moved: Time,
     /// Why it wants to go, if it does.
     pub leaving: Option<String>,
+    /// Other members cannot reach it: it is in no generation but one of its own, to save what only
+    /// it holds.
+    pub isolated: bool,
     /// Samples a second that it computes, as far as it is known: a moving average over its steps.
     pub speed: Option<f64>,
     /// The last step that it reported.
@@ -99,7 +106,17 @@ pub struct Rates {
     pub compute_seconds: f64,
 }
 
+impl Reservation {
+    fn as_holder(&self) -> Holder<'_> {
+        Holder { machine: &self.machine, heard: self.heard, leaving: false }
+    }
+}
+
 impl Member {
+    fn as_holder(&self) -> Holder<'_> {
+        Holder { machine: &self.machine, heard: self.heard, leaving: self.leaving.is_some() }
+    }
+
     /// It was heard, and says what it is doing.
     pub fn beat(&mut self, now: Time, phase: v1::Phase, position: Option<v1::Position>) {
         if (self.phase, self.said) != (phase, position) {
@@ -131,11 +148,42 @@ impl Secret {
     }
 }
 
+/// A place whose worker is loading data and models.
 #[derive(Clone, Debug)]
 struct Reservation {
-    token: Secret,
+    /// The idempotency key of its join.
+    key: Secret,
     machine: Machine,
-    until: Time,
+    /// When it was last asked for.
+    heard: Time,
+}
+
+/// The run's conditions for a join.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// `workers.max`.
+    pub max_workers: u32,
+    /// How often a holder is heard.
+    pub heartbeat: Duration,
+    /// After so long without a word a holder is lost.
+    pub lost_after: Duration,
+}
+
+/// Who has a place, as a worker that asks for it sees it.
+struct Holder<'a> {
+    machine: &'a Machine,
+    heard: Time,
+    /// It said that it wants to go.
+    leaving: bool,
+}
+
+impl Holder<'_> {
+    /// Whether it is alive and stays, as a worker knows that has waited for its place for so long:
+    /// it was heard no less than a heartbeat after that began, so what was heard had not been under
+    /// way before.
+    fn stays(&self, now: Time, waited: Duration, heartbeat: Duration) -> bool {
+        !self.leaving && self.heard.saturating_add(waited) >= now.saturating_add(heartbeat)
+    }
 }
 
 /// All places of the run.
@@ -153,36 +201,95 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Reserves a place; says its rank, and the token by which it is taken.
+    /// Reserves a place, or renews the reservation of the request's key; returns its rank, and the
+    /// token by which it is taken. `token` is the key of a request that has none.
     pub fn reserve(
         &mut self,
+        now: Time,
         request: &v1::JoinRequest,
         token: String,
-        most: u32,
-        until: Time,
+        terms: &Terms,
     ) -> Result<(u32, String), Refusal> {
-        let v1::JoinRequest { host, version, device, .. } = request;
-        if [host, version, device].into_iter().any(|name| name.len() > LONGEST_NAME) {
-            let reason = format!("host, version and device must not be longer than {LONGEST_NAME} bytes");
+        let v1::JoinRequest { host, version, device, idempotency_key, .. } = request;
+        if [host, version, device, idempotency_key].into_iter().any(|name| name.len() > LONGEST_NAME) {
+            let reason =
+                format!("host, version, device and idempotency_key must not be longer than {LONGEST_NAME} bytes");
+            return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
+        }
+        if let Some(rank) = request.rank.filter(|rank| *rank >= RANKS) {
+            let reason = format!("rank {rank} is out of range: ranks are below {RANKS}");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let machine = Machine { host: host.clone(), version: version.clone(), device: device.clone() };
-        self.check_kind(request.rank, &machine)?;
-        if let Some(rank) = request.rank {
-            self.check_wanted(rank, &machine)?;
-            // The same host asks again: its worker died while loading and was started anew.
-            self.reserved.remove(&rank);
+        let secret = if idempotency_key.is_empty() { token } else { idempotency_key.clone() };
+        let key = Secret::of(&secret);
+        let own = self.reserved_by(request.rank, key);
+        let rank = match own {
+            Some(rank) => rank,
+            None => self.vacant(now, request, &machine, terms)?,
+        };
+        self.reserved.insert(rank, Reservation { key, machine, heard: now });
+        // The token names its place: it is found without a search.
+        Ok((rank, format!("{rank}.{secret}")))
+    }
+
+    /// The rank that is reserved under this key.
+    fn reserved_by(&self, wanted: Option<u32>, key: Secret) -> Option<u32> {
+        let is_own = |reservation: &Reservation| reservation.key == key;
+        match wanted {
+            Some(rank) => self.reserved.get(&rank).is_some_and(is_own).then_some(rank),
+            None => self.reserved.iter().find(|(_, reservation)| is_own(reservation)).map(|(rank, _)| *rank),
         }
-        if self.reserved.len() + self.members.len() >= most as usize {
-            let reason = format!("the run is full: workers.max is {most}, and as many have joined");
-            return Err(Refusal::new(RefusalKind::ResourceExhausted, reason));
+    }
+
+    /// The rank that is asked for, or the lowest, if it is free and the run takes another worker.
+    fn vacant(
+        &mut self,
+        now: Time,
+        request: &v1::JoinRequest,
+        machine: &Machine,
+        terms: &Terms,
+    ) -> Result<u32, Refusal> {
+        let waited = Duration::from_millis(request.waited_ms);
+        let stays = |holder: &Holder<'_>| holder.stays(now, waited, terms.heartbeat);
+        self.check_kind(machine, stays)?;
+        let lost_after = terms.lost_after.as_secs_f64();
+        if let Some((rank, holder)) = request.rank.and_then(|rank| Some((rank, self.holder(rank)?))) {
+            let [host, device] = [&holder.machine.host, &holder.machine.device].map(|name| name.escape_debug());
+            let heard = now.saturating_sub(holder.heard).as_secs_f64();
+            let (kind, what) = match holder {
+                _ if stays(&holder) => (RefusalKind::AlreadyExists, format!("was heard {heard:.1} s ago")),
+                Holder { leaving: true, .. } => (RefusalKind::Held, "is about to leave".to_owned()),
+                _ => {
+                    let what = format!("was heard {heard:.1} s ago; it is lost if it is silent for {lost_after} s");
+                    (RefusalKind::Held, what)
+                }
+            };
+            let reason = format!("rank {rank} is taken: a worker on {host} ({device}) holds it and {what}");
+            return Err(Refusal::new(kind, reason));
+        }
+        let max = terms.max_workers;
+        if self.reserved.len() + self.members.len() >= max as usize {
+            let (kind, what) = match self.holders().all(|holder| stays(&holder)) {
+                true => (RefusalKind::ResourceExhausted, "as many have joined".to_owned()),
+                false => {
+                    let what = format!("a place is free once a worker leaves or was not heard for {lost_after} s");
+                    (RefusalKind::Held, what)
+                }
+            };
+            return Err(Refusal::new(kind, format!("the run is full: workers.max is {max}, and {what}")));
         }
         let rank = request.rank.or_else(|| self.free());
-        let rank = rank.ok_or_else(|| Refusal::new(RefusalKind::ResourceExhausted, "all ranks are taken".into()))?;
-        // The token says whose it is: it is found without a search.
-        let token = format!("{rank}.{token}");
-        self.reserved.insert(rank, Reservation { token: Secret::of(&token), machine, until });
-        Ok((rank, token))
+        rank.ok_or_else(|| Refusal::new(RefusalKind::ResourceExhausted, "all ranks are taken".into()))
+    }
+
+    fn holder(&self, rank: u32) -> Option<Holder<'_>> {
+        let member = self.members.get(&rank).map(Member::as_holder);
+        member.or_else(|| self.reserved.get(&rank).map(Reservation::as_holder))
+    }
+
+    fn holders(&self) -> impl Iterator<Item = Holder<'_>> {
+        self.members.values().map(Member::as_holder).chain(self.reserved.values().map(Reservation::as_holder))
     }
 
     /// The lowest rank that is free.
@@ -193,42 +300,23 @@ impl Membership {
         Some(rank)
     }
 
-    /// Devices of different kinds give results that differ in their last bits, and states that have to be equal would not be.
-    /// Whoever holds a place is of the same kind as all who do.
-    fn check_kind(&self, wanted: Option<u32>, machine: &Machine) -> Result<(), Refusal> {
-        let loading = || self.reserved.iter().find(|(rank, _)| Some(**rank) != wanted);
-        let member = self.members.first_key_value().map(|(rank, member)| (rank, &member.machine));
-        let other = member.or_else(|| loading().map(|(rank, reservation)| (rank, &reservation.machine)));
-        match other {
-            Some((rank, other)) if other.kind() != machine.kind() => {
-                let [own, device, host] = [&machine.device, &other.device, &other.host].map(|name| name.escape_debug());
+    /// Devices of different kinds give results that differ in their last bits, and states that have to
+    /// be equal would not be. All who hold a place are of one kind, so one of them stands for all.
+    fn check_kind(&self, machine: &Machine, stays: impl Fn(&Holder<'_>) -> bool) -> Result<(), Refusal> {
+        let member = self.members.first_key_value().map(|(rank, member)| (rank, member.as_holder()));
+        let loading = || self.reserved.first_key_value().map(|(rank, held)| (rank, held.as_holder()));
+        match member.or_else(loading) {
+            Some((rank, other)) if other.machine.kind() != machine.kind() => {
+                let Machine { device, host, .. } = other.machine;
+                let [own, device, host] = [&machine.device, device, host].map(|name| name.escape_debug());
                 let reason = format!(
                     "workers of a run compute on devices of one kind: this one is to compute on {own}, rank {rank} on {host} \
                      computes on {device}; see --device"
                 );
-                Err(Refusal::new(RefusalKind::OtherDevice, reason))
+                // One that was started by mistake may have been killed.
+                let kind = if stays(&other) { RefusalKind::OtherDevice } else { RefusalKind::Held };
+                Err(Refusal::new(kind, reason))
             }
-            _ => Ok(()),
-        }
-    }
-
-    fn check_wanted(&self, rank: u32, machine: &Machine) -> Result<(), Refusal> {
-        if rank >= RANKS {
-            let reason = format!("rank {rank} is out of range: ranks are below {RANKS}");
-            return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
-        }
-        let taken = |holder: &Machine, doing: &str| {
-            let Machine { host, device, .. } = holder;
-            let reason = format!(
-                "rank {rank} is taken: a worker on {} ({}) {doing}; choose another --rank, or none to be given one",
-                host.escape_debug(),
-                device.escape_debug()
-            );
-            Err(Refusal::new(RefusalKind::AlreadyExists, reason))
-        };
-        match (self.members.get(&rank), self.reserved.get(&rank)) {
-            (Some(member), _) => taken(&member.machine, "holds it"),
-            (None, Some(held)) if held.machine.host != machine.host => taken(&held.machine, "is loading under it"),
             _ => Ok(()),
         }
     }
@@ -241,10 +329,9 @@ impl Membership {
         token: &str,
         store_address: String,
     ) -> Result<u32, Refusal> {
-        let rank = token.split_once('.').and_then(|(rank, _)| rank.parse().ok());
-        let presented = Secret::of(token);
-        let reserved = |rank: &u32| self.reserved.get(rank).is_some_and(|reservation| reservation.token == presented);
-        let Some(rank) = rank.filter(reserved) else {
+        let parts = token.split_once('.');
+        let presented = parts.and_then(|(rank, secret)| Some((rank.parse().ok()?, Secret::of(secret))));
+        let Some(rank) = presented.and_then(|(rank, key)| self.reserved_by(Some(rank), key)) else {
             let reason = "unknown session token: join (again) to get one; tokens work once and run out".into();
             return Err(Refusal::new(RefusalKind::Unauthenticated, reason));
         };
@@ -264,6 +351,7 @@ impl Membership {
             heard: now,
             moved: now,
             leaving: None,
+            isolated: false,
             speed: None,
             rates: Rates::default(),
         };
@@ -309,9 +397,10 @@ impl Membership {
         self.members.len() - self.leaving
     }
 
-    /// Frees the places of reservations that have run out.
-    pub fn expire(&mut self, now: Time) {
-        for (rank, _) in self.reserved.extract_if(.., |_, reservation| reservation.until <= now) {
+    /// Frees the places of reservations that were not renewed for `lost_after`.
+    pub fn expire(&mut self, now: Time, lost_after: Duration) {
+        let is_lost = |reservation: &Reservation| now.saturating_sub(reservation.heard) >= lost_after;
+        for (rank, _) in self.reserved.extract_if(.., |_, reservation| is_lost(reservation)) {
             self.free_from = self.free_from.min(rank);
         }
     }
@@ -419,64 +508,153 @@ pub enum Overdue {
 mod tests {
     use super::*;
 
-    const UNTIL: Time = Duration::from_secs(60);
+    const TERMS: Terms =
+        Terms { max_workers: 3, heartbeat: Duration::from_secs(1), lost_after: Duration::from_secs(10) };
 
     fn request(rank: Option<u32>, host: &str) -> v1::JoinRequest {
         v1::JoinRequest { rank, host: host.into(), ..Default::default() }
     }
 
-    #[test]
-    fn ranks_are_given_from_the_lowest_free_one() {
-        let mut members = Membership::default();
-        assert_eq!(members.reserve(&request(Some(1), "a"), "t1".into(), 3, UNTIL), Ok((1, "1.t1".into())));
-        assert_eq!(members.reserve(&request(None, "a"), "t0".into(), 3, UNTIL), Ok((0, "0.t0".into())));
-        assert_eq!(members.reserve(&request(None, "a"), "t2".into(), 3, UNTIL), Ok((2, "2.t2".into())));
-        let full = members.reserve(&request(None, "a"), "t3".into(), 3, UNTIL).unwrap_err();
-        assert_eq!(full.kind, RefusalKind::ResourceExhausted);
+    /// A worker's join, told apart by its key, that has waited for so many seconds.
+    fn join(rank: Option<u32>, key: &str, waited: u64) -> v1::JoinRequest {
+        v1::JoinRequest { idempotency_key: key.into(), waited_ms: 1000 * waited, ..request(rank, "node-a") }
+    }
+
+    fn reserve(members: &mut Membership, now: u64, request: &v1::JoinRequest) -> Result<(u32, String), Refusal> {
+        members.reserve(Duration::from_secs(now), request, "token".into(), &TERMS)
+    }
+
+    fn attach(members: &mut Membership, now: u64, session: u64, token: &str) -> Result<u32, Refusal> {
+        members.attach(Duration::from_secs(now), SessionId(session), token, "node-a:1".into())
     }
 
     #[test]
-    fn a_taken_rank_names_its_holder() {
+    fn ranks_are_given_from_the_lowest_free_one() {
         let mut members = Membership::default();
-        members.reserve(&request(Some(4), "node-a"), "first".into(), 3, UNTIL).unwrap();
-        let loading = members.reserve(&request(Some(4), "node-b"), "other".into(), 3, UNTIL).unwrap_err();
-        assert_eq!(loading.kind, RefusalKind::AlreadyExists);
-        // The same host may start its worker anew; the first token is void then.
-        members.reserve(&request(Some(4), "node-a"), "second".into(), 3, UNTIL).unwrap();
-        let void = members.attach(Time::ZERO, SessionId(1), "4.first", "node-a:1".into()).unwrap_err();
-        assert_eq!(void.kind, RefusalKind::Unauthenticated);
-        assert_eq!(members.attach(Time::ZERO, SessionId(2), "4.second", "node-a:1".into()), Ok(4));
-        let attached = members.reserve(&request(Some(4), "node-a"), "third".into(), 3, UNTIL).unwrap_err();
-        assert!(attached.reason.contains("rank 4 is taken") && attached.reason.contains("node-a"), "{attached:?}");
+        let mut reserve = |rank, token: &str| members.reserve(Time::ZERO, &request(rank, "a"), token.into(), &TERMS);
+        assert_eq!(reserve(Some(1), "t1"), Ok((1, "1.t1".into())));
+        assert_eq!(reserve(None, "t0"), Ok((0, "0.t0".into())));
+        assert_eq!(reserve(None, "t2"), Ok((2, "2.t2".into())));
+        assert_eq!(reserve(None, "t3").unwrap_err().kind, RefusalKind::Held);
+    }
+
+    #[test]
+    fn a_place_is_never_taken_from_a_worker_that_is_loading() {
+        let mut members = Membership::default();
+        let (rank, token) = reserve(&mut members, 0, &join(Some(4), "first", 0)).unwrap();
+        assert_eq!((rank, token.as_str()), (4, "4.first"));
+        // Of the same host, as when a loop in a shell starts several with one rank.
+        let held = reserve(&mut members, 0, &join(Some(4), "second", 0)).unwrap_err();
+        assert_eq!(held.kind, RefusalKind::Held);
+        assert!(held.reason.contains("rank 4 is taken") && held.reason.contains("node-a"), "{held:?}");
+        assert_eq!(attach(&mut members, 0, 1, "4.second").unwrap_err().kind, RefusalKind::Unauthenticated);
+        // The holder goes on loading, and says so; the other waits, and learns that the holder is
+        // alive.
+        for now in 1..=3 {
+            assert_eq!(reserve(&mut members, now, &join(Some(4), "first", 0)), Ok((4, token.clone())));
+        }
+        let refused = reserve(&mut members, 3, &join(Some(4), "second", 3)).unwrap_err();
+        assert_eq!(refused.kind, RefusalKind::AlreadyExists);
+        assert_eq!(attach(&mut members, 4, 1, &token), Ok(4));
+        // A token works once.
+        assert_eq!(attach(&mut members, 4, 2, &token).unwrap_err().kind, RefusalKind::Unauthenticated);
+    }
+
+    #[test]
+    fn a_place_is_waited_for_until_its_holder_is_known_to_live_or_to_be_gone() {
+        let mut members = Membership::default();
+        let token = reserve(&mut members, 0, &join(Some(4), "holder", 0)).unwrap().1;
+        attach(&mut members, 0, 1, &token).unwrap();
+        let ask = |members: &mut Membership, now, waited| {
+            reserve(members, now, &join(Some(4), "other", waited)).map_err(|refusal| (refusal.kind, refusal.reason))
+        };
+        let hear = |members: &mut Membership, now| members.get_mut(4).unwrap().heard = Duration::from_secs(now);
+        hear(&mut members, 20);
+        // It may have died a moment ago.
+        assert_eq!(ask(&mut members, 20, 0).unwrap_err().0, RefusalKind::Held);
+        // What is heard within a heartbeat may have been under way when it died.
+        assert_eq!(ask(&mut members, 21, 1).unwrap_err().0, RefusalKind::Held);
+        let (kind, reason) = ask(&mut members, 29, 9).unwrap_err();
+        assert_eq!(kind, RefusalKind::Held);
+        assert!(reason.contains("heard 9.0 s ago") && reason.contains("silent for 10 s"), "{reason}");
+        hear(&mut members, 29);
+        let (kind, reason) = ask(&mut members, 30, 10).unwrap_err();
+        assert_eq!(kind, RefusalKind::AlreadyExists);
+        assert!(reason.contains("rank 4 is taken") && reason.contains("node-a"), "{reason}");
+        // One that leaves is heard until it is gone.
+        members.wants_to_go(4, "asked".into());
+        assert_eq!(ask(&mut members, 30, 10).unwrap_err().0, RefusalKind::Held);
+        members.remove(4);
+        assert_eq!(ask(&mut members, 31, 11).unwrap().0, 4);
+    }
+
+    #[test]
+    fn a_full_run_is_waited_for_while_a_worker_of_it_may_be_dead() {
+        let mut members = Membership::default();
+        for rank in 0..3 {
+            let token = reserve(&mut members, 0, &join(None, &format!("holder {rank}"), 0)).unwrap().1;
+            attach(&mut members, 0, rank, &token).unwrap();
+        }
+        let hear = |members: &mut Membership, ranks: &[u32], now| {
+            ranks.iter().for_each(|rank| members.get_mut(*rank).unwrap().heard = Duration::from_secs(now));
+        };
+        let ask = |members: &mut Membership, rank, now, waited| {
+            reserve(members, now, &join(rank, "other", waited)).unwrap_err().kind
+        };
+        hear(&mut members, &[0, 1], 8);
+        for rank in [None, Some(7)] {
+            assert_eq!(ask(&mut members, rank, 8, 5), RefusalKind::Held);
+        }
+        hear(&mut members, &[0, 1, 2], 8);
+        for rank in [None, Some(7)] {
+            assert_eq!(ask(&mut members, rank, 8, 5), RefusalKind::ResourceExhausted);
+        }
+    }
+
+    #[test]
+    fn a_join_whose_answer_was_lost_gets_the_same_place() {
+        let mut members = Membership::default();
+        let first = reserve(&mut members, 0, &join(None, "key", 0)).unwrap();
+        assert_eq!(reserve(&mut members, 1, &join(None, "key", 0)), Ok(first.clone()));
+        assert_eq!(reserve(&mut members, 2, &join(Some(first.0), "key", 0)), Ok(first));
+        assert_eq!(reserve(&mut members, 2, &join(None, "another", 0)).unwrap().0, 1);
     }
 
     #[test]
     fn all_compute_on_devices_of_one_kind() {
         let mut members = Membership::default();
-        let on = |rank, device: &str| v1::JoinRequest { device: device.into(), ..request(rank, "node-a") };
-        members.reserve(&on(Some(0), "cpu"), "first".into(), 3, UNTIL).unwrap();
-        // It was a mistake, and is corrected.
-        members.reserve(&on(Some(0), "cuda:0"), "second".into(), 3, UNTIL).unwrap();
+        let reserve = |members: &mut Membership, rank, device: &str, token: &str, waited_ms| {
+            let request = v1::JoinRequest { device: device.into(), waited_ms, ..request(rank, "node-a") };
+            members.reserve(Time::ZERO, &request, token.into(), &TERMS)
+        };
+        // It was a mistake, and is corrected: the first one does not live any more.
+        reserve(&mut members, Some(0), "cpu", "first", 0).unwrap();
+        assert_eq!(reserve(&mut members, None, "cuda:0", "second", 0).unwrap_err().kind, RefusalKind::Held);
+        members.expire(TERMS.lost_after, TERMS.lost_after);
+        reserve(&mut members, Some(0), "cuda:0", "second", 0).unwrap();
         members.attach(Time::ZERO, SessionId(1), "0.second", "node-a:1".into()).unwrap();
-        members.reserve(&on(None, "cuda:1"), "third".into(), 3, UNTIL).unwrap();
-        let refused = members.reserve(&on(None, "cpu"), "fourth".into(), 3, UNTIL).unwrap_err();
+        reserve(&mut members, None, "cuda:1", "third", 0).unwrap();
+        let refused = reserve(&mut members, None, "cpu", "fourth", 5000).unwrap_err();
         assert_eq!(refused.kind, RefusalKind::OtherDevice);
         assert!(["cpu", "rank 0 on node-a", "cuda:0"].iter().all(|part| refused.reason.contains(part)), "{refused:?}");
     }
 
     #[test]
-    fn reservations_run_out() {
+    fn reservations_that_are_not_renewed_run_out() {
         let mut members = Membership::default();
-        members.reserve(&request(Some(0), "a"), "token".into(), 1, UNTIL).unwrap();
-        members.expire(UNTIL);
-        assert_eq!(members.reserve(&request(None, "b"), "token".into(), 1, UNTIL + UNTIL).unwrap().0, 0);
+        reserve(&mut members, 0, &join(Some(0), "loads", 0)).unwrap();
+        reserve(&mut members, 0, &join(Some(1), "dies", 0)).unwrap();
+        reserve(&mut members, 9, &join(Some(0), "loads", 0)).unwrap();
+        members.expire(Duration::from_secs(10), TERMS.lost_after);
+        assert_eq!(reserve(&mut members, 10, &join(Some(0), "other", 0)).unwrap_err().kind, RefusalKind::Held);
+        assert_eq!(reserve(&mut members, 10, &join(Some(1), "other", 0)).unwrap().0, 1);
     }
 
     #[test]
     fn who_does_not_move_is_to_blame_only_if_others_wait() {
         let mut members = Membership::default();
         for rank in 0..2 {
-            let token = members.reserve(&request(Some(rank), "a"), "t".into(), 2, UNTIL).unwrap().1;
+            let token = members.reserve(Time::ZERO, &request(Some(rank), "a"), "t".into(), &TERMS).unwrap().1;
             members.attach(Time::ZERO, SessionId(rank.into()), &token, "a:1".into()).unwrap();
         }
         let (now, after) = (Duration::from_secs(40), Duration::from_secs(30));

@@ -124,6 +124,13 @@ pub enum Event {
         /// The stream.
         session: SessionId,
     },
+    /// The captions of an evaluation that was to be scored cannot be saved, or can be again.
+    CaptionsSaved {
+        /// Its number.
+        evaluation: u64,
+        /// Why not, for people.
+        saved: Result<(), String>,
+    },
     /// An evaluation that was to be scored is scored.
     Scored {
         /// Its number.
@@ -186,7 +193,8 @@ pub enum Action {
     },
     /// Remember something. What [`Record::must_be_durable`] is on disk before the next action.
     Record(Record),
-    /// Save the captions of an evaluation, score them and come back with [`Event::Scored`].
+    /// Save the captions of an evaluation, score them and come back with [`Event::Scored`]; while they cannot be saved,
+    /// [`Event::CaptionsSaved`] says why.
     Score {
         /// Its number.
         evaluation: u64,
@@ -221,16 +229,16 @@ pub struct Refusal {
     pub reason: String,
 }
 
-/// Kinds of refusals: the gRPC status codes of the same names, but for the last.
+/// Kinds of refusals: the gRPC status codes of the same names, but for the last three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
     /// The message makes no sense.
     InvalidArgument,
     /// The peer speaks another version of the protocol, or asks for what the run is in no state for.
     FailedPrecondition,
-    /// The rank is taken.
+    /// The rank is taken by a worker that is alive.
     AlreadyExists,
-    /// The run is full.
+    /// The run is full of workers that are alive.
     ResourceExhausted,
     /// The session token is unknown.
     Unauthenticated,
@@ -238,7 +246,10 @@ pub enum RefusalKind {
     Unavailable,
     /// The run is over: `NOT_FOUND`.
     Over,
-    /// The others compute on devices of another kind: `ABORTED`.
+    /// The place is held by a worker that may be dead or is about to leave: `ABORTED`. To be asked
+    /// again.
+    Held,
+    /// The others compute on devices of another kind: `PERMISSION_DENIED`.
     OtherDevice,
 }
 
@@ -386,6 +397,7 @@ impl Run {
                     }
                 }
             }
+            Event::CaptionsSaved { evaluation, saved } => self.captions_saved(evaluation, saved),
             Event::Scored { evaluation, metrics, items } => self.scored(evaluation, metrics, items),
             Event::Tick => self.tick(now),
             Event::Control { request, command } => match self.control(command) {
@@ -411,7 +423,7 @@ impl Run {
             member.heard = now;
         }
         if let Err(violation) = self.understand(now, rank, message) {
-            let reason = format!("rank {rank} broke the protocol: {violation}");
+            let reason = format!("rank {rank} broke the protocol: {}", one_line(&violation));
             let refusal = Refusal::new(RefusalKind::InvalidArgument, reason.clone());
             self.actions.push(Action::Close { session, refusal: Some(refusal) });
             self.remove(now, rank, Happening::Lost, &reason);
@@ -461,8 +473,8 @@ impl Run {
     // ------------------------------------------------------------------------------------------------------ leaving
 
     fn tick(&mut self, now: Time) {
-        self.members.expire(now);
         let lost_after = self.lost_after();
+        self.members.expire(now, lost_after);
         for (rank, overdue) in self.members.overdue(now, lost_after) {
             match overdue {
                 Overdue::Silent => {

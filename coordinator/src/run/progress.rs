@@ -74,7 +74,7 @@ impl Run {
                 }
                 return;
             }
-            if self.members.staying() == 0 {
+            if self.only_saves(generation) {
                 if self.secured(granted) && quiet {
                     self.end_generation(now, "all members leave", false);
                 }

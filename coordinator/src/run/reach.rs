@@ -3,10 +3,15 @@
 //! A generation needs a connection between any two of its members, and the coordinator sees only those to itself. So before they
 //! meet, members try to reach some of the others, and say whom they cannot. When all have let go of the generation that failed
 //! for it, whoever is part of most such pairs is sent away, until none is left.
+//!
+//! A member that advertises a loopback address to members of other machines is at fault whatever
+//! the pairs are. If it alone holds the furthest state, it is isolated instead of evicted: it saves
+//! that state in a generation of its own, and leaves.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
 };
 
 use proto::v1;
@@ -36,6 +41,12 @@ fn worst(complaints: &Complaints, precious: Option<u32>, heard: impl Fn(u32) -> 
     counts.into_iter().max_by_key(order).map(|(rank, _)| rank)
 }
 
+/// Whether an address (host:port) means another machine to every machine.
+fn is_local(address: &str) -> bool {
+    let ip = address.parse::<SocketAddr>().map(|address| address.ip().to_canonical());
+    ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
+}
+
 impl Run {
     /// Notes whom a member could not reach.
     pub(super) fn complain(&mut self, rank: u32, failed: &v1::Failed) {
@@ -50,6 +61,7 @@ impl Run {
     pub(super) fn part(&mut self, now: Time) {
         let mut complaints = std::mem::take(&mut self.complaints);
         complaints.retain(|(a, b)| self.members.get(*a).is_some() && self.members.get(*b).is_some());
+        self.part_from_local(now, &mut complaints);
         let heard = |run: &Self, rank| run.members.get(rank).map_or(Time::ZERO, |member| member.heard);
         let precious = self.sole_holder();
         while let Some(rank) = worst(&complaints, precious, |rank| heard(self, rank)) {
@@ -57,8 +69,48 @@ impl Run {
             let others: Vec<String> =
                 complaints.iter().filter(|pair| of_it(pair)).map(|(a, b)| (a + b - rank).to_string()).collect();
             complaints.retain(|pair| !of_it(pair));
-            self.evict(now, rank, &format!("it and rank {} cannot reach each other", others.join(", ")));
+            let hint = self.local_address(rank).map_or_else(String::new, |address| {
+                format!(
+                    "; it advertises {address}, which its own machine alone can reach: start it with --host ADDRESS"
+                )
+            });
+            self.evict(now, rank, &format!("it and rank {} cannot reach each other{hint}", others.join(", ")));
         }
+    }
+
+    /// Evicts members with local addresses that cannot be reached by members with others.
+    fn part_from_local(&mut self, now: Time, complaints: &mut Complaints) {
+        let mut at_fault: BTreeMap<u32, (u32, String)> = BTreeMap::new();
+        for (a, b) in complaints.iter().copied() {
+            match (self.local_address(a), self.local_address(b)) {
+                (Some(address), None) => _ = at_fault.insert(a, (b, address)),
+                (None, Some(address)) => _ = at_fault.insert(b, (a, address)),
+                _ => {}
+            }
+        }
+        complaints.retain(|(a, b)| !at_fault.contains_key(a) && !at_fault.contains_key(b));
+        for (rank, (other, address)) in at_fault {
+            let host = self.members.get(other).map(|member| member.machine.host.escape_debug().to_string());
+            let reason = format!(
+                "it advertises {address}, which rank {other} on {} cannot reach: start it with --host and an address of its \
+                 machine that other machines reach",
+                host.unwrap_or_default()
+            );
+            if self.sole_holder() == Some(rank) && !self.is_saved(self.origin().start) {
+                self.wants_to_go(rank, reason);
+                if let Some(member) = self.members.get_mut(rank) {
+                    member.isolated = true;
+                }
+            } else {
+                self.evict(now, rank, &reason);
+            }
+        }
+    }
+
+    /// The address that a member advertises, if its own machine alone can reach it.
+    fn local_address(&self, rank: u32) -> Option<String> {
+        let address = &self.members.get(rank)?.store_address;
+        is_local(address).then(|| address.rsplit_once(':').map_or("", |(host, _)| host).to_owned())
     }
 
     /// Who alone holds the furthest state: it must not have to go for somebody who has nothing.
@@ -72,6 +124,16 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loopback_addresses_are_local_whatever_they_are_written_as() {
+        for address in ["127.0.0.1:7", "127.9.9.9:7", "[::1]:7", "[::ffff:127.0.0.1]:7", "0.0.0.0:7", "[::]:7"] {
+            assert!(is_local(address), "{address}");
+        }
+        for address in ["10.0.0.1:7", "[fd00::1]:7", "[::ffff:10.0.0.1]:7", "host:7", "localhost", ""] {
+            assert!(!is_local(address), "{address}");
+        }
+    }
 
     #[test]
     fn a_member_reaches_for_those_that_follow_it() {

@@ -71,8 +71,6 @@ pub enum Happening {
     Damaged,
     /// The ranks' parameters differ.
     Diverged,
-    /// An evaluation saw several images of the same name.
-    Duplicates,
     /// A stage ended elsewhere than where it stood: what generations so far did beyond that place is given up.
     StageEnded,
     /// The guard has paused the run.
@@ -117,7 +115,6 @@ impl Happening {
             Self::RolledBack => "rollback",
             Self::Adopted => "adopted",
             Self::Diverged => "divergence",
-            Self::Duplicates => "duplicates",
             Self::StageEnded => "stage_ended",
             Self::Paused => "paused",
             Self::Resumed => "resumed",

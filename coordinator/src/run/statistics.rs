@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dataset::limits::MAX_TEXT_BYTES;
 use proto::v1;
 use statistics::{Summary, names};
 
@@ -9,8 +10,6 @@ use super::plan::Place;
 
 /// Candidates of an example; run files ask for fewer beams.
 const MOST_CANDIDATES: usize = 1024;
-/// Longest text in an example, in bytes.
-const LONGEST_TEXT: usize = 4096;
 
 /// What a step did, over all shares that were reported.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,10 +115,10 @@ impl StepStatistics {
         })
     }
 
-    /// Loss per image or token.
+    /// Loss per image or token; none where no image of the batch could be decoded.
     #[must_use]
-    pub fn loss(&self) -> f64 {
-        self.loss_sum / self.loss_weight
+    pub fn loss(&self) -> Option<f64> {
+        (self.loss_weight > 0.0).then(|| self.loss_sum / self.loss_weight)
     }
 
     /// Mean reward of the chosen candidates, where the objective has rewards.
@@ -166,9 +165,9 @@ impl StepStatistics {
     }
 }
 
-/// Whether an example is of a size that can be kept and shown, and has numbers.
+/// Whether an example is of a size that can be kept and shown, and has numbers. Workers send no other.
 fn is_modest(example: &v1::Example) -> bool {
-    let short = |text: &str| text.len() <= LONGEST_TEXT;
+    let short = |text: &str| text.len() <= MAX_TEXT_BYTES;
     let modest = |candidate: &v1::Candidate| {
         short(&candidate.caption) && candidate.reward.is_finite() && candidate.gamma.is_finite()
     };
@@ -232,10 +231,20 @@ mod tests {
         let step = merger.add(2, read(5, &report(3.0, &[0.6, 0.8]))).unwrap();
         assert_eq!(step.pace.lag(), Some((5, 2.0)));
         assert_eq!(Pace::of(5, 2.0).lag(), None, "nobody waits for the only one");
-        assert_eq!((step.loss(), step.samples, step.seconds), (1.0, 4, 3.0));
+        assert_eq!((step.loss(), step.samples, step.seconds), (Some(1.0), 4, 3.0));
         assert_eq!((step.tokens_per_second(), step.phases().collect::<Vec<_>>()), (20.0 / 3.0, vec![("learn", 2.0)]));
         assert!((step.reward().unwrap() - 0.5).abs() < 1e-12);
         assert_eq!(merger.drain().count(), 0);
+        assert_eq!(read(7, &v1::StepDone::default()).loss(), None, "no image of the batch could be decoded");
+    }
+
+    #[test]
+    fn the_longest_names_and_the_most_beams_are_an_example() {
+        let text = || "ü".repeat(MAX_TEXT_BYTES / 2);
+        let candidates = vec![v1::Candidate { caption: text(), reward: 1e30, gamma: 0.0 }; 64];
+        let example = Some(v1::Example { image: text(), candidates });
+        let report = v1::StepDone { example, ..Default::default() };
+        StepStatistics::read(0, &report, &v1::Position::default()).unwrap();
     }
 
     #[test]
@@ -246,7 +255,7 @@ mod tests {
             summaries: [("kl".into(), v1::Summary { count: 1, ..Default::default() })].into(),
             ..Default::default()
         };
-        let endless = v1::Candidate { caption: "a ".repeat(LONGEST_TEXT), ..Default::default() };
+        let endless = v1::Candidate { caption: "a ".repeat(MAX_TEXT_BYTES), ..Default::default() };
         let example = Some(v1::Example { image: String::new(), candidates: vec![endless] });
         let verbose = v1::StepDone { example, ..Default::default() };
         let strange = v1::StepDone { phase_seconds: [("nap".into(), 1.0)].into(), ..Default::default() };

@@ -56,7 +56,7 @@ impl Run {
             stage_name: stage.name.clone(),
             step: self.committed.step,
             steps,
-            loss: self.latest.as_ref().map_or(0.0, StepStatistics::loss),
+            loss: self.latest.as_ref().and_then(StepStatistics::loss).unwrap_or(0.0),
             reward: self.latest.as_ref().and_then(StepStatistics::reward),
             images_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::images_per_second),
             members: Vec::new(),
@@ -90,22 +90,28 @@ impl Run {
     fn state(&self) -> (&'static str, String) {
         match (&self.phase, &self.paused) {
             (Phase::Waiting | Phase::Forming | Phase::Running, Some(reason)) => ("paused", reason.clone()),
-            (Phase::Running, None) if self.unsaved.is_some() => {
-                let reason = self.unsaved.as_ref().map(|unsaved| unsaved.reason.as_str()).unwrap_or_default();
-                ("paused", format!("{reason}; it is tried again every few seconds"))
-            }
             (Phase::Waiting, None) => ("waiting", self.waiting_for()),
             (Phase::Forming, None) => {
                 let ready = self.generation.as_ref().map_or(0, |generation| generation.ready.len());
                 ("forming", format!("{ready} of {} members are ready", self.members.len()))
             }
-            (Phase::Running, None) => ("running", String::new()),
+            (Phase::Running, None) => match self.cannot_save() {
+                Some(reason) => ("paused", format!("{reason}; it is tried again every few seconds")),
+                None => ("running", String::new()),
+            },
             (Phase::Over { outcome: Outcome::Finished, .. }, _) => ("finished", String::new()),
             (Phase::Over { outcome: Outcome::Failed(reason), .. }, _) => ("failed", reason.clone()),
             (Phase::Over { outcome: Outcome::Stopped, .. }, _) => {
                 ("waiting", "the coordinator is shutting down".into())
             }
         }
+    }
+
+    /// Why a state or captions cannot be saved, if so.
+    fn cannot_save(&self) -> Option<&str> {
+        let state = self.unsaved.as_ref().map(|unsaved| &unsaved.reason);
+        let captions = || self.evaluation.as_ref().and_then(|evaluation| evaluation.unsaved.as_ref());
+        state.or_else(captions).map(String::as_str)
     }
 
     fn waiting_for(&self) -> String {

@@ -10,7 +10,8 @@ use axum::{
 };
 use connection::{Token, bearer};
 use proto::v1::{admin_server, coordinator_server};
-use tonic::Status;
+use tonic::{Code, Status};
+use tracing::info;
 
 use super::{
     door::Peer,
@@ -80,9 +81,11 @@ pub async fn receive(State(reception): State<Reception>, request: Request, next:
         return status.into_http::<axum::body::Body>().into_response();
     }
     let response = next.run(request).await;
-    if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != tonic::Code::Ok)
-    {
-        refusals.note(peer.0, Reason::of_call(&path, status.code()), status.message());
+    if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok) {
+        match status.code() {
+            Code::Aborted => info!(peer = %peer.0, "told to ask again: {}", status.message()),
+            code => refusals.note(peer.0, Reason::of_call(&path, code), status.message()),
+        }
     }
     response
 }

@@ -6,13 +6,18 @@ use scoring::results::{self, Captioned};
 
 use crate::run::captions::Item;
 
-/// Writes the captions to `path`: whole or not at all, over what an evaluation of the same place left.
+/// Writes the captions to `path`: whole or not at all, over what an evaluation of the same state left.
 ///
 /// # Errors
 /// What the system says.
 pub fn save(path: &Path, items: &[Item]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
+    std::fs::create_dir_all(folder).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            std::io::Error::new(error.kind(), format!("{} is not a folder", folder.display()))
+        }
+        _ => error,
+    })?;
     let captions: Vec<Captioned> =
         items.iter().map(|item| Captioned::new(item.image_id, &item.image, &item.caption)).collect();
     results::write(path, &captions)?;

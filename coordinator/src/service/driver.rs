@@ -6,19 +6,19 @@ use proto::v1;
 use storage::Checkpoints;
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
     time::{self, Instant, MissedTickBehavior},
 };
 use tonic::Status;
 use tracing::{info, warn};
 
 use super::{
-    captions,
     clock::Clock,
+    evaluations::Written,
     http::Readiness,
     metrics::Metrics,
     recorder::Recorder,
     refusals::{Reason, Refusals},
-    score,
 };
 use crate::run::{
     Action, Command, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics,
@@ -82,10 +82,11 @@ impl Driver {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut turn = Turn {
             driver: self,
-            clock: Clock::start(),
+            clock: Clock::start(Instant::now()),
             asked: BTreeMap::new(),
             last: 0,
             lines: BTreeMap::new(),
+            examination: None,
             reported: None,
             noted: false,
         };
@@ -96,7 +97,7 @@ impl Driver {
             let mut ticked = false;
             tokio::select! {
                 _ = waiting.recv_many(&mut inputs, TURN) => {
-                    turn.clock.turn();
+                    turn.clock.turn(Instant::now());
                     for input in inputs.drain(..) {
                         let ended = turn.take(input).await?;
                         outcome = outcome.or(ended);
@@ -104,7 +105,7 @@ impl Driver {
                 }
                 _ = ticks.tick() => {
                     ticked = true;
-                    turn.clock.turn();
+                    turn.clock.turn(Instant::now());
                     outcome = turn.event(Event::Tick).await?;
                 }
             }
@@ -136,6 +137,8 @@ struct Turn {
     /// Number of the last question.
     last: u64,
     lines: BTreeMap<SessionId, Line>,
+    /// The task that saves and scores captions.
+    examination: Option<AbortHandle>,
     /// When progress was last logged.
     reported: Option<Instant>,
     /// Whether anything was recorded since metrics and readiness were brought up to date.
@@ -221,23 +224,13 @@ impl Turn {
                         self.driver.recorder.sync().await?;
                     }
                 }
-                Action::Score { evaluation, items, captions } => {
+                Action::Score { evaluation, items, captions: path } => {
                     let (inputs, scoring) = (self.driver.inputs.clone(), Arc::clone(&self.driver.scoring));
-                    let scored = tokio::task::spawn_blocking(move || {
-                        if let Err(error) = captions::save(&captions, &items) {
-                            warn!(path = %captions.display(), %error, "could not save the captions of an evaluation");
-                        }
-                        score::score(&scoring, items)
-                    });
-                    tokio::spawn(async move {
-                        let (metrics, items) = scored.await.unwrap_or_else(|panic| {
-                            // An evaluation without scores is better than a run that waits for them.
-                            warn!(%panic, "an evaluation could not be scored");
-                            Default::default()
-                        });
-                        // The coordinator is gone: so is the use of the scores.
-                        _ = inputs.send(Input::Event(Event::Scored { evaluation, metrics, items })).await;
-                    });
+                    let task = tokio::spawn(Written { evaluation, items, path }.examine(scoring, inputs));
+                    // There is one evaluation at a time: another one was given up, if it is not done.
+                    if let Some(earlier) = self.examination.replace(task.abort_handle()) {
+                        earlier.abort();
+                    }
                 }
                 Action::DeleteCheckpoint(name) => self.delete(name),
                 Action::Exit(how) => outcome = Some(how),

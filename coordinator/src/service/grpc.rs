@@ -78,7 +78,8 @@ impl From<Refusal> for Status {
             RefusalKind::Unauthenticated => Code::Unauthenticated,
             RefusalKind::Unavailable => Code::Unavailable,
             RefusalKind::Over => Code::NotFound,
-            RefusalKind::OtherDevice => Code::Aborted,
+            RefusalKind::Held => Code::Aborted,
+            RefusalKind::OtherDevice => Code::PermissionDenied,
         };
         Self::new(code, refusal.reason)
     }

@@ -7,7 +7,7 @@
 //!      '======== directives ==============================|
 //!                                                         |--Record--> recorder (a thread; SQLite)
 //!                                                         |--Record--> metrics --> http <-- Prometheus, the page
-//!                                                         '--items---> captions, score (a blocking thread) --Event--> driver
+//!                                                         '--items---> evaluations (captions, score) --Event--> driver
 //! ```
 
 mod access;
@@ -16,6 +16,7 @@ mod clock;
 mod disk;
 mod door;
 mod driver;
+mod evaluations;
 mod grpc;
 mod http;
 mod metrics;
@@ -135,7 +136,9 @@ impl Service {
         let desk = Arc::new(desk);
         tokio::spawn(Arc::clone(&desk).keep(closed(closing.clone())));
         let scrapes = Scrapes::new();
-        let routes = scrapes.noted(http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready]));
+        let grpc_port = self.grpc.local_addr().map_or(0, |address| address.port());
+        let routes = http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready], grpc_port);
+        let routes = scrapes.noted(routes);
         let http = tokio::spawn(http::serve(self.http, routes, refusals.clone(), closing.clone()));
         let door = Door { listener: self.grpc, tls, refusals: refusals.clone() };
         let reception = Reception { tokens, refusals: refusals.clone() };

@@ -85,7 +85,7 @@ impl Reason {
             Code::FailedPrecondition if is_of(path, coordinator_server::SERVICE_NAME) => Self::ProtocolVersion,
             Code::FailedPrecondition => Self::State,
             Code::AlreadyExists => Self::RankTaken,
-            Code::Aborted => Self::Device,
+            Code::PermissionDenied => Self::Device,
             Code::ResourceExhausted if path.ends_with(SESSION) => Self::Busy,
             Code::ResourceExhausted => Self::Full,
             Code::Unavailable | Code::NotFound => Self::Over,

@@ -35,8 +35,7 @@ impl Scrapes {
         routes.layer(middleware::from_fn_with_state(self.clone(), answer))
     }
 
-    fn note(&self) {
-        let now = Instant::now();
+    fn note(&self, now: Instant) {
         self.0.send_modify(|last| *last = Some((now, last.map(|(earlier, _)| now - earlier))));
     }
 
@@ -44,58 +43,65 @@ impl Scrapes {
     pub async fn one_more(&self) {
         let mut scrapes = self.0.subscribe();
         let last = *scrapes.borrow_and_update();
-        if let Some((_, Some(interval))) = last {
+        if let Some(longest) = last.and_then(longest_wait) {
             // Who does not come any more does not want to know.
-            _ = time::timeout(PATIENCE.min(2 * interval), scrapes.changed()).await;
+            _ = time::timeout(longest, scrapes.changed()).await;
         }
     }
+}
+
+/// How long one more scrape is waited for after the last ones.
+fn longest_wait((_, interval): (Instant, Option<Duration>)) -> Option<Duration> {
+    interval.map(|interval| PATIENCE.min(2 * interval))
 }
 
 async fn answer(State(scrapes): State<Scrapes>, request: Request, next: Next) -> Response {
     let metrics = request.uri().path() == "/metrics";
     let response = next.run(request).await;
     if metrics {
-        scrapes.note();
+        scrapes.note(Instant::now());
     }
     response
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
-    /// How long one more is waited for after scrapes at these seconds, if none comes.
-    async fn waited(seconds: &[u64]) -> u64 {
+    /// Scrapes at these seconds.
+    fn scraped(seconds: &[u64]) -> Scrapes {
         let (scrapes, started) = (Scrapes::new(), Instant::now());
-        for second in seconds {
-            time::sleep_until(started + Duration::from_secs(*second)).await;
-            scrapes.note();
-        }
-        let over = Instant::now();
-        scrapes.one_more().await;
-        over.elapsed().as_secs()
+        seconds.iter().for_each(|second| scrapes.note(started + Duration::from_secs(*second)));
+        scrapes
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_comes_at_intervals_is_waited_for_and_nobody_else() {
-        assert_eq!(waited(&[]).await, 0);
-        assert_eq!(waited(&[3]).await, 0);
-        assert_eq!(waited(&[3, 8]).await, 10);
-        assert_eq!(waited(&[3, 1000]).await, PATIENCE.as_secs());
+    #[test]
+    fn who_comes_at_intervals_is_waited_for_and_nobody_else() {
+        let longest = |seconds: &[u64]| scraped(seconds).0.borrow().and_then(longest_wait);
+        assert_eq!(longest(&[]), None);
+        assert_eq!(longest(&[3]), None);
+        assert_eq!(longest(&[3, 8]), Some(Duration::from_secs(10)));
+        assert_eq!(longest(&[3, 1000]), Some(PATIENCE));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn one_more_is_enough() {
+        assert_eq!(scraped(&[3]).one_more().now_or_never(), Some(()));
+        let scrapes = scraped(&[0, 5]);
+        let mut waits = std::pin::pin!(scrapes.one_more());
+        assert_eq!(waits.as_mut().now_or_never(), None);
+        scrapes.note(Instant::now());
+        assert_eq!(waits.now_or_never(), Some(()));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_come_again_is_not_waited_for_long() {
         let scrapes = Scrapes::new();
-        scrapes.note();
-        time::advance(Duration::from_secs(5)).await;
-        scrapes.note();
-        let over = Instant::now();
-        let comes = async {
-            time::sleep(Duration::from_secs(4)).await;
-            scrapes.note();
-        };
-        tokio::join!(scrapes.one_more(), comes);
-        assert_eq!(over.elapsed().as_secs(), 4);
+        let now = Instant::now();
+        scrapes.note(now);
+        scrapes.note(now);
+        scrapes.one_more().await;
     }
 }

@@ -132,9 +132,12 @@ async fn a_rank_is_given_once() {
     let (_say, mut directives) = session(&mut running.client, attach(token)).await;
     // The rendezvous of the first generation says that the worker is attached.
     directives.message().await.unwrap().unwrap();
-    let status = running.client.join(join(Some(2))).await.unwrap_err();
-    assert_eq!(status.code(), Code::AlreadyExists);
-    assert!(status.message().contains("rank 2 is taken") && status.message().contains("here"), "{status}");
+    // It may have died a moment ago; after so long, it is known to live.
+    for (waited_ms, code) in [(0, Code::Aborted), (60_000, Code::AlreadyExists)] {
+        let status = running.client.join(v1::JoinRequest { waited_ms, ..join(Some(2)) }).await.unwrap_err();
+        assert_eq!(status.code(), code);
+        assert!(status.message().contains("rank 2 is taken") && status.message().contains("here"), "{status}");
+    }
     assert_eq!(running.client.join(join(Some(100_000))).await.unwrap_err().code(), Code::InvalidArgument);
 }
 
@@ -192,9 +195,10 @@ fn replies(output: &Path, generation: u64, directive: Directive) -> Vec<Message>
                 image_id: Some(42),
                 image_embedding: vec![1.0],
                 text_embedding: vec![1.0],
+                continued: false,
             };
             let (range, items) = (ranges.first().copied(), vec![item]);
-            vec![Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items })]
+            vec![Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items, more: false })]
         }
         Directive::Finish(_) => vec![Message::Finished(v1::Finished {})],
         other => panic!("{other:?}"),
@@ -284,6 +288,123 @@ async fn a_paused_run_goes_on_when_somebody_says_so() {
         admin.control(command(v1::Command::Resume)).await.unwrap();
     }
     assert_eq!((served.await.unwrap().unwrap(), paused), (Outcome::Finished, 1));
+}
+
+/// Trains until the captions of the first evaluation are sent, which cannot be saved. What the run says then.
+async fn with_unwritable_captions(
+    running: &mut Running,
+) -> (v1::StatusResponse, mpsc::Sender<v1::WorkerMessage>, Streaming<v1::Directive>) {
+    std::fs::write(running.output.path().join("captions"), "in the way").unwrap();
+    let token = running.client.join(join(None)).await.unwrap().into_inner().session_token;
+    let (say, mut directives) = session(&mut running.client, attach(token)).await;
+    loop {
+        let v1::Directive { generation, directive } = directives.message().await.unwrap().unwrap();
+        let evaluates = matches!(&directive, Some(Directive::Evaluate(_)));
+        for message in replies(running.output.path(), generation, directive.unwrap()) {
+            say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
+        }
+        if evaluates {
+            break;
+        }
+    }
+    loop {
+        let status = running.admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
+        if status.state == "paused" {
+            return (status, say, directives);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn captions_that_cannot_be_saved_hold_the_run_until_they_can() {
+    let mut running = start_with(testing::stage("a", 8, 8, None, Some(4))).await;
+    let (status, say, mut directives) = with_unwritable_captions(&mut running).await;
+    assert!(
+        status.reason.contains("cannot save captions as ") && status.reason.contains("captions is not a folder"),
+        "{}",
+        status.reason
+    );
+    assert_eq!(status.step, 4);
+    // Answered in a later turn of the coordinator than the first: readiness is up to date.
+    running.admin.status(v1::StatusRequest {}).await.unwrap();
+    let ready = get(running.http, "/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("paused: cannot save captions"), "{ready}");
+    std::fs::remove_file(running.output.path().join("captions")).unwrap();
+    while let Some(v1::Directive { generation, directive }) = directives.message().await.unwrap() {
+        for message in replies(running.output.path(), generation, directive.unwrap()) {
+            say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
+        }
+    }
+    assert_eq!(running.served.await.unwrap().unwrap(), Outcome::Finished);
+    for file in ["captions/0-a-00000004.json", "captions/0-a-00000008.json"] {
+        assert!(running.output.path().join(file).is_file(), "{file}");
+    }
+    let journal = rusqlite::Connection::open(running.output.path().join("state/journal.sqlite")).unwrap();
+    let count = |sql: &str| journal.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM events WHERE kind = 'save_failed' AND detail_json LIKE '%captions%'"), 1);
+    assert_eq!(count("SELECT count(*) FROM events WHERE kind = 'saved_again' AND detail_json LIKE '%captions%'"), 1);
+    assert_eq!(count("SELECT count(*) FROM evaluations"), 2);
+}
+
+#[tokio::test]
+async fn a_run_that_waits_for_its_captions_can_be_stopped() {
+    let mut running = start_with(testing::stage("a", 8, 8, None, Some(4))).await;
+    let (_, say, mut directives) = with_unwritable_captions(&mut running).await;
+    running.stop.stop().await;
+    while let Some(v1::Directive { generation, directive: Some(directive) }) = directives.message().await.unwrap() {
+        if matches!(directive, Directive::Leave(_)) {
+            break;
+        }
+        for message in replies(running.output.path(), generation, directive) {
+            say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
+        }
+    }
+    drop((say, directives));
+    assert_eq!(running.served.await.unwrap().unwrap(), Outcome::Stopped);
+}
+
+#[tokio::test]
+async fn a_range_of_many_and_long_references_arrives_in_parts() {
+    let mut running = start_with(testing::stage("a", 4, 8, None, Some(4))).await;
+    let token = running.client.join(join(None)).await.unwrap().into_inner().session_token;
+    let (say, mut directives) = session(&mut running.client, attach(token)).await;
+    // One word each: what is asked here is whether they arrive.
+    let references = (0..1_000).map(|number| format!("{number:03}{}", "x".repeat(5_000))).collect();
+    let item =
+        v1::EvaluationItem { image: "1.jpg".into(), caption: "y".repeat(65_536), references, ..Default::default() };
+    let parts = proto::parts(vec![item]);
+    assert!(parts.len() > 1);
+    // To score so much text may take longer than a worker may be silent.
+    let heart = say.clone();
+    let beating = tokio::spawn(async move {
+        let beat = || v1::WorkerMessage { message: Some(Message::Heartbeat(v1::Heartbeat::default())) };
+        while heart.send(beat()).await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        }
+    });
+    while let Some(v1::Directive { generation, directive }) = directives.message().await.unwrap() {
+        let messages = match directive.unwrap() {
+            Directive::Evaluate(v1::Evaluate { evaluation, ranges }) => {
+                let last = parts.len() - 1;
+                let message = |(number, items): (usize, &Vec<v1::EvaluationItem>)| {
+                    let (range, items, more) = (ranges.first().copied(), items.clone(), number < last);
+                    Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items, more })
+                };
+                parts.iter().enumerate().map(message).collect()
+            }
+            directive => replies(running.output.path(), generation, directive),
+        };
+        for message in messages {
+            say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
+        }
+    }
+    beating.abort();
+    assert_eq!(running.served.await.unwrap().unwrap(), Outcome::Finished);
+    let journal = rusqlite::Connection::open(running.output.path().join("state/journal.sqlite")).unwrap();
+    let query = "SELECT json_array_length(references_json), length(references_json) FROM evaluation_items";
+    let kept = journal.query_row(query, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).unwrap();
+    assert_eq!(kept, (1_000, 1_000 * 5_006 + 1));
 }
 
 #[tokio::test]

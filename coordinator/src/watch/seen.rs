@@ -19,6 +19,8 @@ pub struct Seen {
 /// What a step reported, as far as it is seen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
+    /// Which of its stage.
+    step: u64,
     /// Its loss.
     pub loss: f64,
     /// The mean reward of the chosen candidates, where the objective has rewards.
@@ -28,13 +30,19 @@ pub struct Point {
 impl Seen {
     /// Takes in how the run stands.
     pub fn hear(&mut self, now: Duration, status: StatusResponse) {
-        let place = |status: &StatusResponse| (status.stage, status.step);
-        let before = self.status.as_ref().map(place);
-        if before.is_none_or(|(stage, _)| stage != status.stage) {
+        let of = |status: &StatusResponse| (status.run.clone(), status.stage);
+        let before = self.status.as_ref();
+        if before.is_none_or(|before| of(before) != of(&status)) {
             self.curve.clear();
         }
-        if before != Some(place(&status)) && status.step > 0 {
-            self.curve.push_back(Point { loss: status.loss, reward: status.reward });
+        if before.map(|before| before.step) != Some(status.step) || self.curve.is_empty() {
+            // What was seen beyond it was given up.
+            while self.curve.back().is_some_and(|last| last.step >= status.step) {
+                self.curve.pop_back();
+            }
+            if status.step > 0 {
+                self.curve.push_back(Point { step: status.step, loss: status.loss, reward: status.reward });
+            }
         }
         if self.curve.len() > CURVE {
             self.curve.pop_front();
@@ -111,6 +119,27 @@ mod tests {
         assert_eq!(seen.curve(1).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
         (1..5_000).for_each(|step| seen.hear(seconds(step), at("running", 1, step)));
         assert_eq!(seen.curve(usize::MAX).count(), CURVE);
+    }
+
+    #[test]
+    fn a_curve_has_nothing_that_was_given_up() {
+        let mut seen = Seen::default();
+        for step in [1, 2, 3, 4, 2, 3] {
+            seen.hear(seconds(step), at("running", 0, step));
+        }
+        assert_eq!(seen.curve(9).map(|point| point.loss).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
+        seen.hear(seconds(9), at("forming", 0, 0));
+        assert_eq!(seen.curve(9).count(), 0);
+    }
+
+    #[test]
+    fn a_curve_is_of_one_run() {
+        let mut seen = Seen::default();
+        let of = |run: &str, step| StatusResponse { run: run.into(), ..at("running", 0, step) };
+        (1..5).for_each(|step| seen.hear(seconds(step), of("first", step)));
+        // Another coordinator at the same address.
+        seen.hear(seconds(6), of("second", 4));
+        assert_eq!(seen.curve(9).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
     }
 
     #[test]

@@ -15,9 +15,10 @@ mod huffman;
 mod idct;
 mod plane;
 
-use std::io::{BufRead, Error, Read};
+use std::io::{BufRead, Error, Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use image::metadata::Orientation;
 use mozjpeg::{ColorSpace, Decompress};
 
 use super::resize::{Columns, Plan};
@@ -31,6 +32,36 @@ pub fn is_jpeg(start: &[u8]) -> bool {
 /// Width and height.
 pub fn dimensions(reader: impl BufRead) -> Result<(u32, u32), String> {
     guarded(|| size(&open(reader)?))
+}
+
+/// How the image has to be turned, as the EXIF segment of its header says.
+pub fn orientation(mut reader: impl Read + Seek) -> Orientation {
+    exif(&mut reader).and_then(|exif| Orientation::from_exif_chunk(&exif)).unwrap_or(Orientation::NoTransforms)
+}
+
+/// The first EXIF segment of the header, without its name; none where there is none, or where the
+/// header is damaged.
+fn exif(reader: &mut (impl Read + Seek)) -> Option<Vec<u8>> {
+    let mut start_of_image = [0; 2];
+    reader.read_exact(&mut start_of_image).ok()?;
+    loop {
+        let mut segment = [0; 4];
+        reader.read_exact(&mut segment).ok()?;
+        let [0xFF, marker, high, low] = segment else { return None };
+        let length = u16::from_be_bytes([high, low]).checked_sub(2)?;
+        match marker {
+            // The scan, or the end: there are no more segments.
+            0xD8..=0xDA => return None,
+            0xE1 => {
+                let mut content = vec![0; usize::from(length)];
+                reader.read_exact(&mut content).ok()?;
+                if let Some(exif) = content.strip_prefix(b"Exif\0\0") {
+                    return Some(exif.to_vec());
+                }
+            }
+            _ => reader.seek_relative(i64::from(length)).ok()?,
+        }
+    }
 }
 
 /// What `size` x `size` pixels are made of, without libjpeg; nothing for images that need it.
@@ -94,8 +125,13 @@ fn light(inverted_ink: u8, inverted_black: u8) -> u8 {
 
 /// libjpeg reports errors by unwinding out of the call; without a message of the panic handler.
 fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|reason| {
+    let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|reason| {
         Err(reason.downcast::<String>().map_or_else(|_| "damaged JPEG".to_owned(), |reason| *reason))
+    });
+    // Its words for the error of `Complete`.
+    done.map_err(|problem| match problem.ends_with("Input file read error") {
+        true => "cut off, or cannot be read".to_owned(),
+        false => problem,
     })
 }
 

@@ -22,7 +22,7 @@ fn jpeg(image: &RgbImage) -> Vec<u8> {
     bytes
 }
 
-fn checked(bytes: &[u8]) -> Result<(), String> {
+fn checked(bytes: &[u8]) -> Result<Oddities, String> {
     check(Cursor::new(bytes))
 }
 
@@ -66,13 +66,83 @@ fn inverted_inks_become_colours() {
     }
 }
 
+/// A JPEG with an EXIF segment that says this orientation, behind another segment of the same kind.
+fn with_orientation(plain: &[u8], orientation: u8) -> Vec<u8> {
+    let exif =
+        [&b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0"[..], &[orientation, 0, 0, 0, 0, 0, 0]].concat();
+    let segment = |content: &[u8]| {
+        let length = u16::try_from(content.len() + 2).unwrap().to_be_bytes();
+        [&[0xFF, 0xE1], &length[..], content].concat()
+    };
+    [&plain[..2], &segment(b"http://ns.adobe.com/xap/1.0/\0"), &segment(&exif), &plain[2..]].concat()
+}
+
 #[test]
-fn orientation_is_not_applied() {
-    let plain = jpeg(&noise(40, 24));
-    let exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
-    let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
-    let turned = [&plain[..2], &[0xFF, 0xE1], &length, exif, &plain[2..]].concat();
-    assert_eq!(square(&turned, 16).unwrap(), square(&plain, 16).unwrap());
+fn orientation_is_ignored_or_applied_as_asked_for() {
+    let picture = noise(41, 24);
+    let plain = jpeg(&picture);
+    assert_eq!((checked(&plain), orientation(&plain)), (Ok(Oddities::default()), Orientation::NoTransforms));
+    for number in 1..=8 {
+        let turned = with_orientation(&plain, number);
+        assert_eq!(square(&turned, 16).unwrap(), square(&plain, 16).unwrap());
+        let orientation = Orientation::from_exif(number).unwrap();
+        let is_turned = number > 1;
+        assert_eq!((checked(&turned).unwrap().is_turned, super::orientation(&turned)), (is_turned, orientation));
+        // What a lossless copy of the turned picture becomes.
+        let decoded = jpeg::decode(&plain).unwrap();
+        let mut upright_picture = DynamicImage::from(RgbImage::from_raw(41, 24, decoded.pixels).unwrap());
+        upright_picture.apply_orientation(orientation);
+        let expected = square(&encoded(upright_picture, ImageFormat::Png), 16).unwrap();
+        assert_eq!(upright(&turned, 16).unwrap(), expected, "{number}");
+    }
+    for strange in [0, 9, 255] {
+        let strange = with_orientation(&plain, strange);
+        assert!(!checked(&strange).unwrap().is_turned);
+        assert_eq!(upright(&strange, 16), square(&plain, 16));
+    }
+    assert_eq!(upright(b"text", 8), square(b"text", 8));
+}
+
+#[test]
+fn greys_of_16_bits_are_noted() {
+    let is_noted = |image: DynamicImage| checked(&encoded(image, ImageFormat::Png)).unwrap().is_grey_of_16_bits;
+    assert!(is_noted(ImageBuffer::from_pixel(2, 2, Luma([200u16])).into()));
+    assert!(!is_noted(ImageBuffer::from_pixel(2, 2, Luma([200u8])).into()));
+    assert!(!is_noted(ImageBuffer::from_pixel(2, 2, Rgb([200u16; 3])).into()));
+}
+
+#[test]
+fn what_is_no_image_is_said_to_be_what_it_is() {
+    for (bytes, problem) in [
+        (&b""[..], "the file is empty"),
+        (b"<!DOCTYPE html>\n<html>", "a web page or XML, not an image"),
+        (b"\n  <?xml?>", "a web page or XML, not an image"),
+        (b"text", "not a JPEG, PNG or WebP"),
+    ] {
+        assert_eq!((checked(bytes), square(bytes, 8)), (Err(problem.to_owned()), Err(problem.to_owned())));
+    }
+}
+
+#[test]
+fn the_check_finds_images_that_are_cut_off_but_allows_data_behind_them() {
+    let (jpeg, png) = (jpeg(&noise(90, 70)), encoded(noise(90, 70), ImageFormat::Png));
+    for bytes in [&jpeg, &png, &encoded(noise(40, 40), ImageFormat::WebP)] {
+        checked(bytes).unwrap();
+        for kept in [bytes.len() * 2 / 3, bytes.len() - 40] {
+            checked(&bytes[..kept]).unwrap_err();
+            square(&bytes[..kept], 8).unwrap_err();
+        }
+        // As some cameras and phones have it.
+        let longer = [&bytes[..], b"more of another kind"].concat();
+        checked(&longer).unwrap();
+        assert_eq!(square(&longer, 8), square(bytes, 8));
+    }
+    assert_eq!(checked(&jpeg[..jpeg.len() * 2 / 3]), Err("cut off, or cannot be read".to_owned()));
+    // Room was made for the file, but not all of it arrived. A WebP has neither sums nor an end that would tell.
+    for bytes in [&jpeg, &png] {
+        let (kept, lost) = bytes.split_at(bytes.len() / 2);
+        checked(&[kept, &vec![0; lost.len()]].concat()).unwrap_err();
+    }
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use statistics::names::{self, Better};
 
 use super::{
-    Baseline, Captioner, Contrastive, Data, Dico, Evaluator, EvaluatorScore, Objective, Reward, Rule, RunFile, Scst,
-    Stage, Workers,
+    Baseline, Captioner, Contrastive, Data, Dico, Evaluator, EvaluatorScore, MAX_WORKERS, Objective, Reward, Rule,
+    RunFile, Scst, Stage, Workers,
 };
 use crate::error::unknown;
 
@@ -23,6 +23,8 @@ impl RunFile {
         need(!self.name.is_empty() && file_name(&self.name), "name", "must be letters, digits, `-`, `_` or `.`")?;
         need(self.workers.min >= 1, "workers.min", "must be at least 1")?;
         need(self.workers.max >= self.workers.min, "workers.max", "must not be below workers.min")?;
+        let too_many = format!("is {}, a run can have {MAX_WORKERS} workers at most", self.workers.max);
+        need(self.workers.max <= MAX_WORKERS, "workers.max", &too_many)?;
         need(self.data.sources() == 1, "data", "needs exactly one of `karpathy`, `coco` and `webdataset`")?;
         let Captioner { preset, weights, vision, .. } = &self.captioner;
         need(preset.is_some() != weights.is_some(), "captioner", "needs either `preset` or `weights`")?;
@@ -40,8 +42,12 @@ impl RunFile {
             "can only be of frozen towers: give evaluator.weights and no contrastive stage",
         )?;
         need((0.0..1.0).contains(&self.captioner.dropout), "captioner.dropout", "must be in 0..1")?;
+        need(self.captioner.max_target_length >= 3, "captioner.max_target_length", "must be at least 3")?;
         need((1..=64).contains(&self.decoding.beams), "decoding.beams", "must be in 1..=64")?;
         need((3..=77).contains(&self.decoding.max_length), "decoding.max_length", "must be in 3..=77")?;
+        if let Some(preset) = self.captioner.preset {
+            self.check_lengths(preset.captioner_positions())?;
+        }
         need(self.decoding.length_penalty.is_finite(), "decoding.length_penalty", "must be finite")?;
         need(positive(self.control.lost_after), "control.lost_after", "must be above 0 seconds")?;
         need(self.control.window >= 1, "control.window", "must be at least 1")?;
@@ -60,13 +66,37 @@ impl RunFile {
         }
         Ok(())
     }
+
+    /// Checks that a captioner with so many positions, such as one from `captioner.weights`, can be trained and searched as the run
+    /// wants.
+    ///
+    /// # Errors
+    /// Names the key that is too large.
+    pub fn check_positions(&self, positions: usize) -> Result<(), String> {
+        self.check_lengths(positions).map_err(|(key, problem)| format!("{key} {problem}"))
+    }
+
+    fn check_lengths(&self, positions: usize) -> Result<(), Problem> {
+        let learns_targets = self.stages.iter().any(|stage| stage.objective == Objective::CrossEntropy);
+        let target = learns_targets.then_some(("captioner.max_target_length", self.captioner.max_target_length));
+        for (key, length) in [("decoding.max_length", self.decoding.max_length)].into_iter().chain(target) {
+            let problem = format!("is {length}, the captioner has {positions} positions");
+            need(length as usize <= positions, key, &problem)?;
+        }
+        Ok(())
+    }
 }
 
 impl Stage {
     fn check(&self, workers: &Workers, beams: u32) -> Result<(), Problem> {
         need(!self.name.is_empty() && file_name(&self.name), "name", "must be letters, digits, `-`, `_` or `.`")?;
         need(self.steps >= 1, "steps", "must be at least 1")?;
-        need(self.batch >= workers.max, "batch", "must give every one of workers.max a sample")?;
+        let Workers { max, .. } = workers;
+        let too_few = format!(
+            "is {}, and workers.max is {max}: every worker needs a sample of each step; raise the batch or lower workers.max",
+            self.batch
+        );
+        need(self.batch >= *max, "batch", &too_few)?;
         need(self.micro_batch != Some(0), "micro_batch", "must be at least 1")?;
         need(self.evaluate_every != Some(0), "evaluate_every", "must be at least 1")?;
         need(self.checkpoint_every != Some(0), "checkpoint_every", "must be at least 1")?;
@@ -233,6 +263,38 @@ stages:
         assert_eq!(parse(&format!("\u{feff}{}", RUN.trim_start())), parse(RUN));
         // Neither does it count in the column of what is wrong.
         assert_eq!(parse("\u{feff}nam: test"), parse("nam: test"));
+    }
+
+    #[test]
+    fn workers_and_lengths_that_do_not_fit_are_named_with_their_numbers() {
+        let problem = |from: &str, to: &str| match RunFile::parse(Path::new("run.yaml"), &RUN.replace(from, to)) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let found = problem("max: 2", "max: 5");
+        assert!(found.contains("stages[0].batch: is 4, and workers.max is 5: every worker needs a sample"), "{found}");
+        let found = problem("max: 2", "max: 100001");
+        assert!(found.contains("workers.max: is 100001, a run can have 100000 workers at most"), "{found}");
+        let run = RUN.replace("objective: scst", "objective: cross_entropy");
+        let target = |preset: &str, most: u32| {
+            let captioner = format!("captioner: {{ preset: {preset}, max_target_length: {most} }}");
+            let text = run.replace("captioner: { preset: tiny }", &captioner);
+            RunFile::parse(Path::new("run.yaml"), &text).err().map_or_else(String::new, |error| error.to_string())
+        };
+        assert!(target("tiny", 2).contains("captioner.max_target_length: must be at least 3"));
+        assert!(target("tiny", 78).contains("captioner.max_target_length: is 78, the captioner has 77 positions"));
+        assert!(
+            target("dico", 1025).contains("captioner.max_target_length: is 1025, the captioner has 1024 positions")
+        );
+        assert_eq!([target("tiny", 77), target("dico", 1024)], ["", ""]);
+        let parsed = RunFile::parse(Path::new("run.yaml"), RUN).unwrap();
+        // Of an imported captioner. Without a stage that learns targets their length does not matter.
+        assert_eq!((parsed.captioner.max_target_length, parsed.check_positions(30)), (77, Ok(())));
+        let parsed = RunFile::parse(Path::new("run.yaml"), &run).unwrap();
+        let problem = "captioner.max_target_length is 77, the captioner has 40 positions";
+        assert_eq!(parsed.check_positions(40), Err(problem.to_owned()));
+        let problem = "decoding.max_length is 30, the captioner has 20 positions";
+        assert_eq!(parsed.check_positions(20), Err(problem.to_owned()));
     }
 
     #[test]

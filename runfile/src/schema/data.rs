@@ -24,9 +24,14 @@ pub struct Data {
     /// Folder of feature stores, one a split, that `worker encode` wrote: images are then neither read nor encoded.
     #[serde(default)]
     pub features: Option<PathBuf>,
-    /// Leave out (and count) images that are missing or cannot be decoded, instead of refusing to start.
+    /// Leave out (and count, and name in the logs) images that are missing or cannot be decoded,
+    /// instead of refusing to start.
     #[serde(default)]
     pub skip_corrupt: bool,
+    /// Turn photos as their EXIF orientation says. CLIP's own preprocessing ignores it, and so does
+    /// this program by default.
+    #[serde(default)]
+    pub exif: bool,
 }
 
 /// Karpathy's splits of COCO, Flickr8k and Flickr30k.
@@ -39,7 +44,8 @@ pub struct Karpathy {
     pub images: PathBuf,
 }
 
-/// COCO's own caption annotations.
+/// COCO's own caption annotations, and those of VizWiz and nocaps, which have the same form. Captions that VizWiz marks as
+/// rejected or precanned are left out. The test split may be without captions, or its file without `annotations`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Coco {
@@ -62,7 +68,9 @@ pub struct CocoSplit {
     pub images: PathBuf,
 }
 
-/// Tars with a `key.jpg` and a `key.txt` (one caption) or `key.json` (all captions) for each image. Each split is a path or an
+/// Tars with a `key.jpg` and a `key.txt` (one caption) or `key.json` (all captions) for each image. The key ends at the first
+/// dot of the file name; members with other extensions are counted, not read. `image_id`, `cocoid` or `id` in the JSON is the image's
+/// id in result files; without it, a key as in COCO (`COCO_val2014_000000379613`) has one. Each split is a path or an
 /// `s3://` URL with brace patterns, such as `s3://data/coco-{000..113}.tar`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,14 +85,17 @@ pub struct WebDataset {
 }
 
 /// Extra positive pairs of the training split, as PAC-S is trained with: each is of the same image as the real pair. Every training
-/// image needs one, whatever `skip_corrupt` says. Of an image in a tar the name is its key.
+/// image needs one: with `skip_corrupt`, a training image whose generated image is missing or
+/// cannot be decoded is left out, but generated captions must be there. Of an image in a tar the
+/// name is its key. Where several images have the same file name, the path below the folder of
+/// images (or `TAR/KEY`) identifies each.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Positives {
-    /// Folder of generated images, under the names of the real ones (their last part).
+    /// Folder of generated images, under the paths or file names of the real ones.
     #[serde(default)]
     pub images: Option<PathBuf>,
-    /// JSON object of generated captions: name of the image (its last part) to a list.
+    /// JSON object of generated captions: path or file name of the image to a list.
     #[serde(default)]
     pub captions: Option<PathBuf>,
 }

@@ -82,6 +82,9 @@ pub struct Workers {
     pub max: u32,
 }
 
+/// Most workers that a run can have: ranks are below this.
+pub const MAX_WORKERS: u32 = 100_000;
+
 /// What evaluations need for metrics that rest on others' files. METEOR without its tables matches words and stems only;
 /// SPICE without its jar is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +113,12 @@ pub struct Checkpoints {
 }
 
 impl RunFile {
+    /// The folder for the captions of evaluations.
+    #[must_use]
+    pub fn captions_folder(&self) -> PathBuf {
+        self.output.join("captions")
+    }
+
     /// The folder or URL that states are saved to.
     #[must_use]
     pub fn checkpoint_place(&self) -> String {

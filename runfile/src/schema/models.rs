@@ -23,6 +23,26 @@ pub enum Preset {
     Dico,
 }
 
+impl Preset {
+    /// Positions of the captioner's decoder: no caption can have more tokens.
+    #[must_use]
+    pub fn captioner_positions(self) -> usize {
+        match self {
+            Self::Tiny => 77,
+            Self::Dico => 1024,
+        }
+    }
+
+    /// Numbers of one of the evaluator's embeddings.
+    #[must_use]
+    pub fn evaluator_embedding(self) -> usize {
+        match self {
+            Self::Tiny => 96,
+            Self::Dico => 512,
+        }
+    }
+}
+
 /// The model that is trained to write captions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +59,10 @@ pub struct Captioner {
     /// Probability of dropping an activation while training.
     #[serde(default = "default_dropout")]
     pub dropout: f64,
+    /// Most tokens of a caption that teacher forcing learns from, begin and end included. A longer caption is learned as far as
+    /// that, and no end token is learned there. Independent of `decoding.max_length`, which limits captions that are generated.
+    #[serde(default = "default_max_target_length")]
+    pub max_target_length: u32,
 }
 
 /// The model that judges captions: either a size, to be trained by a contrastive stage, or weights.
@@ -118,6 +142,11 @@ pub struct Decoding {
 
 fn default_dropout() -> f64 {
     0.1
+}
+
+/// As the DiCO release.
+fn default_max_target_length() -> u32 {
+    77
 }
 
 fn default_prefix() -> String {

@@ -154,7 +154,7 @@ pub(super) fn score(log_probability: f32, length: usize, search: &Search) -> f64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seeds;
+    use crate::{seeds, testing};
 
     const BEGIN: i64 = 3;
     const END: i64 = 0;
@@ -188,7 +188,7 @@ mod tests {
             let rows = self.rows.iter().enumerate();
             let values: Vec<f32> =
                 rows.flat_map(|(row, prefix)| distribution(self.seed, row / self.beams, prefix)).collect();
-            Tensor::from_slice(&values).view([self.rows.len() as i64, VOCABULARY as i64])
+            Tensor::from_slice(&values).view([self.rows.len() as i64, VOCABULARY as i64]).to_device(testing::device())
         }
     }
 

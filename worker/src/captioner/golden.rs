@@ -1,11 +1,12 @@
 //! The captioner against transformers' BertModel, GPT2LMHeadModel and `generate`.
 
 use serde::Deserialize;
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use super::*;
 use crate::forest::{Forest, Tree};
-use crate::golden::{self, Gains, assert_close};
+use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
+use crate::testing;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -46,10 +47,12 @@ struct Found {
     image: usize,
     tokens: Vec<Vec<i64>>,
     scores: Vec<f64>,
+    /// The smallest difference between two numbers whose order matters, divided as scores are.
+    gap: f64,
 }
 
 /// A model by formula.
-pub fn by_formula(sizes: &Sizes, prefix: &str, gains: &Gains) -> Captioner {
+pub fn by_formula(sizes: &Sizes, prefix: &str, gains: &Gains, backend: impl Into<Backend>) -> Captioner {
     let architecture = CaptionerArchitecture {
         vision_width: sizes.vision_width as usize,
         width: sizes.width,
@@ -62,7 +65,7 @@ pub fn by_formula(sizes: &Sizes, prefix: &str, gains: &Gains) -> Captioner {
         positions: sizes.positions,
         vocabulary_size: sizes.vocabulary,
     };
-    let captioner = Captioner::build(architecture, Builder::blank(Device::Cpu));
+    let captioner = Captioner::build(architecture, Builder::blank(backend));
     golden::fill(captioner.parameters(), prefix, gains);
     captioner
 }
@@ -73,13 +76,14 @@ pub fn hidden(sizes: &Sizes, names: impl Iterator<Item = String>) -> Tensor {
     Tensor::stack(&images.collect::<Vec<_>>(), 0)
 }
 
-fn case() -> (Golden, Captioner) {
+fn case(backend: Backend) -> (Golden, Captioner) {
     let golden: Golden = golden::json("captioner/captioner.json");
-    let captioner = by_formula(&golden.sizes, &golden.prefix, &golden.gains);
+    let captioner = by_formula(&golden.sizes, &golden.prefix, &golden.gains, backend);
     if let Some(factor) = golden.end_bias {
         let named: BTreeMap<_, _> = captioner.parameters().named().collect();
         let end = named["decoder.transformer.wte.weight"].get(golden.sizes.end) * factor;
         no_grad(|| named["decoder.transformer.ln_f.bias"].shallow_clone().copy_(&end));
+        captioner.parameters.changed();
     }
     (golden, captioner)
 }
@@ -87,41 +91,71 @@ fn case() -> (Golden, Captioner) {
 /// Captions one by one with all their tokens, and where in `[captions * longest]` those are.
 fn whole(captions: &[Vec<i64>]) -> (Forest, Tensor) {
     let trees: Vec<Tree> = captions.iter().map(|caption| Tree::plant([&caption[..]])).collect();
-    let forest = Forest::new(&trees, Device::Cpu);
+    let forest = Forest::new(&trees, testing::device());
     let places = captions.iter().enumerate();
     let places = places.flat_map(|(tree, caption)| (0..caption.len()).map(move |node| (tree, node)));
     let real: Vec<i64> = places.map(|(tree, node)| forest.place(tree, node)).collect();
-    (forest, Tensor::from_slice(&real))
+    (forest, Tensor::from_slice(&real).to_device(testing::device()))
 }
 
 #[test]
 fn logits_and_log_probabilities_agree_with_transformers() {
-    let (Golden { sizes, captions, .. }, captioner) = case();
+    testing::each_code_path(|| _ = check_logits(testing::device().into(), |_, _| 1e-4));
+}
+
+#[test]
+fn sixteen_bit_logits_and_log_probabilities_are_as_near_as_rounding_lets_them_be() {
+    testing::each_code_path(|| _ = check_logits(testing::sixteen_bits(), sixteen_bit_tolerance));
+}
+
+/// Compares them. `tolerance` is that of what is expected of so many layers. Returns that of the log-probability of a token.
+fn check_logits(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) -> f64 {
+    let (Golden { sizes, captions, .. }, captioner) = case(backend);
+    let (encoder, all) = (sizes.encoder_layers, sizes.encoder_layers + sizes.decoder_layers);
     let expected = golden::tensors("captioner/captioner.safetensors");
     let hidden = hidden(&sizes, (0..captions.len()).map(|number| format!("image{number}")));
     let (whole, real) = whole(&captions);
     no_grad(|| {
         let memory = captioner.encoder.forward(&hidden, Mode::Evaluate);
         let shown = memory.narrow(1, 0, expected["encoded"].size()[1]);
-        assert_close("encoded", &shown, &expected["encoded"], 1e-4);
+        assert_close("encoded", &shown, &expected["encoded"], tolerance(&expected["encoded"], encoder));
         let decoded = captioner.decoder.forward(&whole, &memory, Mode::Evaluate).flatten(0, 1).index_select(0, &real);
         let stride = (sizes.vocabulary as i64 / 64).max(1);
         let logits = nn::logits(&decoded, captioner.decoder.output()).slice(1, None, None, stride);
-        assert_close("logits", &logits, &expected["logits"].flatten(0, 1).index_select(0, &real), 1e-4);
-        let scored = Captions::new(&captions, 1, Device::Cpu);
+        // Log-probabilities are differences of logits and of logits' averages.
+        let of_token = tolerance(&expected["logits"], all);
+        let real = real.to_device(tch::Device::Cpu);
+        assert_close("logits", &logits, &expected["logits"].flatten(0, 1).index_select(0, &real), of_token);
+        let scored = Captions::new(&captions, 1, testing::device());
         let packed = captioner.token_log_probabilities(&hidden, &scored, Mode::Evaluate);
-        assert_close("log-probabilities", &packed.sums(), &expected["log_probabilities"], 1e-4);
+        assert_close(
+            "log-probabilities",
+            &packed.sums(),
+            &expected["log_probabilities"],
+            of_captions(of_token, &captions),
+        );
         let tokens = &expected["token_log_probabilities"];
         let lengths = Tensor::from_slice(&captions.iter().map(|caption| caption.len() as i64 - 1).collect::<Vec<_>>());
-        let predicted = Tensor::arange(tokens.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
+        let predicted = Tensor::arange(tokens.size()[1], (Kind::Int64, tch::Device::Cpu)).unsqueeze(0);
         let predicted = predicted.lt_tensor(&lengths.unsqueeze(1));
-        assert_close("of tokens", &packed.values, &tokens.masked_select(&predicted), 1e-4);
-    });
+        assert_close("of tokens", &packed.values, &tokens.masked_select(&predicted), of_token);
+        of_token
+    })
+}
+
+/// The tolerance of sums over captions, when that of each token's part is `of_token`.
+fn of_captions(of_token: f64, captions: &[Vec<i64>]) -> f64 {
+    let longest = captions.iter().map(Vec::len).max().unwrap_or(1);
+    if of_token > 1e-4 { of_token * (longest as f64).sqrt() } else { of_token }
 }
 
 #[test]
 fn beams_are_those_of_generate_token_for_token() {
-    let (Golden { sizes, searches, .. }, captioner) = case();
+    testing::each_code_path(check_beams);
+}
+
+fn check_beams() {
+    let (Golden { sizes, searches, .. }, captioner) = case(testing::device().into());
     for Searched { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
         let begin_counts_when_cut = cut_counts_begin;
         let (begin, end) = (sizes.begin, sizes.end);
@@ -141,6 +175,45 @@ fn beams_are_those_of_generate_token_for_token() {
     }
 }
 
+#[test]
+fn sixteen_bit_beams_are_those_of_generate_wherever_that_is_clear() {
+    testing::each_code_path(|| {
+        let backend = testing::sixteen_bits();
+        let of_token = check_logits(backend, sixteen_bit_tolerance);
+        let (Golden { sizes, searches, .. }, captioner) = case(backend);
+        let mut clear = 0;
+        for Searched { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
+            let (begin_counts_when_cut, begin, end) = (cut_counts_begin, sizes.begin, sizes.end);
+            let settings = Search { beams, max_length, length_penalty, begin_counts_when_cut, begin, end };
+            let hidden = hidden(&sizes, images.iter().map(|found| format!("image{}", found.image)));
+            let found = captioner.search(&hidden, &settings);
+            // A caption has the probability that it is found with, token by token, when all of it is read at once.
+            let sequence = |tokens: &Vec<i64>| std::iter::once(begin).chain(tokens.iter().copied()).collect();
+            let read: Vec<Vec<i64>> = found.iter().flatten().map(|found| sequence(&found.tokens)).collect();
+            let read = Captions::new(&read, beams, testing::device());
+            let sums = no_grad(|| captioner.token_log_probabilities(&hidden, &read, Mode::Evaluate).sums());
+            let sums = Vec::<f32>::try_from(sums).unwrap();
+            for (hypothesis, sum) in found.iter().flatten().zip(sums) {
+                let is_cut = hypothesis.tokens.last() != Some(&end);
+                let length = hypothesis.tokens.len() + usize::from(begin_counts_when_cut && is_cut);
+                let score = beam::score(sum, length, &settings);
+                let allowed = 2.0 * of_token * hypothesis.tokens.len() as f64 / (length as f64).powf(length_penalty);
+                let difference = (hypothesis.score - score).abs();
+                assert!(difference <= allowed, "{settings:?}: {} is not {score}", hypothesis.score);
+            }
+            // Two numbers may be off by as much each. Of one beam all is decided between tokens.
+            for (expected, found) in
+                images.iter().zip(&found).filter(|(image, _)| beams == 1 && image.gap > 2.0 * of_token)
+            {
+                assert_eq!(found[0].tokens, expected.tokens[0], "image {}", expected.image);
+                clear += 1;
+            }
+        }
+        assert!(clear > 0, "no search is clear at {of_token}");
+        println!("{clear} searches are clear, and alike");
+    });
+}
+
 #[derive(Deserialize)]
 struct ReleasedGolden {
     images: i64,
@@ -156,9 +229,9 @@ fn released_folders_load_and_compute_what_transformers_does() {
     for folder in ["pickle", "shards"] {
         let released = weights::Released::open(&golden::path(&format!("released/{folder}"))).unwrap();
         let vision = crate::tensors::from_weights(released.vision_tensors().unwrap());
-        let eyes = crate::clip::Eyes::new(released.vision().clone(), &vision, Device::Cpu).unwrap();
+        let eyes = crate::clip::Eyes::new(released.vision().clone(), &vision, testing::device()).unwrap();
         let values = crate::tensors::from_weights(released.captioner_tensors());
-        let captioner = Captioner::with(released.captioner().clone(), &values, Device::Cpu).unwrap();
+        let captioner = Captioner::with(released.captioner().clone(), &values, testing::device()).unwrap();
         let side = released.vision().image_size as i64;
         let pixels = (0..golden.images).map(|n| golden::input(&format!("released.pixels{n}"), &[3, side, side]));
         let (captions, real) = whole(&golden.captions);
@@ -167,12 +240,12 @@ fn released_folders_load_and_compute_what_transformers_does() {
             let shown = hidden.narrow(1, 0, golden.hidden_tokens.min(hidden.size()[1]));
             assert_close(&format!("{folder}: hidden"), &shown, &expected["hidden"], 1e-4);
             let image_of = (0..golden.captions.len() as i64).map(|caption| caption % golden.images);
-            let image_of = Tensor::from_slice(&image_of.collect::<Vec<_>>());
+            let image_of = Tensor::from_slice(&image_of.collect::<Vec<_>>()).to_device(testing::device());
             let memory = captioner.encoder.forward(&hidden.index_select(0, &image_of), Mode::Evaluate);
             let decoded = captioner.decoder.forward(&captions, &memory, Mode::Evaluate);
             let decoded = decoded.flatten(0, 1).index_select(0, &real);
             let logits = nn::logits(&decoded, captioner.decoder.output()).slice(1, None, None, golden.logits_stride);
-            let expected = expected["logits"].flatten(0, 1).index_select(0, &real);
+            let expected = expected["logits"].flatten(0, 1).index_select(0, &real.to_device(tch::Device::Cpu));
             assert_close(&format!("{folder}: logits"), &logits, &expected, 1e-4);
         });
     }

@@ -16,12 +16,12 @@ use std::collections::BTreeMap;
 
 use runfile::{Decoding, Preset};
 use tch::{Tensor, no_grad};
+use tokenizer::Vocabulary;
 pub use weights::CaptionerArchitecture;
 
 pub use captions::{Captions, Packed};
 
 use crate::nn::{self, Backend, Builder, Mismatch, Mode, Parameters};
-use crate::text::Vocabulary;
 use beam::Hypothesis;
 use decoder::Decoder;
 use encoder::Encoder;
@@ -54,7 +54,7 @@ pub fn preset(
             encoder_positions,
             decoder_layers: 2,
             decoder_inner: 384,
-            positions: 77,
+            positions: Preset::Tiny.captioner_positions(),
             vocabulary_size,
         },
         Preset::Dico => CaptionerArchitecture {
@@ -66,7 +66,7 @@ pub fn preset(
             encoder_positions,
             decoder_layers: 3,
             decoder_inner: 2048,
-            positions: 1024,
+            positions: Preset::Dico.captioner_positions(),
             vocabulary_size,
         },
     }

@@ -36,6 +36,7 @@ pub fn sample(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     const END: i64 = 0;
 
@@ -47,7 +48,10 @@ mod tests {
     impl Steps for Coin {
         fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
             assert!(tokens.len() as i64 == self.rows && origins.is_none());
-            Tensor::from_slice(&[1.0_f32 / 2.0, 1.0 / 3.0, 1.0 / 6.0]).log().repeat([self.rows, 1])
+            Tensor::from_slice(&[1.0_f32 / 2.0, 1.0 / 3.0, 1.0 / 6.0])
+                .log()
+                .repeat([self.rows, 1])
+                .to_device(testing::device())
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use dataset::{preprocess, read_file};
 use serde::Serialize;
 use tch::{Device, Tensor};
+use tokenizer::Vocabulary;
 use weights::folder::Folder;
 
 use super::device::Compute;
@@ -15,7 +16,6 @@ use crate::captioner::{Captioner, Search};
 use crate::clip::Eyes;
 use crate::data::normalise;
 use crate::models::{open_captioner, open_eyes};
-use crate::text::Vocabulary;
 
 /// Images captioned at once.
 const BATCH: usize = 16;
@@ -36,6 +36,10 @@ pub struct Caption {
     /// One JSON object a line and image, with every beam and its score.
     #[arg(long)]
     json: bool,
+    /// Turn photos as their EXIF orientation says. CLIP's own preprocessing ignores it, and so does
+    /// this command otherwise.
+    #[arg(long)]
+    exif: bool,
     #[command(flatten)]
     compute: Compute,
     /// Image files; `-` reads their paths from standard input, one a line.
@@ -73,8 +77,15 @@ impl Caption {
             begin: vocabulary.begin(),
             end: vocabulary.end(),
         };
-        let writer =
-            Writer { eyes: open_eyes(&folder, device)?, captioner, vocabulary, search, device, json: self.json };
+        let writer = Writer {
+            eyes: open_eyes(&folder, device)?,
+            captioner,
+            vocabulary,
+            search,
+            device,
+            json: self.json,
+            exif: self.exif,
+        };
         // How many there are is known unless they come from standard input. What is printed on the same terminal is progress enough.
         let known = !self.images.iter().any(|path| path.as_os_str() == "-");
         let bar = match () {
@@ -118,6 +129,7 @@ struct Writer {
     search: Search,
     device: Device,
     json: bool,
+    exif: bool,
 }
 
 impl Writer {
@@ -126,7 +138,19 @@ impl Writer {
         let size = self.eyes.architecture().image_size as u32;
         let read = |path: &Path| {
             let encoded = read_file(path).map_err(|error| error.to_string())?;
-            preprocess::square(&encoded, size).map_err(|problem| format!("{}: {problem}", path.display()))
+            let pixels = match self.exif {
+                true => preprocess::upright(&encoded, size),
+                false => preprocess::square(&encoded, size),
+            };
+            let orientation = preprocess::orientation(&encoded).to_exif();
+            if pixels.is_ok() && orientation != 1 && !self.exif {
+                eprintln!(
+                    "worker: warning: {}: its EXIF orientation ({orientation}) is not applied, so the model sees the photo \
+                     turned: --exif applies it",
+                    path.display()
+                );
+            }
+            pixels.map_err(|problem| format!("{}: {problem}", path.display()))
         };
         let (mut readable, mut pixels) = (Vec::new(), Vec::new());
         for path in paths {

@@ -36,7 +36,11 @@ impl Compute {
     }
 }
 
-fn parse(text: &str) -> Result<Device, String> {
+/// The device that `text` names.
+///
+/// # Errors
+/// It names none.
+pub fn parse(text: &str) -> Result<Device, String> {
     match text.split_once(':') {
         None if text == "cpu" => Ok(Device::Cpu),
         None if text == "cuda" => Ok(Device::Cuda(0)),

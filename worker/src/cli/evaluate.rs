@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -23,7 +23,10 @@ const LOADING_THREADS: usize = 2;
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker evaluate --checkpoint runs/demo/checkpoints/2-dico-00000050 --config \
                         configs/demo.yaml --split test\n\nThe run file says which data, which evaluator and how captions \
-                        are searched; the scores are those of an evaluation during training by workers with as many threads.")]
+                        are searched; the scores are those of an evaluation during training by workers with as many threads. \
+                        A split without captions (for an evaluation server) has scores that need no references; --captions \
+                        writes what the server takes. Where images have domains, as those of nocaps, each domain has \
+                        scores, too.")]
 pub struct Evaluate {
     /// A checkpoint, or a folder that `worker import` made.
     #[arg(long, value_name = "DIR")]
@@ -50,7 +53,8 @@ impl Evaluate {
         let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &run.scoring;
         let files = Files::new([meteor_jar, meteor_paraphrases, spice_jar]);
         let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
-        let items = self.examine(&run, device)?;
+        let data = Arc::new(self.data(&run)?);
+        let items = self.examine(&run, &data, device)?;
         if let Some(path) = &self.captions {
             let captioned = |item: &'_ v1::EvaluationItem| Captioned::new(item.image_id, &item.image, &item.caption);
             let captions: Vec<Captioned> = items.iter().map(captioned).collect();
@@ -58,7 +62,13 @@ impl Evaluate {
         }
         let (names, examined): (Vec<String>, Vec<Examined>) = items.into_iter().map(examined).unzip();
         let progress = terminal::spinner(format!("scoring {} captions", names.len()));
-        let report = metrics.evaluate(&examined);
+        let mut report = metrics.evaluate(&examined);
+        let known: HashMap<&str, Option<&'static str>> =
+            data.split(self.split).iter().map(|item| (item.name.as_str(), item.domain)).collect();
+        let domains: Vec<Option<&'static str>> =
+            names.iter().map(|name| known.get(name.as_str()).copied().flatten()).collect();
+        let items: Vec<Item> = examined.into_iter().map(|one| one.item).collect();
+        metrics.add_domains(&items, &domains, &mut report);
         progress.finish_and_clear();
         self.print.print(&report, &names)
     }
@@ -66,8 +76,8 @@ impl Evaluate {
     /// The run file, with the checkpoint's captioner in the place of its own, and nothing to be trained.
     fn run_of_checkpoint(&self) -> Result<RunFile, String> {
         let mut run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
-        let dropout = run.captioner.dropout;
-        run.captioner = Captioner { preset: None, weights: Some(self.checkpoint.clone()), vision: None, dropout };
+        let weights = Some(self.checkpoint.clone());
+        run.captioner = Captioner { preset: None, weights, vision: None, ..run.captioner };
         let trained = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
         if run.evaluator.preset.take().is_some() || trained {
             run.evaluator.weights = Some(self.checkpoint.clone());
@@ -77,9 +87,15 @@ impl Evaluate {
         Ok(run)
     }
 
-    /// All images of the split, by name.
-    fn examine(&self, run: &RunFile, device: Device) -> Result<Vec<v1::EvaluationItem>, String> {
-        let data = Arc::new(DataSet::load(&run.data).map_err(|error| error.to_string())?);
+    /// The split alone, unless features of the validation split are read: their stores belong to the whole data set.
+    fn data(&self, run: &RunFile) -> Result<DataSet, String> {
+        let stored = run.data.features.is_some() && self.split != Split::Test;
+        let data = if stored { DataSet::load(&run.data) } else { DataSet::load_split(&run.data, self.split) };
+        data.map_err(|error| error.to_string())
+    }
+
+    /// All images of the split, sorted by name as the coordinator does: sums depend on the order.
+    fn examine(&self, run: &RunFile, data: &Arc<DataSet>, device: Device) -> Result<Vec<v1::EvaluationItem>, String> {
         let scenes = run.data.scenes.as_deref().map(world::Scenes::load).transpose();
         let scenes = scenes.map_err(|error| error.to_string())?;
         let images = data.split(self.split).len();
@@ -88,19 +104,16 @@ impl Evaluate {
         }
         let origins = Origins::open(run, std::iter::empty())?;
         let models = origins.models(device)?;
-        let (longest, positions) = (run.decoding.max_length, models.captioner.architecture().positions);
-        if longest as usize > positions {
-            return Err(format!("decoding.max_length is {longest}, the captioner has {positions} positions"));
-        }
-        let stores = if self.split == Split::Test { None } else { sight::stores(run, &data, &origins, &models)? };
+        run.check_positions(models.captioner.architecture().positions)?;
+        let stores = if self.split == Split::Test { None } else { sight::stores(run, data, &origins, &models)? };
         let skip_corrupt = run.data.skip_corrupt;
-        let source = Source { data: Arc::clone(&data), sizes: models.sizes(), stores, skip_corrupt };
+        let source = Source { data: Arc::clone(data), sizes: models.sizes(), stores, skip_corrupt };
         let loader = Loader::new(source, LOADING_THREADS);
         let examiner = Examiner {
             run,
             models: &models,
             origins: &origins,
-            data: &data,
+            data,
             split: self.split,
             scenes: scenes.as_ref(),
             writer: Writer::Captioner,
@@ -109,14 +122,21 @@ impl Evaluate {
         let range = EVALUATION_RANGE as usize;
         let ranges = (0..images).step_by(range).map(|from| from..images.min(from + range));
         let mut items = Vec::with_capacity(images);
+        let mut skipped = 0;
         for (range, batch) in loader.ranges(self.split, ranges) {
-            items.extend(examiner.items(&batch?));
+            let batch = batch?;
+            skipped += batch.skipped;
+            items.extend(examiner.items(&batch));
             bar.set_position(range.end as u64);
         }
+        if skipped > 0 {
+            tracing::warn!("{skipped} of {images} images could not be decoded and were left out");
+        }
         bar.finish_and_clear();
-        // As the coordinator has them: sums depend on the order, and of an image that is listed twice the first counts.
+        if items.is_empty() {
+            return Err(format!("no image of split `{}` can be decoded", self.split));
+        }
         items.sort_by(|a, b| a.image.cmp(&b.image));
-        items.dedup_by(|later, first| later.image == first.image);
         Ok(items)
     }
 }

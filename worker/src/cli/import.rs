@@ -5,7 +5,7 @@ use weights::Released;
 use weights::folder::{self, Manifest, VisionTower, Vocabulary};
 use weights::write_safetensors;
 
-use crate::{files, text};
+use crate::files;
 
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker import --from dico-ViTL14 --to models/dico-vit-l14")]
@@ -26,7 +26,7 @@ impl Import {
         let text = |error: weights::Error| error.to_string();
         let progress = terminal::spinner("reading, translating and writing the weights");
         let released = Released::open(&self.from).map_err(text)?;
-        let known = text::Vocabulary::full().size();
+        let known = tokenizer::Vocabulary::full().size();
         if released.captioner().vocabulary_size as i64 != known {
             let found = released.captioner().vocabulary_size;
             return Err(format!("{}: it knows {found} tokens, CLIP's and a pad are {known}", self.from.display()));

@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use connection::Address;
 
-use super::device::Compute;
-use crate::session::{self, Ending, Options};
-
-/// Where launchers put a process's rank.
-const RANK_VARIABLES: [&str; 3] = ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX"];
+use super::{device::Compute, launcher};
+use crate::session::{self, Ending, Options, RankSource, WantedRank};
 
 #[derive(clap::Args)]
 /// Take part in a run until it is complete.
@@ -19,14 +16,15 @@ const RANK_VARIABLES: [&str; 3] = ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX
 pub struct Join {
     #[command(flatten)]
     address: Address,
-    /// This worker's identity in the cluster [default: RANK, SLURM_PROCID or JOB_COMPLETION_INDEX, else the coordinator's
-    /// choice].
+    /// This worker's identity in the cluster [default: where torchrun, mpirun or srun started
+    /// several tasks, or in an indexed Job of Kubernetes, that of their environment variables; else
+    /// the coordinator's choice].
     #[arg(long, value_name = "N")]
     rank: Option<u32>,
     #[command(flatten)]
     compute: Compute,
     /// Address at which other workers reach this one [default: that of the route to the coordinator].
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = host)]
     host: Option<IpAddr>,
     /// Seconds to go on trying when the coordinator cannot be reached, at first or after it was lost; the state is held meanwhile.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
@@ -40,8 +38,8 @@ pub struct Join {
 impl Join {
     pub fn run(self) -> Result<ExitCode, String> {
         let rank = match self.rank {
-            Some(rank) => Some(rank),
-            None => rank_of_environment(|name| std::env::var(name).ok())?,
+            Some(rank) => Some(WantedRank { rank, source: RankSource::Flag }),
+            None => launcher::rank(|name| std::env::var(name).ok())?,
         };
         let options = Options {
             coordinator: self.address.link().map_err(|error| error.to_string())?,
@@ -58,11 +56,13 @@ impl Join {
     }
 }
 
-fn rank_of_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Option<u32>, String> {
-    let Some((name, value)) = RANK_VARIABLES.iter().find_map(|&name| Some((name, variable(name)?))) else {
-        return Ok(None);
-    };
-    value.parse().map(Some).map_err(|_| format!("environment variable {name} is {value:?}, not a rank"))
+/// An address by which one machine can be told from others.
+fn host(text: &str) -> Result<IpAddr, String> {
+    let address: IpAddr = text.parse().map_err(|_| "not an IP address".to_owned())?;
+    if address.is_unspecified() || address.is_multicast() {
+        return Err("other workers cannot reach this machine by it".to_owned());
+    }
+    Ok(address)
 }
 
 #[cfg(test)]
@@ -70,15 +70,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_launcher_that_knows_the_rank_is_heard() {
-        let environment = |name: &str| match name {
-            "SLURM_PROCID" => Some("3".to_owned()),
-            "JOB_COMPLETION_INDEX" => Some("9".to_owned()),
-            _ => None,
-        };
-        assert_eq!(rank_of_environment(environment), Ok(Some(3)));
-        assert_eq!(rank_of_environment(|_| None), Ok(None));
-        let error = rank_of_environment(|_| Some("one".to_owned())).unwrap_err();
-        assert_eq!(error, "environment variable RANK is \"one\", not a rank");
+    fn workers_do_not_advertise_what_is_no_machines_address() {
+        for address in ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "localhost", ""] {
+            assert!(host(address).is_err(), "{address}");
+        }
+        for address in ["127.0.0.1", "10.0.0.1", "::1", "fd00::1"] {
+            assert_eq!(host(address).map(|ip| ip.to_string()), Ok(address.to_owned()));
+        }
     }
 }

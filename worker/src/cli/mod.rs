@@ -8,6 +8,7 @@ mod evaluate;
 mod export;
 mod import;
 mod join;
+mod launcher;
 mod report;
 mod score;
 mod synthesize;
@@ -16,6 +17,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use terminal::{Completions, Logs};
+
+#[cfg(test)]
+pub use device::parse as parse_device;
 
 /// Trains image captioners as one of a coordinator's workers, and all that goes with it.
 #[derive(Parser)]

@@ -1,11 +1,12 @@
 //! Towers against transformers' `CLIPModel` and open_clip's `ModifiedResNet`.
 
 use serde::Deserialize;
-use tch::{Device, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 use weights::{Architecture, Text as TextSizes, Vision as VisionSizes};
 
 use super::*;
-use crate::golden::{self, Gains, assert_close};
+use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
+use crate::testing;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -69,8 +70,8 @@ impl Sizes {
 }
 
 /// A model by formula.
-pub fn by_formula(sizes: &Sizes, prefix: &str) -> Clip {
-    let clip = Clip::build(sizes.architecture(), Builder::blank(Device::Cpu));
+pub fn by_formula(sizes: &Sizes, prefix: &str, backend: impl Into<Backend>) -> Clip {
+    let clip = Clip::build(sizes.architecture(), Builder::blank(backend));
     golden::fill(clip.parameters(), prefix, &Gains::new());
     clip
 }
@@ -84,20 +85,39 @@ pub fn pixels(sizes: &Sizes, name: &str, count: i64) -> Tensor {
 
 #[test]
 fn towers_agree_with_transformers_and_open_clip() {
+    testing::each_code_path(|| check(testing::device().into(), |_, _| 1e-4));
+}
+
+#[test]
+fn sixteen_bit_towers_are_as_near_as_rounding_lets_them_be() {
+    testing::each_code_path(|| check(testing::sixteen_bits(), sixteen_bit_tolerance));
+}
+
+/// Compares all cases. `tolerance` is that of what is expected of so many layers.
+fn check(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) {
     let golden: Golden = golden::json("clip/clip.json");
     assert!(golden.cases.len() >= 2);
     for Case { name, architecture, images, texts, hidden_shape, hidden_strides } in golden.cases {
         let expected = golden::tensors(&format!("clip/{name}.safetensors"));
-        let clip = by_formula(&architecture, "");
+        let clip = by_formula(&architecture, "", backend);
+        // A stage of a ResNet computes with 32 bits, its pooling and projection with 16.
+        let layers = architecture.layers.max(1);
         let pixels = pixels(&architecture, &name, images);
         no_grad(|| {
             let hidden = clip.vision.hidden(&pixels);
             assert_eq!(hidden.size(), hidden_shape, "{name}");
             let [tokens, channels] = hidden_strides;
             let shown = hidden.slice(1, None, None, tokens).slice(2, None, None, channels);
-            assert_close(&format!("{name} hidden"), &shown, &expected["hidden"], 1e-4);
-            assert_close(&format!("{name} images"), &clip.embed(&hidden), &expected["image_embeddings"], 1e-4);
-            assert_close(&format!("{name} texts"), &clip.text.embed(&texts, 1), &expected["text_embeddings"], 1e-4);
+            let images = clip.embed(&hidden);
+            let texts = clip.text.embed(&texts, 1);
+            for (what, found, name_of, layers) in [
+                ("hidden", &shown, "hidden", layers),
+                ("images", &images, "image_embeddings", layers + 1),
+                ("texts", &texts, "text_embeddings", architecture.text_layers),
+            ] {
+                let expected = &expected[name_of];
+                assert_close(&format!("{name} {what}"), found, expected, tolerance(expected, layers));
+            }
         });
     }
 }
@@ -107,13 +127,13 @@ fn weights_come_alike_from_safetensors_pickles_and_torchscript() {
     let golden: Golden = golden::json("clip/clip.json");
     assert!(!golden.files.is_empty());
     for Files { name, architecture, dtype, files } in golden.files {
-        let expected = by_formula(&architecture, "");
+        let expected = by_formula(&architecture, "", testing::device());
         assert_eq!(files.len(), if architecture.blocks.is_empty() { 3 } else { 2 }, "{name}");
         for file in files {
             let read = weights::Clip::open(&golden::path(&format!("clip/{file}"))).unwrap();
             assert_eq!(*read.architecture(), architecture.architecture(), "{file}");
             let values = crate::tensors::from_weights(read.tensors().unwrap());
-            let clip = Clip::with(read.architecture().clone(), &values, Device::Cpu).unwrap();
+            let clip = Clip::with(read.architecture().clone(), &values, testing::device()).unwrap();
             for ((parameter, found), (_, expected)) in clip.parameters().named().zip(expected.parameters().named()) {
                 let expected = if dtype == "f16" { expected.to_kind(Kind::Half) } else { expected.shallow_clone() };
                 assert_eq!(*found, expected.to_kind(Kind::Float), "{file}: {parameter}");

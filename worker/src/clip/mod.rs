@@ -28,14 +28,14 @@ pub fn preset(preset: Preset, vocabulary_size: usize) -> Architecture {
             image_size: 64,
             vision: VisionKind::Transformer { patch_size: 16, width: 96, layers: 3, heads: 4 },
             text: TextArchitecture { width: 96, layers: 2, heads: 4, context_length: 48, vocabulary_size },
-            embedding: 96,
+            embedding: Preset::Tiny.evaluator_embedding(),
         },
         // ViT-B/32.
         Preset::Dico => Architecture {
             image_size: 224,
             vision: VisionKind::Transformer { patch_size: 32, width: 768, layers: 12, heads: 12 },
             text: TextArchitecture { width: 512, layers: 12, heads: 8, context_length: 77, vocabulary_size },
-            embedding: 512,
+            embedding: Preset::Dico.evaluator_embedding(),
         },
     }
 }

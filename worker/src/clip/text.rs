@@ -3,11 +3,13 @@ use weights::clip::Architecture;
 
 use super::{transformer::Transformer, unit};
 use crate::forest::{Forest, Tree};
-use crate::nn::{Builder, Embedding, LayerNorm};
+use crate::nn::{Builder, Embedding, LayerNorm, takes_gpu_path};
 
-/// Texts that are run together, padded to the largest tree of them: on a CPU so many, as padding is work there; on a GPU all, as
-/// starting the work takes longer than most of it.
+/// Texts that are run together, padded to the largest tree of them: on a CPU so many, as padding is work there.
 const GROUP: usize = 32;
+/// The same on a GPU, where starting the work takes longer than most of it: as many as memory is sure to hold. An image may have a
+/// thousand references.
+const GPU_GROUP: usize = 1024;
 
 /// The text transformer, `transformer.*`.
 pub struct Text {
@@ -43,7 +45,7 @@ impl Text {
         let trees = texts.chunks(each).map(|texts| Tree::plant(texts.iter().map(Vec::as_slice)));
         let mut trees: Vec<(usize, Tree)> = trees.enumerate().collect();
         trees.sort_by_key(|(_, tree)| tree.size());
-        let group = if device.is_cuda() { trees.len() } else { GROUP.div_ceil(each) };
+        let group = if takes_gpu_path(device) { GPU_GROUP } else { GROUP }.div_ceil(each);
         let embedded =
             trees.chunks(group.max(1)).map(|group| self.embed_group(group.iter().map(|(_, tree)| tree), device));
         let embedded = Tensor::cat(&embedded.collect::<Vec<_>>(), 0);
@@ -68,13 +70,17 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use runfile::Preset;
-    use tch::Device;
 
     use crate::clip::{Clip, preset};
+    use crate::testing;
 
     #[test]
     fn a_text_is_embedded_alike_whatever_stands_beside_it() {
-        let clip = Clip::new(preset(Preset::Tiny, 50), 1, Device::Cpu);
+        testing::each_code_path(check_neighbours);
+    }
+
+    fn check_neighbours() {
+        let clip = Clip::new(preset(Preset::Tiny, 50), 1, testing::device());
         let texts: Vec<Vec<i64>> = (0..80).map(|i| (0..2 + i * 7 % 30).map(|j| (i + j) % 50).collect()).collect();
         for each in [1, 5, 80] {
             let together = clip.text.embed(&texts, each);

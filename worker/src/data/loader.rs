@@ -1,12 +1,12 @@
 //! Prepares batches ahead of the training thread, on threads of its own: decodes images, or reads rows of a feature store.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use dataset::{DataSet, Split};
+use dataset::{DataSet, Error, Split};
 use features::{Dtype, Store};
 use tch::{Device, Kind, Tensor};
 
@@ -54,9 +54,10 @@ pub struct Batch {
     /// Bytes `[batch, size, size, 3]` of generated pictures of the same images, as the evaluator's tower wants them; there where
     /// they were asked for.
     pub generated: Option<Tensor>,
-    /// The samples, without those whose image could not be decoded.
+    /// The samples, without those that have an image that could not be decoded; there may be none
+    /// left.
     pub samples: Vec<Sample>,
-    /// How many could not be.
+    /// How many were left out.
     pub skipped: u64,
 }
 
@@ -120,7 +121,7 @@ impl Loader {
     /// Starts `threads` threads.
     #[must_use]
     pub fn new(source: Source, threads: usize) -> Self {
-        let source = Arc::new(source);
+        let source = Arc::new(Reader { source, named: Mutex::default() });
         let (sender, receiver) = channel::<Job>();
         let receiver = Arc::new(Mutex::new(receiver));
         let threads = (0..threads.max(1))
@@ -193,89 +194,104 @@ impl Drop for Loader {
     }
 }
 
-impl Source {
+/// What the threads share.
+struct Reader {
+    source: Source,
+    /// Images that were left out: each is named in the logs once, not once an epoch.
+    named: Mutex<HashSet<(Split, usize)>>,
+}
+
+impl Reader {
     fn load(&self, job: &Job) -> Result<Batch, String> {
-        let Job { split, samples, .. } = job;
-        let split = *split;
-        let store = self.stores.as_ref().and_then(|[train, validation]| match split {
+        let store = self.source.stores.as_ref().and_then(|[train, validation]| match job.split {
             Split::Train => Some(train),
             Split::Validation => Some(validation),
             Split::Test => None,
         });
-        let batch = match store {
-            Some(store) => self.read_rows(store, split, samples),
-            None => self.decode(split, samples),
-        }?;
-        let generated = job.generated.then(|| self.decode_generated(&batch.samples)).transpose()?;
-        Ok(Batch { generated, ..batch })
-    }
-
-    fn decode_generated(&self, samples: &[Sample]) -> Result<Tensor, String> {
-        let size = self.sizes.evaluator;
-        let mut pixels = Vec::new();
-        for sample in samples {
-            let decoded = self.data.generated_pixels(sample.image, size);
-            pixels.extend(decoded.map_err(|error| error.to_string())?);
+        match store {
+            Some(store) => self.read_rows(store, job),
+            None => self.decode(job),
         }
-        let side = i64::from(size);
-        Ok(Tensor::from_slice(&pixels).view([samples.len() as i64, side, side, 3]))
     }
 
-    fn read_rows(&self, store: &Store, split: Split, wanted: &[Sample]) -> Result<Batch, String> {
+    fn read_rows(&self, store: &Store, job: &Job) -> Result<Batch, String> {
         let manifest = store.manifest();
         let [tokens, width, embedding] = [manifest.tokens, manifest.width, manifest.embedding].map(|size| size as i64);
         let split_at = (tokens * width) as usize * manifest.dtype.size();
-        let (mut hidden, mut embeddings, mut samples) = (Vec::new(), Vec::new(), Vec::with_capacity(wanted.len()));
-        for &sample in wanted {
-            let (first, second) = store.row(sample.image).map_err(|error| error.to_string())?.split_at(split_at);
-            if second.iter().any(|&byte| byte != 0) {
-                hidden.extend_from_slice(first);
-                embeddings.extend_from_slice(second);
-                samples.push(sample);
+        let (mut hidden, mut embeddings, mut samples) = (Vec::new(), Vec::new(), Vec::with_capacity(job.samples.len()));
+        for &sample in &job.samples {
+            let row = store.row(sample.image).map_err(|error| error.to_string())?;
+            if store.is_blank(sample.image) {
+                self.leave_out(
+                    job.split,
+                    sample,
+                    &Error::Image {
+                        place: self.source.data.place(&self.source.data.split(job.split)[sample.image]),
+                        problem: "could not be decoded when features were stored".to_owned(),
+                    },
+                )?;
                 continue;
             }
-            // The store's mark of an image that could not be decoded.
-            let name = &self.data.split(split)[sample.image].name;
-            let problem = format!("{name} could not be decoded when features were stored");
-            if !self.skip_corrupt {
-                return Err(format!("{problem}: set data.skip_corrupt to leave such images out"));
-            }
-            tracing::warn!("leaving out an image: {problem}");
+            let (first, second) = row.split_at(split_at);
+            hidden.extend_from_slice(first);
+            embeddings.extend_from_slice(second);
+            samples.push(sample);
         }
         let (kind, images) = (kind(manifest.dtype), samples.len() as i64);
         let views = Views::Features {
             hidden: Tensor::from_data_size(&hidden, &[images, tokens, width], kind),
             embeddings: Tensor::from_data_size(&embeddings, &[images, embedding], kind),
         };
-        let skipped = (wanted.len() - samples.len()) as u64;
+        let skipped = (job.samples.len() - samples.len()) as u64;
         Ok(Batch { views, generated: None, samples, skipped })
     }
 
-    fn decode(&self, split: Split, wanted: &[Sample]) -> Result<Batch, String> {
-        let Sizes { captioner, evaluator } = self.sizes;
+    fn decode(&self, job: &Job) -> Result<Batch, String> {
+        let Sizes { captioner, evaluator } = self.source.sizes;
         let sizes = if captioner == evaluator { vec![captioner] } else { vec![captioner, evaluator] };
         let mut pixels = vec![Vec::new(); sizes.len()];
-        let mut samples = Vec::with_capacity(wanted.len());
-        for &sample in wanted {
-            let item = &self.data.split(split)[sample.image];
-            let decoded: Result<Vec<_>, _> = sizes.iter().map(|&size| self.data.pixels(item, size)).collect();
-            match decoded {
-                Ok(decoded) => {
-                    pixels.iter_mut().zip(decoded).for_each(|(all, one)| all.extend(one));
+        let mut generated = job.generated.then(Vec::new);
+        let mut samples = Vec::with_capacity(job.samples.len());
+        for &sample in &job.samples {
+            let item = &self.source.data.split(job.split)[sample.image];
+            let real: Result<Vec<_>, _> = sizes.iter().map(|&size| self.source.data.pixels(item, size)).collect();
+            let drawn = || {
+                let drawn = job.generated.then(|| self.source.data.generated_pixels(sample.image, evaluator));
+                drawn.transpose()
+            };
+            match real.and_then(|real| Ok((real, drawn()?))) {
+                Ok((real, drawn)) => {
+                    pixels.iter_mut().zip(real).for_each(|(all, one)| all.extend(one));
+                    generated.iter_mut().zip(drawn).for_each(|(all, one)| all.extend(one));
                     samples.push(sample);
                 }
-                Err(error) if self.skip_corrupt => tracing::warn!("leaving out {error}"),
-                Err(error) => return Err(error.to_string()),
+                Err(error) => self.leave_out(job.split, sample, &error)?,
             }
         }
-        let mut tensors = pixels.iter().zip(&sizes).map(|(pixels, &size)| {
+        let tensor = |pixels: &[u8], size: u32| {
             let side = i64::from(size);
             Tensor::from_slice(pixels).view([samples.len() as i64, side, side, 3])
-        });
+        };
+        let mut tensors = pixels.iter().zip(&sizes).map(|(pixels, &size)| tensor(pixels, size));
         let captioner = tensors.next().expect("there is always one size");
         let views = Views::Pixels { captioner, evaluator: tensors.next() };
-        let skipped = (wanted.len() - samples.len()) as u64;
-        Ok(Batch { views, generated: None, samples, skipped })
+        let generated = generated.map(|pixels| tensor(&pixels, evaluator));
+        let skipped = (job.samples.len() - samples.len()) as u64;
+        Ok(Batch { views, generated, samples, skipped })
+    }
+
+    /// Names a sample that is left out.
+    ///
+    /// # Errors
+    /// It may not be, or no single image is to blame.
+    fn leave_out(&self, split: Split, sample: Sample, error: &Error) -> Result<(), String> {
+        if !error.is_of_image() || !self.source.skip_corrupt {
+            return Err(error.with_remedy());
+        }
+        if self.named.lock().unwrap_or_else(PoisonError::into_inner).insert((split, sample.image)) {
+            tracing::warn!("leaving out {error}");
+        }
+        Ok(())
     }
 }
 
@@ -286,5 +302,89 @@ pub fn kind(dtype: Dtype) -> Kind {
         Dtype::F32 => Kind::Float,
         Dtype::F16 => Kind::Half,
         Dtype::Bf16 => Kind::BFloat16,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use features::{Manifest, Rows, Tower, Writer};
+
+    use super::*;
+
+    /// Two training images and one of validation, none of which can be decoded, though their
+    /// headers and ends are sound.
+    fn undecodable(skip_corrupt: bool) -> (tempfile::TempDir, Arc<DataSet>) {
+        let folder = tempfile::tempdir().unwrap();
+        let images = [("a.png", "train"), ("b.png", "train"), ("c.png", "val")].map(|(name, split)| {
+            std::fs::write(folder.path().join(name), damaged_png()).unwrap();
+            format!(r#"{{"filename": "{name}", "split": "{split}", "sentences": [{{"raw": "a"}}]}}"#)
+        });
+        let annotations = folder.path().join("dataset.json");
+        std::fs::write(&annotations, format!(r#"{{"images": [{}]}}"#, images.join(","))).unwrap();
+        let karpathy = Some(runfile::Karpathy { annotations, images: folder.path().into() });
+        let data = DataSet::load(&runfile::Data { karpathy, skip_corrupt, ..Default::default() }).unwrap();
+        (folder, Arc::new(data))
+    }
+
+    /// A PNG of 2 x 2 pixels that are not there.
+    fn damaged_png() -> Vec<u8> {
+        let header = [0, 0, 0, 2, 0, 0, 0, 2, 8, 2, 0, 0, 0];
+        let mut crc = u32::MAX;
+        for byte in b"IHDR".iter().chain(&header) {
+            crc = (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()));
+        }
+        let data = b"\0\0\0\x04IDATdust\0\0\0\0\0\0\0\0IEND\xAE\x42\x60\x82";
+        [&b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"[..], &header, &(!crc).to_be_bytes(), data].concat()
+    }
+
+    fn samples() -> Vec<Sample> {
+        (0..2).map(|image| Sample { image, caption: 0 }).collect()
+    }
+
+    fn loader(data: &Arc<DataSet>, stores: Option<[Store; 2]>, skip_corrupt: bool) -> Loader {
+        let sizes = Sizes { captioner: 4, evaluator: 6 };
+        Loader::new(Source { data: Arc::clone(data), sizes, stores, skip_corrupt }, 1)
+    }
+
+    #[test]
+    fn a_batch_without_any_sound_image_is_empty() {
+        let (_folder, data) = undecodable(true);
+        let batch = loader(&data, None, true).train(samples()).wait().unwrap();
+        assert_eq!((batch.samples.len(), batch.skipped), (0, 2));
+        let Views::Pixels { captioner, evaluator } = batch.views else { panic!("not pixels") };
+        assert_eq!((captioner.size(), evaluator.unwrap().size()), (vec![0, 4, 4, 3], vec![0, 6, 6, 3]));
+    }
+
+    #[test]
+    fn an_image_that_may_not_be_left_out_is_named_with_the_setting() {
+        let (_folder, data) = undecodable(false);
+        let error = loader(&data, None, false).train(samples()).wait().err().unwrap();
+        assert!(error.contains("a.png: ") && error.contains("data.skip_corrupt"), "{error}");
+    }
+
+    #[test]
+    fn blank_rows_of_a_store_are_images_that_are_left_out_or_named() {
+        let (folder, data) = undecodable(true);
+        let stores = || {
+            [(Split::Train, 2), (Split::Validation, 1)].map(|(split, images)| {
+                let tower = Tower { weights: "w".into(), sha256: "aa".into(), image_size: 4 };
+                let rows = Rows { shape: [3, 2, 5], dtype: Dtype::F16 };
+                let names = (images, data.names_sha256(split));
+                let towers = [tower.clone(), tower];
+                let manifest = Manifest::new(split.name().to_owned(), names, "as it is".to_owned(), towers, rows);
+                let path = folder.path().join(split.name());
+                let mut writer = Writer::open(&path, manifest.clone()).unwrap();
+                if writer.rows() == 0 {
+                    writer.append(&vec![0; manifest.row_bytes() * images as usize]).unwrap();
+                }
+                Store::open(&path, &manifest).unwrap()
+            })
+        };
+        let batch = loader(&data, Some(stores()), true).train(samples()).wait().unwrap();
+        assert_eq!((batch.samples.len(), batch.skipped), (0, 2));
+        let Views::Features { hidden, embeddings } = batch.views else { panic!("not features") };
+        assert_eq!((hidden.size(), embeddings.size()), (vec![0, 3, 2], vec![0, 5]));
+        let error = loader(&data, Some(stores()), false).train(samples()).wait().err().unwrap();
+        assert!(error.contains("a.png: ") && error.contains("data.skip_corrupt"), "{error}");
     }
 }

@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::Builder;
 use super::operators::{self, Matrix};
+use super::takes_gpu_path;
 
 /// Whether activations are dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -180,7 +181,7 @@ const SHORT: i64 = 160;
 /// Scaled dot-product attention over `[batch, heads, length, width]`; `mask`, of any floating type, is added to the scores.
 pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Tensor {
     let kind = query.kind();
-    if query.device().is_cuda() || key.size()[2] > SHORT {
+    if takes_gpu_path(query.device()) || key.size()[2] > SHORT {
         let mask = mask.map(|mask| mask.to_kind(kind));
         return Tensor::scaled_dot_product_attention(
             query,

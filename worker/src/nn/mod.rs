@@ -1,9 +1,13 @@
 //! Parameters in one flat buffer, and the few layers that both models are made of.
 
+mod code_path;
 mod layers;
 mod operators;
 mod parameters;
 
+#[cfg(test)]
+pub use code_path::on_gpu_path;
+pub use code_path::takes_gpu_path;
 pub use layers::{
     BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, merge_heads, split_heads, split_parts,
     stack_parts,

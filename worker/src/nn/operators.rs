@@ -141,12 +141,17 @@ fn called(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     use super::*;
+    use crate::testing::{device, each_code_path, floats};
 
     fn random(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true)
+        Tensor::randn(shape, floats()).set_requires_grad(true)
+    }
+
+    fn indices(values: &[i64]) -> Tensor {
+        Tensor::from_slice(values).to_device(device())
     }
 
     /// A leaf, and its copy of another type.
@@ -167,6 +172,10 @@ mod tests {
 
     #[test]
     fn a_linear_layer_and_its_gradients_are_libtorchs_own() {
+        each_code_path(check_linear);
+    }
+
+    fn check_linear() {
         tch::manual_seed(1);
         for (kind, tolerance) in TOLERANCES {
             for is_transposed in [false, true] {
@@ -184,7 +193,7 @@ mod tests {
                     if is_transposed { theirs_weight.transpose(0, 1) } else { theirs_weight.shallow_clone() };
                 let expected = theirs.0.linear(&oriented, Some(&theirs.1));
                 assert_near("y", &found, &expected, tolerance);
-                let slope = Tensor::randn([3, 5, 20], (Kind::Float, Device::Cpu));
+                let slope = Tensor::randn([3, 5, 20], floats());
                 (found.to_kind(Kind::Float) * &slope).sum(Kind::Float).backward();
                 (expected * &slope).sum(Kind::Float).backward();
                 assert_near("x", &ours.0.grad(), &theirs.0.grad(), tolerance);
@@ -200,11 +209,15 @@ mod tests {
 
     #[test]
     fn log_probabilities_and_their_gradients_are_those_of_a_whole_log_softmax() {
+        each_code_path(check_log_probabilities);
+    }
+
+    fn check_log_probabilities() {
         tch::manual_seed(2);
         // More tokens than are projected onto at a time, and some nodes asked for more than one.
         let (vocabulary, nodes) = (9001, [0_i64, 1, 1, 2, 4, 3, 3]);
-        let targets = Tensor::from_slice(&[0_i64, 4095, 4096, 9000, 17, 17, 8192]);
-        let nodes = Tensor::from_slice(&nodes);
+        let targets = indices(&[0, 4095, 4096, 9000, 17, 17, 8192]);
+        let nodes = indices(&nodes);
         for (kind, tolerance) in TOLERANCES {
             let values = random(&[vocabulary, 16]);
             let table = matrix(&values, kind);
@@ -216,7 +229,7 @@ mod tests {
             assert_near("log p", &found, &expected, tolerance);
             let unrecorded = tch::no_grad(|| token_log_probabilities(&hidden, &table, &nodes, &targets));
             assert_eq!(unrecorded, found);
-            let slope = Tensor::from_slice(&[1.0_f32, -0.5, 2.0, 0.25, -1.0, 0.75, 0.5]);
+            let slope = Tensor::from_slice(&[1.0_f32, -0.5, 2.0, 0.25, -1.0, 0.75, 0.5]).to_device(device());
             (found * &slope).sum(Kind::Float).backward();
             (expected * &slope).sum(Kind::Float).backward();
             assert_near("hidden", &hidden.grad(), &other.grad(), tolerance);
@@ -226,8 +239,12 @@ mod tests {
 
     #[test]
     fn gradients_of_a_table_are_added_where_the_leaf_has_room_for_them() {
+        each_code_path(check_table);
+    }
+
+    fn check_table() {
         tch::manual_seed(3);
-        let (ids, targets) = (Tensor::from_slice(&[3_i64, 0, 3, 5]), Tensor::from_slice(&[1_i64, 2, 3, 5]));
+        let (ids, targets) = (indices(&[3, 0, 3, 5]), indices(&[1, 2, 3, 5]));
         let values = random(&[6, 4]);
         let gradient = |rounds: i32| {
             let table = matrix(&values, Kind::Float);
@@ -249,13 +266,16 @@ mod tests {
 
     #[test]
     fn normalisers_are_exact_however_far_the_values_are() {
+        each_code_path(check_normalisers);
+    }
+
+    fn check_normalisers() {
         tch::manual_seed(4);
-        let wide = Tensor::randn([7, 5003], (Kind::Float, Device::Cpu)) * 8.0;
+        let wide = Tensor::randn([7, 5003], floats()) * 8.0;
         let far = [-1e30_f32, -300.0, -88.0, 0.0, 88.0, 3e4, 3.0e38];
-        let shifted = &wide + Tensor::from_slice(&far).unsqueeze(1);
-        let flat = Tensor::zeros([3, 1], (Kind::Float, Device::Cpu));
+        let shifted = &wide + Tensor::from_slice(&far).to_device(device()).unsqueeze(1);
+        let flat = Tensor::zeros([3, 1], floats());
         for logits in [wide.shallow_clone(), shifted, flat, wide.narrow(1, 11, 4099)] {
-            // Of what is not computed here: the way that GPUs take.
             for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
                 let logits = logits.to_kind(kind);
                 let expected = logits.to_kind(Kind::Double).logsumexp(1, false);
@@ -274,6 +294,20 @@ mod tests {
                 [true, true, false, true, true, true, true]
             );
         }
+    }
+
+    #[test]
+    fn an_update_is_that_of_adam_with_what_its_gradient_is_divided_by() {
+        tch::manual_seed(5);
+        let [parameters, gradient] = [(); 2].map(|()| Tensor::randn([1003], floats()));
+        let [first, second] = [(); 2].map(|()| Tensor::zeros([1003], floats()));
+        let (before, slope) = (parameters.to_kind(Kind::Double), gradient.to_kind(Kind::Double) / 5.0);
+        let moments = [&first, &second];
+        let (learning_rate, betas, epsilon) = (0.01, [0.9, 0.99], 1e-8);
+        adam(&parameters, &gradient, &Update { moments, step: 1, learning_rate, betas, epsilon, divisor: 5.0 });
+        assert_near("first", &first, &(&slope * 0.1), 1e-6);
+        assert_near("second", &second, &(slope.square() * 0.01), 1e-5);
+        assert_near("parameters", &parameters, &(before - slope.sign() * learning_rate), 1e-5);
     }
 
     #[test]

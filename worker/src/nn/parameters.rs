@@ -325,9 +325,10 @@ impl std::fmt::Display for Mismatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     fn model() -> (Tensor, Tensor, Parameters) {
-        let mut builder = Builder::new(1, Device::Cpu);
+        let mut builder = Builder::new(1, testing::device());
         let weight = builder.normal("weight", &[2, 3], 1.0);
         let bias = builder.constant("bias", &[2], 0.5);
         (weight, bias, builder.finish())
@@ -335,12 +336,14 @@ mod tests {
 
     #[test]
     fn products_read_what_was_loaded() {
-        let backend = Backend { device: Device::Cpu, precision: Precision::Bf16 };
+        let backend = Backend { device: testing::device(), precision: Precision::Bf16 };
         let mut builder = Builder::blank(backend);
         let matrix = builder.matrix("weight", &[2, 3], 1.0);
         let parameters = builder.finish();
         assert_eq!(parameters.backend(), backend);
-        let values = Tensor::from_slice(&[1.0_f32, -2.0, 0.003_141_592_7, 4e9, 0.0, 7.0]).view([2, 3]);
+        let values = Tensor::from_slice(&[1.0_f32, -2.0, 0.003_141_592_7, 4e9, 0.0, 7.0])
+            .view([2, 3])
+            .to_device(testing::device());
         parameters.load(&BTreeMap::from([("weight".to_owned(), values.shallow_clone())])).unwrap();
         assert_eq!((&matrix.master, &matrix.working), (&values, &values.to_kind(Kind::BFloat16)));
         // The check that other tests rest on can fail.
@@ -391,7 +394,7 @@ mod tests {
     fn everything_that_does_not_fit_is_listed_at_once() {
         let (_, _, parameters) = model();
         let values = [("weight", [3, 2]), ("other", [1, 1])];
-        let values = values.map(|(name, shape)| (name.to_owned(), Tensor::zeros(shape, (Kind::Float, Device::Cpu))));
+        let values = values.map(|(name, shape)| (name.to_owned(), Tensor::zeros(shape, testing::floats())));
         let error = parameters.copy_into(parameters.flat(), &values.into()).unwrap_err().to_string();
         assert_eq!(error, "missing: bias; extra: other; misshapen: weight [3, 2], not [2, 3]");
     }

@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, HashSet};
 use scoring::cider::Candidate;
 use statistics::{Summary, names};
 use tch::{Kind, Tensor, no_grad};
+use tokenizer::Vocabulary;
 
 use super::reward::Judge;
 use crate::captioner::beam::Hypothesis;
 use crate::captioner::{Captioner, Captions, Search};
 use crate::laps::{Lap, Laps};
 use crate::nn::Mode;
-use crate::text::Vocabulary;
 
 /// The images of a batch.
 #[derive(Clone, Copy)]

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::Outcome;
 use crate::collective::{Broken, Collective};
 
-/// This rank's unit embeddings, all `[share, embedding]`.
+/// This rank's unit embeddings, all `[share, embedding]`. The share may be empty.
 pub struct Pairs {
     /// Tokens of the captions.
     pub tokens: u64,
@@ -45,8 +45,8 @@ pub fn outcome(pairs: &Pairs, scale: &Tensor, collective: &dyn Collective) -> Re
     if let Some((generated, weight)) = &pairs.generated_texts {
         loss += of(&images, &gather(generated, collective)?) * *weight;
     }
-    let batch = images.size()[0] as f64;
-    let loss_sum = loss.double_value(&[]) * share as f64 / batch;
+    let batch = images.size()[0];
+    let loss_sum = if batch == 0 { 0.0 } else { loss.double_value(&[]) * share as f64 / batch as f64 };
     Ok(Outcome {
         loss,
         loss_sum,
@@ -65,12 +65,16 @@ fn symmetric_cross_entropy(logits: &Tensor) -> Tensor {
     (rows + columns).sum(Kind::Float) * 0.5
 }
 
-/// All ranks' rows, in order of rank; only this rank's carry gradients. Shares may differ in size.
+/// All ranks' rows, in order of rank; only this rank's carry gradients. Shares may differ in size,
+/// and be empty.
 fn gather(own: &Tensor, collective: &dyn Collective) -> Result<Tensor, Broken> {
     let share = own.size()[0];
     let counts = collective.all_gather(&Tensor::from_slice(&[share]).to_device(own.device()))?;
     let counts: Vec<i64> = counts.iter().map(|count| count.int64_value(&[0])).collect();
     let most = counts.iter().copied().max().unwrap_or(share);
+    if most == 0 {
+        return Ok(own.shallow_clone());
+    }
     let padded = no_grad(|| own.detach().constant_pad_nd([0, 0, 0, most - share]));
     let mut parts = collective.all_gather(&padded)?;
     for (part, &count) in parts.iter_mut().zip(&counts) {
@@ -82,9 +86,8 @@ fn gather(own: &Tensor, collective: &dyn Collective) -> Result<Tensor, Broken> {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
+    use crate::testing;
 
     #[test]
     fn the_loss_is_that_of_a_double_precision_computation_by_hand() {
@@ -96,7 +99,7 @@ mod tests {
             expected += 0.5 * (total(*row) - row[i]) + 0.5 * (total(column) - row[i]);
         }
         let flat: Vec<f64> = logits.into_iter().flatten().collect();
-        let loss = symmetric_cross_entropy(&Tensor::from_slice(&flat).view([3, 3]));
+        let loss = symmetric_cross_entropy(&Tensor::from_slice(&flat).view([3, 3]).to_device(testing::device()));
         assert!((loss.double_value(&[]) - expected).abs() < 1e-6);
     }
 
@@ -130,10 +133,10 @@ mod tests {
     fn the_ranks_gradients_add_up_to_that_of_one_rank_with_the_whole_batch() {
         tch::manual_seed(5);
         // Images, texts, generated images, generated texts.
-        let all: [Tensor; 4] = std::array::from_fn(|_| Tensor::randn([5, 4], (Kind::Float, Device::Cpu)));
+        let all: [Tensor; 4] = std::array::from_fn(|_| Tensor::randn([5, 4], testing::floats()));
         let gradients = |tensors: [Tensor; 4], collective: &dyn Collective| {
             let leaves = tensors.map(|tensor| tensor.detach().copy().set_requires_grad(true));
-            let scale = Tensor::from(3.0_f32).set_requires_grad(true);
+            let scale = Tensor::from(3.0_f32).to_device(testing::device()).set_requires_grad(true);
             let [images, texts, generated_images, generated_texts] = [0, 1, 2, 3].map(|i| leaves[i].shallow_clone());
             let pairs = Pairs {
                 tokens: 0,
@@ -147,33 +150,60 @@ mod tests {
             (leaves.map(|leaf| leaf.grad()), scale.grad(), outcome.loss_sum)
         };
         let whole = gradients([0, 1, 2, 3].map(|i| all[i].shallow_clone()), &crate::collective::Solo);
-        // Three samples here, two there.
-        let part = |tensor: &Tensor, rank: usize| tensor.narrow(0, 3 * rank as i64, 3 - rank as i64);
-        let shares = [0, 1].map(|rank| {
-            let other = 1 - rank;
-            let count = || Tensor::from_slice(&[3 - other as i64]);
-            let padded = |tensor: &Tensor| part(tensor, other).constant_pad_nd([0, 0, 0, other as i64]);
-            let queue: Vec<Tensor> = all.iter().flat_map(|tensor| [count(), padded(tensor)]).collect();
-            gradients([0, 1, 2, 3].map(|i| part(&all[i], rank)), &Pair { rank, other: queue.into() })
-        });
         let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-5, 1e-6, false), "{a} is not {b}");
-        for (i, expected) in whole.0.iter().enumerate() {
-            close(&Tensor::cat(&[&shares[0].0[i], &shares[1].0[i]], 0), expected);
+        // Three samples here, two there; then all here and none there.
+        for sizes in [[3_i64, 2], [5, 0]] {
+            let most = sizes[0];
+            let part = |tensor: &Tensor, rank: usize| tensor.narrow(0, sizes[0] * rank as i64, sizes[rank]);
+            let shares = [0, 1].map(|rank| {
+                let other = 1 - rank;
+                let count = || Tensor::from_slice(&[sizes[other]]).to_device(testing::device());
+                let padded = |tensor: &Tensor| part(tensor, other).constant_pad_nd([0, 0, 0, most - sizes[other]]);
+                let queue: Vec<Tensor> = all.iter().flat_map(|tensor| [count(), padded(tensor)]).collect();
+                gradients([0, 1, 2, 3].map(|i| part(&all[i], rank)), &Pair { rank, other: queue.into() })
+            });
+            for (i, expected) in whole.0.iter().enumerate() {
+                let found = [0, 1].map(|rank: usize| match sizes[rank] {
+                    0 => Tensor::zeros([0, 4], testing::floats()),
+                    _ => shares[rank].0[i].shallow_clone(),
+                });
+                close(&Tensor::cat(&found, 0), expected);
+            }
+            close(&(&shares[0].1 + &shares[1].1), &whole.1);
+            assert!((shares[0].2 + shares[1].2 - whole.2).abs() < 1e-4);
         }
-        close(&(&shares[0].1 + &shares[1].1), &whole.1);
-        assert!((shares[0].2 + shares[1].2 - whole.2).abs() < 1e-4);
+    }
+
+    #[test]
+    fn a_batch_without_samples_has_neither_loss_nor_gradient() {
+        let nothing = || Tensor::zeros([0, 4], testing::floats());
+        let scale = Tensor::from(3.0_f32).to_device(testing::device()).set_requires_grad(true);
+        let pairs = Pairs {
+            tokens: 0,
+            images: nothing(),
+            texts: nothing(),
+            generated_images: Some((nothing(), 0.5)),
+            generated_texts: Some((nothing(), 0.25)),
+        };
+        // The other rank has as little.
+        let queue = (0..4).map(|_| Tensor::from_slice(&[0_i64]).to_device(testing::device())).collect::<Vec<_>>();
+        let outcome = outcome(&pairs, &scale, &Pair { rank: 1, other: queue.into() }).unwrap();
+        outcome.loss.backward();
+        assert_eq!((outcome.loss_sum, outcome.weight, scale.grad().double_value(&[])), (0.0, 0.0, 0.0));
     }
 
     #[test]
     fn generated_pairs_are_losses_of_their_own() {
         tch::manual_seed(6);
-        let random = || Tensor::randn([4, 3], (Kind::Float, Device::Cpu));
+        let random = || Tensor::randn([4, 3], testing::floats());
         let (images, texts, drawn, written) = (random(), random(), random(), random());
         let clone = |tensor: &Tensor| tensor.shallow_clone();
         let loss = |images: &Tensor, texts: &Tensor, generated_images, generated_texts| {
             let pairs =
                 Pairs { tokens: 0, images: clone(images), texts: clone(texts), generated_images, generated_texts };
-            outcome(&pairs, &Tensor::from(2.0_f32), &crate::collective::Solo).unwrap().loss_sum
+            outcome(&pairs, &Tensor::from(2.0_f32).to_device(testing::device()), &crate::collective::Solo)
+                .unwrap()
+                .loss_sum
         };
         let found = loss(&images, &texts, Some((clone(&drawn), 0.05)), Some((clone(&written), 0.1)));
         let plain = |images: &Tensor, texts: &Tensor| loss(images, texts, None, None);

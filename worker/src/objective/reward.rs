@@ -4,10 +4,10 @@
 use runfile::{EvaluatorScore, Reward, Rewards};
 use scoring::cider::{Candidate, Cider};
 use tch::{Kind, Tensor};
+use tokenizer::Vocabulary;
 
 use super::candidates::Images;
 use crate::clip::{self, Clip};
-use crate::text::Vocabulary;
 
 /// Rewards candidates.
 #[derive(Clone, Copy)]

@@ -1,59 +1,99 @@
 //! Getting a place in the run.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use proto::PROTOCOL_VERSION;
 use proto::v1;
 use tch::Device;
-use tonic::Code;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::{Code, Status};
 
-use super::{Options, client};
+use super::{Options, RankSource, WantedRank, client};
 
 /// First and longest pause between attempts to reach the coordinator.
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// How long an attempt to connect may take.
+const CONNECT: Duration = Duration::from_secs(5);
 
-/// The address of this machine that the coordinator's host is reached from.
-pub async fn route_to(url: &str) -> Result<IpAddr, String> {
-    let invalid = || format!("{url}: not a URL like http://host:port");
-    let uri: tonic::transport::Uri = url.parse().map_err(|_| invalid())?;
-    let (host, port) = (uri.host().ok_or_else(invalid)?, uri.port_u16().ok_or_else(invalid)?);
-    let unknown = |error: std::io::Error| format!("{url}: {error}");
-    let host = host.trim_matches(['[', ']']);
-    let peer: SocketAddr = tokio::net::lookup_host((host, port)).await.map_err(unknown)?.next().ok_or_else(invalid)?;
-    let any: IpAddr = if peer.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
-    // Connecting a datagram socket sends nothing; it only looks the route up.
-    let local = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect(peer)?;
-        socket.local_addr()
-    });
-    Ok(local.map_err(unknown)?.ip())
+/// A place that is reserved for this worker for as long as it goes on asking for it.
+pub struct Reservation {
+    /// The coordinator's answer.
+    pub place: v1::JoinResponse,
+    /// What to ask for again.
+    request: v1::JoinRequest,
+}
+
+/// The address of this machine that the coordinator is reached from. Tried again, as a name may not
+/// be known yet when a cluster starts.
+pub async fn route_to(options: &Options) -> Result<IpAddr, String> {
+    let mut attempts = Attempts::new(options);
+    loop {
+        let connected = timeout(CONNECT, local_address(options.coordinator.host_and_port())).await;
+        match connected.unwrap_or_else(|_| Err("no answer: timed out".to_owned())) {
+            Ok(address) => return Ok(address),
+            Err(problem) => attempts.retry(&problem).await?,
+        }
+    }
+}
+
+/// This end's address of a connection to a server: of several addresses of it, to the one that
+/// answers.
+async fn local_address((host, port): (&str, u16)) -> Result<IpAddr, String> {
+    let unknown = |error: std::io::Error| format!("the host name {host} is not known: {error}");
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(unknown)?.collect();
+    let silent = |error: std::io::Error| format!("no answer: {error}");
+    Ok(TcpStream::connect(&addresses[..]).await.and_then(|stream| stream.local_addr()).map_err(silent)?.ip())
 }
 
 /// Asks for a place until the coordinator answers or patience ends.
-pub async fn join(options: &Options, host: IpAddr) -> Result<v1::JoinResponse, String> {
-    ask(options, host, options.rank, None).await
+pub async fn join(options: &Options, host: IpAddr) -> Result<Reservation, String> {
+    let rank_source = options.rank.map_or_else(|| "the coordinator".to_owned(), |wanted| wanted.source.to_string());
+    let request = request(options, host, options.rank.map(|wanted| wanted.rank))?;
+    let reservation = ask(options, request, None).await?;
+    let (rank, coordinator) = (reservation.place.rank, options.coordinator.url());
+    tracing::info!(rank, rank_source, coordinator, "joined");
+    Ok(reservation)
 }
 
-/// Asks for the place that this worker had. It counts as taken until the coordinator has noticed that its session is lost, which
-/// takes no longer than `lost_after`. If it still is, somebody else was given it, and any other place is as good.
+/// Asks for the place that this worker had. It counts as taken until the coordinator has noticed
+/// that its session is lost, which takes no longer than `lost_after`. If it still is, somebody else
+/// was given it. Where the rank was the coordinator's choice, any other is as good.
 pub async fn rejoin(
     options: &Options,
     host: IpAddr,
     rank: u32,
     lost_after: Duration,
 ) -> Result<v1::JoinResponse, String> {
-    ask(options, host, Some(rank), Some(2 * lost_after)).await
+    let Reservation { place, .. } =
+        ask(options, request(options, host, Some(rank))?, Some(Instant::now() + 2 * lost_after)).await?;
+    tracing::info!(rank = place.rank, coordinator = options.coordinator.url(), "rejoined");
+    Ok(place)
 }
 
-async fn ask(
-    options: &Options,
-    host: IpAddr,
-    rank: Option<u32>,
-    own_for: Option<Duration>,
-) -> Result<v1::JoinResponse, String> {
-    let url = options.coordinator.url();
-    let mut request = v1::JoinRequest {
+/// Renews a reservation again and again, while data and models are loaded. It runs out when nothing
+/// is heard for `lost_after`; then the coordinator refuses the session, and the worker joins again.
+pub async fn renew(options: &Options, reservation: &Reservation) -> Infallible {
+    let v1::JoinResponse { rank, heartbeat_interval_ms, lost_after_ms, .. } = reservation.place;
+    let request = v1::JoinRequest { rank: Some(rank), waited_ms: 0, ..reservation.request.clone() };
+    let mut connection = None;
+    loop {
+        tokio::time::sleep(Duration::from_millis(heartbeat_interval_ms.max(10))).await;
+        if connection.is_none() {
+            connection = options.coordinator.stay(Duration::from_millis(lost_after_ms)).await.ok();
+        }
+        if let Some(channel) = connection.clone()
+            && client(channel).join(request.clone()).await.is_err()
+        {
+            connection = None;
+        }
+    }
+}
+
+fn request(options: &Options, host: IpAddr, rank: Option<u32>) -> Result<v1::JoinRequest, String> {
+    Ok(v1::JoinRequest {
         protocol_version: PROTOCOL_VERSION,
         rank,
         host: host.to_string(),
@@ -62,35 +102,105 @@ async fn ask(
             Device::Cuda(number) => format!("cuda:{number}"),
             _ => "cpu".to_owned(),
         },
-    };
-    let started = Instant::now();
-    let mut pause = BACK_OFF[0];
+        idempotency_key: random_key().map_err(|error| format!("/dev/urandom: {error}"))?,
+        waited_ms: 0,
+    })
+}
+
+/// Asks until there is an answer that stays. A worker that had the place before takes refusals of
+/// it for its own lost session until `own_until`.
+async fn ask(
+    options: &Options,
+    mut request: v1::JoinRequest,
+    own_until: Option<Instant>,
+) -> Result<Reservation, String> {
+    let mut attempts = Attempts::new(options);
+    let mut held_since = None;
     loop {
+        request.waited_ms = held_since.map_or(0, |since: Instant| since.elapsed().as_millis() as u64);
         let ask = options.coordinator.ask(async |channel| client(channel).join(request.clone()).await);
         let status = match ask.await {
-            Ok(place) => {
-                tracing::info!(rank = place.rank, coordinator = url, "joined");
-                return Ok(place);
-            }
+            Ok(place) => return Ok(Reservation { place, request }),
             Err(status) => status,
         };
-        let own_place = own_for.is_some() && status.code() == Code::AlreadyExists;
-        if own_place && own_for.is_some_and(|own_for| started.elapsed() >= own_for) {
-            request.rank = options.rank;
+        match status.code() {
+            // Nobody answers, or not in time, or the connection broke. The coordinator may have stood
+            // still meanwhile, and heard nothing of the holder.
+            Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown => held_since = None,
+            // The place is held by a worker that may be dead: it is soon known whether it is.
+            Code::Aborted => {
+                held_since.get_or_insert_with(Instant::now);
+                attempts.ask_again(status.message()).await;
+                continue;
+            }
+            // Something else listens where the coordinator was a moment ago: it will be back.
+            Code::Internal if own_until.is_some() => {}
+            Code::AlreadyExists if own_until.is_some_and(|until| Instant::now() < until) => {}
+            Code::AlreadyExists if own_until.is_some() && options.rank.is_none() => request.rank = None,
+            _ => return Err(refusal(options, &status)),
         }
-        // Nobody answers, or not in time, or the connection broke.
-        let silent =
-            matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown);
-        if !silent && !own_place {
-            return Err(format!("{url} refused: {}", status.message()));
-        }
-        let waited = started.elapsed();
-        if waited + pause > options.patience {
-            let seconds = waited.as_secs_f64();
-            return Err(format!("gave up on {url} after {seconds:.0} s: {}", status.message()));
-        }
-        tracing::warn!("cannot join {url} ({}); trying again in {:.1} s", status.message(), pause.as_secs_f64());
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(BACK_OFF[1]);
+        attempts.retry(status.message()).await?;
     }
+}
+
+/// Attempts to reach the coordinator, with growing pauses, until patience ends.
+struct Attempts<'a> {
+    options: &'a Options,
+    /// When it was begun, or the coordinator last answered.
+    since: Instant,
+    pause: Duration,
+}
+
+impl<'a> Attempts<'a> {
+    fn new(options: &'a Options) -> Self {
+        Self { options, since: Instant::now(), pause: BACK_OFF[0] }
+    }
+
+    /// Waits before the next attempt to reach a coordinator that did not answer.
+    async fn retry(&mut self, problem: &str) -> Result<(), String> {
+        let waited = self.since.elapsed();
+        if waited + self.pause > self.options.patience {
+            let url = self.options.coordinator.url();
+            return Err(format!("gave up on {url} after {:.0} s: {problem}", waited.as_secs_f64()));
+        }
+        self.wait(problem).await;
+        Ok(())
+    }
+
+    /// Waits before a coordinator is asked again that answered.
+    async fn ask_again(&mut self, reason: &str) {
+        self.wait(reason).await;
+        self.since = Instant::now();
+    }
+
+    async fn wait(&mut self, problem: &str) {
+        let (url, pause) = (self.options.coordinator.url(), self.pause.as_secs_f64());
+        tracing::warn!("cannot join {url} ({problem}); trying again in {pause:.1} s");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(BACK_OFF[1]);
+    }
+}
+
+/// Why this worker gets no place, and what to do.
+fn refusal(options: &Options, status: &Status) -> String {
+    let (url, reason) = (options.coordinator.url(), status.message());
+    match (status.code(), options.rank) {
+        // It was no coordinator that answered.
+        (Code::Internal, _) => format!("{url}: {reason}"),
+        (Code::AlreadyExists, Some(WantedRank { source: RankSource::Flag, .. })) => {
+            format!("{url} refused: {reason}; choose another --rank, or none to be given one")
+        }
+        (Code::AlreadyExists, Some(WantedRank { rank, source: RankSource::Variable(name) })) => format!(
+            "{url} refused: {reason}; rank {rank} came from the environment variable {name}: pass --rank, or unset {name} to be \
+             given one"
+        ),
+        _ => format!("{url} refused: {reason}"),
+    }
+}
+
+/// 128 random bits as hex.
+fn random_key() -> std::io::Result<String> {
+    let mut bytes = [0; 16];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
 }

@@ -12,6 +12,7 @@ mod leaving;
 mod stream;
 mod training;
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -32,14 +33,41 @@ const REPORTS: usize = 256;
 pub struct Options {
     /// The way to the coordinator.
     pub coordinator: Link,
-    /// Wanted identity.
-    pub rank: Option<u32>,
+    /// Wanted identity; the coordinator's choice if there is none.
+    pub rank: Option<WantedRank>,
     /// Where to compute.
     pub device: Device,
     /// Address for other workers.
     pub host: Option<IpAddr>,
     /// How long to go on trying to reach the coordinator.
     pub patience: Duration,
+}
+
+/// The identity that a worker asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WantedRank {
+    /// The identity.
+    pub rank: u32,
+    /// Where it is said.
+    pub source: RankSource,
+}
+
+/// Where the rank is said that a worker asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RankSource {
+    /// On the command line.
+    Flag,
+    /// In an environment variable of this name.
+    Variable(&'static str),
+}
+
+impl fmt::Display for RankSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Flag => "--rank",
+            Self::Variable(name) => name,
+        })
+    }
 }
 
 /// How a worker's part in a run ends well.
@@ -60,12 +88,15 @@ pub async fn run(options: Options) -> Result<Ending, String> {
     let begin = async {
         let host = match options.host {
             Some(host) => host,
-            None => joining::route_to(options.coordinator.url()).await?,
+            None => joining::route_to(&options).await?,
         };
-        let place = joining::join(&options, host).await?;
+        let reservation = joining::join(&options, host).await?;
         let store = Store::serve(host)?;
-        let training = Training::start(&place, options.device, host).await?;
-        Ok::<_, String>((host, place, store, training))
+        let training = tokio::select! {
+            training = Training::start(&reservation.place, options.device, host) => training?,
+            never = joining::renew(&options, &reservation) => match never {},
+        };
+        Ok::<_, String>((host, reservation.place, store, training))
     };
     let (host, place, store, mut training) = tokio::select! {
         begun = begin => begun?,

@@ -27,17 +27,28 @@ impl Trainer {
             return Err(Stop::Fatal(format!("told to caption {range:?} of {images} images")));
         }
         let ranges = order.ranges.iter().map(|range| range.begin as usize..range.end as usize);
-        let mut left = order.ranges.len();
+        let (mut left, mut skipped) = (order.ranges.len(), 0);
         for (range, batch) in self.loader.ranges(Split::Validation, ranges) {
             self.not_abandoned()?;
-            let items = examiner.items(&batch?);
+            let batch = batch?;
+            skipped += batch.skipped;
+            let items = examiner.items(&batch);
             let range = Some(v1::ImageRange { begin: range.start as u64, end: range.end as u64 });
             let evaluation = order.evaluation;
-            self.report(Message::EvaluationItems(v1::EvaluationItems { generation, evaluation, range, items }));
+            let parts = proto::parts(items);
+            let last = parts.len() - 1;
+            for (number, items) in parts.into_iter().enumerate() {
+                let more = number < last;
+                let items = v1::EvaluationItems { generation, evaluation, range, items, more };
+                self.report(Message::EvaluationItems(items));
+            }
             left -= 1;
             if left > 0 && self.halt.is_raised() {
                 return Err(Stop::Halted);
             }
+        }
+        if skipped > 0 {
+            tracing::warn!(skipped, "images of the validation split that could not be decoded were left out");
         }
         Ok(())
     }

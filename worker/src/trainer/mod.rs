@@ -30,6 +30,7 @@ use scoring::cider::Cider;
 use sha2::{Digest, Sha256};
 use storage::{Access, Checkpoints};
 use tch::Device;
+use tokenizer::MAX_TOKEN_BYTES;
 
 use crate::captioner::Search;
 use crate::collective::{Broken, Collective, Flag, Meeting};
@@ -170,11 +171,10 @@ impl Trainer {
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
         let origins = Origins::open(&run, captions)?;
         let state = State::new(&run, &origins, device)?;
-        let positions = state.models.captioner.architecture().positions;
-        if run.decoding.max_length as usize > positions {
-            let longest = run.decoding.max_length;
-            return Err(format!("decoding.max_length is {longest}, the captioner has {positions} positions"));
-        }
+        run.check_positions(state.models.captioner.architecture().positions)?;
+        let longest_caption = run.decoding.max_length as usize * MAX_TOKEN_BYTES;
+        let embedding = state.models.evaluator.architecture().embedding;
+        data.check_evaluation(embedding, longest_caption).map_err(|error| error.to_string())?;
         let stores = sight::stores(&run, &data, &origins, &state.models)?;
         let skip_corrupt = run.data.skip_corrupt;
         let source = Source { data: Arc::clone(&data), sizes: state.models.sizes(), stores, skip_corrupt };
@@ -224,7 +224,7 @@ impl Trainer {
         v1::DataSet {
             train_images: self.data.split(Split::Train).len() as u64,
             train_captions: self.data.train_captions(),
-            skipped_images: self.data.skipped(),
+            skipped_images: self.data.left_out().len() as u64,
             fingerprint: format!("{:x}", fingerprint.finalize()),
             validation_images: self.data.split(Split::Validation).len() as u64,
         }

@@ -137,6 +137,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::testing;
 
     const RUN: &str = "
 name: test
@@ -183,7 +184,7 @@ stages:
     fn what_arrives_is_what_products_of_16_bits_read() {
         let run = RunFile::parse(Path::new("test.yaml"), &format!("{RUN}precision: bf16\n")).unwrap();
         let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
-        let mut state = State::new(&run, &origins, Device::Cpu).unwrap();
+        let mut state = State::new(&run, &origins, testing::device()).unwrap();
         let current = |state: &State| state.own().map(|(_, parameters)| parameters.is_current()).collect::<Vec<_>>();
         assert_eq!(current(&state), [true; 2]);
         let target = v1::Position { stage: 1, step: 3, generation: 4 };
@@ -201,13 +202,13 @@ stages:
         let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
         let target = v1::Position { stage: 1, step: 3, generation: 4 };
         for arrived in 0..3 {
-            let mut state = State::new(&run, &origins, Device::Cpu).unwrap();
+            let mut state = State::new(&run, &origins, testing::device()).unwrap();
             assert!(state.untouched && state.position.is_none());
             state.position = Some(v1::Position { stage: 0, step: 2, generation: 3 });
             assert!(state.adopt(&run, target, 0, &Dying(Cell::new(arrived))).is_err());
             assert_eq!((state.position, state.untouched), (None, false), "{arrived} buffers arrived");
         }
-        let mut state = State::new(&run, &origins, Device::Cpu).unwrap();
+        let mut state = State::new(&run, &origins, testing::device()).unwrap();
         state.adopt(&run, target, 0, &Dying(Cell::new(100))).unwrap();
         assert_eq!((state.position, state.untouched), (Some(target), false));
     }

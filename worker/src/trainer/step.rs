@@ -43,6 +43,7 @@ impl Trainer {
         let batch = laps.time(Lap::Load, || self.next_batch(window, position.step))?;
         if batch.skipped > 0 {
             tracing::warn!(
+                stage = position.stage,
                 step = position.step,
                 skipped = batch.skipped,
                 "images that could not be decoded were left out"
@@ -72,17 +73,25 @@ impl Trainer {
 
         let extra = Vec::<f32>::try_from(&gradient.extra).map_err(|error| error.to_string())?;
         let (weight, halting) = (f64::from(extra[0]), extra[1] > 0.0);
-        let slope = Slope::new(&gradient.values, weight);
         let step = position.step + 1;
         let learning_rate = stage.optimizer.learning_rate * rate(&stage.schedule, step, stage.steps);
-        let norm = slope.norm;
+        // All ranks have the same sum, so they agree on whether there is an update.
+        let slope = (weight > 0.0).then(|| Slope::new(&gradient.values, weight));
+        let norm = slope.as_ref().map_or(0.0, |slope| slope.norm);
         if !norm.is_finite() {
             let (name, loss) = (&stage.name, total.loss_sum / total.weight);
             return Err(Stop::Fatal(format!(
                 "the gradient of stage {name} is not finite at step {step} (loss {loss}): lower its learning rate"
             )));
         }
-        self.state.update(stage.objective, &slope, step, learning_rate);
+        match slope {
+            Some(slope) => self.state.update(stage.objective, &slope, step, learning_rate),
+            None => tracing::warn!(
+                stage = stage.name,
+                step,
+                "the step changes nothing: no image of its batch could be decoded"
+            ),
+        }
         self.state.position = Some(v1::Position { step, ..position });
         self.moved(generation);
         let seconds = started.elapsed().as_secs_f64();
@@ -98,7 +107,7 @@ impl Trainer {
             summaries: total.summaries.iter().map(|(&name, summary)| (name.to_owned(), summary.into())).collect(),
             tokens: total.tokens,
             phase_seconds: laps.of(seconds),
-            example: total.example.filter(|_| rank == 0).map(|example| self.told(example)),
+            example: total.example.filter(|example| rank == 0 && is_finite(example)).map(|example| self.told(example)),
         };
         self.rested = Some(Instant::now());
         Ok((done, halting))
@@ -128,11 +137,7 @@ impl Trainer {
             self.ahead.0.push_back((place(step), pending));
         }
         let (_, pending) = self.ahead.0.pop_front().expect("at least this step's batch was started");
-        let batch = pending.wait()?;
-        if batch.samples.is_empty() {
-            return Err(Stop::Fatal(format!("no image of this rank's share of step {step} can be decoded")));
-        }
-        Ok(batch)
+        Ok(pending.wait()?)
     }
 
     /// The samples at a place of the plan. Cross-entropy goes through all pairs of image and caption; the others through all
@@ -162,17 +167,17 @@ impl Trainer {
         }
     }
 
-    /// Adds the gradients of a batch up, part by part.
+    /// Adds the gradients of a batch up, part by part. Where no image of this rank's share could be
+    /// decoded, there is nothing to add, except that the contrastive objective has to take part in
+    /// what its ranks do together.
     fn accumulate(&self, stage: usize, batch: &Batch, laps: &Laps) -> Result<Total, Stop> {
         let settings = &self.run.stages[stage];
         let gradient = self.state.trained(settings.objective).gradient();
         _ = gradient.expect("the stage's model is in training").values.zero_();
-        let samples = batch.samples.len();
-        let part = settings.micro_batch.map_or(samples, |part| part as usize);
         let mut total = Total::default();
-        for from in (0..samples).step_by(part) {
+        for part in parts(settings, batch.samples.len()) {
             self.not_abandoned()?;
-            let outcome = self.outcome(stage, batch, from..samples.min(from + part), laps)?;
+            let outcome = self.outcome(stage, batch, part, laps)?;
             outcome.loss.backward();
             total.add(outcome);
         }
@@ -186,8 +191,8 @@ impl Trainer {
             Objective::Contrastive => self.contrastive(settings, batch, range),
             Objective::CrossEntropy => {
                 let vocabulary = &self.origins.captioner_vocabulary;
-                let most = self.run.decoding.max_length as usize;
-                let texts = self.captions(batch, range.clone()).map(|text| vocabulary.encode(text, most));
+                let most = self.run.captioner.max_target_length as usize;
+                let texts = self.captions(batch, range.clone()).map(|text| vocabulary.encode_target(text, most));
                 let captions = Captions::new(&texts.collect::<Vec<_>>(), 1, self.device);
                 let models = &self.state.models;
                 let hidden = laps.time(Lap::Vision, || models.hidden(batch, range));
@@ -208,8 +213,15 @@ impl Trainer {
         let evaluator = &models.evaluator;
         let most = evaluator.architecture().text.context_length;
         let encode = |text: &str| vocabulary.encode(text, most);
-        let embed_texts = |texts: &[Vec<i64>]| evaluator.text.embed(texts, 1);
-        let embed_images = |pixels: &Tensor| evaluator.embed(&evaluator.vision.hidden(pixels));
+        let nothing = || Tensor::zeros([0, evaluator.architecture().embedding as i64], (Kind::Float, self.device));
+        let embed_texts = |texts: &[Vec<i64>]| match texts {
+            [] => nothing(),
+            _ => evaluator.text.embed(texts, 1),
+        };
+        let embed_images = |pixels: &Tensor| match pixels.size()[0] {
+            0 => nothing(),
+            _ => evaluator.embed(&evaluator.vision.hidden(pixels)),
+        };
         let runfile::Contrastive { generated_images, generated_captions } = settings.contrastive;
         let texts: Vec<Vec<i64>> = self.captions(batch, range.clone()).map(encode).collect();
         let pairs = contrastive::Pairs {
@@ -269,6 +281,21 @@ impl Trainer {
             _ => dico::outcome(&models.captioner, &images, &context, &settings.dico, mode),
         }
     }
+}
+
+/// Whether all of an example's numbers are numbers: others are of no use to people.
+fn is_finite(example: &Example) -> bool {
+    example.candidates.iter().all(|(_, reward, gamma)| reward.is_finite() && gamma.is_finite())
+}
+
+/// The parts in which a stage goes through a share of so many samples. A contrastive share is
+/// always one part, though it may be empty: the other ranks wait for its embeddings.
+fn parts(settings: &Stage, samples: usize) -> Vec<Range<usize>> {
+    if settings.objective == Objective::Contrastive {
+        return Vec::from([0..samples]);
+    }
+    let part = settings.micro_batch.map_or(samples, |part| part as usize).max(1);
+    (0..samples).step_by(part).map(|from| from..samples.min(from + part)).collect()
 }
 
 /// Sums a gradient over all ranks, with what travels along.
@@ -388,6 +415,14 @@ mod tests {
         assert_eq!(short[3..], exact[3..]);
         assert_ne!(short[1], exact[1]);
         assert!(short.iter().zip(&exact).all(|(short, exact)| (short - exact).abs() < 0.01 * exact.abs()), "{short:?}");
+    }
+
+    #[test]
+    fn an_example_without_numbers_is_told_to_nobody() {
+        let example = |reward, gamma| Example { image: 0, candidates: vec![(String::new(), reward, gamma)] };
+        assert!(is_finite(&example(1.0, 0.0)));
+        let broken = [(f64::NAN, 0.0), (f64::INFINITY, 0.0), (1.0, f64::NAN), (1.0, f64::NEG_INFINITY)];
+        assert!(broken.into_iter().all(|(reward, gamma)| !is_finite(&example(reward, gamma))));
     }
 
     #[test]

@@ -24,20 +24,22 @@ impl World {
     pub fn come_back(&mut self, id: WorkerId) {
         let now = self.agenda.now();
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        (worker.asks_since, worker.pause) = (now, Time::ZERO);
+        (worker.asks_since, worker.pause, worker.held_since) = (now, Time::ZERO, None);
         self.ask(id);
     }
 
     /// Asks for a place. Question and answer may both be lost.
     fn ask(&mut self, id: WorkerId) {
         let request = RequestId(self.next_number());
-        let (latency, lost) = (self.latency(), self.is_lost(id, Way::Up));
+        let (now, latency, lost) = (self.agenda.now(), self.latency(), self.is_lost(id, Way::Up));
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.link = Link::Asking(request);
         let join = v1::JoinRequest {
             protocol_version: PROTOCOL_VERSION,
             rank: worker.rank,
             host: worker.host.clone(),
+            idempotency_key: format!("{id:?} since {:?}", worker.asks_since),
+            waited_ms: worker.held_since.map_or(0, |since| (now - since).as_millis() as u64),
             ..Default::default()
         };
         if !lost {
@@ -79,6 +81,10 @@ impl World {
                 if self.agenda.now() - worker.asks_since >= 2 * self.scenario.lost_after() {
                     worker.rank = worker.wanted;
                 }
+                self.ask_later(id);
+            }
+            Err(RefusalKind::Held) => {
+                worker.held_since.get_or_insert(self.agenda.now());
                 self.ask_later(id);
             }
             Err(RefusalKind::Unavailable) => self.ask_later(id),
@@ -129,7 +135,10 @@ impl World {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         match (wake, &worker.link) {
             (Wake::Ask, Link::None) => self.ask(id),
-            (Wake::Unanswered(request), Link::Asking(asked)) if request == *asked => self.ask_later(id),
+            (Wake::Unanswered(request), Link::Asking(asked)) if request == *asked => {
+                worker.held_since = None;
+                self.ask_later(id);
+            }
             (Wake::Loaded, Link::Loading { token }) => {
                 let token = token.clone();
                 worker.loaded = true;

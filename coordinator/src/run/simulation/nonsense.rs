@@ -30,13 +30,25 @@ fn nonsense() -> impl Strategy<Value = Message> {
                     let scores = [("pac_s".to_owned(), value)].into();
                     let items = vec![v1::EvaluationItem { image: text, scores, ..Default::default() }];
                     let range = flag.then_some(v1::ImageRange { begin: step, end: of });
-                    Message::EvaluationItems(v1::EvaluationItems { generation, evaluation: id, range, items })
+                    Message::EvaluationItems(v1::EvaluationItems {
+                        generation,
+                        evaluation: id,
+                        range,
+                        items,
+                        more: false,
+                    })
                 }
                 5 => {
                     // What an evaluation of 70 images may really be asked for.
                     let range = if flag { (0, 50) } else { (50, 70) };
                     let range = Some(v1::ImageRange { begin: range.0, end: range.1 });
-                    Message::EvaluationItems(v1::EvaluationItems { generation, evaluation: id, range, items: vec![] })
+                    Message::EvaluationItems(v1::EvaluationItems {
+                        generation,
+                        evaluation: id,
+                        range,
+                        items: vec![],
+                        more: samples % 2 == 0,
+                    })
                 }
                 6 => Message::CheckpointDone(v1::CheckpointDone {
                     generation,

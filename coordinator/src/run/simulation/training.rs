@@ -250,11 +250,17 @@ impl World {
             image_id: Some(image),
             ..Default::default()
         };
-        let items = (range.begin..range.end).step_by(self.scenario.stride).map(item).collect();
+        let items: Vec<_> = (range.begin..range.end).step_by(self.scenario.stride).map(item).collect();
         let evaluation = evaluate.evaluation;
         self.captioned.push((id, range.into()));
-        let items = v1::EvaluationItems { generation, evaluation, range: Some(range), items };
-        self.report(id, Message::EvaluationItems(items));
+        // Some ranges are sent in two parts.
+        let (first, second) = items.split_at(if range.begin % 100 == 0 { 0 } else { items.len() / 2 });
+        for (items, more) in
+            [(first, true), (second, false)].into_iter().filter(|(items, more)| !more || !items.is_empty())
+        {
+            let items = v1::EvaluationItems { generation, evaluation, range: Some(range), items: items.to_vec(), more };
+            self.report(id, Message::EvaluationItems(items));
+        }
         let halts = self.workers.get(&id).is_some_and(|worker| worker.halted == generation);
         if halts && !evaluate.ranges.is_empty() {
             self.halt(id, generation);

@@ -25,6 +25,8 @@ pub struct Worker {
     pub asks_since: Time,
     /// Before it asks again.
     pub pause: Time,
+    /// When it was first told that its place is held.
+    pub held_since: Option<Time>,
 
     pub orders: VecDeque<v1::Directive>,
     pub doing: Doing,
@@ -138,6 +140,7 @@ impl Worker {
             loaded: false,
             asks_since: Time::ZERO,
             pause: Time::ZERO,
+            held_since: None,
             orders: VecDeque::new(),
             doing: Doing::Nothing,
             task: 0,

@@ -181,7 +181,7 @@ pub struct Piece {
     version: Version,
     /// Steps a bucket, at most.
     width: u64,
-    /// Whether it replaces from its first bucket on what is held already, rather than all of it.
+    /// Whether it replaces what is held from its first bucket on, which is held, too; else it replaces all of it.
     continues: bool,
     /// The first step of each bucket.
     first: Vec<u64>,
@@ -203,14 +203,14 @@ struct Columns {
     max: Option<Vec<Option<f32>>>,
 }
 
-/// What somebody who asks holds already.
+/// What somebody who asks holds already; what they hold that does not fit is told anew.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Held {
     /// The era that it is of.
     pub era: u64,
     /// Steps a bucket.
     pub width: u64,
-    /// First step of the last bucket, which may have become more.
+    /// First step of the last bucket, which may have become more; 0 of nothing.
     pub from: u64,
 }
 
@@ -287,12 +287,15 @@ impl Curves {
         let none = Course::new();
         let course = self.courses.get(&stage).unwrap_or(&none);
         let width = if span == Span::Whole { course.width } else { 1 };
-        let continues = (held.era, held.width) == (self.version.era, width);
-        let lacks = |bucket: &&Bucket| !continues || bucket.first >= held.from;
-        let buckets: Vec<&Bucket> = match span {
-            Span::Whole => course.buckets.iter().filter(lacks).collect(),
-            Span::Recent => course.recent.iter().filter(lacks).collect(),
+        let mut buckets: Vec<&Bucket> = match span {
+            Span::Whole => course.buckets.iter().collect(),
+            Span::Recent => course.recent.iter().collect(),
         };
+        // A delta begins with the last bucket that is held: where that is not there any more, there is none.
+        let same = (held.era, held.width) == (self.version.era, width);
+        let last_held = buckets.iter().position(|bucket| same && bucket.first == held.from);
+        let continues = last_held.is_some();
+        buckets.drain(..last_held.unwrap_or(0));
         let column = |series: usize, of: fn(&Cell) -> f64| {
             let value = |bucket: &&Bucket| {
                 let cell = &bucket.cells[series];

@@ -114,8 +114,14 @@ impl Desk {
     }
 }
 
-/// All paths. The first reason why not to be ready is told: the journal's, then the run's.
-pub fn routes(desk: Arc<Desk>, metrics: PrometheusHandle, readiness: [watch::Receiver<Readiness>; 2]) -> Router {
+/// All paths. The first reason why not to be ready is told: the journal's, then the run's. A worker
+/// that joins this port by mistake finds that of gRPC in a header of `/healthz`.
+pub fn routes(
+    desk: Arc<Desk>,
+    metrics: PrometheusHandle,
+    readiness: [watch::Receiver<Readiness>; 2],
+    grpc_port: u16,
+) -> Router {
     let exposition = || [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     let api = Router::new()
         .route("/status", get(status::answer))
@@ -130,7 +136,10 @@ pub fn routes(desk: Arc<Desk>, metrics: PrometheusHandle, readiness: [watch::Rec
         .with_state(desk);
     Router::new()
         .route("/metrics", get(move || async move { (exposition(), metrics.render()) }))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route(
+            "/healthz",
+            get(move || async move { ([(connection::GRPC_PORT_HEADER, grpc_port.to_string())], "ok\n") }),
+        )
         .route("/readyz", get(move || ready(readiness)))
         .nest("/api", api)
         .merge(page::routes())

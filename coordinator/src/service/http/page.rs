@@ -39,6 +39,7 @@ parts! {
     "/page/events.js": SCRIPT, "events.js";
     "/page/format.js": SCRIPT, "format.js";
     "/page/overview.js": SCRIPT, "overview.js";
+    "/page/scale.js": SCRIPT, "scale.js";
     "/page/weights.js": SCRIPT, "weights.js";
     "/page/workers.js": SCRIPT, "workers.js";
 }

@@ -1,6 +1,11 @@
 //! What browsers are answered, on the loopback, from journals that are written here.
 
-use std::{fmt::Write, net::SocketAddr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    net::SocketAddr,
+    path::Path,
+};
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -57,7 +62,7 @@ impl Site {
         let http = listener.local_addr().unwrap();
         let (closing, closed) = watch::channel(());
         let ready = || watch::channel(Ok(())).1;
-        let routes = routes(Arc::clone(&desk), metrics.handle(), [ready(), ready()]);
+        let routes = routes(Arc::clone(&desk), metrics.handle(), [ready(), ready()], 7070);
         let mut ends = closed.clone();
         tokio::spawn(desk.keep(async move { _ = ends.changed().await }));
         tokio::spawn(serve(listener, routes, metrics.refusals(), closed));
@@ -201,6 +206,100 @@ fn whoever_holds_a_piece_is_told_what_came_after() {
     assert_eq!((&piece["continues"], &piece["width"]), (&false.into(), &2.into()));
     let recent = as_json(&curves.piece(0, Span::Recent, Held::default()));
     assert_eq!((&recent["first"][0], &recent["width"]), (&89.into(), &1.into()));
+    // Step 10 is not among the last ones any more: what is held ends before what could be told.
+    let recent = as_json(&curves.piece(0, Span::Recent, held));
+    assert_eq!((&recent["continues"], &recent["first"][0]), (&false.into(), &89.into()));
+}
+
+/// A client that asks for deltas, as the page's course.js does. It holds columns by name.
+#[derive(Debug, Default)]
+struct Client {
+    held: Held,
+    columns: BTreeMap<String, Vec<Value>>,
+}
+
+impl Client {
+    fn ask(&mut self, curves: &Curves, span: Span) {
+        let piece = as_json(&curves.piece(0, span, self.held));
+        let more = columns(&piece);
+        let first = more["first"].first();
+        let mut kept = 0;
+        if piece["continues"].as_bool().unwrap() {
+            let same = |held: &Value| Some(held) == first;
+            kept = self.columns["first"].iter().position(same).expect("a delta begins with a bucket that is held");
+        } else {
+            self.columns.clear();
+        }
+        let length = more["first"].len();
+        for name in more.keys() {
+            self.columns.entry(name.clone()).or_insert_with(|| vec![Value::Null; kept]);
+        }
+        for (name, column) in &mut self.columns {
+            column.truncate(kept);
+            column.extend(more.get(name).cloned().unwrap_or_else(|| vec![Value::Null; length]));
+        }
+        let surplus = self.columns["first"].len().saturating_sub(curves::MOST_BUCKETS);
+        self.columns.values_mut().for_each(|column| _ = column.drain(..surplus));
+        self.held = Held {
+            era: piece["era"].as_u64().unwrap(),
+            width: piece["width"].as_u64().unwrap(),
+            from: self.columns["first"].last().map_or(0, |first| first.as_u64().unwrap()),
+        };
+    }
+}
+
+/// All columns of a piece by name.
+fn columns(piece: &Value) -> BTreeMap<String, Vec<Value>> {
+    let list = |value: &Value| value.as_array().unwrap().clone();
+    let own = ["first", "last", "at"].map(|name| (name.to_owned(), list(&piece[name])));
+    let series = piece["series"].as_object().unwrap().iter().flat_map(|(name, columns)| {
+        let column = move |(of, column): (&String, &Value)| (format!("{name}.{of}"), list(column));
+        columns.as_object().unwrap().iter().map(column)
+    });
+    own.into_iter().chain(series).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whoever asks now and then holds what somebody is told who asks for all of it: whatever comes in between, be it many steps
+    /// or a history that is given up.
+    #[test]
+    fn deltas_add_up_to_the_whole(
+        whole in any::<bool>(),
+        turns in prop::collection::vec((0..900_u64, prop::option::weighted(0.2, 0.0..1.0_f64), any::<bool>()), 1..20),
+    ) {
+        let span = if whole { Span::Whole } else { Span::Recent };
+        let (mut curves, mut client) = (Curves::new(3), Client::default());
+        let (mut step, mut generation, mut cuts) = (0, 1, BTreeSet::new());
+        for (more, back, asks) in turns {
+            if let Some(share) = back {
+                generation += 1;
+                step = (step as f64 * share) as u64;
+                cuts.insert((generation, Place { stage: 0, step }));
+                let kept = curves.take(News { cuts: cuts.clone(), steps: Vec::new() });
+                // What was taken in of the last bucket is read again.
+                if kept {
+                    let last = curves.piece(0, Span::Whole, Held::default());
+                    let last = as_json(&last)["last"].as_array().unwrap().last().map_or(0, |last| last.as_u64().unwrap());
+                    let steps = (last + 1..=step).map(|step| Recorded { generation: 1, ..recorded(step, Some(0.5)) });
+                    curves.take(News { cuts: cuts.clone(), steps: steps.collect() });
+                }
+            }
+            let loss = |step: u64| (!step.is_multiple_of(7)).then_some(step as f64);
+            let steps = (step + 1..=step + more).map(|step| Recorded { generation, ..recorded(step, loss(step)) });
+            curves.take(News { cuts: cuts.clone(), steps: steps.collect() });
+            step += more;
+            if asks {
+                client.ask(&curves, span);
+                let all = columns(&as_json(&curves.piece(0, span, Held::default())));
+                let null = |column: &Vec<Value>| column.iter().all(Value::is_null);
+                let held: BTreeMap<_, _> =
+                    client.columns.clone().into_iter().filter(|(_, column)| column.is_empty() || !null(column)).collect();
+                prop_assert_eq!(held, all);
+            }
+        }
+    }
 }
 
 #[test]
@@ -262,6 +361,20 @@ async fn captions_are_data_and_stay_so() {
     assert_eq!(item["references"][0], "</script><script>alert(2)</script>");
     let (_, further) = site.get("/api/captions?before=9-9-9&after=0-10-1&from=3").await;
     assert_eq!((&further["items"][0]["index"], &further["items"][0]["before"]), (&3.into(), &Value::Null));
+}
+
+#[tokio::test]
+async fn of_many_and_long_references_some_are_shown() {
+    let mut site = Site::new(None).await;
+    site.write_evaluations();
+    let item = Item { image: "1.jpg".into(), references: vec!["ü".repeat(30_000); 1_000], ..Item::default() };
+    let place = Place { stage: 0, step: 20 };
+    let evaluated = Record::Evaluated { place, generation: 1, metrics: [].into(), items: vec![item] };
+    site.journal.write(&[evaluated]).unwrap();
+    let (code, captions) = site.get("/api/captions?before=0-0-1&after=0-20-1").await;
+    let references = captions["items"][0]["references"].as_array().unwrap();
+    assert_eq!((code, references.len()), (200, 32));
+    assert_eq!(references[31], "ü".repeat(1024));
 }
 
 #[tokio::test]
@@ -399,5 +512,5 @@ async fn every_part_of_the_page_is_there_and_needs_nothing_else() {
         assert!(foreign.is_empty() && !text.contains("innerHTML"), "{foreign}");
         seen += 1;
     }
-    assert_eq!(parts.len(), 16, "{parts:?}");
+    assert_eq!(parts.len(), 17, "{parts:?}");
 }

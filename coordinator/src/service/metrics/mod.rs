@@ -192,7 +192,9 @@ fn guard_events(metric: &str, action: GuardAction) -> Counter {
 }
 
 fn expose_step(step: &StepStatistics) {
-    gauge!("dico_loss").set(step.loss());
+    if let Some(loss) = step.loss() {
+        gauge!("dico_loss").set(loss);
+    }
     gauge!("dico_learning_rate").set(step.learning_rate);
     gauge!("dico_gradient_norm").set(step.gradient_norm);
     histogram!("dico_step_seconds").record(step.seconds);

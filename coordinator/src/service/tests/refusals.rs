@@ -228,7 +228,10 @@ async fn an_old_protocol() {
 #[tokio::test]
 async fn a_rank_that_is_taken() {
     let scene = Scene::plain(Tokens::default()).await;
-    CoordinatorClient::new(scene.channel().await).join(join(Some(7))).await.unwrap_err();
+    let mut client = CoordinatorClient::new(scene.channel().await);
+    // One that is told to wait is not refused yet.
+    client.join(join(Some(7))).await.unwrap_err();
+    client.join(v1::JoinRequest { waited_ms: 60_000, ..join(Some(7)) }).await.unwrap_err();
     scene.assert_refused("rank_taken", 1).await;
 }
 
@@ -455,24 +458,23 @@ async fn other_protocols_where_http_2_is_spoken() {
     scene.assert_refused("handshake", 1).await;
 }
 
-/// Time passes as soon as nothing else is to be done.
+/// It takes as long as a handshake may.
 #[tokio::test]
 async fn one_that_never_says_anything() {
     let (certificates, authority) = (Certificates::new(), self::authority("ours"));
     let server = certificates.of("server", 4000, &authority, &authority).server().unwrap();
     keep_logs();
-    for tls in [None, Some(server)] {
+    futures::future::join_all([None, Some(server)].map(async |tls| {
         let security = Security { tls, tokens: Tokens::default() };
         let served = serve(testing::stage("a", 12, 8, None, None), security).await;
         let stream = TcpStream::connect(served.grpc).await.unwrap();
         let peer = stream.local_addr().unwrap();
-        tokio::time::pause();
         read_to_the_end(stream).await;
-        tokio::time::resume();
         let lines = logged();
         let refused = lines.iter().find(|line| line.contains("handshake") && line.contains(&format!("peer={peer}")));
         assert!(refused.is_some(), "{lines:#?}");
         let metrics = get(served.http, "/metrics").await;
         assert_exposes(&metrics, &["dico_refusals_total{reason=\"handshake\"} 1"]);
-    }
+    }))
+    .await;
 }

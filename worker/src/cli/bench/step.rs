@@ -6,6 +6,7 @@ use runfile::{Dico, EvaluatorScore, Optimizer, Precision, Preset, Reward};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor, no_grad};
+use tokenizer::Vocabulary;
 use weights::clip::{Architecture, Text, Vision};
 use weights::folder;
 
@@ -22,7 +23,6 @@ use crate::objective::candidates::{Context, Images};
 use crate::objective::dico;
 use crate::objective::reward::Judge;
 use crate::optimizer::{Adam, Slope};
-use crate::text::Vocabulary;
 
 /// Steps that are not counted: the first ones find memory and kernels.
 const WARM_UP: usize = 2;

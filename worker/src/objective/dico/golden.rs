@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 
 use runfile::EvaluatorScore;
+use scoring::cider::Candidate;
 use serde::Deserialize;
+use tokenizer::Vocabulary;
 use weights::folder;
 
 use super::*;
-use crate::captioner::Search;
 use crate::captioner::golden as captioner;
+use crate::captioner::{Captions, Search};
 use crate::clip::golden as clip;
-use crate::golden::{self, Gains, assert_close};
+use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
 use crate::laps::Laps;
 use crate::objective::reward::Judge;
 use crate::optimizer::{Adam, Slope};
-use crate::text::Vocabulary;
+use crate::testing;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -67,14 +69,19 @@ struct Step {
 
 #[test]
 fn a_whole_step_is_that_of_pytorch() {
+    testing::each_code_path(check_step);
+}
+
+fn check_step() {
+    let backend = testing::device();
     let golden: Golden = golden::json("dico/dico.json");
     let sizes = &golden.sizes;
     let images = golden.candidates.len() as i64;
     let hidden = captioner::hidden(sizes, (0..images).map(|number| format!("dico.image{number}")));
-    let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix);
+    let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix, backend);
     let pixels = clip::pixels(&golden.evaluator.architecture, "dico", images);
     let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
-    let reference = captioner::by_formula(sizes, &golden.reference, &golden.gains);
+    let reference = captioner::by_formula(sizes, &golden.reference, &golden.gains, backend);
     let words = golden.words.iter().map(|word| word.clip).collect();
     let captioner_vocabulary = Vocabulary::stored(&folder::Vocabulary::Tokens(words));
     let Searched { beams, max_length, length_penalty, cut_counts_begin } = golden.search;
@@ -100,7 +107,7 @@ fn a_whole_step_is_that_of_pytorch() {
         let context = Context { reference: &reference, judge, vocabulary: &captioner_vocabulary, search, laps: &laps };
         let numbers: Vec<usize> = (0..images as usize).collect();
         let seen = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
-        let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains);
+        let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, backend);
         let candidates = policy.search(&hidden, &context.search);
         let tokens: Vec<Vec<_>> =
             candidates.iter().map(|found| found.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
@@ -138,6 +145,81 @@ fn a_whole_step_is_that_of_pytorch() {
     }
 }
 
+/// Of the same candidates, as rounding may lead to others, and with the same rewards, which `tau` multiplies by 300.
+#[test]
+fn sixteen_bit_rewards_and_gradients_are_as_near_as_rounding_lets_them_be() {
+    testing::each_code_path(check_sixteen_bits);
+}
+
+fn check_sixteen_bits() {
+    let golden: Golden = golden::json("dico/dico.json");
+    let (sizes, backend) = (&golden.sizes, testing::sixteen_bits());
+    let (images, each) = (golden.candidates.len(), golden.rewards[0].len());
+    let hidden = captioner::hidden(sizes, (0..images).map(|number| format!("dico.image{number}")));
+    let words = golden.words.iter().map(|word| word.clip).collect();
+    let vocabulary = Vocabulary::stored(&folder::Vocabulary::Tokens(words));
+    let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix, backend);
+    let pixels = clip::pixels(&golden.evaluator.architecture, "dico", images as i64);
+    let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
+    let settings = Dico { beta: golden.beta, ..Dico::default() };
+    let judge = Judge {
+        evaluator: &evaluator,
+        vocabulary: &Vocabulary::full(),
+        score: EvaluatorScore::PacS,
+        prefix: "",
+        cider: None,
+        weights: &settings.reward,
+    };
+    let numbers: Vec<usize> = (0..images).collect();
+    let seen = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
+    let candidate = |tokens: &Vec<i64>| Candidate {
+        text: vocabulary.decode(tokens),
+        ended: tokens.last() == Some(&vocabulary.end()),
+    };
+    let candidates = golden.candidates.iter().map(|found| found.iter().map(candidate).collect());
+    let rewards = no_grad(|| judge.rewards(&seen, &candidates.collect::<Vec<_>>()));
+    let expected = Tensor::from_slice2(&golden.rewards);
+    // Twice a cosine of two vectors of length 1, each of a tower with two layers.
+    let allowed = 2.0 * sixteen_bit_tolerance(&expected.ones_like(), 2 + 2);
+    assert_close("rewards", &rewards, &expected, allowed);
+
+    let reference = captioner::by_formula(sizes, &golden.reference, &golden.gains, backend);
+    let sequence = |tokens: &Vec<i64>| std::iter::once(sizes.begin).chain(tokens.iter().copied()).collect();
+    let sequences: Vec<Vec<i64>> = golden.candidates.iter().flatten().map(sequence).collect();
+    let captions = Captions::new(&sequences, each, testing::device());
+    let log_probabilities = |captioner: &Captioner| {
+        captioner.token_log_probabilities(&hidden, &captions, Mode::Evaluate).sums().view([images as i64, each as i64])
+    };
+    for Step { tau, margin, .. } in &golden.steps {
+        let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, backend);
+        policy.parameters_mut().start_training();
+        let rewards = expected.to_kind(Kind::Float).to_device(testing::device());
+        let preference = Preference::new(&rewards, &Dico { tau: *tau, ..settings.clone() });
+        let difference = log_probabilities(&policy) - no_grad(|| log_probabilities(&reference));
+        let found = preference.margin(&difference);
+        let expected = Tensor::from_slice(margin);
+        // A difference of differences between sums over tokens, of which the reference's are far larger than the margin.
+        let summed = no_grad(|| log_probabilities(&reference));
+        let longest = sequences.iter().map(Vec::len).max().unwrap() as f64;
+        assert_close("margin", &found, &expected, 2.0 * sixteen_bit_tolerance(&summed, 2 + 2) / longest.sqrt());
+        // The slope of the loss depends on the margin: with the expected one only what is behind it is compared.
+        let slope = (&expected * -golden.beta).sigmoid().to_device(testing::device()) * -golden.beta;
+        (found * slope.detach()).sum(Kind::Float).backward();
+        let gradient = policy.parameters().gradient().unwrap().values / images as f64;
+        let expected = golden::tensors(&format!("dico/tau{tau}.safetensors"));
+        let largest = expected.iter().filter(|(name, _)| name.starts_with("gradient."));
+        let largest = largest.map(|(_, value)| value.abs().max().double_value(&[])).fold(0.0, f64::max);
+        for (name, found) in policy.parameters().views(&gradient) {
+            let expected = &expected[&format!("gradient.{name}")];
+            let found = found.narrow(0, 0, expected.size()[0]);
+            // There and back. Some gradients, as of the keys' biases, are nothing but rounding of larger ones.
+            let of_own = sixteen_bit_tolerance(expected, 2 * (2 + 2));
+            let of_others = 2.0_f64.powi(-8) * largest;
+            assert_close(&format!("gradient of {name}"), &found, expected, of_own + of_others);
+        }
+    }
+}
+
 fn share(values: &[f64], holds: impl Fn(f64) -> bool) -> f64 {
     values.iter().filter(|&&value| holds(value)).count() as f64 / values.len() as f64
 }
@@ -154,6 +236,7 @@ fn compare<'a>(
         // Of the encoder's positions only those that there are hidden states for are kept.
         let positions = name.ends_with("embeddings.position_embeddings.weight");
         let value = if positions { value.narrow(0, 0, sizes.vision_tokens) } else { value };
+        let value = value.to_device(tch::Device::Cpu);
         let difference = counted(name, value - &expected[&format!("{what}.{name}")]);
         assert_close(&format!("{what} of {name}"), &difference, &difference.zeros_like(), 1e-4);
         compared += 1;

@@ -218,6 +218,85 @@ fn whoever_comes_without_a_way_to_the_others_has_to_go_again() {
     assert_eq!(world.workers.get(&first).map_or(50, |worker| worker.history.len()), 50);
 }
 
+/// What was said of members that left or were evicted.
+fn farewells(world: &World) -> String {
+    let reason = |record: &Record| match record {
+        Record::Event { what: Happening::Lost | Happening::Left, detail } => Some(detail["reason"].to_string()),
+        _ => None,
+    };
+    world.coordinator.records.iter().filter_map(reason).collect()
+}
+
+/// Its identity is the lower one, for which the other would have to go if neither was at fault.
+#[test]
+fn who_advertises_a_loopback_address_to_other_machines_has_to_go() {
+    let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
+    file.workers.min = 2;
+    let mut world = World::of(file);
+    let local = world.start_worker("127.0.0.1".into(), Some(0));
+    let other = world.start_worker("10.0.0.2".into(), Some(1));
+    world.cut(local, Way::Peers);
+    world.until(|world| !world.workers.contains_key(&local));
+    assert!(world.is_member(other));
+    let said = farewells(&world);
+    assert!(["127.0.0.1", "10.0.0.2", "rank 1", "--host"].iter().all(|part| said.contains(part)), "{said}");
+    world.join();
+    world.finish();
+    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
+}
+
+#[test]
+fn the_only_state_is_saved_before_its_holder_has_to_go() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let local = world.start_worker("127.0.0.1".into(), Some(0));
+    world.until(|world| world.run().committed.step == 5);
+    let other = world.start_worker("10.0.0.2".into(), Some(1));
+    world.cut(local, Way::Peers);
+    world.until(|world| !world.workers.contains_key(&local));
+    assert!(world.is_member(other) && farewells(&world).contains("--host"), "{}", farewells(&world));
+    let saved = world.run().committed;
+    assert!(saved.step >= 5 && world.checkpoints().len() == 1, "{saved} {:?}", world.checkpoints());
+    world.finish();
+    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (0, 0));
+    assert_eq!(world.invariants.repeated, 0);
+}
+
+/// Two that advertise loopback addresses of one machine, and one of another machine; the state is
+/// saved once.
+#[test]
+fn several_of_one_machine_have_to_go_for_one_of_another() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let local = [0, 1].map(|rank| world.start_worker("127.0.0.1".into(), Some(rank)));
+    world.until(|world| world.run().committed.step >= 5 && world.run().members.len() == 2);
+    world.start_worker("10.0.0.2".into(), Some(2));
+    local.iter().for_each(|id| world.cut(*id, Way::Peers));
+    world.until(|world| local.iter().all(|id| !world.workers.contains_key(id)));
+    world.finish();
+    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
+    assert_eq!(world.invariants.repeated, 0);
+}
+
+/// As where a machine is gone, and its worker is started again on another at once.
+#[test]
+fn who_takes_the_place_of_a_lost_machine_waits_until_it_is_free() {
+    let mut world = World::of(testing::run_file(vec![testing::stage("a", 500, 8, None, None)]));
+    let lost = world.start_worker("first".into(), Some(0));
+    let stays = world.start_worker("second".into(), Some(1));
+    world.until(|world| world.run().committed.step >= 5 && world.run().members.len() == 2);
+    world.end_worker(lost, true);
+    let replacement = world.start_worker("third".into(), Some(0));
+    world.until(|world| world.is_member(replacement));
+    assert_eq!(world.happened(Happening::Lost), 1);
+    // One for a place whose holder lives is refused, long before it gives up; the holder does not
+    // notice.
+    let asked = world.agenda.now();
+    let second = world.start_worker("fourth".into(), Some(1));
+    world.until(|world| !world.workers.contains_key(&second));
+    assert!(world.agenda.now() - asked < world.scenario.lost_after(), "{:?}", world.agenda.now() - asked);
+    assert!(world.is_member(stays) && world.is_member(replacement));
+    assert_eq!(world.happened(Happening::Lost), 1);
+}
+
 /// Two checkpoints in a row, during which nothing else happens.
 #[test]
 fn whose_disk_is_slow_does_not_stand_still() {

@@ -340,7 +340,7 @@ fn captions_that_were_not_asked_for_break_the_protocol() {
             unreachable!("seen above")
         };
         let range = range.map(|(begin, end)| v1::ImageRange { begin, end });
-        let items = v1::EvaluationItems { generation: 1, evaluation: *evaluation, range, items: vec![] };
+        let items = v1::EvaluationItems { generation: 1, evaluation: *evaluation, range, items: vec![], more: false };
         let say = || Event::Message { session, message: Message::EvaluationItems(items.clone()) };
         let run = world.coordinator.run.as_mut().unwrap();
         let actions = (0..times).flat_map(|_| run.on_event(Time::from_secs(1), say())).collect::<Vec<_>>();

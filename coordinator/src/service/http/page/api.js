@@ -3,18 +3,40 @@
 const KEY = "dico-admin-token";
 const RETRY = 2000;
 
-async function answer(response) {
-  const body = await response.json().catch(() => ({}));
-  if (!response.ok) {
-    const error = new Error(body.error ?? `the coordinator answered ${response.status}`);
-    error.status = response.status;
-    throw error;
+/** The coordinator did not answer, or answered with an error; `status` is that of HTTP, if there is one. */
+export class Unanswered extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
   }
+}
+
+async function ask(path, options) {
+  let response;
+  try {
+    response = await fetch(`api/${path}`, options);
+  } catch (error) {
+    throw new Unanswered(error.message);
+  }
+  const body = await response.json().catch(() => null);
+  if (!response.ok) throw new Unanswered(body?.error ?? `the coordinator answered ${response.status}`, response.status);
+  if (body === null) throw new Unanswered("the coordinator's answer is incomplete", response.status);
   return body;
 }
 
 /** What is at a path below `api/`. */
-export const get = async (path) => answer(await fetch(`api/${path}`));
+export const get = (path) => ask(path);
+
+/** Runs `act`; whether the coordinator answered. Other errors are faults of the page and go on. */
+export async function answered(act) {
+  try {
+    await act();
+    return true;
+  } catch (error) {
+    if (error instanceof Unanswered) return false;
+    throw error;
+  }
+}
 
 /** The admin token, for as long as this tab is open. */
 export const token = {
@@ -27,7 +49,7 @@ export const token = {
 export async function command(name, body) {
   const headers = { authorization: `Bearer ${token.get() ?? ""}` };
   if (body) headers["content-type"] = "application/json";
-  return answer(await fetch(`api/${name}`, { method: "POST", headers, body: body && JSON.stringify(body) }));
+  return ask(name, { method: "POST", headers, body: body && JSON.stringify(body) });
 }
 
 /** Tells of every look at the run, and of every time that the way to the coordinator is lost. */

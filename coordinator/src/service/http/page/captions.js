@@ -1,6 +1,6 @@
 // Captions of two evaluations side by side, with their images and scores.
 
-import { get } from "./api.js";
+import { answered, get } from "./api.js";
 import { byId, el, say } from "./dom.js";
 import { integer, number, words } from "./format.js";
 
@@ -106,8 +106,9 @@ export class Captions {
     this.show();
   }
 
-  /** Takes in that there are more evaluations. */
-  update(stage) {
+  /** Takes in that there are other evaluations; of another `era` what is shown may not hold any more. */
+  update(stage, era) {
+    this.era = era;
     const usual = this.evaluations.usual(stage);
     this.choice.hidden = !usual;
     byId("captions-empty").hidden = Boolean(usual);
@@ -125,19 +126,24 @@ export class Captions {
 
   async show() {
     const compared = { before: this.selects.before.value, after: this.selects.after.value };
-    const asked = JSON.stringify([compared, this.from]);
+    const asked = JSON.stringify([this.era, compared, this.from]);
     if (asked === this.shown) return;
     this.shown = asked;
     let captions;
-    try {
-      captions = await get(`captions?before=${compared.before}&after=${compared.after}&from=${this.from}`);
-    } catch {
+    const path = `captions?before=${compared.before}&after=${compared.after}&from=${this.from}`;
+    if (!await answered(async () => { captions = await get(path); })) {
       // Asked again when there is news.
       if (this.shown === asked) this.shown = null;
       return;
     }
     // Somebody has chosen others meanwhile.
     if (this.shown !== asked) return;
+    // These evaluations have fewer images than those that were leafed through.
+    if (this.from > 0 && this.from >= captions.images) {
+      this.from = 0;
+      this.show();
+      return;
+    }
     const name = (id) => this.evaluations.name(this.evaluations.list.find((evaluation) => evaluation.id === id));
     const names = { before: name(compared.before), after: name(compared.after) };
     byId("captions").replaceChildren(...captions.items.map((item) => card(item, compared, names)));

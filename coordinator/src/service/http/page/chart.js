@@ -2,6 +2,7 @@
 
 import { el, mark, say, svg } from "./dom.js";
 import { integer, tick } from "./format.js";
+import { present, range, ticks } from "./scale.js";
 
 const TOP = 6;
 const BOTTOM = 18;
@@ -19,30 +20,6 @@ export const pointer = {
     for (const chart of this.charts) chart.point();
   },
 };
-
-const present = (value) => value !== null && value !== undefined;
-
-/** The range of values, without what is so rare that it would only make the rest flat. */
-function range(columns) {
-  const values = columns.flatMap((column) => column.filter(present)).sort((a, b) => a - b);
-  if (values.length === 0) return null;
-  const rare = values.length > 60 ? Math.floor(values.length * 0.01) : 0;
-  let [low, high] = [values[rare], values[values.length - 1 - rare]];
-  if (low === high) [low, high] = low === 0 ? [-1, 1] : [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
-  const room = (high - low) * 0.06;
-  // What is never negative has no room below zero.
-  return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
-}
-
-/** Round values between two others, about `count` of them. */
-function ticks([low, high], count) {
-  const rough = (high - low) / count;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((unit) => unit * power).find((unit) => unit >= rough);
-  const all = [];
-  for (let index = Math.ceil(low / step); index * step <= high; index += 1) all.push(index * step);
-  return all;
-}
 
 /** Places of a column's values that follow each other without a gap. */
 function runs(...columns) {

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 
-const MOST_RECENT = 512;
+const MAX_RECENT = 512;
 
 export class Course {
   constructor(stage, span) {
@@ -20,40 +20,53 @@ export class Course {
   /** Brings it up to date with what the coordinator says it has; whether anything changed. */
   async refresh(version) {
     if (this.era === version.era && this.known === version.steps) return false;
+    const own = `history?stage=${this.stage}&span=${this.span}`;
     const from = this.first.at(-1) ?? 0;
-    const held = `stage=${this.stage}&span=${this.span}&era=${this.era}&width=${this.width}&from=${from}`;
-    this.take(await get(`history?${held}`));
-    return true;
+    if (this.take(await get(`${own}&era=${this.era}&width=${this.width}&from=${from}`))) return true;
+    // A delta that does not fit what is held: all of it is asked for.
+    if (this.take(await get(own))) return true;
+    console.error(`the coordinator's history of stage ${this.stage} is inconsistent`);
+    return false;
   }
 
+  /** Takes in a piece; if it does not fit, nothing changes and the answer is false. */
   take(piece) {
-    let kept = 0;
-    if (piece.continues) {
-      const begin = piece.first[0] ?? Infinity;
-      kept = this.first.findIndex((first) => first >= begin);
-      if (kept < 0) kept = this.first.length;
-    }
-    const join = (held, more, length) => {
+    if (!this.fits(piece)) return false;
+    const kept = piece.continues ? this.first.indexOf(piece.first[0]) : 0;
+    const length = piece.first.length;
+    const join = (held, more) => {
       const old = held ? held.slice(0, kept) : new Array(kept).fill(null);
       return old.concat(more ?? new Array(length).fill(null));
     };
-    const length = piece.first.length;
     const series = {};
     for (const name of new Set([...(piece.continues ? Object.keys(this.series) : []), ...Object.keys(piece.series)])) {
       const [held, more] = [this.series[name], piece.series[name]];
-      const columns = { mean: join(held?.mean, more?.mean, length) };
+      const columns = { mean: join(held?.mean, more?.mean) };
       if (held?.min || more?.min) {
-        columns.min = join(held?.min, more?.min, length);
-        columns.max = join(held?.max, more?.max, length);
+        columns.min = join(held?.min, more?.min);
+        columns.max = join(held?.max, more?.max);
       }
       series[name] = columns;
     }
-    this.first = join(this.first, piece.first, length);
-    this.last = join(this.last, piece.last, length);
-    this.at = join(this.at, piece.at, length);
+    this.first = join(this.first, piece.first);
+    this.last = join(this.last, piece.last);
+    this.at = join(this.at, piece.at);
     this.series = series;
     [this.era, this.width, this.known] = [piece.era, piece.width, piece.steps];
-    if (this.span === "recent") this.trim(this.first.length - MOST_RECENT);
+    if (this.span === "recent") this.trim(this.first.length - MAX_RECENT);
+    return true;
+  }
+
+  /** Whether a piece is of this course and consistent, and, if it continues, begins with a bucket that is held. */
+  fits(piece) {
+    if (piece.stage !== this.stage || piece.span !== this.span) return false;
+    const { first, last, at, series } = piece;
+    if (![first, last, at].every(Array.isArray) || typeof series !== "object") return false;
+    const columns = [first, last, at, ...Object.values(series).flatMap((names) => Object.values(names))];
+    if (columns.some((column) => column?.length !== first.length)) return false;
+    if (first.some((step, index) => step > last[index] || step <= (last[index - 1] ?? -1))) return false;
+    if (!piece.continues) return true;
+    return piece.era === this.era && piece.width === this.width && this.first.includes(first[0]);
   }
 
   /** The same course in at most so many buckets. */

@@ -1,5 +1,6 @@
 // The curves of a stage.
 
+import { answered } from "./api.js";
 import { Chart } from "./chart.js";
 import { Course } from "./course.js";
 import { byId, el, mark, say } from "./dom.js";
@@ -65,17 +66,18 @@ export class Curves {
     [this.snapshot, this.stage] = [snapshot, stage];
     if (this.busy || !snapshot) return;
     this.busy = true;
+    if (this.course?.stage !== stage || this.course.span !== this.span) this.course = new Course(stage, this.span);
+    const { course } = this;
+    let changed = false;
     try {
-      if (this.course?.stage !== stage || this.course.span !== this.span) this.course = new Course(stage, this.span);
-      const { course } = this;
-      if (await course.refresh(snapshot.curves)) this.draw(course);
-    } catch {
-      // The next look at the run asks again; the header says that the coordinator is away.
+      // Without an answer the next look at the run asks again; the header says that the coordinator is away.
+      await answered(async () => { changed = await course.refresh(snapshot.curves); });
     } finally {
       this.busy = false;
     }
-    const { course } = this;
-    if (course?.stage !== this.stage || course.span !== this.span) this.update(this.snapshot, this.stage);
+    const wanted = course.stage === this.stage && course.span === this.span;
+    if (!wanted) this.update(this.snapshot, this.stage);
+    else if (changed) this.draw(course);
   }
 
   draw(course) {

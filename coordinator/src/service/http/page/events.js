@@ -5,7 +5,7 @@ import { byId, el } from "./dom.js";
 import { clock, date, number, words } from "./format.js";
 
 const BAD = new Set(["lost", "save_failed", "checkpoint_damaged", "rollback", "divergence", "failed"]);
-const WARN = new Set(["guard", "paused", "duplicates", "stopped", "adopted"]);
+const WARN = new Set(["guard", "paused", "stopped", "adopted"]);
 
 /** What an event is about, in a line. */
 const TEXTS = {

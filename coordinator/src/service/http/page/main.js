@@ -1,6 +1,6 @@
 // The page: every look at the run that the coordinator tells of goes to the parts that show it.
 
-import { follow } from "./api.js";
+import { answered, follow } from "./api.js";
 import { Captions } from "./captions.js";
 import { Controls } from "./controls.js";
 import { Curves } from "./curves.js";
@@ -28,11 +28,13 @@ const workers = new Workers((rank) => controls.drain(rank));
 let chosen = null;
 /** The last look at the run. */
 let latest = null;
-/** What was shown of the journal. */
-const shown = { events: -1, evaluations: -1 };
+/** By kind, the part of the journal that is shown. */
+const shown = {};
 
 function show() {
   if (!latest) return;
+  // Another run may have taken the place of the one that was looked at.
+  if (chosen >= latest.stages.length) chosen = null;
   const stage = chosen ?? latest.stage;
   overview.update(latest, stage, evaluations.headline(latest.stage));
   controls.update(latest);
@@ -43,14 +45,13 @@ function show() {
 
 /** Brings a part up to date if the journal has more for it; one question at a time, and again with the next look if it fails. */
 async function refresh(kind, read) {
-  const count = latest.marks[kind];
-  if (shown[kind] === count || shown[`${kind} asked`]) return;
+  // Of another era what was shown may not hold any more, however much of it there is.
+  const version = `${latest.curves.era}:${latest.marks[kind]}`;
+  if (shown[kind] === version || shown[`${kind} asked`]) return;
   shown[`${kind} asked`] = true;
   try {
-    await read();
-    shown[kind] = count;
-  } catch {
-    // The coordinator is busy or away, which the header says.
+    // Where the coordinator is busy or away, which the header says, the next look asks again.
+    if (await answered(read)) shown[kind] = version;
   } finally {
     shown[`${kind} asked`] = false;
   }
@@ -64,7 +65,7 @@ function look(snapshot) {
   refresh("events", () => events.refresh());
   refresh("evaluations", async () => {
     await evaluations.refresh(latest);
-    captions.update(latest.stage);
+    captions.update(latest.stage, latest.curves.era);
     show();
   });
 }

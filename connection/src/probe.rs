@@ -1,0 +1,208 @@
+//! What listens at an address where a coordinator should, when it does not answer as one.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::GRPC_PORT_HEADER;
+
+/// What an HTTP/2 client says first: the preface, and an empty SETTINGS frame.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+/// How long a server may take to answer.
+const MAX_WAIT: Duration = Duration::from_secs(3);
+/// Most bytes that are read of an answer: the head of an HTTP/1 response.
+const MAX_ANSWER: u64 = 4096;
+/// Most bytes of an unknown protocol that are shown.
+const MAX_SHOWN: usize = 40;
+/// HTTP statuses of a proxy whose backend is away for the moment.
+const AWAY: [u16; 4] = [429, 502, 503, 504];
+
+/// The protocol of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Protocol {
+    /// HTTP/2 without TLS, as coordinators without certificates speak it.
+    Http2,
+    Tls,
+    Http1 {
+        status: u16,
+    },
+    /// A coordinator's port for the page and metrics, and its port for gRPC.
+    CoordinatorHttp {
+        grpc_port: String,
+    },
+    /// Any other: the beginning of what it says, escaped.
+    Unknown(String),
+}
+
+/// Why no coordinator can be reached at `host:port` by a client that uses TLS or does not, and what
+/// to do; `None` where it might answer later: nothing listens, nothing is said, or a proxy says
+/// that its backend is away.
+pub async fn mismatch(host: &str, port: u16, tls: bool) -> Option<String> {
+    Some(match protocol(host, port).await? {
+        Protocol::Http2 if !tls => return None,
+        Protocol::Tls if tls => return None,
+        Protocol::Http1 { status } if AWAY.contains(&status) => return None,
+        Protocol::Http2 => {
+            "this port speaks HTTP/2 without TLS: a coordinator without certificates is at http://, without --tls-ca, \
+             --tls-cert and --tls-key"
+                .to_owned()
+        }
+        Protocol::Tls => {
+            "this port speaks TLS: a coordinator that has certificates is at https://, not http://, with --tls-ca, \
+             --tls-cert and --tls-key"
+                .to_owned()
+        }
+        Protocol::CoordinatorHttp { grpc_port } => {
+            format!("this is the coordinator's HTTP port, for the page and metrics: its gRPC port is {grpc_port}")
+        }
+        Protocol::Http1 { status } => format!(
+            "this port speaks HTTP/1 (status {status}), not gRPC: `coordinator serve` prints its gRPC address as grpc=; the \
+             default port is 7070"
+        ),
+        Protocol::Unknown(said) => {
+            format!("this port does not speak HTTP/2, so it is no coordinator's: it says \"{said}\"")
+        }
+    })
+}
+
+async fn protocol(host: &str, port: u16) -> Option<Protocol> {
+    let answer = exchange(host, port, PREFACE).await?;
+    if !answer.is_empty() {
+        return Some(classify(&answer));
+    }
+    // It hung up, as HTTP/1 servers may, and as proxies do whose backend is away.
+    let request = format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    let answer = exchange(host, port, request.as_bytes()).await?;
+    (!answer.is_empty()).then(|| classify(&answer))
+}
+
+/// Says something to a server on a connection of its own, and returns the beginning of its answer,
+/// which is empty if it hangs up.
+async fn exchange(host: &str, port: u16, said: &[u8]) -> Option<Vec<u8>> {
+    let mut answer = Vec::new();
+    let talk = async {
+        let mut stream = TcpStream::connect((host, port)).await?;
+        stream.write_all(said).await?;
+        let mut rest = stream.take(MAX_ANSWER);
+        // A frame's head, or the head of an HTTP/1 response.
+        while answer.len() < 9 || (answer.starts_with(b"HTTP/1.") && !has_whole_head(&answer)) {
+            if rest.read_buf(&mut answer).await? == 0 {
+                break;
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    match timeout(MAX_WAIT, talk).await {
+        // Whoever hangs up before it has read everything resets the connection.
+        Ok(Err(error)) if error.kind() != std::io::ErrorKind::ConnectionReset => return None,
+        Err(_) if answer.is_empty() => return None,
+        _ => {}
+    }
+    Some(answer)
+}
+
+fn has_whole_head(answer: &[u8]) -> bool {
+    answer.windows(4).any(|window| window == b"\r\n\r\n")
+}
+
+/// The protocol of a server that answers like this.
+fn classify(answer: &[u8]) -> Protocol {
+    match answer {
+        // A frame of at most 16,384 bytes on stream 0: SETTINGS, or GOAWAY.
+        [0, 0..=0x40, _, 4 | 7, _, 0, 0, 0, 0, ..] => return Protocol::Http2,
+        // A record: alert or handshake.
+        [0x15 | 0x16, 3, ..] => return Protocol::Tls,
+        _ => {}
+    }
+    let text = String::from_utf8_lossy(answer);
+    let mut lines = text.split("\r\n");
+    let first = lines.next().unwrap_or_default();
+    if let Some(rest) = first.strip_prefix("HTTP/1.") {
+        let status = rest.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+        let header = lines.filter_map(|line| line.split_once(':'));
+        let mut named = header.filter(|(name, _)| name.eq_ignore_ascii_case(GRPC_PORT_HEADER));
+        return match named.next() {
+            Some((_, port)) => Protocol::CoordinatorHttp { grpc_port: port.trim().escape_debug().to_string() },
+            None => Protocol::Http1 { status },
+        };
+    }
+    let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Protocol::Unknown(line[..line.len().min(MAX_SHOWN)].trim_ascii().escape_ascii().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn protocols_are_told_apart_by_their_first_words() {
+        let unknown = |text: &str| Protocol::Unknown(text.to_owned());
+        for (answer, expected) in [
+            (&b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03"[..], Protocol::Http2),
+            (b"\x00\x00\x08\x07\x00\x00\x00\x00\x00", Protocol::Http2),
+            (b"\x15\x03\x03\x00\x02\x02\x46", Protocol::Tls),
+            (b"\x16\x03\x03\x00\x7a", Protocol::Tls),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n", Protocol::Http1 { status: 400 }),
+            (b"HTTP/1.0 503\r\n", Protocol::Http1 { status: 503 }),
+            (b"HTTP/1.1", Protocol::Http1 { status: 0 }),
+            (
+                b"HTTP/1.1 200 OK\r\nDico-GRPC-Port: 7070\r\n\r\nok\n",
+                Protocol::CoordinatorHttp { grpc_port: "7070".to_owned() },
+            ),
+            (b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", unknown("SSH-2.0-OpenSSH_9.2p1 Debian-2")),
+            (b"-ERR unknown command 'PRI'\r\n", unknown("-ERR unknown command \\'PRI\\'")),
+            (b"J\x00\x00\x00\x0a8.0.36\x00", unknown("J\\x00\\x00\\x00")),
+            (&[b'a'; 1000], unknown(&"a".repeat(40))),
+        ] {
+            assert_eq!(classify(answer), expected, "{}", answer.escape_ascii());
+        }
+    }
+
+    /// What is said of a server that answers every connection with this, once it has heard
+    /// something.
+    async fn said_of(answer: &'static [u8], tls: bool) -> Option<String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read_u8().await.unwrap();
+                stream.write_all(answer).await.unwrap();
+            }
+        };
+        tokio::select! {
+            said = mismatch("127.0.0.1", port, tls) => said,
+            () = serve => unreachable!("it serves for ever"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_may_get_better_is_no_mismatch() {
+        for answer in [&b""[..], b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"HTTP/1.1 503 Service Unavailable\r\n\r\n"] {
+            assert_eq!(said_of(answer, false).await, None, "{}", answer.escape_ascii());
+        }
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        assert_eq!(mismatch("127.0.0.1", gone, false).await, None);
+        assert_eq!(mismatch("no-such-host.invalid", 7070, false).await, None);
+    }
+
+    #[tokio::test]
+    async fn every_mismatch_says_what_to_do() {
+        let settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+        assert_eq!(said_of(settings, false).await, None);
+        for (answer, tls, expected) in [
+            (&settings[..], true, "http://"),
+            (b"\x15\x03\x03\x00\x02\x02\x46\x00\x00", false, "https://"),
+            (b"HTTP/1.1 404 Not Found\r\n\r\n", false, "HTTP/1 (status 404)"),
+            (b"HTTP/1.1 200 OK\r\ndico-grpc-port: 7171\r\n\r\n", false, "its gRPC port is 7171"),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", false, "SSH-2.0-OpenSSH_9.2"),
+        ] {
+            let said = said_of(answer, tls).await.unwrap_or_default();
+            assert!(said.contains(expected), "{}: {said:?}", answer.escape_ascii());
+        }
+    }
+}

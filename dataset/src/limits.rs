@@ -1,0 +1,148 @@
+//! What a data set may hold at most.
+//!
+//! The bounds are far beyond any real data. They are here because the coordinator keeps what workers send it, and must not keep
+//! without bounds. Both sides check them when the data are loaded, and `coordinator validate` does, too: so no worker sends
+//! more, and a peer that does is none of ours.
+
+use crate::{DataSet, Error, Split};
+
+/// Most captions of an image, which are the references of an evaluation.
+pub const MAX_CAPTIONS: usize = 1_000;
+/// Longest name of an image or caption, in bytes.
+pub const MAX_TEXT_BYTES: usize = 64 << 10;
+/// Most images of the validation split.
+pub const MAX_VALIDATION_IMAGES: u64 = 1 << 22;
+/// Longest embedding of the evaluator.
+pub const MAX_EMBEDDING: usize = 1 << 16;
+/// What the items of one evaluation may take in the coordinator's memory, in bytes; see [`evaluation_item_bytes`].
+pub const MAX_EVALUATION_BYTES: usize = 4 << 30;
+
+/// What an item takes besides its texts and numbers: names and values of all scores, and the structure itself.
+const ITEM_BYTES: usize = 1 << 10;
+/// What a text takes besides its bytes.
+const TEXT_BYTES: usize = size_of::<String>();
+
+/// What an item of an evaluation takes in the coordinator's memory, in bytes: `texts` are the lengths of its texts, `numbers` is how
+/// many numbers its embeddings have.
+#[must_use]
+pub fn evaluation_item_bytes(texts: impl Iterator<Item = usize>, numbers: usize) -> usize {
+    ITEM_BYTES + texts.map(|bytes| TEXT_BYTES + bytes).sum::<usize>() + numbers * size_of::<f32>()
+}
+
+impl DataSet {
+    /// Checks names and captions. `source` names the file that an image of a split comes from.
+    pub(crate) fn check_texts(&self, source: impl Fn(Split) -> String) -> Result<(), Error> {
+        for split in Split::ALL {
+            for item in self.split(split) {
+                let problem = if item.name.len() > MAX_TEXT_BYTES {
+                    let start = &item.name[..item.name.floor_char_boundary(80)];
+                    let bytes = item.name.len();
+                    Some(format!("the image `{start}...` has a name of {bytes} bytes, {MAX_TEXT_BYTES} at most"))
+                } else if item.captions.len() > MAX_CAPTIONS {
+                    let captions = item.captions.len();
+                    Some(format!("{} has {captions} captions, an image can have {MAX_CAPTIONS} at most", item.name))
+                } else {
+                    let long = item.captions.iter().map(String::len).find(|&bytes| bytes > MAX_TEXT_BYTES);
+                    long.map(|bytes| {
+                        format!(
+                            "{} has a caption of {bytes} bytes, a caption can have {MAX_TEXT_BYTES} at most",
+                            item.name
+                        )
+                    })
+                };
+                if let Some(problem) = problem {
+                    return Err(Error::format(source(split), problem));
+                }
+            }
+        }
+        let images = self.split(Split::Validation).len() as u64;
+        if images > MAX_VALIDATION_IMAGES {
+            let problem = format!("{images} validation images, {MAX_VALIDATION_IMAGES} at most");
+            return Err(Error::format(source(Split::Validation), problem));
+        }
+        Ok(())
+    }
+
+    /// Checks that the coordinator can keep an evaluation of the validation split: captions of at most `longest_caption` bytes, with
+    /// the embeddings of an evaluator of `embedding` numbers.
+    ///
+    /// # Errors
+    /// It cannot; says how much it would be.
+    pub fn check_evaluation(&self, embedding: usize, longest_caption: usize) -> Result<(), Error> {
+        if embedding > MAX_EMBEDDING {
+            let problem = format!("embeddings of {embedding} numbers, {MAX_EMBEDDING} at most");
+            return Err(Error::format("the evaluator", problem));
+        }
+        let items = self.split(Split::Validation);
+        let bytes = |item: &crate::Item| {
+            let texts = item.captions.iter().map(String::len).chain([item.name.len(), longest_caption]);
+            evaluation_item_bytes(texts, 2 * embedding)
+        };
+        let total: usize = items.iter().map(bytes).sum();
+        if total <= MAX_EVALUATION_BYTES {
+            return Ok(());
+        }
+        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+        let problem = format!(
+            "an evaluation of its {} images, with captions, references and embeddings of {embedding} numbers, takes up to \
+             {:.1} GiB of the coordinator's memory, and may take {:.0} GiB: evaluate on fewer images",
+            items.len(),
+            gib(total),
+            gib(MAX_EVALUATION_BYTES),
+        );
+        Err(Error::format("the validation split", problem))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ImageRef, Item, Splits};
+
+    fn set(validation: Vec<Item>) -> DataSet {
+        let splits = Splits { train: vec![item("t.jpg", vec!["a dog".into()])], validation, ..Splits::default() };
+        DataSet { splits, ..DataSet::default() }
+    }
+
+    fn item(name: &str, captions: Vec<String>) -> Item {
+        Item::new(name, captions, ImageRef::File(name.into()))
+    }
+
+    fn problem(item: Item) -> String {
+        let checked = set(vec![item]).check_texts(|split| format!("captions of {split}"));
+        checked.err().map_or_else(String::new, |error| error.to_string())
+    }
+
+    #[test]
+    fn bounds_are_generous_and_name_image_and_file() {
+        let text = |bytes: usize| "x".repeat(bytes);
+        assert_eq!(problem(item("a.jpg", vec![text(MAX_TEXT_BYTES); MAX_CAPTIONS])), "");
+        assert_eq!(problem(item(&text(MAX_TEXT_BYTES), vec![text(4097); 33])), "");
+        assert_eq!(
+            problem(item("a.jpg", vec![text(1); MAX_CAPTIONS + 1])),
+            "captions of val: a.jpg has 1001 captions, an image can have 1000 at most"
+        );
+        assert_eq!(
+            problem(item("a.jpg", vec![text(1), text(MAX_TEXT_BYTES + 1)])),
+            "captions of val: a.jpg has a caption of 65537 bytes, a caption can have 65536 at most"
+        );
+        let long = problem(item(&"ü".repeat(MAX_TEXT_BYTES), vec![text(1)]));
+        assert!(long.len() < 300 && long.contains("üü...` has a name of 131072 bytes"), "{long}");
+    }
+
+    #[test]
+    fn a_range_of_the_longest_texts_can_be_evaluated_and_too_large_a_split_is_refused_with_its_size() {
+        let whole = item("a.jpg", vec!["x".repeat(MAX_TEXT_BYTES); MAX_CAPTIONS]);
+        // Of one image, and of as many as there are: the text is counted, not held.
+        let one = evaluation_item_bytes(whole.captions.iter().map(String::len), 2 * MAX_EMBEDDING);
+        assert!(50 * (one + 2 * MAX_TEXT_BYTES) <= MAX_EVALUATION_BYTES);
+        set(vec![whole.clone()]).check_evaluation(MAX_EMBEDDING, MAX_TEXT_BYTES).unwrap();
+        let wide = set(vec![whole]).check_evaluation(MAX_EMBEDDING + 1, 100).unwrap_err().to_string();
+        assert!(wide.contains("the evaluator: embeddings of 65537 numbers, 65536 at most"), "{wide}");
+        let many = set(vec![item("a.jpg", vec!["a dog".into()]); 9_000]);
+        many.check_evaluation(1024, 8_000).unwrap();
+        let error = many.check_evaluation(MAX_EMBEDDING, 8_000).unwrap_err().to_string();
+        assert!(error.contains("the validation split: ") && error.contains("9000 images"), "{error}");
+        assert!(error.contains("up to 4.5 GiB") && error.contains("may take 4 GiB"), "{error}");
+    }
+}

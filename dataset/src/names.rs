@@ -1,0 +1,220 @@
+//! Names and numbers of a split's images.
+//!
+//! A name identifies an image within its split: the journal, reports, the page and result files rely on
+//! that. It is the shortest one that people know and that no other image of the split has.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use crate::{ImageRef, Item, Split, Splits};
+
+/// Gives a longer name to an image than the one that it has.
+pub type Longer<'a> = &'a dyn Fn(&Item) -> String;
+
+/// Makes names distinct within each split, and keeps numbers only where they are.
+///
+/// Where two images of a split have the same name, all of them take the first naming of `longer` that tells
+/// all apart; a number is appended to what is listed several times. Why ids were taken away is added to the notes of `splits`.
+pub fn settle(splits: &mut Splits, longer: &[Longer<'_>]) {
+    for split in Split::ALL {
+        let items = splits.get_mut(split);
+        tell_apart(items, longer);
+        let note = settle_numbers(items).map(|problem| {
+            format!("split `{split}`: {problem}: its result files identify images by name instead of by number")
+        });
+        splits.notes.extend(note);
+        mark_shared(splits.get_mut(split));
+    }
+}
+
+fn tell_apart(items: &mut [Item], longer: &[Longer<'_>]) {
+    for naming in longer {
+        if distinct(items) {
+            return;
+        }
+        for item in items.iter_mut() {
+            let name = naming(item);
+            let shorter = std::mem::replace(&mut item.name, name);
+            item.path.get_or_insert(shorter);
+        }
+    }
+    if !distinct(items) {
+        append_numbers(items);
+    }
+}
+
+fn distinct(items: &[Item]) -> bool {
+    let mut seen = HashSet::with_capacity(items.len());
+    items.iter().all(|item| seen.insert(item.name.as_str()))
+}
+
+/// `a.jpg`, `a.jpg #2`, `a.jpg #3`: in time linear in the number of images, whatever they are called.
+fn append_numbers(items: &mut [Item]) {
+    let mut taken: HashSet<String> = items.iter().map(|item| item.name.clone()).collect();
+    let mut last: HashMap<String, u64> = HashMap::new();
+    for item in items {
+        match last.entry(item.name.clone()) {
+            Entry::Vacant(first) => _ = first.insert(1),
+            Entry::Occupied(mut last) => {
+                let free = (*last.get() + 1..).find(|number| !taken.contains(&format!("{} #{number}", item.name)));
+                let number = free.unwrap_or(u64::MAX);
+                last.insert(number);
+                let name = format!("{} #{number}", item.name);
+                taken.insert(name.clone());
+                let listed = std::mem::replace(&mut item.name, name);
+                item.path.get_or_insert(listed);
+            }
+        }
+    }
+}
+
+/// Takes away all numbers unless every image has one of its own; says why.
+fn settle_numbers(items: &mut [Item]) -> Option<String> {
+    let without = items.iter().filter(|item| item.id.is_none()).count();
+    if without == items.len() {
+        return None;
+    }
+    let mut first: HashMap<u64, &Item> = HashMap::with_capacity(items.len());
+    let repeated = items.iter().find_map(|item| {
+        let id = item.id?;
+        let other = first.insert(id, item)?;
+        Some(format!("{} and {} both have the id {id}", other.name, item.name))
+    });
+    let missing = || {
+        let item = items.iter().find(|item| item.id.is_none())?;
+        Some(format!("{without} of {} images have no id, {} for one", items.len(), item.name))
+    };
+    let problem = repeated.or_else(missing)?;
+    items.iter_mut().for_each(|item| item.id = None);
+    Some(problem)
+}
+
+/// Marks images whose path or file name other images have, too.
+fn mark_shared(items: &mut [Item]) {
+    let paths = shared(items.iter().map(|item| (item.path(), &item.image)));
+    let files = shared(items.iter().map(|item| (file_name(item.path()), &item.image)));
+    if paths.is_empty() && files.is_empty() {
+        return;
+    }
+    for item in items {
+        item.shares_path = paths.contains(item.path());
+        item.shares_file_name = files.contains(file_name(item.path()));
+    }
+}
+
+/// The names that several images have. An image that is listed twice is one.
+fn shared<'a>(names: impl Iterator<Item = (&'a str, &'a ImageRef)>) -> HashSet<String> {
+    let mut first = HashMap::new();
+    let mut shared = HashSet::new();
+    for (name, image) in names {
+        if *first.entry(name).or_insert(image) != image && !shared.contains(name) {
+            shared.insert(name.to_owned());
+        }
+    }
+    shared
+}
+
+/// The last part of a path.
+fn file_name(path: &str) -> &str {
+    Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or(path)
+}
+
+impl Item {
+    /// Its path below the folder of images, or the key in its tar.
+    pub(crate) fn path(&self) -> &str {
+        self.path.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Names under which other files may list this image, and no other image of its split, the most specific one first: its
+    /// path, its name, its file name.
+    pub fn known_as(&self) -> impl Iterator<Item = &str> {
+        let path = (!self.shares_path).then(|| self.path());
+        let file = (!self.shares_file_name).then(|| file_name(self.path()));
+        path.into_iter().chain([self.name.as_str()]).chain(file)
+    }
+}
+
+/// The id in COCO of an image that is called as in COCO (`COCO_val2014_000000379613`, `000000379613`), possibly after another
+/// number, as in the keys of DiCO's tars: `177828__COCO_val2014_000000379613`.
+pub fn coco_id(path: &str) -> Option<u64> {
+    let stem = file_name(path);
+    let stem = stem.split_once('.').map_or(stem, |(stem, _)| stem);
+    let stem = stem.rsplit_once("__").map_or(stem, |(_, rest)| rest);
+    let digits = match stem.strip_prefix("COCO_") {
+        Some(rest) => rest.rsplit_once('_')?.1,
+        None => stem,
+    };
+    (digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(path: &str, id: Option<u64>) -> Item {
+        Item { id, ..Item::new(path, vec!["a".into()], ImageRef::File(path.into())) }
+    }
+
+    fn settled(mut items: Vec<Item>) -> (Vec<String>, Splits) {
+        for item in &mut items {
+            let path = std::mem::take(&mut item.name);
+            item.name = file_name(&path).to_owned();
+            item.path = Some(path);
+        }
+        let mut splits = Splits { validation: items, ..Splits::default() };
+        settle(&mut splits, &[&|item| item.path().to_owned()]);
+        (splits.validation.iter().map(|item| item.name.clone()).collect(), splits)
+    }
+
+    #[test]
+    fn names_are_as_short_as_they_can_be_and_distinct() {
+        let names = |paths: &[&str]| settled(paths.iter().map(|path| item(path, None)).collect()).0.join(", ");
+        assert_eq!(names(&["a/0.jpg", "b/1.jpg"]), "0.jpg, 1.jpg");
+        assert_eq!(names(&["a/0.jpg", "b/0.jpg", "c/2.jpg"]), "a/0.jpg, b/0.jpg, c/2.jpg");
+        assert_eq!(names(&["a", "a", "a #2", "a", "b"]), "a, a #3, a #2, a #4, b");
+        let many = settled((0..100_000).map(|_| item("a", None)).collect()).0;
+        assert_eq!(many.iter().collect::<HashSet<_>>().len(), 100_000);
+    }
+
+    #[test]
+    fn numbers_are_kept_where_every_image_has_its_own() {
+        let (_, splits) = settled(vec![item("a", Some(7)), item("b", Some(3))]);
+        assert_eq!((splits.validation[0].id, splits.notes.len()), (Some(7), 0));
+        for (other, expected) in [
+            (item("b", Some(7)), "split `val`: a and b both have the id 7: "),
+            (item("b", None), "split `val`: 1 of 2 images have no id, b for one: "),
+        ] {
+            let (_, splits) = settled(vec![item("a", Some(7)), other]);
+            assert!(splits.validation.iter().all(|item| item.id.is_none()));
+            assert!(splits.notes[0].starts_with(expected), "{:?}", splits.notes);
+        }
+    }
+
+    #[test]
+    fn other_files_may_use_what_no_other_image_is_called() {
+        let known = |item: &Item| item.known_as().collect::<Vec<_>>().join(" ");
+        let (_, splits) = settled(vec![item("a/0.jpg", None), item("b/0.jpg", None), item("b/1.jpg", None)]);
+        let [first, _, last] = &splits.validation[..] else { panic!("three") };
+        assert_eq!((known(first), known(last)), ("a/0.jpg a/0.jpg".into(), "b/1.jpg b/1.jpg 1.jpg".into()));
+        // An image that is listed twice is one image.
+        let (_, splits) = settled(vec![item("a/0.jpg", None), item("a/0.jpg", None)]);
+        assert_eq!(known(&splits.validation[1]), "a/0.jpg a/0.jpg #2 0.jpg");
+    }
+
+    #[test]
+    fn ids_are_found_in_names_as_coco_has_them() {
+        for name in [
+            "177828__COCO_val2014_000000379613",
+            "train/177828__COCO_train2014_000000379613",
+            "COCO_val2014_000000379613.jpg",
+            "val2017/000000379613.jpg",
+            "000000379613",
+        ] {
+            assert_eq!(coco_id(name), Some(379_613), "{name}");
+        }
+        for name in ["379613", "000010", "1000092795.jpg", "COCO_379613", "COCO_val2014_00000037961x", "", "__", "é"] {
+            assert_eq!(coco_id(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Where unit tests compute: on the device that `DICO_TEST_DEVICE` names (`cpu`, which is the default, or `cuda:N`).
+//!
+//! `tests/gpu/run` sets the variable. Without a GPU [`each_code_path`] repeats a check by the code path of GPUs on the CPU, so that
+//! every test run executes it.
+
+use runfile::Precision;
+use tch::{Device, Kind};
+
+use crate::nn::{self, Backend};
+use crate::{cli, cuda};
+
+const VARIABLE: &str = "DICO_TEST_DEVICE";
+
+/// The CUDA part of libtorch has to be loaded before the first tensor is made and while there is one thread. The test harness
+/// starts its threads before it runs a test, so this is called before `main`.
+#[used]
+// SAFETY: the C library calls the functions of this section before `main`, after the standard library's own.
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = load_cuda;
+
+extern "C" fn load_cuda() {
+    if device().is_cuda()
+        && let Err(problem) = cuda::load()
+    {
+        eprintln!("error: {VARIABLE}: {problem}");
+        std::process::exit(1);
+    }
+}
+
+/// The device that tests compute on.
+pub fn device() -> Device {
+    let Ok(text) = std::env::var(VARIABLE) else { return Device::Cpu };
+    cli::parse_device(&text).unwrap_or_else(|problem| panic!("{VARIABLE}={text}: {problem}"))
+}
+
+/// The device that tests compute on, with 16-bit products.
+pub fn sixteen_bits() -> Backend {
+    Backend { device: device(), precision: Precision::Bf16 }
+}
+
+/// 32-bit numbers on the device that tests compute on.
+pub fn floats() -> (Kind, Device) {
+    (Kind::Float, device())
+}
+
+/// Runs a check on the device that tests compute on and, where that is a CPU, again by the code path of GPUs.
+pub fn each_code_path(check: impl Fn()) {
+    check();
+    if !device().is_cuda() {
+        nn::on_gpu_path(check);
+    }
+}
