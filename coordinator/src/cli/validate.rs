@@ -79,8 +79,11 @@ pub(super) fn metrics(scoring: &runfile::Scoring) -> anyhow::Result<scoring::Met
     scoring::Metrics::open(&files).context("scoring")
 }
 
+/// Feature stores, each with the split that it is of.
+type Stores = Vec<(Split, Store)>;
+
 /// What a run file names besides images, in lines for people, and the feature stores among it.
-fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Vec<(Split, Store)>, Vec<String>)> {
+fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)> {
     if let Some(scenes) = &file.data.scenes {
         ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
     }
@@ -164,7 +167,7 @@ fn stores(
     data: &DataSet,
     evaluator: &Clip,
     (architecture, vision): &(VisionArchitecture, Tower),
-) -> anyhow::Result<Vec<(Split, Store)>> {
+) -> anyhow::Result<Stores> {
     let open = |split: Split| -> anyhow::Result<(Split, Store)> {
         let images = (data.split(split).len() as u64, data.names_sha256(split));
         let shape = [architecture.tokens(), architecture.width(), evaluator.architecture().embedding];

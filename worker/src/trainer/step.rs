@@ -292,7 +292,7 @@ fn is_finite(example: &Example) -> bool {
 /// always one part, though it may be empty: the other ranks wait for its embeddings.
 fn parts(settings: &Stage, samples: usize) -> Vec<Range<usize>> {
     if settings.objective == Objective::Contrastive {
-        return Vec::from([0..samples]);
+        return std::iter::once(0..samples).collect();
     }
     let part = settings.micro_batch.map_or(samples, |part| part as usize).max(1);
     (0..samples).step_by(part).map(|from| from..samples.min(from + part)).collect()

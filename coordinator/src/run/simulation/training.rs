@@ -254,7 +254,7 @@ impl World {
         let evaluation = evaluate.evaluation;
         self.captioned.push((id, range.into()));
         // Some ranges are sent in two parts.
-        let (first, second) = items.split_at(if range.begin % 100 == 0 { 0 } else { items.len() / 2 });
+        let (first, second) = items.split_at(if range.begin.is_multiple_of(100) { 0 } else { items.len() / 2 });
         for (items, more) in
             [(first, true), (second, false)].into_iter().filter(|(items, more)| !more || !items.is_empty())
         {
