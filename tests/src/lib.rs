@@ -187,13 +187,7 @@ impl Place {
     /// The parameters in the last checkpoint of a run, by name.
     #[must_use]
     pub fn parameters(&self, name: &str) -> BTreeMap<String, Vec<f32>> {
-        let last = self.last_checkpoint(name);
-        let models =
-            ["evaluator", "captioner", "reference"].map(|model| (model, last.join(format!("{model}.safetensors"))));
-        let models = models.into_iter().filter(|(_, path)| path.exists());
-        models
-            .flat_map(|(model, path)| tensors(&path).into_iter().map(move |(n, v)| (format!("{model}.{n}"), v)))
-            .collect()
+        parameters(&self.last_checkpoint(name))
     }
 
     /// The folder of a run's last checkpoint.
@@ -202,6 +196,15 @@ impl Place {
         let folder = std::fs::read_dir(self.path(name).join("checkpoints")).expect("the run has checkpoints");
         folder.map(|entry| entry.expect("a folder can be listed").path()).max().expect("there is a checkpoint")
     }
+}
+
+/// The parameters of all models in a checkpoint's folder, by `MODEL.NAME`.
+#[must_use]
+pub fn parameters(checkpoint: &Path) -> BTreeMap<String, Vec<f32>> {
+    let models =
+        ["evaluator", "captioner", "reference"].map(|model| (model, checkpoint.join(format!("{model}.safetensors"))));
+    let models = models.into_iter().filter(|(_, path)| path.exists());
+    models.flat_map(|(model, path)| tensors(&path).into_iter().map(move |(n, v)| (format!("{model}.{n}"), v))).collect()
 }
 
 /// The tensors of a safetensors file of 32-bit numbers.
