@@ -110,7 +110,12 @@ fn lengths_and_batches_that_do_not_go_with_the_data_are_said() {
 
     std::fs::create_dir(place.path("changed")).unwrap();
     std::fs::write(place.path("changed/captions"), "in the way").unwrap();
-    let error = error_line(&validate(&changed(&place, "seed: 11", "seed: 12")));
+    // The run's output is on the coordinator's machine, so only `serve` looks there.
+    let run_file = changed(&place, "seed: 11", "seed: 12");
+    let run_file = run_file.to_string_lossy();
+    let served =
+        run("coordinator", &["serve", "--config", &run_file, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    let error = error_line(&served);
     assert!(error.contains("captions of evaluations: ") && error.contains("changed/captions"), "{error}");
 }
 

@@ -77,7 +77,7 @@ impl Serve {
         let place = file.checkpoint_place();
         let (checkpoints, found) = tokio::task::spawn_blocking(move || open(&place)).await??;
         reconcile(&file, &mut restored, found)?;
-        super::validate::check_captions(&file)?;
+        check_captions(&file)?;
         if restored.finished {
             tracing::info!(state = %state.display(), "the run is finished already");
         } else if restored.last_generation > 0 {
@@ -95,6 +95,15 @@ impl Serve {
             Outcome::Failed(reason) => Err(anyhow!(reason)),
         }
     }
+}
+
+/// Checks that the captions of evaluations can be saved, before hours are spent on what they are of.
+///
+/// # Errors
+/// Their folder cannot be made or written to.
+fn check_captions(file: &RunFile) -> anyhow::Result<()> {
+    storage::check_writable(&file.captions_folder().to_string_lossy(), &Access::environment())
+        .context("captions of evaluations")
 }
 
 /// Where checkpoints are kept, which must be of use before anybody trains, and what is there.

@@ -89,7 +89,6 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
     }
     metrics(&file.scoring)?;
     storage::check_writable(&file.checkpoint_place(), &storage::Access::environment()).context("checkpoints")?;
-    check_captions(file)?;
     // One of the corpus has all tokens of the captions.
     let mut vocabulary = Vocabulary::full();
     data.complete(&file.data).context("data")?;
@@ -138,16 +137,6 @@ fn clip(path: &Path) -> anyhow::Result<Clip> {
 fn of_clip(clip: &Clip) -> Tower {
     let image_size = clip.architecture().image_size as u32;
     Tower { weights: clip.path().to_owned(), sha256: clip.sha256(), image_size }
-}
-
-/// Checks that the captions of evaluations can be saved.
-///
-/// # Errors
-/// Their folder cannot be made or written to.
-pub(super) fn check_captions(file: &RunFile) -> anyhow::Result<()> {
-    let folder = file.captions_folder();
-    storage::check_writable(&folder.to_string_lossy(), &storage::Access::environment())
-        .context("captions of evaluations")
 }
 
 /// What an imported captioner, or one of another run, sees through, and which tokens it knows.
