@@ -31,7 +31,7 @@ microbench: libtorch
 ## All that must pass before a change lands. It installs what it needs (Debian's packages, as root), and
 ## takes up to 45 minutes from a fresh clone on two cores. Without root, what needs it fails.
 verify:
-	tools/verify build lint test test-page test-kubernetes test-docs test-prometheus+test-slurm
+	GPU="--device cpu --short" tools/verify build lint test test-page test-kubernetes test-docs test-prometheus+test-slurm test-gpu
 
 ## All tests, with real processes on loopback.
 test: libtorch
