@@ -95,7 +95,7 @@ async fn exchange(host: &str, port: u16, said: &[u8]) -> Option<Vec<u8>> {
         std::io::Result::Ok(())
     };
     match timeout(MAX_WAIT, talk).await {
-        // Whoever hangs up before it has read everything resets the connection.
+        // A server that hangs up before it has read everything resets the connection.
         Ok(Err(error)) if error.kind() != std::io::ErrorKind::ConnectionReset => return None,
         Err(_) if answer.is_empty() => return None,
         _ => {}
