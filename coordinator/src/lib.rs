@@ -30,6 +30,7 @@
 pub mod audit;
 mod checkpoints;
 pub mod cli;
+mod happened;
 pub mod journal;
 pub mod load;
 pub mod report;

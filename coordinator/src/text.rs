@@ -1,5 +1,6 @@
 //! Numbers, times and the like as people read them.
 
+use chrono::{DateTime, Local, Utc};
 use proto::v1;
 
 /// What a worker is doing, in a word.
@@ -71,29 +72,21 @@ pub fn duration(seconds: f64) -> String {
     parts.into_iter().map(|(n, unit)| format!("{n}\u{a0}{unit}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Unix seconds as a date and a time of day, UTC.
+/// Unix seconds as a date and a time of day, UTC: `2026-11-27 18:20:01 UTC`.
 #[must_use]
 pub fn time(at: f64) -> String {
-    if !at.is_finite() || !(0.0..1e11).contains(&at) {
-        return "?".to_owned();
-    }
-    let seconds = at as i64;
-    let (year, month, day) = date(seconds.div_euclid(86_400));
-    let of_day = seconds.rem_euclid(86_400);
-    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", of_day / 3_600, of_day / 60 % 60, of_day % 60)
+    instant(at).map_or_else(|| "?".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%S UTC").to_string())
 }
 
-/// The date of a day since 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms").
-fn date(days: i64) -> (i64, i64, i64) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (year, month, day_of_year - (153 * shifted_month + 2) / 5 + 1)
+/// Unix seconds as a date and a time of day in this machine's time zone, with its offset: `2026-11-27 19:20:01 +01:00`.
+#[must_use]
+pub fn local_time(at: f64) -> String {
+    let local = instant(at).map(|at| at.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S %:z").to_string());
+    local.unwrap_or_else(|| "?".to_owned())
+}
+
+fn instant(at: f64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(Some(at).filter(|at| (0.0..1e11).contains(at))? as i64, 0)
 }
 
 #[cfg(test)]

@@ -5,28 +5,34 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, builder::PossibleValuesParser};
 use serde_json::json;
 
 use super::history::State;
-use crate::journal::history::Event;
+use crate::{
+    happened::{describe, kinds},
+    journal::{browse::Heard, history::Event},
+    text::local_time,
+};
 
 /// Between looks at the journal with `--follow`.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Show what happened in a run.
+/// Show what happened in a run: events, generations, checkpoints and evaluations.
+///
+/// Times are those of this machine's time zone.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  coordinator events --config configs/demo.yaml --kind lost --json")]
 pub struct Events {
     #[command(flatten)]
     state: State,
     /// Only events of this kind; may be given several times.
-    #[arg(long, value_name = "KIND")]
+    #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(kinds()))]
     kind: Vec<String>,
     /// Go on with what happens from now on, until interrupted.
     #[arg(long)]
     follow: bool,
-    /// Print one JSON object a line.
+    /// Print one JSON object a line, with the time in Unix seconds.
     #[arg(long)]
     json: bool,
 }
@@ -35,10 +41,9 @@ impl Events {
     /// Reads and prints.
     pub fn run(self) -> anyhow::Result<()> {
         let history = self.state.open()?;
-        let mut known = 0;
+        let mut known = Heard::default();
         loop {
-            let events = history.events(known)?;
-            known += events.len();
+            let events = history.happened(&mut known)?;
             match self.print(&events) {
                 // Whoever read it has enough.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
@@ -58,7 +63,7 @@ impl Events {
             if self.json {
                 writeln!(out, "{}", json!({ "at": at, "kind": kind, "detail": detail }))?;
             } else {
-                writeln!(out, "{at:.3}  {kind:<18} {detail}")?;
+                writeln!(out, "{}  {kind:<18} {}", local_time(*at), describe(kind, detail))?;
             }
         }
         out.flush()

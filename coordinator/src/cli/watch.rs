@@ -27,13 +27,16 @@ use crate::{
     watch::{Screen, Seen, Turn, line},
 };
 
+/// Longest time between questions: a coordinator that has ended its run waits for the next one no longer than twice that.
+const MAX_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How often ages on the screen are brought up to date.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Watch a run as it goes.
 ///
 /// Shows stage, progress, curves and all workers, and goes on when the coordinator was away. Where standard output is no terminal it
-/// prints a line for every change instead, and ends when the run is finished or has failed.
+/// prints a line for every change instead. It ends when the run is finished (status 0) or has failed (status 1).
 #[derive(Debug, Args)]
 #[command(after_help = "Keys: q, Esc or Ctrl-C quits; arrows, PgUp, PgDn, Home and End go through the workers.\n\n\
                         Examples:\n  coordinator watch --coordinator http://127.0.0.1:7070\n  \
@@ -60,8 +63,10 @@ type Answer = Result<v1::StatusResponse, String>;
 
 /// Why watching ends.
 enum End {
-    /// There is nothing more to see, or whoever watched has enough.
+    /// The reader has quit.
     Enough,
+    /// The run is over, as this line says.
+    Over(String),
     /// A signal, by its number.
     Signal(i32),
 }
@@ -88,21 +93,34 @@ impl Watch {
         })?;
         match end {
             End::Enough => Ok(()),
+            End::Over(line) => {
+                println!("{line}");
+                Ok(())
+            }
             // As a shell reports a process that a signal ended.
             End::Signal(number) => std::process::exit(128 + number),
         }
     }
 }
 
-/// Asks again and again, until nobody listens.
+/// Asks again and again, and hands an answer over at intervals, or when it says that the run is over; until the receiver is gone.
 async fn ask(way: &Way, interval: Duration, answers: mpsc::Sender<Answer>) {
+    let mut next = Instant::now();
     loop {
         let answer = way.ask(async |mut client| client.status(v1::StatusRequest {}).await).await;
-        if answers.send(answer).await.is_err() {
-            return;
+        let is_over = answer.as_ref().is_ok_and(is_over);
+        if is_over || Instant::now() >= next {
+            next = Instant::now() + interval;
+            if answers.send(answer).await.is_err() {
+                return;
+            }
         }
-        time::sleep(interval).await;
+        time::sleep(interval.min(MAX_INTERVAL)).await;
     }
+}
+
+fn is_over(status: &v1::StatusResponse) -> bool {
+    matches!(status.state.as_str(), "finished" | "failed")
 }
 
 struct Looker<'a> {
@@ -126,7 +144,16 @@ impl Looker<'_> {
         }
     }
 
-    /// Draws until somebody has seen enough.
+    /// How the run stands if the last answer says that it is over; an error if it has failed.
+    fn over(&self) -> anyhow::Result<Option<&v1::StatusResponse>> {
+        let status = self.seen.status().filter(|status| is_over(status) && self.seen.problem(Duration::ZERO).is_none());
+        match status {
+            Some(status) if status.state == "failed" => bail!("the run failed: {}", status.reason),
+            other => Ok(other),
+        }
+    }
+
+    /// Draws until the run is over, or the reader quits.
     async fn draw(&mut self) -> anyhow::Result<End> {
         let mut terminal = Terminal::start()?;
         let mut screen = Screen::new(!terminal::no_color());
@@ -137,6 +164,9 @@ impl Looker<'_> {
         let [terminate, interrupt, hangup] = &mut signals;
         loop {
             terminal.0.draw(|frame| screen.draw(frame, &self.seen, self.from.elapsed()))?;
+            if self.over()?.is_some() {
+                return Ok(End::Over(line(&self.seen, self.from.elapsed())));
+            }
             tokio::select! {
                 Some(answer) = self.answered.recv() => self.take(answer)?,
                 event = events.next() => match event {
@@ -170,7 +200,7 @@ impl Looker<'_> {
             let taken = self.take(answer);
             let line = if json { seen.to_string() } else { line(&self.seen, self.from.elapsed()) };
             if line != before {
-                let printed = if json { line.clone() } else { format!("{}  {line}", text::time(at)) };
+                let printed = if json { line.clone() } else { format!("{}  {line}", text::local_time(at)) };
                 let mut out = std::io::stdout().lock();
                 match writeln!(out, "{printed}").and_then(|()| out.flush()) {
                     Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(End::Enough),
@@ -179,12 +209,8 @@ impl Looker<'_> {
                 before = line;
             }
             taken?;
-            if let (None, Some(status)) = (self.seen.problem(Duration::ZERO), self.seen.status()) {
-                match status.state.as_str() {
-                    "finished" => return Ok(End::Enough),
-                    "failed" => bail!("the run failed: {}", status.reason),
-                    _ => {}
-                }
+            if self.over()?.is_some() {
+                return Ok(End::Enough);
             }
         }
         Ok(End::Enough)

@@ -15,18 +15,16 @@ use tracing::info;
 
 use super::{
     door::Peer,
+    grpc::STATUS_PATH,
     refusals::{Reason, Refusals, is_of},
 };
 
-/// The call that shows how the run stands and changes nothing.
-const STATUS: &str = "/Status";
-
-/// The tokens that open the services.
+/// The tokens that open the services. How the run stands needs none, as on the page.
 #[derive(Clone, Default)]
 pub struct Tokens {
-    /// Lets workers join, and shows how the run stands. Without it, whoever gets a connection may.
+    /// Lets workers join. Without it, every peer may that gets a connection.
     pub join: Option<Token>,
-    /// Lets people and scripts in. Without it, only those on this machine may.
+    /// Lets people and scripts steer the run. Without it, only those on this machine may.
     pub admin: Option<Token>,
 }
 
@@ -42,7 +40,7 @@ impl Tokens {
             let why = "this coordinator wants its join token: --join-token-file or DICO_JOIN_TOKEN";
             return refuse(Reason::JoinToken, Status::unauthenticated, why);
         }
-        if !is_of(path, admin_server::SERVICE_NAME) || (path.ends_with(STATUS) && is(&self.join)) {
+        if !is_of(path, admin_server::SERVICE_NAME) || path == STATUS_PATH {
             return Ok(());
         }
         match &self.admin {
@@ -96,7 +94,6 @@ mod tests {
 
     const JOIN: &str = "/dico.v1.Coordinator/Join";
     const SESSION: &str = "/dico.v1.Coordinator/Session";
-    const STATUS: &str = "/dico.v1.Admin/Status";
     const CONTROL: &str = "/dico.v1.Admin/Control";
 
     fn token(text: &str) -> Option<Token> {
@@ -119,23 +116,23 @@ mod tests {
         let (no, foreign) = (Some(Reason::JoinToken), Some(Reason::AdminToken));
         let cases = [
             (&open, JOIN, there, None, None),
-            (&open, STATUS, here, None, None),
+            (&open, STATUS_PATH, here, None, None),
             (&open, CONTROL, here, None, None),
-            (&open, STATUS, there, None, foreign),
+            (&open, STATUS_PATH, there, None, None),
             (&open, CONTROL, there, Some(join), foreign),
             (&joining, JOIN, here, None, no),
             (&joining, JOIN, here, Some("another"), no),
             (&joining, JOIN, there, Some(join), None),
             (&joining, SESSION, there, None, no),
             (&joining, SESSION, there, Some(join), None),
-            (&joining, STATUS, here, None, None),
-            (&joining, STATUS, there, None, foreign),
-            (&joining, STATUS, there, Some(join), None),
+            (&joining, STATUS_PATH, here, None, None),
+            (&joining, STATUS_PATH, there, None, None),
+            (&joining, STATUS_PATH, there, Some(join), None),
             (&joining, CONTROL, there, Some(join), foreign),
             (&both, JOIN, here, Some(admin), no),
-            (&both, STATUS, here, None, foreign),
-            (&both, STATUS, there, Some(join), None),
-            (&both, STATUS, there, Some(admin), None),
+            (&both, STATUS_PATH, there, None, None),
+            (&both, STATUS_PATH, there, Some(join), None),
+            (&both, STATUS_PATH, there, Some(admin), None),
             (&both, CONTROL, here, None, foreign),
             (&both, CONTROL, here, Some(join), foreign),
             (&both, CONTROL, there, Some(admin), None),

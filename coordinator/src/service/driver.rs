@@ -68,6 +68,8 @@ pub struct Driver {
     pub checkpoints: Arc<Checkpoints>,
     /// For events that come back from threads.
     pub inputs: mpsc::Sender<Input>,
+    /// How the run stood at its end, for those who ask after that.
+    pub ended: watch::Sender<Option<v1::StatusResponse>>,
     /// Whether to go on answering when the run is finished, until somebody stops it.
     pub stay: bool,
 }
@@ -117,6 +119,7 @@ impl Driver {
             let stays = *stay && !run.is_stopping();
             over = over.or(outcome);
             if let Some(outcome) = over.take_if(|outcome| *outcome != Outcome::Finished || !stays) {
+                turn.driver.ended.send_replace(Some(turn.driver.run.status(turn.clock.now())));
                 turn.driver.recorder.finish().await?;
                 return Ok(outcome);
             }

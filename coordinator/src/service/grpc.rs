@@ -34,6 +34,9 @@ const ATTACH_WITHIN: Duration = Duration::from_secs(30);
 /// Streams that have yet to say whose they are. A worker says so at once; the bound is for what others may make the coordinator hold.
 const MOST_UNATTACHED: usize = 1024;
 
+/// The call that asks how the run stands.
+pub const STATUS_PATH: &str = "/dico.v1.Admin/Status";
+
 /// How long a question about the run may wait while the coordinator waits for its disk.
 const STATUS_WITHIN: Duration = Duration::from_secs(3);
 
@@ -44,6 +47,8 @@ pub struct Grpc {
     refusals: Refusals,
     /// What is said of a coordinator that does not come to answer.
     readiness: watch::Receiver<Readiness>,
+    /// How the run stood at its end.
+    ended: watch::Receiver<Option<v1::StatusResponse>>,
     /// Number of the last session.
     last: Arc<AtomicU64>,
     unattached: Arc<Semaphore>,
@@ -51,9 +56,14 @@ pub struct Grpc {
 
 impl Grpc {
     /// Services that speak to this driver.
-    pub fn new(driver: mpsc::Sender<Input>, refusals: Refusals, readiness: watch::Receiver<Readiness>) -> Self {
+    pub fn new(
+        driver: mpsc::Sender<Input>,
+        refusals: Refusals,
+        readiness: watch::Receiver<Readiness>,
+        ended: watch::Receiver<Option<v1::StatusResponse>>,
+    ) -> Self {
         let unattached = Arc::new(Semaphore::new(MOST_UNATTACHED));
-        Self { driver, refusals, readiness, last: Arc::default(), unattached }
+        Self { driver, refusals, readiness, ended, last: Arc::default(), unattached }
     }
 
     fn next(&self) -> u64 {
@@ -117,7 +127,8 @@ impl Coordinator for Grpc {
 impl Admin for Grpc {
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         match time::timeout(STATUS_WITHIN, self.ask(|reply| Input::Status { reply })).await {
-            Ok(status) => Ok(Response::new(status?)),
+            Ok(Ok(status)) => Ok(Response::new(status)),
+            Ok(Err(gone)) => self.ended.borrow().clone().map(Response::new).ok_or(gone),
             Err(_) => {
                 let reason = self.readiness.borrow().clone().err().unwrap_or_else(|| "it is busy".into());
                 Err(Status::unavailable(format!("the coordinator does not answer: {reason}")))

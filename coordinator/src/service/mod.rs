@@ -135,17 +135,19 @@ impl Service {
 
         let desk = Arc::new(desk);
         tokio::spawn(Arc::clone(&desk).keep(closed(closing.clone())));
-        let scrapes = Scrapes::new();
+        let scrapes = Scrapes::new("/metrics");
         let grpc_port = self.grpc.local_addr().map_or(0, |address| address.port());
         let routes = http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready], grpc_port);
         let routes = scrapes.noted(routes);
         let http = tokio::spawn(http::serve(self.http, routes, refusals.clone(), closing.clone()));
         let door = Door { listener: self.grpc, tls, refusals: refusals.clone() };
         let reception = Reception { tokens, refusals: refusals.clone() };
-        let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), disk);
+        let (ended, last_status) = watch::channel(None);
+        let looks = Scrapes::new(grpc::STATUS_PATH);
+        let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), disk, last_status);
         let workers = CoordinatorServer::new(grpc.clone()).max_decoding_message_size(proto::MOST_TO_COORDINATOR);
         let routes = Routes::new(workers).add_service(AdminServer::new(grpc)).into_axum_router();
-        let routes = routes.layer(middleware::from_fn_with_state(reception, access::receive));
+        let routes = looks.noted(routes.layer(middleware::from_fn_with_state(reception, access::receive)));
         let [idle, patience] = ASKED_AFTER.map(Some);
         let grpc = Server::builder()
             .max_concurrent_streams(MOST_STREAMS)
@@ -162,15 +164,25 @@ impl Service {
         let watch = tokio::spawn(disk::watch(disks.collect()));
         let (scoring, checkpoints) = (Arc::new(self.scoring), Arc::new(self.checkpoints));
         let recorder = Recorder::start(self.journal, writable);
-        let driver =
-            Driver { run, recorder, metrics, refusals, scoring, readiness, checkpoints, inputs, stay: self.stay };
+        let driver = Driver {
+            run,
+            recorder,
+            metrics,
+            refusals,
+            scoring,
+            readiness,
+            checkpoints,
+            inputs,
+            ended,
+            stay: self.stay,
+        };
         let outcome = driver.drive(waiting).await;
         if let Ok(outcome) = &outcome {
             desk.farewell(outcome);
         }
         watch.abort();
         if let (false, Ok(Outcome::Finished | Outcome::Failed(_))) = (self.stay, &outcome) {
-            scrapes.one_more().await;
+            tokio::join!(scrapes.one_more(), looks.one_more());
         }
         drop(over);
         // What is left are connections whose peers do not close them: they are cut.

@@ -1,0 +1,145 @@
+//! What happened in a run, in words: for `coordinator events` and the report. The page says the same in
+//! `service/http/page/events.js`.
+
+use serde_json::Value;
+
+use crate::{
+    run::record::Happening,
+    text::{number, plural},
+};
+
+/// The rule of the guard that was broken.
+pub const GUARD: &str = "guard";
+/// A generation was formed.
+pub const GENERATION: &str = "generation";
+/// A checkpoint was completed.
+pub const CHECKPOINT: &str = "checkpoint";
+/// A state was evaluated.
+pub const EVALUATION: &str = "evaluation";
+
+/// Names of all kinds of events.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    Happening::ALL.into_iter().map(Happening::name).chain([GUARD, GENERATION, CHECKPOINT, EVALUATION])
+}
+
+/// An event in one line, without its time and kind.
+#[must_use]
+pub fn describe(kind: &str, detail: &Value) -> String {
+    let text = |key: &str| plain(&detail[key]);
+    match kind {
+        GUARD => format!(
+            "{} is {}, bound {}, at stage {} step {}: {}",
+            text("metric"),
+            text("value"),
+            text("bound"),
+            text("stage"),
+            text("step"),
+            text("action")
+        ),
+        GENERATION => {
+            let workers = plural(detail["members"].as_u64().unwrap_or_default(), "worker", "workers");
+            let (number, stage, step, cause) = (text("generation"), text("stage"), text("step"), text("cause"));
+            format!("{number} with {workers}, from stage {stage} step {step}: {cause}").replace('\u{a0}', " ")
+        }
+        CHECKPOINT => text("name"),
+        EVALUATION => {
+            let metrics = detail["metrics"].as_object().into_iter().flatten();
+            let metrics: Vec<String> = metrics.map(|(name, value)| format!("{name} {}", plain(value))).collect();
+            format!("stage {} step {}: {}", text("stage"), text("step"), metrics.join(", "))
+        }
+        kind if kind == Happening::StageEnded.name() => {
+            let mut line =
+                format!("stage {} with its state at step {}: {}", text("stage"), text("step"), text("reason"));
+            for state in detail["passed_over"].as_array().into_iter().flatten() {
+                let score =
+                    state["score"].as_f64().map_or_else(String::new, |score| format!(" (score {})", number(score)));
+                line +=
+                    &format!("; step {}{score} was passed over: {}", plain(&state["step"]), plain(&state["reason"]));
+            }
+            line
+        }
+        kind if [Happening::RolledBack, Happening::Adopted].map(Happening::name).contains(&kind) => {
+            let place =
+                |key: &str| format!("stage {} step {}", plain(&detail[key]["stage"]), plain(&detail[key]["step"]));
+            format!("from {} to {}: the state of {}", place("from"), place("to"), text("source"))
+        }
+        _ => general(detail),
+    }
+}
+
+/// Who, why and where, and whatever else there is.
+fn general(detail: &Value) -> String {
+    let Value::Object(fields) = detail else { return plain(detail) };
+    let field = |key: &str| fields.get(key).filter(|value| !value.is_null()).map(plain);
+    let place = field("at").or_else(|| Some(format!("stage {} step {}", field("stage")?, field("step")?)));
+    let who = [("rank ", field("rank")), ("on ", field("host")), ("", field("reason")), ("at ", place)];
+    let who: Vec<String> = who.into_iter().filter_map(|(word, value)| Some(format!("{word}{}", value?))).collect();
+    let named = ["rank", "host", "reason", "at", "stage", "step"];
+    let rest = fields.iter().filter(|(key, value)| !named.contains(&key.as_str()) && !value.is_null());
+    let rest = rest.map(|(key, value)| format!("{} {}", key.replace('_', " "), plain(value)));
+    let parts = [who.join(", ")].into_iter().chain(rest).filter(|part| !part.is_empty());
+    parts.collect::<Vec<_>>().join(" · ")
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "–".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Number(value) if value.is_f64() => value.as_f64().map(number).unwrap_or_default(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn events_are_told_in_words() {
+        let cases = [
+            (
+                "lost",
+                json!({ "rank": 1, "host": "node-3", "reason": "its stream closed" }),
+                "rank 1, on node-3, its stream closed",
+            ),
+            ("paused", json!({ "stage": 2, "step": 9, "reason": "kl is 9" }), "kl is 9, at stage 2 step 9"),
+            (
+                "joined",
+                json!({ "rank": 0, "host": "a", "train_images": 5, "device": null }),
+                "rank 0, on a · train images 5",
+            ),
+            (
+                "guard",
+                json!({ "stage": 1, "step": 3, "metric": "kl", "value": 0.51234, "bound": 0.5, "action": "warn" }),
+                "kl is 0.512, bound 0.5, at stage 1 step 3: warn",
+            ),
+            (
+                "rollback",
+                json!({ "from": { "stage": 1, "step": 9 }, "to": { "stage": 1, "step": 5 }, "generation": 2, "source": "seed" }),
+                "from stage 1 step 9 to stage 1 step 5: the state of seed",
+            ),
+            (
+                "stage_ended",
+                json!({ "stage": 1, "step": 20, "generation": 2, "cause": "best_state", "reason": "it is the best",
+                    "passed_over": [{ "step": 60, "score": 0.05, "reason": "its score is not better" }] }),
+                "stage 1 with its state at step 20: it is the best; step 60 (score 0.05) was passed over: its score is not better",
+            ),
+            (
+                "generation",
+                json!({ "generation": 3, "members": 1, "cause": "start", "stage": 0, "step": 0 }),
+                "3 with 1 worker, from stage 0 step 0: start",
+            ),
+            (
+                "evaluation",
+                json!({ "stage": 0, "step": 4, "metrics": { "cider": 0.5, "rep_4": null } }),
+                "stage 0 step 4: cider 0.5, rep_4 –",
+            ),
+        ];
+        for (kind, detail, expected) in cases {
+            assert_eq!(describe(kind, &detail), expected);
+            assert!(kinds().any(|known| known == kind), "{kind}");
+        }
+    }
+}
