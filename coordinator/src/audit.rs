@@ -1,8 +1,8 @@
 //! The audit: does the journal bear out that every sample was trained on exactly once, and what did each fault cost?
 //!
 //! A step is a range of samples (see [`plan`](crate::run::plan)), so a step that is missing in the present history is a batch
-//! that was lost, and one that is in it twice is a batch that was repeated. Steps of a history that was given up count for
-//! nothing. Steps that turned out to be applied although nobody had reported them (`adopted`) count as committed.
+//! that was lost, and one that is in it twice is a batch that was repeated. Steps that were given up count for nothing;
+//! those that a stage trained beyond its best state count. Steps that turned out to be applied although nobody had reported them (`adopted`) count as committed.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,11 @@ use serde::Serialize;
 
 use crate::journal::Error;
 use crate::journal::history::{Event, Generation, History, Step};
-use crate::run::{cuts::Cuts, plan::Place, record::Happening};
+use crate::run::{
+    cuts::{Fate, Lineage},
+    plan::Place,
+    record::Happening,
+};
 
 /// What an audit found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -24,6 +28,8 @@ pub struct Audit {
     pub samples: Samples,
     /// Epochs that were begun, in order.
     pub epochs: Vec<Epoch>,
+    /// Stages that ended with an earlier state than their last because that was the best one, in order.
+    pub selections: Vec<Selected>,
     /// Generations, in order.
     pub generations: Vec<Life>,
 }
@@ -65,6 +71,19 @@ pub struct Epoch {
     pub samples: Samples,
 }
 
+/// A stage that ended with its best state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Selected {
+    /// Number of the stage, from 0.
+    pub stage: u32,
+    /// Its name.
+    pub name: String,
+    /// The step of the selected state. The next stage starts from it.
+    pub step: u64,
+    /// The last step that was trained.
+    pub trained: u64,
+}
+
 /// What became of a generation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Life {
@@ -92,8 +111,15 @@ pub struct Life {
 /// It cannot be read.
 pub fn audit(history: &History) -> Result<Audit, Error> {
     let file = history.run_file()?;
-    let (generations, steps, events) = (history.generations()?, history.steps()?, history.events(0)?);
-    let times = times(&steps, &events, &cuts(&generations, &events));
+    let (generations, steps, events) = (history.generations()?, history.steps()?, history.events()?);
+    let times = times(&steps, &events, &history.lineage()?);
+    let selections = history.selections()?.into_iter().filter_map(|selection| {
+        let Place { stage, step } = selection.place;
+        let (last, _) = times.range(Place { stage, step: 0 }..=Place { stage, step: u64::MAX }).next_back()?;
+        let name = file.stages.get(stage as usize)?.name.clone();
+        Some(Selected { stage, name, step, trained: last.step })
+    });
+    let selections = selections.collect();
     let epochs = epochs(&file, history.training_split()?, &times);
     let mut samples = Samples::default();
     for Epoch { samples: Samples { committed, missing, repeated }, .. } in &epochs {
@@ -106,14 +132,15 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
         finished: events.iter().any(|event| event.kind == Happening::Finished.name()),
         samples,
         epochs,
+        selections,
         generations: lives(&generations, &steps),
     })
 }
 
-/// How often each step of the present history was applied.
-fn times(steps: &[Step], events: &[Event], cuts: &Cuts) -> BTreeMap<Place, u64> {
+/// How often each step was applied, but for what was given up.
+fn times(steps: &[Step], events: &[Event], lineage: &Lineage) -> BTreeMap<Place, u64> {
     let mut times: BTreeMap<Place, u64> = BTreeMap::new();
-    for step in steps.iter().filter(|step| step.present) {
+    for step in steps.iter().filter(|step| step.fate != Fate::GivenUp) {
         *times.entry(step.place).or_default() += 1;
     }
     // What is adopted was applied, but not reported: unless it was given up later it stands in for the missing report.
@@ -123,24 +150,12 @@ fn times(steps: &[Step], events: &[Event], cuts: &Cuts) -> BTreeMap<Place, u64> 
         let first = if from.stage == to.stage { from.step } else { 0 };
         for step in first + 1..=to.step {
             let place = Place { stage: to.stage, step };
-            if cuts.allow(place, by) {
+            if lineage.fate(place, by) != Fate::GivenUp {
                 times.entry(place).or_insert(1);
             }
         }
     }
     times
-}
-
-/// What later generations, and the ends of stages, have given up.
-fn cuts(generations: &[Generation], events: &[Event]) -> Cuts {
-    let ended = events.iter().filter(|event| event.kind == Happening::StageEnded.name());
-    let ended = ended.filter_map(|event| Some((event.detail["generation"].as_u64()? + 1, point(&event.detail)?)));
-    let formed = generations.iter().map(|generation| (generation.number, generation.start));
-    let mut all: Vec<(u64, Place)> = formed.chain(ended).collect();
-    all.sort_unstable();
-    let mut cuts = Cuts::default();
-    all.into_iter().for_each(|(generation, start)| cuts.cut(generation, start));
-    cuts
 }
 
 fn point(json: &serde_json::Value) -> Option<Place> {
@@ -194,7 +209,7 @@ fn lives(generations: &[Generation], steps: &[Step]) -> Vec<Life> {
             start: (generation.start.stage, generation.start.step),
             source: generation.source.clone(),
             steps: steps.len() as u64,
-            given_up: steps.iter().filter(|step| !step.present).count() as u64,
+            given_up: steps.iter().filter(|step| step.fate == Fate::GivenUp).count() as u64,
             recovery_s: first.zip(before).map(|(first, before)| first - before),
         }
     };
@@ -203,11 +218,14 @@ fn lives(generations: &[Generation], steps: &[Step]) -> Vec<Life> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::run::testing;
+    use std::collections::BTreeSet;
 
-    fn step(step: u64, generation: u64, present: bool) -> Step {
-        Step { place: Place { stage: 0, step }, generation, at: 100.0 + step as f64, present }
+    use super::*;
+    use crate::run::{cuts::Selection, testing};
+
+    fn step(step: u64, generation: u64, counts: bool) -> Step {
+        let fate = if counts { Fate::Current } else { Fate::GivenUp };
+        Step { place: Place { stage: 0, step }, generation, at: 100.0 + step as f64, fate }
     }
 
     fn adopted(from: u64, to: u64) -> Event {
@@ -217,13 +235,13 @@ mod tests {
 
     /// Samples by epoch of a stage with batches of 4 of 10 images.
     fn by_epoch(steps: &[Step], events: &[Event]) -> Vec<[u64; 3]> {
-        by_epoch_with(steps, events, &Cuts::default())
+        by_epoch_with(steps, events, &Lineage::default())
     }
 
-    fn by_epoch_with(steps: &[Step], events: &[Event], cuts: &Cuts) -> Vec<[u64; 3]> {
+    fn by_epoch_with(steps: &[Step], events: &[Event], lineage: &Lineage) -> Vec<[u64; 3]> {
         let mut file = testing::run_file(vec![testing::stage("a", 20, 4, None, None)]);
         file.stages[0].objective = Objective::Dico;
-        let epochs = epochs(&file, Some((10, 50)), &times(steps, events, cuts));
+        let epochs = epochs(&file, Some((10, 50)), &times(steps, events, lineage));
         epochs.iter().map(|epoch| epoch.samples).map(|s| [s.committed, s.missing, s.repeated]).collect()
     }
 
@@ -245,11 +263,13 @@ mod tests {
         let given_up = [step(1, 1, true), step(2, 1, false), step(2, 2, true), step(3, 2, true)];
         assert_eq!(by_epoch(&given_up, &[]), [[10, 0, 0], [2, 0, 0]]);
         assert_eq!(by_epoch(&gap, &[adopted(2, 3)]), [[10, 0, 0], [10, 0, 0]]);
-        // Adopted, and then given up with the end of the stage.
-        let mut cuts = Cuts::default();
-        cuts.cut(3, Place { stage: 0, step: 2 });
+        // Adopted, and then given up by the guard; or not selected.
+        let place = Place { stage: 0, step: 2 };
         let kept = [step(1, 1, true), step(2, 1, true)];
-        assert_eq!(by_epoch_with(&kept, &[adopted(2, 4)], &cuts), [[8, 0, 0]]);
+        let given_up = Lineage::new(&[(3, place)].into(), &BTreeSet::new());
+        assert_eq!(by_epoch_with(&kept, &[adopted(2, 4)], &given_up), [[8, 0, 0]]);
+        let not_selected = Lineage::new(&[(3, place)].into(), &[Selection { place, generation: 2 }].into());
+        assert_eq!(by_epoch_with(&kept, &[adopted(2, 4)], &not_selected), [[10, 0, 0], [6, 0, 0]]);
     }
 
     #[test]

@@ -26,14 +26,17 @@ pub fn reconcile(file: &RunFile, restored: &mut Restored, found: Listing) -> any
              with the --state of the run that wrote them"
         );
     }
-    restored.checkpoints.retain(|checkpoint| {
-        let there = found.sealed.contains(&checkpoint.name);
-        if !there {
-            warn!(place, name = checkpoint.name, "a checkpoint in the journal is gone");
-        }
-        there
-    });
-    let known: BTreeSet<&String> = restored.checkpoints.iter().map(|checkpoint| &checkpoint.name).collect();
+    for checkpoints in [&mut restored.checkpoints, &mut restored.passed_over] {
+        checkpoints.retain(|checkpoint| {
+            let there = found.sealed.contains(&checkpoint.name);
+            if !there {
+                warn!(place, name = checkpoint.name, "a checkpoint in the journal is gone");
+            }
+            there
+        });
+    }
+    let known = restored.checkpoints.iter().chain(&restored.passed_over);
+    let known: BTreeSet<&String> = known.map(|checkpoint| &checkpoint.name).collect();
     let mut foreign = Vec::new();
     for name in found.sealed.iter().chain(&found.unsealed).filter(|name| !known.contains(name)).cloned() {
         if place_of(file, &name).is_some() {
@@ -80,15 +83,15 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_forgotten_and_what_is_left_over_remembered() {
-        let checkpoints = vec![saved(4), saved(8), saved(12)];
-        let mut restored = Restored { last_generation: 1, checkpoints, ..Restored::default() };
+        let (checkpoints, passed_over) = (vec![saved(4), saved(8)], vec![saved(12)]);
+        let mut restored = Restored { last_generation: 1, checkpoints, passed_over, ..Restored::default() };
         let found = Listing {
             sealed: names(["0-a-1-00000002", "0-a-1-00000004", "0-a-1-00000012", "1-b-00000004", "notes"]),
             unsealed: names(["0-a-1-00000008", "0-a-1-00000013", "0-a-1-9"]),
             foreign: names(["notes.txt"]),
         };
         reconcile(&file(), &mut restored, found).unwrap();
-        assert_eq!(restored.checkpoints, [saved(4), saved(12)]);
+        assert_eq!((restored.checkpoints, restored.passed_over), (vec![saved(4)], vec![saved(12)]));
         assert_eq!(restored.unfinished.into_iter().collect::<Vec<_>>(), ["0-a-1-00000002", "0-a-1-00000008"]);
     }
 

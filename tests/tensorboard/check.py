@@ -2,7 +2,7 @@
 
     python3 tests/tensorboard/check.py EVENTS_FOLDER JOURNAL.sqlite
 
-The files are read by TensorBoard's own code. All steps of the present history have to be there once, in one order over all stages,
+The files are read by TensorBoard's own code. All steps that were not given up have to be there once, in one order over all stages,
 and every number as it is in the journal, to single precision.
 """
 

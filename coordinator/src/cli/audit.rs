@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::Args;
 
 use super::history::State;
-use crate::audit::{self, Epoch, Life, Samples};
+use crate::audit::{self, Epoch, Life, Samples, Selected};
 
 /// Check a run's journal: every sample once, and what each fault cost.
 ///
@@ -45,6 +45,15 @@ fn as_table(audit: &audit::Audit) -> String {
     for Epoch { stage, name, epoch, samples } in &audit.epochs {
         let Samples { committed, missing, repeated } = samples;
         _ = writeln!(text, "{stage:>5}  {name:<16} {epoch:>5} {committed:>12} {missing:>9} {repeated:>9}");
+    }
+    if !audit.selections.is_empty() {
+        text.push('\n');
+    }
+    for Selected { stage, name, step, trained } in &audit.selections {
+        _ = writeln!(
+            text,
+            "stage {stage} ({name}) ended with its best state, that of step {step}; {trained} steps were trained"
+        );
     }
     _ = writeln!(
         text,

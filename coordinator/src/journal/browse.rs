@@ -9,9 +9,12 @@ use serde_json::json;
 use super::{
     Error, PRESENT,
     history::{Event, History},
-    metrics, place, unsigned,
+    is_shown, metrics, place, unsigned,
 };
-use crate::run::plan::Place;
+use crate::{
+    happened::{CHECKPOINT, GENERATION},
+    run::{cuts::Fate, plan::Place},
+};
 
 /// Checkpoints among the events.
 const MOST_CHECKPOINTS: usize = 10;
@@ -66,6 +69,10 @@ pub struct Marks {
     pub evaluations: u64,
 }
 
+/// How far [`History::happened`] was read: of each of its tables the number or the time of the last row.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heard([f64; 4]);
+
 /// Which evaluation: `STAGE-STEP-GENERATION`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvaluationId {
@@ -97,7 +104,7 @@ impl std::fmt::Display for EvaluationId {
     }
 }
 
-/// An evaluation of the present history.
+/// An evaluation that was not given up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluated {
     /// Which.
@@ -106,6 +113,8 @@ pub struct Evaluated {
     pub at: f64,
     /// Scores by name.
     pub metrics: BTreeMap<String, f64>,
+    /// What became of the state.
+    pub fate: Fate,
 }
 
 /// A caption and its scores.
@@ -161,16 +170,6 @@ impl History {
         Ok(statement.query_map(bounds, recorded)?.collect::<Result<_, _>>()?)
     }
 
-    /// From which generation on nothing of earlier ones beyond a place counts.
-    ///
-    /// # Errors
-    /// SQLite cannot read them.
-    pub fn cuts(&self) -> Result<Vec<(u64, Place)>, Error> {
-        self.all("SELECT generation + 1, stage, step FROM cuts ORDER BY generation", |row| {
-            Ok((unsigned(row, 0)?, place(row, 1)?))
-        })
-    }
-
     /// How much there is.
     ///
     /// # Errors
@@ -203,29 +202,61 @@ impl History {
             let (number, cause, members) = (unsigned(row, 1)?, row.get::<_, String>(2)?, row.get::<_, i64>(5)?);
             let detail =
                 json!({ "generation": number, "members": members, "cause": cause, "stage": stage, "step": step });
-            Ok(Event { at: row.get(0)?, kind: "generation".into(), detail })
+            Ok(Event { at: row.get(0)?, kind: GENERATION.into(), detail })
         })?);
         let query = format!("SELECT at, name FROM checkpoints ORDER BY at DESC LIMIT {MOST_CHECKPOINTS}");
         events.extend(self.all(&query, |row| {
             let detail = json!({ "name": row.get::<_, String>(1)? });
-            Ok(Event { at: row.get(0)?, kind: "checkpoint".into(), detail })
+            Ok(Event { at: row.get(0)?, kind: CHECKPOINT.into(), detail })
         })?);
         events.sort_by(|a, b| b.at.total_cmp(&a.at));
         events.truncate(most);
         Ok(events)
     }
 
-    /// The last evaluations of the present history, in its order; at most so many.
+    /// What happened after `known`, in order of time: events, and as such also generations, checkpoints and evaluations, given up
+    /// or not. `known` moves on to what was last.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn happened(&self, known: &mut Heard) -> Result<Vec<Event>, Error> {
+        let queries = [
+            "SELECT at, rowid, kind, detail_json FROM events WHERE rowid > ?1 ORDER BY rowid",
+            "SELECT formed_at, formed_at, 'generation', json_object('generation', number, 'members',
+                json_array_length(members_json), 'cause', cause, 'stage', stage, 'step', step)
+            FROM generations WHERE formed_at > ?1 ORDER BY formed_at",
+            "SELECT at, at, 'checkpoint', json_object('stage', stage, 'step', step, 'name', name)
+            FROM checkpoints WHERE at > ?1 ORDER BY at",
+            "SELECT at, at, 'evaluation', json_object('stage', stage, 'step', step, 'metrics', json(metrics_json))
+            FROM evaluations WHERE at > ?1 ORDER BY at",
+        ];
+        let mut happened = Vec::new();
+        for (query, last) in queries.into_iter().zip(&mut known.0) {
+            let mut statement = self.connection.prepare_cached(query)?;
+            let mut rows = statement.query([*last])?;
+            while let Some(row) = rows.next()? {
+                *last = row.get(1)?;
+                let detail = serde_json::from_str(&row.get::<_, String>(3)?).unwrap_or_default();
+                happened.push(Event { at: row.get(0)?, kind: row.get(2)?, detail });
+            }
+        }
+        happened.sort_by(|a, b| a.at.total_cmp(&b.at));
+        Ok(happened)
+    }
+
+    /// The last evaluations but for what was given up, in the order of the run; at most so many.
     ///
     /// # Errors
     /// SQLite cannot read them.
     pub fn latest_evaluations(&self, most: usize) -> Result<Vec<Evaluated>, Error> {
         let query = format!(
-            "SELECT stage, step, generation, at, metrics_json FROM evaluations AS own WHERE {PRESENT}
-            ORDER BY stage DESC, step DESC, generation DESC LIMIT {most}"
+            "SELECT stage, step, generation, at, metrics_json, {PRESENT} FROM evaluations AS own WHERE {}
+            ORDER BY stage DESC, step DESC, generation DESC LIMIT {most}",
+            is_shown()
         );
         let mut evaluations = self.all(&query, |row| {
             Ok(Evaluated {
+                fate: if row.get(5)? { Fate::Current } else { Fate::NotSelected },
                 id: EvaluationId { place: place(row, 0)?, generation: unsigned(row, 2)? },
                 at: row.get(3)?,
                 metrics: metrics(&row.get::<_, String>(4)?),

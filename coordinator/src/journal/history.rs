@@ -2,15 +2,19 @@
 
 mod measured;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 pub use measured::{Caption, Checkpoint, Cut, Evaluation, Measured};
 use runfile::RunFile;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
 
-use super::{Error, PRESENT, VERSION, data_set, place, unsigned};
-use crate::run::{plan::Place, record::Happening};
+use super::{Error, NOT_SELECTED, PRESENT, VERSION, data_set, place, unsigned};
+use crate::run::{
+    cuts::{Fate, Lineage, Selection},
+    plan::Place,
+    record::Happening,
+};
 
 /// A journal that is only read.
 #[derive(Debug)]
@@ -48,8 +52,8 @@ pub struct Step {
     pub generation: u64,
     /// When it was recorded, in Unix seconds.
     pub at: f64,
-    /// Whether it is of the present history, rather than given up.
-    pub present: bool,
+    /// What became of it.
+    pub fate: Fate,
 }
 
 /// Something that happened.
@@ -145,25 +149,61 @@ impl History {
     /// # Errors
     /// SQLite cannot read them.
     pub fn steps(&self) -> Result<Vec<Step>, Error> {
-        let query =
-            format!("SELECT stage, step, generation, at, {PRESENT} FROM steps AS own ORDER BY stage, step, generation");
+        let query = format!(
+            "SELECT stage, step, generation, at, {PRESENT}, {NOT_SELECTED} FROM steps AS own
+            ORDER BY stage, step, generation"
+        );
         let step = |row: &Row<'_>| {
-            Ok(Step { place: place(row, 0)?, generation: unsigned(row, 2)?, at: row.get(3)?, present: row.get(4)? })
+            let fate = match (row.get(4)?, row.get(5)?) {
+                (true, _) => Fate::Current,
+                (false, true) => Fate::NotSelected,
+                (false, false) => Fate::GivenUp,
+            };
+            Ok(Step { place: place(row, 0)?, generation: unsigned(row, 2)?, at: row.get(3)?, fate })
         };
         self.all(&query, step)
     }
 
-    /// All events after the first `known`, in order.
+    /// All events, in order.
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn events(&self, known: usize) -> Result<Vec<Event>, Error> {
-        let query = format!("SELECT at, kind, detail_json FROM events ORDER BY rowid LIMIT -1 OFFSET {known}");
+    pub fn events(&self) -> Result<Vec<Event>, Error> {
+        let query = "SELECT at, kind, detail_json FROM events ORDER BY rowid";
         let event = |row: &Row<'_>| {
             let detail = serde_json::from_str(&row.get::<_, String>(2)?).unwrap_or_default();
             Ok(Event { at: row.get(0)?, kind: row.get(1)?, detail })
         };
-        self.all(&query, event)
+        self.all(query, event)
+    }
+
+    /// Starts of generations and ends of stages, each with the first generation that it does not concern.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn cuts(&self) -> Result<BTreeSet<(u64, Place)>, Error> {
+        let cuts =
+            self.all("SELECT generation + 1, stage, step FROM cuts", |row| Ok((unsigned(row, 0)?, place(row, 1)?)))?;
+        Ok(cuts.into_iter().collect())
+    }
+
+    /// Stages that ended with an earlier state than their last, because that was the best one.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn selections(&self) -> Result<BTreeSet<Selection>, Error> {
+        let query = "SELECT detail_json ->> 'stage', detail_json ->> 'step', detail_json ->> 'generation' FROM events
+            WHERE kind = 'stage_ended' AND detail_json ->> 'cause' IN ('best_state', 'early_stopping')";
+        let selection = |row: &Row<'_>| Ok(Selection { place: place(row, 0)?, generation: unsigned(row, 2)? });
+        Ok(self.all(query, selection)?.into_iter().collect())
+    }
+
+    /// The history with all its branches.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn lineage(&self) -> Result<Lineage, Error> {
+        Ok(Lineage::new(&self.cuts()?, &self.selections()?))
     }
 
     pub(super) fn all<T>(

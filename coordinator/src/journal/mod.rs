@@ -15,9 +15,11 @@
 //!   `(n - 1) * batch .. n * batch`.
 //! - A generation starts at its `(stage, step)`. What an earlier generation recorded beyond the start of a later one was
 //!   given up, unless the later one repeats it: of several rows of a step the one of the highest generation counts.
-//! - Where a stage ends with an earlier state than the one it stands at, what generations so far did beyond that is given
-//!   up, too. The view `cuts` (`generation, stage, step`) has both: no row of a generation up to `generation` that lies
-//!   beyond `(stage, step)` is of the present history.
+//! - A stage may end with an earlier state than its last: event `stage_ended` with `{stage, step, generation, cause, reason,
+//!   passed_over}`. With cause `guard` later states are given up. With `best_state` or `early_stopping` they were trained,
+//!   but not selected: the run goes on from the earlier state, and they stay in curves, reports and the audit.
+//! - The view `cuts` (`generation, stage, step`) has the starts of generations and the ends of stages: no row of a generation
+//!   up to `generation` that lies beyond `(stage, step)` is of the present history.
 //! - Kinds of events are the names of [`Happening`]s, and `guard` with `{stage, step, metric, value, bound, action}`.
 //! - `members_json` is a list of `{rank, host, version, device}`; `source` is `rank N`, `checkpoint NAME` or `seed`.
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
@@ -228,6 +230,11 @@ impl Journal {
             WHERE deleted IS NULL AND {PRESENT} ORDER BY stage, step"
         );
         let checkpoints = connection.prepare(&query)?.query_map([], checkpoint)?.collect::<Result<Vec<_>, _>>()?;
+        let query = format!(
+            "SELECT stage, step, generation, name, parameters_sha256 FROM checkpoints
+            WHERE deleted IS NULL AND {PASSED_OVER} ORDER BY stage"
+        );
+        let passed_over = connection.prepare(&query)?.query_map([], checkpoint)?.collect::<Result<Vec<_>, _>>()?;
         let saved = connection
             .prepare(&format!("SELECT stage, step FROM checkpoints AS own WHERE {PRESENT}"))?
             .query_map([], |row| Ok((place(row, 0)?, Boundary::Checkpoint)))?
@@ -252,6 +259,7 @@ impl Journal {
             cuts,
             committed,
             checkpoints,
+            passed_over,
             unfinished: BTreeSet::new(),
             done: &saved | &evaluated,
             scores,
@@ -266,6 +274,25 @@ impl Journal {
 /// Whether the row `own` is of the present history.
 const PRESENT: &str = "NOT EXISTS (SELECT 1 FROM cuts
     WHERE cuts.generation >= own.generation AND (cuts.stage, cuts.step) < (own.stage, own.step))";
+
+/// Whether the row `own` was trained, but its stage ended with an earlier state, the best one; where it is not [`PRESENT`].
+/// As [`Lineage::fate`](crate::run::cuts::Lineage::fate).
+const NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
+    AND ended.detail_json ->> 'cause' IN ('best_state', 'early_stopping')
+    AND ended.detail_json ->> 'stage' = own.stage AND ended.detail_json ->> 'step' < own.step
+    AND ended.detail_json ->> 'generation' >= own.generation
+    AND NOT EXISTS (SELECT 1 FROM cuts WHERE cuts.generation >= own.generation
+        AND cuts.generation < ended.detail_json ->> 'generation' AND (cuts.stage, cuts.step) < (own.stage, own.step)))";
+
+/// Whether the checkpoint `own` is the last of those beyond the state that its stage ended with: that one is kept.
+const PASSED_OVER: &str = "(stage, step) IN (SELECT stage, max(step) FROM checkpoints AS other
+    WHERE deleted IS NULL AND EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
+        AND ended.detail_json ->> 'stage' = other.stage AND ended.detail_json ->> 'step' < other.step) GROUP BY stage)";
+
+/// Whether the row `own` counts for those who look at the run: it is [`PRESENT`] or [`NOT_SELECTED`].
+fn is_shown() -> String {
+    format!("({PRESENT} OR {NOT_SELECTED})")
+}
 
 fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(index).map(i64::cast_unsigned)
@@ -409,8 +436,13 @@ fn summarise(summary: &Summary) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::run::{membership::Machine, record::Source, testing};
+    use crate::{
+        journal::history::History,
+        run::{cuts::Fate, membership::Machine, record::Source, testing},
+    };
 
     fn file() -> RunFile {
         testing::run_file(vec![testing::stage("a", 20, 4, Some(5), Some(5))])
@@ -518,7 +550,7 @@ mod tests {
         assert_eq!((restored.committed, restored.scores.len()), (Place { stage: 0, step: 15 }, 3));
 
         // It died before anything but the decision was on disk.
-        let ended = json!({ "stage": 0, "step": 10, "generation": 1, "reason": "patience" });
+        let ended = json!({ "stage": 0, "step": 10, "generation": 1, "cause": "early_stopping", "reason": "patience" });
         let decided = [event(Happening::Resumed, json!({})), event(Happening::StageEnded, ended), step(16, 1)];
         journal.write(&decided).unwrap();
         let restored = journal.restore().unwrap();
@@ -526,10 +558,60 @@ mod tests {
         assert_eq!((restored.paused, restored.ends), (None, [(0, 10)].into()));
         assert_eq!((restored.committed, restored.cuts), (at(10), cuts([(1, 0), (2, 10)])));
         assert_eq!(restored.checkpoints, [saved(5, 1), saved(10, 1)]);
+        assert_eq!(restored.passed_over, [saved(15, 1)], "kept for the user");
         assert_eq!(restored.scores.into_keys().collect::<Vec<_>>(), [at(5), at(10)]);
         // What comes after it is of the present history again.
         journal.write(&[formed(2, 10, Source::Checkpoint(saved(10, 1).name)), Record::Saved(saved(11, 2))]).unwrap();
         assert_eq!(journal.restore().unwrap().checkpoints.last(), Some(&saved(11, 2)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Generations of a stage begin where one before them has come to, or earlier; then perhaps the stage ends, and
+        /// generations go on in the next stage. What SQL says of each row is what the lineage says.
+        #[test]
+        fn sql_and_lineage_agree_on_what_became_of_a_state(
+            first in prop::collection::vec((0..9_u64, 0..5_u64), 1..5), end in prop::option::of((0..9_u64, 0..3_usize)),
+            then in prop::collection::vec((prop::option::of(0..4_u64), 0..5_u64), 0..4),
+        ) {
+            let stages = vec![testing::stage("a", 20, 4, None, None), testing::stage("b", 20, 4, None, None)];
+            let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &testing::run_file(stages)).unwrap();
+            let (mut generation, mut reached) = (0, Place::default());
+            let mut train = |journal: &mut Journal, start: Place, steps: u64| {
+                generation += 1;
+                let formed = Record::Formed { generation, members: vec![], cause: "x".into(), start, source: Source::Seed };
+                let stepped = (1..=steps).map(|more| {
+                    let position = start.after(more).in_generation(generation);
+                    Record::Step(StepStatistics::read(0, &v1::StepDone::default(), &position).unwrap())
+                });
+                journal.write(&[formed].into_iter().chain(stepped).collect::<Vec<_>>()).unwrap();
+                generation
+            };
+            let mut last = 0;
+            for (back, steps) in first {
+                let start = Place { stage: 0, step: reached.step.saturating_sub(back) };
+                last = train(&mut journal, start, steps);
+                reached = start.after(steps);
+            }
+            if let Some((back, cause)) = end {
+                let end = reached.step.saturating_sub(back);
+                let cause = ["best_state", "early_stopping", "guard"][cause];
+                let detail = json!({ "stage": 0, "step": end, "generation": last, "cause": cause, "reason": "x" });
+                journal.write(&[Record::Event { what: Happening::StageEnded, detail }]).unwrap();
+                for (start, steps) in then {
+                    let place = |step| Place { stage: 1, step };
+                    // Or where the stage before ended, with whose state the next begins.
+                    train(&mut journal, start.map_or(Place { stage: 0, step: end }, place), start.map_or(0, |_| steps));
+                }
+            }
+            let history = History { connection: journal.connection };
+            let lineage = history.lineage().unwrap();
+            for step in history.steps().unwrap() {
+                prop_assert_eq!(step.fate, lineage.fate(step.place, step.generation), "{:?}", step);
+                prop_assert!(step.fate != Fate::NotSelected || end.is_some_and(|(_, cause)| cause < 2));
+            }
+        }
     }
 
     #[test]

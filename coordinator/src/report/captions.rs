@@ -8,12 +8,9 @@ use image::codecs::jpeg::JpegEncoder;
 use runfile::{Data, RunFile};
 use serde::Serialize;
 
-use crate::{
-    journal::{
-        Error,
-        history::{Caption, Evaluation, History},
-    },
-    run::plan::Place,
+use crate::journal::{
+    Error,
+    history::{Caption, Evaluation, History},
 };
 
 /// Images that are shown.
@@ -56,15 +53,16 @@ pub struct Captioned {
 }
 
 impl Captions {
-    /// Captions of the last evaluation, beside those of the last one that knew nothing of its stage.
+    /// Captions of the images of an evaluation, beside those of an earlier one.
     ///
     /// # Errors
     /// The journal cannot be read.
-    pub fn read(history: &History, settings: &RunFile, evaluations: &[Evaluation]) -> Result<Option<Self>, Error> {
-        let Some(after) = evaluations.last() else { return Ok(None) };
-        let begin = Place { stage: after.place.stage, step: 0 };
-        let others = || evaluations.iter().filter(|other| other.place != after.place);
-        let before = others().rfind(|other| other.place <= begin).or_else(|| others().next());
+    pub fn read(
+        history: &History,
+        settings: &RunFile,
+        before: Option<&Evaluation>,
+        after: &Evaluation,
+    ) -> Result<Self, Error> {
         let mut images = Vec::new();
         for Caption { image, caption, references, scores } in history.captions(after, MOST_IMAGES)? {
             let earlier = before.map(|before| history.caption(before, &image)).transpose()?.flatten();
@@ -81,7 +79,7 @@ impl Captions {
         }
         let place = |evaluation: &Evaluation| (evaluation.place.stage, evaluation.place.step);
         let no_pictures = look(&settings.data, &mut images).err();
-        Ok(Some(Self { before: before.map(place), after: place(after), images, no_pictures }))
+        Ok(Self { before: before.map(place), after: place(after), images, no_pictures })
     }
 }
 

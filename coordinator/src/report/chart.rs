@@ -27,6 +27,8 @@ pub struct Chart<'a> {
     pub lines: Vec<(&'a str, &'a str, &'a Curve)>,
     /// Whether the least and the greatest value of a point's steps are shown, too.
     pub extremes: bool,
+    /// The step of the state that the stage ended with, if that is not its last.
+    pub selected: Option<u64>,
 }
 
 /// From numbers to places in the drawing.
@@ -75,6 +77,10 @@ impl Chart<'_> {
                         @let y = coordinate(scale.y(tick));
                         line.grid x1=(LEFT) x2=(RIGHT) y1=(y) y2=(y) {}
                         text.tick x=(LEFT - 6.0) y=(y) dy="0.32em" text-anchor="end" { (number(tick)) }
+                    }
+                    @if let Some(step) = self.selected {
+                        @let x = coordinate(scale.x(step.max(1)).min(RIGHT));
+                        line.selected x1=(x) x2=(x) y1=(TOP) y2=(BOTTOM) { title { "selected: step " (step) } }
                     }
                     text.tick x=(LEFT) y=(BOTTOM + 17.0) { "step " (steps.0) }
                     text.tick x=(RIGHT) y=(BOTTOM + 17.0) text-anchor="end" { (steps.1) }
@@ -176,7 +182,9 @@ mod tests {
     fn draw(values: &[f64]) -> Option<String> {
         let curve = curve(values);
         let lines = vec![("a", "loss", &curve)];
-        Chart { title: "Loss", bands: vec![], lines, extremes: false }.draw().map(Markup::into_string)
+        Chart { title: "Loss", bands: vec![], lines, extremes: false, selected: Some(2) }
+            .draw()
+            .map(Markup::into_string)
     }
 
     #[test]
@@ -184,6 +192,7 @@ mod tests {
         let drawn = draw(&[0.0, 1.0]).unwrap();
         assert!(drawn.contains(r#"d="M46 146.7L352 13.3""#), "{drawn}");
         assert!(drawn.contains(r#"aria-label="Loss; loss: 0 at step 1, 1 at step 2""#), "{drawn}");
+        assert!(drawn.contains(r#"<line class="selected" x1="352" x2="352""#), "{drawn}");
         assert!(drawn.contains(">0.5<") && drawn.contains(">step 1<") && drawn.contains(">2<"), "{drawn}");
     }
 

@@ -19,8 +19,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use runfile::RunFile;
-use serde::Serialize;
+use runfile::{Objective, RunFile};
+use serde::{Deserialize, Serialize};
 use statistics::names::{self, Better};
 
 pub use captions::{Captioned, Captions};
@@ -28,6 +28,7 @@ pub use curves::{Curve, Curves};
 
 use crate::{
     audit::{self, Audit},
+    happened::GUARD,
     journal::{
         Error,
         history::{Checkpoint, Evaluation, Event, Generation, History, Measured},
@@ -112,10 +113,43 @@ pub struct Stage {
     pub from: f64,
     /// When its last step was done.
     pub to: f64,
-    /// Why it ended elsewhere than at its last step, if it did.
-    pub ended_because: Option<String>,
+    /// Where it ended, if that is not its last step.
+    pub end: Option<End>,
     /// What was measured, by name.
     pub curves: BTreeMap<&'static str, Curve>,
+}
+
+/// Where a stage ended, if that is not its last step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct End {
+    /// The step of the state that the next stage starts from.
+    pub step: u64,
+    /// Why.
+    pub reason: String,
+    /// Later states that a reader may have expected instead: the last one, and those with a better score.
+    #[serde(default)]
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A state that a stage did not end with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PassedOver {
+    /// Its step.
+    pub step: u64,
+    /// Its score by the stage's metric.
+    pub score: Option<f64>,
+    /// Why it was passed over.
+    pub reason: String,
+}
+
+/// Whose captions an evaluation scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Captioner {
+    /// The model's.
+    Model,
+    /// The references, each against the others of its image: in a stage that trains the evaluator.
+    People,
 }
 
 /// An evaluation.
@@ -129,9 +163,13 @@ pub struct Evaluated {
     pub step: u64,
     /// When.
     pub at: f64,
+    /// Whose captions were scored.
+    pub captioner: Captioner,
+    /// Whether the stage ended with this state although it was trained further.
+    pub is_selected: bool,
     /// Scores by name.
     pub scores: BTreeMap<String, f64>,
-    /// Names of the scores that no other evaluation of the run has better.
+    /// Names of the scores that no other evaluation of the model has better.
     pub best: BTreeSet<String>,
 }
 
@@ -144,6 +182,8 @@ pub struct Saved {
     pub parameters_sha256: String,
     /// When it was complete.
     pub at: f64,
+    /// Whether it is the last of a stage that ended with an earlier state.
+    pub is_passed_over: bool,
 }
 
 /// What faults have cost.
@@ -192,7 +232,7 @@ impl Report {
     /// It cannot be read.
     pub fn read(history: &History) -> Result<Self, Error> {
         let settings = history.run_file()?;
-        let (events, mut audit) = (history.events(0)?, audit::audit(history)?);
+        let (events, mut audit) = (history.events()?, audit::audit(history)?);
         let (stages, evaluations) = (stages(history, &settings, &events)?, history.evaluations(None)?);
         let (generations, begun_at) = (history.generations()?, history.begun()?);
         let recoveries = Recoveries::of(&audit, &events);
@@ -201,6 +241,11 @@ impl Report {
         let last_at = times.chain(evaluations.iter().map(|evaluation| evaluation.at)).fold(begun_at, f64::max);
         let earlier = audit.generations.len().saturating_sub(MOST_ROWS);
         audit.generations.drain(..earlier);
+        let evaluated = evaluated(&settings, &stages, &evaluations);
+        let captions = compared(&evaluated).map(|(before, after)| {
+            let before = before.map(|before| &evaluations[before]);
+            Captions::read(history, &settings, before, &evaluations[after])
+        });
         Ok(Self {
             run: settings.name.clone(),
             version: env!("CARGO_PKG_VERSION"),
@@ -208,15 +253,15 @@ impl Report {
             begun_at,
             last_at,
             outcome,
-            captions: Captions::read(history, &settings, &evaluations)?,
-            evaluations: evaluated(&settings, evaluations),
+            captions: captions.transpose()?,
+            evaluations: evaluated,
             stages,
             checkpoints: history.checkpoints()?.into_iter().map(Saved::from).collect(),
             recoveries,
             audit,
             formed_at: generations.iter().skip(earlier).map(|generation| generation.formed_at).collect(),
-            guard: happened(&events, |kind| kind == "guard"),
-            events: happened(&events, |kind| kind != "guard" && kind != Happening::Joined.name()),
+            guard: happened(&events, |kind| kind == GUARD),
+            events: happened(&events, |kind| kind != GUARD && kind != Happening::Joined.name()),
             machines: machines(history)?,
             settings,
         })
@@ -264,8 +309,8 @@ impl Recoveries {
 }
 
 impl From<Checkpoint> for Saved {
-    fn from(Checkpoint { name, parameters_sha256, at, .. }: Checkpoint) -> Self {
-        Self { name, parameters_sha256, at }
+    fn from(Checkpoint { name, parameters_sha256, at, is_current, .. }: Checkpoint) -> Self {
+        Self { name, parameters_sha256, at, is_passed_over: !is_current }
     }
 }
 
@@ -285,7 +330,7 @@ fn stages(history: &History, settings: &RunFile, events: &[Event]) -> Result<Vec
                 batch: wanted.batch,
                 from: at,
                 to: at,
-                ended_because: ended_because(events, number),
+                end: end(events, number),
                 curves: BTreeMap::new(),
             };
             (stage, Curves::default())
@@ -300,16 +345,37 @@ fn stages(history: &History, settings: &RunFile, events: &[Event]) -> Result<Vec
     Ok(begun.into_values().map(|(stage, curves)| Stage { curves: curves.all(), ..stage }).collect())
 }
 
-fn ended_because(events: &[Event], stage: u32) -> Option<String> {
+fn end(events: &[Event], stage: u32) -> Option<End> {
     let ended = events.iter().rev().filter(|event| event.kind == Happening::StageEnded.name());
     let mut own = ended.filter(|event| event.detail["stage"].as_u64() == Some(stage.into()));
-    Some(own.next()?.detail["reason"].as_str()?.to_owned())
+    End::deserialize(&own.next()?.detail).ok()
 }
 
-fn evaluated(settings: &RunFile, evaluations: Vec<Evaluation>) -> Vec<Evaluated> {
+/// Which evaluations' captions are shown side by side: what went into the last stage that was evaluated, and what it ended with.
+fn compared(evaluated: &[Evaluated]) -> Option<(Option<usize>, usize)> {
+    let of_model = || (0..evaluated.len()).filter(|index| evaluated[*index].captioner == Captioner::Model);
+    let last = of_model().next_back()?;
+    let stage = evaluated[last].stage;
+    let after =
+        of_model().rfind(|index| evaluated[*index].stage == stage && evaluated[*index].is_selected).unwrap_or(last);
+    let others = || of_model().filter(|index| *index != after);
+    let is_before = |index: &usize| (evaluated[*index].stage, evaluated[*index].step) <= (stage, 0);
+    Some((others().rfind(is_before).or_else(|| others().next()), after))
+}
+
+fn evaluated(settings: &RunFile, stages: &[Stage], evaluations: &[Evaluation]) -> Vec<Evaluated> {
+    let captioner = |stage: u32| match settings.stages.get(stage as usize).map(|stage| &stage.objective) {
+        Some(Objective::Contrastive) => Captioner::People,
+        _ => Captioner::Model,
+    };
+    let is_selected = |place: Place| {
+        let stage = stages.iter().find(|stage| stage.number == place.stage);
+        stage.and_then(|stage| stage.end.as_ref()).is_some_and(|end| end.step == place.step)
+    };
+    let of_model = || evaluations.iter().filter(|evaluation| captioner(evaluation.place.stage) == Captioner::Model);
     let mut best: BTreeMap<&str, f64> = BTreeMap::new();
     for (name, better) in names::EVALUATION {
-        let scores = evaluations.iter().filter_map(|evaluation| evaluation.scores.get(name)).copied();
+        let scores = of_model().filter_map(|evaluation| evaluation.scores.get(name)).copied();
         let best_score = match better {
             Better::Higher => scores.reduce(f64::max),
             Better::Lower => scores.reduce(f64::min),
@@ -317,14 +383,26 @@ fn evaluated(settings: &RunFile, evaluations: Vec<Evaluation>) -> Vec<Evaluated>
         };
         best.extend(best_score.map(|score| (name, score)));
     }
-    let several = evaluations.len() > 1;
-    let evaluated = |Evaluation { place, at, scores, .. }| {
-        let is_best = |(name, score): (&String, &f64)| several && best.get(name.as_str()) == Some(score);
+    let several = of_model().nth(1).is_some();
+    let evaluated = |Evaluation { place, at, scores, .. }: &Evaluation| {
+        let captioner = captioner(place.stage);
+        let is_best = |(name, score): (&String, &f64)| {
+            several && captioner == Captioner::Model && best.get(name.as_str()) == Some(score)
+        };
         let best = scores.iter().filter(|score| is_best(*score)).map(|(name, _)| name.clone()).collect();
         let stage_name = settings.stages.get(place.stage as usize).map_or_else(String::new, |stage| stage.name.clone());
-        Evaluated { stage: place.stage, stage_name, step: place.step, at, scores, best }
+        Evaluated {
+            stage: place.stage,
+            stage_name,
+            step: place.step,
+            at: *at,
+            captioner,
+            is_selected: is_selected(*place),
+            scores: scores.clone(),
+            best,
+        }
     };
-    evaluations.into_iter().map(evaluated).collect()
+    evaluations.iter().map(evaluated).collect()
 }
 
 fn happened(events: &[Event], which: impl Fn(&str) -> bool) -> Vec<Happened> {

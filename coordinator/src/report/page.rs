@@ -1,14 +1,14 @@
 //! The report as one HTML page: no scripts, nothing from elsewhere, for screens and for paper.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use serde_json::Value;
 
 use super::{
-    Captioned, Captions, Evaluated, Happened, Machine, Outcome, Recoveries, Report, Saved, Stage, chart::Chart,
-    curves::Curve,
+    Captioned, Captioner, Captions, End, Evaluated, Happened, Machine, Outcome, PassedOver, Recoveries, Report, Saved,
+    Stage, chart::Chart, curves::Curve,
 };
 use crate::{
     audit::{Audit, Samples},
+    happened::describe,
     text::{count, duration, number, plural, time},
 };
 
@@ -89,8 +89,12 @@ fn clean(audit: &Audit) -> &'static str {
     if audit.clean { "each was trained on once" } else { "NOT each was trained on once" }
 }
 
+/// A score of the model at its first evaluation and at the state that the run ended with.
 fn leading_score(evaluations: &[Evaluated]) -> Option<(&'static str, f64, f64)> {
-    let ends = [evaluations.first()?, evaluations.last()?];
+    let of_model = || evaluations.iter().filter(|evaluation| evaluation.captioner == Captioner::Model);
+    let last = of_model().next_back()?;
+    let selected = of_model().rfind(|evaluation| evaluation.stage == last.stage && evaluation.is_selected);
+    let ends = [of_model().next()?, selected.unwrap_or(last)];
     LEADING.into_iter().find_map(|name| {
         let [first, last] = ends.map(|evaluation| evaluation.scores.get(name).copied());
         Some((name, first?, last?))
@@ -129,7 +133,7 @@ fn course(report: &Report) -> Markup {
                     td.number { (stage.batch) }
                     td.number { (count(stage.samples)) }
                     td.number { (duration(stage.to - stage.from)) }
-                    td { (ended(stage)) }
+                    td { (ended(stage)) @for state in passed_over(stage) { br; (state) } }
                 } } }
             } }
             @if recoveries().next().is_some() {
@@ -148,19 +152,27 @@ fn course_label(report: &Report) -> String {
     report.stages.iter().map(stage).collect::<Vec<_>>().join(", ")
 }
 
-fn ended(stage: &Stage) -> &str {
-    match &stage.ended_because {
-        Some(reason) => reason,
-        None if stage.steps >= stage.wanted => "after its last step",
-        None => "",
+fn ended(stage: &Stage) -> String {
+    match &stage.end {
+        Some(End { step, reason, .. }) => format!("with its state at step {}: {reason}", count(*step)),
+        None if stage.steps >= stage.wanted => "after its last step".into(),
+        None => String::new(),
     }
+}
+
+fn passed_over(stage: &Stage) -> impl Iterator<Item = String> {
+    stage.end.iter().flat_map(|end| &end.passed_over).map(|PassedOver { step, score, reason }| {
+        let score = score.map_or_else(String::new, |score| format!(" (score {})", number(score)));
+        format!("step {}{score} was passed over: {reason}", count(*step))
+    })
 }
 
 fn stage_section(stage: &Stage) -> Markup {
     let curve = |name: &str| stage.curves.get(name);
+    let selected = stage.end.as_ref().map(|end| end.step);
     let single = |title: &'static str, name: &'static str| {
         let lines = vec![("a", name, curve(name)?)];
-        Chart { title, bands: vec![], lines, extremes: true }.draw()
+        Chart { title, bands: vec![], lines, extremes: true, selected }.draw()
     };
     let band = |role: &str, from: &str, to: &str| -> Option<(&Curve, &Curve)> {
         Some((curve(&format!("reward_{role}_{from}"))?, curve(&format!("reward_{role}_{to}"))?))
@@ -172,7 +184,7 @@ fn stage_section(stage: &Stage) -> Markup {
             bands.into_iter().flatten().map(move |(low, high)| (class, low, high))
         });
         let lines = vec![("a", "chosen", chosen), ("b", "rejected", rejected)];
-        Chart { title: "Reward, 5 to 95 %", bands: bands.collect(), lines, extremes: false }.draw()
+        Chart { title: "Reward, 5 to 95 %", bands: bands.collect(), lines, extremes: false, selected }.draw()
     };
     let charts = [
         single("Loss", "loss"),
@@ -205,12 +217,21 @@ fn evaluations(evaluations: &[Evaluated]) -> Markup {
     html! {
         section aria-labelledby="evaluations" {
             h2 #evaluations { "Evaluations" }
-            p.note { "On the validation split. The best of each row is " strong { "bold" } "." }
+            p.note {
+                "On the validation split. The best of the model's scores in each row is " strong { "bold" } "."
+                @if evaluations.iter().any(|evaluation| evaluation.captioner == Captioner::People) {
+                    " A column of people scores the references, each against the others of its image; it is not compared."
+                }
+            }
             div.scroll { table {
                 thead { tr {
                     th scope="col" { "score" }
                     @for evaluation in evaluations {
-                        th.number scope="col" { (evaluation.stage_name) br; "step " (evaluation.step) }
+                        th.number scope="col" {
+                            (evaluation.stage_name) br; "step " (evaluation.step)
+                            @if evaluation.captioner == Captioner::People { br; "people" }
+                            @if evaluation.is_selected { br; "selected" }
+                        }
                     }
                 } }
                 tbody { @for metric in metrics { tr {
@@ -307,24 +328,12 @@ fn happenings(title: &str, note: &str, all: &[Happened]) -> Markup {
                 div.scroll { table {
                     thead { tr { th { "when" } th { "what" } th { "particulars" } } }
                     tbody { @for Happened { at, kind, detail } in all { tr {
-                        td.when { (time(*at)) } td { (kind) } td { (particulars(detail)) }
+                        td.when { (time(*at)) } td { (kind) } td { (describe(kind, detail)) }
                     } } }
                 } }
             }
         }
     }
-}
-
-/// An event's particulars in one line.
-fn particulars(detail: &Value) -> String {
-    let plain = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Number(value) if value.is_f64() => value.as_f64().map(number).unwrap_or_default(),
-        other => other.to_string(),
-    };
-    let Value::Object(fields) = detail else { return plain(detail) };
-    let fields = fields.iter().filter(|(_, value)| !value.is_null());
-    fields.map(|(key, value)| format!("{key}: {}", plain(value))).collect::<Vec<_>>().join("; ")
 }
 
 fn settings(report: &Report) -> Markup {
@@ -343,8 +352,8 @@ fn settings(report: &Report) -> Markup {
                 h3 { "Checkpoints" }
                 div.scroll { table {
                     thead { tr { th { "name" } th { "complete" } th { "SHA-256 of its parameters" } } }
-                    tbody { @for Saved { name, parameters_sha256, at } in &report.checkpoints { tr {
-                        td { (name) } td.when { (time(*at)) }
+                    tbody { @for Saved { name, parameters_sha256, at, is_passed_over } in &report.checkpoints { tr {
+                        td { (name) @if *is_passed_over { " (passed over)" } } td.when { (time(*at)) }
                         td { code title=(parameters_sha256) { (parameters_sha256.get(..HASH).unwrap_or(parameters_sha256)) } }
                     } } }
                 } }

@@ -22,14 +22,56 @@ pub struct Best {
     pub score: f64,
 }
 
+/// What makes a stage end with an earlier state than its present one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndCause {
+    /// All steps are done, and the last state is not the best one.
+    BestState,
+    /// So many evaluations in a row were not better: the stage's `patience`.
+    EarlyStopping,
+    /// A rule of the guard with `action: rollback` has fired.
+    Guard,
+}
+
+impl EndCause {
+    /// Its name in the journal.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BestState => "best_state",
+            Self::EarlyStopping => "early_stopping",
+            Self::Guard => "guard",
+        }
+    }
+}
+
 /// Where a stage ends instead of where it stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct End {
-    /// The last state that counts. There is a checkpoint of it, or it is the stage's beginning.
+    /// The state that the next stage starts from. There is a checkpoint of it, or it is the stage's beginning.
     pub place: Place,
+    /// What decided so.
+    pub cause: EndCause,
     /// Why, for people.
     pub reason: String,
+    /// Later states that a user may have expected instead, in order: the last one that was saved, and those with a better
+    /// score.
+    pub passed_over: Vec<PassedOver>,
 }
+
+/// A state that a stage does not end with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PassedOver {
+    /// The state.
+    pub place: Place,
+    /// Its score, by the stage's metric.
+    pub score: Option<f64>,
+    /// Why it is passed over, for people.
+    pub reason: String,
+}
+
+/// Most states that are named as passed over.
+const MAX_PASSED_OVER: usize = 8;
 
 /// A stage and what is known of its states.
 #[derive(Clone, Copy, Debug)]
@@ -47,39 +89,71 @@ pub struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// The best state, where the stage has a metric: of the states that kept the rules, and that are still there, the one
-    /// with the highest score; of equals the earliest.
+    /// The best state, where the stage has a metric: of the states that no rollback rule disqualifies and that are still saved
+    /// the one with the highest score; of equals the earliest.
     #[must_use]
     pub fn best(&self) -> Option<Best> {
         self.best_of(|_| true)
     }
 
     fn best_of(&self, which: impl Fn(Place) -> bool) -> Option<Best> {
-        let metric = self.stage.metric.as_ref()?;
-        let there = |place: Place| self.guard.kept(place) && self.checkpoints.contains_key(&place);
-        let scored = self.evaluated().filter(|(place, _)| there(*place) && which(*place));
-        let candidates = scored.filter_map(|(place, scores)| Some(Best { place, score: *scores.get(metric)? }));
-        let finite = candidates.filter(|candidate| candidate.score.is_finite());
-        finite.reduce(|best, other| if other.score > best.score { other } else { best })
+        let is_available = |place: Place| self.guard.qualifies(place) && self.checkpoints.contains_key(&place);
+        let candidates = self.scored().filter(|candidate| is_available(candidate.place) && which(candidate.place));
+        candidates.reduce(|best, other| if other.score > best.score { other } else { best })
     }
 
-    /// Where the stage ends, if that is somewhere else than where it stands: before a rule was broken that calls for an
-    /// earlier state; or at the best state, once the last is known not to be it or patience has run out.
+    /// Where the stage ends, if that is somewhere else than where it stands: before a rule with `action: rollback` was broken;
+    /// at the best state, once all steps are done and the last state is not the best, or once `patience` has run out.
     #[must_use]
     pub fn end(&self) -> Option<End> {
         if let Some(violation) = self.guard.violation() {
             let place = self.fallback(violation.since).unwrap_or(Place { stage: self.guard.stage(), step: 0 });
-            return Some(End { place, reason: format!("the guard: {}", violation.reason) });
+            let reason = format!("the guard: {}", violation.reason);
+            return Some(self.end_at(place, EndCause::Guard, reason));
         }
         let (Best { place, score }, metric) = (self.best()?, self.stage.metric.as_ref()?);
-        // What was evaluated, but never saved, is a state that the run may not have any more.
+        // A state that was evaluated, but never saved, may be lost by now.
         let saved = |place: &Place| self.done.contains(&(*place, Boundary::Checkpoint));
-        let evaluated = || self.evaluated().map(|(place, _)| place).filter(saved);
-        let later = evaluated().filter(|other| *other > place).count();
-        let last = evaluated().any(|place| place.step >= self.stage.steps);
-        let impatient = self.stage.patience.is_some_and(|patience| later >= patience as usize);
-        let reason = || format!("{later} evaluations in a row were not better than {metric} {score:.4} at {place}");
-        (later > 0 && (last || impatient)).then(|| End { place, reason: reason() })
+        let later: Vec<Place> =
+            self.evaluated().map(|(place, _)| place).filter(saved).filter(|other| *other > place).collect();
+        let last = later.last()?;
+        let step = place.step;
+        if last.step >= self.stage.steps {
+            let reason = format!("the best of its states by {metric} is that of step {step}, with {score:.4}");
+            Some(self.end_at(place, EndCause::BestState, reason))
+        } else if self.stage.patience.is_some_and(|patience| later.len() >= patience as usize) {
+            let count = later.len();
+            let reason = format!(
+                "early stopping: {count} evaluations in a row were not better than {metric} {score:.4} at step {step}"
+            );
+            Some(self.end_at(place, EndCause::EarlyStopping, reason))
+        } else {
+            None
+        }
+    }
+
+    fn end_at(&self, place: Place, cause: EndCause, reason: String) -> End {
+        let scores: BTreeMap<Place, f64> = self.scored().map(|Best { place, score }| (place, score)).collect();
+        let selected = scores.get(&place).copied().unwrap_or(f64::NEG_INFINITY);
+        let better =
+            scores.iter().filter(|(other, score)| **other > place && **score > selected).map(|(other, _)| *other);
+        let mut places: BTreeSet<Place> = better.take(MAX_PASSED_OVER - 1).collect();
+        places.extend(self.last_after(place));
+        let passed_over = |place: Place| {
+            let reason = match self.guard.violation() {
+                Some(violation) if place >= violation.since => format!("the guard: {}", violation.reason),
+                _ => "its score is not better".into(),
+            };
+            PassedOver { place, score: scores.get(&place).copied(), reason }
+        };
+        End { place, cause, reason, passed_over: places.into_iter().map(passed_over).collect() }
+    }
+
+    /// The last state of the stage that is saved, if that is later than the one at `place`.
+    #[must_use]
+    pub fn last_after(&self, place: Place) -> Option<Place> {
+        let later = self.checkpoints.keys().rev().find(|other| other.stage == self.guard.stage());
+        later.copied().filter(|other| *other > place)
     }
 
     /// The states that the stage may end with because of rules that are not kept from some state on, or may not be.
@@ -93,8 +167,17 @@ impl Known<'_> {
     fn fallback(&self, since: Place) -> Option<Place> {
         let best = self.best_of(|place| place < since).map(|best| best.place);
         let earlier = self.checkpoints.range(..since).rev().map(|(place, _)| *place);
-        let mut kept = earlier.filter(|place| place.stage == self.guard.stage() && self.guard.kept(*place));
-        best.or_else(|| kept.next())
+        let mut own = earlier.filter(|place| place.stage == self.guard.stage() && self.guard.qualifies(*place));
+        best.or_else(|| own.next())
+    }
+
+    /// States with a finite score by the stage's metric, in order.
+    fn scored(&self) -> impl Iterator<Item = Best> {
+        let scored = |(place, scores): (Place, &BTreeMap<String, f64>)| {
+            let score = *scores.get(self.stage.metric.as_ref()?)?;
+            score.is_finite().then_some(Best { place, score })
+        };
+        self.evaluated().filter_map(scored)
     }
 
     fn evaluated(&self) -> impl Iterator<Item = (Place, &BTreeMap<String, f64>)> {
@@ -107,6 +190,8 @@ impl Known<'_> {
 mod tests {
     use runfile::{GuardAction, Rule};
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::run::testing;
 
@@ -114,17 +199,25 @@ mod tests {
         Place { stage: 1, step }
     }
 
-    /// The best step, and the one that a stage of 50 steps ends at, after evaluations with these scores every ten steps.
-    fn judge(stage: &Stage, scores: &[f64], violated: Option<u64>) -> (Option<u64>, Option<u64>) {
+    /// Judges a stage after evaluations every ten steps, each with a score by `cider` and a value of `kl`; and after the
+    /// statistics of the step `violated`, if any, in which `kl` is 1.
+    fn judge_all<T>(
+        stage: &Stage,
+        values: &[[f64; 2]],
+        violated: Option<u64>,
+        judge: impl FnOnce(&Known<'_>) -> T,
+    ) -> T {
         let mut guard = Guard::new(1, &stage.guard);
-        let places = || (1..).map(|n| at(10 * n)).zip(scores);
-        for (place, score) in places() {
-            guard.evaluation(place, |name| (name == "cider").then_some(*score));
+        let places = || (1..).map(|n| at(10 * n)).zip(values);
+        for (place, [cider, kl]) in places() {
+            guard.evaluation(place, |name| {
+                [("cider", *cider), ("kl", *kl)].into_iter().find(|pair| pair.0 == name).map(|pair| pair.1)
+            });
         }
         if let Some(step) = violated {
             guard.step(at(step), |name| (name == "kl").then_some(1.0));
         }
-        let own = places().map(|(place, score)| (place, [("cider".to_owned(), *score)].into()));
+        let own = places().map(|(place, [cider, _])| (place, [("cider".to_owned(), *cider)].into()));
         let earlier = (Place { stage: 0, step: 90 }, [("cider".to_owned(), 99.0)].into());
         let scores: Scores = own.chain([earlier]).collect();
         let saved = |place: &Place| {
@@ -133,8 +226,26 @@ mod tests {
         };
         let checkpoints = scores.keys().map(saved).collect();
         let done = scores.keys().map(|place| (*place, Boundary::Checkpoint)).collect();
-        let known = Known { stage, guard: &guard, scores: &scores, checkpoints: &checkpoints, done: &done };
-        (known.best().map(|best| best.place.step), known.end().map(|end| end.place.step))
+        judge(&Known { stage, guard: &guard, scores: &scores, checkpoints: &checkpoints, done: &done })
+    }
+
+    fn end_of_all(stage: &Stage, values: &[[f64; 2]], violated: Option<u64>) -> Option<End> {
+        judge_all(stage, values, violated, |known| known.end())
+    }
+
+    fn end_of(stage: &Stage, scores: &[f64]) -> Option<End> {
+        end_of_all(stage, &with_kl(scores), None)
+    }
+
+    fn with_kl(scores: &[f64]) -> Vec<[f64; 2]> {
+        scores.iter().map(|score| [*score, 0.0]).collect()
+    }
+
+    /// The best step, and the one that a stage of 50 steps ends at, after evaluations with these scores every ten steps.
+    fn judge(stage: &Stage, scores: &[f64], violated: Option<u64>) -> (Option<u64>, Option<u64>) {
+        judge_all(stage, &with_kl(scores), violated, |known| {
+            (known.best().map(|best| best.place.step), known.end().map(|end| end.place.step))
+        })
     }
 
     fn stage(metric: Option<&str>, patience: Option<u32>, guard: Vec<Rule>) -> Stage {
@@ -163,10 +274,12 @@ mod tests {
     }
 
     #[test]
-    fn what_broke_a_rule_is_never_the_best() {
-        let warned = stage(Some("cider"), None, vec![rule("cider", 5.0, GuardAction::Warn)]);
-        assert_eq!(judge(&warned, &[1.0, 9.0, 3.0], None), (Some(30), None));
-        assert_eq!(judge(&warned, &[9.0, 9.0, 9.0, 9.0, 9.0], None), (None, None));
+    fn a_rule_that_only_warns_or_pauses_does_not_disqualify_the_best() {
+        for action in [GuardAction::Warn, GuardAction::Pause] {
+            let watched = stage(Some("cider"), None, vec![rule("cider", 5.0, action)]);
+            assert_eq!(judge(&watched, &[1.0, 9.0, 3.0], None), (Some(20), None));
+            assert_eq!(judge(&watched, &[1.0, 2.0, 3.0, 4.0, 9.0], None), (Some(50), None));
+        }
     }
 
     #[test]
@@ -178,5 +291,84 @@ mod tests {
         // Statistics of step 21 are of the state at 20.
         assert_eq!(judge(&stage(None, None, rules()), &[3.0, 2.0], Some(21)), (None, Some(10)));
         assert_eq!(judge(&stage(None, None, rules()), &[3.0, 2.0], Some(22)), (None, Some(20)));
+    }
+
+    #[test]
+    fn an_end_says_why_and_what_it_passes_over() {
+        let by_cider = stage(Some("cider"), Some(3), vec![rule("cider", 5.0, GuardAction::Rollback)]);
+        let passed_over = |scores: &[f64]| {
+            let end = end_of(&by_cider, scores).unwrap();
+            let step = |passed: &PassedOver| (passed.place.step, passed.score);
+            (end.cause, end.passed_over.iter().map(step).collect::<Vec<_>>(), end.passed_over[0].reason.clone())
+        };
+        let (cause, states, reason) = passed_over(&[1.0, 3.0, 2.0, 2.5, 2.0]);
+        assert_eq!((cause, states), (EndCause::BestState, vec![(50, Some(2.0))]));
+        assert_eq!(reason, "its score is not better");
+        let (cause, states, _) = passed_over(&[3.0, 2.0, 1.0, 0.0]);
+        assert_eq!((cause, states), (EndCause::EarlyStopping, vec![(40, Some(0.0))]));
+        let (cause, states, reason) = passed_over(&[3.0, 2.0, 9.0]);
+        assert_eq!((cause, states), (EndCause::Guard, vec![(30, Some(9.0))]));
+        assert_eq!(reason, "the guard: cider is 9.0000, above 5 at stage 1 step 30");
+    }
+
+    /// The step at which a stage of `values.len()` evaluations ends, and after how many of them that is decided: a plain
+    /// statement of the rules. A rollback rule disqualifies the first state of `for` in a row beyond its bound, and all later
+    /// ones. The best is the highest score of the states that are left, the earliest of equals. A guard's end falls back to
+    /// the best, else the newest that is left, else the beginning.
+    fn plainly(rules: &[Rule], has_metric: bool, patience: Option<u32>, values: &[[f64; 2]]) -> Option<(u64, usize)> {
+        for seen in 1..=values.len() {
+            let is_beyond = |rule: &Rule, index: usize| {
+                let value = values[index][usize::from(rule.metric == "kl")];
+                rule.above.is_some_and(|bound| !(value <= bound)) || rule.below.is_some_and(|bound| !(value >= bound))
+            };
+            let length = |rule: &Rule| rule.for_ as usize;
+            let begins = |rule: &Rule| {
+                let all_beyond = |start: &usize| (*start..start + length(rule)).all(|index| is_beyond(rule, index));
+                (0..(seen + 1).saturating_sub(length(rule))).find(all_beyond)
+            };
+            let since = rules.iter().filter(|rule| rule.action == GuardAction::Rollback).filter_map(begins).min();
+            let mut best: Option<usize> = None;
+            for index in 0..since.unwrap_or(seen) {
+                let score = values[index][0];
+                if has_metric && score.is_finite() && best.is_none_or(|best| score > values[best][0]) {
+                    best = Some(index);
+                }
+            }
+            let step = |index: usize| 10 * (index as u64 + 1);
+            if let Some(since) = since {
+                return Some((best.map_or(10 * since as u64, step), seen));
+            }
+            let Some(best) = best else { continue };
+            let not_better = seen - 1 - best;
+            let is_over = seen == values.len() || patience.is_some_and(|patience| not_better >= patience as usize);
+            if not_better > 0 && is_over {
+                return Some((step(best), seen));
+            }
+        }
+        None
+    }
+
+    fn any_rule() -> impl Strategy<Value = Rule> {
+        let actions = prop::sample::select(vec![GuardAction::Warn, GuardAction::Pause, GuardAction::Rollback]);
+        (any::<bool>(), any::<bool>(), 0..5_u8, 1..4_u32, actions).prop_map(|(is_kl, is_above, bound, for_, action)| {
+            let bound = Some(f64::from(bound));
+            let (above, below) = if is_above { (bound, None) } else { (None, bound) };
+            Rule { metric: if is_kl { "kl" } else { "cider" }.into(), above, below, for_, action }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_stage_ends_where_a_plain_statement_of_the_rules_says(
+            rules in prop::collection::vec(any_rule(), 0..4), has_metric: bool, patience in prop::option::of(1..4_u32),
+            values in prop::collection::vec([0..6_u8, 0..6_u8], 1..9),
+        ) {
+            // 5 stands for what is no number.
+            let value = |value: u8| if value == 5 { f64::NAN } else { f64::from(value) };
+            let values: Vec<[f64; 2]> = values.into_iter().map(|pair| pair.map(value)).collect();
+            let stage = Stage { steps: 10 * values.len() as u64, ..stage(has_metric.then_some("cider"), patience, rules.clone()) };
+            let decided = (1..=values.len()).find_map(|seen| Some((end_of_all(&stage, &values[..seen], None)?.place.step, seen)));
+            prop_assert_eq!(decided, plainly(&rules, has_metric, patience, &values));
+        }
     }
 }

@@ -252,7 +252,7 @@ impl Run {
     }
 
     /// Deletes what is neither among the newest checkpoints, nor the last of its stage, nor the best of the present one, nor
-    /// what a rule of the guard may fall back to. (An earlier stage has ended with its best.)
+    /// what a rule of the guard may fall back to. (An earlier stage has ended with its best, and its last is `passed_over`.)
     pub(super) fn retire_checkpoints(&mut self) {
         let keep = self.file.checkpoints.keep as usize;
         let newest: BTreeSet<Place> = self.checkpoints.keys().rev().take(keep).copied().collect();

@@ -100,7 +100,7 @@ impl Run {
         let going: Vec<_> = going.map(|(rank, member)| (rank, member.session, member.leaving.clone())).collect();
         for (rank, session, reason) in going {
             let reason = reason.unwrap_or_default();
-            self.leave(session, &reason);
+            self.leave(session, &reason, !self.is_isolated(rank));
             self.actions.push(Action::Close { session, refusal: None });
             self.remove(now, rank, Happening::Left, &reason);
         }

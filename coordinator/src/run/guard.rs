@@ -1,9 +1,8 @@
-//! The guard: bounds that statistics of steps and scores of evaluations must keep.
+//! The guard: bounds on statistics of steps and on scores of evaluations.
 //!
-//! A rule is broken when what it watches was beyond its bound so many times in a row; it fires then, and again only after
-//! it was kept in between.
-
-use std::collections::BTreeSet;
+//! A rule fires when its metric was beyond the bound `for` times in a row. It fires again only after the metric was within
+//! the bound in between. Only a rule with `action: rollback` disqualifies states: the first that was beyond the bound, and
+//! all that were trained from it.
 
 use runfile::{GuardAction, Rule};
 
@@ -30,12 +29,12 @@ impl std::fmt::Display for Firing {
     }
 }
 
-/// A broken rule that calls for an earlier state.
+/// A rule with `action: rollback` that has fired.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Violation {
     /// The first state that is known to be beyond the bound.
     pub since: Place,
-    /// What was broken, for people.
+    /// Which rule, which value and where, for people.
     pub reason: String,
 }
 
@@ -52,7 +51,7 @@ struct Watched {
 pub struct Guard {
     stage: u32,
     rules: Vec<Watched>,
-    spoilt: BTreeSet<Place>,
+    /// Of several the one that goes back furthest.
     violation: Option<Violation>,
 }
 
@@ -61,7 +60,7 @@ impl Guard {
     #[must_use]
     pub fn new(stage: u32, rules: &[Rule]) -> Self {
         let watched = |rule: &Rule| Watched { rule: rule.clone(), broken: 0, since: Place::default() };
-        Self { stage, rules: rules.iter().map(watched).collect(), spoilt: BTreeSet::new(), violation: None }
+        Self { stage, rules: rules.iter().map(watched).collect(), violation: None }
     }
 
     /// The stage.
@@ -73,20 +72,16 @@ impl Guard {
     /// Takes in the statistics of the step that reached `place`; they are of the state before its update.
     pub fn step(&mut self, place: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<Firing> {
         let state = Place { step: place.step.saturating_sub(1), ..place };
-        self.observe(place, state, value).0
+        self.observe(place, state, value)
     }
 
     /// Takes in the scores of the state at `place`.
     pub fn evaluation(&mut self, place: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<Firing> {
-        let (firings, spoilt) = self.observe(place, place, value);
-        if spoilt {
-            self.spoilt.insert(place);
-        }
-        firings
+        self.observe(place, place, value)
     }
 
-    fn observe(&mut self, place: Place, state: Place, value: impl Fn(&str) -> Option<f64>) -> (Vec<Firing>, bool) {
-        let (mut firings, mut any) = (Vec::new(), false);
+    fn observe(&mut self, place: Place, state: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<Firing> {
+        let mut firings = Vec::new();
         for Watched { rule, broken, since } in &mut self.rules {
             let Some(value) = value(&rule.metric) else { continue };
             // What is no number keeps no bound.
@@ -99,21 +94,21 @@ impl Guard {
                 *since = state;
             }
             *broken = broken.saturating_add(1);
-            any |= *broken >= rule.for_;
             if *broken != rule.for_ {
                 continue;
             }
             let (above, bound) = (rule.above.is_some(), rule.above.or(rule.below).unwrap_or_default());
             let firing = Firing { metric: rule.metric.clone(), value, bound, action: rule.action, above };
-            if rule.action == GuardAction::Rollback && self.violation.is_none() {
+            let is_earliest = self.violation.as_ref().is_none_or(|held| *since < held.since);
+            if rule.action == GuardAction::Rollback && is_earliest {
                 self.violation = Some(Violation { since: *since, reason: format!("{firing} at {place}") });
             }
             firings.push(firing);
         }
-        (firings, any)
+        firings
     }
 
-    /// The first broken rule that calls for an earlier state.
+    /// The rule that calls for an earlier state; of several the one that goes back furthest.
     #[must_use]
     pub fn violation(&self) -> Option<&Violation> {
         self.violation.as_ref()
@@ -127,10 +122,11 @@ impl Guard {
         rules.map(suspect).chain(self.violation.as_ref().map(|violation| violation.since))
     }
 
-    /// Whether the state at `place` kept the rules, as far as is known.
+    /// Whether the stage may end with the state at `place`: no rule that calls for an earlier state has fired on it, or on
+    /// one that it was trained from.
     #[must_use]
-    pub fn kept(&self, place: Place) -> bool {
-        !self.spoilt.contains(&place) && self.violation.as_ref().is_none_or(|violation| place < violation.since)
+    pub fn qualifies(&self, place: Place) -> bool {
+        self.violation.as_ref().is_none_or(|violation| place < violation.since)
     }
 }
 
@@ -198,17 +194,35 @@ mod tests {
         let rollback = rule(Some(1.0), None, 2, GuardAction::Rollback);
         let mut guard = Guard::new(1, std::slice::from_ref(&rollback));
         guard.step(at(4), |_| Some(2.0));
-        assert!(guard.violation().is_none() && guard.kept(at(9)));
+        assert!(guard.violation().is_none() && guard.qualifies(at(9)));
         guard.step(at(5), |_| Some(2.0));
         assert_eq!(guard.violation().map(|violation| violation.since), Some(at(3)));
-        assert!(guard.kept(at(2)) && !guard.kept(at(3)));
+        assert!(guard.qualifies(at(2)) && !guard.qualifies(at(3)));
+    }
 
-        let mut guard = Guard::new(1, &[Rule { action: GuardAction::Warn, ..rollback }]);
-        guard.evaluation(at(4), |_| Some(2.0));
-        guard.evaluation(at(8), |_| Some(2.0));
-        guard.evaluation(at(12), |_| Some(0.0));
-        // Only where the rule was broken, which takes two in a row.
-        assert_eq!([4, 8, 12].map(|step| guard.kept(at(step))), [true, false, true]);
-        assert_eq!(guard.violation(), None);
+    #[test]
+    fn only_a_rollback_disqualifies_states() {
+        for (action, expected) in [
+            (GuardAction::Warn, [true; 4]),
+            (GuardAction::Pause, [true; 4]),
+            // From the first of the two evaluations in a row that broke it.
+            (GuardAction::Rollback, [true, false, false, false]),
+        ] {
+            let mut guard = Guard::new(1, &[rule(Some(1.0), None, 2, action)]);
+            let scores = [0.0, 2.0, 2.0, 0.0];
+            (1..).zip(scores).for_each(|(number, score)| _ = guard.evaluation(at(4 * number), |_| Some(score)));
+            assert_eq!([4, 8, 12, 16].map(|step| guard.qualifies(at(step))), expected, "{action:?}");
+            assert_eq!(guard.violation().is_some(), action == GuardAction::Rollback);
+        }
+    }
+
+    #[test]
+    fn of_several_rules_the_one_that_goes_back_furthest_counts() {
+        let slow = Rule { metric: "cider".into(), ..rule(Some(1.0), None, 3, GuardAction::Rollback) };
+        let mut guard = Guard::new(1, &[rule(Some(1.0), None, 1, GuardAction::Rollback), slow]);
+        for (step, kl) in [(4, 0.0), (8, 0.0), (12, 2.0)] {
+            guard.evaluation(at(step), |metric| Some(if metric == "kl" { kl } else { 2.0 }));
+        }
+        assert_eq!(guard.violation().map(|violation| violation.since), Some(at(4)));
     }
 }

@@ -295,6 +295,8 @@ pub struct Run {
     progress: u64,
     done: Boundaries,
     checkpoints: BTreeMap<Place, Checkpoint>,
+    /// The last checkpoints of stages that ended with earlier states. Kept for the user; the run never starts from them.
+    passed_over: Vec<Checkpoint>,
     /// The checkpoint that is being saved.
     saving: Option<Saving>,
     /// Why the last attempt to save failed, if it did.
@@ -349,6 +351,7 @@ impl Run {
             progress: 0,
             done: restored.done,
             checkpoints: restored.checkpoints.into_iter().map(|checkpoint| (checkpoint.place, checkpoint)).collect(),
+            passed_over: restored.passed_over,
             saving: None,
             unsaved: None,
             attempted: BTreeSet::new(),
@@ -500,7 +503,7 @@ impl Run {
     fn evict(&mut self, now: Time, rank: u32, reason: &str) {
         if let Some(member) = self.members.get(rank) {
             let session = member.session;
-            self.leave(session, reason);
+            self.leave(session, reason, false);
             self.actions.push(Action::Close { session, refusal: None });
         }
         self.remove(now, rank, Happening::Lost, &format!("rank {rank} was sent away: {reason}"));
@@ -523,8 +526,9 @@ impl Run {
         }
     }
 
-    fn leave(&mut self, session: SessionId, reason: &str) {
-        let leave = v1::directive::Directive::Leave(v1::Leave { reason: reason.to_owned() });
+    /// Tells a worker to end; without an error if that is `orderly`.
+    fn leave(&mut self, session: SessionId, reason: &str, orderly: bool) {
+        let leave = v1::directive::Directive::Leave(v1::Leave { reason: reason.to_owned(), orderly });
         self.send(session, self.last_generation, leave);
     }
 
@@ -538,18 +542,25 @@ impl Run {
     /// The run is over, one way or another: tells everybody, and waits for them to go.
     fn conclude(&mut self, now: Time, outcome: Outcome) {
         let sessions: BTreeSet<SessionId> = self.members.iter().map(|(_, member)| member.session).collect();
+        let stopping = match &self.unsaved {
+            None => "the coordinator is shutting down".to_owned(),
+            Some(unsaved) => {
+                format!("the coordinator is shutting down, and the last steps are lost: {}", unsaved.reason)
+            }
+        };
+        let all_is_saved = self.unsaved.is_none();
         for session in sessions {
             match &outcome {
                 Outcome::Finished => {
                     self.send(session, self.last_generation, v1::directive::Directive::Finish(v1::Finish {}));
                 }
-                Outcome::Stopped => self.leave(session, "the coordinator is shutting down"),
-                Outcome::Failed(reason) => self.leave(session, &format!("the run has failed: {reason}")),
+                Outcome::Stopped => self.leave(session, &stopping, all_is_saved),
+                Outcome::Failed(reason) => self.leave(session, &format!("the run has failed: {reason}"), false),
             }
         }
         let (what, reason) = match &outcome {
             Outcome::Finished => (Happening::Finished, "the run is finished"),
-            Outcome::Stopped => (Happening::Stopped, "the coordinator is shutting down"),
+            Outcome::Stopped => (Happening::Stopped, stopping.as_str()),
             Outcome::Failed(reason) => (Happening::Failed, reason.as_str()),
         };
         self.flush_statistics();

@@ -1,10 +1,11 @@
 //! Oversight: what the guard sees is acted upon, and a stage that is to end elsewhere than where it stands is ended.
 //!
 //! Three things end a stage early or with an earlier state: its best state was not its last, patience has run out, a rule
-//! was broken that calls for it. All of them are the same: [`Known::end`](super::best::Known::end) names a place, the
-//! history beyond it is given up, and the next generation starts from the checkpoint there, with the stage behind it. The
-//! decision follows from what is remembered (scores, rules), so that a coordinator that dies before it has taken it takes
-//! it when it is back.
+//! was broken that calls for it. All of them are the same: [`Known::end`](super::best::Known::end) names a place, and the
+//! next generation starts from the checkpoint there, with the stage behind it. Later states are given up where the guard
+//! has decided so; else they were trained, but not selected, and stay in all records. The last state of a stage stays
+//! saved in either case. The decision follows from what is remembered (scores, rules), so that a coordinator that dies
+//! before it has taken it takes it when it is back.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use statistics::Summary;
 
 use super::{
     Phase, Run, Time,
-    best::{Best, End, Known},
+    best::{Best, End, EndCause, Known, PassedOver},
     guard::{Firing, Guard},
     plan::Place,
     record::{Happening, Record},
@@ -77,19 +78,30 @@ impl Run {
         if ended || saving || self.paused.is_some() || matches!(self.phase, Phase::Over { .. }) {
             return;
         }
-        let Some(End { place, reason }) = self.known().end() else { return };
+        let Some(End { place, cause, reason, passed_over }) = self.known().end() else { return };
+        let last = self.known().last_after(place);
         self.plan.end(place);
         self.cuts.cut(self.last_generation + 1, place);
         self.evaluation = None;
-        let (Place { stage, step }, generation) = (place, self.last_generation);
-        self.event(
-            Happening::StageEnded,
-            json!({ "stage": stage, "step": step, "generation": generation, "reason": reason }),
-        );
+        let described = |PassedOver { place, score, reason }: PassedOver| json!({ "step": place.step, "score": score, "reason": reason });
+        let detail = json!({
+            "stage": place.stage,
+            "step": place.step,
+            "generation": self.last_generation,
+            "cause": cause.name(),
+            "reason": reason,
+            "passed_over": passed_over.into_iter().map(described).collect::<Vec<_>>(),
+        });
+        self.event(Happening::StageEnded, detail);
+        self.passed_over.extend(last.and_then(|last| self.checkpoints.remove(&last)));
         self.delete_checkpoints(|other| *other > place);
         self.saves_up_to(place);
+        if cause != EndCause::Guard {
+            // The later steps are not lost: they count as trained, and the run goes on from here.
+            self.committed = place;
+        }
         let name = &self.plan.stage(place).name;
-        let reason = format!("stage {name} ends with its state at step {step}: {reason}");
+        let reason = format!("stage {name} ends with its state at step {}: {reason}", place.step);
         self.end_generation(now, &reason, false);
     }
 }

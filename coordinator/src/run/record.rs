@@ -86,6 +86,26 @@ pub enum Happening {
 }
 
 impl Happening {
+    /// All kinds.
+    pub const ALL: [Self; 16] = [
+        Self::Joined,
+        Self::Lost,
+        Self::Leaving,
+        Self::Left,
+        Self::RolledBack,
+        Self::Adopted,
+        Self::SaveFailed,
+        Self::SavedAgain,
+        Self::Damaged,
+        Self::Diverged,
+        Self::StageEnded,
+        Self::Paused,
+        Self::Resumed,
+        Self::Finished,
+        Self::Failed,
+        Self::Stopped,
+    ];
+
     /// Whether people should look into it.
     #[must_use]
     pub fn is_trouble(self) -> bool {
@@ -213,6 +233,8 @@ pub struct Restored {
     pub committed: Place,
     /// Checkpoints that are not deleted, in order.
     pub checkpoints: Vec<Checkpoint>,
+    /// Of each stage that ended with an earlier state the last checkpoint.
+    pub passed_over: Vec<Checkpoint>,
     /// Names of what else is kept that this run wrote: checkpoints that were not complete, or were to be deleted. Found where
     /// they are kept; the journal knows nothing of them.
     pub unfinished: BTreeSet<String>,

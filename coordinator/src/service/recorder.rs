@@ -147,7 +147,7 @@ mod tests {
     }
 
     fn events(state: &Path) -> usize {
-        crate::journal::history::History::open(state).unwrap().events(0).unwrap().len()
+        crate::journal::history::History::open(state).unwrap().events().unwrap().len()
     }
 
     #[tokio::test]

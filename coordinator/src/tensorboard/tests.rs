@@ -161,12 +161,28 @@ fn what_is_given_up_is_purged_and_nothing_is_written_twice() {
         |of: &TwoStages| of.curve("train/loss").into_iter().map(|(step, loss)| (step, loss as i64)).collect::<Vec<_>>();
     assert_eq!(losses(&place), [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]);
     assert_eq!(place.curve("evaluation/cider"), BTreeMap::new());
-    // The stage ends with step 2.
-    let detail = json!({ "stage": 0, "step": 2, "generation": 2, "reason": "test" });
+    // The guard ends the stage with step 2.
+    let detail = json!({ "stage": 0, "step": 2, "generation": 2, "cause": "guard", "reason": "test" });
     place.write([Record::Event { what: Happening::StageEnded, detail }, formed(3, Place { stage: 0, step: 2 })]);
     place.write([step(1, 1, 3, 3.0)]);
     export.catch_up(&history).unwrap();
     assert_eq!(losses(&place), [(1, 1), (2, 1), (11, 3)]);
     let purges = place.events().iter().filter(|event| matches!(event.what, Some(What::SessionLog(_)))).count();
     assert_eq!(purges, 3, "one at the beginning, and one each time that something was given up");
+}
+
+#[test]
+fn what_was_trained_beyond_the_selected_state_stays() {
+    let mut place = TwoStages::new();
+    place.write([formed(1, Place::default())]);
+    place.write((1..=6).map(|n| step(0, n, 1, 1.0)));
+    place.write([evaluated(0, 2, "a dog"), evaluated(0, 6, "a cat")]);
+    let history = place.history();
+    let (mut export, _) = Export::create(&place.out(), &history).unwrap();
+    let detail = json!({ "stage": 0, "step": 2, "generation": 1, "cause": "best_state", "reason": "test" });
+    place.write([Record::Event { what: Happening::StageEnded, detail }, formed(2, Place { stage: 0, step: 2 })]);
+    place.write([step(1, 1, 2, 3.0)]);
+    export.catch_up(&history).unwrap();
+    assert_eq!(place.curve("train/loss").into_keys().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 11]);
+    assert_eq!(place.curve("evaluation/cider").into_keys().collect::<Vec<_>>(), [2, 6]);
 }

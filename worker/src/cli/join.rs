@@ -29,8 +29,8 @@ pub struct Join {
     /// Seconds to go on trying when the coordinator cannot be reached, at first or after it was lost; the state is held meanwhile.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     join_timeout: u64,
-    /// Exit status if this worker was asked to end before the run is complete. Launchers that start again only what failed need
-    /// another than 0, such as 75.
+    /// Exit status if this worker ends in good order before the run is complete: it got a signal, was drained, or the coordinator
+    /// stopped. Launchers that start again only what failed need another than 0, such as 75.
     #[arg(long, default_value_t = 0, value_name = "STATUS")]
     left_status: u8,
 }

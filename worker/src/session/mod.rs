@@ -75,7 +75,7 @@ impl fmt::Display for RankSource {
 pub enum Ending {
     /// The run is complete.
     Finished,
-    /// This process was asked to end before that.
+    /// Before that this process was asked to end, this worker was drained, or the coordinator stopped; no state was lost.
     Left,
 }
 
@@ -127,7 +127,8 @@ async fn take_part(
         };
         match stream::serve(&options.coordinator, &place, attach, training, wish.clone()).await {
             Over::Finished => return finish(place.rank, training).await,
-            Over::Left => {
+            Over::Left(reason) => {
+                tracing::info!(rank = place.rank, reason, "left");
                 println!("left rank={}", place.rank);
                 return Ok(Ending::Left);
             }

@@ -18,8 +18,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub enum Over {
     /// The run is complete.
     Finished,
-    /// This worker wanted to go, and may.
-    Left,
+    /// This worker is not needed any more, or was asked to end, and may; why.
+    Left(String),
     /// This worker cannot go on.
     Failed(String),
     /// The connection broke.
@@ -50,7 +50,9 @@ pub async fn serve(
     loop {
         let message = tokio::select! {
             directive = directives.message() => match directive {
-                Ok(Some(v1::Directive { directive: Some(Kind::Leave(_)), .. })) if leaves => return Over::Left,
+                Ok(Some(v1::Directive { directive: Some(Kind::Leave(leave)), .. })) if leaves || leave.orderly => {
+                    return Over::Left(leave.reason);
+                }
                 Ok(Some(v1::Directive { directive: Some(Kind::Leave(leave)), .. })) => return Over::Failed(leave.reason),
                 Ok(Some(directive)) => {
                     training.order(directive);

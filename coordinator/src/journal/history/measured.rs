@@ -1,4 +1,4 @@
-//! What was measured: steps, evaluations and their captions, checkpoints; of the present history only.
+//! What was measured: steps, evaluations and their captions, checkpoints; but for what was given up.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use serde::Deserialize;
 use statistics::names;
 
-use super::super::{Error, PRESENT, metrics, place, unsigned};
+use super::super::{Error, PASSED_OVER, PRESENT, is_shown, metrics, place, unsigned};
 use super::History;
 use crate::run::plan::Place;
 
@@ -91,6 +91,8 @@ pub struct Checkpoint {
     pub parameters_sha256: String,
     /// When it was complete, in Unix seconds.
     pub at: f64,
+    /// Whether the run may start from it. The last state of a stage that ended with an earlier one is kept for the user alone.
+    pub is_current: bool,
 }
 
 /// A distribution, as it is in the journal.
@@ -114,7 +116,8 @@ impl History {
         let query = format!(
             "SELECT stage, step, generation, at, samples, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds,
             lag_seconds, summaries_json FROM steps AS own
-            WHERE (stage, step) > (?, ?) AND {PRESENT} ORDER BY stage, step, generation"
+            WHERE (stage, step) > (?, ?) AND {} ORDER BY stage, step, generation",
+            is_shown()
         );
         let mut statement = self.connection.prepare(&query)?;
         let mut rows = statement.query(params![after.stage, after.step.cast_signed()])?;
@@ -131,7 +134,8 @@ impl History {
     pub fn evaluations(&self, after: Option<Place>) -> Result<Vec<Evaluation>, Error> {
         let query = format!(
             "SELECT stage, step, generation, at, metrics_json FROM evaluations AS own
-            WHERE (stage, step) > (?, ?) AND {PRESENT} ORDER BY stage, step, generation"
+            WHERE (stage, step) > (?, ?) AND {} ORDER BY stage, step, generation",
+            is_shown()
         );
         let evaluation = |row: &Row<'_>| {
             let scores = metrics(&row.get::<_, String>(4)?);
@@ -174,11 +178,17 @@ impl History {
     /// SQLite cannot read them.
     pub fn checkpoints(&self) -> Result<Vec<Checkpoint>, Error> {
         let query = format!(
-            "SELECT stage, step, name, parameters_sha256, at FROM checkpoints AS own
-            WHERE deleted IS NULL AND {PRESENT} ORDER BY stage, step"
+            "SELECT stage, step, name, parameters_sha256, at, {PRESENT} FROM checkpoints AS own
+            WHERE deleted IS NULL AND ({PRESENT} OR {PASSED_OVER}) ORDER BY stage, step"
         );
         self.all(&query, |row| {
-            Ok(Checkpoint { place: place(row, 0)?, name: row.get(2)?, parameters_sha256: row.get(3)?, at: row.get(4)? })
+            Ok(Checkpoint {
+                place: place(row, 0)?,
+                name: row.get(2)?,
+                parameters_sha256: row.get(3)?,
+                at: row.get(4)?,
+                is_current: row.get(5)?,
+            })
         })
     }
 

@@ -70,7 +70,7 @@ impl World {
 
     /// The checkpoints that the coordinator knows of are all there.
     pub fn check_known_checkpoints(&self) {
-        for saved in self.run().checkpoints.values() {
+        for saved in self.run().checkpoints.values().chain(&self.run().passed_over) {
             assert!(self.disk.checkpoints.contains_key(&saved.name), "{saved:?} is not on disk");
         }
     }
@@ -78,7 +78,8 @@ impl World {
     /// What is on disk is what the coordinator knows of, but for what it could not know, or cannot use.
     pub fn check_disk(&self) {
         self.check_known_checkpoints();
-        let known: BTreeSet<&String> = self.run().checkpoints.values().map(|saved| &saved.name).collect();
+        let known = self.run().checkpoints.values().chain(&self.run().passed_over);
+        let known: BTreeSet<&String> = known.map(|saved| &saved.name).collect();
         let Disk { checkpoints, unsealed, damaged, late, .. } = &self.disk;
         let excused = |name: &&String| known.contains(name) || damaged.contains(*name) || late.contains(*name);
         let left: Vec<&String> = checkpoints.keys().chain(unsealed).filter(|name| !excused(name)).collect();

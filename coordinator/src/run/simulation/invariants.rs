@@ -11,12 +11,16 @@ use super::{
     History, Step, WorkerId,
     coordinator::Captioned,
     network::Way,
+    score,
     training::digest,
     worker::{Doing, Worker},
     world::World,
 };
+use runfile::GuardAction;
+
 use crate::run::{
     Phase, SessionId, Time,
+    best::EndCause,
     plan::{Ends, Place},
     record::{Checkpoint, Happening, Record, Source},
 };
@@ -63,6 +67,8 @@ pub struct Invariants {
     pub formed: u64,
     pub trained: u64,
     pub repeated: u64,
+    /// Checkpoints on record that are neither deleted nor damaged.
+    saved: BTreeMap<Place, String>,
     /// A checkpoint could not be used: the states that a stage may have to choose from are not all that were saved.
     pub damaged: bool,
 }
@@ -189,8 +195,13 @@ impl World {
         match record {
             Record::Formed { generation, start, source, .. } => self.check_formed(*generation, *start, source),
             Record::Ended { generation, .. } => assert_eq!(self.invariants.live.take(), Some(*generation)),
-            Record::Saved(saved) => self.check_saved(saved),
+            Record::Saved(saved) => {
+                self.check_saved(saved);
+                self.invariants.saved.insert(saved.place, saved.name.clone());
+            }
+            Record::Deleted(name) => self.check_deleted(name),
             Record::Damaged(name) => {
+                self.invariants.saved.retain(|_, saved| saved != name);
                 assert!(self.disk.damaged.contains(name), "{name} is as it was written");
                 self.invariants.damaged = true;
             }
@@ -209,6 +220,12 @@ impl World {
                 let ended = self.invariants.ends.insert(end.stage, end.step);
                 assert_eq!(ended, None, "a stage ends once");
                 self.invariants.given_up = Some(end);
+                if detail["cause"] != EndCause::Guard.name() {
+                    // The run goes on from here; nothing is lost.
+                    let committed = up_to(&self.invariants.committed, end).len();
+                    self.invariants.committed.truncate(committed);
+                    self.invariants.at = end.min(self.invariants.at);
+                }
             }
             Record::Event { what: Happening::Finished, .. } => {
                 self.check_finished();
@@ -282,6 +299,29 @@ impl World {
         assert_eq!(digest(committed), *parameters_sha256);
     }
 
+    /// No state is deleted that the user or the run may want: the last one of a stage, the one that a stage has ended with,
+    /// the best one of a stage that no rule can take back.
+    fn check_deleted(&mut self, name: &str) {
+        let Some(place) = self.invariants.saved.iter().find(|(_, saved)| *saved == name).map(|(place, _)| *place)
+        else {
+            return;
+        };
+        let Place { stage, step } = place;
+        let own = || self.invariants.saved.keys().filter(|other| other.stage == stage);
+        assert_ne!(own().next_back(), Some(&place), "{name} is the last of its stage");
+        assert_ne!(self.invariants.ends.get(&stage), Some(&step), "stage {stage} has ended with {name}");
+        let settings = &self.scenario.file.stages[stage as usize];
+        let can_roll_back = settings.guard.iter().any(|rule| rule.action == GuardAction::Rollback);
+        if settings.metric.is_some() && !can_roll_back && !self.invariants.ends.contains_key(&stage) {
+            let scored = own().filter(|other| self.run().scores.contains_key(other));
+            let best = scored.reduce(|best, other| {
+                if score(self.scenario.salt, *other) > score(self.scenario.salt, *best) { other } else { best }
+            });
+            assert_ne!(best, Some(&place), "{name} is the best of its stage");
+        }
+        self.invariants.saved.remove(&place);
+    }
+
     /// What is scored is a state that is committed.
     pub fn check_captions(&self, captioned: &Captioned) {
         let committed = up_to(&self.invariants.committed, captioned.place);
@@ -297,8 +337,10 @@ impl World {
     pub fn check_committed(&mut self) {
         let Some(run) = &self.coordinator.run else { return };
         let (at, generation) = (run.committed, run.last_generation);
-        // It may have died before it put on record that a generation was formed.
-        if at == self.invariants.at || generation != self.invariants.last_generation {
+        // It may have died before it put on record that a generation was formed, or that a stage has ended.
+        let unrecorded = generation != self.invariants.last_generation
+            || run.plan.has_ended(at.stage) != self.invariants.ends.contains_key(&at.stage);
+        if at == self.invariants.at || unrecorded {
             return;
         }
         assert!(at > self.invariants.at, "{at} is committed, which {} was", self.invariants.at);

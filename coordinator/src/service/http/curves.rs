@@ -14,7 +14,10 @@ use crate::{
         browse::{Distribution, NUMBERS, Recorded},
         history::History,
     },
-    run::{cuts::Cuts, plan::Place},
+    run::{
+        cuts::{Fate, Lineage, Selection},
+        plan::Place,
+    },
 };
 
 /// Buckets of a stage, and of its last steps.
@@ -215,9 +218,12 @@ pub struct Held {
 }
 
 /// What was read of the journal at once.
+#[derive(Default)]
 pub struct News {
-    /// From which generation on nothing of earlier ones beyond a place counts.
+    /// Starts of generations and ends of stages.
     pub cuts: BTreeSet<(u64, Place)>,
+    /// Stages that ended with their best state.
+    pub selections: BTreeSet<Selection>,
     /// Steps beyond those that were read before.
     pub steps: Vec<Recorded>,
 }
@@ -248,22 +254,23 @@ impl Curves {
     pub fn next(&self) -> impl FnOnce(&History) -> Result<News, Error> + use<> {
         let reached = self.reached;
         move |history| {
-            Ok(News { cuts: history.cuts()?.into_iter().collect(), steps: history.recorded(reached, CHUNK)? })
+            let (cuts, selections) = (history.cuts()?, history.selections()?);
+            Ok(News { cuts, selections, steps: history.recorded(reached, CHUNK)? })
         }
     }
 
     /// Takes in what was read; whether there may be more.
-    pub fn take(&mut self, News { cuts: known, steps }: News) -> bool {
+    pub fn take(&mut self, News { cuts: known, selections, steps }: News) -> bool {
         let cut = known.difference(&self.cuts).map(|(_, place)| *place).min();
         self.cuts = known;
         if let Some(place) = cut.filter(|place| *place < self.reached) {
             self.cut(place);
             return true;
         }
-        let mut cuts = Cuts::default();
-        self.cuts.iter().for_each(|(generation, place)| cuts.cut(*generation, *place));
+        let lineage = Lineage::new(&self.cuts, &selections);
         let more = steps.len() == CHUNK;
-        let mut steps = steps.into_iter().filter(|step| cuts.allow(step.place, step.generation)).peekable();
+        let is_shown = |step: &Recorded| lineage.fate(step.place, step.generation) != Fate::GivenUp;
+        let mut steps = steps.into_iter().filter(is_shown).peekable();
         while let Some(step) = steps.next() {
             self.reached = step.place;
             // Of several of one place the last counts.

@@ -9,7 +9,7 @@
 //! | `GET /api/stream` | the same as server-sent events, twice a second |
 //! | `GET /api/history?stage=N&span=whole` | the course of a stage: [`curves::Piece`]; `span=recent` for its last steps one by one; `era`, `width` and `from` of what is held already |
 //! | `GET /api/events` | the last that happened, the newest first: `[{at, kind, detail}]` |
-//! | `GET /api/evaluations` | evaluations of the present history: [`records::Evaluations`] |
+//! | `GET /api/evaluations` | evaluations, but for what was given up: [`records::Evaluations`] |
 //! | `GET /api/captions?before=ID&after=ID&from=0` | captions of two evaluations side by side: [`records::Captions`] |
 //! | `GET /api/image?evaluation=ID&index=N` | an image of an evaluation |
 //! | `POST /api/COMMAND` | steers the run: see [`commands`] |

@@ -13,7 +13,10 @@ use serde_json::json;
 use statistics::names::{self, Better};
 
 use super::{Desk, Problem};
-use crate::journal::browse::{Compared, EvaluationId};
+use crate::{
+    journal::browse::{Compared, EvaluationId},
+    run::cuts::Fate,
+};
 
 /// Events that are told.
 const MOST_EVENTS: usize = 100;
@@ -45,6 +48,8 @@ struct Evaluation {
     step: u64,
     at: f64,
     metrics: BTreeMap<String, f64>,
+    /// Whether it is of a state that was trained beyond the one that its stage ended with.
+    not_selected: bool,
 }
 
 /// `GET /api/evaluations`.
@@ -56,6 +61,7 @@ pub async fn evaluations(State(desk): State<Arc<Desk>>) -> Result<impl IntoRespo
         step: evaluated.id.place.step,
         at: evaluated.at,
         metrics: evaluated.metrics,
+        not_selected: evaluated.fate == Fate::NotSelected,
     };
     let better = names::EVALUATION.into_iter().filter_map(|(name, better)| match better {
         Better::Higher => Some((name, "higher")),

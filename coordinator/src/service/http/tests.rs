@@ -20,7 +20,13 @@ use crate::{
         Journal,
         browse::{Distribution, Recorded},
     },
-    run::{captions::Item, plan::Place, record::Record, record::Source, statistics::StepStatistics, testing},
+    run::{
+        captions::Item,
+        plan::Place,
+        record::{Happening, Record, Source},
+        statistics::StepStatistics,
+        testing,
+    },
     service::metrics::Metrics,
 };
 use connection::Token;
@@ -160,7 +166,7 @@ proptest! {
         let mut curves = Curves::new(1);
         let all: Vec<Recorded> = (1..).zip(&losses).map(|(step, loss)| recorded(step, *loss)).collect();
         for steps in all.chunks(at_once) {
-            curves.take(News { cuts: Default::default(), steps: steps.to_vec() });
+            curves.take(News { steps: steps.to_vec(), ..News::default() });
         }
         let piece = as_json(&curves.piece(0, Span::Whole, Held::default()));
         let width = piece["width"].as_u64().unwrap() as usize;
@@ -191,8 +197,8 @@ proptest! {
 fn whoever_holds_a_piece_is_told_what_came_after() {
     let mut curves = Curves::new(5);
     let steps = |range: std::ops::RangeInclusive<u64>| range.map(|step| recorded(step, Some(1.0))).collect();
-    curves.take(News { cuts: Default::default(), steps: steps(1..=10) });
-    curves.take(News { cuts: Default::default(), steps: steps(11..=12) });
+    curves.take(News { steps: steps(1..=10), ..News::default() });
+    curves.take(News { steps: steps(11..=12), ..News::default() });
     let held = Held { era: 5, width: 1, from: 10 };
     for span in [Span::Whole, Span::Recent] {
         let piece = as_json(&curves.piece(0, span, held));
@@ -201,7 +207,7 @@ fn whoever_holds_a_piece_is_told_what_came_after() {
         assert_eq!((&all["continues"], all["first"].as_array().unwrap().len()), (&false.into(), 12));
     }
     // Buckets have become wider meanwhile.
-    curves.take(News { cuts: Default::default(), steps: steps(13..=600) });
+    curves.take(News { steps: steps(13..=600), ..News::default() });
     let piece = as_json(&curves.piece(0, Span::Whole, held));
     assert_eq!((&piece["continues"], &piece["width"]), (&false.into(), &2.into()));
     let recent = as_json(&curves.piece(0, Span::Recent, Held::default()));
@@ -277,18 +283,18 @@ proptest! {
                 generation += 1;
                 step = (step as f64 * share) as u64;
                 cuts.insert((generation, Place { stage: 0, step }));
-                let kept = curves.take(News { cuts: cuts.clone(), steps: Vec::new() });
+                let kept = curves.take(News { cuts: cuts.clone(), ..News::default() });
                 // What was taken in of the last bucket is read again.
                 if kept {
                     let last = curves.piece(0, Span::Whole, Held::default());
                     let last = as_json(&last)["last"].as_array().unwrap().last().map_or(0, |last| last.as_u64().unwrap());
                     let steps = (last + 1..=step).map(|step| Recorded { generation: 1, ..recorded(step, Some(0.5)) });
-                    curves.take(News { cuts: cuts.clone(), steps: steps.collect() });
+                    curves.take(News { cuts: cuts.clone(), steps: steps.collect(), ..News::default() });
                 }
             }
             let loss = |step: u64| (!step.is_multiple_of(7)).then_some(step as f64);
             let steps = (step + 1..=step + more).map(|step| Recorded { generation, ..recorded(step, loss(step)) });
-            curves.take(News { cuts: cuts.clone(), steps: steps.collect() });
+            curves.take(News { cuts: cuts.clone(), steps: steps.collect(), ..News::default() });
             step += more;
             if asks {
                 client.ask(&curves, span);
@@ -299,6 +305,32 @@ proptest! {
                 prop_assert_eq!(held, all);
             }
         }
+    }
+}
+
+#[test]
+fn what_was_trained_beyond_the_selected_state_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let stages = vec![testing::stage("a", 12, 8, None, None), testing::stage("b", 12, 8, None, None)];
+    let mut journal = Journal::open(folder.path(), &testing::run_file(stages)).unwrap();
+    let mut curves = Curves::new(1);
+    let mut records = vec![formed(1, 0)];
+    records.extend((1..=6).map(|step| stepped(step, 1, 1.0)));
+    // Steps 5 and 6 are lost, and trained again.
+    records.push(formed(2, 4));
+    records.extend((5..=12).map(|step| stepped(step, 2, 2.0)));
+    journal.write(&records).unwrap();
+    read_all(&mut curves, folder.path());
+    let detail = json!({ "stage": 0, "step": 8, "generation": 2, "cause": "best_state", "reason": "x" });
+    journal.write(&[Record::Event { what: Happening::StageEnded, detail }, formed(3, 8)]).unwrap();
+    read_all(&mut curves, folder.path());
+    let mut anew = Curves::new(1);
+    read_all(&mut anew, folder.path());
+    for curves in [&curves, &anew] {
+        let piece = as_json(&curves.piece(0, Span::Whole, Held::default()));
+        assert_eq!(piece["last"], json!((1..=12).collect::<Vec<u64>>()));
+        let losses: Vec<f64> = serde_json::from_value(piece["series"]["loss"]["mean"].clone()).unwrap();
+        assert_eq!(losses, [[1.0; 4], [2.0; 4], [2.0; 4]].concat());
     }
 }
 

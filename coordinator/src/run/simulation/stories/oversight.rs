@@ -123,9 +123,11 @@ fn a_stage_goes_back_to_its_best_and_the_next_goes_on_from_there() {
     assert_eq!(world.origins()[1..], [(at(0, 5), Source::Checkpoint("0-a-00000005".into()))]);
     assert_eq!(world.committed(), world.way_to(at(1, 3)));
     assert_eq!(world.committed().len(), 5 + 3);
-    // The best was kept although one checkpoint was to be, and nothing is left of what was given up.
-    assert_eq!(world.checkpoints(), ["0-a-00000005", "1-b-00000003"]);
+    // The best was kept although one checkpoint was to be; the last of the stage is kept for the user.
+    assert_eq!(world.checkpoints(), ["0-a-00000005", "0-a-00000020", "1-b-00000003"]);
+    assert_eq!(world.run().passed_over.iter().map(|saved| saved.place).collect::<Vec<_>>(), [at(0, 20)]);
     assert_eq!(world.run().samples_committed(), 8 * 8);
+    assert_eq!(world.happened(Happening::RolledBack), 0, "nothing was lost");
 }
 
 #[test]
@@ -249,9 +251,40 @@ fn a_rollback_ends_the_stage_where_no_rule_was_broken() {
     assert_eq!(world.invariants.ends, [(1, 0)].into());
     assert_eq!(world.origins().last().unwrap().0, at(0, 4));
     assert_eq!(world.committed(), world.way_to(at(0, 4)));
-    assert_eq!(world.checkpoints(), ["0-a-00000004"]);
+    assert_eq!(world.checkpoints(), ["0-a-00000004", "1-b-00000001"], "the last of each stage is kept for the user");
     let fired = world.count(|record| matches!(record, Record::Guard { .. }));
     assert_eq!(fired, 1, "a stage that has ended is not watched any more");
+}
+
+#[test]
+fn a_rule_that_warns_or_pauses_takes_no_state_away() {
+    for action in [GuardAction::Warn, GuardAction::Pause] {
+        // Broken by every evaluation.
+        let rule = Rule { metric: "cider".into(), ..broken(action) };
+        let stage =
+            Stage { metric: Some("cider".into()), guard: vec![rule], ..testing::stage("a", 20, 8, None, Some(5)) };
+        let with = |salt| Scenario { salt, ..Scenario::quiet(testing::run_file(vec![stage.clone()])) };
+        let is_apt = |scenario: &Scenario| scenario.best_end(&stage, 0) == 20;
+        let mut world = World::with((0..).map(with).find(is_apt).unwrap());
+        world.join();
+        if action == GuardAction::Pause {
+            world.until(|world| world.status().state == "paused");
+            world.resume();
+        }
+        world.finish();
+        assert_eq!((world.invariants.ends.clone(), world.committed().len()), ([].into(), 20), "{action:?}");
+        assert_eq!(world.checkpoints().last(), Some(&"0-a-00000020"));
+    }
+}
+
+#[test]
+fn the_last_state_of_a_stage_is_kept_for_the_user_across_restarts() {
+    let mut world = with_its_best_first(None);
+    world.join();
+    world.until(|world| world.invariants.ends.contains_key(&0));
+    world.kill_coordinator(Time::from_secs(1));
+    world.finish();
+    assert_eq!(world.checkpoints()[..2], ["0-a-00000005", "0-a-00000020"]);
 }
 
 /// Where a run of one stage that ends with a rollback ends, for the first salt that `is_apt`.
@@ -292,7 +325,7 @@ fn what_a_rollback_would_need_is_kept_while_a_rule_is_about_to_fire() {
 }
 
 #[test]
-fn a_checkpoint_that_a_stages_end_overtook_is_deleted() {
+fn a_checkpoint_that_a_stages_end_overtook_is_kept_as_its_last() {
     let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("a", 4, 8, Some(1), None) };
     let mut world = World::of(testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]));
     let first = world.join();
@@ -303,9 +336,9 @@ fn a_checkpoint_that_a_stages_end_overtook_is_deleted() {
     assert!(world.invariants.ends.is_empty());
     world.mend(first, Way::Up);
     world.until(|world| !world.invariants.ends.is_empty());
-    assert_eq!((world.invariants.ends.clone(), world.disk.checkpoints.len()), ([(0, 0)].into(), 0));
+    assert_eq!((world.invariants.ends.clone(), world.disk.checkpoints.len()), ([(0, 0)].into(), 1));
     world.finish();
-    assert_eq!(world.checkpoints(), ["1-b-00000003"]);
+    assert_eq!(world.checkpoints(), ["0-a-00000001", "1-b-00000003"]);
 }
 
 #[test]

@@ -112,6 +112,8 @@ export class Chart {
       const end = values.findLastIndex(present);
       if (end >= 0) shapes.push(svg("circle", { class: `end ${tone}`, cx: x(end), cy: y(values[end]), r: 2.5 }));
     }
+    const selected = course.selected === null ? -1 : course.last.findIndex((step) => step >= course.selected);
+    if (selected >= 0) shapes.push(svg("line", { class: "selected", x1: x(selected), x2: x(selected), y1: TOP, y2: height - BOTTOM }));
     shapes.push(svg("text", { class: "tick", x: AXIS, y: height - 4 }, integer(course.first[0])));
     shapes.push(svg("text", { class: "tick", x: width - 2, y: height - 4, "text-anchor": "end" }, integer(last)));
     this.rule = svg("line", { class: "rule", y1: TOP, y2: height - BOTTOM, visibility: "hidden" });

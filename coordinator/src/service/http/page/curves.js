@@ -58,12 +58,16 @@ export class Curves {
   choose(span) {
     this.span = span;
     this.spans.forEach((button, index) => mark(button, "aria-pressed", String(SPANS[index][0] === span)));
-    this.update(this.snapshot, this.stage);
+    this.update(this.snapshot, this.stage, this.selected);
   }
 
-  /** Shows a stage as of a look at the run. One question at a time; what comes meanwhile is asked for afterwards. */
-  async update(snapshot, stage) {
-    [this.snapshot, this.stage] = [snapshot, stage];
+  /**
+   * Shows a stage as of a look at the run, with a mark at the step of the state that was selected, if one was. One question at a
+   * time; what comes meanwhile is asked for afterwards.
+   */
+  async update(snapshot, stage, selected) {
+    const moved = selected !== this.selected;
+    [this.snapshot, this.stage, this.selected] = [snapshot, stage, selected];
     if (this.busy || !snapshot) return;
     this.busy = true;
     if (this.course?.stage !== stage || this.course.span !== this.span) this.course = new Course(stage, this.span);
@@ -76,8 +80,8 @@ export class Curves {
       this.busy = false;
     }
     const wanted = course.stage === this.stage && course.span === this.span;
-    if (!wanted) this.update(this.snapshot, this.stage);
-    else if (changed) this.draw(course);
+    if (!wanted) this.update(this.snapshot, this.stage, this.selected);
+    else if (changed || moved) this.draw(course);
   }
 
   draw(course) {
@@ -85,10 +89,12 @@ export class Curves {
     byId("charts").hidden = !some;
     byId("charts-empty").hidden = some;
     const thin = course.thin(innerWidth < NARROW ? POINTS.narrow : POINTS.wide);
+    thin.selected = this.selected;
     this.charts.forEach((chart) => chart.draw(thin));
     const { name } = this.snapshot.stages[course.stage];
     const steps = Math.max(...thin.last.map((last, index) => last - thin.first[index] + 1), 1);
     const buckets = steps > 1 ? `. A point is the mean of ${integer(steps)} steps, and what is shaded around it their least and greatest` : "";
-    say(byId("charts-note"), some ? `Stage ${name}, steps ${integer(course.first[0])} to ${integer(course.last.at(-1))}${buckets}.` : "");
+    const selected = this.selected === null ? "" : ` The stage ended with its state at step ${integer(this.selected)}, marked by a line.`;
+    say(byId("charts-note"), some ? `Stage ${name}, steps ${integer(course.first[0])} to ${integer(course.last.at(-1))}${buckets}.${selected}` : "");
   }
 }

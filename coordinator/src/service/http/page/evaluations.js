@@ -27,6 +27,12 @@ export class Evaluations {
     this.draw();
   }
 
+  /** The evaluation of the state that a stage ended with although it was trained further, if so. */
+  selected(stage) {
+    const own = this.list.filter((evaluation) => evaluation.stage === stage);
+    return own.some((evaluation) => evaluation.not_selected) ? own.findLast((evaluation) => !evaluation.not_selected) ?? null : null;
+  }
+
   /** What an evaluation is called. */
   name({ stage, step }) {
     return `${this.stages[stage]?.name ?? stage} ${integer(step)}`;
@@ -82,7 +88,9 @@ export class Evaluations {
     const names = [...new Set(all.flatMap(({ metrics }) => Object.keys(metrics)))];
     names.sort((a, b) => place(a) - place(b) || a.localeCompare(b));
     const some = all.length > 0;
-    say(byId("evaluations-note"), this.list.length ? `${integer(this.list.length)} so far, from ${this.name(this.list[0])} to ${this.name(this.list.at(-1))}` : "");
+    const ends = (this.stages ?? []).map((_, stage) => this.selected(stage)).filter(Boolean);
+    const selections = ends.map((evaluation) => `; ended with ${this.name(evaluation)}, the best state`).join("");
+    say(byId("evaluations-note"), this.list.length ? `${integer(this.list.length)} so far, from ${this.name(this.list[0])} to ${this.name(this.list.at(-1))}${selections}` : "");
     if (!some) {
       byId("evaluations").replaceChildren(el("p", { class: "empty" }, "Nothing has been evaluated yet."));
       return;

@@ -12,12 +12,21 @@ const TEXTS = {
   generation: (d) => `${d.generation} with ${d.members} worker${d.members === 1 ? "" : "s"}, from stage ${d.stage} step ${d.step}: ${d.cause}`,
   checkpoint: (d) => d.name,
   joined: (d) => `rank ${d.rank} from ${d.host}${d.device ? `, ${d.device}` : ""}`,
+  rollback: (d) => moved(d),
+  adopted: (d) => moved(d),
+  stage_ended: (d) => [`stage ${d.stage} with its state at step ${d.step}: ${d.reason}`, ...(d.passed_over ?? []).map(passedOver)].join("; "),
   guard: (d) => `${words(d.metric)} is ${number(d.value)}, bound ${number(d.bound)}, at stage ${d.stage} step ${d.step}: ${d.action}`,
 };
 
 function plain(value) {
   if (typeof value === "number") return Number.isInteger(value) ? String(value) : number(value);
   return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+const moved = ({ from, to, source }) => `from stage ${from.stage} step ${from.step} to stage ${to.stage} step ${to.step}: the state of ${source}`;
+
+function passedOver({ step, score, reason }) {
+  return `step ${step}${Number.isFinite(score) ? ` (score ${number(score)})` : ""} was passed over: ${reason}`;
 }
 
 /** Who, why and where, and whatever else there is. */

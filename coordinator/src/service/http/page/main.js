@@ -40,7 +40,7 @@ function show() {
   controls.update(latest);
   weights.update(latest);
   workers.update(latest, controls.allowed);
-  curves.update(latest, stage);
+  curves.update(latest, stage, evaluations.selected(stage)?.step ?? null);
 }
 
 /** Brings a part up to date if the journal has more for it; one question at a time, and again with the next look if it fails. */
