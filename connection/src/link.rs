@@ -82,7 +82,8 @@ impl Link {
         (&self.host, self.port)
     }
 
-    /// Asks something on a connection of its own; the answer comes soon or not at all.
+    /// Asks something on a connection of its own. The answer, or the begin of a stream of answers, comes soon or not at all;
+    /// a stream breaks when the coordinator falls silent.
     ///
     /// # Errors
     /// [`Code::Unavailable`] if nobody answers, [`Code::Unauthenticated`] if a certificate is not
@@ -91,7 +92,9 @@ impl Link {
         &self,
         question: impl AsyncFnOnce(Channel) -> Result<Response<T>, Status>,
     ) -> Result<T, Status> {
-        let channel = match self.connect(&self.endpoint.clone().timeout(ANSWER)).await {
+        let endpoint = self.endpoint.clone().timeout(ANSWER);
+        let endpoint = endpoint.http2_keep_alive_interval(ANSWER).keep_alive_timeout(ANSWER);
+        let channel = match self.connect(&endpoint).await {
             Ok(channel) => channel,
             Err(status) if status.code() == Code::Unavailable => return Err(self.mismatch().await.unwrap_or(status)),
             Err(status) => return Err(status),

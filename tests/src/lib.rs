@@ -280,7 +280,13 @@ impl Process {
     }
 
     /// Whether it ended well, and the rest of its stdout.
-    pub fn finish(mut self) -> (bool, String) {
+    pub fn finish(self) -> (bool, String) {
+        let (code, rest) = self.exit();
+        (code == Some(0), rest)
+    }
+
+    /// Its exit code, none if a signal ended it, and the rest of its stdout.
+    pub fn exit(mut self) -> (Option<i32>, String) {
         let started = Instant::now();
         let status = loop {
             match self.child.try_wait().expect("a child can be waited for") {
@@ -294,7 +300,7 @@ impl Process {
         if !status.success() {
             eprintln!("{}", self.log());
         }
-        (status.success(), rest)
+        (status.code(), rest)
     }
 }
 

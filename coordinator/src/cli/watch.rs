@@ -27,8 +27,8 @@ use crate::{
     watch::{Screen, Seen, Turn, line},
 };
 
-/// Longest time between questions: a coordinator that has ended its run waits for the next one no longer than twice that.
-const MAX_INTERVAL: Duration = Duration::from_secs(10);
+/// Between attempts to reach a coordinator that is away.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How often ages on the screen are brought up to date.
 const TICK: Duration = Duration::from_secs(1);
@@ -103,19 +103,28 @@ impl Watch {
     }
 }
 
-/// Asks again and again, and hands an answer over at intervals, or when it says that the run is over; until the receiver is gone.
+/// Hands over how the run stands, at intervals and when it is over; until the receiver is gone.
 async fn ask(way: &Way, interval: Duration, answers: mpsc::Sender<Answer>) {
-    let mut next = Instant::now();
+    let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
     loop {
-        let answer = way.ask(async |mut client| client.status(v1::StatusRequest {}).await).await;
-        let is_over = answer.as_ref().is_ok_and(is_over);
-        if is_over || Instant::now() >= next {
-            next = Instant::now() + interval;
-            if answers.send(answer).await.is_err() {
-                return;
-            }
+        let problem = match way.ask(async |mut client| client.watch(v1::WatchRequest { interval_ms }).await).await {
+            Ok(mut stream) => loop {
+                match stream.message().await {
+                    Ok(Some(status)) => {
+                        if answers.send(Ok(status)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) => break "the coordinator has ended".to_owned(),
+                    Err(status) => break status.message().to_owned(),
+                }
+            },
+            Err(reason) => reason,
+        };
+        if answers.send(Err(problem)).await.is_err() {
+            return;
         }
-        time::sleep(interval.min(MAX_INTERVAL)).await;
+        time::sleep(interval.min(RETRY)).await;
     }
 }
 

@@ -112,6 +112,34 @@ fn a_report_has_what_is_in_the_journal() {
 }
 
 #[test]
+fn a_selected_state_is_marked_and_peoples_scores_are_not_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut stages = vec![testing::stage("a", 2, 4, None, None), testing::stage("b", 8, 4, None, None)];
+    stages[0].objective = Objective::Contrastive;
+    let mut journal = Journal::open(folder.path(), &testing::run_file(stages)).unwrap();
+    let mut records = vec![formed(1, 0, 0), step(0, 1, 1), step(0, 2, 1), evaluated(0, 2, 1, "people", 9.0)];
+    records.extend((1..=8).map(|n| step(1, n, 1)));
+    records.extend([evaluated(1, 2, 1, "bad", 1.0), evaluated(1, 4, 1, "good", 3.0), evaluated(1, 8, 1, "fair", 2.0)]);
+    let detail = json!({ "stage": 1, "step": 4, "generation": 1, "cause": "best_state", "reason": "it is the best",
+        "passed_over": [{ "step": 8, "score": 2.0, "reason": "its score is not better" }] });
+    records.extend([event(Happening::StageEnded, detail), event(Happening::Finished, json!({}))]);
+    journal.write(&records).unwrap();
+    let report = Report::read(&History::open(folder.path()).unwrap()).unwrap();
+    assert_eq!((report.stages[1].steps, report.stages[1].curves["loss"].step.len()), (8, 8));
+    let marks = |of: fn(&Evaluated) -> bool| report.evaluations.iter().map(of).collect::<Vec<_>>();
+    assert_eq!(marks(|evaluation| evaluation.captioner == Captioner::People), [true, false, false, false]);
+    assert_eq!(marks(|evaluation| evaluation.is_selected), [false, false, true, false]);
+    assert_eq!(marks(|evaluation| evaluation.best.contains("cider")), [false, false, true, false]);
+    let captions = report.captions.as_ref().unwrap();
+    assert_eq!((captions.before, captions.after), (Some((1, 2)), (1, 4)));
+    let page = report.page();
+    assert!(page.contains("with its state at step 4: it is the best"), "{page}");
+    assert!(page.contains("step 8 (score 2) was passed over: its score is not better"));
+    assert!(page.contains("was 1 at the first evaluation"), "the first of the model's");
+    assert!(page.contains(r#"class="selected""#));
+}
+
+#[test]
 fn what_others_wrote_is_text_on_the_page() {
     let page = report(vec![]).page();
     assert!(!page.contains("<script") && !page.contains("<dog>"), "something is not escaped");

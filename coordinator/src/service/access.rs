@@ -15,7 +15,7 @@ use tracing::info;
 
 use super::{
     door::Peer,
-    grpc::STATUS_PATH,
+    grpc::STATUS_PATHS,
     refusals::{Reason, Refusals, is_of},
 };
 
@@ -40,7 +40,7 @@ impl Tokens {
             let why = "this coordinator wants its join token: --join-token-file or DICO_JOIN_TOKEN";
             return refuse(Reason::JoinToken, Status::unauthenticated, why);
         }
-        if !is_of(path, admin_server::SERVICE_NAME) || path == STATUS_PATH {
+        if !is_of(path, admin_server::SERVICE_NAME) || STATUS_PATHS.contains(&path) {
             return Ok(());
         }
         match &self.admin {
@@ -94,6 +94,8 @@ mod tests {
 
     const JOIN: &str = "/dico.v1.Coordinator/Join";
     const SESSION: &str = "/dico.v1.Coordinator/Session";
+    const STATUS: &str = STATUS_PATHS[0];
+    const WATCH: &str = STATUS_PATHS[1];
     const CONTROL: &str = "/dico.v1.Admin/Control";
 
     fn token(text: &str) -> Option<Token> {
@@ -116,23 +118,24 @@ mod tests {
         let (no, foreign) = (Some(Reason::JoinToken), Some(Reason::AdminToken));
         let cases = [
             (&open, JOIN, there, None, None),
-            (&open, STATUS_PATH, here, None, None),
+            (&open, STATUS, here, None, None),
             (&open, CONTROL, here, None, None),
-            (&open, STATUS_PATH, there, None, None),
+            (&open, STATUS, there, None, None),
+            (&open, WATCH, there, None, None),
             (&open, CONTROL, there, Some(join), foreign),
             (&joining, JOIN, here, None, no),
             (&joining, JOIN, here, Some("another"), no),
             (&joining, JOIN, there, Some(join), None),
             (&joining, SESSION, there, None, no),
             (&joining, SESSION, there, Some(join), None),
-            (&joining, STATUS_PATH, here, None, None),
-            (&joining, STATUS_PATH, there, None, None),
-            (&joining, STATUS_PATH, there, Some(join), None),
+            (&joining, STATUS, here, None, None),
+            (&joining, STATUS, there, None, None),
+            (&joining, STATUS, there, Some(join), None),
             (&joining, CONTROL, there, Some(join), foreign),
             (&both, JOIN, here, Some(admin), no),
-            (&both, STATUS_PATH, there, None, None),
-            (&both, STATUS_PATH, there, Some(join), None),
-            (&both, STATUS_PATH, there, Some(admin), None),
+            (&both, STATUS, there, None, None),
+            (&both, STATUS, there, Some(join), None),
+            (&both, STATUS, there, Some(admin), None),
             (&both, CONTROL, here, None, foreign),
             (&both, CONTROL, here, Some(join), foreign),
             (&both, CONTROL, there, Some(admin), None),

@@ -34,8 +34,11 @@ const ATTACH_WITHIN: Duration = Duration::from_secs(30);
 /// Streams that have yet to say whose they are. A worker says so at once; the bound is for what others may make the coordinator hold.
 const MOST_UNATTACHED: usize = 1024;
 
-/// The call that asks how the run stands.
-pub const STATUS_PATH: &str = "/dico.v1.Admin/Status";
+/// The calls that ask how the run stands, and change nothing.
+pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Watch"];
+
+/// Shortest time between two answers on a stream.
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long a question about the run may wait while the coordinator waits for its disk.
 const STATUS_WITHIN: Duration = Duration::from_secs(3);
@@ -68,6 +71,17 @@ impl Grpc {
 
     fn next(&self) -> u64 {
         self.last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    async fn look(&self) -> Result<v1::StatusResponse, Status> {
+        match time::timeout(STATUS_WITHIN, self.ask(|reply| Input::Status { reply })).await {
+            Ok(Ok(status)) => Ok(status),
+            Ok(Err(gone)) => self.ended.borrow().clone().ok_or(gone),
+            Err(_) => {
+                let reason = self.readiness.borrow().clone().err().unwrap_or_else(|| "it is busy".into());
+                Err(Status::unavailable(format!("the coordinator does not answer: {reason}")))
+            }
+        }
     }
 
     async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
@@ -125,15 +139,31 @@ impl Coordinator for Grpc {
 
 #[tonic::async_trait]
 impl Admin for Grpc {
+    type WatchStream = ReceiverStream<Result<v1::StatusResponse, Status>>;
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
-        match time::timeout(STATUS_WITHIN, self.ask(|reply| Input::Status { reply })).await {
-            Ok(Ok(status)) => Ok(Response::new(status)),
-            Ok(Err(gone)) => self.ended.borrow().clone().map(Response::new).ok_or(gone),
-            Err(_) => {
-                let reason = self.readiness.borrow().clone().err().unwrap_or_else(|| "it is busy".into());
-                Err(Status::unavailable(format!("the coordinator does not answer: {reason}")))
+        self.look().await.map(Response::new)
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let interval = Duration::from_millis(request.into_inner().interval_ms.into()).max(MIN_INTERVAL);
+        let (answers, stream) = mpsc::channel(1);
+        let grpc = self.clone();
+        tokio::spawn(async move {
+            let mut ended = grpc.ended.clone();
+            loop {
+                let is_over = ended.borrow_and_update().is_some();
+                if answers.send(grpc.look().await).await.is_err() || is_over {
+                    return;
+                }
+                tokio::select! {
+                    () = time::sleep(interval) => {}
+                    Ok(()) = ended.changed() => {}
+                    () = answers.closed() => return,
+                }
             }
-        }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn control(&self, request: Request<v1::ControlRequest>) -> Result<Response<v1::ControlResponse>, Status> {

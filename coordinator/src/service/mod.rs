@@ -135,7 +135,7 @@ impl Service {
 
         let desk = Arc::new(desk);
         tokio::spawn(Arc::clone(&desk).keep(closed(closing.clone())));
-        let scrapes = Scrapes::new("/metrics");
+        let scrapes = Scrapes::new();
         let grpc_port = self.grpc.local_addr().map_or(0, |address| address.port());
         let routes = http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready], grpc_port);
         let routes = scrapes.noted(routes);
@@ -143,11 +143,10 @@ impl Service {
         let door = Door { listener: self.grpc, tls, refusals: refusals.clone() };
         let reception = Reception { tokens, refusals: refusals.clone() };
         let (ended, last_status) = watch::channel(None);
-        let looks = Scrapes::new(grpc::STATUS_PATH);
         let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), disk, last_status);
         let workers = CoordinatorServer::new(grpc.clone()).max_decoding_message_size(proto::MOST_TO_COORDINATOR);
         let routes = Routes::new(workers).add_service(AdminServer::new(grpc)).into_axum_router();
-        let routes = looks.noted(routes.layer(middleware::from_fn_with_state(reception, access::receive)));
+        let routes = routes.layer(middleware::from_fn_with_state(reception, access::receive));
         let [idle, patience] = ASKED_AFTER.map(Some);
         let grpc = Server::builder()
             .max_concurrent_streams(MOST_STREAMS)
@@ -182,7 +181,7 @@ impl Service {
         }
         watch.abort();
         if let (false, Ok(Outcome::Finished | Outcome::Failed(_))) = (self.stay, &outcome) {
-            tokio::join!(scrapes.one_more(), looks.one_more());
+            scrapes.one_more().await;
         }
         drop(over);
         // What is left are connections whose peers do not close them: they are cut.

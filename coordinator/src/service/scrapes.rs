@@ -1,5 +1,5 @@
-//! Prometheus and `coordinator watch` are told how the run ended: a coordinator that is asked for its metrics or its status
-//! at intervals waits for one more request of that kind before it ends.
+//! Prometheus is told how the run ended: a coordinator that is asked for its metrics again and again is asked once more
+//! before it ends.
 
 use std::time::Duration;
 
@@ -17,34 +17,31 @@ use tokio::{
 /// Longest time that one more scrape is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// When the last request came, and how long that was after the one before.
+/// When metrics were asked for last, and how long that was after the time before.
 type Last = Option<(Instant, Option<Duration>)>;
 
-/// Requests of one path.
+/// Scrapes of the metrics.
 #[derive(Clone)]
-pub struct Scrapes {
-    path: &'static str,
-    last: watch::Sender<Last>,
-}
+pub struct Scrapes(watch::Sender<Last>);
 
 impl Scrapes {
-    /// No request of `path` so far.
-    pub fn new(path: &'static str) -> Self {
-        Self { path, last: watch::Sender::new(None) }
+    /// None so far.
+    pub fn new() -> Self {
+        Self(watch::Sender::new(None))
     }
 
-    /// The same routes; whenever the path is answered, it is noted.
+    /// The same routes; whenever `/metrics` is answered, it is noted.
     pub fn noted(&self, routes: Router) -> Router {
         routes.layer(middleware::from_fn_with_state(self.clone(), answer))
     }
 
     fn note(&self, now: Instant) {
-        self.last.send_modify(|last| *last = Some((now, last.map(|(earlier, _)| now - earlier))));
+        self.0.send_modify(|last| *last = Some((now, last.map(|(earlier, _)| now - earlier))));
     }
 
     /// Waits for one more, twice as long as the last one took to come. Who asked once, or never, is not waited for.
     pub async fn one_more(&self) {
-        let mut scrapes = self.last.subscribe();
+        let mut scrapes = self.0.subscribe();
         let last = *scrapes.borrow_and_update();
         if let Some(longest) = last.and_then(longest_wait) {
             // Who does not come any more does not want to know.
@@ -59,9 +56,9 @@ fn longest_wait((_, interval): (Instant, Option<Duration>)) -> Option<Duration> 
 }
 
 async fn answer(State(scrapes): State<Scrapes>, request: Request, next: Next) -> Response {
-    let is_noted = request.uri().path() == scrapes.path;
+    let metrics = request.uri().path() == "/metrics";
     let response = next.run(request).await;
-    if is_noted {
+    if metrics {
         scrapes.note(Instant::now());
     }
     response
@@ -75,14 +72,14 @@ mod tests {
 
     /// Scrapes at these seconds.
     fn scraped(seconds: &[u64]) -> Scrapes {
-        let (scrapes, started) = (Scrapes::new("/metrics"), Instant::now());
+        let (scrapes, started) = (Scrapes::new(), Instant::now());
         seconds.iter().for_each(|second| scrapes.note(started + Duration::from_secs(*second)));
         scrapes
     }
 
     #[test]
     fn who_comes_at_intervals_is_waited_for_and_nobody_else() {
-        let longest = |seconds: &[u64]| scraped(seconds).last.borrow().and_then(longest_wait);
+        let longest = |seconds: &[u64]| scraped(seconds).0.borrow().and_then(longest_wait);
         assert_eq!(longest(&[]), None);
         assert_eq!(longest(&[3]), None);
         assert_eq!(longest(&[3, 8]), Some(Duration::from_secs(10)));
@@ -101,7 +98,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_come_again_is_not_waited_for_long() {
-        let scrapes = Scrapes::new("/metrics");
+        let scrapes = Scrapes::new();
         let now = Instant::now();
         scrapes.note(now);
         scrapes.note(now);
