@@ -1,5 +1,6 @@
 //! What the annotation formats have in common: JSON files, captions, and image paths that must stay in their folder.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
@@ -11,6 +12,8 @@ use crate::Error;
 
 /// Annotation files have hundreds of megabytes: read in pieces, straight into what is kept of them.
 const BUFFER: usize = 1 << 20;
+/// Keys of a file that are named where none of them is the right one.
+const MAX_NAMED_KEYS: usize = 8;
 
 /// Reads a JSON file in UTF-8, with or without a byte-order mark.
 ///
@@ -25,8 +28,22 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     }
     let mark = start.len() - without_byte_order_mark(start).len();
     reader.consume(mark);
-    serde_json::from_reader(reader)
-        .map_err(|error| if error.is_io() { failed(error.into()) } else { Error::format(path.display(), error) })
+    serde_json::from_reader(reader).map_err(|error| {
+        if error.is_io() { failed(error.into()) } else { Error::format(path.display(), explained(&error, path)) }
+    })
+}
+
+/// What is wrong with a file; where it lacks what all annotations have, also what it has instead.
+fn explained(error: &serde_json::Error, path: &Path) -> String {
+    let text = error.to_string();
+    if !text.starts_with("missing field `images`") {
+        return text;
+    }
+    let keys = File::open(path).ok().and_then(|file| serde_json::from_reader(BufReader::new(file)).ok());
+    let keys: BTreeMap<String, IgnoredAny> = keys.unwrap_or_default();
+    let named: Vec<String> = keys.keys().take(MAX_NAMED_KEYS).map(|key| format!("`{key:.40}`")).collect();
+    let more = if keys.len() > named.len() { ", ..." } else { "" };
+    if named.is_empty() { text } else { format!("{text}: its keys are {}{more}", named.join(", ")) }
 }
 
 /// `bytes` without UTF-8's byte-order mark, which some editors put at the start of a file.
@@ -104,6 +121,26 @@ mod tests {
         for mark in [b"\xff\xfe[\0", b"\xfe\xff\0["] {
             assert!(found(mark).unwrap_err().ends_with("the file is UTF-16; save it as UTF-8"));
         }
+    }
+
+    #[test]
+    fn keys_are_named_where_the_right_one_is_missing() {
+        #[derive(Debug, Deserialize)]
+        struct Annotations {
+            #[expect(dead_code, reason = "only its name counts")]
+            images: Vec<String>,
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let problem = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            read::<Annotations>(file.path()).unwrap_err().to_string()
+        };
+        assert!(problem(r#"{"photos": [], "about": {"images": 1}}"#).ends_with(": its keys are `about`, `photos`"));
+        let many: Vec<String> = (0..99).map(|key| format!(r#""{key:0100}": 0"#)).collect();
+        let many = problem(&format!("{{{}}}", many.join(",")));
+        assert!(many.ends_with("0`, ...") && many.len() < 600, "{many}");
+        assert!(problem("{}").contains("missing field `images`"));
+        assert!(!problem(r#"{"images": [1]}"#).contains("its keys"));
     }
 
     #[test]

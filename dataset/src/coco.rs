@@ -1,5 +1,4 @@
 //! COCO's caption annotations, one file a split (<https://cocodataset.org/#format-data>, section 4).
-
 //!
 //! VizWiz and nocaps use the same form. In VizWiz, captions that are marked as rejected or precanned ("quality issues are too
 //! severe ...") describe no image and are left out. In nocaps, images have a `domain`. Images for an evaluation server come
@@ -17,6 +16,7 @@ use crate::annotations::{Loose, below, read, tidy};
 use crate::{Error, ImageRef, Item, Split, Splits, names};
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `images` and `annotations`, as COCO's captions_*.json are")]
 struct Annotations {
     images: Vec<Image>,
     #[serde(default)]

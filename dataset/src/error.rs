@@ -89,5 +89,5 @@ impl Error {
 
 /// A name that is no split's.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown split `{0}`: expected one of `train`, `val`, `test`")]
+#[error("unknown split `{0}`: expected one of `train`, `val` (or `validation`, `dev`), `test`")]
 pub struct UnknownSplit(pub(crate) String);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::LARGEST_IMAGE;
 use crate::annotations::{Loose, tidy, without_byte_order_mark};
@@ -13,7 +14,7 @@ use crate::preprocess::{self, Oddities};
 use crate::store::Version;
 
 /// Of the index files; indices of other numbers are built anew.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Longest `.txt` member, in bytes.
 const LONGEST_TEXT: u64 = 1 << 20;
 /// Longest `.json` member, in bytes: as many captions as an image may have, each as long as may be.
@@ -22,8 +23,14 @@ const LONGEST_JSON: u64 = 128 << 20;
 const MAX_UNKNOWN: usize = 16;
 /// What is kept of an unknown extension, or of the path of a member that has it, in characters.
 const MAX_SHOWN: usize = 200;
-/// Stands for all extensions beyond [`MAX_UNKNOWN`].
+/// Stands for all extensions beyond [`MAX_UNKNOWN`], and for all keys beyond [`MAX_KEYS`].
 const OTHERS: &str = "...";
+/// Keys of a `.json` member that may have the captions. The first one that has some counts.
+pub const CAPTION_KEYS: [&str; 3] = ["captions", "caption", "text"];
+/// Keys of a `.json` member without captions that are kept for messages.
+const MAX_KEYS: usize = 8;
+/// What is kept of such a key, in characters.
+const MAX_KEY: usize = 40;
 
 /// A tar's samples, in the order in which their keys first appear.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +70,10 @@ pub struct Sample {
     /// The image's number in its data set, as the `.json` member says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
+    /// The keys of the `.json` member, where there are no captions: one of them may have been
+    /// meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
     /// Why the sample cannot be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -75,24 +86,6 @@ pub struct Extent {
     pub offset: u64,
     /// Bytes.
     pub length: u64,
-}
-
-/// What a `.json` member says of an image.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Json {
-    Captions(Vec<String>),
-    /// Other keys are not looked at; without `captions` the member is taken for metadata.
-    Keyed {
-        #[serde(default)]
-        captions: Option<Vec<String>>,
-        #[serde(default)]
-        image_id: Option<Loose>,
-        #[serde(default)]
-        cocoid: Option<Loose>,
-        #[serde(default)]
-        id: Option<Loose>,
-    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +163,8 @@ enum Kind<'p> {
 }
 
 fn classify(path: &str) -> Kind<'_> {
+    // `tar -C FOLDER .` puts it before every path.
+    let path = path.strip_prefix("./").unwrap_or(path);
     let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
     let (stem, extension) = name.split_once('.').unwrap_or((name, ""));
     if stem.is_empty() {
@@ -198,7 +193,52 @@ fn count(unknown: &mut BTreeMap<String, Unknown>, extension: &str, path: &str) {
 enum Content {
     Image(Extent, Oddities),
     Text(String),
-    Json { captions: Option<Vec<String>>, id: Option<u64> },
+    Json(Json),
+}
+
+/// What a `.json` member says of its image.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Json {
+    captions: Option<Vec<String>>,
+    id: Option<u64>,
+    /// The keys that there are, where none has captions.
+    keys: Vec<String>,
+}
+
+impl Json {
+    /// Reads a text, a list of texts, or an object that has one of the two under one of
+    /// [`CAPTION_KEYS`]. Other keys are not looked at; an object without captions is taken for
+    /// metadata.
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let value: Value = serde_json::from_slice(without_byte_order_mark(bytes)).map_err(|error| error.to_string())?;
+        if let Value::Object(object) = &value {
+            return Ok(Self::of_object(object));
+        }
+        let captions = texts(&value).ok_or("neither a text, nor a list of texts, nor an object")?;
+        Ok(Self { captions: Some(captions), ..Self::default() })
+    }
+
+    fn of_object(object: &Map<String, Value>) -> Self {
+        let number = |key| Loose::deserialize(object.get(key)?).ok()?.number();
+        let id = ["image_id", "cocoid", "id"].into_iter().find_map(number);
+        let mut found = CAPTION_KEYS.into_iter().filter_map(|key| texts(object.get(key)?));
+        let captions = found.find(|captions| !captions.is_empty());
+        let mut keys = Vec::new();
+        if captions.is_none() {
+            keys.extend(object.keys().take(MAX_KEYS).map(|key| key.chars().take(MAX_KEY).collect()));
+            keys.extend((object.len() > MAX_KEYS).then(|| OTHERS.to_owned()));
+        }
+        Self { captions, id, keys }
+    }
+}
+
+/// The texts that a value is, if it is one or a list of them.
+fn texts(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::String(text) => Some(vec![text.clone()]),
+        Value::Array(values) => values.iter().map(|value| value.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    }
 }
 
 /// What a member has to say; the inner error is the member's, the outer one the tar's.
@@ -220,17 +260,7 @@ fn take<R: Forward>(members: &mut Members<R>, found: &Found, role: Role) -> Resu
             let extent = Extent { offset: found.offset, length: found.length };
             preprocess::check(Cursor::new(&bytes)).map(|oddities| Content::Image(extent, oddities))
         }
-        Role::Json => {
-            serde_json::from_slice(without_byte_order_mark(&bytes)).map_err(|error| error.to_string()).map(|json| {
-                match json {
-                    Json::Captions(captions) => Content::Json { captions: Some(captions), id: None },
-                    Json::Keyed { captions, image_id, cocoid, id } => {
-                        let id = [image_id, cocoid, id].iter().flatten().find_map(Loose::number);
-                        Content::Json { captions, id }
-                    }
-                }
-            })
-        }
+        Role::Json => Json::parse(&bytes).map(Content::Json),
         Role::Text => String::from_utf8(bytes).map(Content::Text).map_err(|error| error.to_string()),
     })
 }
@@ -243,6 +273,7 @@ struct Pieces {
     text: Option<String>,
     json: Option<Vec<String>>,
     id: Option<u64>,
+    keys: Vec<String>,
     problem: Option<String>,
 }
 
@@ -251,8 +282,9 @@ impl Pieces {
         let repeated = match content {
             Content::Image(extent, oddities) => self.image.replace((extent, oddities)).map(|_| "image"),
             Content::Text(text) => self.text.replace(text).map(|_| "`.txt`"),
-            Content::Json { captions, id } => {
+            Content::Json(Json { captions, id, keys }) => {
                 self.id = self.id.or(id);
+                self.keys.extend(keys);
                 captions.and_then(|captions| self.json.replace(captions)).map(|_| "`.json`")
             }
         };
@@ -265,13 +297,15 @@ impl Pieces {
         self.problem.get_or_insert_with(|| format!("{path}: {problem}"));
     }
 
-    /// All captions of the `.json`, or else the one of the `.txt`.
+    /// The captions of the `.json`, or else the lines of the `.txt`.
     fn finish(self) -> Sample {
-        let Self { key, image, text, json, id, problem } = self;
-        let captions = tidy(json.unwrap_or_else(|| text.into_iter().collect()));
+        let Self { key, image, text, json, id, keys, problem } = self;
+        let lines = || text.iter().flat_map(|text| text.split(['\n', '\r'])).map(str::to_owned).collect();
+        let captions = tidy(json.unwrap_or_else(lines));
+        let keys = if captions.is_empty() { keys } else { Vec::new() };
         let problem = problem.or_else(|| image.is_none().then(|| "captions without an image".to_owned()));
         let (image, oddities) = image.map_or_else(Default::default, |(extent, oddities)| (Some(extent), oddities));
-        Sample { key, image, captions, oddities, id, problem }
+        Sample { key, image, captions, oddities, id, keys, problem }
     }
 }
 

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::annotations::{below, read, tidy};
-use crate::{Error, ImageRef, Item, Split, Splits, names};
+use crate::{BadImage, Error, ImageRef, Item, Split, Splits, names};
 
+/// The validation images of COCO that Karpathy leaves over, which are trained on.
+const RESTVAL: &str = "restval";
 /// Splits that are named when they are not used.
 const MAX_NAMED: usize = 5;
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `images`, as Karpathy's dataset_*.json are")]
 struct Annotations {
     images: Vec<Image>,
 }
@@ -37,10 +40,10 @@ struct Sentence {
 }
 
 /// Those of the splits of `annotations` which are `wanted`; the images lie below `images`. As is usual, `restval` belongs to
-/// training.
+/// training. Images without sentences are unusable where others of their split have some.
 ///
 /// # Errors
-/// The file cannot be read or is not in its format, or some images of a split have sentences and others have none.
+/// The file cannot be read or is not in its format.
 pub fn read_splits(annotations: &Path, images: &Path, wanted: &[Split]) -> Result<Splits, Error> {
     let format = |problem: String| Error::format(annotations.display(), problem);
     let parsed: Annotations = read(annotations)?;
@@ -50,14 +53,10 @@ pub fn read_splits(annotations: &Path, images: &Path, wanted: &[Split]) -> Resul
         let path = filepath.join(&filename);
         let file = below(images, &path)
             .ok_or_else(|| format(format!("{} leads out of the images' folder", path.display())))?;
-        let split = match split.as_str() {
-            "train" | "restval" => Split::Train,
-            "val" => Split::Validation,
-            "test" => Split::Test,
-            _ => {
-                *unused.entry(split).or_default() += 1;
-                continue;
-            }
+        let known = if split == RESTVAL { Ok(Split::Train) } else { split.parse() };
+        let Ok(split) = known else {
+            *unused.entry(split).or_default() += 1;
+            continue;
         };
         if !wanted.contains(&split) {
             continue;
@@ -70,20 +69,24 @@ pub fn read_splits(annotations: &Path, images: &Path, wanted: &[Split]) -> Resul
         splits.get_mut(split).push(item);
     }
     for split in Split::ALL {
-        let items = splits.get(split);
-        let silent = items.iter().find(|item| item.captions.is_empty());
-        if let Some(silent) = silent
-            && items.iter().any(|item| !item.captions.is_empty())
-        {
-            return Err(format(format!("{} has no sentences, others of split `{split}` have some", silent.path())));
+        let items = splits.get_mut(split);
+        if items.iter().all(|item| item.captions.is_empty()) {
+            continue;
         }
+        let silent: Vec<Item> = items.extract_if(.., |item| item.captions.is_empty()).collect();
+        let bad = silent.iter().map(|item| BadImage {
+            split,
+            place: item.file().map_or_else(String::new, |file| file.display().to_string()),
+            problem: format!("no sentences, others of split `{split}` have some"),
+        });
+        splits.unusable.extend(bad);
     }
     if !unused.is_empty() {
         let named = unused.iter().take(MAX_NAMED).map(|(split, images)| format!("{images} images of split `{split}`"));
         let (named, others) = (named.collect::<Vec<_>>().join(", "), unused.len().saturating_sub(MAX_NAMED));
         let others = if others > 0 { format!(" and {others} other splits") } else { String::new() };
         splits.notes.push(format!(
-            "{}: not used: {named}{others}; known are `train`, `restval`, `val` and `test`",
+            "{}: not used: {named}{others}; known are `train`, `{RESTVAL}`, `val` (or `validation`, `dev`) and `test`",
             annotations.display()
         ));
     }
@@ -175,14 +178,38 @@ mod tests {
     }
 
     #[test]
-    fn an_image_without_sentences_is_named() {
+    fn all_images_without_sentences_are_named() {
         for sentences in ["", r#"{"raw": " "}"#] {
-            let text = format!(
-                r#"{{"images": [{{"filename": "b.jpg", "split": "val", "sentences": [{{"raw": "b"}}]}},
-                           {{"filename": "a.jpg", "split": "val", "sentences": [{sentences}]}}]}}"#
-            );
-            assert!(read_text(&text).unwrap_err().to_string().contains("a.jpg has no sentences"));
+            let silent =
+                |name: &str| format!(r#"{{"filename": "{name}", "split": "val", "sentences": [{sentences}]}}"#);
+            let good = r#"{"filename": "b.jpg", "split": "val", "sentences": [{"raw": "b"}]}"#;
+            let text = format!(r#"{{"images": [{}, {good}, {}]}}"#, silent("a.jpg"), silent("c.jpg"));
+            let splits = read_text(&text).unwrap();
+            let unusable: Vec<String> = splits.unusable.iter().map(ToString::to_string).collect();
+            let problem = "no sentences, others of split `val` have some";
+            assert_eq!(unusable, ["a", "c"].map(|name| format!("/images/{name}.jpg: {problem}")));
+            assert_eq!((splits.validation.len(), splits.validation[0].name.as_str()), (1, "b.jpg"));
         }
+    }
+
+    #[test]
+    fn splits_have_several_names() {
+        let names = ["train", "Training", "restval", "val", "valid", "validation", "dev", "test", "Test", "unknown"];
+        let image = |split: &&str| {
+            format!(r#"{{"filename": "{split}.jpg", "split": "{split}", "sentences": [{{"raw": "a"}}]}}"#)
+        };
+        let images: Vec<String> = names.iter().map(image).collect();
+        let splits = read_text(&format!(r#"{{"images": [{}]}}"#, images.join(","))).unwrap();
+        assert_eq!((splits.train.len(), splits.validation.len(), splits.test.len()), (3, 4, 2));
+        assert!(splits.notes[0].contains("1 images of split `unknown`; known are `train`"), "{:?}", splits.notes);
+    }
+
+    #[test]
+    fn other_forms_are_named_by_what_they_have() {
+        let problem = |text: &str| read_text(text).unwrap_err().to_string();
+        let list = problem("[]");
+        assert!(list.contains("expected an object with `images`, as Karpathy's dataset_*.json are"), "{list}");
+        assert!(problem(r#"{"photos": [], "captions": []}"#).ends_with("its keys are `captions`, `photos`"));
     }
 
     #[test]

@@ -13,6 +13,8 @@ mod karpathy;
 pub mod limits;
 mod members;
 mod names;
+mod needs;
+mod overlap;
 mod positives;
 pub mod preprocess;
 mod shards;
@@ -72,16 +74,13 @@ impl Display for Split {
     }
 }
 
+/// From any of the names that [`statistics::names::split`] knows.
 impl FromStr for Split {
     type Err = UnknownSplit;
 
     fn from_str(name: &str) -> Result<Self, UnknownSplit> {
-        match name {
-            "train" => Ok(Self::Train),
-            "val" | "validation" => Ok(Self::Validation),
-            "test" => Ok(Self::Test),
-            _ => Err(UnknownSplit(name.to_owned())),
-        }
+        let known = Self::ALL.into_iter().find(|split| statistics::names::split(name) == Some(split.name()));
+        known.ok_or_else(|| UnknownSplit(name.to_owned()))
     }
 }
 
@@ -93,7 +92,7 @@ pub struct Item {
     pub name: String,
     /// The image's number in its data set (COCO's, where it is known). All images of a split have one of their own, or none has.
     pub id: Option<u64>,
-    /// Human captions. At least one in the splits that a run trains and evaluates on; none in splits for evaluation servers.
+    /// Human captions. All images of a split have at least one, or none of them has any.
     pub captions: Vec<String>,
     /// Which of nocaps' domains the image belongs to; see [`statistics::names::DOMAINS`].
     pub domain: Option<&'static str>,
@@ -161,6 +160,8 @@ struct Splits {
     train: Vec<Item>,
     validation: Vec<Item>,
     test: Vec<Item>,
+    /// Images whose annotations are of no use.
+    unusable: Vec<BadImage>,
     /// What was left out or not understood, a line each.
     notes: Vec<String>,
 }
@@ -216,7 +217,17 @@ impl DataSet {
     pub fn load(settings: &runfile::Data) -> Result<Self, Error> {
         let data = Self::survey(settings)?;
         data.report(settings)?;
-        data.complete(settings)?;
+        data.trainable(settings)?;
+        Ok(data)
+    }
+
+    /// Like [`load`](Self::load), for a run that is to train on the data.
+    ///
+    /// # Errors
+    /// Like `load`, or a split is without captions that the run needs.
+    pub fn load_for(run: &runfile::RunFile) -> Result<Self, Error> {
+        let data = Self::load(&run.data)?;
+        data.captioned(run)?;
         Ok(data)
     }
 
@@ -237,8 +248,16 @@ impl DataSet {
     /// # Errors
     /// Annotations cannot be read or are not in their format.
     pub fn survey(settings: &runfile::Data) -> Result<Self, Error> {
-        let mut data = Self::read_splits(settings, &Split::ALL, Look::Images)?;
-        if let Some(positives) = &settings.positives {
+        Self::survey_splits(settings, &Split::ALL)
+    }
+
+    /// Like [`survey`](Self::survey), of some splits alone; the others are empty.
+    ///
+    /// # Errors
+    /// Like `survey`.
+    pub fn survey_splits(settings: &runfile::Data, wanted: &[Split]) -> Result<Self, Error> {
+        let mut data = Self::read_splits(settings, wanted, Look::Images)?;
+        if let Some(positives) = settings.positives.as_ref().filter(|_| wanted.contains(&Split::Train)) {
             data.find_positives(positives)?;
         }
         Ok(data)
@@ -270,10 +289,11 @@ impl DataSet {
     }
 
     fn of_files(mut splits: Splits, looks: bool) -> Self {
+        let left_out = std::mem::take(&mut splits.unusable);
         if !looks {
-            return Self { splits, ..Self::default() };
+            return Self { splits, left_out, ..Self::default() };
         }
-        let mut data = Self::default();
+        let mut data = Self { left_out, ..Self::default() };
         data.splits.notes = std::mem::take(&mut splits.notes);
         for split in Split::ALL {
             let items = std::mem::take(splits.get_mut(split));
@@ -340,24 +360,42 @@ impl DataSet {
         Ok(())
     }
 
-    /// Checks that there is something to train on and something to evaluate on, with captions.
+    /// Checks that there is something to train on and something to evaluate on, with captions where
+    /// `run` needs them.
     ///
     /// # Errors
     /// There is not.
-    pub fn complete(&self, settings: &runfile::Data) -> Result<(), Error> {
-        for (split, why) in [
-            (Split::Train, "training needs captions"),
-            (
-                Split::Validation,
-                "evaluations during training score against captions; `worker evaluate` takes such a split",
-            ),
-        ] {
-            self.not_empty(split, settings)?;
-            if self.split(split).iter().all(|item| item.captions.is_empty()) {
-                return Err(Error::format(source(settings, split), format!("split `{split}` has no captions: {why}")));
-            }
+    pub fn complete(&self, run: &runfile::RunFile) -> Result<(), Error> {
+        self.trainable(&run.data)?;
+        self.captioned(run)
+    }
+
+    fn trainable(&self, settings: &runfile::Data) -> Result<(), Error> {
+        [Split::Train, Split::Validation].into_iter().try_for_each(|split| self.not_empty(split, settings))
+    }
+
+    fn captioned(&self, run: &runfile::RunFile) -> Result<(), Error> {
+        match Split::ALL.into_iter().find_map(|split| self.missing_captions(run, split)) {
+            Some(problem) => Err(problem),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Why `run` cannot go on without captions of a split that has none, if it is so.
+    #[must_use]
+    pub fn missing_captions(&self, run: &runfile::RunFile, split: Split) -> Option<Error> {
+        if !self.lacks_captions(split) {
+            return None;
+        }
+        let reason = needs::reason(run, split)?;
+        Some(Error::format(source(&run.data, split), format!("split `{split}` has no captions: {reason}")))
+    }
+
+    /// Whether a split has images and none of them has captions.
+    #[must_use]
+    pub fn lacks_captions(&self, split: Split) -> bool {
+        let items = self.split(split);
+        !items.is_empty() && items.iter().all(|item| item.captions.is_empty())
     }
 
     fn not_empty(&self, split: Split, settings: &runfile::Data) -> Result<(), Error> {

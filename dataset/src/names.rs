@@ -121,8 +121,10 @@ fn file_name(path: &str) -> &str {
 }
 
 impl Item {
-    /// Its path below the folder of images, or the key in its tar.
-    pub(crate) fn path(&self) -> &str {
+    /// Its path below the folder of images, or the key in its tar. Images of several tars may share
+    /// it.
+    #[must_use]
+    pub fn path(&self) -> &str {
         self.path.as_deref().unwrap_or(&self.name)
     }
 

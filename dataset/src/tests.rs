@@ -126,7 +126,7 @@ fn images_of_one_file_name_are_found_by_their_paths() {
 }
 
 #[test]
-fn only_splits_that_are_neither_trained_nor_validated_on_may_be_without_captions() {
+fn a_split_may_be_without_captions_where_the_run_needs_none() {
     let folder = tempfile::tempdir().unwrap();
     RgbImage::new(2, 2).save(folder.path().join("a.png")).unwrap();
     let split = |name: &str, annotations: &str| {
@@ -136,25 +136,68 @@ fn only_splits_that_are_neither_trained_nor_validated_on_may_be_without_captions
     };
     let good = split("good.json", r#", "annotations": [{"image_id": 1, "caption": "A"}]"#);
     let silent = split("silent.json", "");
-    let load = |train: &CocoSplit, validation: &CocoSplit| {
+    let load = |train: &CocoSplit, validation: &CocoSplit, objective: &str| {
         let coco = Coco { train: train.clone(), validation: validation.clone(), test: Some(silent.clone()) };
-        let settings = Data { coco: Some(coco), ..Data::default() };
-        let test = DataSet::load_split(&settings, Split::Test).unwrap();
+        let mut run = run(objective);
+        run.data = Data { coco: Some(coco), ..Data::default() };
+        let test = DataSet::load_split(&run.data, Split::Test).unwrap();
         assert_eq!(Split::ALL.map(|split| test.split(split).len()), [0, 0, 1]);
-        DataSet::load(&settings).map_err(|error| error.to_string())
+        let loaded = DataSet::load_for(&run).map_err(|error| error.to_string());
+        let complete = DataSet::survey(&run.data).unwrap().complete(&run).map_err(|error| error.to_string());
+        assert_eq!(loaded.as_ref().err(), complete.as_ref().err());
+        loaded
     };
-    assert_eq!(load(&good, &good).unwrap().split(Split::Test)[0].captions, [""; 0]);
-    let error = load(&silent, &good).unwrap_err();
-    assert!(error.ends_with("silent.json: split `train` has no captions: training needs captions"), "{error}");
-    let error = load(&good, &silent).unwrap_err();
-    assert!(error.contains("silent.json: split `val` has no captions: evaluations during training"), "{error}");
+    let set = load(&good, &good, "cross_entropy").unwrap();
+    assert_eq!(Split::ALL.map(|split| set.lacks_captions(split)), [false, false, true]);
+    let set = load(&silent, &silent, "dico").unwrap();
+    assert_eq!((set.split(Split::Train).len(), set.train_captions()), (1, 0));
+    load(&good, &silent, "cross_entropy").unwrap();
+    let error = load(&silent, &good, "cross_entropy").unwrap_err();
+    let expected = "silent.json: split `train` has no captions: stage `only` (cross_entropy) trains on them";
+    assert!(error.ends_with(expected), "{error}");
+    let error = load(&good, &silent, "dico, metric: ref_pac_s").unwrap_err();
+    assert!(error.contains("silent.json: split `val` has no captions: stage `only` watches `ref_pac_s`"), "{error}");
+}
+
+/// A run of one stage.
+fn run(objective: &str) -> runfile::RunFile {
+    let text = format!(
+        "name: test\noutput: /nowhere\nworkers: {{ min: 1, max: 1 }}\n\
+         data: {{ karpathy: {{ annotations: a.json, images: a }} }}\ncaptioner: {{ weights: a }}\n\
+         evaluator: {{ weights: a }}\nstages:\n  \
+         - {{ name: only, steps: 1, batch: 1, optimizer: {{ learning_rate: 1.0 }}, objective: {objective} }}\n"
+    );
+    runfile::RunFile::parse(Path::new("run.yaml"), &text).unwrap()
+}
+
+#[test]
+fn all_images_without_captions_are_found_beside_those_that_are_missing() {
+    let (folder, settings) = karpathy(&[
+        ("train", "a.png", true),
+        ("train", "b.png", true),
+        ("train", "c.png", true),
+        ("train", "gone.png", false),
+        ("val", "v.png", true),
+    ]);
+    let annotations = folder.path().join("dataset.json");
+    let mut text = std::fs::read_to_string(&annotations).unwrap();
+    for name in ["b.png", "c.png"] {
+        text = text.replace(&format!(r#"[{{"raw": "of {name}"}}, {{"raw": "a"}}]"#), "[]");
+    }
+    std::fs::write(&annotations, text).unwrap();
+    let set = DataSet::survey(&settings).unwrap();
+    let bad: Vec<&str> = set.left_out().iter().map(|bad| bad.place.rsplit('/').next().unwrap()).collect();
+    assert_eq!((bad, set.split(Split::Train).len()), (vec!["b.png", "c.png", "gone.png"], 1));
+    let error = DataSet::load(&settings).unwrap_err().to_string();
+    assert!(error.contains("b.png: no sentences, others of split `train` have some, and 2 more images"), "{error}");
+    assert_eq!(DataSet::load(&Data { skip_corrupt: true, ..settings }).unwrap().split(Split::Train).len(), 1);
 }
 
 #[test]
 fn a_split_that_is_empty_because_nothing_was_understood_says_so() {
-    let (folder, settings) = karpathy(&[("train", "a.png", true), ("validation", "b.png", true)]);
+    let (folder, settings) = karpathy(&[("train", "a.png", true), ("evaluation", "b.png", true)]);
     let error = DataSet::load(&settings).unwrap_err().to_string();
-    assert!(error.contains("no usable image in split `val`; ") && error.contains("split `validation`"), "{error}");
+    assert!(error.contains("no usable image in split `val`; ") && error.contains("split `evaluation`"), "{error}");
     drop(folder);
 }
 
@@ -270,9 +313,12 @@ fn splits_are_named_as_in_annotations() {
     for split in Split::ALL {
         assert_eq!(split.to_string().parse(), Ok(split));
     }
-    assert_eq!("validation".parse(), Ok(Split::Validation));
+    for name in ["val", "valid", "validation", "dev", "Val", "DEV"] {
+        assert_eq!(name.parse(), Ok(Split::Validation));
+    }
+    assert_eq!(("training".parse(), "testing".parse()), (Ok(Split::Train), Ok(Split::Test)));
     assert_eq!(
-        "dev".parse::<Split>().unwrap_err().to_string(),
-        "unknown split `dev`: expected one of `train`, `val`, `test`"
+        "rest".parse::<Split>().unwrap_err().to_string(),
+        "unknown split `rest`: expected one of `train`, `val` (or `validation`, `dev`), `test`"
     );
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use runfile::WebDataset;
 use storage::Access;
 
-use crate::index::{Sample, Unknown};
+use crate::index::{CAPTION_KEYS, Sample, Unknown};
 use crate::names::coco_id;
 use crate::shards::Shards;
 use crate::store::Stores;
@@ -49,7 +49,13 @@ pub fn load(settings: &WebDataset, wanted: &[Split], access: Access) -> Result<D
         let of_split: Vec<_> = of_split.map(|((_, extension), unknown)| (extension.as_str(), unknown)).collect();
         data.splits.notes.extend(not_read(split, &of_split));
     }
-    let silent = Split::ALL.map(|split| split != Split::Train && without_captions(split, &found));
+    let silent = Split::ALL.map(|split| without_captions(split, &found));
+    for split in Split::ALL.into_iter().filter(|split| silent[*split as usize]) {
+        let samples = || found.iter().filter(|(of, ..)| *of == split).flat_map(|(.., samples)| samples);
+        let keyed = samples().find(|sample| !sample.keys.is_empty());
+        let note = keyed.map(|sample| format!("split `{split}`: {}: {}", sample.key, no_captions(&sample.keys)));
+        data.splits.notes.extend(note);
+    }
     for (split, shard, samples) in found {
         for sample in samples {
             let (place, oddities) = (format!("{} in {}", sample.key, tars[shard]), sample.oddities);
@@ -100,17 +106,31 @@ fn not_read(split: Split, unknown: &[(&str, &Unknown)]) -> Option<String> {
 
 /// The image of a sample, or why there is none. `silent`: captions are not expected.
 fn item(shard: usize, sample: Sample, silent: bool) -> Result<Item, String> {
-    let Sample { key, image, captions, id, problem, .. } = sample;
+    let Sample { key, image, captions, id, keys, problem, .. } = sample;
     match (image, problem) {
         (_, Some(problem)) => Err(problem),
         (None, None) => Err("captions without an image".to_owned()),
-        (Some(_), None) if captions.is_empty() && !silent => Err("an image without captions".to_owned()),
+        (Some(_), None) if captions.is_empty() && !silent => Err(no_captions(&keys)),
         (Some(extent), None) => {
             let id = id.or_else(|| coco_id(&key));
             let item = Item::new(&key, captions, ImageRef::Member(Shards::member(shard, extent)));
             Ok(Item { id, ..item })
         }
     }
+}
+
+/// What is wrong with an image without captions whose `.json`, if there is one, has these keys.
+fn no_captions(keys: &[String]) -> String {
+    if keys.is_empty() {
+        return "an image without captions".to_owned();
+    }
+    let quoted = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+    let found: Vec<&str> = keys.iter().map(String::as_str).collect();
+    format!(
+        "an image without captions: its .json has the keys {}, and none of {} is a text or a list of texts",
+        quoted(&found),
+        quoted(&CAPTION_KEYS)
+    )
 }
 
 #[cfg(test)]

@@ -74,3 +74,15 @@ pub const EVALUATION: [(&str, Better); 28] = [
 
 /// nocaps' domains, as its annotations name them: how near an image's objects are to those of COCO.
 pub const DOMAINS: [&str; 3] = ["in-domain", "near-domain", "out-domain"];
+
+/// The split of a data set that `name` stands for: `train`, `val` or `test`. Data sets have several
+/// names for the same; case does not matter.
+#[must_use]
+pub fn split(name: &str) -> Option<&'static str> {
+    match name.to_ascii_lowercase().as_str() {
+        "train" | "training" => Some("train"),
+        "val" | "valid" | "validation" | "dev" => Some("val"),
+        "test" | "testing" => Some("test"),
+        _ => None,
+    }
+}

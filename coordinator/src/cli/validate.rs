@@ -91,7 +91,7 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
     storage::check_writable(&file.checkpoint_place(), &storage::Access::environment()).context("checkpoints")?;
     // One of the corpus has all tokens of the captions.
     let mut vocabulary = Vocabulary::full();
-    data.complete(&file.data).context("data")?;
+    data.complete(file).context("data")?;
     let mut opened = Vec::new();
     let mut found: Vec<String> = data.notes().iter().map(|note| format!("data: {note}")).collect();
     let evaluator =

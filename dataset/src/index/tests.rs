@@ -73,6 +73,14 @@ fn a_byte_order_mark_is_no_part_of_a_caption() {
 }
 
 #[test]
+fn the_folder_that_was_packed_is_no_part_of_keys() {
+    let image = png(3);
+    let samples = build(&[("./a.png", &image), ("./a.txt", b"x"), ("./b/c.png", &image), ("b/c.txt", b"y")]);
+    let found: Vec<_> = samples.iter().map(|sample| (sample.key.as_str(), sample.captions.join("|"))).collect();
+    assert_eq!(found, [("a", "x".into()), ("b/c", "y".into())]);
+}
+
+#[test]
 fn hidden_files_are_passed_over() {
     assert_eq!(build(&[("._a.jpg", b"x"), (".DS_Store", b"x"), ("folder/.b.txt", b"x"), ("noextension", b"x")]), []);
 }
@@ -112,6 +120,54 @@ fn numbers_of_images_are_found_in_json() {
     ] {
         assert_eq!(id(json), expected, "{json}");
     }
+}
+
+#[test]
+fn each_line_of_a_text_is_a_caption() {
+    let image = png(3);
+    let captions = |text: &str| build(&[("a.png", &image), ("a.txt", text.as_bytes())])[0].captions.join("|");
+    assert_eq!(captions("A cat.\n"), "A cat.");
+    assert_eq!(captions("A cat.\r\n\r\n  One cat \nThe cat"), "A cat.|One cat|The cat");
+    assert_eq!(captions(" \n\n"), "");
+}
+
+#[test]
+fn captions_in_json_have_several_forms() {
+    let image = png(3);
+    let sample = |json: &str| {
+        let mut samples = build(&[("a.png", &image), ("a.txt", b"of the text"), ("a.json", json.as_bytes())]);
+        samples.remove(0)
+    };
+    for (json, expected) in [
+        (r#"["x", "y"]"#, "x|y"),
+        (r#""x""#, "x"),
+        (r#"{"captions": ["x", " ", "y"]}"#, "x|y"),
+        (r#"{"captions": "x", "caption": "y", "text": "z"}"#, "x"),
+        (r#"{"caption": "x", "url": "u"}"#, "x"),
+        (r#"{"caption": ["x", "y"]}"#, "x|y"),
+        (r#"{"captions": null, "text": "x"}"#, "x"),
+        (r#"{"captions": [], "text": ["x"]}"#, "x"),
+        (r#"{"captions": {"en": "x"}, "text": 7}"#, "of the text"),
+        (r#"{"width": 7}"#, "of the text"),
+    ] {
+        let Sample { captions, keys, problem, .. } = sample(json);
+        assert_eq!((captions.join("|").as_str(), keys.len(), problem), (expected, 0, None), "{json}");
+    }
+    let problem = |json: &str| sample(json).problem.unwrap_or_default();
+    for json in ["7", "[1]", r#"["x", 7]"#, r#"[["x"]]"#] {
+        assert_eq!(problem(json), "a.json: neither a text, nor a list of texts, nor an object", "{json}");
+    }
+}
+
+#[test]
+fn the_keys_of_a_json_without_captions_are_kept() {
+    let image = png(3);
+    let keys = |json: &str| build(&[("a.png", &image), ("a.json", json.as_bytes())])[0].keys.join(" ");
+    assert_eq!(keys(r#"{"title": "x", "id": 3}"#), "id title");
+    assert_eq!(keys(r#"{"captions": [1]}"#), "captions");
+    let many: Vec<String> = (0..20).map(|key| format!(r#""{}{key:02}": 1"#, "k".repeat(100))).collect();
+    let many = keys(&format!("{{{}}}", many.join(",")));
+    assert!(many.len() < 400 && many.ends_with(" ..."), "{many}");
 }
 
 #[test]
@@ -216,7 +272,7 @@ fn an_index_of_another_version_is_none() {
     for version in [Version::of(other, "new tag"), Version::of(other + 512, "tag")] {
         assert_eq!(Index::parse(&json, &version), Ok(None));
     }
-    let later = String::from_utf8(json).unwrap().replace("\"format\":2", "\"format\":3");
+    let later = String::from_utf8(json).unwrap().replace("\"format\":3", "\"format\":4");
     assert_eq!(Index::parse(later.as_bytes(), &version(&tar)), Ok(None));
     for text in ["", "{", "[]", &"[".repeat(1_000_000)] {
         assert_eq!(Index::parse(text.as_bytes(), &version(&tar)), Ok(None));
@@ -227,7 +283,7 @@ fn an_index_of_another_version_is_none() {
 fn an_index_that_lies_is_refused() {
     let version = Version::of(10_000, "tag");
     let parse = |sample: &str| {
-        let text = format!(r#"{{"format": 2, "size": 10000, "tag": "tag", "samples": [{sample}]}}"#);
+        let text = format!(r#"{{"format": 3, "size": 10000, "tag": "tag", "samples": [{sample}]}}"#);
         Index::parse(text.as_bytes(), &version)
     };
     assert!(parse(r#"{"key": "a", "image": {"offset": 512, "length": 9488}, "captions": ["a"]}"#).unwrap().is_some());
@@ -241,14 +297,14 @@ fn an_index_that_lies_is_refused() {
 
 #[test]
 fn an_index_of_an_absurdly_large_image_is_refused() {
-    let text = r#"{"format": 2, "size": 9000000000, "tag": "tag",
+    let text = r#"{"format": 3, "size": 9000000000, "tag": "tag",
                    "samples": [{"key": "a", "image": {"offset": 512, "length": 8000000000}, "captions": ["a"]}]}"#;
     assert!(Index::parse(text.as_bytes(), &Version::of(9_000_000_000, "tag")).is_err());
 }
 
 proptest! {
     #[test]
-    fn keys_end_at_the_first_dot_of_the_name(folder in "([a-z.]{1,5}/){0,3}", stem in "[a-zé_-]{1,6}", middle in "(\\.[a-z]{1,3})?") {
+    fn keys_end_at_the_first_dot_of_the_name(folder in "([a-z][a-z.]{0,4}/){0,3}", stem in "[a-zé_-]{1,6}", middle in "(\\.[a-z]{1,3})?") {
         let path = format!("{folder}{stem}{middle}.jpg");
         let (key, extension) = (format!("{folder}{stem}"), format!("{}.jpg", middle.trim_start_matches('.')));
         let expected = match &*middle {

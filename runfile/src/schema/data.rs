@@ -44,14 +44,16 @@ pub struct Karpathy {
     pub images: PathBuf,
 }
 
-/// COCO's own caption annotations, and those of VizWiz and nocaps, which have the same form. Captions that VizWiz marks as
-/// rejected or precanned are left out. The test split may be without captions, or its file without `annotations`.
+/// COCO's own caption annotations, and those of VizWiz and nocaps, which have the same form.
+/// Captions that VizWiz marks as rejected or precanned are left out. A split may be without
+/// captions, or its file without `annotations`, where the run does not need them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Coco {
     /// Trained on.
     pub train: CocoSplit,
-    /// Evaluated on.
+    /// Evaluated on. `val` and `dev` are other names of this key.
+    #[serde(alias = "val", alias = "dev")]
     pub validation: CocoSplit,
     /// Never used in training.
     #[serde(default)]
@@ -68,16 +70,19 @@ pub struct CocoSplit {
     pub images: PathBuf,
 }
 
-/// Tars with a `key.jpg` and a `key.txt` (one caption) or `key.json` (all captions) for each image. The key ends at the first
-/// dot of the file name; members with other extensions are counted, not read. `image_id`, `cocoid` or `id` in the JSON is the image's
-/// id in result files; without it, a key as in COCO (`COCO_val2014_000000379613`) has one. Each split is a path or an
-/// `s3://` URL with brace patterns, such as `s3://data/coco-{000..113}.tar`.
+/// Tars with a `key.jpg` and a `key.txt` (one caption a line) or `key.json` (`captions`, `caption`
+/// or `text`, or a list) for each image. The key ends at the first dot of the file name; members
+/// with other extensions are counted, not read. `image_id`, `cocoid` or `id` in the JSON is the
+/// image's id in result files; without it, a key as in COCO (`COCO_val2014_000000379613`) has one.
+/// Each split is a path or an `s3://` URL with brace patterns, such as
+/// `s3://data/coco-{000..113}.tar`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebDataset {
     /// Trained on.
     pub train: String,
-    /// Evaluated on.
+    /// Evaluated on. `val` and `dev` are other names of this key.
+    #[serde(alias = "val", alias = "dev")]
     pub validation: String,
     /// Never used in training.
     #[serde(default)]

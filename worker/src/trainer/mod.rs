@@ -165,7 +165,7 @@ impl Trainer {
         progress: Progress,
         reports: Reports,
     ) -> Result<Self, String> {
-        let data = Arc::new(DataSet::load(&run.data).map_err(|error| error.to_string())?);
+        let data = Arc::new(DataSet::load_for(&run).map_err(|error| error.to_string())?);
         let scenes =
             run.data.scenes.as_deref().map(world::Scenes::load).transpose().map_err(|error| error.to_string())?;
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);

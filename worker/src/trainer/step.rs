@@ -159,7 +159,8 @@ impl Trainer {
             Objective::Contrastive | Objective::Scst | Objective::Dico => indices
                 .map(|index| {
                     let (epoch, image) = permutation::sample(images.len() as u64, index, key);
-                    let captions = images[image as usize].captions.len() as u64;
+                    // Images without captions are no trouble where only candidates are scored.
+                    let captions = images[image as usize].captions.len().max(1) as u64;
                     let caption = (epoch + seeds::combine(key, &[image])) % captions;
                     Sample { image: image as usize, caption: caption as usize }
                 })
