@@ -16,9 +16,13 @@
 //!
 //! Files are UTF-8, with or without a byte-order mark. The path `-` is standard input.
 //!
+//! Both sides may name an image by its id, its path or its file name, each in its own way: the
+//! first way that all candidates can be matched in is taken.
+//!
 //! Scored are the images that have a candidate, as in COCO's own evaluation of results; references of other images are
 //! left out, from CIDEr's document frequencies, too.
 
+mod matching;
 mod references;
 
 use std::collections::{HashMap, HashSet};
@@ -29,6 +33,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use self::matching::{Matched, matched};
+pub use self::references::ReferenceImage;
 use self::references::{Image, Mark, References};
 use crate::{Error, Item, Metrics, Report};
 
@@ -43,13 +49,14 @@ pub struct Captions {
     pub domains: Vec<Option<&'static str>>,
     /// How many images have references but no candidate.
     pub left_out: usize,
-    /// What of the references was not used, one line each.
+    /// What to know of how the two go together, one line each.
     pub notes: Vec<String>,
 }
 
 impl Captions {
-    /// Reads both files; one of them may be [`STDIN`]. `split` says which split of Karpathy's JSON has the references: `train`,
-    /// `val`, or, by default, `test`.
+    /// Reads both files; one of them may be [`STDIN`]. `split` says which split of Karpathy's JSON
+    /// has the references, under any of the names that [`statistics::names::split`] knows; by
+    /// default `test`.
     ///
     /// # Errors
     /// A file cannot be read, is not JSON in one of the forms, or has no captions; an image has no or several candidates
@@ -62,21 +69,32 @@ impl Captions {
                 "can be read only once; name a file for the references or for the candidates",
             ));
         }
-        let reference_groups = References::new(document(references)?, split);
-        let reference_groups = reference_groups.map_err(|problem| Error::format(name(references), problem))?;
-        let mut candidate_groups = HashMap::new();
-        for (id, captions) in read(candidates)? {
-            let number = captions.len();
-            let [candidate] = <[String; 1]>::try_from(captions).map_err(|_| {
-                Error::format(name(candidates), format!("image {id:?} has {number} candidates; give it exactly one"))
-            })?;
-            candidate_groups.insert(id, candidate);
+        let found = References::new(document(references)?, split);
+        let found = found.map_err(|problem| Error::format(name(references), problem))?;
+        Self::pair(name(references), found, read_candidates(candidates)?)
+    }
+
+    /// Compares a file of candidates, or [`STDIN`], with references that were read elsewhere;
+    /// messages name `source` for these.
+    ///
+    /// # Errors
+    /// As of [`read`](Self::read), or there are no images.
+    pub fn compare(source: &Path, images: Vec<ReferenceImage>, candidates: &Path) -> Result<Self, Error> {
+        if images.is_empty() {
+            return Err(Error::format(source, "the split has no images"));
         }
+        Self::pair(source, References::of_images(images), read_candidates(candidates)?)
+    }
+
+    fn pair(source: &Path, references: References, candidates: HashMap<String, String>) -> Result<Self, Error> {
+        let References { namings, captions: groups, domains, marked } = references;
+        let Matched { names, mut candidates, note, examples } = matched(namings, candidates);
         let mut captions =
             Self { ids: Vec::new(), items: Vec::new(), domains: Vec::new(), left_out: 0, notes: Vec::new() };
-        let (mut void, marked) = (0, reference_groups.marked);
-        for (id, domain, group) in reference_groups.named_as(&candidate_groups) {
-            let Some(candidate) = candidate_groups.remove(&id) else {
+        captions.notes.extend(note);
+        let mut void = 0;
+        for ((id, group), domain) in names.into_iter().zip(groups).zip(domains) {
+            let Some(candidate) = candidates.remove(&id) else {
                 captions.left_out += 1;
                 continue;
             };
@@ -86,11 +104,11 @@ impl Captions {
             }
             if group.is_empty() {
                 let problem = format!("image {id:?} has no references; add some or take out its candidate");
-                return Err(Error::format(name(references), problem));
+                return Err(Error::format(source, problem));
             }
             if let Some(blank) = group.iter().position(|caption| is_blank(caption)) {
                 let problem = format!("reference {} of image {id:?} is blank; take it out or write it", blank + 1);
-                return Err(Error::format(name(references), problem));
+                return Err(Error::format(source, problem));
             }
             captions.ids.push(id);
             captions.domains.push(domain);
@@ -103,10 +121,16 @@ impl Captions {
             captions.notes.push(note);
         }
         // The first by name, so that the message does not change from call to call.
-        if let Some(id) = candidate_groups.keys().min() {
-            let number = candidate_groups.len();
-            let problem = format!("has no references of {number} of the candidates' images, {id:?} for one; add them");
-            return Err(Error::format(name(references), problem));
+        if let Some(id) = candidates.keys().min() {
+            let number = candidates.len();
+            let called = examples.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+            let remedy = if captions.items.is_empty() {
+                format!("its images are called {called}, ...")
+            } else {
+                "add them".into()
+            };
+            let problem = format!("has no references of {number} of the candidates' images, {id:?} for one; {remedy}");
+            return Err(Error::format(source, problem));
         }
         Ok(captions)
     }
@@ -186,6 +210,18 @@ fn read(path: &Path) -> Result<Groups, Error> {
     let groups = groups
         .and_then(|groups| if groups.is_empty() { Err("the file has no captions".to_owned()) } else { Ok(groups) });
     groups.map_err(|problem| Error::format(name(path), problem))
+}
+
+/// The one caption of each image.
+fn read_candidates(path: &Path) -> Result<HashMap<String, String>, Error> {
+    let one = |(id, captions): (String, Vec<String>)| {
+        let number = captions.len();
+        let [candidate] = <[String; 1]>::try_from(captions).map_err(|_| {
+            Error::format(name(path), format!("image {id:?} has {number} candidates; give it exactly one"))
+        })?;
+        Ok((id, candidate))
+    };
+    read(path)?.into_iter().map(one).collect()
 }
 
 /// The captions of each image, by its id.

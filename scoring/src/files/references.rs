@@ -4,14 +4,15 @@ use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use statistics::names::DOMAINS;
+use statistics::names::{self, DOMAINS};
 
+use super::matching::{Names, Naming, namings};
 use super::{Document, Element, Groups, Id, Value, by_image, by_key, one_line, take_annotations};
 
 /// The split of Karpathy's JSON that is scored by default.
 const DEFAULT_SPLIT: &str = "test";
-/// The splits that may be asked for.
-const SPLITS: [&str; 3] = ["train", "val", "test"];
+/// Karpathy's name of validation images that are trained on.
+const RESTVAL: &str = "restval";
 
 /// A mark of VizWiz: `true`, or a number other than 0.
 #[derive(Default, Deserialize)]
@@ -36,6 +37,8 @@ pub(super) struct Image {
     #[serde(default)]
     id: Option<Id>,
     #[serde(default)]
+    file_name: Option<String>,
+    #[serde(default)]
     domain: Option<Id>,
     #[serde(default)]
     filepath: Option<String>,
@@ -56,12 +59,29 @@ struct Sentence {
     raw: String,
 }
 
+/// An image whose references were read elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReferenceImage {
+    /// Its number, where all images have one of their own.
+    pub id: Option<u64>,
+    /// What result files call it where it has no number; no other image has this name.
+    pub name: String,
+    /// Its path, or its key in a tar.
+    pub path: String,
+    /// What people wrote of it.
+    pub captions: Vec<String>,
+    /// The domain that it belongs to, where it has one.
+    pub domain: Option<&'static str>,
+}
+
 /// What candidates are compared with.
 pub(super) struct References {
-    /// Ways to identify the images, each with an id an image: the one of the file, and for Karpathy's JSON further ones.
-    namings: Vec<Vec<String>>,
-    captions: Vec<Vec<String>>,
-    domains: Vec<Option<&'static str>>,
+    /// What the images are called; at least one way.
+    pub namings: Vec<Naming>,
+    /// Captions of each image.
+    pub captions: Vec<Vec<String>>,
+    /// The domain of each image, where it has one.
+    pub domains: Vec<Option<&'static str>>,
     /// References that are marked as rejected or precanned, and left out.
     pub marked: usize,
 }
@@ -81,17 +101,23 @@ impl References {
                     Self::of_karpathy(images, split.unwrap_or(DEFAULT_SPLIT))
                 }
                 (None, Some(_)) => Err("its images have no captions: references are needed to score against".into()),
-                (None, None) => no_split(by_key(entries).and_then(|groups| Self::of_groups(groups, 0))),
+                (None, None) => no_split(by_key(entries).and_then(|groups| {
+                    // Keys are ids or paths: the file does not say which.
+                    Self::of_groups(groups, 0, &|id| Some(id.to_owned()))
+                })),
             },
         }
     }
 
-    fn of_groups(groups: Groups, marked: usize) -> Result<Self, String> {
+    /// Of images that have other names than ids in `names`, by id.
+    fn of_groups(groups: Groups, marked: usize, names: &dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
         if groups.is_empty() {
             return Err("the file has no captions".into());
         }
-        let (ids, captions): (Vec<String>, Vec<Vec<String>>) = groups.into_iter().unzip();
-        Ok(Self { domains: vec![None; ids.len()], namings: vec![ids], captions, marked })
+        let called = |id: &str| Names { id: Some(id.to_owned()), name: None, path: names(id) };
+        let images: Vec<Names> = groups.iter().map(|(id, _)| called(id)).collect();
+        let captions = groups.into_iter().map(|(_, captions)| captions).collect();
+        Ok(Self { domains: vec![None; images.len()], namings: namings(&images), captions, marked })
     }
 
     fn of_coco(elements: Vec<Element>, images: Vec<Image>) -> Result<Self, String> {
@@ -111,60 +137,68 @@ impl References {
         let mut known: HashSet<String> = groups.iter().map(|(id, _)| id.clone()).collect();
         let count = marked.len();
         groups.extend(marked.into_iter().filter(|id| known.insert(id.clone())).map(|id| (id, Vec::new())));
-        let mut references = Self::of_groups(groups, count)?;
-        let domains: HashMap<String, &str> = images.into_iter().filter_map(Image::domain).collect();
-        references.domains = references.namings[0].iter().map(|id| domains.get(id).copied()).collect();
-        Ok(references)
+        let listed: HashMap<String, Image> = images.into_iter().filter_map(Image::with_id).collect();
+        let domains = groups.iter().map(|(id, _)| listed.get(id).and_then(Image::domain)).collect();
+        let file_name = |id: &str| listed.get(id)?.file_name.clone();
+        // Results list no images, but may have names for ids.
+        let own = |id: &str| Some(id.to_owned());
+        let names: &dyn Fn(&str) -> Option<String> = if listed.is_empty() { &own } else { &file_name };
+        Ok(Self { domains, ..Self::of_groups(groups, count, names)? })
     }
 
     fn of_karpathy(images: Vec<Image>, split: &str) -> Result<Self, String> {
-        if !SPLITS.contains(&split) {
+        let Some(split) = names::split(split) else {
             return Err(format!("unknown split `{split}`: expected one of `train`, `val`, `test`"));
-        }
-        let mut namings: [Vec<Option<String>>; 3] = Default::default();
-        let mut captions = Vec::new();
+        };
+        let (mut called, mut captions) = (Vec::new(), Vec::new());
         for (index, image) in images.into_iter().enumerate() {
             let Image { filepath, filename, cocoid, imgid, split: own, sentences, .. } = image;
             let (Some(filename), Some(own), Some(sentences)) = (filename, own, sentences) else {
                 return Err(format!("entry {} of `images` lacks `filename`, `split` or `sentences`", index + 1));
             };
-            if own != split && !(own == "restval" && split == "train") {
+            let own = if own == RESTVAL { Some("train") } else { names::split(&own) };
+            if own != Some(split) {
                 continue;
             }
             let path = filepath.filter(|folder| !folder.is_empty()).map(|folder| format!("{folder}/{filename}"));
-            namings[2].push(Some(path.unwrap_or_else(|| filename.clone())));
-            namings[1].push(Some(filename));
-            namings[0].push(cocoid.or(imgid).map(String::from));
+            let id = cocoid.or(imgid).map(String::from);
+            called.push(Names { id, name: None, path: Some(path.unwrap_or(filename)) });
             captions.push(sentences.iter().map(|sentence| one_line(&sentence.raw)).collect());
         }
         if captions.is_empty() {
             return Err(format!("has no images of split `{split}`"));
         }
-        let namings: Vec<Vec<String>> = namings.into_iter().filter_map(distinct).collect();
+        let namings = namings(&called);
         if namings.is_empty() {
             return Err(format!("lists images of split `{split}` more than once; keep one of each"));
         }
         Ok(Self { domains: vec![None; captions.len()], namings, captions, marked: 0 })
     }
 
-    /// Id, domain and captions of each image, in the naming that knows all candidates.
-    pub fn named_as<T>(self, candidates: &HashMap<String, T>) -> Vec<(String, Option<&'static str>, Vec<String>)> {
-        let Self { mut namings, captions, domains, .. } = self;
-        let knows_all = |names: &Vec<String>| {
-            let known = names.iter().filter(|name| candidates.contains_key(*name)).count();
-            known == candidates.len()
+    /// Of images that were read elsewhere, none of which has the name of another.
+    pub fn of_images(images: Vec<ReferenceImage>) -> Self {
+        let called = |image: &ReferenceImage| Names {
+            id: image.id.map(|id| id.to_string()),
+            name: Some(image.name.clone()),
+            path: Some(image.path.clone()),
         };
-        let chosen = namings.iter().position(knows_all).unwrap_or(0);
-        let ids = namings.swap_remove(chosen);
-        ids.into_iter().zip(domains).zip(captions).map(|((id, domain), captions)| (id, domain, captions)).collect()
+        let namings = namings(&images.iter().map(called).collect::<Vec<_>>());
+        let domains = images.iter().map(|image| image.domain).collect();
+        let one_lines = |image: ReferenceImage| image.captions.iter().map(|caption| one_line(caption)).collect();
+        Self { namings, captions: images.into_iter().map(one_lines).collect(), domains, marked: 0 }
     }
 }
 
 impl Image {
-    /// Its id and domain, if it has both.
-    fn domain(self) -> Option<(String, &'static str)> {
-        let (id, Id::Text(domain)) = (self.id?, self.domain?) else { return None };
-        Some((id.into(), DOMAINS.into_iter().find(|known| *known == domain)?))
+    /// Its id and the rest of it, if it has one.
+    fn with_id(mut self) -> Option<(String, Self)> {
+        Some((self.id.take()?.into(), self))
+    }
+
+    /// Its domain, if it has a known one.
+    fn domain(&self) -> Option<&'static str> {
+        let Some(Id::Text(domain)) = &self.domain else { return None };
+        DOMAINS.into_iter().find(|known| known == domain)
     }
 }
 
@@ -181,17 +215,12 @@ fn take_images(entries: &mut Vec<(String, Value)>) -> Option<Vec<Image>> {
     Some(elements.into_iter().map(image).collect())
 }
 
-/// The names, if all images have one and no two the same.
-fn distinct(names: Vec<Option<String>>) -> Option<Vec<String>> {
-    let names: Vec<String> = names.into_iter().collect::<Option<_>>()?;
-    let mut seen = HashSet::with_capacity(names.len());
-    names.iter().all(|name| seen.insert(name)).then_some(())?;
-    Some(names)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::super::Captions;
+    use super::ReferenceImage;
     use crate::{Files, Metrics};
 
     fn captions(references: &str, candidates: &str, split: Option<&str>) -> Result<Captions, String> {
@@ -220,9 +249,13 @@ mod tests {
         let found = captions(KARPATHY, r#"{"7": "x", "8": "y"}"#, Some("train")).unwrap();
         assert_eq!((found.ids.join(" "), found.left_out), ("7 8".into(), 1));
         for (candidates, split, expected) in [
-            (r#"{"7": "x"}"#, None, "has no references of 1 of the candidates' images, \"7\" for one"),
-            (r#"{"7": "x"}"#, Some("val"), "has no images of split `val`"),
-            (r#"{"7": "x"}"#, Some("dev"), "unknown split `dev`"),
+            (
+                r#"{"7": "x"}"#,
+                None,
+                "has no references of 1 of the candidates' images, \"7\" for one; its images are called \"391895\", \"val2014/a.jpg\", ",
+            ),
+            (r#"{"7": "x"}"#, Some("dev"), "has no images of split `val`"),
+            (r#"{"7": "x"}"#, Some("rest"), "unknown split `rest`"),
         ] {
             let problem = captions(KARPATHY, candidates, split).unwrap_err();
             assert!(problem.starts_with("refs.json: ") && problem.contains(expected), "{problem}");
@@ -241,7 +274,56 @@ mod tests {
         let by_path = captions(KARPATHY, r#"{"train2014/a.jpg": "x", "train2014/c.jpg": "y"}"#, Some("train")).unwrap();
         assert_eq!(by_path.ids, ["train2014/c.jpg", "train2014/a.jpg"]);
         let by_name = captions(KARPATHY, r#"{"c.jpg": "y"}"#, Some("train")).unwrap();
-        assert_eq!(by_name.ids, ["c.jpg"]);
+        assert_eq!(
+            (by_name.ids, by_name.notes),
+            (vec!["c.jpg".into()], vec!["images are matched by file name".into()])
+        );
+    }
+
+    #[test]
+    fn images_of_coco_may_go_by_file_names() {
+        let references = r#"{"images": [{"id": 3, "file_name": "val/a.jpg"}, {"id": 4, "file_name": "val/b.jpg"}],
+            "annotations": [{"image_id": 4, "caption": "b"}, {"image_id": 3, "caption": "a"}]}"#;
+        let by_id = captions(references, r#"{"3": "x", "4": "y"}"#, None).unwrap();
+        assert_eq!((by_id.ids.join(" "), by_id.notes.len()), ("4 3".into(), 0));
+        for candidates in [
+            r#"[{"image_id": "a.jpg", "caption": "x"}, {"image_id": "b.jpg", "caption": "y"}]"#,
+            r#"{"val/a.jpg": "x", "val/b.jpg": "y"}"#,
+            r#"{"a": "x", "b": "y"}"#,
+            r#"{"/elsewhere/a.png": "x", "/elsewhere/b.png": "y"}"#,
+        ] {
+            let found = captions(references, candidates, None).unwrap();
+            assert_eq!(found.items, by_id.items, "{candidates}");
+            assert!(found.notes[0].starts_with("images are matched by "), "{:?}", found.notes);
+        }
+    }
+
+    #[test]
+    fn references_may_be_read_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cands.json");
+        let image = |id: Option<u64>, name: &str, captions: &[&str]| ReferenceImage {
+            id,
+            name: name.into(),
+            path: format!("val/{name}"),
+            captions: captions.iter().map(|&text| text.into()).collect(),
+            domain: None,
+        };
+        let images = [image(Some(3), "a.jpg", &["a\nb"]), image(Some(4), "b.jpg", &["c"])];
+        let compared = |candidates: &str, images: &[ReferenceImage]| {
+            std::fs::write(&path, candidates).unwrap();
+            Captions::compare(Path::new("run.yaml"), images.to_vec(), &path).map_err(|error| error.to_string())
+        };
+        let found = compared(r#"[{"image_id": 4, "caption": "y"}]"#, &images).unwrap();
+        assert_eq!((found.ids, found.items, found.left_out), (vec!["4".into()], vec![crate::item("y", &["c"])], 1));
+        let found = compared(r#"{"a.jpg": "x", "b.jpg": "y"}"#, &images).unwrap();
+        assert_eq!((found.ids.join(" "), found.items[0].references[0].as_str()), ("a.jpg b.jpg".into(), "a b"));
+        let problem = compared(r#"{"q.jpg": "x"}"#, &images).unwrap_err();
+        assert!(problem.contains("its images are called \"3\", \"a.jpg\", \"val/a.jpg\", "), "{problem}");
+        let problem = compared(r#"{"3": "x"}"#, &[image(Some(3), "a.jpg", &[])]).unwrap_err();
+        assert_eq!(problem, "run.yaml: image \"3\" has no references; add some or take out its candidate");
+        let problem = compared(r#"{"3": "x"}"#, &[]).unwrap_err();
+        assert_eq!(problem, "run.yaml: the split has no images");
     }
 
     #[test]
