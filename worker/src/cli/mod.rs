@@ -7,6 +7,7 @@ mod encode;
 mod evaluate;
 mod export;
 mod import;
+mod inspect;
 mod join;
 mod launcher;
 mod report;
@@ -40,6 +41,7 @@ enum Command {
     Caption(caption::Caption),
     /// Caption a split and score the captions.
     Evaluate(evaluate::Evaluate),
+    Inspect(inspect::Inspect),
     /// Score captions against references, as pycocoevalcap does.
     Score(score::Score),
     /// Make a model folder of a published Hugging Face folder.
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Encode(encode) => encode.run().map(done),
         Command::Caption(caption) => caption.run().map(done),
         Command::Evaluate(evaluate) => evaluate.run().map(done),
+        Command::Inspect(inspect) => inspect.run().map(done),
         Command::Score(score) => score.run().map(done),
         Command::Import(import) => import.run().map(done),
         Command::Export(export) => export.run().map(done),
