@@ -21,11 +21,11 @@ WORKERS = 4
 RUN_FILE = """\
 name: {name}
 seed: 3
-output: {output}
+output: {root}{output}
 workers: {{ min: 1, max: 4 }}
 data:
-  karpathy: {{ annotations: runs/demo/world/dataset.json, images: runs/demo/world/images }}
-  scenes: runs/demo/world/scenes.json
+  karpathy: {{ annotations: {root}runs/demo/world/dataset.json, images: {root}runs/demo/world/images }}
+  scenes: {root}runs/demo/world/scenes.json
 vocabulary: corpus
 evaluator: {{ preset: tiny }}
 captioner: {{ preset: tiny, dropout: 0.0 }}
@@ -61,10 +61,20 @@ class World:
             stdout=subprocess.DEVNULL,
         )
         # The demo ends within a minute, the other run not at all.
-        self.write("configs/demo.yaml", RUN_FILE.format(name="demo", output="runs/demo", steps=4))
-        self.write("run.yaml", RUN_FILE.format(name="run", output="runs/run", steps=1_000_000))
+        self.write("configs/demo.yaml", RUN_FILE.format(name="demo", root="../", output="runs/demo", steps=4))
+        self.write("run.yaml", RUN_FILE.format(name="run", root="", output="runs/run", steps=1_000_000))
+        self.photos()
         self.write("captions_val2014.json", '{"1": ["a red ball on the grass"], "2": ["a blue star", "a star"]}')
         self.write("results.json", '{"1": "a red ball", "2": "a blue star"}')
+
+    def photos(self) -> None:
+        """A few images with captions beside them, as in docs/data.md."""
+        images = sorted((self.folder / "runs/demo/world/images").iterdir())
+        for split, chosen in {"train": images[:4], "val": images[4:6]}.items():
+            (self.folder / "photos" / split).mkdir(parents=True)
+            for image in chosen:
+                shutil.copy(image, self.folder / "photos" / split)
+                self.write(f"photos/{split}/{image.stem}.txt", "A drawing.\nA few shapes\n")
 
     def write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)

@@ -88,7 +88,7 @@ RULES = [
     Rule(r"^tests/\w+/\w+", "elsewhere", why="its target of the Makefile"),
     # The usual tools.
     Rule(r"^curl\b.*127\.0\.0\.1", "run"),
-    Rule(r"^(\w+=\S+ )*(openssl|mkdir|cp|export|deploy/make-secrets)\b", "run"),
+    Rule(r"^(\w+=\S+ )*(openssl|mkdir|cp|tar|export|deploy/make-secrets)\b", "run"),
     Rule(r"^\w+=", "run"),
     Rule(r"^\w+\(\) \{", "run"),
     # It is defined in docs/security.md.
