@@ -156,6 +156,56 @@ fn inspect_takes_run_files_and_tars_and_says_what_else_it_is_given() {
     assert!(!output.status.success() && said.contains("missing field `images`") && said.contains("`photos`"), "{said}");
 }
 
+/// COCO's annotations of one image, which is missing, as a split of a run file.
+fn coco_split(place: &Place, name: &str) -> String {
+    let annotations = json!({
+        "images": [{ "id": 1, "file_name": format!("{name}.jpg") }, { "id": 2, "file_name": "sound.jpg" }],
+        "annotations": [{ "image_id": 1, "caption": "a star" }, { "image_id": 2, "caption": "a star" }],
+    });
+    std::fs::write(place.path(&format!("{name}.json")), annotations.to_string()).unwrap();
+    format!("{{ annotations: {name}.json, images: photos }}")
+}
+
+#[test]
+fn inspect_reads_each_split_where_another_cannot_be_read() {
+    let place = Place::new();
+    let text = std::fs::read_to_string(place.run_file("run", 1, "")).unwrap();
+    let dataset = read_json(&place.path("world/dataset.json"));
+    std::fs::create_dir(place.path("photos")).unwrap();
+    let image = place.path("world/images").join(&images(&dataset, "train")[0]);
+    std::fs::copy(image, place.path("photos/sound.jpg")).unwrap();
+    let [train, val, test] = ["t", "v", "u"].map(|name| coco_split(&place, name));
+    let start = text.find("  karpathy:").unwrap();
+    let end = start + text[start..].find('\n').unwrap();
+    // `val` is another name of the key.
+    let coco = format!("  coco: {{ train: {train}, val: {val}, test: {test} }}");
+    let text = text.replace(&text[start..end], &coco);
+    std::fs::write(place.path("coco.yaml"), &text).unwrap();
+    std::fs::write(place.path("v.json"), r#"{"annotations": [], "pictures": []}"#).unwrap();
+    let output = inspect(&place, &["coco.yaml", "--json"]);
+    assert_eq!(error_line(&output), "coco.yaml: 3 problems");
+    let report = printed(&output);
+    let problems = lines(&report["problems"]).join("\n");
+    for expected in [
+        "v.json: missing field `images`",
+        "its keys are `annotations`, `pictures`",
+        "train: ",
+        "photos/t.jpg: ",
+        "photos/u.jpg: ",
+    ] {
+        assert!(problems.contains(expected), "{expected}: {problems}");
+    }
+    assert_eq!((&report["splits"]["train"]["images"], &report["splits"]["test"]["images"]), (&1.into(), &1.into()));
+
+    _ = coco_split(&place, "v");
+    std::fs::write(place.path("coco.yaml"), text.replace("data:\n", "data:\n  skip_corrupt: true\n")).unwrap();
+    let output = inspect(&place, &["coco.yaml", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let notes = lines(&printed(&output)["notes"]);
+    assert_eq!(notes.iter().filter(|note| note.starts_with("left out: ") && note.contains("No such file")).count(), 3);
+    assert!(notes.iter().any(|note| note.starts_with("1 images are in both `train` and `val`")), "{notes:?}");
+}
+
 /// Takes the captions out of the training and validation split of the world.
 fn silence(place: &Place) {
     let mut dataset = read_json(&place.path("world/dataset.json"));
@@ -173,7 +223,7 @@ fn what_a_run_wrote_is_scored_and_dico_goes_on_without_captions() {
 
     let score = |more: &[&str]| {
         let mut command = command("worker");
-        // The tables of whoever runs the tests would change METEOR.
+        // Tables that the environment names would change METEOR.
         command.env_remove("DICO_METEOR_JAR").env_remove("DICO_METEOR_PARAPHRASES");
         command.arg("score").arg("--config").arg(&config).args(more).output().unwrap()
     };
