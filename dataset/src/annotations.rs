@@ -33,7 +33,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     })
 }
 
-/// What is wrong with a file; where it lacks what all annotations have, also what it has instead.
+/// Describes a parse error. If `images` is missing, also names the keys that the file has.
 fn explained(error: &serde_json::Error, path: &Path) -> String {
     let text = error.to_string();
     if !text.starts_with("missing field `images`") {

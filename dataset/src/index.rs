@@ -29,7 +29,7 @@ const OTHERS: &str = "...";
 pub const CAPTION_KEYS: [&str; 3] = ["captions", "caption", "text"];
 /// Keys of a `.json` member without captions that are kept for messages.
 const MAX_KEYS: usize = 8;
-/// What is kept of such a key, in characters.
+/// Longest part of such a key that is kept, in characters.
 const MAX_KEY: usize = 40;
 
 /// A tar's samples, in the order in which their keys first appear.
@@ -196,7 +196,7 @@ enum Content {
     Json(Json),
 }
 
-/// What a `.json` member says of its image.
+/// Content of a `.json` member.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Json {
     captions: Option<Vec<String>>,

@@ -1,4 +1,4 @@
-//! What a run needs captions for. Fine-tuning on an evaluator's score of image and caption needs
+//! Tells why a run needs captions. Fine-tuning on an evaluator's score of image and caption needs
 //! none.
 
 use runfile::{Objective, Reward, RunFile, Stage};

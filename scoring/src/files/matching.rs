@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-/// What an image is called.
+/// Names of one image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Names {
     /// Its number, or its key in a file.
@@ -17,7 +17,7 @@ pub(super) struct Names {
 /// A name of every image, all of one kind and no two the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Naming {
-    /// What messages call this kind of name.
+    /// Describes this kind of name in messages.
     kind: &'static str,
     /// In the order of the images.
     names: Vec<String>,
@@ -42,7 +42,7 @@ pub(super) fn namings(images: &[Names]) -> Vec<Naming> {
 
 /// How the name of a candidate is looked up.
 struct Form {
-    /// What messages call what is left of the name; none for all of it.
+    /// Describes the shortened name in messages; none where it is not shortened.
     kind: Option<&'static str>,
     shorten: fn(&str) -> &str,
 }
@@ -61,7 +61,7 @@ pub(super) struct Matched {
     pub candidates: HashMap<String, String>,
     /// How images were matched, where it was not by id.
     pub note: Option<String>,
-    /// What else the images with references are called, an example of each kind.
+    /// Examples of the names of the images with references, one for each kind of name.
     pub examples: Vec<String>,
 }
 

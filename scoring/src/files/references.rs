@@ -64,11 +64,11 @@ struct Sentence {
 pub struct ReferenceImage {
     /// Its number, where all images have one of their own.
     pub id: Option<u64>,
-    /// What result files call it where it has no number; no other image has this name.
+    /// Its name in result files, where it has no number. No other image has this name.
     pub name: String,
     /// Its path, or its key in a tar.
     pub path: String,
-    /// What people wrote of it.
+    /// The human captions.
     pub captions: Vec<String>,
     /// The domain that it belongs to, where it has one.
     pub domain: Option<&'static str>,
@@ -76,7 +76,7 @@ pub struct ReferenceImage {
 
 /// What candidates are compared with.
 pub(super) struct References {
-    /// What the images are called; at least one way.
+    /// Names of the images; at least one kind.
     pub namings: Vec<Naming>,
     /// Captions of each image.
     pub captions: Vec<Vec<String>>,

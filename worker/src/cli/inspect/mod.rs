@@ -1,4 +1,4 @@
-//! `worker inspect`: shows what a data set gives, and all that is wrong with it.
+//! `worker inspect`: shows the images and captions of a data set, and all its faults.
 
 mod problems;
 mod source;
@@ -42,7 +42,7 @@ pub struct Inspect {
     json: bool,
 }
 
-/// What is printed.
+/// The output of the command.
 #[derive(Serialize)]
 struct Inspection {
     splits: BTreeMap<&'static str, Summary>,
@@ -88,7 +88,7 @@ impl Inspect {
     }
 }
 
-/// Of the splits that have images.
+/// Summarises the splits that have images.
 fn summaries(read: &Read) -> BTreeMap<&'static str, Summary> {
     let vocabulary = Vocabulary::full();
     let with_images = read.iter().filter(|(split, data)| !data.split(*split).is_empty());

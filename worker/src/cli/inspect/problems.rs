@@ -1,4 +1,4 @@
-//! What is wrong with a data set, all of it at once.
+//! Collects all faults of a data set.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use super::summary::spread;
 
 /// Images of each split that are decoded, unless all are to be.
 const DECODED: usize = 1_000;
-/// What is read of captions by default: the positions of CLIP's text tower.
+/// Default of `captioner.max_target_length`: the positions of CLIP's text tower.
 const LONGEST_CAPTION: usize = 77;
 
-/// What there is to say of a data set, a line each.
+/// Findings about a data set, one line each.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Findings {
-    /// What makes a run refuse it.
+    /// Findings that make a run refuse the data.
     pub problems: Vec<String>,
-    /// What a run goes on with, but people should know.
+    /// Findings that do not stop a run.
     pub notes: Vec<String>,
 }
 
@@ -110,7 +110,7 @@ impl Findings {
         }
     }
 
-    /// Counts training captions that are longer than what is read of them.
+    /// Counts training captions that are longer than the captioner's targets.
     pub fn add_limits(&mut self, source: &Source, read: &Read) {
         let (limit, of) = match &source.run {
             Some(run) => (run.captioner.max_target_length as usize, "captioner.max_target_length"),

@@ -1,4 +1,4 @@
-//! What the argument of `worker inspect` stands for.
+//! Tells which kind of data set the argument of `worker inspect` names.
 
 use std::fs::File;
 use std::io::BufReader;

@@ -11,7 +11,7 @@ use tokenizer::Vocabulary;
 /// Images that are shown of a split.
 const SAMPLES: usize = 5;
 
-/// What a split has.
+/// Figures and samples of a split.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Summary {
     images: usize,
