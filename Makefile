@@ -2,7 +2,7 @@
 
 .PHONY: demo compare chaos bench build microbench programs test simulate lint audit parity
 .PHONY: score-parity elastic-comparison dashboards libtorch verify
-.PHONY: test-docs test-gpu test-images test-kubernetes test-page test-prometheus test-slurm
+.PHONY: test-docs test-export test-gpu test-images test-kubernetes test-page test-prometheus test-slurm
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -58,6 +58,10 @@ test-page: programs
 ## Every command of every document, and the links between them. Needs network namespaces.
 test-docs: programs
 	tests/documents/run
+
+## Exported captioners in transformers, beside `worker caption`. Needs 2 GB of disk.
+test-export: programs
+	tests/export/run
 
 ## The images for CPUs, built by buildah and run. Needs root, and Debian's packages from the network.
 test-images: programs

@@ -1,6 +1,9 @@
 //! Text to tokens and back: CLIP's byte-pair encoding as Hugging Face's `CLIPTokenizer` does it, and the vocabulary that a
 //! run's own models know.
 
+mod byte_pairs;
+mod hugging_face;
+
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
@@ -8,6 +11,8 @@ use instant_clip_tokenizer::{Token, Tokenizer};
 use regex::Regex;
 use unicode_normalization::UnicodeNormalization;
 use weights::folder;
+
+pub use hugging_face::SPECIAL;
 
 /// CLIP's begin and end token.
 const CLIP_BEGIN: u16 = 49_406;

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::captioner::{WRAPPED_VISION_PREFIX, complete};
 use crate::file::read_json;
 use crate::shapes::compare;
 use crate::{
@@ -86,7 +87,7 @@ impl Vocabulary {
         }
     }
 
-    fn check(&self) -> Result<(), &'static str> {
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
         match self {
             Self::Tokens(tokens) if !tokens.windows(2).all(|pair| pair[0] < pair[1]) => Err("must ascend"),
             Self::Tokens(tokens) if tokens.last().is_some_and(|&last| usize::from(last) >= FULL - 3) => {
@@ -261,6 +262,17 @@ impl Folder {
         self.captioner.tensors()
     }
 
+    /// Whether the captioner is as it was drawn from a seed: its last layer norm has the ones and
+    /// zeros that it begins with, which any step of an optimizer changes.
+    #[must_use]
+    pub fn captioner_is_untrained(&self) -> bool {
+        let filled_with = |name: &str, value: f32| {
+            let tensor = self.captioner.get(name).filter(|tensor| tensor.dtype == Dtype::F32);
+            tensor.is_some_and(|tensor| tensor.bytes.chunks_exact(4).all(|bytes| bytes == value.to_le_bytes()))
+        };
+        filled_with("decoder.transformer.ln_f.weight", 1.0) && filled_with("decoder.transformer.ln_f.bias", 0.0)
+    }
+
     /// Opens the vision tower.
     ///
     /// # Errors
@@ -354,8 +366,13 @@ impl VisionWeights {
 }
 
 impl Folder {
-    /// The published layout of this folder's captioner: config.json and every tensor. Of an import it is what was imported,
-    /// bit by bit; of a captioner that was trained here, what no computation uses is zero.
+    /// The published layout of this folder's captioner: config.json and every tensor. Of an import
+    /// the tensors are those that were imported, bit by bit; of a captioner that was trained here,
+    /// what no computation uses is zero.
+    ///
+    /// A captioner that knows a corpus's tokens keeps them, numbered as here, and config.json lists
+    /// them. Rows for the other tokens would change its captions: the output has no bias that could
+    /// rule a token out, and whatever a row holds takes part in the softmax.
     ///
     /// # Errors
     /// The vision tower has no place in that layout, or a file cannot be read.
@@ -368,7 +385,7 @@ impl Folder {
         let mut tensors = self.captioner();
         let prefix = self.manifest.vision.published_prefix.as_deref().unwrap_or(VISION_PREFIX);
         tensors.extend(vision_to_released(needed, prefix)?);
-        let config = match kept {
+        let mut config = match kept {
             Some((config, unused)) => {
                 tensors.extend(unused.tensors());
                 config.clone()
@@ -378,6 +395,7 @@ impl Folder {
                 config_json(&self.manifest.captioner, &self.manifest.vision.architecture)
             }
         };
+        complete(&mut config, &self.manifest.vocabulary, prefix == WRAPPED_VISION_PREFIX);
         tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok((config, tensors))
     }

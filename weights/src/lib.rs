@@ -24,8 +24,8 @@ mod testing;
 
 pub use archive::Archive;
 pub use captioner::{
-    CaptionerArchitecture, Released, VISION_PREFIX, VisionArchitecture, config_json, safetensors_start,
-    vision_to_released, write_safetensors,
+    CaptionerArchitecture, MODELING_MODULE, Released, VISION_PREFIX, VisionArchitecture, config_json,
+    safetensors_start, vision_to_released, write_safetensors,
 };
 pub use clip::{Architecture, Clip, Text, Vision};
 pub use error::Error;

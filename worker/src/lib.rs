@@ -11,6 +11,7 @@
 //! | [`cuda`] | the part of libtorch that computes on GPUs, found and opened at run time |
 //! | [`data`] | the order of samples, and the loader that prepares batches ahead |
 //! | [`examination`] | captions of images that were not trained on, and their scores |
+//! | [`export`] | what an exported folder holds besides weights, for transformers |
 //! | [`sight`] | the feature stores that a run's models can use |
 //! | [`tensors`] | between the bytes of files and libtorch's tensors |
 //! | [`laps`] | where the time of a step goes |
@@ -31,6 +32,7 @@ pub mod collective;
 pub mod cuda;
 pub mod data;
 pub mod examination;
+pub mod export;
 pub mod files;
 mod forest;
 #[cfg(test)]

@@ -10,7 +10,13 @@ use serde_json::{Value, json};
 use super::{CaptionerArchitecture, VisionArchitecture};
 use crate::clip::Vision;
 use crate::error::Error;
+use crate::folder::Vocabulary;
 use crate::settings::Section;
+
+/// The key under which a `config.json` of ours lists the tokens of a captioner that does not know all of CLIP's.
+const TOKENS: &str = "clip_tokens";
+/// The module with the model's Python code, beside `config.json`.
+pub const MODELING_MODULE: &str = "modeling_dico";
 
 /// The sizes that the `config` of the file `path` gives.
 pub fn read(path: &Path, config: &Value) -> Result<(CaptionerArchitecture, VisionArchitecture), Error> {
@@ -49,6 +55,46 @@ pub fn read(path: &Path, config: &Value) -> Result<(CaptionerArchitecture, Visio
         return Err(bert.wrong("max_position_embeddings", problem));
     }
     Ok((captioner, vision))
+}
+
+/// The tokens of a captioner of `size` tokens, as the `config` of the file `path` gives them.
+pub fn vocabulary(path: &Path, config: &Value, size: usize) -> Result<Vocabulary, Error> {
+    let wrong = |problem: String| Error::setting(path, TOKENS, problem);
+    let vocabulary = match config.get(TOKENS) {
+        None => Vocabulary::Full,
+        Some(tokens) => {
+            let tokens = serde::Deserialize::deserialize(tokens).map_err(|error| wrong(error.to_string()))?;
+            Vocabulary::Tokens(tokens)
+        }
+    };
+    vocabulary.check().map_err(|problem| wrong(problem.to_owned()))?;
+    let known = vocabulary.size();
+    if known != size {
+        let problem = format!("is {size}, but the vocabulary has {known} tokens");
+        return Err(Error::setting(path, "decoder.vocab_size", problem));
+    }
+    Ok(vocabulary)
+}
+
+/// Adds to a `config.json` what [`MODELING_MODULE`] and imports need besides sizes: where the code
+/// is, which of CLIP's tokens the captioner knows if not all, and whether the tensors of the vision
+/// tower are nested below `vision_model`.
+pub fn complete(config: &mut Value, vocabulary: &Vocabulary, vision_is_nested: bool) {
+    let mut insert = |section: &str, key: &str, value: Value| {
+        if let Some(settings) = config.pointer_mut(section).and_then(Value::as_object_mut) {
+            settings.insert(key.to_owned(), value);
+        }
+    };
+    let model = format!("{MODELING_MODULE}.DicoCaptioner");
+    let configuration = format!("{MODELING_MODULE}.DicoConfig");
+    let classes = json!({ "AutoConfig": configuration, "AutoModel": model, "AutoModelForImageTextToText": model });
+    insert("", "auto_map", classes);
+    if let Vocabulary::Tokens(tokens) = vocabulary {
+        insert("", TOKENS, json!(tokens));
+    }
+    if vision_is_nested {
+        insert("/encoder", "vision_model_nested", json!(true));
+    }
 }
 
 fn vision(encoder: &Section<'_>) -> Result<VisionArchitecture, Error> {

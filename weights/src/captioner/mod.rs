@@ -11,14 +11,17 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use config::config_json;
+pub(crate) use config::complete;
+pub use config::{MODELING_MODULE, config_json};
 pub use export::{safetensors_start, vision_to_released, write_safetensors};
 pub use names::VISION_PREFIX;
+pub(crate) use names::WRAPPED_VISION_PREFIX;
 
 use crate::archive::Archive;
 use crate::clip::Vision;
 use crate::error::Error;
 use crate::file::read_json;
+use crate::folder::Vocabulary;
 use crate::renaming::Renaming;
 use crate::shapes::{Shapes, compare};
 use crate::tensor::Tensor;
@@ -129,6 +132,15 @@ impl Released {
     #[must_use]
     pub fn captioner(&self) -> &CaptionerArchitecture {
         &self.captioner
+    }
+
+    /// The captioner's tokens: CLIP's, or those of them that `config.json` lists.
+    ///
+    /// # Errors
+    /// The list is malformed, or the vocabulary has another size than `config.json` says.
+    pub fn vocabulary(&self) -> Result<Vocabulary, Error> {
+        let path = self.archive.path().join("config.json");
+        config::vocabulary(&path, &self.config, self.captioner.vocabulary_size)
     }
 
     /// Sizes of the vision tower.

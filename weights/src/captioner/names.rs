@@ -7,7 +7,7 @@ use crate::renaming::Renamed;
 /// What stands before the names of the vision tower.
 pub const VISION_PREFIX: &str = "encoder.vision_encoder.";
 /// The same where the tower was saved in its `CLIPVisionModel`.
-const WRAPPED_VISION_PREFIX: &str = "encoder.vision_encoder.vision_model.";
+pub const WRAPPED_VISION_PREFIX: &str = "encoder.vision_encoder.vision_model.";
 
 /// The decoder's word embeddings.
 pub const WORDS: &str = "decoder.transformer.wte.weight";

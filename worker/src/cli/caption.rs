@@ -16,6 +16,7 @@ use crate::captioner::{Captioner, Search};
 use crate::clip::Eyes;
 use crate::data::normalise;
 use crate::models::{open_captioner, open_eyes};
+use crate::trainer::Place;
 
 /// Images captioned at once.
 const BATCH: usize = 16;
@@ -63,6 +64,7 @@ impl Caption {
     pub fn run(self) -> Result<(), String> {
         let device = self.compute.prepare()?;
         let folder = Folder::open(&self.checkpoint).map_err(|error| error.to_string())?;
+        warn_if_untrained(&folder, Place::of(&self.checkpoint).as_ref());
         let vocabulary = Vocabulary::stored(&folder.manifest().vocabulary);
         let captioner = open_captioner(&folder, device)?;
         let positions = captioner.architecture().positions;
@@ -106,6 +108,22 @@ impl Caption {
         bar.finish_and_clear();
         if failed > 0 { Err(format!("{failed} images could not be captioned")) } else { Ok(()) }
     }
+}
+
+/// Says on stderr that no captions are to be expected of a captioner as it was drawn from a seed.
+/// `place` says where in a run it was saved.
+pub fn warn_if_untrained(folder: &Folder, place: Option<&Place>) {
+    if !folder.captioner_is_untrained() {
+        return;
+    }
+    let saved = place.map_or_else(String::new, |Place { run, stage_name, step, .. }| {
+        format!(" It was saved in stage `{stage_name}` of run `{run}`, after step {step}.")
+    });
+    eprintln!(
+        "worker: warning: {}: its captioner was never trained, so its captions mean nothing.{saved} Use a checkpoint of a later \
+         stage that trains the captioner (cross_entropy, then dico or scst)",
+        folder.path().display()
+    );
 }
 
 /// The paths that were given, those of standard input in the place of `-`.

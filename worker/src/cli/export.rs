@@ -1,10 +1,12 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use weights::folder::{Folder, Vocabulary};
+use weights::folder::Folder;
 use weights::write_safetensors;
 
-use crate::files;
+use super::caption::warn_if_untrained;
+use crate::trainer::Place;
+use crate::{export, files};
 
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker export --from runs/coco/checkpoints/1-dico-00250000 --to dico-mine")]
@@ -12,7 +14,7 @@ pub struct Export {
     /// A checkpoint, or a folder that `worker import` made.
     #[arg(long, value_name = "DIR")]
     from: PathBuf,
-    /// The Hugging Face folder to make: config.json and model.safetensors.
+    /// The Hugging Face folder to make: weights, tokenizer and code, for `AutoModel.from_pretrained`.
     #[arg(long, value_name = "HF_DIR")]
     to: PathBuf,
     /// Print JSON.
@@ -25,17 +27,17 @@ impl Export {
         let text = |error: weights::Error| error.to_string();
         let progress = terminal::spinner("reading, translating and writing the weights");
         let folder = Folder::open(&self.from).map_err(text)?;
-        if folder.manifest().vocabulary != Vocabulary::Full {
-            let from = self.from.display();
-            return Err(format!(
-                "{from}: its captioner knows a corpus's tokens only; the published layout needs CLIP's"
-            ));
-        }
+        let place = Place::of(&self.from);
+        warn_if_untrained(&folder, place.as_ref());
         let (vision, kept) = (folder.vision().map_err(text)?, folder.released().map_err(text)?);
         let (config, tensors) = folder.to_released(&vision, kept.as_ref()).map_err(text)?;
+        let name = self.to.file_name().unwrap_or_default().to_string_lossy();
         files::new_folder(&self.to, |to| {
             let config = serde_json::to_vec_pretty(&config).map_err(|error| error.to_string())?;
             files::write(&to.join("config.json"), &config)?;
+            for (file, content) in export::files(&folder, &name, place.as_ref()) {
+                files::write(&to.join(file), &content)?;
+            }
             write_safetensors(&to.join("model.safetensors"), &tensors).map_err(text)
         })?;
         progress.finish_and_clear();

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use weights::Released;
-use weights::folder::{self, Manifest, VisionTower, Vocabulary};
+use weights::folder::{self, Manifest, VisionTower};
 use weights::write_safetensors;
 
 use crate::files;
@@ -26,11 +26,7 @@ impl Import {
         let text = |error: weights::Error| error.to_string();
         let progress = terminal::spinner("reading, translating and writing the weights");
         let released = Released::open(&self.from).map_err(text)?;
-        let known = tokenizer::Vocabulary::full().size();
-        if released.captioner().vocabulary_size as i64 != known {
-            let found = released.captioner().vocabulary_size;
-            return Err(format!("{}: it knows {found} tokens, CLIP's and a pad are {known}", self.from.display()));
-        }
+        let vocabulary = released.vocabulary().map_err(text)?;
         files::new_folder(&self.to, |folder| {
             let vision = released.vision_tensors().map_err(text)?;
             write_safetensors(&folder.join(folder::CAPTIONER), &released.captioner_tensors()).map_err(text)?;
@@ -44,7 +40,7 @@ impl Import {
                 sha256: None,
                 published_prefix: Some(released.vision_prefix().to_owned()),
             };
-            Manifest::new(Vocabulary::Full, released.captioner().clone(), tower, None).write(folder).map_err(text)
+            Manifest::new(vocabulary, released.captioner().clone(), tower, None).write(folder).map_err(text)
         })?;
         progress.finish_and_clear();
         let tensors = released.captioner_tensors().len();

@@ -13,9 +13,10 @@ use tch::{Device, Kind, Tensor};
 /// Batches of ranges prepared ahead of the one that is waited for.
 const AHEAD: usize = 4;
 
-/// CLIP's channel means and deviations, of values in 0..1.
-const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+/// CLIP's channel means, of values in 0..1.
+pub const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// CLIP's channel deviations, of values in 0..1.
+pub const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// An image of a split and one of its captions, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

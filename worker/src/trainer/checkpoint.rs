@@ -30,12 +30,26 @@ pub const MOMENTS: [&str; 2] = ["first", "second"];
 /// What `state.json` says.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Place {
+    /// [`FORMAT`], or that of an older program.
     pub format: u32,
+    /// Name of the run.
     pub run: String,
+    /// Position of the stage in the run file.
     pub stage: u32,
+    /// Name of the stage.
     pub stage_name: String,
+    /// Steps of the stage that were applied.
     pub step: u64,
+    /// Over all parameters of the run's own models.
     pub parameters_sha256: String,
+}
+
+impl Place {
+    /// Where the model folder `folder` was saved in a run; none if it is no checkpoint.
+    #[must_use]
+    pub fn of(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(folder.join(STATE)).ok()?).ok()
+    }
 }
 
 impl Trainer {

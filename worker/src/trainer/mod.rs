@@ -38,6 +38,7 @@ use crate::data::{Loader, Source};
 use crate::memory;
 use crate::models::Origins;
 use crate::sight;
+pub use checkpoint::Place;
 pub use saver::Saving;
 use saver::{Save, Saver};
 use snapshot::Snapshot;

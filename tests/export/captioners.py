@@ -1,0 +1,101 @@
+"""Makes the captioners of the test: FOLDER/NAME, exported, and FOLDER/NAME.json, what `worker caption` writes.
+
+Usage: captioners.py FOLDER PROGRAMS LIBRARIES. FOLDER/images has the images; LIBRARIES are libtorch's.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from PIL import Image
+
+# Vocabularies of the run file, by the name of the exported folder.
+VOCABULARIES = {"my-dico": "full", "my-corpus": "corpus"}
+RUN_FILE = """\
+name: {name}
+seed: 11
+output: {folder}/runs/{name}
+workers: {{ min: 1, max: 1 }}
+data:
+  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}
+vocabulary: {vocabulary}
+evaluator: {{ preset: tiny }}
+captioner: {{ preset: tiny, dropout: 0.0 }}
+stages:
+  - {{ name: evaluator, objective: contrastive, steps: 1, batch: 8, optimizer: {{ learning_rate: 1.0e-6 }} }}
+  - name: xe
+    objective: cross_entropy
+    steps: 200
+    batch: 12
+    optimizer: {{ learning_rate: 2.0e-3, clip_norm: 1.0 }}
+    schedule: {{ shape: cosine, warmup: 0.1 }}
+"""
+# So few that the captioners learn them by heart, and write another caption for each.
+WORLD_IMAGES = 25
+# Images are changed to these sizes, for their margins and scales; none: they stay as they were drawn.
+SIZES = [None, None, None, None, None, (131, 97), (90, 155), (64, 65), (67, 64), (640, 479)]
+
+
+class Programs:
+    def __init__(self, folder: pathlib.Path, libraries: str):
+        self.folder = folder
+        self.environment = os.environ | {"LD_LIBRARY_PATH": libraries}
+
+    def output(self, program: str, *options: str) -> str:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+        command = [self.folder / program, *options]
+        return subprocess.run(command, env=self.environment, text=True, check=True, **pipes).stdout
+
+    @contextlib.contextmanager
+    def started(self, program: str, *options: str):
+        """A process that is over at the end of the block, and has succeeded unless the block failed."""
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+        process = subprocess.Popen([self.folder / program, *options], env=self.environment, text=True, **pipes)
+        try:
+            yield process
+            process.communicate()
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode != 0:
+            sys.exit(f"{program} ended with status {process.returncode}")
+
+    def train(self, config: pathlib.Path) -> None:
+        ports = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+        with self.started("coordinator", "serve", "--config", str(config), *ports) as coordinator:
+            address = re.search(r"grpc=(\S+)", coordinator.stdout.readline())[1]
+            self.output("worker", "join", "--coordinator", f"http://{address}", "--threads", "1")
+
+
+def images(folder: pathlib.Path) -> list[str]:
+    """The paths of some images of the world, of which some get another size."""
+    (folder / "images").mkdir()
+    paths = []
+    for number, (path, size) in enumerate(zip(sorted((folder / "world/images").iterdir()), SIZES)):
+        copy = folder / f"images/{number}.png"
+        image = Image.open(path)
+        (image.resize(size, Image.Resampling.BICUBIC) if size else image).save(copy)
+        paths.append(str(copy))
+    return paths
+
+
+def main() -> None:
+    folder, programs = pathlib.Path(sys.argv[1]), Programs(pathlib.Path(sys.argv[2]), sys.argv[3])
+    programs.output("worker", "synthesize", "--out", f"{folder}/world", "--images", str(WORLD_IMAGES), "--seed", "3")
+    paths = images(folder)
+    for name, vocabulary in VOCABULARIES.items():
+        config = folder / f"{name}.yaml"
+        config.write_text(RUN_FILE.format(name=name, folder=folder, vocabulary=vocabulary))
+        programs.train(config)
+        checkpoint = str(max((folder / f"runs/{name}/checkpoints").iterdir()))
+        programs.output("worker", "export", "--from", checkpoint, "--to", str(folder / name))
+        said = programs.output("worker", "caption", "--checkpoint", checkpoint, "--json", *paths)
+        (folder / f"{name}.json").write_text(json.dumps([json.loads(line) for line in said.splitlines()]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+//! CLIP's tokens as strings, and the merges of its byte-pair encoding, as tokenizer files of other programs need them.
+//!
+//! The crate that encodes does not hand them out, but they follow from what it decodes: token number 512 + i is the result of
+//! merge i, and merges apply in order. So the merges before number i reduce the bytes of token 512 + i to two tokens, and these
+//! two are merge i.
+
+use std::collections::HashMap;
+
+use instant_clip_tokenizer::{Token, Tokenizer};
+
+use super::CLIP_BEGIN;
+
+/// Tokens of one byte: each alone, then each at the end of a word.
+const BYTES: u16 = 256;
+/// What vocabulary files write after the last token of a word.
+const WORD_END: &str = "</w>";
+/// A token can begin or end inside a character, and the decoder replaces incomplete characters. Between some of these bytes
+/// every token is whole: after a leading byte that lacks one, two or three, and before the bytes that it lacks itself.
+const BEFORE: [&[u8]; 4] = [b"", b"\xC3", b"\xE1", b"\xF1"];
+const AFTER: [&[u8]; 7] = [b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xBF", b"\xBF\x80", b"\xBF\x80\x80"];
+
+/// Tokens and merges of a byte-pair encoding.
+pub struct BytePairs {
+    /// Each of CLIP's tokens but begin and end, in the alphabet of [`letters`], with [`WORD_END`] at the end of a word.
+    pub tokens: Vec<String>,
+    /// Merge i makes token 512 + i of these two.
+    pub merges: Vec<[u16; 2]>,
+}
+
+impl BytePairs {
+    /// Recovers them from the crate's tokenizer.
+    pub fn of(clip: &Tokenizer) -> Self {
+        let letters = letters();
+        let mut number = [0; BYTES as usize];
+        let mut tokens = Vec::with_capacity(CLIP_BEGIN.into());
+        for (token, byte) in (0..).zip(bytes_in_order()) {
+            number[usize::from(byte)] = token;
+            tokens.push(letters[usize::from(byte)].to_string());
+        }
+        tokens.extend_from_within(..);
+        tokens[usize::from(BYTES)..].iter_mut().for_each(|token| token.push_str(WORD_END));
+
+        let mut results = HashMap::with_capacity(CLIP_BEGIN.into());
+        let mut merges = Vec::with_capacity(CLIP_BEGIN.into());
+        for token in 2 * BYTES..CLIP_BEGIN {
+            let (bytes, ends_word) = spell(clip, &number, token);
+            let mut parts: Vec<u16> = bytes.iter().map(|&byte| number[usize::from(byte)]).collect();
+            if let Some(last) = parts.last_mut().filter(|_| ends_word) {
+                *last += BYTES;
+            }
+            reduce(&mut parts, &results);
+            let &[first, second] = parts.as_slice() else {
+                unreachable!("token {token} is no merge of two that come before it");
+            };
+            tokens.push(format!("{}{}", tokens[usize::from(first)], tokens[usize::from(second)]));
+            results.insert((first, second), token);
+            merges.push([first, second]);
+        }
+        Self { tokens, merges }
+    }
+}
+
+/// Bytes in the order of their tokens: those that print as a character of Latin-1, then the others.
+fn bytes_in_order() -> impl Iterator<Item = u8> {
+    let prints = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..);
+    (0..=u8::MAX).filter(prints).chain((0..=u8::MAX).filter(move |byte| !prints(byte)))
+}
+
+/// The character that stands for each byte: of those that print themselves, and from U+0100 on the others.
+fn letters() -> [char; BYTES as usize] {
+    let mut letters = ['\0'; BYTES as usize];
+    let mut others = '\u{100}'..;
+    for (place, byte) in bytes_in_order().enumerate() {
+        let prints = place < 188;
+        letters[usize::from(byte)] = if prints { char::from(byte) } else { others.next().expect("68 are left") };
+    }
+    letters
+}
+
+/// The bytes of a merged token, and whether it ends a word.
+fn spell(clip: &Tokenizer, number: &[u16; BYTES as usize], token: u16) -> (Vec<u8>, bool) {
+    let decode = |before: &[u8], after: &[u8]| {
+        let byte = |&byte: &u8| number[usize::from(byte)];
+        let around = before.iter().map(byte).chain([token]).chain(after.iter().map(byte));
+        clip.decode(around.filter_map(|token| Token::from_u16(token, clip)))
+    };
+    let whole = BEFORE.iter().flat_map(|&before| AFTER.iter().map(move |&after| (before, after))).find_map(
+        |(before, after)| {
+            let text = decode(before, after);
+            let is_whole = !text.contains(char::REPLACEMENT_CHARACTER);
+            is_whole.then(|| text.as_bytes()[before.len()..text.len() - after.len()].to_vec())
+        },
+    );
+    // The replacement character has a token of its own.
+    let mut bytes = whole.unwrap_or_else(|| decode(b"", b"").into_bytes());
+    // The decoder puts a space after words, and words contain none.
+    let ends_word = bytes.pop_if(|last| *last == b' ').is_some();
+    (bytes, ends_word)
+}
+
+/// Applies merges, the earliest first, until there is none to apply.
+fn reduce(parts: &mut Vec<u16>, results: &HashMap<(u16, u16), u16>) {
+    loop {
+        let pairs = parts.windows(2).enumerate();
+        let found = pairs.filter_map(|(place, pair)| Some((*results.get(&(pair[0], pair[1]))?, place)));
+        let Some((result, place)) = found.min() else { return };
+        parts[place] = result;
+        parts.remove(place + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    #[test]
+    fn the_merges_are_those_that_openai_published() {
+        let BytePairs { tokens, merges } = BytePairs::of(&Tokenizer::new());
+        assert_eq!((tokens.len(), merges.len()), (49_406, 48_894));
+        let lines = merges.iter().map(|pair| pair.map(|part| tokens[usize::from(part)].as_str()).join(" "));
+        let lines = lines.collect::<Vec<_>>().join("\n");
+        // Of lines 2 to 48,895 of bpe_simple_vocab_16e6.txt.
+        let published = "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a";
+        assert_eq!(format!("{:x}", Sha256::digest(lines)), published);
+    }
+}

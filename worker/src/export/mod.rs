@@ -1,0 +1,120 @@
+//! What an exported folder holds besides `config.json` and the weights, so that transformers loads
+//! it with `AutoModel` and `AutoProcessor`: Python code, a tokenizer, settings, and a model card.
+
+use serde_json::{Value, json};
+use tokenizer::SPECIAL;
+use weights::MODELING_MODULE;
+use weights::folder::{self, Folder};
+
+use crate::data::{DEVIATION, MEAN};
+use crate::trainer::Place;
+
+const MODELING: &str = include_str!("modeling_dico.py");
+const IMAGE_PROCESSING: &str = include_str!("image_processing_dico.py");
+/// How the folder is used; the README of this repository shows the same.
+const SNIPPET: &str = include_str!("snippet.py");
+/// The folder's name in [`SNIPPET`].
+const SNIPPET_FOLDER: &str = "my-dico";
+/// The class of transformers that joins any image processor with any tokenizer.
+const PROCESSOR: &str = "VisionTextDualEncoderProcessor";
+
+/// Name and content of each file. `name` is that of the model; `place` says where in a run it was
+/// saved, if it is a checkpoint.
+#[must_use]
+pub fn files(folder: &Folder, name: &str, place: Option<&Place>) -> Vec<(String, Vec<u8>)> {
+    let vocabulary = tokenizer::Vocabulary::stored(&folder.manifest().vocabulary);
+    let json = |value: Value| serde_json::to_vec_pretty(&value).expect("numbers and strings are JSON");
+    vec![
+        (format!("{MODELING_MODULE}.py"), MODELING.into()),
+        ("image_processing_dico.py".to_owned(), IMAGE_PROCESSING.into()),
+        ("preprocessor_config.json".to_owned(), json(preprocessor(folder))),
+        ("tokenizer.json".to_owned(), vocabulary.tokenizer_json().to_string().into()),
+        ("tokenizer_config.json".to_owned(), json(tokenizer_config(folder))),
+        ("generation_config.json".to_owned(), json(generation(folder, &vocabulary))),
+        ("README.md".to_owned(), card(folder, name, place).into()),
+    ]
+}
+
+/// Keys are those of transformers' own image processor for CLIP, which reads them, too.
+fn preprocessor(folder: &Folder) -> Value {
+    let side = folder.manifest().vision.architecture.image_size;
+    // By way of text: the shortest decimal number that is this one in 32 bits.
+    let channels = |values: [f32; 3]| values.map(|value| value.to_string().parse::<f64>().unwrap_or_default());
+    json!({
+        "image_processor_type": "DicoImageProcessor",
+        "auto_map": { "AutoImageProcessor": "image_processing_dico.DicoImageProcessor" },
+        "processor_class": PROCESSOR,
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": { "shortest_edge": side },
+        "resample": 3,
+        "do_center_crop": true,
+        "crop_size": { "height": side, "width": side },
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": channels(MEAN),
+        "image_std": channels(DEVIATION),
+    })
+}
+
+fn tokenizer_config(folder: &Folder) -> Value {
+    let [begin, end, pad] = SPECIAL;
+    json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": PROCESSOR,
+        "bos_token": begin,
+        "eos_token": end,
+        "pad_token": pad,
+        "model_max_length": folder.manifest().captioner.positions,
+        "clean_up_tokenization_spaces": false,
+    })
+}
+
+/// As `worker caption` searches unless it is told otherwise.
+fn generation(folder: &Folder, vocabulary: &tokenizer::Vocabulary) -> Value {
+    let defaults = runfile::Decoding::default();
+    json!({
+        "bos_token_id": vocabulary.begin(),
+        "decoder_start_token_id": vocabulary.begin(),
+        "eos_token_id": vocabulary.end(),
+        "pad_token_id": vocabulary.pad(),
+        "num_beams": defaults.beams,
+        "max_length": folder.manifest().captioner.positions.min(defaults.max_length as usize),
+        "length_penalty": defaults.length_penalty,
+        "early_stopping": false,
+    })
+}
+
+/// The model card.
+fn card(folder: &Folder, name: &str, place: Option<&Place>) -> String {
+    let manifest = folder.manifest();
+    let sizes = &manifest.captioner;
+    let origin = place.map_or_else(String::new, |Place { run, stage_name, step, .. }| {
+        format!("\nIt was saved in stage `{stage_name}` of run `{run}`, after step {step}.\n")
+    });
+    let encoding = match manifest.vocabulary {
+        folder::Vocabulary::Full => String::new(),
+        folder::Vocabulary::Tokens(_) => format!(
+            "- It knows those tokens of CLIP that its training captions contain. The tokenizer encodes every text:\n  \
+             tokens that the captioner does not know have numbers from {} on, and it cannot embed them.\n",
+            sizes.vocabulary_size
+        ),
+    };
+    format!(
+        "---\nlibrary_name: transformers\npipeline_tag: image-to-text\ntags:\n- image-captioning\n- dico\n---\n\n\
+         # {name}\n\n\
+         An image captioner with the architecture of [DiCO](https://arxiv.org/abs/2408.14547): a frozen CLIP vision\n\
+         tower, a BERT encoder ({encoder} layers) and a GPT-2 decoder with cross-attention ({decoder} layers), {width}\n\
+         wide, with a vocabulary of {vocabulary} tokens.\n{origin}\n\
+         ```python\n{snippet}```\n\n\
+         - Pixels are those of CLIP's own preprocessing. EXIF orientation is not applied.\n\
+         - `worker caption` finds the same captions. From transformers 4.50 on, a beam search may end a little\n  \
+         sooner, and in rare cases finds another one.\n{encoding}",
+        encoder = sizes.encoder_layers,
+        decoder = sizes.decoder_layers,
+        width = sizes.width,
+        vocabulary = sizes.vocabulary_size,
+        snippet = SNIPPET.replace(SNIPPET_FOLDER, name),
+    )
+}

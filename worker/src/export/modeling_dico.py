@@ -1,0 +1,94 @@
+"""A captioner that was trained with DiCO (arXiv 2408.14547), for transformers.
+
+A CLIP vision tower, a linear projection and a BERT make the encoder; the decoder is a GPT-2 with
+cross-attention. All layers are those of transformers. This file only connects them.
+
+    model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
+    tokens = model.generate(pixel_values=pixels)
+"""
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    GPT2LMHeadModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+try:
+    # transformers 4, whose `CLIPVisionModel` puts the tower under another name.
+    from transformers.models.clip.modeling_clip import CLIPVisionTransformer as VisionTower
+except ImportError:
+    from transformers import CLIPVisionModel as VisionTower
+
+
+class DicoEncoderConfig(PretrainedConfig):
+    """`encoder` of config.json: sizes of the vision tower and of the BERT."""
+
+    model_type = "vision-encoder-encoder"
+    sub_configs = {"vision_encoder": CLIPVisionConfig, "encoder": BertConfig}
+
+    def __init__(self, vision_encoder=None, encoder=None, **settings):
+        vision = dict(vision_encoder or {})
+        # Some folders hold the configuration of a whole CLIP.
+        self.vision_encoder = CLIPVisionConfig(**vision.get("vision_config", vision))
+        self.encoder = BertConfig(**(encoder or {}))
+        super().__init__(**(settings | {"hidden_size": self.encoder.hidden_size}))
+
+
+# `VisionEncoderDecoderConfig` finds the class of its `encoder` by `model_type`.
+AutoConfig.register(DicoEncoderConfig.model_type, DicoEncoderConfig, exist_ok=True)
+
+
+class DicoConfig(VisionEncoderDecoderConfig):
+    """config.json: that of a `VisionEncoderDecoderModel`."""
+
+
+class NestedTower(nn.Module):
+    """A vision tower whose parameters have names that begin with `vision_model`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.vision_model = VisionTower(config)
+
+    def forward(self, pixel_values):
+        return self.vision_model(pixel_values)
+
+
+class DicoEncoder(PreTrainedModel):
+    """Pixels [images, 3, side, side] to the states [images, tokens, width] that the decoder attends to."""
+
+    config_class = DicoEncoderConfig
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        tower = NestedTower if getattr(config, "vision_model_nested", False) else VisionTower
+        self.vision_encoder = tower(config.vision_encoder)
+        self.vis_enc_to_enc_proj = nn.Linear(config.vision_encoder.hidden_size, config.encoder.hidden_size)
+        self.encoder = BertModel(config.encoder)
+        self.post_init()
+
+    def forward(self, pixel_values, **_):
+        # The vision tower stays as it is, also when the rest is trained.
+        with torch.no_grad():
+            # All tokens, before the last layer norm.
+            seen = self.vision_encoder(pixel_values).last_hidden_state
+        return BaseModelOutput(self.encoder(inputs_embeds=self.vis_enc_to_enc_proj(seen)).last_hidden_state)
+
+
+class DicoCaptioner(VisionEncoderDecoderModel):
+    """Encoder and decoder. `generate(pixel_values=...)` returns the tokens of captions."""
+
+    config_class = DicoConfig
+
+    def __init__(self, config):
+        super().__init__(config, DicoEncoder(config.encoder), GPT2LMHeadModel(config.decoder))
