@@ -41,28 +41,30 @@ SIZES = [None, None, None, None, None, (131, 97), (90, 155), (64, 65), (67, 64),
 
 
 class Programs:
-    def __init__(self, folder: pathlib.Path, libraries: str):
-        self.folder = folder
+    def __init__(self, folder: pathlib.Path, libraries: str, log: pathlib.Path):
+        self.folder, self.log = folder, log
         self.environment = os.environ | {"LD_LIBRARY_PATH": libraries}
 
     def output(self, program: str, *options: str) -> str:
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
-        command = [self.folder / program, *options]
-        return subprocess.run(command, env=self.environment, text=True, check=True, **pipes).stdout
+        with self.started(program, *options) as process:
+            return process.stdout.read()
 
     @contextlib.contextmanager
     def started(self, program: str, *options: str):
         """A process that is over at the end of the block, and has succeeded unless the block failed."""
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
-        process = subprocess.Popen([self.folder / program, *options], env=self.environment, text=True, **pipes)
+        with open(self.log, "a") as log:
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": log}
+            process = subprocess.Popen([self.folder / program, *options], env=self.environment, text=True, **pipes)
         try:
             yield process
-            process.communicate()
+            process.wait()
         finally:
             process.kill()
             process.wait()
+            process.stdout.close()
         if process.returncode != 0:
-            sys.exit(f"{program} ended with status {process.returncode}")
+            last = "\n".join(self.log.read_text().splitlines()[-20:])
+            sys.exit(f"{program} {options[0]} ended with status {process.returncode}:\n{last}")
 
     def train(self, config: pathlib.Path) -> None:
         ports = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
@@ -84,7 +86,8 @@ def images(folder: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-    folder, programs = pathlib.Path(sys.argv[1]), Programs(pathlib.Path(sys.argv[2]), sys.argv[3])
+    folder = pathlib.Path(sys.argv[1])
+    programs = Programs(pathlib.Path(sys.argv[2]), sys.argv[3], folder / "log")
     programs.output("worker", "synthesize", "--out", f"{folder}/world", "--images", str(WORLD_IMAGES), "--seed", "3")
     paths = images(folder)
     for name, vocabulary in VOCABULARIES.items():

@@ -148,6 +148,76 @@ fn a_checkpoint_captions_images_and_survives_export_and_import() {
 }
 
 #[test]
+fn a_captioner_that_knows_its_corpus_only_survives_export_and_import() {
+    let (place, scratch) = place();
+    complete(&place, &run_file(&place, "run", "vocabulary: corpus\n", &scratch), 1);
+    let [exported, imported, again] = ["exported", "imported", "again"].map(|name| place.path(name));
+    let checkpoint = place.last_checkpoint("run");
+    for (program, from, to) in
+        [("export", &checkpoint, &exported), ("import", &exported, &imported), ("export", &imported, &again)]
+    {
+        let output = run("worker", &[program, "--from", &from.to_string_lossy(), "--to", &to.to_string_lossy()]);
+        assert!(output.status.success(), "{program}: {output:?}");
+    }
+    let mut names: Vec<_> =
+        std::fs::read_dir(&exported).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let expected = [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "image_processing_dico.py",
+        "model.safetensors",
+        "modeling_dico.py",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(names, expected);
+    for name in expected.into_iter().filter(|&name| name != "README.md") {
+        assert!(std::fs::read(exported.join(name)).unwrap() == std::fs::read(again.join(name)).unwrap(), "{name}");
+    }
+    let read = |folder: &Path, name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap()
+    };
+    assert_eq!(read(&checkpoint, "models.json")["vocabulary"], read(&imported, "models.json")["vocabulary"]);
+    let (config, generation) = (read(&exported, "config.json"), read(&exported, "generation_config.json"));
+    assert!(config["decoder"]["vocab_size"].as_u64().unwrap() < 1000);
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"] {
+        assert_eq!(config[key], generation[key], "{key}");
+    }
+    assert_eq!((&generation["num_beams"], &generation["max_length"]), (&5.into(), &30.into()));
+    assert_eq!(read(&exported, "preprocessor_config.json")["crop_size"]["height"], 32);
+    let card = std::fs::read_to_string(exported.join("README.md")).unwrap();
+    assert!(card.contains("stage `dico` of run `test`, after step 2") && card.contains("(\"exported\""), "{card}");
+
+    let image = std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path();
+    let captions = [&checkpoint, &imported]
+        .map(|folder| run("worker", &["caption", "--checkpoint", &folder.to_string_lossy(), &image.to_string_lossy()]));
+    assert!(captions.iter().all(|output| output.status.success() && output.stderr.is_empty()), "{captions:?}");
+    assert_eq!(captions[0].stdout, captions[1].stdout);
+}
+
+#[test]
+fn captions_of_a_captioner_that_was_never_trained_come_with_a_warning() {
+    let place = Place::new();
+    complete(&place, &place.run_file("run", 1, ""), 1);
+    let image = std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path();
+    let first = place.path("run/checkpoints/0-evaluator-00000004");
+    for (checkpoint, warns) in [(first, true), (place.last_checkpoint("run"), false)] {
+        let checkpoint = checkpoint.to_string_lossy();
+        let output = run("worker", &["caption", "--checkpoint", &checkpoint, &image.to_string_lossy()]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.contains("its captioner was never trained"), warns, "{said}");
+        assert_eq!(said.contains("stage `evaluator` of run `test`, after step 4"), warns, "{said}");
+        let exported = place.path(&format!("exported-{warns}"));
+        let output = run("worker", &["export", "--from", &checkpoint, "--to", &exported.to_string_lossy()]);
+        assert_eq!(String::from_utf8_lossy(&output.stderr).contains("never trained"), warns, "{output:?}");
+    }
+}
+
+#[test]
 fn a_run_begins_with_the_captioner_of_another_and_sees_as_that_one_did() {
     let (place, _) = place();
     // Its captioner sees through an evaluator of its own.

@@ -481,6 +481,64 @@ mod tests {
     }
 
     #[test]
+    fn an_exported_configuration_says_where_the_code_is_and_which_tokens_are_known() {
+        let folder = folder();
+        let opened = Folder::open(folder.path()).unwrap();
+        let vision = opened.vision().unwrap();
+        let (config, _) = opened.to_released(&vision, None).unwrap();
+        assert_eq!(config["auto_map"]["AutoModel"], "modeling_dico.DicoCaptioner");
+        assert_eq!(config["clip_tokens"], serde_json::json!([3, 17]));
+        assert_eq!(config["decoder"]["vocab_size"], 5);
+        assert_eq!(config["encoder"].get("vision_model_nested"), None);
+
+        // An import's configuration and tensors come back, and its vision tower keeps its names.
+        let mut manifest = manifest();
+        manifest.vision.published_prefix = Some(WRAPPED_VISION_PREFIX.to_owned());
+        manifest.write(folder.path()).unwrap();
+        let opened = Folder::open(folder.path()).unwrap();
+        let unused = [("encoder.encoder.pooler.dense.bias".to_owned(), vec![4])];
+        write_shapes(&folder.path().join(RELEASED), &unused);
+        let imported = serde_json::json!({ "encoder": { "own": 1 }, "auto_map": { "AutoModel": "theirs.Model" } });
+        std::fs::write(folder.path().join(CONFIG), imported.to_string()).unwrap();
+        let kept = opened.released().unwrap();
+        let (config, tensors) = opened.to_released(&vision, kept.as_ref()).unwrap();
+        assert_eq!(config["encoder"], serde_json::json!({ "own": 1, "vision_model_nested": true }));
+        assert_eq!(config["auto_map"]["AutoModel"], "modeling_dico.DicoCaptioner");
+        let names: Vec<_> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+        assert!(names.contains(&"encoder.vision_encoder.vision_model.pre_layrnorm.bias"), "{names:?}");
+        assert!(names.contains(&unused[0].0.as_str()), "{names:?}");
+
+        // A configuration that is none is left as it is.
+        std::fs::write(folder.path().join(CONFIG), "[]").unwrap();
+        let (config, _) = opened.to_released(&vision, opened.released().unwrap().as_ref()).unwrap();
+        assert_eq!(config, serde_json::json!([]));
+    }
+
+    #[test]
+    fn a_captioner_is_untrained_while_its_last_layer_norm_is_as_it_began() {
+        let folder = folder();
+        let open = || Folder::open(folder.path()).unwrap();
+        assert!(!open().captioner_is_untrained());
+        let ones = 1.0_f32.to_le_bytes().repeat(4);
+        let mut bent = ones.clone();
+        bent[3] += 1;
+        for (weight, bias, is_untrained) in [(&ones, [0; 16], true), (&bent, [0; 16], false), (&ones, [1; 16], false)] {
+            let opened = open();
+            let mut tensors: Vec<_> =
+                opened.captioner().into_iter().map(|(name, tensor)| (name, tensor.into_owned())).collect();
+            for (name, tensor) in &mut tensors {
+                match name.as_str() {
+                    "decoder.transformer.ln_f.weight" => tensor.bytes = weight.clone().into(),
+                    "decoder.transformer.ln_f.bias" => tensor.bytes = bias.to_vec().into(),
+                    _ => {}
+                }
+            }
+            crate::write_safetensors(&folder.path().join(CAPTIONER), &tensors).unwrap();
+            assert_eq!(open().captioner_is_untrained(), is_untrained);
+        }
+    }
+
+    #[test]
     fn a_manifest_that_the_files_do_not_bear_out_is_refused() {
         let wide = problem(|manifest| manifest.captioner.decoder_inner = 1 << 40);
         assert!(wide.contains("misshapen: decoder.transformer.h.0.mlp.c_fc.bias [10], not [1099511627776]"), "{wide}");

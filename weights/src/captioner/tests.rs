@@ -228,6 +228,30 @@ fn begin_end_and_pad_are_the_last_tokens() {
 }
 
 #[test]
+fn a_configuration_lists_the_tokens_of_a_captioner_that_does_not_know_all() {
+    let vocabulary = |tokens: Option<Value>| {
+        let mut config = config();
+        if let Some(tokens) = tokens {
+            config["clip_tokens"] = tokens;
+        }
+        open(&config, &shapes(VISION_PREFIX)).unwrap().vocabulary().map_err(|error| error.to_string())
+    };
+    let listed = [2, 3, 5, 8, 13, 21, 34, 55];
+    assert_eq!(vocabulary(Some(json!(listed))).unwrap(), Vocabulary::Tokens(listed.to_vec()));
+    for (tokens, expected) in [
+        (None, "decoder.vocab_size: is 11, but the vocabulary has 49409 tokens"),
+        (Some(json!([1, 2])), "decoder.vocab_size: is 11, but the vocabulary has 5 tokens"),
+        (Some(json!([2, 1])), "clip_tokens: must ascend"),
+        (Some(json!([49_406])), "clip_tokens: must leave begin and end out"),
+        (Some(json!("all")), "clip_tokens: invalid type"),
+        (Some(json!([-1])), "clip_tokens: invalid value"),
+    ] {
+        let problem = vocabulary(tokens).unwrap_err();
+        assert!(problem.contains(expected), "{problem}");
+    }
+}
+
+#[test]
 fn tensors_without_a_place_are_named() {
     let text = vision_to_released(vec![("visual.layer1.0.conv1.weight".to_owned(), counting(&[1], 0))], VISION_PREFIX);
     assert!(text.unwrap_err().to_string().starts_with("visual.layer1.0.conv1.weight: has no place"));

@@ -46,7 +46,7 @@ enum Command {
     Score(score::Score),
     /// Make a model folder of a published Hugging Face folder.
     Import(import::Import),
-    /// Make a published Hugging Face folder of a checkpoint or model folder.
+    /// Make a folder that transformers loads, in the published layout, of a checkpoint or model folder.
     Export(export::Export),
     /// Draw the built-in world: images, captions and scene graphs.
     Synthesize(synthesize::Synthesize),
