@@ -53,8 +53,8 @@ name: bench
 output: /nowhere
 workers: {{ min: {workers}, max: {workers} }}
 data: {{ karpathy: {{ annotations: annotations.json, images: images }} }}
-captioner: {{ preset: tiny }}
-evaluator: {{ preset: tiny }}
+captioner: {{ weights: none }}
+evaluator: {{ weights: none }}
 stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optimizer: {{ learning_rate: 1.0e-3 }} }}]
 "
     );

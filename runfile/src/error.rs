@@ -2,6 +2,9 @@ use std::path::{Path, PathBuf};
 
 use serde_saphyr::Error as Yaml;
 
+use crate::locations::Locations;
+use crate::schema::Problem;
+
 /// What is wrong with a run file, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -25,16 +28,38 @@ pub enum Error {
         /// What is wrong there.
         problem: String,
     },
-    /// A value is out of its range or does not fit another.
-    #[error("{}: {key}: {problem}", path.display())]
-    Value {
-        /// The run file.
-        path: PathBuf,
-        /// Path of the key, e.g. `stages[2].batch`.
-        key: String,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// A value is out of its range, does not fit another, or cannot be meant.
+    #[error("{0}")]
+    Value(Finding),
+}
+
+/// What is wrong, or looks wrong, with the value of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The run file.
+    pub path: PathBuf,
+    /// Line of the value, or of what should contain it, from 1.
+    pub line: u64,
+    /// Column, from 1.
+    pub column: u64,
+    /// Path of the key, e.g. `stages[2].batch`.
+    pub key: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { path, line, column, key, problem } = self;
+        write!(f, "{}:{line}:{column}: {key}: {problem}", path.display())
+    }
+}
+
+impl Finding {
+    pub(crate) fn new(path: &Path, locations: &Locations, (key, problem): Problem) -> Self {
+        let (line, column) = locations.of(&key);
+        Self { path: path.to_owned(), line, column, key, problem }
+    }
 }
 
 impl Error {
@@ -45,7 +70,8 @@ impl Error {
             Yaml::SerdeUnknownField { field, expected, .. } => unknown("key", field, expected),
             Yaml::SerdeUnknownVariant { variant, expected, .. } => unknown("value", variant, expected),
             other => {
-                // The message repeats the location and, for multi-line ones, a snippet: one line is enough here.
+                // The message repeats the location and, for multi-line ones, a snippet: one line is
+                // enough here.
                 let message = other.to_string();
                 let first = message.lines().next().unwrap_or_default();
                 let problem = first.split(" at line ").next().unwrap_or(first);
@@ -67,14 +93,30 @@ fn word_at(text: &str, line: u64, column: u64) -> Option<String> {
     (!word.is_empty()).then_some(word)
 }
 
-/// Names the valid word that is nearest to a wrong one, or all of them.
+/// Names the valid word that is nearest to a wrong one, or all of them. Case and the kind of dash
+/// do not count.
 pub(crate) fn unknown(what: &str, found: &str, expected: &[&str]) -> String {
-    let nearest =
-        expected.iter().max_by(|a, b| strsim::jaro_winkler(a, found).total_cmp(&strsim::jaro_winkler(b, found)));
-    match nearest {
-        Some(near) if strsim::jaro_winkler(near, found) > 0.7 => {
-            format!("unknown {what} `{found}`: did you mean `{near}`?")
-        }
+    let plain = found.to_lowercase().replace(['-', ' '], "_");
+    let similarity = |word: &str| strsim::jaro_winkler(word, &plain);
+    match expected.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b))) {
+        Some(near) if similarity(near) > 0.7 => format!("unknown {what} `{found}`: did you mean `{near}`?"),
         _ => format!("unknown {what} `{found}`: expected one of `{}`", expected.join("`, `")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_case_or_dash_leads_to_the_valid_word() {
+        let words = ["contrastive", "cross_entropy", "scst", "dico"];
+        for (found, near) in
+            [("DiCO", "dico"), ("SCST", "scst"), ("Cross-Entropy", "cross_entropy"), ("CROSS ENTROPY", "cross_entropy")]
+        {
+            let expected = format!("unknown value `{found}`: did you mean `{near}`?");
+            assert_eq!(unknown("value", found, &words), expected);
+        }
+        assert!(unknown("value", "zzz", &words).contains("expected one of `contrastive`, `cross_entropy`"));
     }
 }

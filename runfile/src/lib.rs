@@ -1,35 +1,74 @@
-//! The run file: one YAML document that says what to train, on what, in which stages and with how many workers.
+//! The run file: one YAML document that says what to train, on what, in which stages and with how
+//! many workers.
 //!
-//! The coordinator reads and checks it; workers receive it as JSON at join, so they cannot disagree about a setting.
-//! Every key is known: a wrong one is refused with file, line, column and the nearest valid key.
+//! The coordinator reads and checks it; workers receive it as JSON at join, so they cannot disagree
+//! about a setting. Every key is known: a wrong one is refused with file, line, column and the
+//! nearest valid key.
+//!
+//! | module      | what it has                                                                              |
+//! |-------------|------------------------------------------------------------------------------------------|
+//! | `schema`    | the types, and what is refused ([`RunFile::load`]) or warned about                       |
+//! | `keys`      | one table of all keys: units, and which may change while a run is under way              |
+//! | `changes`   | what differs between two run files ([`changes`]), and how a new run continues an old one |
+//! | `metrics`   | what a run measures ([`METRICS`])                                                        |
+//! | `reference` | the JSON Schema for editors and `docs/run-file.md`, both generated from the above        |
 
+mod changes;
 mod error;
+mod keys;
+mod locations;
+mod metrics;
 mod paths;
+mod reference;
 mod schema;
 
-pub use error::Error;
+pub use changes::{Change, changes, continuation};
+pub use error::{Error, Finding};
+pub use keys::{KEYS, Key, Mutability};
+pub use metrics::{METRICS, Metric, Source, metric};
+pub use reference::{reference, schema_json};
 pub use schema::*;
 
 use std::path::Path;
+
+use locations::Locations;
 
 impl RunFile {
     /// Reads, parses and checks the run file at `path`. Relative paths inside it are relative to
     /// its folder and are made absolute, because workers may run elsewhere.
     ///
     /// # Errors
-    /// Names the file, and the line and column where they are known.
+    /// Names the file, line and column.
     pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::load_with_warnings(path).map(|(run, _)| run)
+    }
+
+    /// The same, and what in the file is allowed but is hardly meant.
+    ///
+    /// # Errors
+    /// Names the file, line and column.
+    pub fn load_with_warnings(path: &Path) -> Result<(Self, Vec<Finding>), Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let mut run = Self::parse(path, &text)?;
+        let (mut run, warnings) = Self::parse_with_warnings(path, &text)?;
         run.resolve_paths(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        Ok(run)
+        Ok((run, warnings))
     }
 
     /// Parses and checks `text`, with or without a byte-order mark; `path` is only for messages.
+    ///
+    /// # Errors
+    /// Names the file, line and column.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        Self::parse_with_warnings(path, text).map(|(run, _)| run)
+    }
+
+    fn parse_with_warnings(path: &Path, text: &str) -> Result<(Self, Vec<Finding>), Error> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let run: Self = serde_saphyr::from_str(text).map_err(|error| Error::from_yaml(path, text, &error))?;
-        run.check().map_err(|(key, problem)| Error::Value { path: path.to_owned(), key, problem })?;
-        Ok(run)
+        let locations = Locations::read(text);
+        let finding = |problem| Finding::new(path, &locations, problem);
+        run.check().map_err(|problem| Error::Value(finding(problem)))?;
+        let warnings = run.warnings().into_iter().map(finding).collect();
+        Ok((run, warnings))
     }
 }

@@ -24,7 +24,7 @@ fn an_unknown_or_mistyped_key_is_named_with_its_place_and_the_nearest_valid_key(
     let error = validate(&place, &good(&place).replace("objective: dico", "objective: diko"));
     assert!(error.contains("unknown value `diko`: did you mean `dico`?"), "{error}");
     let error = validate(&place, &good(&place).replace("steps: 6", "steps: 0"));
-    assert!(error.ends_with("bad.yaml: stages[1].steps: must be at least 1"), "{error}");
+    assert!(error.ends_with("bad.yaml:14:50: stages[1].steps: must be at least 1"), "{error}");
     let error = validate(&place, "name: [");
     assert!(error.contains("bad.yaml:1:"), "{error}");
 }

@@ -93,7 +93,8 @@ fn a_paused_run_waits_until_it_is_told_to_go_on() {
     let place = Place::with_positives();
     let stages = [
         "name: xe, objective: cross_entropy, steps: 2, batch: 12, OPTIMIZER",
-        "name: dico, objective: dico, steps: 30, batch: 6, guard: [{ metric: caption_length, above: 0, action: pause }], OPTIMIZER",
+        "name: dico, objective: dico, dico: { reward: { cider: 1 } }, steps: 30, batch: 6, \
+         guard: [{ metric: caption_length, above: 0, action: pause }], OPTIMIZER",
     ];
     let coordinator = Coordinator::start(&place, &run_file(&place, "run", 1, None, &stages));
     let resume = || run("coordinator", &["resume", "--coordinator", &coordinator.url]);

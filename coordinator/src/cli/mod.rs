@@ -7,6 +7,7 @@ mod events;
 mod files;
 mod history;
 mod report;
+mod schema;
 mod security;
 mod serve;
 mod simulate;
@@ -35,6 +36,7 @@ struct Arguments {
 enum Command {
     Serve(serve::Serve),
     Validate(validate::Validate),
+    Schema(schema::SchemaCommand),
     Status(status::Status),
     /// Hold a run, after the steps that are granted; their state is saved.
     ///
@@ -84,6 +86,7 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Serve(serve) => serve.run(),
         Command::Validate(validate) => validate.run(),
+        Command::Schema(schema) => schema.run(),
         Command::Status(status) => status.run(),
         Command::Pause(control) => control.run(v1::Command::Pause),
         Command::Resume(control) => control.run(v1::Command::Resume),

@@ -39,10 +39,13 @@ pub struct Validate {
 impl Validate {
     /// Prints what was found if all is well.
     pub fn run(self) -> anyhow::Result<()> {
-        let file = RunFile::load(&self.config)?;
+        let (file, warnings) = RunFile::load_with_warnings(&self.config)?;
+        let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         let (images, found) = self.check(&file).with_context(|| self.config.display().to_string())?;
         if self.json {
-            let mut printed = json!({ "run": file.name, "plan": summary(&file), "found": found, "settings": file });
+            let mut printed = json!({
+                "run": file.name, "plan": summary(&file), "found": found, "warnings": warnings, "settings": file,
+            });
             if let (Some(printed), serde_json::Value::Object(images)) = (printed.as_object_mut(), images.json()) {
                 printed.extend(images);
             }
@@ -51,6 +54,7 @@ impl Validate {
         }
         println!("OK: {}: {}", file.name, summary(&file));
         found.iter().for_each(|line| println!("    {line}"));
+        warnings.iter().for_each(|line| println!("    warning: {line}"));
         Ok(())
     }
 

@@ -82,7 +82,8 @@ impl Daemon {
     }
 }
 
-/// A run with a boundary in the middle and one at the end. The coordinator reads no data: there need not be any.
+/// A run with a boundary in the middle and one at the end. The coordinator reads neither
+/// data nor weights: there need not be any.
 fn run_file(load: &Load, output: &Path) -> String {
     let Load { workers, steps, .. } = load;
     let half = steps.div_ceil(2);
@@ -93,8 +94,8 @@ fn run_file(load: &Load, output: &Path) -> String {
 output: {output}
 workers: {{ min: {workers}, max: {workers} }}
 data: {{ karpathy: {{ annotations: none.json, images: none }} }}
-captioner: {{ preset: tiny }}
-evaluator: {{ preset: tiny }}
+captioner: {{ weights: none }}
+evaluator: {{ weights: none }}
 stages:
   - name: dico
     objective: dico

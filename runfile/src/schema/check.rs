@@ -15,7 +15,8 @@ impl Data {
     }
 }
 
-type Problem = (String, String);
+/// The path of a key, and what is wrong with its value.
+pub(crate) type Problem = (String, String);
 
 impl RunFile {
     /// Checks what types alone cannot say. The error is the key's path and what is wrong with it.
@@ -64,11 +65,11 @@ impl RunFile {
             let repeated = self.stages[..i].iter().any(|other| other.name == stage.name);
             need(!repeated, &format!("stages[{i}].name"), "is the name of an earlier stage")?;
         }
-        Ok(())
+        self.check_meaning()
     }
 
-    /// Checks that a captioner with so many positions, such as one from `captioner.weights`, can be trained and searched as the run
-    /// wants.
+    /// Checks that a captioner with so many positions, such as one from `captioner.weights`, can be
+    /// trained and searched as the run wants.
     ///
     /// # Errors
     /// Names the key that is too large.
@@ -151,11 +152,7 @@ impl Stage {
         let captions = positives.is_some_and(|positives| positives.captions.is_some());
         need(images || generated_images == 0.0, "contrastive.generated_images", "needs data.positives.images")?;
         need(captions || generated_captions == 0.0, "contrastive.generated_captions", "needs data.positives.captions")?;
-        let (key, rewards) = match self.objective {
-            Objective::Dico => ("dico.reward", &self.dico.reward),
-            Objective::Scst => ("scst.reward", &self.scst.reward),
-            Objective::Contrastive | Objective::CrossEntropy => return Ok(()),
-        };
+        let Some((key, rewards)) = self.rewards() else { return Ok(()) };
         let mut weights = rewards.iter().filter(|(reward, _)| **reward != Reward::MissingEnd).map(|(_, weight)| weight);
         need(weights.any(|&weight| weight != 0.0), key, "needs at least one reward")?;
         need(rewards.values().all(|weight| weight.is_finite()), key, "needs finite weights")?;
@@ -210,7 +207,7 @@ impl RunFile {
     }
 }
 
-fn need(holds: bool, key: &str, problem: &str) -> Result<(), Problem> {
+pub(super) fn need(holds: bool, key: &str, problem: &str) -> Result<(), Problem> {
     if holds { Ok(()) } else { Err((key.to_owned(), problem.to_owned())) }
 }
 
@@ -244,6 +241,7 @@ captioner: { preset: tiny }
 evaluator: { preset: tiny }
 stages:
   - { name: clip, objective: contrastive, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+  - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
   - { name: scst, objective: scst, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
   - { name: dico, objective: dico, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
 ";
@@ -275,10 +273,9 @@ stages:
         assert!(found.contains("stages[0].batch: is 4, and workers.max is 5: every worker needs a sample"), "{found}");
         let found = problem("max: 2", "max: 100001");
         assert!(found.contains("workers.max: is 100001, a run can have 100000 workers at most"), "{found}");
-        let run = RUN.replace("objective: scst", "objective: cross_entropy");
         let target = |preset: &str, most: u32| {
             let captioner = format!("captioner: {{ preset: {preset}, max_target_length: {most} }}");
-            let text = run.replace("captioner: { preset: tiny }", &captioner);
+            let text = RUN.replace("captioner: { preset: tiny }", &captioner);
             RunFile::parse(Path::new("run.yaml"), &text).err().map_or_else(String::new, |error| error.to_string())
         };
         assert!(target("tiny", 2).contains("captioner.max_target_length: must be at least 3"));
@@ -287,10 +284,13 @@ stages:
             target("dico", 1025).contains("captioner.max_target_length: is 1025, the captioner has 1024 positions")
         );
         assert_eq!([target("tiny", 77), target("dico", 1024)], ["", ""]);
-        let parsed = RunFile::parse(Path::new("run.yaml"), RUN).unwrap();
-        // Of an imported captioner. Without a stage that learns targets their length does not matter.
+        let imported = RUN.replace("captioner: { preset: tiny }", "captioner: { weights: folder }");
+        let imported = imported.replace("objective: cross_entropy", "objective: dico");
+        let parsed = RunFile::parse(Path::new("run.yaml"), &imported).unwrap();
+        // Of an imported captioner. Without a stage that learns targets their length does not
+        // matter.
         assert_eq!((parsed.captioner.max_target_length, parsed.check_positions(30)), (77, Ok(())));
-        let parsed = RunFile::parse(Path::new("run.yaml"), &run).unwrap();
+        let parsed = RunFile::parse(Path::new("run.yaml"), RUN).unwrap();
         let problem = "captioner.max_target_length is 77, the captioner has 40 positions";
         assert_eq!(parsed.check_positions(40), Err(problem.to_owned()));
         let problem = "decoding.max_length is 30, the captioner has 20 positions";
@@ -301,41 +301,41 @@ stages:
     fn what_does_not_fit_together_is_named() {
         assert_eq!(problem("dico", "evaluate_first: true"), "");
         for (stage, addition, expected) in [
-            ("dico", "metric: sider", "stages[2].metric: unknown metric `sider`: did you mean `cider`?"),
-            ("dico", "metric: rep_4", "stages[2].metric: unknown metric `rep_4`"),
-            ("dico", "patience: 3", "stages[2].patience: needs `metric`, to tell what is better"),
-            ("dico", "patience: 3, metric: cider", "stages[2].patience: needs `evaluate_every`"),
-            ("dico", "metric: ref_clip_s", "stages[2].metric: unknown metric `ref_clip_s`"),
-            ("dico", "metric: spice", "stages[2].metric: unknown metric `spice`"),
-            ("dico", "scst: { baseline: greedy }", "stages[2].scst: is for `objective: scst` only"),
-            ("scst", "dico: { beta: 0.1 }", "stages[1].dico: is for `objective: dico` only"),
+            ("dico", "metric: sider", "stages[3].metric: unknown metric `sider`: did you mean `cider`?"),
+            ("dico", "metric: rep_4", "stages[3].metric: unknown metric `rep_4`"),
+            ("dico", "patience: 3", "stages[3].patience: needs `metric`, to tell what is better"),
+            ("dico", "patience: 3, metric: cider", "stages[3].patience: needs `evaluate_every`"),
+            ("dico", "metric: ref_clip_s", "stages[3].metric: unknown metric `ref_clip_s`"),
+            ("dico", "metric: spice", "stages[3].metric: unknown metric `spice`"),
+            ("dico", "scst: { baseline: greedy }", "stages[3].scst: is for `objective: scst` only"),
+            ("scst", "dico: { beta: 0.1 }", "stages[2].dico: is for `objective: dico` only"),
             ("scst", "guard: [{ metric: gamma_entropy, above: 1, action: warn }]", "unknown metric `gamma_entropy`"),
             ("clip", "guard: [{ metric: kl, above: 1, action: warn }]", "unknown metric `kl`"),
-            ("dico", "guard: [{ metric: kl, below: .inf, action: warn }]", "stages[2].guard[0].below: must be finite"),
-            ("dico", "patience: 0, metric: cider", "stages[2].patience: must be at least 1"),
-            ("dico", "dico: { reward: {} }", "stages[2].dico.reward: needs at least one reward"),
-            ("dico", "dico: { reward: { clip_s: 1 } }", "stages[2].dico.reward: the evaluator gives pac_s"),
-            ("scst", "scst: { reward: { cider: .nan } }", "stages[1].scst.reward: needs finite weights"),
-            ("scst", "scst: { reward: { missing_end: -1 } }", "stages[1].scst.reward: needs at least one reward"),
+            ("dico", "guard: [{ metric: kl, below: .inf, action: warn }]", "stages[3].guard[0].below: must be finite"),
+            ("dico", "patience: 0, metric: cider", "stages[3].patience: must be at least 1"),
+            ("dico", "dico: { reward: {} }", "stages[3].dico.reward: needs at least one reward"),
+            ("dico", "dico: { reward: { clip_s: 1 } }", "stages[3].dico.reward: the evaluator gives pac_s"),
+            ("scst", "scst: { reward: { cider: .nan } }", "stages[2].scst.reward: needs finite weights"),
+            ("scst", "scst: { reward: { missing_end: -1 } }", "stages[2].scst.reward: needs at least one reward"),
             (
                 "scst",
                 "scst: { reward: { cider: 0, missing_end: -1 } }",
-                "stages[1].scst.reward: needs at least one reward",
+                "stages[2].scst.reward: needs at least one reward",
             ),
             (
                 "scst",
                 "scst: { reward: { cider: 1, missing_end: 0.1 } }",
-                "stages[1].scst.reward: `missing_end` is a penalty: give it a weight below 0",
+                "stages[2].scst.reward: `missing_end` is a penalty: give it a weight below 0",
             ),
             (
                 "dico",
                 "dico: { reward: { pac_s: 1, missing_end: 0 } }",
-                "stages[2].dico.reward: `missing_end` is a penalty",
+                "stages[3].dico.reward: `missing_end` is a penalty",
             ),
             (
                 "dico",
                 "dico: { reward: { pac_s: 1, missing_end: -.inf } }",
-                "stages[2].dico.reward: needs finite weights",
+                "stages[3].dico.reward: needs finite weights",
             ),
             (
                 "clip",
@@ -345,17 +345,17 @@ stages:
             (
                 "dico",
                 "guard: [{ metric: kl, action: warn }]",
-                "stages[2].guard[0].metric: needs either `above` or `below`",
+                "stages[3].guard[0].metric: needs either `above` or `below`",
             ),
             (
                 "dico",
                 "guard: [{ metric: lk, above: 1, action: warn }]",
-                "stages[2].guard[0].metric: unknown metric `lk`",
+                "stages[3].guard[0].metric: unknown metric `lk`",
             ),
             (
                 "dico",
                 "guard: [{ metric: kl, above: 1, for: 0, action: warn }]",
-                "stages[2].guard[0].for: must be at least 1",
+                "stages[3].guard[0].for: must be at least 1",
             ),
             ("dico", "guard: [{ metric: kl, above: 1, action: sleep }]", "unknown value `sleep`"),
         ] {
@@ -365,7 +365,7 @@ stages:
         assert_eq!(problem("dico", "dico: { reward: { pac_s: 1, missing_end: -0.1 } }"), "");
         assert_eq!(problem("scst", "scst: { reward: { cider: 1, missing_end: -1 } }"), "");
         let good = "evaluate_every: 3, metric: cider, patience: 3, \
-                    guard: [{ metric: kl, above: 0.5, for: 10, action: rollback }, { metric: rep_4, above: 0.9, action: pause }]";
+                    guard: [{ metric: kl, above: 0.5, for: 9, action: rollback }, { metric: rep_4, above: 0.9, action: pause }]";
         assert_eq!(problem("dico", good), "");
         assert_eq!(
             problem("scst", "scst: { reward: { cider: 1, pac_s: 0.5 }, baseline: greedy, candidates: samples }"),

@@ -1,33 +1,37 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A bound, and what happens when it is broken.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A rule: a bound on a metric, and what happens when the metric is beyond it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// A statistic of steps (its mean over the step's candidates) or a score of evaluations.
+    /// A statistic that training steps report (the mean over the step's candidates), or a score of
+    /// evaluations. The names are listed under "Metrics".
     pub metric: String,
-    /// Broken above this.
+    /// The rule is broken by values above this bound. Either `above` or `below` is given.
     #[serde(default)]
     pub above: Option<f64>,
-    /// Broken below this.
+    /// The rule is broken by values below this bound.
     #[serde(default)]
     pub below: Option<f64>,
-    /// Broken only after so many steps, or evaluations, in a row.
+    /// Consecutive values beyond the bound, of steps or evaluations, that trigger the action. At
+    /// least 1.
     #[serde(default = "default_for", rename = "for")]
     pub for_: u32,
-    /// What happens then.
+    /// What happens when the rule is triggered.
     pub action: GuardAction,
 }
 
-/// What happens when a rule is broken; all of them are recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What happens when a rule is triggered. An event is recorded in every case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GuardAction {
-    /// Nothing else.
+    /// Only the event is recorded.
     Warn,
-    /// The run saves its state and waits for `coordinator resume`.
+    /// The run saves its state and pauses until `coordinator resume`.
     Pause,
-    /// The stage ends with the best state that kept the rules. (Going on from there would only repeat what happened.)
+    /// The stage ends with its best earlier state that kept the rules. Training does not continue
+    /// from there, because it would repeat the same steps.
     Rollback,
 }
 

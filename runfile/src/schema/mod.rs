@@ -3,94 +3,100 @@
 mod check;
 mod data;
 mod guard;
+mod meaning;
 mod models;
 mod objective;
 mod stage;
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use check::Problem;
 pub use data::{Coco, CocoSplit, Data, Karpathy, Positives, WebDataset};
 pub use guard::{GuardAction, Rule};
 pub use models::{Captioner, Decoding, Evaluator, EvaluatorScore, Preset, Vocabulary};
 pub use objective::{Baseline, Candidates, Contrastive, Dico, Objective, Reward, Rewards, Scst, Weights};
 pub use stage::{Optimizer, Schedule, Shape, Stage};
 
-/// One run: its data, models and stages. Field names are the keys of the YAML file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// One run: its data, models and stages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunFile {
-    /// Names the run in logs, metrics and status.
+    /// Name of the run in logs, metrics and status. Letters, digits, `-`, `_` and `.`; at most 64.
     pub name: String,
-    /// Everything random in the run follows from it.
+    /// Seed of everything random in the run: initial parameters, order of samples, dropout, sampled
+    /// captions.
     #[serde(default)]
     pub seed: u64,
-    /// Folder for checkpoints (and the coordinator's journal, unless `--state` says otherwise).
+    /// Folder for captions of evaluations, for checkpoints (unless `checkpoints.to` says otherwise)
+    /// and for the coordinator's journal (unless `serve --state` says otherwise).
     pub output: PathBuf,
-    /// How many workers the run needs and takes.
+    /// Number of workers.
     pub workers: Workers,
-    /// Images and captions.
+    /// Images and captions of the run.
     pub data: Data,
-    /// Which tokens models trained from scratch know.
+    /// Vocabulary of models that are trained from scratch. Models with `weights` bring their own.
     #[serde(default)]
     pub vocabulary: Vocabulary,
-    /// The model that is trained to write captions.
+    /// The model that writes captions.
     pub captioner: Captioner,
-    /// The model that judges captions.
+    /// The model that scores captions against images.
     pub evaluator: Evaluator,
-    /// How captions are searched, in fine-tuning and in evaluations.
+    /// Beam search, in rewarded stages and in evaluations.
     #[serde(default)]
     pub decoding: Decoding,
-    /// What evaluations need for metrics that rest on others' files.
+    /// Files of METEOR and SPICE for evaluations.
     #[serde(default)]
     pub scoring: Scoring,
-    /// Stages of training, in order.
+    /// Stages of training, in order. At least one.
     pub stages: Vec<Stage>,
-    /// In how many bits matrices are multiplied.
+    /// Number format of matrix products.
     #[serde(default)]
     pub precision: Precision,
-    /// In how many bits gradients travel between workers.
+    /// Number format of gradients in the all-reduce between workers.
     #[serde(default)]
     pub wire: Precision,
-    /// Where states are saved, and how many are kept.
+    /// Checkpoints: where they are saved, and how many are kept.
     #[serde(default)]
     pub checkpoints: Checkpoints,
-    /// The control plane's few constants.
+    /// Constants of the coordinator.
     #[serde(default)]
     pub control: Control,
 }
 
-/// In how many bits something is done. Parameters, their updates, checkpoints, normalisations and losses are always in 32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A number format. Parameters, their updates, checkpoints, normalisations and losses always have
+/// 32 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits, with the exponents of 32: less than three decimal digits, in half the memory.
+    /// 16 bits (bfloat16), with the exponent range of 32 and less than three decimal digits.
     Bf16,
 }
 
-/// How many workers the run needs and takes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Number of workers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Workers {
-    /// Below this many the run waits.
+    /// The run waits while it has fewer workers. At least 1.
     pub min: u32,
-    /// More than this many are turned away.
+    /// The coordinator refuses further workers. At most 100,000, and at most the smallest `batch`.
     pub max: u32,
 }
 
-/// Most workers that a run can have: ranks are below this.
+/// Most workers that a run can have: worker ids are below this.
 pub const MAX_WORKERS: u32 = 100_000;
 
-/// What evaluations need for metrics that rest on others' files. METEOR without its tables matches words and stems only;
-/// SPICE without its jar is left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Files of METEOR and SPICE that their authors publish. Without its tables METEOR matches words
+/// and stems only. Without its jar SPICE is not measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Scoring {
-    /// `meteor-1.5.jar`, for its function words and synonyms.
+    /// `meteor-1.5.jar`, which contains function words and synonyms.
     #[serde(default)]
     pub meteor_jar: Option<PathBuf>,
     /// METEOR's `paraphrase-en.gz`.
@@ -101,14 +107,16 @@ pub struct Scoring {
     pub spice_jar: Option<PathBuf>,
 }
 
-/// Where states are saved, and how many are kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Checkpoints: where they are saved, and how many are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Checkpoints {
-    /// `file:///folder` or `s3://bucket/prefix` (settings from the usual `AWS_*` variables). Absent: `checkpoints` in the run's
-    /// output folder. All workers and the coordinator must see the same place.
+    /// `file:///folder` or `s3://bucket/prefix` (with settings from the usual `AWS_*` variables).
+    /// If absent, the folder `checkpoints` in `output`. The coordinator and all workers must reach
+    /// the same location.
     pub to: Option<String>,
-    /// Newest checkpoints kept; besides them the last of each stage, the best of the present one, and what a guard may yet go back to.
+    /// Newest checkpoints that are kept. The last of each stage, the best of the current stage and
+    /// those that a guard may go back to are kept as well. At least 1.
     pub keep: u32,
 }
 
@@ -133,28 +141,30 @@ impl Default for Checkpoints {
     }
 }
 
-/// The control plane's few constants.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Constants of the coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Control {
-    /// A worker that is not heard for this many seconds is lost.
+    /// The coordinator counts a worker as lost when it has sent no heartbeat for this long.
     pub lost_after: f64,
-    /// A worker that does not move for this many seconds while others wait for it is sent away, heartbeats or not.
+    /// The coordinator evicts a worker that makes no progress for this long while others wait for
+    /// it, even if it sends heartbeats.
     pub stall_after: f64,
-    /// Steps granted ahead of the last one that all workers have reported.
+    /// Steps that workers may take beyond the last one that all have reported. At least 1.
     pub window: u32,
-    /// How a batch is shared out.
+    /// How a batch is distributed over the workers.
     pub sharding: Sharding,
 }
 
-/// How a batch is shared out among the ranks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How a batch is distributed over the workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Sharding {
-    /// Every rank gets the same, up to one sample.
+    /// Every worker gets the same number of samples, up to one.
     #[default]
     Equal,
-    /// A rank gets as much as it is fast. The update is the same up to rounding, but no two runs are alike to the bit.
+    /// A worker's share is proportional to its speed. Updates are the same up to rounding, but runs
+    /// are not reproducible to the bit.
     Proportional,
 }
 

@@ -1,25 +1,27 @@
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Which tokens models trained from scratch know.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Vocabulary of models that are trained from scratch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Vocabulary {
-    /// All of CLIP's 49,408 BPE tokens and a pad, as published.
+    /// CLIP's 49,408 BPE tokens and a padding token, as published.
     #[default]
     Full,
-    /// Only the tokens that the training captions use: the vocabulary projection is most of a step's cost.
+    /// Only the tokens of the training captions. Training from scratch is much faster, because the
+    /// projection to the vocabulary is most of a step's cost.
     Corpus,
 }
 
-/// Sizes of the two models.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Size of a model that is trained from scratch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
-    /// Trains in minutes on two CPU cores.
+    /// A small model that trains in minutes on two CPU cores.
     Tiny,
-    /// The paper's.
+    /// The size in the DiCO paper.
     Dico,
 }
 
@@ -43,57 +45,63 @@ impl Preset {
     }
 }
 
-/// The model that is trained to write captions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The model that writes captions: a transformer encoder and decoder on the hidden states of a
+/// frozen CLIP vision encoder. Either `preset` or `weights` is given.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Captioner {
-    /// Its size, to start from scratch.
+    /// Size of a captioner that is trained from scratch.
     #[serde(default)]
     pub preset: Option<Preset>,
-    /// A folder that `worker import` or a run wrote, to start from: its captioner, vision tower and vocabulary.
+    /// Folder with a captioner to start from, its vision encoder and its vocabulary: a checkpoint
+    /// of a run, or a folder that `worker import` wrote.
     #[serde(default)]
     pub weights: Option<PathBuf>,
-    /// CLIP weights whose frozen vision tower it sees through. Absent: the evaluator's.
+    /// CLIP weights with the frozen vision encoder of the captioner. If absent, it uses the
+    /// evaluator's vision encoder.
     #[serde(default)]
     pub vision: Option<PathBuf>,
-    /// Probability of dropping an activation while training.
+    /// Dropout probability during training, from 0 to below 1.
     #[serde(default = "default_dropout")]
     pub dropout: f64,
-    /// Most tokens of a caption that teacher forcing learns from, begin and end included. A longer caption is learned as far as
-    /// that, and no end token is learned there. Independent of `decoding.max_length`, which limits captions that are generated.
+    /// Maximum length of a target in `cross_entropy` stages, begin and end included. Longer
+    /// captions are cut, without an end token. At least 3. `decoding.max_length` limits generated
+    /// captions instead.
     #[serde(default = "default_max_target_length")]
     pub max_target_length: u32,
 }
 
-/// The model that judges captions: either a size, to be trained by a contrastive stage, or weights.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The model that scores captions against images: a CLIP. Either `preset` or `weights` is given.
+/// With `preset`, a `contrastive` stage has to train it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluator {
-    /// Its size, to start from scratch.
+    /// Size of an evaluator that is trained from scratch.
     #[serde(default)]
     pub preset: Option<Preset>,
-    /// CLIP weights, such as PAC-S, or a checkpoint of a run that trained its evaluator.
+    /// CLIP weights, such as those of PAC-S, or a checkpoint of a run that trained its evaluator.
     #[serde(default)]
     pub weights: Option<PathBuf>,
-    /// Which score its cosines are, in rewards and evaluations.
+    /// Score that the evaluator's cosines are converted to, in rewards and evaluations.
     #[serde(default)]
     pub score: EvaluatorScore,
-    /// Put before captions and references when they are scored in evaluations.
+    /// Text before captions and references that are scored in evaluations.
     #[serde(default = "default_prefix")]
     pub prefix: String,
-    /// Put before candidates when they are rewarded.
+    /// Text before candidates that are rewarded.
     #[serde(default)]
     pub reward_prefix: String,
 }
 
-/// Which score an evaluator's cosines are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Score that an evaluator's cosines are converted to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EvaluatorScore {
-    /// 2 max(cos, 0), of an evaluator trained with positive augmentation (Sarto et al. 2023).
+    /// PAC-S, 2 max(cos, 0), of an evaluator trained with positive augmentation (Sarto et al.
+    /// 2023).
     #[default]
     PacS,
-    /// 2.5 max(cos, 0), of a plain CLIP (Hessel et al. 2021).
+    /// CLIP-S, 2.5 max(cos, 0), of a plain CLIP (Hessel et al. 2021).
     ClipS,
 }
 
@@ -127,16 +135,17 @@ impl EvaluatorScore {
 }
 
 /// Beam search, with the semantics of Hugging Face `generate`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Decoding {
-    /// Beams kept, and candidates proposed per image.
+    /// Beams, and candidates per image in rewarded stages. 1 to 64; `dico` needs at least 2.
     pub beams: u32,
-    /// Longest caption, in tokens, begin and end included.
+    /// Maximum length of a generated caption, begin and end included. 3 to 77.
     pub max_length: u32,
-    /// Scores are divided by length to this power.
+    /// Exponent of the length that a beam's score is divided by.
     pub length_penalty: f64,
-    /// Count the begin token in the length of captions that were cut at the limit, as the DiCO release does.
+    /// Count the begin token in the length of captions that were cut at `max_length`, as the DiCO
+    /// release does.
     pub begin_counts_when_cut: bool,
 }
 

@@ -1,18 +1,20 @@
 use std::collections::BTreeMap;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-/// What a stage minimises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Objective of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
-    /// Symmetric InfoNCE of images and captions; trains the evaluator.
+    /// Symmetric InfoNCE of images and captions. Trains the evaluator.
     Contrastive,
-    /// Teacher forcing; trains the captioner.
+    /// Cross-entropy with teacher forcing. Trains the captioner.
     CrossEntropy,
-    /// Self-critical sequence training; fine-tunes the captioner.
+    /// Self-critical sequence training. Fine-tunes the captioner.
     Scst,
-    /// Direct CLIP-based optimisation; fine-tunes the captioner.
+    /// Direct CLIP-based optimization. Fine-tunes the captioner.
     Dico,
 }
 
@@ -28,86 +30,103 @@ impl Objective {
         }
     }
 
-    /// Whether candidates of the captioner's own are rewarded, and the captioner as it was is kept as reference.
+    /// Whether the stage rewards candidates of the captioner and keeps a frozen copy of it as
+    /// reference.
     #[must_use]
     pub fn is_rewarded(self) -> bool {
         matches!(self, Self::Scst | Self::Dico)
     }
 }
 
-/// Weights of a contrastive loss's extra pairs (Sarto et al. 2023, "Positive-Augmented Contrastive Learning"): of generated
-/// images with the real captions, and of the real images with generated captions. 0: plain InfoNCE.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Settings of `objective: contrastive`: weights of the loss's extra pairs (Sarto et al. 2023,
+/// "Positive-Augmented Contrastive Learning"). With weights of 0 the loss is plain InfoNCE.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Contrastive {
-    /// Of generated images with real captions; needs `data.positives.images`.
+    /// Weight of generated images with real captions, 0 or above. Needs `data.positives.images`.
     pub generated_images: f64,
-    /// Of real images with generated captions; needs `data.positives.captions`.
+    /// Weight of real images with generated captions, 0 or above. Needs `data.positives.captions`.
     pub generated_captions: f64,
 }
 
-/// Where a candidate's reward comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// A reward of a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reward {
-    /// CIDEr-D against the image's captions, with document frequencies of the training split. The
-    /// end token counts as a word of captions and candidates, unlike in the metric of that name.
+    /// CIDEr-D against the image's captions, 0 to 10, with document frequencies of the training
+    /// split. The end token counts as a word of captions and candidates, unlike in the metric
+    /// `cider`.
     Cider,
-    /// The evaluator's, where `evaluator.score` is that.
+    /// The evaluator's score, 0 to 2.5. Needs `evaluator.score: clip_s`.
     ClipS,
-    /// The evaluator's, where `evaluator.score` is that.
+    /// The evaluator's score, 0 to 2. Needs `evaluator.score: pac_s`.
     PacS,
     /// A penalty: 1 for a candidate that was cut at `decoding.max_length`, without an end token,
-    /// else 0. Its weight is below 0, and it goes with another reward.
+    /// else 0. Its weight is below 0, and another reward is given as well.
     MissingEnd,
 }
 
-/// Rewards and their weights; a candidate's reward is the weighted sum.
+/// Rewards and their weights. A candidate's reward is the weighted sum.
 pub type Rewards = BTreeMap<Reward, f64>;
 
-/// DiCO's constants (arXiv 2408.14547, section 3).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A map that has a key for each [`Reward`], with its description.
+fn rewards_schema(generator: &mut SchemaGenerator) -> Schema {
+    let rewards = Reward::json_schema(generator);
+    let values = rewards.get("oneOf").and_then(Value::as_array).into_iter().flatten();
+    let property = |value: &Value| {
+        let name = value["const"].as_str().unwrap_or_default().to_owned();
+        (name, json!({ "type": "number", "description": value["description"] }))
+    };
+    let properties: serde_json::Map<String, Value> = values.map(property).collect();
+    json_schema!({ "type": "object", "additionalProperties": false, "properties": properties })
+}
+
+/// Settings of `objective: dico` (arXiv 2408.14547, section 3).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dico {
-    /// Scales the implicit reward: how far the policy may leave the reference.
+    /// Scale of the implicit reward, above 0. A larger value keeps the policy closer to the
+    /// reference.
     pub beta: f64,
-    /// Inverse temperature of the weights over the rejected candidates.
+    /// Inverse temperature of the weights of the rejected candidates, 0 or above.
     pub tau: f64,
-    /// How the rejected candidates are weighed; other than `softmax` for ablations.
+    /// Weights of the rejected candidates. Values other than `softmax` are ablations.
     pub weights: Weights,
-    /// Hold the policy near the reference; `false` for ablations.
+    /// Subtract the reference's log-probabilities in the loss. `false` is an ablation.
     pub reference: bool,
-    /// What ranks the candidates.
+    /// Rewards that rank the candidates, with their weights: a map from reward to weight.
+    #[schemars(schema_with = "rewards_schema")]
     pub reward: Rewards,
 }
 
-/// How DiCO weighs the rejected candidates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Weights of the rejected candidates in DiCO.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Weights {
-    /// By how far each is behind the chosen one, as published.
+    /// Softmax of the distance to the chosen candidate in reward, as published.
     #[default]
     Softmax,
-    /// All alike.
+    /// Equal weights.
     Uniform,
-    /// The worst alone.
+    /// All weight on the candidate with the lowest reward.
     Worst,
 }
 
-/// Self-critical sequence training (Rennie et al., CVPR 2017), on the candidates of a search or on samples.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Settings of `objective: scst` (Rennie et al., CVPR 2017).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scst {
-    /// What is maximised.
+    /// Rewards that are maximised, with their weights: a map from reward to weight.
+    #[schemars(schema_with = "rewards_schema")]
     pub reward: Rewards,
-    /// What a candidate has to beat.
+    /// Baseline that is subtracted from a candidate's reward.
     pub baseline: Baseline,
-    /// Where the `decoding.beams` candidates of an image come from.
+    /// How the `decoding.beams` candidates of an image are generated.
     pub candidates: Candidates,
 }
 
-/// What a candidate's reward is compared with in self-critical training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Baseline in self-critical sequence training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Baseline {
     /// The mean reward of the image's candidates (Cornia et al., CVPR 2020).
@@ -117,14 +136,14 @@ pub enum Baseline {
     Greedy,
 }
 
-/// Where candidates come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How candidates are generated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Candidates {
-    /// Beam search.
+    /// By beam search.
     #[default]
     Beams,
-    /// Drawn from the policy.
+    /// By sampling from the policy.
     Samples,
 }
 

@@ -1,25 +1,29 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Contrastive, Dico, Objective, Rule, Scst};
 
-/// One stage of training.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// One stage of training: an objective, and how long and in which batches it is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
-    /// Names the stage in logs, metrics and checkpoints.
+    /// Name of the stage in logs, metrics and checkpoints. Letters, digits, `-`, `_` and `.`;
+    /// different for each stage.
     pub name: String,
-    /// What is minimised.
+    /// The objective.
     pub objective: Objective,
-    /// Updates.
+    /// Number of updates. At least 1.
     pub steps: u64,
-    /// Samples a step, over all workers.
+    /// Samples per step over all workers: captions in `cross_entropy` stages, images in others. At
+    /// least `workers.max`.
     pub batch: u32,
-    /// Samples a worker computes at once; gradients are accumulated over the rest. Absent: all of its share.
+    /// Samples that a worker computes at once. It accumulates gradients over its share of the
+    /// batch. If absent, it computes its whole share at once. Not for `contrastive` stages.
     #[serde(default)]
     pub micro_batch: Option<u32>,
-    /// The update rule.
+    /// The optimizer.
     pub optimizer: Optimizer,
-    /// How the learning rate goes over the stage.
+    /// Schedule of the learning rate.
     #[serde(default)]
     pub schedule: Schedule,
     /// Settings of `objective: contrastive`.
@@ -31,65 +35,69 @@ pub struct Stage {
     /// Settings of `objective: scst`.
     #[serde(default)]
     pub scst: Scst,
-    /// Steps between evaluations; the stage's last step is always evaluated, unless the stage is ended early.
+    /// Steps between evaluations. The stage's last step is always evaluated, unless the stage ends
+    /// early. At least 1.
     #[serde(default)]
     pub evaluate_every: Option<u64>,
-    /// Evaluate before the first step, too.
+    /// Evaluate before the first step as well.
     #[serde(default)]
     pub evaluate_first: bool,
-    /// The score by which the stage's best state is found. Each state that is evaluated is then saved, the best is kept, and
-    /// the stage ends with it. Absent: it ends with its last.
+    /// Score of evaluations that selects the stage's best state. The stage then saves each state
+    /// that it evaluates, and ends with the best. If absent, it ends with the last state. The names
+    /// are listed under "Metrics".
     #[serde(default)]
     pub metric: Option<String>,
-    /// The stage ends early after so many evaluations in a row without a better one.
+    /// Early stopping: the stage ends after this many consecutive evaluations without a better
+    /// score. At least 1. Needs `metric` and `evaluate_every`.
     #[serde(default)]
     pub patience: Option<u32>,
-    /// Bounds that statistics of steps and scores of evaluations must keep.
+    /// Rules that statistics of steps and scores of evaluations have to keep.
     #[serde(default)]
     pub guard: Vec<Rule>,
-    /// Steps between checkpoints; the stage's last step is always saved.
+    /// Steps between checkpoints. The stage's last step is always saved. At least 1.
     #[serde(default)]
     pub checkpoint_every: Option<u64>,
 }
 
-/// The update rule: Adam, or AdamW when `weight_decay` is not 0.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The optimizer: Adam, or AdamW if `weight_decay` is above 0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Optimizer {
-    /// Peak learning rate.
+    /// Peak learning rate, above 0.
     pub learning_rate: f64,
-    /// Decay rates of the first and second moment.
+    /// Decay rates of the first and second moment, each from 0 to below 1.
     #[serde(default = "default_betas")]
     pub betas: [f64; 2],
-    /// Added to the root of the second moment.
+    /// Term that is added to the root of the second moment, above 0.
     #[serde(default = "default_epsilon")]
     pub epsilon: f64,
-    /// Decoupled decay of matrices (vectors are never decayed).
+    /// Decoupled weight decay of matrices, 0 or above. Vectors are not decayed.
     #[serde(default)]
     pub weight_decay: f64,
-    /// Gradients are scaled down to this norm.
+    /// Gradients with a larger norm are scaled down to this one, above 0. If absent, gradients are
+    /// not clipped.
     #[serde(default)]
     pub clip_norm: Option<f64>,
 }
 
-/// How the learning rate goes over a stage.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Schedule of the learning rate.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Schedule {
     /// Shape after the warm-up.
     pub shape: Shape,
-    /// Fraction of the steps over which the rate rises linearly from 0.
+    /// Fraction of the stage's steps in which the rate rises linearly from 0. 0 to 1.
     pub warmup: f64,
 }
 
 /// Shape of the learning rate after the warm-up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
-    /// Stays at its peak.
+    /// The rate stays at its peak.
     #[default]
     Constant,
-    /// Falls to 0 along half a cosine.
+    /// The rate falls to 0 along half a cosine.
     Cosine,
 }
 

@@ -18,7 +18,7 @@ captioner: { preset: tiny }
 evaluator: { preset: tiny }
 stages:
   - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
-  - { name: dico, objective: dico, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+  - { name: dico, objective: dico, dico: { reward: { cider: 1 } }, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
 ";
 const NAME: &str = "1-dico-00000003";
 

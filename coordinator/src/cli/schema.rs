@@ -1,0 +1,32 @@
+//! `coordinator schema`: the keys of run files, for editors and for people.
+
+use std::io::{ErrorKind, Write};
+
+use clap::Args;
+
+/// Print the JSON Schema of run files, for editors.
+///
+/// An editor with a YAML language server completes and checks run files with it.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  coordinator schema > run-file.schema.json")]
+pub struct SchemaCommand {
+    /// Print the reference for people instead: docs/run-file.md.
+    #[arg(long)]
+    markdown: bool,
+}
+
+impl SchemaCommand {
+    /// Prints it.
+    pub fn run(self) -> anyhow::Result<()> {
+        let text = if self.markdown {
+            runfile::reference()
+        } else {
+            format!("{}\n", serde_json::to_string_pretty(&runfile::schema_json())?)
+        };
+        match std::io::stdout().lock().write_all(text.as_bytes()) {
+            // The reader has closed its end, such as `head`.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            written => Ok(written?),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Every key of a run file: its unit, and whether it may change while a run is under way.
+//!
+//! Paths have `[]` for the elements of a list. The order is that of the reference,
+//! `docs/run-file.md`.
+
+use serde::Serialize;
+
+/// Whether a key may change between two starts of a run's coordinator. The order is from permissive
+/// to strict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mutability {
+    /// It may change whenever the coordinator starts. Parameters do not depend on it, except for
+    /// rounding.
+    Free,
+    /// It may change from the next step on, with `coordinator serve --accept-changes`.
+    NextStep,
+    /// A run with another value is another run.
+    Fixed,
+}
+
+impl Mutability {
+    /// Says when the key may change, for messages and documents.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Free => "may change freely",
+            Self::NextStep => "may change from the next step on, with --accept-changes",
+            Self::Fixed => "another value makes another run",
+        }
+    }
+}
+
+/// A key of a run file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Path from the top, such as `stages[].optimizer.learning_rate`.
+    pub path: &'static str,
+    /// Whether it may change in a run.
+    pub mutability: Mutability,
+    /// Unit of its value, or what a text names; empty if it has none.
+    pub unit: &'static str,
+}
+
+const fn key(path: &'static str, mutability: Mutability, unit: &'static str) -> Key {
+    Key { path, mutability, unit }
+}
+
+use Mutability::{Fixed, Free, NextStep};
+
+/// All keys that have a value of their own, in the order of the reference.
+pub const KEYS: &[Key] = &[
+    key("name", Fixed, ""),
+    key("seed", Fixed, ""),
+    key("output", Free, "path"),
+    key("vocabulary", Fixed, ""),
+    // The parameters keep 32 bits, so training can continue in another format.
+    key("precision", NextStep, ""),
+    key("wire", NextStep, ""),
+    key("workers.min", Free, "workers"),
+    key("workers.max", Free, "workers"),
+    // Workers prove that they have the run's data when they join: a path may change, the data may
+    // not.
+    key("data.scenes", NextStep, "path"),
+    key("data.features", NextStep, "path"),
+    key("data.skip_corrupt", NextStep, ""),
+    key("data.exif", NextStep, ""),
+    key("data.karpathy.annotations", NextStep, "path"),
+    key("data.karpathy.images", NextStep, "path"),
+    key("data.coco.train.annotations", NextStep, "path"),
+    key("data.coco.train.images", NextStep, "path"),
+    key("data.coco.validation.annotations", NextStep, "path"),
+    key("data.coco.validation.images", NextStep, "path"),
+    key("data.coco.test.annotations", Free, "path"),
+    key("data.coco.test.images", Free, "path"),
+    key("data.webdataset.train", NextStep, "path or URL pattern"),
+    key("data.webdataset.validation", NextStep, "path or URL pattern"),
+    key("data.webdataset.test", Free, "path or URL pattern"),
+    key("data.positives.images", NextStep, "path"),
+    key("data.positives.captions", NextStep, "path"),
+    key("captioner.preset", Fixed, ""),
+    key("captioner.weights", Fixed, "path"),
+    key("captioner.vision", Fixed, "path"),
+    key("captioner.dropout", NextStep, "probability"),
+    key("captioner.max_target_length", NextStep, "tokens"),
+    key("evaluator.preset", Fixed, ""),
+    key("evaluator.weights", Fixed, "path"),
+    key("evaluator.score", Fixed, ""),
+    key("evaluator.prefix", Fixed, ""),
+    key("evaluator.reward_prefix", Fixed, ""),
+    // Scores before and after such a change could not be compared, and the candidates are part of
+    // the objective.
+    key("decoding.beams", Fixed, "beams"),
+    key("decoding.max_length", Fixed, "tokens"),
+    key("decoding.length_penalty", Fixed, ""),
+    key("decoding.begin_counts_when_cut", Fixed, ""),
+    // METEOR with other tables is another metric of the same name.
+    key("scoring.meteor_jar", Fixed, "path"),
+    key("scoring.meteor_paraphrases", Fixed, "path"),
+    key("scoring.spice_jar", NextStep, "path"),
+    key("stages[].name", Fixed, ""),
+    key("stages[].objective", Fixed, ""),
+    key("stages[].steps", Fixed, "steps"),
+    key("stages[].batch", Fixed, "samples"),
+    key("stages[].micro_batch", Free, "samples"),
+    key("stages[].evaluate_every", NextStep, "steps"),
+    key("stages[].evaluate_first", NextStep, ""),
+    // Checkpoints of states that another metric would select may be deleted already.
+    key("stages[].metric", Fixed, "name of a metric"),
+    key("stages[].patience", NextStep, "evaluations"),
+    key("stages[].checkpoint_every", NextStep, "steps"),
+    key("stages[].optimizer.learning_rate", NextStep, ""),
+    key("stages[].optimizer.betas", NextStep, ""),
+    key("stages[].optimizer.epsilon", NextStep, ""),
+    key("stages[].optimizer.weight_decay", NextStep, ""),
+    key("stages[].optimizer.clip_norm", NextStep, ""),
+    key("stages[].schedule.shape", NextStep, ""),
+    key("stages[].schedule.warmup", NextStep, "fraction"),
+    key("stages[].contrastive.generated_images", Fixed, ""),
+    key("stages[].contrastive.generated_captions", Fixed, ""),
+    key("stages[].dico.beta", Fixed, ""),
+    key("stages[].dico.tau", Fixed, ""),
+    key("stages[].dico.weights", Fixed, ""),
+    key("stages[].dico.reference", Fixed, ""),
+    key("stages[].dico.reward", Fixed, "weights"),
+    key("stages[].scst.reward", Fixed, "weights"),
+    key("stages[].scst.baseline", Fixed, ""),
+    key("stages[].scst.candidates", Fixed, ""),
+    key("stages[].guard[].metric", NextStep, "name of a metric"),
+    key("stages[].guard[].above", NextStep, "in the unit of the metric"),
+    key("stages[].guard[].below", NextStep, "in the unit of the metric"),
+    key("stages[].guard[].for", NextStep, "steps or evaluations"),
+    key("stages[].guard[].action", NextStep, ""),
+    key("checkpoints.to", NextStep, "URL"),
+    key("checkpoints.keep", Free, "checkpoints"),
+    key("control.lost_after", Free, "seconds"),
+    key("control.stall_after", Free, "seconds"),
+    key("control.window", Free, "steps"),
+    key("control.sharding", Free, ""),
+];
+
+/// The key at a path, where a list's elements are `[]`.
+pub(crate) fn key_at(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// The strictest mutability of the keys below a path; of none, that of a fixed key.
+pub(crate) fn strictest_below(path: &str) -> Mutability {
+    let below = |key: &&Key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with(['.', '[']));
+    KEYS.iter().filter(below).map(|key| key.mutability).max().unwrap_or(Fixed)
+}
