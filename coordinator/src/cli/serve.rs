@@ -14,7 +14,7 @@ use tokio::{
 use super::security::Admission;
 use crate::{
     checkpoints::reconcile,
-    journal::Journal,
+    journal::{self, Accept, Journal},
     run::Outcome,
     service::{Service, Stop},
 };
@@ -46,6 +46,10 @@ pub struct Serve {
     /// Folder of the journal [default: `coordinator` in the run's output].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// Continue with changed settings, from the next step on. Without it, a run file that differs from
+    /// the one in the journal is refused, and the differences are listed.
+    #[arg(long)]
+    accept_changes: bool,
     /// When the run is finished, go on serving the page, metrics and status, until SIGTERM or `coordinator stop`.
     #[arg(long)]
     stay: bool,
@@ -56,7 +60,8 @@ pub struct Serve {
 impl Serve {
     /// Serves.
     pub fn run(self) -> anyhow::Result<()> {
-        let file = RunFile::load(&self.config)?;
+        let (file, warnings) = RunFile::load_with_warnings(&self.config)?;
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         // Every worker takes one for its connection.
         super::files::raise_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -72,7 +77,13 @@ impl Serve {
         let grpc = bind(self.listen, "--listen")?;
         let http = bind(self.http, "--http")?;
         let state = self.state.unwrap_or_else(|| file.output.join("coordinator"));
-        let journal = Journal::open(&state, &file).with_context(|| format!("state {}", state.display()))?;
+        let accept = if self.accept_changes { Accept::NextStep } else { Accept::Free };
+        let journal = Journal::open_accepting(&state, &file, accept);
+        if let Err(journal::Error::Settings(refused)) = &journal {
+            // The list does not fit the one line of an error.
+            eprintln!("{}", refused.explanation());
+        }
+        let journal = journal.with_context(|| format!("state {}", state.display()))?;
         let mut restored = journal.restore()?;
         let place = file.checkpoint_place();
         let (checkpoints, found) = tokio::task::spawn_blocking(move || open(&place)).await??;

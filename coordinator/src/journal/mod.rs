@@ -21,12 +21,15 @@
 //! - The view `cuts` (`generation, stage, step`) has the starts of generations and the ends of stages: no row of a generation
 //!   up to `generation` that lies beyond `(stage, step)` is of the present history.
 //! - Kinds of events are the names of [`Happening`]s, and `guard` with `{stage, step, metric, value, bound, action}`.
+//! - `run_file_json` is the run file as it was last accepted. An event `settings_changed` with
+//!   `{stage, step, changes: [{key, old, new, mutability}]}` says from which step on it differs from the one before.
 //! - `members_json` is a list of `{rank, host, version, device}`; `source` is `rank N`, `checkpoint NAME` or `seed`.
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
 //! - Values that are not finite are NULL.
 
 pub mod browse;
 pub mod history;
+mod settings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +41,7 @@ use proto::v1;
 use runfile::RunFile;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde_json::json;
+pub use settings::{Accept, Refused};
 use statistics::Summary;
 
 use crate::run::{
@@ -92,12 +96,9 @@ pub enum Error {
     /// Another coordinator has it.
     #[error("another coordinator is using this folder; stop it or choose another --state")]
     InUse,
-    /// It is another run's.
-    #[error("the journal is of a run with other {differing}; use another --state or output for a new run")]
-    OtherRun {
-        /// The keys of the run file that differ.
-        differing: String,
-    },
+    /// Its run has other settings, some of which may not change, or not without being asked.
+    #[error("{0}")]
+    Settings(Box<Refused>),
     /// It was written by another version of this program.
     #[error("the journal has version {found}, this program writes version {VERSION}; use another --state or output")]
     OtherVersion {
@@ -136,6 +137,14 @@ impl Journal {
     /// # Errors
     /// When another coordinator uses it, or it is of another run.
     pub fn open(state: &Path, file: &RunFile) -> Result<Self, Error> {
+        Self::open_accepting(state, file, Accept::Free)
+    }
+
+    /// The same; `accept` says which changed settings are taken.
+    ///
+    /// # Errors
+    /// When another coordinator uses it, or its run has settings that are not allowed to change.
+    pub fn open_accepting(state: &Path, file: &RunFile, accept: Accept) -> Result<Self, Error> {
         let failed = |path: &Path, source| Error::Open { path: path.to_owned(), source };
         std::fs::create_dir_all(state).map_err(|source| failed(state, source))?;
         let path = state.join("lock");
@@ -145,7 +154,7 @@ impl Journal {
             Err(std::fs::TryLockError::WouldBlock) => return Err(Error::InUse),
             Err(std::fs::TryLockError::Error(source)) => return Err(failed(&path, source)),
         }
-        let journal = Self::new(Connection::open(state.join("journal.sqlite"))?, file)?;
+        let journal = Self::new_accepting(Connection::open(state.join("journal.sqlite"))?, file, accept)?;
         Ok(Self { _lock: Some(lock), ..journal })
     }
 
@@ -154,6 +163,10 @@ impl Journal {
     /// # Errors
     /// When it is of another run.
     pub fn new(connection: Connection, file: &RunFile) -> Result<Self, Error> {
+        Self::new_accepting(connection, file, Accept::Free)
+    }
+
+    fn new_accepting(connection: Connection, file: &RunFile, accept: Accept) -> Result<Self, Error> {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "busy_timeout", 5000)?;
@@ -167,21 +180,16 @@ impl Journal {
         transaction.pragma_update(None, "user_version", VERSION)?;
         let query = "SELECT run_file_json FROM run";
         let known: Option<String> = transaction.query_row(query, [], |row| row.get(0)).optional()?;
-        match known {
-            Some(known) => {
-                let differing = differing(&known, file);
-                if !differing.is_empty() {
-                    return Err(Error::OtherRun { differing: differing.join(", ") });
-                }
-            }
-            None => {
-                let text = serde_json::to_string(file).expect("a run file is plain data");
-                // SQLite's integers are signed; the seed keeps its bits, and the JSON has its value.
-                let row = params![file.name, file.seed.cast_signed(), text, now()];
-                transaction.execute("INSERT INTO run VALUES (?, ?, ?, ?)", row)?;
-            }
+        if known.is_none() {
+            let text = serde_json::to_string(file).expect("a run file is plain data");
+            // SQLite's integers are signed; the seed keeps its bits, and the JSON has its value.
+            let row = params![file.name, file.seed.cast_signed(), text, now()];
+            transaction.execute("INSERT INTO run VALUES (?, ?, ?, ?)", row)?;
         }
         transaction.commit()?;
+        if let Some(known) = known {
+            journal.take_settings(&known, file, accept)?;
+        }
         Ok(journal)
     }
 
@@ -327,23 +335,6 @@ fn data_set(detail: &str) -> Option<v1::DataSet> {
         fingerprint: detail.get("fingerprint")?.as_str()?.to_owned(),
         validation_images: number("validation_images")?,
     })
-}
-
-/// The keys that make a run another run, and differ.
-fn differing(known: &str, file: &RunFile) -> Vec<&'static str> {
-    // Unreadable: written by a version that knew other keys. Then everything differs.
-    let Ok(known) = serde_json::from_str::<RunFile>(known) else { return vec!["keys"] };
-    let same = [
-        ("seed", known.seed == file.seed),
-        ("data", known.data == file.data),
-        ("vocabulary", known.vocabulary == file.vocabulary),
-        ("captioner", known.captioner == file.captioner),
-        ("evaluator", known.evaluator == file.evaluator),
-        ("decoding", known.decoding == file.decoding),
-        ("scoring", known.scoring == file.scoring),
-        ("stages", known.stages == file.stages),
-    ];
-    same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }
 
 fn now() -> f64 {
@@ -665,22 +656,10 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_belongs_to_one_run_and_one_coordinator() {
+    fn a_journal_belongs_to_one_coordinator() {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::open(folder.path(), &file()).unwrap();
         assert!(matches!(Journal::open(folder.path(), &file()), Err(Error::InUse)));
         drop(journal);
-        let other = RunFile { seed: 1, ..testing::run_file(vec![testing::stage("b", 20, 4, None, None)]) };
-        let error = Journal::open(folder.path(), &other).unwrap_err().to_string();
-        assert!(error.contains("seed, stages") && error.contains("--state"), "{error}");
-        // What is scored with other tables is another metric, although it has the same name.
-        let mut tables = file();
-        tables.scoring.meteor_paraphrases = Some("paraphrase-en.gz".into());
-        let error = Journal::open(folder.path(), &tables).unwrap_err().to_string();
-        assert!(error.contains("other scoring"), "{error}");
-        // How the run is controlled may change.
-        let mut slower = file();
-        slower.control.lost_after = 60.0;
-        Journal::open(folder.path(), &slower).unwrap();
     }
 }

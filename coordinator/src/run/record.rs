@@ -83,6 +83,8 @@ pub enum Happening {
     Failed,
     /// The coordinator was asked to stop.
     Stopped,
+    /// The run continues with other settings.
+    SettingsChanged,
 }
 
 impl Happening {
@@ -117,6 +119,7 @@ impl Happening {
             Self::Resumed,
             Self::SavedAgain,
             Self::Finished,
+            Self::SettingsChanged,
         ];
         !good.contains(&self)
     }
@@ -141,6 +144,7 @@ impl Happening {
             Self::Finished => "finished",
             Self::Failed => "failed",
             Self::Stopped => "stopped",
+            Self::SettingsChanged => "settings_changed",
         }
     }
 }

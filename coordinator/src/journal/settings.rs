@@ -1,0 +1,250 @@
+//! Settings that differ from those in the journal: which are taken and recorded, and which are
+//! refused.
+
+use std::fmt;
+
+use runfile::{Change, Mutability, RunFile, changes, continuation};
+use rusqlite::params;
+use serde_json::json;
+
+use super::{Error, Journal, now};
+use crate::run::record::{Happening, Restored};
+
+/// Which changed settings a coordinator takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accept {
+    /// Those that may change freely.
+    Free,
+    /// Those that may change from the next step on as well.
+    NextStep,
+}
+
+/// A run file that the journal's run cannot continue with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    /// All settings that differ.
+    pub changes: Vec<Change>,
+    /// The lines of a run file that starts a new run from the last checkpoint, where there is one.
+    pub continuation: Option<String>,
+}
+
+impl Refused {
+    /// Whether some of the changes make another run.
+    #[must_use]
+    pub fn is_other_run(&self) -> bool {
+        self.changes.iter().any(|change| change.mutability == Mutability::Fixed)
+    }
+
+    /// What differs, and what to do about it, in lines.
+    #[must_use]
+    pub fn explanation(&self) -> String {
+        let mut lines = vec!["The run file differs from the one in the journal:".to_owned()];
+        lines.extend(self.changes.iter().map(|change| format!("  {change}")));
+        if !self.is_other_run() {
+            lines.push(
+                "Serve with --accept-changes to continue with the new values, or restore the old ones.".to_owned(),
+            );
+            return lines.join("\n");
+        }
+        lines.push("To continue this run, restore the old values of those that make another run.".to_owned());
+        match &self.continuation {
+            Some(recipe) => {
+                lines.push(
+                    "For a new run that starts from the last checkpoint, put these lines in its run file:".to_owned(),
+                );
+                lines.extend(recipe.lines().map(|line| format!("  {line}")));
+                if recipe.contains("s3://") {
+                    lines.push(
+                        "Copy the checkpoint from the bucket to a folder first, and name that folder.".to_owned(),
+                    );
+                }
+            }
+            None => {
+                lines.push("For a new run, choose another output: this one has no checkpoint to start from.".to_owned())
+            }
+        }
+        lines.join("\n")
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys = |fixed: bool| {
+            let chosen = self.changes.iter().filter(|change| (change.mutability == Mutability::Fixed) == fixed);
+            chosen.map(|change| change.key.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        if self.is_other_run() {
+            return write!(f, "the journal is of a run with another {}; use another output for a new run", keys(true));
+        }
+        write!(f, "the journal is of a run with another {}; serve with --accept-changes to continue it", keys(false))
+    }
+}
+
+impl Journal {
+    /// Takes a run file in place of the `known` one, if `accept` allows all that differs, and puts
+    /// it on record.
+    pub(super) fn take_settings(&mut self, known: &str, file: &RunFile, accept: Accept) -> Result<(), Error> {
+        let known: RunFile = serde_json::from_str(known).map_err(|error| Error::RunFile(error.to_string()))?;
+        let changes = changes(&known, file);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let restored = self.restore()?;
+        let allowed = match accept {
+            Accept::Free => Mutability::Free,
+            Accept::NextStep => Mutability::NextStep,
+        };
+        // Of a run without a generation nothing was trained yet.
+        let has_begun = restored.last_generation > 0;
+        if has_begun && changes.iter().any(|change| change.mutability > allowed) {
+            let continuation = last_checkpoint(&known, &restored).map(|path| continuation(&known, &path));
+            return Err(Error::Settings(Box::new(Refused { changes, continuation })));
+        }
+        let text = serde_json::to_string(file).expect("a run file is plain data");
+        let place = restored.committed;
+        let detail = json!({ "stage": place.stage, "step": place.step, "changes": changes });
+        let transaction = self.connection.transaction()?;
+        transaction.execute(
+            "UPDATE run SET name = ?, seed = ?, run_file_json = ?",
+            params![file.name, file.seed.cast_signed(), text],
+        )?;
+        let event = params![now(), Happening::SettingsChanged.name(), detail.to_string()];
+        transaction.execute("INSERT INTO events VALUES (?, ?, ?)", event)?;
+        Ok(transaction.commit()?)
+    }
+}
+
+/// The folder or URL of the last checkpoint of a run.
+fn last_checkpoint(file: &RunFile, restored: &Restored) -> Option<String> {
+    let place = file.checkpoint_place();
+    let name = &restored.checkpoints.last()?.name;
+    Some(format!("{}/{name}", place.strip_prefix("file://").unwrap_or(&place)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::journal::history::History;
+    use crate::run::plan::Place;
+    use crate::run::record::{Checkpoint, Record, Source};
+    use crate::run::testing;
+
+    fn file() -> RunFile {
+        testing::run_file(vec![testing::stage("a", 20, 4, Some(5), Some(5))])
+    }
+
+    /// A journal at this path whose run has saved step 5 of its stage.
+    fn begun(path: &Path) {
+        let mut journal = Journal::new(Connection::open(path).unwrap(), &file()).unwrap();
+        let at = |step| Place { stage: 0, step };
+        let formed = |generation, start, source| Record::Formed {
+            generation,
+            members: vec![],
+            cause: "start".into(),
+            start,
+            source,
+        };
+        let name = "0-a-00000005".to_owned();
+        let saved = Checkpoint { place: at(5), generation: 1, name: name.clone(), parameters_sha256: "ab".into() };
+        let records =
+            [formed(1, at(0), Source::Seed), Record::Saved(saved), formed(2, at(5), Source::Checkpoint(name))];
+        journal.write(&records).unwrap();
+    }
+
+    fn open(path: &Path, file: &RunFile, accept: Accept) -> Result<Journal, Error> {
+        Journal::new_accepting(Connection::open(path).unwrap(), file, accept)
+    }
+
+    fn refused(path: &Path, file: &RunFile, accept: Accept) -> Refused {
+        match open(path, file, accept) {
+            Err(Error::Settings(refused)) => *refused,
+            other => panic!("it should be refused: {other:?}"),
+        }
+    }
+
+    /// The changes on record, each with its step.
+    fn recorded(path: &Path) -> Vec<serde_json::Value> {
+        let history = History::new(Connection::open(path).unwrap()).unwrap();
+        let events = history.events(0).unwrap();
+        events.into_iter().filter(|event| event.kind == "settings_changed").map(|event| event.detail).collect()
+    }
+
+    #[test]
+    fn what_may_change_from_the_next_step_on_is_taken_when_it_is_accepted_and_is_on_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.sqlite");
+        begun(&path);
+        let mut slower = file();
+        slower.stages[0].optimizer.learning_rate = 1e-4;
+        slower.stages[0].patience = Some(3);
+        let refused = refused(&path, &slower, Accept::Free);
+        assert!(!refused.is_other_run());
+        let explanation = refused.explanation();
+        for words in [
+            "stages[0].optimizer.learning_rate: 0.001 -> 0.0001",
+            "stages[0].patience: absent -> 3",
+            "--accept-changes",
+        ] {
+            assert!(explanation.contains(words), "{words}: {explanation}");
+        }
+        assert_eq!(recorded(&path), Vec::<serde_json::Value>::new());
+
+        drop(open(&path, &slower, Accept::NextStep).unwrap());
+        let expected = json!({ "stage": 0, "step": 5, "changes": [
+            { "key": "stages[0].optimizer.learning_rate", "old": 0.001, "new": 0.0001, "mutability": "next_step" },
+            { "key": "stages[0].patience", "old": null, "new": 3, "mutability": "next_step" },
+        ] });
+        assert_eq!(recorded(&path), [expected]);
+        // From now on the new file is the run's.
+        drop(open(&path, &slower, Accept::Free).unwrap());
+        assert_eq!(recorded(&path).len(), 1);
+        let known = History::new(Connection::open(&path).unwrap()).unwrap().run_file().unwrap();
+        assert_eq!(known, slower);
+        assert!(open(&path, &file(), Accept::Free).is_err());
+    }
+
+    #[test]
+    fn what_makes_another_run_is_refused_with_the_lines_for_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.sqlite");
+        begun(&path);
+        let mut other = file();
+        (other.seed, other.stages[0].optimizer.learning_rate) = (1, 1e-4);
+        for accept in [Accept::Free, Accept::NextStep] {
+            let refused = refused(&path, &other, accept);
+            let line = refused.to_string();
+            assert!(line.contains("another seed;") && line.contains("another output"), "{line}");
+            let explanation = refused.explanation();
+            for words in [
+                "seed: 0 -> 1 (another value makes another run)",
+                "stages[0].optimizer.learning_rate: 0.001 -> 0.0001",
+                "captioner: { weights: \"/nowhere/checkpoints/0-a-00000005\" }",
+            ] {
+                assert!(explanation.contains(words), "{words}: {explanation}");
+            }
+        }
+        // What is scored with other tables is another metric, although it has the same name.
+        let mut tables = file();
+        tables.scoring.meteor_paraphrases = Some("paraphrase-en.gz".into());
+        assert!(refused(&path, &tables, Accept::NextStep).is_other_run());
+        assert_eq!(recorded(&path), Vec::<serde_json::Value>::new());
+    }
+
+    #[test]
+    fn how_a_run_is_controlled_may_change_freely_and_all_may_before_it_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.sqlite");
+        let other = RunFile { name: "other".into(), seed: 1, ..file() };
+        drop(open(&path, &other, Accept::Free).unwrap());
+        begun(&path);
+        assert_eq!(recorded(&path).len(), 1);
+        let mut slower = file();
+        slower.control.lost_after = 60.0;
+        drop(open(&path, &slower, Accept::Free).unwrap());
+        assert_eq!(recorded(&path)[1]["changes"][0]["key"], "control.lost_after");
+    }
+}
