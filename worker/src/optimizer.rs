@@ -45,6 +45,12 @@ impl Adam {
         }
     }
 
+    /// Takes other settings; the moments stay.
+    pub fn configure(&mut self, parameters: &Parameters, settings: &runfile::Optimizer) {
+        self.decayed = (settings.weight_decay > 0.0).then(|| parameters.matrices());
+        self.settings = settings.clone();
+    }
+
     /// Update number `step` (from 1). A gradient that is longer than allowed is scaled down. Its memory is used for the computation.
     pub fn update(&mut self, parameters: &Parameters, gradient: &Slope<'_>, step: u64, learning_rate: f64) {
         let runfile::Optimizer { betas, epsilon, weight_decay, clip_norm, .. } = self.settings;

@@ -61,16 +61,10 @@ pub async fn join(options: &Options, host: IpAddr) -> Result<Reservation, String
 /// Asks for the place that this worker had. It counts as taken until the coordinator has noticed
 /// that its session is lost, which takes no longer than `lost_after`. If it still is, somebody else
 /// was given it. Where the rank was the coordinator's choice, any other is as good.
-pub async fn rejoin(
-    options: &Options,
-    host: IpAddr,
-    rank: u32,
-    lost_after: Duration,
-) -> Result<v1::JoinResponse, String> {
-    let Reservation { place, .. } =
-        ask(options, request(options, host, Some(rank))?, Some(Instant::now() + 2 * lost_after)).await?;
-    tracing::info!(rank = place.rank, coordinator = options.coordinator.url(), "rejoined");
-    Ok(place)
+pub async fn rejoin(options: &Options, host: IpAddr, rank: u32, lost_after: Duration) -> Result<Reservation, String> {
+    let reservation = ask(options, request(options, host, Some(rank))?, Some(Instant::now() + 2 * lost_after)).await?;
+    tracing::info!(rank = reservation.place.rank, coordinator = options.coordinator.url(), "rejoined");
+    Ok(reservation)
 }
 
 /// Renews a reservation again and again, while data and models are loaded. It runs out when nothing

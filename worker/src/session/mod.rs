@@ -140,7 +140,16 @@ async fn take_part(
                     Held::State(position) => position,
                     Held::Result => return finish(place.rank, training).await,
                 };
-                place = joining::rejoin(options, host, place.rank, lost_after).await?;
+                let reservation = joining::rejoin(options, host, place.rank, lost_after).await?;
+                if let Err(keys) = training.take_settings(&reservation.place) {
+                    tracing::info!(changed = keys, "loading data and models again with the coordinator's new settings");
+                    tokio::select! {
+                        restarted = training.restart(&reservation.place, options.device, host) => restarted?,
+                        never = joining::renew(options, &reservation) => match never {},
+                    }
+                    holds = None;
+                }
+                place = reservation.place;
             }
         }
     }

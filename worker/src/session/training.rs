@@ -8,7 +8,7 @@ use tch::Device;
 use tokio::sync::{mpsc, oneshot};
 
 use super::REPORTS;
-use crate::trainer::{End, Flags, Order, Progress, Saving, Trainer};
+use crate::trainer::{End, Flags, Order, Progress, Saving, Trainer, is_applied_in_place};
 
 /// What a worker has that let go of its generation.
 pub enum Held {
@@ -32,22 +32,23 @@ pub struct Training {
     /// The latest generation that this worker was told of, and its flags.
     generation: u64,
     flags: Flags,
+    /// The run's settings.
+    run: RunFile,
 }
 
 impl Training {
     /// Starts the thread and waits until data and models are loaded.
     pub async fn start(place: &v1::JoinResponse, device: Device, host: IpAddr) -> Result<Self, String> {
-        let run: RunFile = serde_json::from_str(&place.run_file)
-            .map_err(|error| format!("the coordinator's run file does not fit this version: {error}"))?;
+        let run = run_file(place)?;
         let progress = Progress::default();
         let (orders, received) = blocking::channel();
         let (sender, reports) = mpsc::channel(REPORTS);
         let (loaded, loading) = oneshot::channel();
         let (ended, end) = oneshot::channel();
-        let shared = progress.clone();
+        let (shared, settings) = (progress.clone(), run.clone());
         std::thread::spawn(move || {
             // A session that is gone needs no answer.
-            match Trainer::new(run, device, host, shared, sender) {
+            match Trainer::new(settings, device, host, shared, sender) {
                 Err(problem) => _ = loaded.send(Err(problem)),
                 Ok(trainer) => {
                     _ = loaded.send(Ok((trainer.data_set(), trainer.saving())));
@@ -56,7 +57,41 @@ impl Training {
             }
         });
         let (data_set, saving) = loading.await.map_err(|_| training_died())??;
-        Ok(Self { data_set, saving, progress, orders, reports, end, generation: 0, flags: Flags::default() })
+        Ok(Self { data_set, saving, progress, orders, reports, end, generation: 0, flags: Flags::default(), run })
+    }
+
+    /// Takes the settings that a restarted coordinator has sent, between generations.
+    ///
+    /// # Errors
+    /// Some take effect only when data and models are loaded again. Names the changed keys.
+    pub fn take_settings(&mut self, place: &v1::JoinResponse) -> Result<(), String> {
+        let run = run_file(place)?;
+        let changes = runfile::changes(&self.run, &run);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let changed = changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>().join(", ");
+        if !changes.iter().all(is_applied_in_place) {
+            return Err(changed);
+        }
+        tracing::info!(changed, "continuing with the coordinator's new settings");
+        // A thread that has ended says so through `end`.
+        _ = self.orders.send(Order::Settings(Box::new(run.clone())));
+        self.run = run;
+        Ok(())
+    }
+
+    /// Loads data and models again with the settings that a restarted coordinator has sent. The state is lost.
+    ///
+    /// # Errors
+    /// What is wrong with the data or the models.
+    pub async fn restart(&mut self, place: &v1::JoinResponse, device: Device, host: IpAddr) -> Result<(), String> {
+        self.saved().await;
+        // The thread ends when no orders can come, which frees the memory of its models for the new ones.
+        self.orders = blocking::channel().0;
+        self.end().await;
+        *self = Self::start(place, device, host).await?;
+        Ok(())
     }
 
     /// Passes a directive on.
@@ -73,7 +108,7 @@ impl Training {
 
     fn pass_on(&self, directive: v1::Directive) {
         // A thread that has ended says so through `end`.
-        _ = self.orders.send(Order { directive, flags: self.flags.clone() });
+        _ = self.orders.send(Order::Directive { directive, flags: self.flags.clone() });
     }
 
     /// Ends the present generation after what is in flight.
@@ -128,6 +163,12 @@ impl Training {
             _ => training_died(),
         }
     }
+}
+
+/// The run file that the coordinator has sent.
+fn run_file(place: &v1::JoinResponse) -> Result<RunFile, String> {
+    serde_json::from_str(&place.run_file)
+        .map_err(|error| format!("the coordinator's run file does not fit this version: {error}"))
 }
 
 /// Why a worker ends whose training thread is gone without a word.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   session (tokio)                      training thread (libtorch)
-//!     | -- Order{directive, flag} -------> | rendezvous, train, evaluate, checkpoint, advance
+//!     | -- Order::Directive -------------> | rendezvous, train, evaluate, checkpoint, advance
 //!     | <----------------- reports ------- | Ready, StepDone, EvaluationItems, ..., Idle
 //!     | -- abandon.raise() --------------> | ends a wait in the collective at once
 //!     | -- halt.raise() -----------------> | ends the generation after the step in flight, on all ranks
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use dataset::{DataSet, Split};
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
-use runfile::{Objective, Reward, RunFile, Stage};
+use runfile::{Change, Mutability, Objective, Reward, RunFile, Stage};
 use scoring::cider::Cider;
 use sha2::{Digest, Sha256};
 use storage::{Access, Checkpoints};
@@ -50,12 +50,25 @@ const MEETING_PATIENCE: Duration = Duration::from_secs(60);
 /// Threads that prepare batches.
 const LOADING_THREADS: usize = 2;
 
-/// A directive, and the flags of its generation.
-pub struct Order {
-    /// What to do.
-    pub directive: v1::Directive,
-    /// Of the directive's generation.
-    pub flags: Flags,
+/// What the session wants of the training thread.
+pub enum Order {
+    /// A directive of the coordinator.
+    Directive {
+        /// What to do.
+        directive: v1::Directive,
+        /// Of the directive's generation.
+        flags: Flags,
+    },
+    /// Other settings of the same run, which [`is_applied_in_place`] allows. Between generations.
+    Settings(Box<RunFile>),
+}
+
+/// Whether a change takes effect without loading data and models again.
+#[must_use]
+pub fn is_applied_in_place(Change { key, mutability, .. }: &Change) -> bool {
+    let is_loaded = |loaded| key.strip_prefix(loaded).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    // A run that has not begun may change in every respect, and a coordinator may be another run's.
+    *mutability != Mutability::Fixed && !["data", "precision", "output", "checkpoints.to"].into_iter().any(is_loaded)
 }
 
 /// How the session reaches the training thread in the middle of a generation.
@@ -233,7 +246,15 @@ impl Trainer {
 
     /// Executes orders until the run is complete, the session closes its end, or this worker cannot go on.
     pub fn run(mut self, orders: &Receiver<Order>) -> End {
-        while let Ok(Order { directive, flags }) = orders.recv() {
+        while let Ok(order) = orders.recv() {
+            let (directive, flags) = match order {
+                Order::Directive { directive, flags } => (directive, flags),
+                Order::Settings(run) => {
+                    self.state.configure_optimizer(&run);
+                    self.run = *run;
+                    continue;
+                }
+            };
             let generation = directive.generation;
             let Some(kind) = directive.directive else { continue };
             if generation <= self.let_go && !matches!(kind, Kind::Abandon(_)) {

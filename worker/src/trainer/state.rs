@@ -57,6 +57,16 @@ impl State {
         self.optimizer = Adam::new(self.trained(settings.objective), &settings.optimizer);
     }
 
+    /// Takes the settings of the optimizer from `run`; its moments stay.
+    pub fn configure_optimizer(&mut self, run: &RunFile) {
+        let settings = &run.stages[self.stage];
+        let trained = match settings.objective {
+            Objective::Contrastive => self.models.evaluator.parameters(),
+            _ => self.models.captioner.parameters(),
+        };
+        self.optimizer.configure(trained, &settings.optimizer);
+    }
+
     /// The parameters that `objective` trains.
     pub fn trained(&self, objective: Objective) -> &Parameters {
         match objective {
