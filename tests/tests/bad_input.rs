@@ -30,6 +30,28 @@ fn an_unknown_or_mistyped_key_is_named_with_its_place_and_the_nearest_valid_key(
 }
 
 #[test]
+fn a_reward_of_an_evaluator_that_nothing_has_trained_is_refused_wherever_run_files_are_read() {
+    let place = Place::new();
+    let text = good(&place).replace("objective: contrastive", "objective: cross_entropy");
+    let error = validate(&place, &text);
+    assert!(
+        error.contains("bad.yaml:15:5: stages[2].dico.reward: the reward `pac_s` comes from the evaluator"),
+        "{error}"
+    );
+    assert!(
+        error.ends_with("put a stage with `objective: contrastive` before it, or set evaluator.weights"),
+        "{error}"
+    );
+    let config = place.path("bad.yaml").to_string_lossy().into_owned();
+    for (program, arguments) in [
+        ("coordinator", &["serve", "--config", &config, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"][..]),
+        ("worker", &["encode", "--config", &config, "--split", "val", "--out", "features"]),
+    ] {
+        assert_eq!(error_line(&run(program, arguments)), error, "{program}");
+    }
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let place = Place::new();
     let error = error_line(&run("coordinator", &["validate", "--config", "/nowhere/run.yaml"]));
