@@ -2,7 +2,7 @@
 
 .PHONY: demo compare chaos bench build microbench programs test simulate lint audit parity
 .PHONY: score-parity elastic-comparison dashboards libtorch verify
-.PHONY: test-docs test-export test-gpu test-images test-kubernetes test-page test-prometheus test-slurm
+.PHONY: test-docs test-export test-gpu test-images test-journey test-kubernetes test-page test-prometheus test-slurm
 .DEFAULT_GOAL := demo
 
 # Two or more processes share the cores here; each computes on one thread.
@@ -31,7 +31,7 @@ microbench: libtorch
 ## All that must pass before a change lands. It installs what it needs (Debian's packages, as root), and
 ## takes up to 45 minutes from a fresh clone on two cores. Without root, what needs it fails.
 verify:
-	GPU="--device cpu --short" tools/verify build lint test test-page test-kubernetes test-docs test-prometheus+test-slurm test-gpu
+	GPU="--device cpu --short" tools/verify build lint test test-page test-kubernetes test-docs test-export test-journey test-prometheus+test-slurm test-gpu
 
 ## All tests, with real processes on loopback.
 test: libtorch
@@ -62,6 +62,10 @@ test-docs: programs
 ## Exported captioners in transformers, beside `worker caption`. Needs 2 GB of disk.
 test-export: programs
 	tests/export/run
+
+## A user's whole journey from outside: own data, a run that is changed on the way, an export that transformers loads.
+test-journey: programs
+	tests/journey/run
 
 ## The images for CPUs, built by buildah and run. Needs root, and Debian's packages from the network.
 test-images: programs

@@ -513,21 +513,21 @@ impl DataSet {
         self.square(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
     }
 
-    /// SHA-256 over the ordered names and captions of training and validation; equal where two workers see the same data.
+    /// SHA-256 over the ordered names and captions of the training split, and generated captions; equal where two workers train on
+    /// the same data.
     #[must_use]
-    pub fn fingerprint(&self) -> String {
-        let mut hash = Sha256::new();
-        let real = self.splits.train.iter().chain(&self.splits.validation);
-        let real = real.map(|item| (Some(&item.name), &item.captions[..]));
-        let generated = self.positives.all_captions().map(|captions| (None, captions));
-        for (name, captions) in real.chain(generated) {
-            for text in name.into_iter().chain(captions) {
-                hash.update((text.len() as u64).to_le_bytes());
-                hash.update(text);
-            }
-            hash.update(b"\n");
-        }
-        format!("{:x}", hash.finalize())
+    pub fn training_sha256(&self) -> String {
+        sha256_of(self.named(Split::Train).chain(self.positives.all_captions().map(|captions| (None, captions))))
+    }
+
+    /// SHA-256 over the ordered names and captions of the validation split; equal where two workers evaluate on the same data.
+    #[must_use]
+    pub fn validation_sha256(&self) -> String {
+        sha256_of(self.named(Split::Validation))
+    }
+
+    fn named(&self, split: Split) -> impl Iterator<Item = (Option<&String>, &[String])> {
+        self.split(split).iter().map(|item| (Some(&item.name), &item.captions[..]))
     }
 
     /// SHA-256 over the ordered names of a split's images.
@@ -575,6 +575,19 @@ impl DataSet {
             (ImageRef::File(path), _) => path.display().to_string(),
         }
     }
+}
+
+/// SHA-256 over texts in order, each group of which ends with a line feed.
+fn sha256_of<'a>(groups: impl Iterator<Item = (Option<&'a String>, &'a [String])>) -> String {
+    let mut hash = Sha256::new();
+    for (name, captions) in groups {
+        for text in name.into_iter().chain(captions) {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        hash.update(b"\n");
+    }
+    format!("{:x}", hash.finalize())
 }
 
 /// The file or pattern that the captions of a split come from.

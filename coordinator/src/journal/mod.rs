@@ -333,6 +333,8 @@ fn data_set(detail: &str) -> Option<v1::DataSet> {
         train_captions: number("train_captions")?,
         skipped_images: number("skipped_images")?,
         fingerprint: detail.get("fingerprint")?.as_str()?.to_owned(),
+        // Of an earlier version the fingerprint covers both splits, and cannot be compared.
+        validation_fingerprint: detail.get("validation_fingerprint")?.as_str()?.to_owned(),
         validation_images: number("validation_images")?,
     })
 }
@@ -475,7 +477,7 @@ mod tests {
     fn a_restarted_coordinator_knows_where_the_run_stands() {
         let folder = tempfile::tempdir().unwrap();
         let detail = json!({
-            "train_images": 2, "train_captions": 10, "skipped_images": 0, "validation_images": 7, "fingerprint": "f",
+            "train_images": 2, "train_captions": 10, "skipped_images": 0, "validation_images": 7, "fingerprint": "f", "validation_fingerprint": "v",
         });
         let mut records = vec![
             Record::Event { what: Happening::Joined, detail },
@@ -511,6 +513,7 @@ mod tests {
                 train_captions: 10,
                 skipped_images: 0,
                 fingerprint: "f".into(),
+                validation_fingerprint: "v".into(),
                 validation_images: 7,
             }),
             finished: false,

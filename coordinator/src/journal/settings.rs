@@ -169,7 +169,7 @@ mod tests {
     /// The changes on record, each with its step.
     fn recorded(path: &Path) -> Vec<serde_json::Value> {
         let history = History::new(Connection::open(path).unwrap()).unwrap();
-        let events = history.events(0).unwrap();
+        let events = history.events().unwrap();
         events.into_iter().filter(|event| event.kind == "settings_changed").map(|event| event.detail).collect()
     }
 

@@ -54,6 +54,7 @@ pub fn data_set() -> v1::DataSet {
         train_captions: 500_000,
         skipped_images: 0,
         fingerprint: "0".repeat(64),
+        validation_fingerprint: "0".repeat(64),
         validation_images: VALIDATION_IMAGES,
     }
 }

@@ -13,6 +13,51 @@ use super::{
 /// Heartbeats of all workers together, as far as `lost_after` allows.
 const HEARTBEATS_A_SECOND: f64 = 5_000.0;
 
+/// Longest fingerprint that a worker may send, in bytes: SHA-256 as hex has 64.
+const MAX_FINGERPRINT: usize = 128;
+
+/// The data that the members of a run have.
+#[derive(Debug)]
+pub(super) struct DataOfRun {
+    /// The worker that described it to this coordinator; none if the journal did.
+    pub source: Option<u32>,
+    /// The description.
+    pub data_set: v1::DataSet,
+}
+
+impl DataOfRun {
+    /// Why a worker with other data cannot take part. Training data stays the same for the whole run. Validation data only has to
+    /// be the same for all workers of one coordinator, so that it can be mended between two.
+    fn conflict(&self, rank: u32, other: &v1::DataSet) -> Option<String> {
+        let Self { source, data_set: known } = self;
+        let of = source.map_or_else(|| "the run has trained on".to_owned(), |source| format!("rank {source} has"));
+        let end = |fingerprint: &str| fingerprint.escape_debug().to_string();
+        if known.fingerprint != other.fingerprint {
+            return Some(format!(
+                "the training data differ: rank {rank} has {} images and {} captions (fingerprint {}), {of} {} and {} ({}); bring \
+                 back the earlier data, or begin a new run with the weights of the last checkpoint",
+                other.train_images,
+                other.train_captions,
+                end(&other.fingerprint),
+                known.train_images,
+                known.train_captions,
+                end(&known.fingerprint),
+            ));
+        }
+        let differs = source.is_some() && known.validation_fingerprint != other.validation_fingerprint;
+        differs.then(|| {
+            format!(
+                "the validation data differ: rank {rank} has {} images (fingerprint {}), {of} {} ({}); start all workers again \
+                 with the same data",
+                other.validation_images,
+                end(&other.validation_fingerprint),
+                known.validation_images,
+                end(&known.validation_fingerprint),
+            )
+        })
+    }
+}
+
 impl Run {
     pub(super) fn join(
         &mut self,
@@ -64,28 +109,23 @@ impl Run {
             return Err(refusal);
         }
         let data_set = attach.data_set.unwrap_or_default();
-        if data_set.fingerprint.len() > 128 {
-            return Err(Refusal::new(RefusalKind::InvalidArgument, "data_set.fingerprint is too long".into()));
+        if [&data_set.fingerprint, &data_set.validation_fingerprint].iter().any(|text| text.len() > MAX_FINGERPRINT) {
+            return Err(Refusal::new(RefusalKind::InvalidArgument, "a fingerprint of the data set is too long".into()));
         }
         if data_set.validation_images > MAX_VALIDATION_IMAGES {
             let reason = format!("a validation split of more than {MAX_VALIDATION_IMAGES} images");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let rank = self.members.attach(now, session, &attach.session_token, attach.store_address)?;
-        if let Some((of, expected)) = &self.data_set
-            && expected.fingerprint != data_set.fingerprint
-        {
-            let reason = format!(
-                "the data differ: rank {rank} has {} images and {} captions (fingerprint {}), {of} {} and {} ({})",
-                data_set.train_images,
-                data_set.train_captions,
-                data_set.fingerprint.escape_debug(),
-                expected.train_images,
-                expected.train_captions,
-                expected.fingerprint.escape_debug(),
-            );
+        if let Some(reason) = self.data_set.as_ref().and_then(|known| known.conflict(rank, &data_set)) {
             self.evict(now, rank, &reason);
             return Ok(());
+        }
+        if let Some(DataOfRun { source: None, data_set: before }) = &self.data_set
+            && before.validation_fingerprint != data_set.validation_fingerprint
+        {
+            let images = json!([before.validation_images, data_set.validation_images]);
+            self.event(Happening::DataChanged, json!({ "split": "validation", "images_before_and_after": images }));
         }
         let detail = json!({
             "rank": rank,
@@ -95,9 +135,12 @@ impl Run {
             "skipped_images": data_set.skipped_images,
             "validation_images": data_set.validation_images,
             "fingerprint": data_set.fingerprint,
+            "validation_fingerprint": data_set.validation_fingerprint,
             "holds": attach.holds.as_ref().map(|position| Place::from(position).to_string()),
         });
-        self.data_set.get_or_insert_with(|| (format!("rank {rank}"), data_set));
+        if self.data_set.as_ref().is_none_or(|known| known.source.is_none()) {
+            self.data_set = Some(DataOfRun { source: Some(rank), data_set });
+        }
         // A state of another run, or of a journal that is gone, is not worth an error: it is just not used.
         let holds = attach.holds.filter(|position| self.may_hold(position));
         if let Some(member) = self.members.get_mut(rank) {

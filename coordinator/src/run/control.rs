@@ -67,7 +67,7 @@ impl Run {
             }
             Command::Evaluate => {
                 let at = self.ahead();
-                if self.data_set.as_ref().is_some_and(|(_, data_set)| data_set.validation_images == 0) {
+                if self.data_set.as_ref().is_some_and(|known| known.data_set.validation_images == 0) {
                     return no("the data has no validation split".into());
                 }
                 if self.done.contains(&(at, Boundary::Evaluation)) {

@@ -34,7 +34,7 @@ impl Run {
     /// Evaluates the state at `place`, or goes on with it: asks for the captions that are missing, or waits for the scores.
     pub(super) fn evaluate(&mut self, place: Place) {
         if self.evaluation.is_none() {
-            let images = self.data_set.as_ref().map_or(0, |(_, data_set)| data_set.validation_images);
+            let images = self.data_set.as_ref().map_or(0, |known| known.data_set.validation_images);
             let captions = Some(Captions::new(images));
             self.evaluation = Some(Evaluation { number: self.next_directive(), place, captions, unsaved: None });
         }

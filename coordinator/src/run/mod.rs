@@ -62,6 +62,7 @@ use proto::{v1, v1::worker_message::Message};
 use runfile::RunFile;
 use serde_json::json;
 
+use admission::DataOfRun;
 use best::Scores;
 use captions::Item;
 use checkpoint::{Saving, Unsaved};
@@ -322,8 +323,7 @@ pub struct Run {
     failures: Failures,
     /// Who could not reach whom since the last generation was formed.
     complaints: Complaints,
-    /// What the members train on, and who said so.
-    data_set: Option<(String, v1::DataSet)>,
+    data_set: Option<DataOfRun>,
     /// Why the last generation ended, and whether by failure.
     cause: (String, bool),
     latest: Option<StepStatistics>,
@@ -366,7 +366,7 @@ impl Run {
             last_directive: restored.last_generation << 32,
             failures: Failures::default(),
             complaints: Complaints::default(),
-            data_set: restored.data_set.map(|data_set| ("the members before the restart".into(), data_set)),
+            data_set: restored.data_set.map(|data_set| DataOfRun { source: None, data_set }),
             cause: ("start".into(), false),
             latest: None,
             tempo: Tempo::default(),

@@ -85,11 +85,13 @@ pub enum Happening {
     Stopped,
     /// The run continues with other settings.
     SettingsChanged,
+    /// The validation data are others than those of the workers before the coordinator was started again.
+    DataChanged,
 }
 
 impl Happening {
     /// All kinds.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Joined,
         Self::Lost,
         Self::Leaving,
@@ -106,6 +108,8 @@ impl Happening {
         Self::Finished,
         Self::Failed,
         Self::Stopped,
+        Self::SettingsChanged,
+        Self::DataChanged,
     ];
 
     /// Whether people should look into it.
@@ -120,6 +124,7 @@ impl Happening {
             Self::SavedAgain,
             Self::Finished,
             Self::SettingsChanged,
+            Self::DataChanged,
         ];
         !good.contains(&self)
     }
@@ -144,6 +149,7 @@ impl Happening {
             Self::Finished => "finished",
             Self::Failed => "failed",
             Self::Stopped => "stopped",
+            Self::DataChanged => "data_changed",
             Self::SettingsChanged => "settings_changed",
         }
     }

@@ -233,7 +233,7 @@ impl Trainer {
     /// What the coordinator is told of the data; the fingerprint covers the weights that were read, too.
     #[must_use]
     pub fn data_set(&self) -> v1::DataSet {
-        let mut fingerprint = Sha256::new_with_prefix(self.data.fingerprint());
+        let mut fingerprint = Sha256::new_with_prefix(self.data.training_sha256());
         self.origins.frozen_sha256().for_each(|sha256| fingerprint.update(sha256));
         v1::DataSet {
             train_images: self.data.split(Split::Train).len() as u64,
@@ -241,6 +241,7 @@ impl Trainer {
             skipped_images: self.data.left_out().len() as u64,
             fingerprint: format!("{:x}", fingerprint.finalize()),
             validation_images: self.data.split(Split::Validation).len() as u64,
+            validation_fingerprint: self.data.validation_sha256(),
         }
     }
 

@@ -102,6 +102,42 @@ fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
     assert!(actions.iter().any(abandon), "{actions:?}");
 }
 
+#[test]
+fn validation_data_may_change_between_two_coordinators_and_training_data_may_not() {
+    let file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
+    let of = |training: &str, validation: &str| v1::DataSet {
+        fingerprint: training.into(),
+        validation_fingerprint: validation.into(),
+        ..Default::default()
+    };
+    let restored = Restored { last_generation: 1, data_set: Some(of("t", "v")), ..Restored::default() };
+    let mut run = Run::new(file, restored);
+    let enter = |run: &mut Run, session: u64, data_set: v1::DataSet| {
+        let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+        let token = format!("token {session}");
+        let session_token = admitted(&run.on_event(Time::ZERO, Event::Join { request: RequestId(0), token, join }));
+        let store_address = "host:1".into();
+        let attach = v1::Attach { session_token, store_address, data_set: Some(data_set), ..Default::default() };
+        let actions = run.on_event(Time::ZERO, Event::Attach { session: SessionId(session), attach });
+        let reason = actions.iter().find_map(|action| match action {
+            Action::Send { directive: v1::Directive { directive: Some(Directive::Leave(leave)), .. }, .. } => {
+                Some(&leave.reason)
+            }
+            _ => None,
+        });
+        let is_change =
+            |action: &&Action| matches!(action, Action::Record(Record::Event { what: Happening::DataChanged, .. }));
+        (reason.cloned(), actions.iter().filter(is_change).count())
+    };
+    let (reason, _) = enter(&mut run, 1, of("others", "v"));
+    assert!(reason.is_some_and(|reason| reason.contains("the training data differ") && reason.contains("new run")));
+    // The first to come says what the validation data are now; the others have to have the same.
+    assert_eq!(enter(&mut run, 2, of("t", "mended")), (None, 1));
+    let (reason, changes) = enter(&mut run, 3, of("t", "v"));
+    assert!(reason.is_some_and(|reason| reason.contains("the validation data differ")) && changes == 0);
+    assert_eq!(enter(&mut run, 4, of("t", "mended")), (None, 0));
+}
+
 /// How many were sent away because they did not move.
 fn sent_away(world: &World) -> usize {
     let stalled =
