@@ -106,6 +106,12 @@ mod tests {
         let mut x: Vec<f64> = Vec::<f32>::try_from(parameters.flat()).unwrap().into_iter().map(f64::from).collect();
         let (mut m, mut v) = ([0.0; 6], [0.0; 6]);
         for step in 1..=5_u64 {
+            // Other settings keep the moments.
+            let (decay, most) = if step < 4 { (0.5, 4.0) } else { (0.25, 2.0) };
+            if step == 4 {
+                let changed = runfile::Optimizer { weight_decay: decay, clip_norm: Some(most), ..settings.clone() };
+                adam.configure(&parameters, &changed);
+            }
             let gradient: Vec<f64> = (0..6).map(|i| ((i as f64) - 2.5) * step as f64 * 0.25).collect();
             let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
             // As summed up over so many samples.
@@ -116,11 +122,11 @@ mod tests {
             assert!((slope.norm - norm).abs() < 1e-5);
             adam.update(&parameters, &slope, step, 0.1);
             for i in 0..6 {
-                let g = gradient[i] * (4.0 / norm).min(1.0);
+                let g = gradient[i] * (most / norm).min(1.0);
                 m[i] = 0.9 * m[i] + 0.1 * g;
                 v[i] = 0.99 * v[i] + 0.01 * g * g;
                 if i < 4 {
-                    x[i] -= 0.1 * 0.5 * x[i];
+                    x[i] -= 0.1 * decay * x[i];
                 }
                 let (m_hat, v_hat) =
                     (m[i] / (1.0 - 0.9_f64.powi(step as i32)), v[i] / (1.0 - 0.99_f64.powi(step as i32)));

@@ -69,14 +69,13 @@ impl Refused {
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys = |fixed: bool| {
-            let chosen = self.changes.iter().filter(|change| (change.mutability == Mutability::Fixed) == fixed);
-            chosen.map(|change| change.key.as_str()).collect::<Vec<_>>().join(", ")
+        let (strictest, advice) = match self.is_other_run() {
+            true => (Mutability::Fixed, "use another output for a new run"),
+            false => (Mutability::NextStep, "serve with --accept-changes to continue it"),
         };
-        if self.is_other_run() {
-            return write!(f, "the journal is of a run with another {}; use another output for a new run", keys(true));
-        }
-        write!(f, "the journal is of a run with another {}; serve with --accept-changes to continue it", keys(false))
+        let refused = self.changes.iter().filter(|change| change.mutability == strictest);
+        let keys: Vec<&str> = refused.map(|change| change.key.as_str()).collect();
+        write!(f, "the journal is of a run with another {}; {advice}", keys.join(", "))
     }
 }
 
@@ -108,6 +107,9 @@ impl Journal {
             "UPDATE run SET name = ?, seed = ?, run_file_json = ?",
             params![file.name, file.seed.cast_signed(), text],
         )?;
+        for change in &changes {
+            tracing::info!(from = %place, "setting changed: {change}");
+        }
         let event = params![now(), Happening::SettingsChanged.name(), detail.to_string()];
         transaction.execute("INSERT INTO events VALUES (?, ?, ?)", event)?;
         Ok(transaction.commit()?)

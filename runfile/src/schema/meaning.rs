@@ -259,6 +259,8 @@ impl Data {
 mod tests {
     use std::path::Path;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     const RUN: &str = "
@@ -434,5 +436,27 @@ stages:
             "{found:?}"
         );
         assert!(found[1].contains("data.positives.images: is not used"), "{found:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn stages_are_taken_exactly_if_each_finds_trained_what_it_needs(
+            kinds in proptest::collection::vec(0..4_usize, 1..6), vision in any::<bool>(),
+        ) {
+            let stages: Vec<String> = kinds
+                .iter()
+                .enumerate()
+                .map(|(i, kind)| [CLIP, XE, SCST, DICO][*kind].replacen("name: ", &format!("name: s{i}-"), 1))
+                .collect();
+            let head = if vision { RUN.replace("preset: tiny }\nev", "preset: tiny, vision: clip.pt }\nev") } else { RUN.to_owned() };
+            let before = |i: usize, kind: usize| kinds[..i].contains(&kind);
+            let is_good = (0..kinds.len()).all(|i| match kinds[i] {
+                0 => vision || kinds[..i].iter().all(|kind| *kind == 0),
+                1 => true,
+                _ => before(i, 0) && before(i, 1),
+            });
+            let found = problem(&run(&head, &stages));
+            prop_assert_eq!(found.is_empty(), is_good, "{:?}: {}", kinds, found);
+        }
     }
 }
