@@ -1,6 +1,8 @@
-"""Makes the captioners of the test: FOLDER/NAME, exported, and FOLDER/NAME.json, what `worker caption` writes.
+"""Makes the captioners of the test: FOLDER/NAME, exported, and FOLDER/NAME.json, which has what
+`worker caption` writes.
 
-Usage: captioners.py FOLDER PROGRAMS LIBRARIES. FOLDER/images has the images; LIBRARIES are libtorch's.
+Usage: captioners.py FOLDER PROGRAMS LIBRARIES. FOLDER/images gets the images. LIBRARIES is the folder
+of libtorch's libraries.
 """
 
 import contextlib
@@ -36,7 +38,7 @@ stages:
 """
 # So few that the captioners learn them by heart, and write another caption for each.
 WORLD_IMAGES = 25
-# Images are changed to these sizes, for their margins and scales; none: they stay as they were drawn.
+# Images get these sizes, for odd margins and scales. None: as they were drawn.
 SIZES = [None, None, None, None, None, (131, 97), (90, 155), (64, 65), (67, 64), (640, 479)]
 
 

@@ -1,4 +1,5 @@
-"""Loads the exported captioners with transformers' AutoModel and compares their words with those of `worker caption`.
+"""Loads the exported captioners with transformers' AutoModel and compares their words with those of
+`worker caption`.
 
 Usage: check.py FOLDER, which captioners.py has filled.
 """
@@ -44,7 +45,8 @@ def loaded(folder: pathlib.Path, loader=AutoModel):
 
 
 def check_words(folder: pathlib.Path, model, images: list[dict]) -> int:
-    """All images at once, as `generate` is told and as generation_config.json says. Returns how many captions differ from one another."""
+    """Captions all images at once, as `generate` is told and as generation_config.json says. Returns
+    the number of distinct captions."""
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     pixels = processor(images=[Image.open(image["image"]) for image in images], return_tensors="pt").pixel_values
     expected = [image["captions"][0]["caption"] for image in images]
@@ -62,7 +64,8 @@ def check_words(folder: pathlib.Path, model, images: list[dict]) -> int:
 
 
 def check_tokens(folder: pathlib.Path, model, images: list[dict]) -> None:
-    """The tokenizer encodes captions as the tokens that the captioner knows, and decodes them to the same words."""
+    """The tokenizer encodes captions as tokens that the captioner knows, and decodes these to the
+    same words."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = model.config
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]

@@ -1,8 +1,9 @@
-//! CLIP's tokens as strings, and the merges of its byte-pair encoding, as tokenizer files of other programs need them.
+//! CLIP's tokens as strings, and the merges of its byte-pair encoding, as tokenizer files of other
+//! programs need them.
 //!
-//! The crate that encodes does not hand them out, but they follow from what it decodes: token number 512 + i is the result of
-//! merge i, and merges apply in order. So the merges before number i reduce the bytes of token 512 + i to two tokens, and these
-//! two are merge i.
+//! The crate that encodes does not hand them out, but they follow from what it decodes: token
+//! 512 + i is the result of merge i, and merges apply in order. So the merges before number i reduce
+//! the bytes of token 512 + i to two tokens, and these two are merge i.
 
 use std::collections::HashMap;
 
@@ -14,14 +15,16 @@ use super::CLIP_BEGIN;
 const BYTES: u16 = 256;
 /// What vocabulary files write after the last token of a word.
 const WORD_END: &str = "</w>";
-/// A token can begin or end inside a character, and the decoder replaces incomplete characters. Between some of these bytes
-/// every token is whole: after a leading byte that lacks one, two or three, and before the bytes that it lacks itself.
+/// A token can begin or end inside a character, and the decoder replaces incomplete characters.
+/// Between these bytes every token is whole: after the first byte of a character of two, three or
+/// four, and before the bytes that its own last character lacks.
 const BEFORE: [&[u8]; 4] = [b"", b"\xC3", b"\xE1", b"\xF1"];
 const AFTER: [&[u8]; 7] = [b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xBF", b"\xBF\x80", b"\xBF\x80\x80"];
 
 /// Tokens and merges of a byte-pair encoding.
 pub struct BytePairs {
-    /// Each of CLIP's tokens but begin and end, in the alphabet of [`letters`], with [`WORD_END`] at the end of a word.
+    /// Each of CLIP's tokens but begin and end, in the alphabet of [`letters`], with [`WORD_END`] at
+    /// the end of a word.
     pub tokens: Vec<String>,
     /// Merge i makes token 512 + i of these two.
     pub merges: Vec<[u16; 2]>,
@@ -60,19 +63,25 @@ impl BytePairs {
     }
 }
 
-/// Bytes in the order of their tokens: those that print as a character of Latin-1, then the others.
-fn bytes_in_order() -> impl Iterator<Item = u8> {
-    let prints = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..);
-    (0..=u8::MAX).filter(prints).chain((0..=u8::MAX).filter(move |byte| !prints(byte)))
+/// Whether a byte is a character of Latin-1 that leaves a mark on paper.
+fn prints(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..)
 }
 
-/// The character that stands for each byte: of those that print themselves, and from U+0100 on the others.
+/// Bytes in the order of their tokens: those that print, then the others.
+fn bytes_in_order() -> impl Iterator<Item = u8> {
+    (0..=u8::MAX).filter(|&byte| prints(byte)).chain((0..=u8::MAX).filter(|&byte| !prints(byte)))
+}
+
+/// The character that stands for each byte: those that print stand for themselves, the others are
+/// U+0100 and following.
 fn letters() -> [char; BYTES as usize] {
     let mut letters = ['\0'; BYTES as usize];
-    let mut others = '\u{100}'..;
-    for (place, byte) in bytes_in_order().enumerate() {
-        let prints = place < 188;
-        letters[usize::from(byte)] = if prints { char::from(byte) } else { others.next().expect("68 are left") };
+    for byte in (0..=u8::MAX).filter(|&byte| prints(byte)) {
+        letters[usize::from(byte)] = char::from(byte);
+    }
+    for (byte, letter) in (0..=u8::MAX).filter(|&byte| !prints(byte)).zip('\u{100}'..) {
+        letters[usize::from(byte)] = letter;
     }
     letters
 }

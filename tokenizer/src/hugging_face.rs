@@ -11,8 +11,8 @@ pub const SPECIAL: [&str; 3] = ["<|startoftext|>", "<|endoftext|>", "<|padding|>
 impl Vocabulary {
     /// The content of `tokenizer.json`.
     ///
-    /// Tokens have the same numbers as here. Merging needs all of CLIP's tokens, so those that this vocabulary lacks follow
-    /// after the pad: what they encode, no model of this vocabulary knows.
+    /// Tokens have the same numbers as here. Merging needs all of CLIP's tokens, so those that this
+    /// vocabulary lacks follow after the pad. No model of this vocabulary can embed these.
     #[must_use]
     pub fn tokenizer_json(&self) -> Value {
         let BytePairs { tokens, merges } = BytePairs::of(&self.bpe.merges);

@@ -13,7 +13,8 @@ use crate::error::Error;
 use crate::folder::Vocabulary;
 use crate::settings::Section;
 
-/// The key under which a `config.json` of ours lists the tokens of a captioner that does not know all of CLIP's.
+/// The key under which `config.json` lists the tokens of a captioner that does not know all of
+/// CLIP's, as CLIP's numbers.
 const TOKENS: &str = "clip_tokens";
 /// The module with the model's Python code, beside `config.json`.
 pub const MODELING_MODULE: &str = "modeling_dico";

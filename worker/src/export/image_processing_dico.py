@@ -1,8 +1,8 @@
 """The pixels that a captioner sees which was trained with DiCO: those of CLIP's own preprocessing.
 
 The short side is scaled to the captioner's image size, by Pillow and bicubic, and the centre is cut
-out. The image processors of transformers for CLIP place the cut one pixel beside it where a margin is
-odd, or scale with torchvision, which rounds otherwise. EXIF orientation is not applied.
+out. The image processors of transformers for CLIP place the cut one pixel beside it where a margin
+is odd, or scale with torchvision, which rounds otherwise. EXIF orientation is not applied.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from transformers.image_processing_utils import BatchFeature, ImageProcessingMix
 
 
 class DicoImageProcessor(ImageProcessingMixin):
-    """Images to `pixel_values` [images, 3, side, side]; images are Pillow's, or arrays of bytes [height, width, 3]."""
+    """Images, Pillow's or arrays of bytes [height, width, 3], to `pixel_values` [images, 3, side, side]."""
 
     model_input_names = ["pixel_values"]
 
