@@ -13,7 +13,7 @@ const AGAINST_REFERENCES: [&str; 10] =
 #[must_use]
 pub fn reason(run: &RunFile, split: Split) -> Option<String> {
     match split {
-        Split::Train => run.stages.iter().find_map(trains_on_captions).or_else(|| vocabulary(run)),
+        Split::Train => run.stages.iter().find_map(trains_on_captions),
         Split::Validation => run.stages.iter().find_map(is_evaluated_by_references),
         Split::Test => None,
     }
@@ -30,12 +30,6 @@ fn trains_on_captions(stage: &Stage) -> Option<String> {
     };
     let problem = || format!("stage `{name}` rewards `cider`, which compares candidates with them");
     rewards.contains_key(&Reward::Cider).then(problem)
-}
-
-fn vocabulary(run: &RunFile) -> Option<String> {
-    let is_new = run.captioner.preset.is_some() || run.evaluator.preset.is_some();
-    let problem = || "`vocabulary: corpus` is made of them (take `vocabulary: full`)".to_owned();
-    (run.vocabulary == runfile::Vocabulary::Corpus && is_new).then(problem)
 }
 
 fn is_evaluated_by_references(stage: &Stage) -> Option<String> {
@@ -83,7 +77,6 @@ stages:
         ] {
             assert_eq!(reasons("objective: dico", &format!("objective: {tune}")), ["", ""], "{tune}");
         }
-        assert_eq!(reasons("captioner: { weights: captioner }", "captioner: { preset: tiny }"), ["", ""]);
     }
 
     #[test]
@@ -100,9 +93,6 @@ stages:
         let watches = |metric: &str| format!("stage `tune` watches `{metric}`, which compares with them");
         assert_eq!(of("dico, metric: ref_pac_s"), [String::new(), watches("ref_pac_s")]);
         assert_eq!(of("dico, guard: [{ metric: cider, below: 1, action: warn }]"), [String::new(), watches("cider")]);
-        let corpus = "vocabulary: corpus\ncaptioner: { preset: tiny }";
-        let [train, validation] = reasons("captioner: { weights: captioner }", corpus);
-        assert!(train.starts_with("`vocabulary: corpus` is made of them") && validation.is_empty(), "{train}");
     }
 
     #[test]

@@ -105,7 +105,7 @@ name: test
 output: out
 workers: { min: 1, max: 2 }
 data: { webdataset: { train: '../tars/{a..c}.tar', validation: 's3://bucket/v.tar', test: /t.tar } }
-captioner: { preset: tiny }
+captioner: { weights: captioner }
 evaluator: { weights: ./weights/pac.pth }
 stages:
   - { name: dico, objective: dico, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }

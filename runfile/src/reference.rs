@@ -43,9 +43,9 @@ decides what happens:
 - *Another value makes another run*: `coordinator serve` refuses and prints the lines that start a
   new run from the last checkpoint.
 
-Data may lie elsewhere after a change, but workers have to find the same training images and captions
-there. The validation split may change: the run records an event `data_changed`, and all workers need
-the same one. Before its first generation a run may change in every respect.
+Data may lie elsewhere after a change, but workers have to find the same training images and
+captions there. The validation split may change: the run records an event `data_changed`, and all
+workers need the same one. Before its first generation a run may change in every respect.
 
 `coordinator stop` before a change loses nothing: workers save the state and leave. Workers that
 outlived a coordinator take the new settings when they join the next one. If `data`, `precision`,

@@ -18,7 +18,8 @@ fn a_run_goes_on_from_a_checkpoint_in_a_bucket_as_if_it_had_never_stopped() {
     wait_for("a checkpoint", || bucket.objects().contains_key(seal).then_some(()));
     coordinator.process.terminate();
     for worker in workers {
-        assert!(!worker.finish().0, "told to leave, it does not claim to have finished");
+        let (well, printed) = worker.finish();
+        assert!(well && printed.starts_with("left rank="), "it has not finished: {printed}");
     }
     assert!(coordinator.process.finish().0);
     assert_eq!(complete(&place, &run_file, 2), whole);

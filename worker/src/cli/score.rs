@@ -135,7 +135,7 @@ output: OUTPUT
 workers: { min: 1, max: 2 }
 data: { karpathy: { annotations: annotations.json, images: images } }
 captioner: { preset: tiny }
-evaluator: { preset: tiny }
+evaluator: { weights: pac.pth }
 stages:
   - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
   - { name: dico-1, objective: dico, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
