@@ -28,7 +28,6 @@ impl Export {
         let progress = terminal::spinner("reading, translating and writing the weights");
         let folder = Folder::open(&self.from).map_err(text)?;
         let place = Place::of(&self.from);
-        warn_if_untrained(&folder, place.as_ref());
         let (vision, kept) = (folder.vision().map_err(text)?, folder.released().map_err(text)?);
         let (config, tensors) = folder.to_released(&vision, kept.as_ref()).map_err(text)?;
         let name = self.to.file_name().unwrap_or_default().to_string_lossy();
@@ -41,6 +40,7 @@ impl Export {
             write_safetensors(&to.join("model.safetensors"), &tensors).map_err(text)
         })?;
         progress.finish_and_clear();
+        warn_if_untrained(&folder, place.as_ref());
         if self.json {
             println!("{}", json!({ "folder": self.to, "tensors": tensors.len() }));
         } else {
