@@ -98,6 +98,6 @@ stages:
     #[test]
     fn metrics_against_references_are_scores_of_evaluations() {
         let known = |name: &&str| statistics::names::EVALUATION.iter().any(|(known, _)| known == name);
-        assert!(AGAINST_REFERENCES.iter().all(|name| known(name)));
+        assert!(AGAINST_REFERENCES.iter().all(known));
     }
 }
