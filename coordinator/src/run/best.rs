@@ -319,7 +319,9 @@ mod tests {
         for seen in 1..=values.len() {
             let is_beyond = |rule: &Rule, index: usize| {
                 let value = values[index][usize::from(rule.metric == "kl")];
-                rule.above.is_some_and(|bound| !(value <= bound)) || rule.below.is_some_and(|bound| !(value >= bound))
+                value.is_nan()
+                    || rule.above.is_some_and(|bound| value > bound)
+                    || rule.below.is_some_and(|bound| value < bound)
             };
             let length = |rule: &Rule| rule.for_ as usize;
             let begins = |rule: &Rule| {

@@ -45,8 +45,9 @@ impl Preset {
     }
 }
 
-/// The model that writes captions: a transformer encoder and decoder on the hidden states of a
-/// frozen CLIP vision encoder. Either `preset` or `weights` is given.
+/// The model that writes captions. There is one architecture, DiCO's: a frozen CLIP vision encoder
+/// (ViT or ResNet), a projection, a BERT encoder and a GPT-2 decoder with cross-attention. BLIP, GIT
+/// and LLaVA are not supported. Either `preset` or `weights` is given.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Captioner {

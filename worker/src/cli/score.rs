@@ -135,11 +135,11 @@ output: OUTPUT
 workers: { min: 1, max: 2 }
 data: { karpathy: { annotations: annotations.json, images: images } }
 captioner: { preset: tiny }
-evaluator: { weights: pac.pth }
+evaluator: { preset: tiny }
 stages:
+  - { name: clip, objective: contrastive, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
   - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
   - { name: dico-1, objective: dico, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
-  - { name: clip, objective: contrastive, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
 ";
 
     #[test]
@@ -151,19 +151,19 @@ stages:
         assert!(missing.contains("captions: there are no captions of the captioner yet: name a file"), "{missing}");
         std::fs::create_dir(run.captions_folder()).unwrap();
         for name in [
-            "1-dico-1-00000020.json",
-            "1-dico-1-00000100.json",
-            "1-dico-1-100000000.json",
-            "0-xe-99999999999.json",
-            "2-clip-00000009.json",
-            "1-dico-1-999999999.json.partial",
+            "2-dico-1-00000020.json",
+            "2-dico-1-00000100.json",
+            "2-dico-1-100000000.json",
+            "1-xe-99999999999.json",
+            "0-clip-00000009.json",
+            "2-dico-1-999999999.json.partial",
             "notes.json",
             "7-other-00000001.json",
         ] {
             std::fs::write(run.captions_folder().join(name), "").unwrap();
         }
         let newest = newest_captions(&run, Split::Validation).unwrap();
-        assert_eq!(newest, run.captions_folder().join("1-dico-1-100000000.json"));
+        assert_eq!(newest, run.captions_folder().join("2-dico-1-100000000.json"));
         let other = newest_captions(&run, Split::Test).unwrap_err();
         assert!(other.contains("are of the split `val`, not of `test`: name a file with --candidates"), "{other}");
     }
