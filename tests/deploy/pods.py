@@ -102,7 +102,7 @@ class Pods(unittest.TestCase):
         coordinator.ask_to_end()
         self.assertEqual(coordinator.status(), 0, coordinator.output())
         for worker in workers:
-            self.assertEqual(self.policy(worker.status()), "Count", worker.output())
+            self.assertEqual(self.policy(worker.status()), "Ignore", worker.output())
         coordinator = self.coordinator()
         workers = [self.worker(index) for index in range(self.job["completions"])]
         for worker in workers:
