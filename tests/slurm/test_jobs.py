@@ -55,7 +55,7 @@ class JobTest(unittest.TestCase):
         stage = {"checkpoint_every": 100_000, "optimizer": {"learning_rate": 1e-3}}
         self.stages = [
             {"name": "xe", "objective": "cross_entropy", "steps": steps, "batch": 12} | stage,
-            {"name": "dico", "objective": "dico", "steps": 10, "batch": 6} | stage,
+            {"name": "dico", "objective": "dico", "steps": 10, "batch": 6, "dico": {"reward": {"cider": 1}}} | stage,
         ]
         file = {
             "name": "slurm", "output": str(self.folder / "run"), "workers": {"min": 1, "max": 2}, "stages": self.stages,
