@@ -71,7 +71,7 @@ pub enum Happening {
     Damaged,
     /// The ranks' parameters differ.
     Diverged,
-    /// A stage ended elsewhere than where it stood: what generations so far did beyond that place is given up.
+    /// A stage ended with an earlier state than its last. Its cause says whether later states are given up or not selected.
     StageEnded,
     /// The guard has paused the run.
     Paused,

@@ -37,6 +37,8 @@ const MOST_UNATTACHED: usize = 1024;
 /// The calls that ask how the run stands, and change nothing.
 pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Watch"];
 
+/// Streams of [`Admin::watch`] at once. They need no token, and each asks the run again and again.
+const MAX_WATCHES: usize = 64;
 /// Shortest time between two answers on a stream.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -55,6 +57,7 @@ pub struct Grpc {
     /// Number of the last session.
     last: Arc<AtomicU64>,
     unattached: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
 }
 
 impl Grpc {
@@ -66,7 +69,8 @@ impl Grpc {
         ended: watch::Receiver<Option<v1::StatusResponse>>,
     ) -> Self {
         let unattached = Arc::new(Semaphore::new(MOST_UNATTACHED));
-        Self { driver, refusals, readiness, ended, last: Arc::default(), unattached }
+        let watches = Arc::new(Semaphore::new(MAX_WATCHES));
+        Self { driver, refusals, readiness, ended, last: Arc::default(), unattached, watches }
     }
 
     fn next(&self) -> u64 {
@@ -147,9 +151,14 @@ impl Admin for Grpc {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let interval = Duration::from_millis(request.into_inner().interval_ms.into()).max(MIN_INTERVAL);
+        let busy = |_| {
+            Status::resource_exhausted(format!("{MAX_WATCHES} others watch this run: end one of them, or try again"))
+        };
+        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(busy)?;
         let (answers, stream) = mpsc::channel(1);
         let grpc = self.clone();
         tokio::spawn(async move {
+            let _permit = permit;
             let mut ended = grpc.ended.clone();
             loop {
                 let is_over = ended.borrow_and_update().is_some();
