@@ -87,8 +87,26 @@ pub async fn serve(
             return close(outgoing, directives, Over::Failed(reason)).await;
         }
         if !sent {
-            return Over::Disconnected("stream closed".to_owned());
+            // The coordinator has closed the stream, perhaps after a Leave that is yet to be read.
+            return last_words(directives, leaves).await;
         }
+    }
+}
+
+/// Whether the coordinator told this worker to leave before it closed the stream.
+async fn last_words(mut directives: tonic::Streaming<v1::Directive>, leaves: bool) -> Over {
+    let leave = async {
+        while let Ok(Some(directive)) = directives.message().await {
+            if let Some(Kind::Leave(leave)) = directive.directive {
+                return Some(leave);
+            }
+        }
+        None
+    };
+    match tokio::time::timeout(FAREWELL, leave).await {
+        Ok(Some(leave)) if leaves || leave.orderly => Over::Left(leave.reason),
+        Ok(Some(leave)) => Over::Failed(leave.reason),
+        _ => Over::Disconnected("stream closed".to_owned()),
     }
 }
 
