@@ -59,8 +59,7 @@ pub const KEYS: &[Key] = &[
     key("wire", NextStep, ""),
     key("workers.min", Free, "workers"),
     key("workers.max", Free, "workers"),
-    // Workers prove that they have the run's data when they join: a path may change, the data may
-    // not.
+    // Other data than before are noticed when workers join, whatever their path.
     key("data.scenes", NextStep, "path"),
     key("data.features", NextStep, "path"),
     key("data.skip_corrupt", NextStep, ""),

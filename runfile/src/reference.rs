@@ -43,9 +43,13 @@ decides what happens:
 - *Another value makes another run*: `coordinator serve` refuses and prints the lines that start a
   new run from the last checkpoint.
 
-Data may lie elsewhere after a change, but workers have to find the same training images and
-captions there. The validation split may change: the run records an event `data_changed`, and all
-workers need the same one. Before its first generation a run may change in every respect.
+Data may lie elsewhere after a change. If the validation split has changed there, the run records an
+event `data_changed` and continues. If the training images or captions have changed, the coordinator
+sends workers away that bring them, unless it is served with `--accept-changes`. Then the run
+continues with the new data from a new epoch on, and records the sizes of both in `data_changed`.
+Models keep their vocabulary: a `corpus` vocabulary has no tokens for words that only the new
+captions have. All workers of a run need the same data. Before its first generation a run may change
+in every respect.
 
 `coordinator stop` before a change loses nothing: workers save the state and leave. Workers that
 outlived a coordinator take the new settings when they join the next one. If `data`, `precision`,

@@ -125,6 +125,22 @@ impl Checkpoints {
         Ok(Fetched { path: copy.path().to_owned(), _copy: Some(copy) })
     }
 
+    /// One file of the checkpoint `name`, every byte of which is checked.
+    ///
+    /// # Errors
+    /// See [`Error::is_damage`]; or the place cannot be read.
+    pub fn read_file(&self, name: &str, file: &str) -> Result<Vec<u8>, Error> {
+        names::check(name)?;
+        let files = self.files(name)?;
+        let entry = files
+            .iter()
+            .find(|entry| entry.name == file)
+            .ok_or_else(|| Error::Damaged { place: self.place_of(name, ""), problem: format!("{file} is missing") })?;
+        let mut bytes = Vec::new();
+        self.check(name, entry, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// What the seal of `name` lists.
     fn files(&self, name: &str) -> Result<Vec<Entry>, Error> {
         let place = self.place_of(name, "");

@@ -146,22 +146,23 @@ def check_nonsense(journey: Journey, config: pathlib.Path) -> None:
     assert "cross_entropy" in said and "run.yaml:" in said, said
 
 
-def mend_validation(folder: pathlib.Path) -> None:
-    """Corrects a caption of the validation split."""
+def mend_data(folder: pathlib.Path) -> None:
+    """Corrects a caption of the validation split, and takes an image out of the training split."""
     world = json.loads((folder / "world/dataset.json").read_text())
     image = next(image for image in world["images"] if image["split"] == "val")
     image["sentences"][0] = {"raw": "a corrected caption", "tokens": ["a", "corrected", "caption"]}
+    world["images"].remove(next(image for image in world["images"] if image["split"] == "train"))
     (folder / "world/dataset.json").write_text(json.dumps(world))
 
 
 def train(journey: Journey, folder: pathlib.Path, config: pathlib.Path) -> None:
-    """A run that is stopped, gets another learning rate, another bound of its guard and a corrected caption, and goes on."""
+    """A run that is stopped, gets another learning rate, another bound of its guard and corrected data, and goes on."""
     config.write_text(run_file(stages(1.0e-3, 19)))
     with journey.served(config) as url, journey.started("worker", "join", "--coordinator", url, "--threads", "1") as worker:
         journey.until(url, STOPPED_AFTER)
         journey.output("coordinator", "stop", "--coordinator", url)
         assert "left rank=0" in worker.stdout.read()
-    mend_validation(folder)
+    mend_data(folder)
     config.write_text(run_file(stages(2.0e-3, 18)))
     said = journey.refused("serve", "--config", str(config), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
     for part in ("stages[1].optimizer.learning_rate", "0.001", "0.002", "guard", "--accept-changes"):
@@ -170,10 +171,12 @@ def train(journey: Journey, folder: pathlib.Path, config: pathlib.Path) -> None:
         assert "finished rank=0" in journey.output("worker", "join", "--coordinator", url, "--threads", "1")
 
 
-def check_record(journey: Journey, folder: pathlib.Path, config: pathlib.Path) -> tuple[int, int]:
-    """The journal has every step once, with the rate of its time, and what was changed. Steps at either rate."""
+def check_record(journey: Journey, folder: pathlib.Path, config: pathlib.Path, images: int) -> tuple[int, int]:
+    """Of a run that began with so many images. The journal has every step once, with the rate of its time, and what was changed. Steps at either rate."""
     audit = json.loads(journey.output("coordinator", "audit", "--config", str(config), "--json"))
     assert audit["clean"] and audit["finished"], audit
+    exchanged = [(found["stage"], found["images_before"], found["images_after"]) for found in audit["exchanges"]]
+    assert exchanged == [(1, images, images - 1)], audit
     with contextlib.closing(sqlite3.connect(f"file:{folder}/run/coordinator/journal.sqlite?mode=ro", uri=True)) as journal:
         rates = [rate for (rate,) in journal.execute("SELECT learning_rate FROM steps WHERE stage = 1 ORDER BY step")]
     before = rates.count(1.0e-3)
@@ -209,7 +212,7 @@ def main() -> None:
     config = folder / "run.yaml"
     check_nonsense(journey, config)
     train(journey, folder, config)
-    before, after = check_record(journey, folder, config)
+    before, after = check_record(journey, folder, config, expected["train"][0])
     print(f"the run has {before} steps before the changes and {after} after them")
     check_scores(journey, config, expected["val"][0])
     distinct = check_export(journey, folder, config)

@@ -153,3 +153,88 @@ fn a_worker_that_stays_takes_the_settings_of_the_restarted_coordinator() {
     assert!(!worker.ended());
     drop(coordinator);
 }
+
+/// Edits the images of the world's training split.
+fn edit_training_images(place: &Place, edit: impl FnOnce(&mut Vec<serde_json::Value>)) {
+    let path = place.path("world/dataset.json");
+    let mut dataset: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let images = dataset["images"].as_array_mut().unwrap();
+    let (mut training, mut others) = images.drain(..).partition::<Vec<_>, _>(|image| image["split"] == "train");
+    edit(&mut training);
+    training.append(&mut others);
+    *images = training;
+    std::fs::write(path, dataset.to_string()).unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap();
+    assert!(copied.success());
+}
+
+#[test]
+fn mended_training_data_are_trained_on_from_a_new_epoch_on() {
+    const STEPS: u32 = 240;
+    let place = Place::new();
+    edit_training_images(&place, |images| {
+        images[0]["sentences"][0] = serde_json::json!({ "raw": "a zebra", "tokens": ["a", "zebra"] });
+    });
+    let config = run_file(&place, STEPS);
+    let coordinator = Coordinator::start(&place, &config);
+    let worker = coordinator.worker(&place, 0);
+    wait_for("a checkpoint", || (coordinator.status()["step"].as_u64()? > 45).then_some(()));
+    drop(worker);
+    drop(coordinator);
+
+    // One image is taken out, and with it a word; a caption of another is corrected.
+    let mut before = 0;
+    edit_training_images(&place, |images| {
+        before = images.len() as u64;
+        images.remove(0);
+        images[0]["sentences"][0] = serde_json::json!({ "raw": "a corrected caption", "tokens": [] });
+    });
+    let coordinator = Coordinator::start(&place, &config);
+    let mut worker = coordinator.worker(&place, 0);
+    wait_for("the worker's end", || worker.ended().then_some(()));
+    let log = worker.log();
+    assert_eq!(worker.exit().0, Some(1));
+    let counts = format!("{} images and {} captions", before - 1, 5 * (before - 1));
+    assert!(log.contains("training data differ") && log.contains(&counts) && log.contains("--accept-changes"), "{log}");
+    drop(coordinator);
+    copy(&place.path("run"), &place.path("again"));
+
+    let coordinator = Coordinator::start_with(&place, &config, "http", &["--accept-changes"]);
+    assert!(coordinator.worker(&place, 0).finish().0 && coordinator.process.finish().0);
+    let audit = run("coordinator", &["audit", "--config", &config.to_string_lossy(), "--json"]);
+    let audit: serde_json::Value = serde_json::from_slice(&audit.stdout).unwrap();
+    assert_eq!((&audit["clean"], &audit["finished"]), (&true.into(), &true.into()));
+    let step = audit["exchanges"][0]["step"].as_u64().unwrap();
+    assert!(step >= 40 && step.is_multiple_of(20), "{audit}");
+    let exchanged = serde_json::json!([{
+        "stage": 0, "name": "xe", "step": step, "images_before": before, "images_after": before - 1,
+        "captions_before": 5 * before, "captions_after": 5 * (before - 1),
+    }]);
+    assert_eq!(audit["exchanges"], exchanged);
+    // Epochs of the old length, the last of them cut off, then epochs of the new one.
+    let epochs = |samples: u64, length: u64| {
+        let whole = std::iter::repeat_n(length, (samples / length) as usize);
+        whole.chain((samples % length > 0).then_some(samples % length))
+    };
+    let (old, new) = (12 * step, 12 * (u64::from(STEPS) - step));
+    let expected: Vec<u64> = epochs(old, 5 * before).chain(epochs(new, 5 * (before - 1))).collect();
+    let found = audit["epochs"].as_array().unwrap().iter().map(|epoch| epoch["committed"].as_u64().unwrap());
+    assert_eq!(found.collect::<Vec<_>>(), expected);
+    let changed = &place.events("run", "data_changed")[0];
+    assert_eq!(changed["captions_before_and_after"], serde_json::json!([5 * before, 5 * (before - 1)]));
+
+    // It is the same run when a fault follows the change: one that comes later needs no leave.
+    replace(&config, &place.path("run").display().to_string(), &place.path("again").display().to_string());
+    let coordinator = Coordinator::start_with(&place, &config, "http", &["--accept-changes"]);
+    let worker = coordinator.worker(&place, 0);
+    wait_for("later steps", || (coordinator.status()["step"].as_u64()? > step + 30).then_some(()));
+    drop(worker);
+    drop(coordinator);
+    let coordinator = Coordinator::start(&place, &config);
+    assert!(coordinator.worker(&place, 0).finish().0 && coordinator.process.finish().0);
+    assert_eq!(place.events("again", "data_changed").len(), 1);
+    assert!(place.parameters("run") == place.parameters("again"));
+}

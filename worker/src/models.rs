@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use features::Tower;
 use runfile::{Objective, Precision, Preset, RunFile};
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
 use weights::VisionArchitecture;
@@ -30,6 +31,14 @@ enum Origin<T> {
     Seed(Preset),
     /// Weights that are there.
     Weights(T),
+}
+
+/// The vocabulary that a run begins with, if these are its training captions.
+pub fn vocabulary<'a>(run: &RunFile, captions: impl Iterator<Item = &'a str>) -> Vocabulary {
+    match run.vocabulary {
+        runfile::Vocabulary::Full => Vocabulary::full(),
+        runfile::Vocabulary::Corpus => Vocabulary::of_corpus(captions),
+    }
 }
 
 /// What the models of a run start from, and stay if they are not trained.
@@ -51,11 +60,11 @@ pub struct Origins {
 }
 
 impl Origins {
-    /// Opens the weights that `run` names; `captions` are those that a vocabulary of the corpus is made of.
+    /// Opens the weights that `run` names. What they do not bring with them has this `vocabulary`.
     ///
     /// # Errors
     /// A file is missing or holds no such model.
-    pub fn open<'a>(run: &RunFile, captions: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+    pub fn open(run: &RunFile, vocabulary: Vocabulary) -> Result<Self, String> {
         let text = |error: weights::Error| error.to_string();
         let clip = |path: &Path| weights::Clip::open(path).map_err(text);
         let (evaluator, evaluator_vocabulary) = match (&run.evaluator.weights, run.evaluator.preset) {
@@ -69,10 +78,7 @@ impl Origins {
             (Some(path), _) => Origin::Weights(Folder::open(path).map_err(text)?),
             (None, preset) => Origin::Seed(preset.ok_or("captioner needs either `preset` or `weights`")?),
         };
-        let of_run = Arc::new(match run.vocabulary {
-            runfile::Vocabulary::Full => Vocabulary::full(),
-            runfile::Vocabulary::Corpus => Vocabulary::of_corpus(captions),
-        });
+        let of_run = Arc::new(vocabulary);
         let captioner_vocabulary = match &captioner {
             Origin::Weights(folder) => Arc::new(Vocabulary::stored(&folder.manifest().vocabulary)),
             Origin::Seed(_) => Arc::clone(&of_run),
@@ -113,9 +119,18 @@ impl Origins {
         Some([self.vision_tower.clone()?, self.evaluator_tower.clone()?])
     }
 
-    /// SHA-256 of every file that a worker reads for itself and that therefore has to be the same for all.
-    pub fn frozen_sha256(&self) -> impl Iterator<Item = &str> {
-        [&self.vision_tower, &self.evaluator_tower].into_iter().flatten().map(|tower| tower.sha256.as_str())
+    /// SHA-256 (hex) over what every worker finds for itself and what therefore has to be the same for all: frozen weights, and
+    /// vocabularies.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for tower in [&self.vision_tower, &self.evaluator_tower].into_iter().flatten() {
+            hash.update(&tower.sha256);
+        }
+        for vocabulary in [&self.captioner_vocabulary, &self.evaluator_vocabulary] {
+            hash.update(serde_json::to_vec(&vocabulary.to_stored()).expect("a vocabulary is plain data"));
+        }
+        format!("{:x}", hash.finalize())
     }
 
     /// Whether the evaluator changes, or came from the seed, and so belongs into checkpoints.

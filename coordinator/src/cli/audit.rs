@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::Args;
 
 use super::history::State;
-use crate::audit::{self, Epoch, Life, Samples, Selected};
+use crate::audit::{self, Epoch, Exchanged, Life, Samples, Selected};
 
 /// Check a run's journal: every sample once, and what each fault cost.
 ///
@@ -53,6 +53,18 @@ fn as_table(audit: &audit::Audit) -> String {
         _ = writeln!(
             text,
             "stage {stage} ({name}) ended with its best state, that of step {step}; {trained} steps were trained"
+        );
+    }
+    if !audit.exchanges.is_empty() {
+        text.push('\n');
+    }
+    for Exchanged { stage, name, step, images_before, images_after, captions_before, captions_after } in
+        &audit.exchanges
+    {
+        _ = writeln!(
+            text,
+            "after step {step} of stage {stage} ({name}) the training data changed from {images_before} images and \
+             {captions_before} captions to {images_after} and {captions_after}, from a new epoch on"
         );
     }
     _ = writeln!(

@@ -15,7 +15,7 @@ use super::security::Admission;
 use crate::{
     checkpoints::reconcile,
     journal::{self, Accept, Journal},
-    run::Outcome,
+    run::{Outcome, Run},
     service::{Service, Stop},
 };
 
@@ -46,8 +46,9 @@ pub struct Serve {
     /// Folder of the journal [default: `coordinator` in the run's output].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Continue with changed settings, from the next step on. Without it, a run file that differs from
-    /// the one in the journal is refused, and the differences are listed.
+    /// Continue with changed settings from the next step on, and with changed training data from a new
+    /// epoch on. Without it, a run file that differs from the one in the journal is refused, and the
+    /// differences are listed; a worker with other training data is sent away.
     #[arg(long)]
     accept_changes: bool,
     /// When the run is finished, go on serving the page, metrics and status, until SIGTERM or `coordinator stop`.
@@ -95,8 +96,10 @@ impl Serve {
             tracing::info!(at = %restored.committed, generation = restored.last_generation, "going on with the run");
         }
         let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
+        let run = Run::new(file.clone(), restored);
+        let run = if self.accept_changes { run.exchanging_data() } else { run };
         let service =
-            Service { file, restored, journal, state, checkpoints, scoring, grpc, http, security, stay: self.stay };
+            Service { file, run, journal, state, checkpoints, scoring, grpc, http, security, stay: self.stay };
         let (stop, served) = service.start();
         tokio::spawn(signals(stop)?);
         // Whoever started us may not care to read it.

@@ -9,9 +9,10 @@ use runfile::RunFile;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
 
-use super::{Error, NOT_SELECTED, PRESENT, VERSION, data_set, place, unsigned};
+use super::{Error, NOT_SELECTED, PRESENT, VERSION, exchanges, place, unsigned};
 use crate::run::{
     cuts::{Fate, Lineage, Selection},
+    data::{Exchange, Size},
     plan::Place,
     record::Happening,
 };
@@ -102,15 +103,25 @@ impl History {
         serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))
     }
 
-    /// Images and captions of the training split, if a worker ever said.
+    /// Size of the training split, if a worker ever said.
     ///
     /// # Errors
     /// SQLite cannot read it.
-    pub fn training_split(&self) -> Result<Option<(u64, u64)>, Error> {
+    pub fn training_data(&self) -> Result<Option<Size>, Error> {
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
         let joined = self.connection.query_row(query, [Happening::Joined.name()], |row| row.get::<_, String>(0));
-        let data = joined.optional()?.and_then(|detail| data_set(&detail));
-        Ok(data.map(|data| (data.train_images, data.train_captions)))
+        let detail: Value =
+            joined.optional()?.and_then(|detail| serde_json::from_str(&detail).ok()).unwrap_or_default();
+        let [images, captions] = ["train_images", "train_captions"].map(|key| detail[key].as_u64());
+        Ok(images.zip(captions).map(|(images, captions)| Size { images, captions }))
+    }
+
+    /// Exchanges of training data, in order.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn exchanges(&self) -> Result<Vec<Exchange>, Error> {
+        exchanges(&self.connection)
     }
 
     /// Whether the run is complete.

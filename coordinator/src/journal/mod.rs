@@ -23,6 +23,8 @@
 //! - Kinds of events are the names of [`Happening`]s, and `guard` with `{stage, step, metric, value, bound, action}`.
 //! - `run_file_json` is the run file as it was last accepted. An event `settings_changed` with
 //!   `{stage, step, changes: [{key, old, new, mutability}]}` says from which step on it differs from the one before.
+//! - An event `data_changed` of the split `training`, `{generation, images_before_and_after, captions_before_and_after}`, says that from
+//!   that generation on the run trains on other data, beginning with a new epoch.
 //! - `members_json` is a list of `{rank, host, version, device}`; `source` is `rank N`, `checkpoint NAME` or `seed`.
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
 //! - Values that are not finite are NULL.
@@ -47,6 +49,7 @@ use statistics::Summary;
 use crate::run::{
     best::Scores,
     cuts::Cuts,
+    data::Exchange,
     guard::Firing,
     plan::{Boundaries, Boundary, Ends, Place},
     record::{Checkpoint, Happening, Record, Restored},
@@ -274,6 +277,7 @@ impl Journal {
             ends,
             paused,
             data_set: latest(Happening::Joined)?.and_then(|detail| data_set(&detail)),
+            exchanges: exchanges(connection)?,
             finished: latest(Happening::Finished)?.is_some(),
         })
     }
@@ -325,16 +329,34 @@ fn metrics(json: &str) -> BTreeMap<String, f64> {
     metrics.into_iter().filter_map(|(name, score)| Some((name, score?))).collect()
 }
 
+/// Exchanges of training data, in order, with where they took effect.
+fn exchanges(connection: &Connection) -> Result<Vec<Exchange>, Error> {
+    let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
+    let mut events = connection.prepare(query)?;
+    let details = events.query_map([Happening::DataChanged.name()], |row| row.get::<_, String>(0))?;
+    let starts = "SELECT stage, step FROM generations WHERE number >= ? ORDER BY stage, step LIMIT 1";
+    let mut exchanges = Vec::new();
+    for detail in details {
+        let detail: serde_json::Value = serde_json::from_str(&detail?).unwrap_or_default();
+        let Some(exchange) = Exchange::from_detail(&detail) else { continue };
+        let from = connection.query_row(starts, [exchange.generation.cast_signed()], |row| place(row, 0)).optional()?;
+        exchanges.push(Exchange { from, ..exchange });
+    }
+    Ok(exchanges)
+}
+
 fn data_set(detail: &str) -> Option<v1::DataSet> {
     let detail: serde_json::Value = serde_json::from_str(detail).ok()?;
     let number = |key: &str| detail.get(key)?.as_u64();
+    let text = |key: &str| Some(detail.get(key)?.as_str()?.to_owned());
     Some(v1::DataSet {
         train_images: number("train_images")?,
         train_captions: number("train_captions")?,
         skipped_images: number("skipped_images")?,
-        fingerprint: detail.get("fingerprint")?.as_str()?.to_owned(),
-        // Of an earlier version the fingerprint covers both splits, and cannot be compared.
-        validation_fingerprint: detail.get("validation_fingerprint")?.as_str()?.to_owned(),
+        // Earlier versions have taken several of them together, and cannot be compared.
+        training_fingerprint: text("training_fingerprint")?,
+        validation_fingerprint: text("validation_fingerprint")?,
+        models_fingerprint: text("models_fingerprint")?,
         validation_images: number("validation_images")?,
     })
 }
@@ -434,7 +456,7 @@ mod tests {
     use super::*;
     use crate::{
         journal::history::History,
-        run::{cuts::Fate, membership::Machine, record::Source, testing},
+        run::{cuts::Fate, data::Size, membership::Machine, record::Source, testing},
     };
 
     fn file() -> RunFile {
@@ -474,10 +496,37 @@ mod tests {
     }
 
     #[test]
+    fn exchanged_data_count_from_the_earliest_start_since_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let before = Size { images: 9, captions: 45 };
+        let exchange = |generation, from: Option<u64>| Exchange {
+            generation,
+            from: from.map(|step| Place { stage: 0, step }),
+            before,
+        };
+        let exchanged = |generation| Record::Event {
+            what: Happening::DataChanged,
+            detail: exchange(generation, None).detail(Size { images: 8, captions: 40 }),
+        };
+        let validation = Record::Event {
+            what: Happening::DataChanged,
+            detail: json!({ "split": "validation", "images_before_and_after": [1, 2] }),
+        };
+        let mut journal = Journal::open(folder.path(), &file()).unwrap();
+        journal.write(&[formed(1, 0, Source::Seed), exchanged(2), validation]).unwrap();
+        assert_eq!(journal.restore().unwrap().exchanges, [exchange(2, None)]);
+        let member = || Source::Member(3);
+        journal
+            .write(&[formed(2, 10, member()), formed(3, 5, member()), exchanged(4), formed(4, 7, member())])
+            .unwrap();
+        assert_eq!(journal.restore().unwrap().exchanges, [exchange(2, Some(5)), exchange(4, Some(7))]);
+    }
+
+    #[test]
     fn a_restarted_coordinator_knows_where_the_run_stands() {
         let folder = tempfile::tempdir().unwrap();
         let detail = json!({
-            "train_images": 2, "train_captions": 10, "skipped_images": 0, "validation_images": 7, "fingerprint": "f", "validation_fingerprint": "v",
+            "train_images": 2, "train_captions": 10, "skipped_images": 0, "validation_images": 7, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m",
         });
         let mut records = vec![
             Record::Event { what: Happening::Joined, detail },
@@ -512,8 +561,9 @@ mod tests {
                 train_images: 2,
                 train_captions: 10,
                 skipped_images: 0,
-                fingerprint: "f".into(),
+                training_fingerprint: "t".into(),
                 validation_fingerprint: "v".into(),
+                models_fingerprint: "m".into(),
                 validation_images: 7,
             }),
             finished: false,

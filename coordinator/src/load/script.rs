@@ -53,7 +53,8 @@ pub fn data_set() -> v1::DataSet {
         train_images: 100_000,
         train_captions: 500_000,
         skipped_images: 0,
-        fingerprint: "0".repeat(64),
+        training_fingerprint: "0".repeat(64),
+        models_fingerprint: "0".repeat(64),
         validation_fingerprint: "0".repeat(64),
         validation_images: VALIDATION_IMAGES,
     }

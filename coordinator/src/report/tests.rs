@@ -63,7 +63,7 @@ fn event(what: Happening, detail: serde_json::Value) -> Record {
 fn history(folder: &Path, more: Vec<Record>) -> History {
     let stages = vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)];
     let mut journal = Journal::open(folder, &testing::run_file(stages)).unwrap();
-    let detail = json!({ "rank": 0, "train_images": 16, "train_captions": 16, "skipped_images": 0, "validation_images": 30, "fingerprint": "f", "validation_fingerprint": "v" });
+    let detail = json!({ "rank": 0, "train_images": 16, "train_captions": 16, "skipped_images": 0, "validation_images": 30, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m" });
     let mut records = vec![event(Happening::Joined, detail), formed(1, 0, 0)];
     records.extend((1..=4).map(|n| step(0, n, 1)));
     records.push(evaluated(0, 4, 1, "a cat", 1.0));

@@ -7,56 +7,15 @@ use proto::{PROTOCOL_VERSION, v1};
 use serde_json::json;
 
 use super::{
-    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time, membership::Terms, plan::Place, record::Happening,
+    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time,
+    data::{self, DataOfRun, Exchange},
+    membership::Terms,
+    plan::Place,
+    record::Happening,
 };
 
 /// Heartbeats of all workers together, as far as `lost_after` allows.
 const HEARTBEATS_A_SECOND: f64 = 5_000.0;
-
-/// Longest fingerprint that a worker may send, in bytes: SHA-256 as hex has 64.
-const MAX_FINGERPRINT: usize = 128;
-
-/// The data that the members of a run have.
-#[derive(Debug)]
-pub(super) struct DataOfRun {
-    /// The worker that described it to this coordinator; none if the journal did.
-    pub source: Option<u32>,
-    /// The description.
-    pub data_set: v1::DataSet,
-}
-
-impl DataOfRun {
-    /// Why a worker with other data cannot take part. Training data stays the same for the whole run. Validation data only has to
-    /// be the same for all workers of one coordinator, so that it can be mended between two.
-    fn conflict(&self, rank: u32, other: &v1::DataSet) -> Option<String> {
-        let Self { source, data_set: known } = self;
-        let of = source.map_or_else(|| "the run has trained on".to_owned(), |source| format!("rank {source} has"));
-        let end = |fingerprint: &str| fingerprint.escape_debug().to_string();
-        if known.fingerprint != other.fingerprint {
-            return Some(format!(
-                "the training data differ: rank {rank} has {} images and {} captions (fingerprint {}), {of} {} and {} ({}); bring \
-                 back the earlier data, or begin a new run with the weights of the last checkpoint",
-                other.train_images,
-                other.train_captions,
-                end(&other.fingerprint),
-                known.train_images,
-                known.train_captions,
-                end(&known.fingerprint),
-            ));
-        }
-        let differs = source.is_some() && known.validation_fingerprint != other.validation_fingerprint;
-        differs.then(|| {
-            format!(
-                "the validation data differ: rank {rank} has {} images (fingerprint {}), {of} {} ({}); start all workers again \
-                 with the same data",
-                other.validation_images,
-                end(&other.validation_fingerprint),
-                known.validation_images,
-                end(&known.validation_fingerprint),
-            )
-        })
-    }
-}
 
 impl Run {
     pub(super) fn join(
@@ -109,7 +68,7 @@ impl Run {
             return Err(refusal);
         }
         let data_set = attach.data_set.unwrap_or_default();
-        if [&data_set.fingerprint, &data_set.validation_fingerprint].iter().any(|text| text.len() > MAX_FINGERPRINT) {
+        if !data::has_sane_fingerprints(&data_set) {
             return Err(Refusal::new(RefusalKind::InvalidArgument, "a fingerprint of the data set is too long".into()));
         }
         if data_set.validation_images > MAX_VALIDATION_IMAGES {
@@ -117,16 +76,12 @@ impl Run {
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let rank = self.members.attach(now, session, &attach.session_token, attach.store_address)?;
-        if let Some(reason) = self.data_set.as_ref().and_then(|known| known.conflict(rank, &data_set)) {
+        let may_change = self.may_exchange_data;
+        if let Some(reason) = self.data_set.as_ref().and_then(|known| known.conflict(rank, &data_set, may_change)) {
             self.evict(now, rank, &reason);
             return Ok(());
         }
-        if let Some(DataOfRun { source: None, data_set: before }) = &self.data_set
-            && before.validation_fingerprint != data_set.validation_fingerprint
-        {
-            let images = json!([before.validation_images, data_set.validation_images]);
-            self.event(Happening::DataChanged, json!({ "split": "validation", "images_before_and_after": images }));
-        }
+        self.note_changes(&data_set);
         let detail = json!({
             "rank": rank,
             "host": self.members.get(rank).map(|member| &member.machine.host),
@@ -134,8 +89,9 @@ impl Run {
             "train_captions": data_set.train_captions,
             "skipped_images": data_set.skipped_images,
             "validation_images": data_set.validation_images,
-            "fingerprint": data_set.fingerprint,
+            "training_fingerprint": data_set.training_fingerprint,
             "validation_fingerprint": data_set.validation_fingerprint,
+            "models_fingerprint": data_set.models_fingerprint,
             "holds": attach.holds.as_ref().map(|position| Place::from(position).to_string()),
         });
         if self.data_set.as_ref().is_none_or(|known| known.source.is_none()) {
@@ -148,6 +104,24 @@ impl Run {
         }
         self.event(Happening::Joined, detail);
         Ok(())
+    }
+
+    /// Puts on record in what the data of the first worker differ from those that the journal knows.
+    fn note_changes(&mut self, data_set: &v1::DataSet) {
+        let Some(DataOfRun { source: None, data_set: before }) = &self.data_set else { return };
+        let (training, validation) = (
+            before.training_fingerprint != data_set.training_fingerprint,
+            before.validation_fingerprint != data_set.validation_fingerprint,
+        );
+        let images = json!([before.validation_images, data_set.validation_images]);
+        let exchange = Exchange { generation: self.last_generation + 1, from: None, before: before.into() };
+        if training {
+            self.event(Happening::DataChanged, exchange.detail(data_set.into()));
+            self.exchanges.push(exchange);
+        }
+        if validation {
+            self.event(Happening::DataChanged, json!({ "split": "validation", "images_before_and_after": images }));
+        }
     }
 
     /// Whether a worker of this run can be where it says it is.

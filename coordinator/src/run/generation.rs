@@ -15,7 +15,7 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Outcome, Phase, Run, Time, Violation,
+    Action, Outcome, Phase, Run, Time, Violation, data,
     lockstep::Lockstep,
     membership::Standing,
     one_line,
@@ -128,6 +128,7 @@ impl Run {
         let number = self.last_generation + 1;
         self.last_generation = number;
         self.cuts.cut(number, start);
+        self.exchanges.iter_mut().for_each(|exchange| exchange.starts(number, start));
         self.keep_evaluation(start);
         self.go_to(start, number, &source);
         self.delete_unfinished();
@@ -206,6 +207,7 @@ impl Run {
             Source::Checkpoint(name) => (None, name.clone()),
             Source::Seed => (None, String::new()),
         };
+        let sequence_start = data::sequence_start(&self.exchanges, start.stage, self.plan.stage(start));
         for (index, rank) in ranks.iter().enumerate() {
             self.members.stand(*rank, Standing::In(number));
             let Some(session) = self.members.get(*rank).map(|member| member.session) else { continue };
@@ -217,6 +219,7 @@ impl Run {
                 checkpoint: checkpoint.clone(),
                 position: Some(start.in_generation(number)),
                 peers: reach::peers(&addresses, index),
+                sequence_start: Some(sequence_start),
             };
             self.send(session, number, Directive::Rendezvous(rendezvous));
         }

@@ -6,6 +6,7 @@
 //!      v
 //!   Run ---- membership   who has a place, when heard
 //!      |---- plan         what has to happen at a point of the run
+//!      |---- data         what is trained on, and where that was exchanged
 //!      |---- generation   waiting -> forming -> running -> waiting -> ... -> over
 //!      |---- comings      who is let in, who may go, when a generation halts for it
 //!      |---- reach        who has to go because others cannot reach it
@@ -32,6 +33,7 @@ mod checkpoint;
 mod comings;
 mod control;
 pub mod cuts;
+pub mod data;
 mod evaluation;
 mod generation;
 pub mod guard;
@@ -62,12 +64,12 @@ use proto::{v1, v1::worker_message::Message};
 use runfile::RunFile;
 use serde_json::json;
 
-use admission::DataOfRun;
 use best::Scores;
 use captions::Item;
 use checkpoint::{Saving, Unsaved};
 pub use control::Command;
 use cuts::Cuts;
+use data::{DataOfRun, Exchange};
 use evaluation::Evaluation;
 use generation::{Failures, Generation};
 use guard::Guard;
@@ -324,6 +326,10 @@ pub struct Run {
     /// Who could not reach whom since the last generation was formed.
     complaints: Complaints,
     data_set: Option<DataOfRun>,
+    /// The training data before these, in order.
+    exchanges: Vec<Exchange>,
+    /// Whether the first worker may bring other training data than the journal knows.
+    may_exchange_data: bool,
     /// Why the last generation ended, and whether by failure.
     cause: (String, bool),
     latest: Option<StepStatistics>,
@@ -367,6 +373,8 @@ impl Run {
             failures: Failures::default(),
             complaints: Complaints::default(),
             data_set: restored.data_set.map(|data_set| DataOfRun { source: None, data_set }),
+            exchanges: restored.exchanges,
+            may_exchange_data: false,
             cause: ("start".into(), false),
             latest: None,
             tempo: Tempo::default(),
@@ -376,6 +384,12 @@ impl Run {
         };
         run.watch();
         run
+    }
+
+    /// The same run, to which the first worker may bring other training data than it has trained on.
+    #[must_use]
+    pub fn exchanging_data(self) -> Self {
+        Self { may_exchange_data: true, ..self }
     }
 
     /// Takes in an event; says what is to be done about it, in order.

@@ -8,6 +8,7 @@ use super::{
     best::Scores,
     captions::Item,
     cuts::Cuts,
+    data::Exchange,
     guard::Firing,
     membership::Machine,
     plan::{Boundaries, Ends, Place},
@@ -85,7 +86,7 @@ pub enum Happening {
     Stopped,
     /// The run continues with other settings.
     SettingsChanged,
-    /// The validation data are others than those of the workers before the coordinator was started again.
+    /// The data of a split are others than those of the workers before the coordinator was started again.
     DataChanged,
 }
 
@@ -258,6 +259,8 @@ pub struct Restored {
     pub paused: Option<String>,
     /// What the workers trained on, if any ever attached.
     pub data_set: Option<v1::DataSet>,
+    /// What they trained on before, in order.
+    pub exchanges: Vec<Exchange>,
     /// Whether the run is complete.
     pub finished: bool,
 }

@@ -39,7 +39,7 @@ use tonic::{service::Routes, transport::Server};
 
 use crate::{
     journal::Journal,
-    run::{Outcome, Run, record::Restored},
+    run::{Outcome, Run},
 };
 use access::Reception;
 pub use access::Tokens;
@@ -66,8 +66,8 @@ const ASKED_AFTER: [time::Duration; 2] = [time::Duration::from_secs(30), time::D
 pub struct Service {
     /// The run file.
     pub file: RunFile,
-    /// What an earlier coordinator left.
-    pub restored: Restored,
+    /// Its run, as an earlier coordinator left it.
+    pub run: Run,
     /// Where the run is recorded.
     pub journal: Journal,
     /// The journal's folder.
@@ -125,7 +125,7 @@ impl Service {
         let (tokens, refusals) = (Arc::new(tokens), metrics.refusals());
         let desk =
             Desk::new(self.file.clone(), self.state.clone(), inputs.clone(), Arc::clone(&tokens), refusals.clone());
-        let run = Run::new(self.file, self.restored);
+        let run = self.run;
         // Whoever asks first is told how the run stands, too.
         metrics.publish(&run);
         let (readiness, ready) = watch::channel(run.readiness());

@@ -24,7 +24,7 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 use super::{Security, Service, Stop};
 use crate::{
     journal::Journal,
-    run::{Outcome, testing},
+    run::{Outcome, Run, testing},
 };
 
 struct Running {
@@ -67,7 +67,7 @@ async fn serve_and(stage: Stage, security: Security, stay: bool) -> Served {
     file.output = output.path().to_owned();
     file.checkpoints.keep = 1;
     let journal = Journal::open(&output.path().join("state"), &file).unwrap();
-    let restored = journal.restore().unwrap();
+    let run = Run::new(file.clone(), journal.restore().unwrap());
     let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
@@ -75,7 +75,7 @@ async fn serve_and(stage: Stage, security: Security, stay: bool) -> Served {
     let access = storage::Access::environment();
     let checkpoints = storage::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
     let state = output.path().join("state");
-    let service = Service { file, restored, journal, state, checkpoints, scoring, grpc, http, security, stay };
+    let service = Service { file, run, journal, state, checkpoints, scoring, grpc, http, security, stay };
     let (stop, served) = service.start();
     Served { grpc: address, http: http_address, stop, served: tokio::spawn(served), output }
 }

@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 
 use super::device::Compute;
 use crate::data::{Batch, Loader, Source, kind};
-use crate::models::{Models, Origins};
+use crate::models::{self, Models, Origins};
 use crate::{sight, tensors};
 
 #[derive(clap::Args)]
@@ -45,7 +45,7 @@ impl Encode {
         let run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
         let data = Arc::new(DataSet::load(&run.data).map_err(|error| error.to_string())?);
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
-        let origins = Origins::open(&run, captions)?;
+        let origins = Origins::open(&run, models::vocabulary(&run, captions))?;
         let models = origins.models(device)?;
         let manifest = sight::manifest(&data, self.split, &origins, &models, self.dtype)?;
         let folder = sight::path(&self.out, self.split);

@@ -14,7 +14,7 @@ use super::device::Compute;
 use super::report::Print;
 use crate::data::{Loader, Source};
 use crate::examination::{Examiner, Writer};
-use crate::models::Origins;
+use crate::models::{self, Origins};
 use crate::sight;
 
 /// Threads that prepare batches.
@@ -102,7 +102,7 @@ impl Evaluate {
         if images == 0 {
             return Err(format!("split `{}` has no images", self.split));
         }
-        let origins = Origins::open(run, std::iter::empty())?;
+        let origins = Origins::open(run, models::vocabulary(run, std::iter::empty()))?;
         let models = origins.models(device)?;
         run.check_positions(models.captioner.architecture().positions)?;
         let stores = if self.split == Split::Test { None } else { sight::stores(run, data, &origins, &models)? };

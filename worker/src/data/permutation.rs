@@ -54,10 +54,10 @@ impl Permutation {
 }
 
 /// Sample number `index` of the endless sequence that goes through 0..`samples` once an epoch, in an order of its own each
-/// time: the epoch and the sample.
+/// time: the epoch and the sample. The sequence begins with epoch `first`.
 #[must_use]
-pub fn sample(samples: u64, index: u64, key: u64) -> (u64, u64) {
-    let epoch = index / samples;
+pub fn sample(samples: u64, first: u64, index: u64, key: u64) -> (u64, u64) {
+    let epoch = first + index / samples;
     (epoch, Permutation::new(samples, seeds::combine(key, &[epoch])).at(index % samples))
 }
 
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn epochs_differ_and_each_is_whole() {
-        let epoch = |epoch: u64| (0..50).map(|i| sample(50, epoch * 50 + i, 3)).collect::<Vec<_>>();
+        let epoch = |epoch: u64| (0..50).map(|i| sample(50, 0, epoch * 50 + i, 3)).collect::<Vec<_>>();
         let (first, second) = (epoch(0), epoch(1));
         assert!(first.iter().all(|&(epoch, _)| epoch == 0) && second.iter().all(|&(epoch, _)| epoch == 1));
         let numbers = |samples: &[(u64, u64)]| samples.iter().map(|&(_, sample)| sample).collect::<Vec<_>>();
@@ -96,6 +96,8 @@ mod tests {
         let mut sorted = numbers(&second);
         sorted.sort_unstable();
         assert_eq!(sorted, (0..50).collect::<Vec<_>>());
+        // A sequence that begins later goes on in the same way.
+        assert_eq!((0..50).map(|i| sample(50, 1, i, 3)).collect::<Vec<_>>(), second);
     }
 
     #[test]

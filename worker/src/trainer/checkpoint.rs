@@ -10,6 +10,7 @@ use runfile::RunFile;
 use serde::{Deserialize, Serialize};
 use storage::{Checkpoints, Fetched};
 use tch::Tensor;
+use tokenizer::Vocabulary;
 use weights::Archive;
 
 use super::state::State;
@@ -61,6 +62,30 @@ impl Trainer {
         tracing::info!(name, "checkpoint read");
         Ok(())
     }
+}
+
+/// The vocabulary that a run's models were made with, as its checkpoints have it; none where none matters or there is no checkpoint. A
+/// vocabulary of the corpus stays what it was when the training data are mended.
+///
+/// # Errors
+/// The checkpoints cannot be read.
+pub fn vocabulary(run: &RunFile, checkpoints: &Checkpoints) -> Result<Option<Vocabulary>, String> {
+    if run.vocabulary == runfile::Vocabulary::Full || run.captioner.weights.is_some() {
+        return Ok(None);
+    }
+    let text = |error: storage::Error| format!("checkpoints: {error}");
+    for name in checkpoints.list().map_err(text)?.sealed.iter().rev() {
+        match checkpoints.read_file(name, weights::folder::MANIFEST) {
+            Ok(manifest) => {
+                let manifest: weights::folder::Manifest = serde_json::from_slice(&manifest)
+                    .map_err(|error| format!("checkpoint {name}: {}: {error}", weights::folder::MANIFEST))?;
+                return Ok(Some(Vocabulary::stored(&manifest.vocabulary)));
+            }
+            Err(error) if error.is_damage() => {}
+            Err(error) => return Err(text(error)),
+        }
+    }
+    Ok(None)
 }
 
 /// The checkpoint `name`, every byte of which is what was written.

@@ -27,7 +27,6 @@ use dataset::{DataSet, Split};
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
 use runfile::{Change, Mutability, Objective, Reward, RunFile, Stage};
 use scoring::cider::Cider;
-use sha2::{Digest, Sha256};
 use storage::{Access, Checkpoints};
 use tch::Device;
 use tokenizer::MAX_TOKEN_BYTES;
@@ -36,7 +35,7 @@ use crate::captioner::Search;
 use crate::collective::{Broken, Collective, Flag, Meeting};
 use crate::data::{Loader, Source};
 use crate::memory;
-use crate::models::Origins;
+use crate::models::{self, Origins};
 use crate::sight;
 pub use checkpoint::Place;
 pub use saver::Saving;
@@ -153,6 +152,8 @@ pub struct Trainer {
     cider: Option<Cider>,
     loader: Loader,
     ahead: Ahead,
+    /// A stage, and where its sequence of samples begins: those of others begin at their first step.
+    sequence_start: (u32, v1::SequenceStart),
     state: State,
     collective: Option<Box<dyn Collective>>,
     abandon: Flag,
@@ -182,8 +183,14 @@ impl Trainer {
         let data = Arc::new(DataSet::load_for(&run).map_err(|error| error.to_string())?);
         let scenes =
             run.data.scenes.as_deref().map(world::Scenes::load).transpose().map_err(|error| error.to_string())?;
+        let checkpoints = Checkpoints::open(&run.checkpoint_place(), &Access::environment());
+        let checkpoints = Arc::new(checkpoints.map_err(|error| format!("checkpoints: {error}"))?);
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
-        let origins = Origins::open(&run, captions)?;
+        let vocabulary = match checkpoint::vocabulary(&run, &checkpoints)? {
+            Some(vocabulary) => vocabulary,
+            None => models::vocabulary(&run, captions),
+        };
+        let origins = Origins::open(&run, vocabulary)?;
         let state = State::new(&run, &origins, device)?;
         run.check_positions(state.models.captioner.architecture().positions)?;
         let longest_caption = run.decoding.max_length as usize * MAX_TOKEN_BYTES;
@@ -196,8 +203,6 @@ impl Trainer {
             Cider::new(&data.split(Split::Train).iter().map(|item| item.captions.clone()).collect::<Vec<_>>())
         });
         let pairs = Pairs::new(data.split(Split::Train).iter().map(|item| item.captions.len()));
-        let checkpoints = Checkpoints::open(&run.checkpoint_place(), &Access::environment());
-        let checkpoints = Arc::new(checkpoints.map_err(|error| format!("checkpoints: {error}"))?);
         let saver = Saver::start(Arc::clone(&checkpoints), reports.clone());
         progress.phase(v1::Phase::Idle);
         Ok(Self {
@@ -211,6 +216,7 @@ impl Trainer {
             cider,
             loader: Loader::new(source, LOADING_THREADS),
             ahead: Ahead::default(),
+            sequence_start: (0, v1::SequenceStart::default()),
             state,
             collective: None,
             abandon: Flag::default(),
@@ -230,18 +236,17 @@ impl Trainer {
         self.saver.saving().clone()
     }
 
-    /// What the coordinator is told of the data; the fingerprint covers the weights that were read, too.
+    /// What the coordinator is told of the data, and of what the models are made of.
     #[must_use]
     pub fn data_set(&self) -> v1::DataSet {
-        let mut fingerprint = Sha256::new_with_prefix(self.data.training_sha256());
-        self.origins.frozen_sha256().for_each(|sha256| fingerprint.update(sha256));
         v1::DataSet {
             train_images: self.data.split(Split::Train).len() as u64,
             train_captions: self.data.train_captions(),
             skipped_images: self.data.left_out().len() as u64,
-            fingerprint: format!("{:x}", fingerprint.finalize()),
+            training_fingerprint: self.data.training_sha256(),
             validation_images: self.data.split(Split::Validation).len() as u64,
             validation_fingerprint: self.data.validation_sha256(),
+            models_fingerprint: self.origins.fingerprint(),
         }
     }
 
@@ -344,6 +349,17 @@ impl Trainer {
         let position = order.position.ok_or_else(|| Stop::Fatal("rendezvous without a position".into()))?;
         if rank >= world_size || position.stage as usize >= self.run.stages.len() {
             return Err(Stop::Fatal(format!("rendezvous as rank {rank} of {world_size} in stage {}", position.stage)));
+        }
+        let sequence_start = (position.stage, order.sequence_start.unwrap_or_default());
+        if sequence_start.1.step > position.step {
+            return Err(Stop::Fatal(format!(
+                "samples from step {} on at step {}",
+                sequence_start.1.step, position.step
+            )));
+        }
+        if self.sequence_start != sequence_start {
+            self.sequence_start = sequence_start;
+            self.ahead = Ahead::default();
         }
         self.collective = None;
         let unreachable = reach::unreachable(&order.peers);

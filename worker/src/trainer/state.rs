@@ -146,6 +146,8 @@ mod tests {
     use std::cell::Cell;
     use std::path::Path;
 
+    use tokenizer::Vocabulary;
+
     use super::*;
     use crate::testing;
 
@@ -193,7 +195,7 @@ stages:
     #[test]
     fn what_arrives_is_what_products_of_16_bits_read() {
         let run = RunFile::parse(Path::new("test.yaml"), &format!("{RUN}precision: bf16\n")).unwrap();
-        let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
+        let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
         let mut state = State::new(&run, &origins, testing::device()).unwrap();
         let current = |state: &State| state.own().map(|(_, parameters)| parameters.is_current()).collect::<Vec<_>>();
         assert_eq!(current(&state), [true; 2]);
@@ -209,7 +211,7 @@ stages:
     #[test]
     fn a_state_that_arrived_in_part_is_no_state() {
         let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
-        let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
+        let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
         let target = v1::Position { stage: 1, step: 3, generation: 4 };
         for arrived in 0..3 {
             let mut state = State::new(&run, &origins, testing::device()).unwrap();

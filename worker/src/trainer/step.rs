@@ -140,17 +140,24 @@ impl Trainer {
         Ok(pending.wait()?)
     }
 
+    /// Where the sequence of samples of a stage begins.
+    fn sequence_start(&self, stage: u32) -> v1::SequenceStart {
+        let (of, start) = self.sequence_start;
+        if of == stage { start } else { v1::SequenceStart::default() }
+    }
+
     /// The samples at a place of the plan. Cross-entropy goes through all pairs of image and caption; the others through all
     /// images, the contrastive objective with another of an image's captions each epoch.
     fn samples(&self, (stage, step, begin, end): Place) -> Vec<Sample> {
         let settings = &self.run.stages[stage as usize];
         let key = seeds::combine(self.run.seed, &[u64::from(stage)]);
-        let cursor = step * u64::from(settings.batch);
+        let v1::SequenceStart { step: start, epoch: first } = self.sequence_start(stage);
+        let cursor = (step - start) * u64::from(settings.batch);
         let images = self.data.split(Split::Train);
         let indices = cursor + u64::from(begin)..cursor + u64::from(end);
         match settings.objective {
             Objective::CrossEntropy => {
-                let pair = |index| permutation::sample(self.pairs.total(), index, key).1;
+                let pair = |index| permutation::sample(self.pairs.total(), first, index, key).1;
                 let mut samples: Vec<Sample> = indices.map(|index| self.pairs.sample(pair(index))).collect();
                 // The order within a share is free: captions of like length side by side leave little to pad.
                 samples.sort_by_key(|sample| images[sample.image].captions[sample.caption].len());
@@ -158,7 +165,7 @@ impl Trainer {
             }
             Objective::Contrastive | Objective::Scst | Objective::Dico => indices
                 .map(|index| {
-                    let (epoch, image) = permutation::sample(images.len() as u64, index, key);
+                    let (epoch, image) = permutation::sample(images.len() as u64, first, index, key);
                     // Images without captions are no trouble where only candidates are scored.
                     let captions = images[image as usize].captions.len().max(1) as u64;
                     let caption = (epoch + seeds::combine(key, &[image])) % captions;

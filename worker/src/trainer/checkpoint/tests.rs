@@ -32,7 +32,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
-        let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
+        let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::open(folder.path().to_str().unwrap(), &Access::environment()).unwrap();
         Self { run, origins, checkpoints, folder }
@@ -141,7 +141,7 @@ fn what_is_whole_but_does_not_fit_is_refused() {
     let fetched = place.checkpoints.read(NAME).unwrap();
     let refusal =
         |run: &RunFile, origins: &Origins| restore(&mut place.start(), run, origins, fetched.path()).unwrap_err();
-    let other = Origins::open(&place.run, ["a blue square"].into_iter()).unwrap();
+    let other = Origins::open(&place.run, Vocabulary::of_corpus(["a blue square"])).unwrap();
     assert!(refusal(&place.run, &other).contains("another vocabulary"));
     let mut renamed = place.run.clone();
     renamed.stages[1].name = "other".into();

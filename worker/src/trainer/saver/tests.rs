@@ -5,6 +5,7 @@ use std::path::Path;
 use runfile::RunFile;
 use storage::Access;
 use tch::Device;
+use tokenizer::Vocabulary;
 
 use super::*;
 use crate::models::Origins;
@@ -25,7 +26,7 @@ stages:
 #[test]
 fn what_was_saved_is_reported_and_what_was_not_too() {
     let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
-    let origins = Origins::open(&run, ["a red circle"].into_iter()).unwrap();
+    let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
     let state = State::new(&run, &origins, Device::Cpu).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("checkpoints");

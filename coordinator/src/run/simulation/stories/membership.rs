@@ -7,7 +7,8 @@ use runfile::RunFile;
 use super::{admitted, at};
 use crate::run::{
     Action, Event, Outcome, RequestId, Run, SessionId, Time,
-    record::{Happening, Record, Restored, Source},
+    plan::Place,
+    record::{Checkpoint, Happening, Record, Restored, Source},
     simulation::{
         network::Way,
         scenario::Scenario,
@@ -78,7 +79,7 @@ fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
         let session_token =
             admitted(&run.on_event(now, Event::Join { request: RequestId(0), token: "token".into(), join }));
-        let data_set = Some(v1::DataSet { fingerprint: fingerprint.into(), ..Default::default() });
+        let data_set = Some(v1::DataSet { training_fingerprint: fingerprint.into(), ..Default::default() });
         let store_address = "host:1".into();
         let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
         run.on_event(now, Event::Attach { session: SessionId(session), attach })
@@ -103,15 +104,15 @@ fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
 }
 
 #[test]
-fn validation_data_may_change_between_two_coordinators_and_training_data_may_not() {
+fn validation_data_may_change_between_two_coordinators_and_training_data_only_where_that_is_accepted() {
     let file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
     let of = |training: &str, validation: &str| v1::DataSet {
-        fingerprint: training.into(),
+        training_fingerprint: training.into(),
         validation_fingerprint: validation.into(),
         ..Default::default()
     };
-    let restored = Restored { last_generation: 1, data_set: Some(of("t", "v")), ..Restored::default() };
-    let mut run = Run::new(file, restored);
+    let restored = || Restored { last_generation: 1, data_set: Some(of("t", "v")), ..Restored::default() };
+    let mut run = Run::new(file, restored());
     let enter = |run: &mut Run, session: u64, data_set: v1::DataSet| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
         let token = format!("token {session}");
@@ -130,12 +131,57 @@ fn validation_data_may_change_between_two_coordinators_and_training_data_may_not
         (reason.cloned(), actions.iter().filter(is_change).count())
     };
     let (reason, _) = enter(&mut run, 1, of("others", "v"));
-    assert!(reason.is_some_and(|reason| reason.contains("the training data differ") && reason.contains("new run")));
+    let reason = reason.unwrap();
+    assert!(reason.contains("the training data differ") && reason.contains("--accept-changes"), "{reason}");
     // The first to come says what the validation data are now; the others have to have the same.
     assert_eq!(enter(&mut run, 2, of("t", "mended")), (None, 1));
     let (reason, changes) = enter(&mut run, 3, of("t", "v"));
     assert!(reason.is_some_and(|reason| reason.contains("the validation data differ")) && changes == 0);
     assert_eq!(enter(&mut run, 4, of("t", "mended")), (None, 0));
+
+    // Where it is accepted, both may change, once; what models are made of may not.
+    let mut run = Run::new(run.file.clone(), restored()).exchanging_data();
+    let others = v1::DataSet { models_fingerprint: "others".into(), ..of("t", "v") };
+    assert!(enter(&mut run, 1, others).0.is_some_and(|reason| reason.contains("the models differ")));
+    assert_eq!(enter(&mut run, 2, of("mended", "mended")), (None, 2));
+    let (reason, changes) = enter(&mut run, 3, of("t", "mended"));
+    assert!(reason.is_some_and(|reason| reason.contains("start all workers again")) && changes == 0);
+    assert_eq!(enter(&mut run, 4, of("mended", "mended")), (None, 0));
+}
+
+#[test]
+fn exchanged_data_begin_a_sequence_of_samples_where_the_run_goes_on() {
+    let file = testing::run_file(vec![testing::stage("a", 50, 8, Some(5), None)]);
+    let place = Place { stage: 0, step: 5 };
+    let name = place.checkpoint_name("a", None);
+    let of = |training: &str, train_images| v1::DataSet {
+        training_fingerprint: training.into(),
+        train_images,
+        train_captions: train_images,
+        ..Default::default()
+    };
+    let restored = Restored {
+        last_generation: 1,
+        committed: place,
+        checkpoints: vec![Checkpoint { place, generation: 1, name, parameters_sha256: "ab".into() }],
+        data_set: Some(of("t", 9)),
+        ..Restored::default()
+    };
+    let mut run = Run::new(file, restored).exchanging_data();
+    let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+    let event = Event::Join { request: RequestId(0), token: "token".into(), join };
+    let session_token = admitted(&run.on_event(Time::ZERO, event));
+    let data_set = Some(of("mended", 8));
+    let attach = v1::Attach { session_token, store_address: "host:1".into(), data_set, ..Default::default() };
+    let actions = run.on_event(Time::ZERO, Event::Attach { session: SessionId(1), attach });
+    let start = actions.iter().find_map(|action| match action {
+        Action::Send { directive: v1::Directive { directive: Some(Directive::Rendezvous(meeting)), .. }, .. } => {
+            meeting.sequence_start
+        }
+        _ => None,
+    });
+    // Five steps of 8 samples have begun the fifth epoch of 9.
+    assert_eq!(start, Some(v1::SequenceStart { step: 5, epoch: 5 }));
 }
 
 /// How many were sent away because they did not move.
