@@ -77,9 +77,9 @@ node_address() {
 # Whether the run is finished, as its journal has it.
 finished() {
     local last
-    last=$("$DICO_BIN/coordinator" events --config "$DICO_CONFIG" --kind finished --kind stopped --kind failed |
+    last=$("$DICO_BIN/coordinator" events --config "$DICO_CONFIG" --kind finished --kind stopped --kind failed --json |
         tail -n 1)
-    [[ $last == *' finished '* ]]
+    [[ $last == *'"kind":"finished"'* ]]
 }
 
 # Asks the coordinator to save and to end.

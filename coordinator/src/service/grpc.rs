@@ -38,7 +38,7 @@ const MOST_UNATTACHED: usize = 1024;
 pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Watch"];
 
 /// Streams of [`Admin::watch`] at once. They need no token, and each asks the run again and again.
-const MAX_WATCHES: usize = 64;
+pub(super) const MAX_WATCHES: usize = 64;
 /// Shortest time between two answers on a stream.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 

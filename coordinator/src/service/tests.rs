@@ -2,7 +2,7 @@
 
 mod refusals;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use proto::{
     PROTOCOL_VERSION,
@@ -21,7 +21,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{Security, Service, Stop};
+use super::{Security, Service, Stop, grpc};
 use crate::{
     journal::Journal,
     run::{Outcome, Run, testing},
@@ -123,6 +123,27 @@ async fn another_protocol_version_is_refused_by_name() {
     let status = running.client.join(v1::JoinRequest { protocol_version: 99, ..join(None) }).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("99") && status.message().contains(&PROTOCOL_VERSION.to_string()));
+}
+
+#[tokio::test]
+async fn as_many_may_watch_as_are_allowed() {
+    let mut running = start().await;
+    let request = v1::WatchRequest { interval_ms: 600_000 };
+    let mut watches = Vec::new();
+    for _ in 0..grpc::MAX_WATCHES {
+        let mut watch = running.admin.watch(request).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().state, "waiting");
+        watches.push(watch);
+    }
+    let refused = running.admin.watch(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains(&grpc::MAX_WATCHES.to_string()), "{refused}");
+    // Asking once needs no stream.
+    running.admin.status(v1::StatusRequest {}).await.unwrap();
+    watches.pop();
+    // The coordinator hears of that in its own time.
+    let again = async { while running.admin.watch(request).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(60), again).await.unwrap();
 }
 
 #[tokio::test]

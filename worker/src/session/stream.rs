@@ -134,3 +134,67 @@ fn broken(status: &Status) -> Over {
         _ => Over::Disconnected(status.message().to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::v1::coordinator_client::CoordinatorClient;
+    use proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
+    use tokio::net::TcpListener;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::transport::{Channel, Server};
+    use tonic::{Request, Response, Streaming};
+
+    use super::*;
+
+    /// A coordinator that says these things to whoever opens a stream, and closes it.
+    #[derive(Clone)]
+    struct Says(Vec<Kind>);
+
+    #[tonic::async_trait]
+    impl Coordinator for Says {
+        type SessionStream = ReceiverStream<Result<v1::Directive, Status>>;
+
+        async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+            Err(Status::unavailable("nobody joins here"))
+        }
+
+        async fn session(
+            &self,
+            _: Request<Streaming<v1::WorkerMessage>>,
+        ) -> Result<Response<Self::SessionStream>, Status> {
+            let (said, stream) = mpsc::channel(self.0.len().max(1));
+            for kind in &self.0 {
+                let directive = v1::Directive { generation: 1, directive: Some(kind.clone()) };
+                said.try_send(Ok(directive)).expect("there is room for all");
+            }
+            Ok(Response::new(ReceiverStream::new(stream)))
+        }
+    }
+
+    /// What becomes of a worker that could not send any more, after all this was said to it.
+    async fn after(said: &[Kind], leaves: bool) -> Over {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Server::builder().add_service(CoordinatorServer::new(Says(said.to_vec())));
+        let served = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let (_outgoing, messages) = mpsc::channel(1);
+        let session = CoordinatorClient::new(channel).session(ReceiverStream::new(messages)).await;
+        let over = last_words(session.unwrap().into_inner(), leaves).await;
+        served.abort();
+        over
+    }
+
+    #[tokio::test]
+    async fn a_leave_is_heeded_though_nothing_can_be_sent_any_more() {
+        let leave = |orderly| Kind::Leave(v1::Leave { reason: "drained".into(), orderly });
+        let before = Kind::Abandon(v1::Abandon::default());
+        assert!(matches!(after(&[leave(true)], false).await, Over::Left(reason) if reason == "drained"));
+        assert!(matches!(after(&[before.clone(), leave(true)], false).await, Over::Left(_)));
+        assert!(matches!(after(&[leave(false)], false).await, Over::Failed(reason) if reason == "drained"));
+        // Whoever wanted to go has nothing to complain of.
+        assert!(matches!(after(&[leave(false)], true).await, Over::Left(_)));
+        assert!(matches!(after(&[before], false).await, Over::Disconnected(_)));
+        assert!(matches!(after(&[], true).await, Over::Disconnected(_)));
+    }
+}
