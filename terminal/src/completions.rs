@@ -1,4 +1,4 @@
-use std::io::{ErrorKind, Result, Write};
+use std::io::{Result, Write};
 
 use clap::{Args, Command};
 use clap_complete::Shell;
@@ -20,10 +20,6 @@ impl Completions {
         let name = command.get_name().to_owned();
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut command, name, &mut script);
-        match std::io::stdout().write_all(&script) {
-            // Whoever read it has enough.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-            written => written,
-        }
+        crate::out().write_all(&script)
     }
 }

@@ -1,12 +1,16 @@
-//! What both programs do alike in a terminal: logs, progress bars, completions.
+//! What both programs do alike in a terminal: logs, output, progress bars, signals, completions.
 
 mod completions;
 mod logs;
+mod output;
 mod progress;
+mod signals;
 
 pub use completions::Completions;
 pub use logs::Logs;
+pub use output::{out, tell};
 pub use progress::{bar, hidden, spinner};
+pub use signals::EndSignals;
 
 /// Whether colours are unwanted: <https://no-color.org>.
 #[must_use]

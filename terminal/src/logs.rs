@@ -28,6 +28,8 @@ impl Logs {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
         let colours = std::io::stderr().is_terminal() && !crate::no_color();
         let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).with_ansi(colours);
+        // Where standard error is gone, nobody can be told of it there.
+        let logs = logs.log_internal_errors(false);
         match self.log_format {
             Format::Human => logs.init(),
             Format::Json => logs.json().init(),

@@ -1,6 +1,7 @@
 //! `coordinator audit`: does the journal bear out what the run promises?
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
 use anyhow::bail;
 use clap::Args;
@@ -26,9 +27,9 @@ impl Audit {
     pub fn run(self) -> anyhow::Result<()> {
         let audit = audit::audit(&self.state.open()?)?;
         if self.json {
-            println!("{}", serde_json::to_string(&audit)?);
+            writeln!(terminal::out(), "{}", serde_json::to_string(&audit)?)?;
         } else {
-            print!("{}", as_table(&audit));
+            write!(terminal::out(), "{}", as_table(&audit))?;
         }
         let Samples { missing, repeated, .. } = audit.samples;
         if !audit.clean {

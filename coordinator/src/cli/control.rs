@@ -3,6 +3,7 @@
 use clap::Args;
 use proto::v1;
 use serde_json::json;
+use std::io::Write;
 
 use super::admin::Admin;
 
@@ -35,9 +36,9 @@ impl Control {
         let request = v1::ControlRequest { command: command.into(), rank };
         let v1::ControlResponse { message } = self.admin.ask(async |mut client| client.control(request).await)?;
         if self.json {
-            println!("{}", json!({ "message": message }));
+            writeln!(terminal::out(), "{}", json!({ "message": message }))?;
         } else {
-            println!("{message}");
+            writeln!(terminal::out(), "{message}")?;
         }
         Ok(())
     }

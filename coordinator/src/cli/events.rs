@@ -1,9 +1,6 @@
 //! `coordinator events`: what happened in a run.
 
-use std::{
-    io::{ErrorKind, Write},
-    time::Duration,
-};
+use std::{io::Write, time::Duration};
 
 use clap::{Args, builder::PossibleValuesParser};
 use serde_json::json;
@@ -44,11 +41,7 @@ impl Events {
         let mut known = Heard::default();
         loop {
             let events = history.happened(&mut known)?;
-            match self.print(&events) {
-                // Whoever read it has enough.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-                printed => printed?,
-            }
+            self.print(&events)?;
             if !self.follow {
                 return Ok(());
             }
@@ -57,7 +50,7 @@ impl Events {
     }
 
     fn print(&self, events: &[Event]) -> std::io::Result<()> {
-        let mut out = std::io::stdout().lock();
+        let mut out = terminal::out();
         for event in events.iter().filter(|event| self.kind.is_empty() || self.kind.contains(&event.kind)) {
             let Event { at, kind, detail } = event;
             if self.json {

@@ -16,7 +16,7 @@ mod tensorboard;
 mod validate;
 mod watch;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use proto::v1;
@@ -105,7 +105,8 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("coordinator: error: {}", line(&error));
+            // Where standard error is gone as well, the status says it.
+            _ = writeln!(std::io::stderr(), "coordinator: error: {}", line(&error));
             ExitCode::FAILURE
         }
     }

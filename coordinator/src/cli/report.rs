@@ -1,5 +1,6 @@
 //! `coordinator report`: what came of a run, on one page.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -33,12 +34,12 @@ impl ReportCommand {
         let report = Report::read(&self.state.open()?)?;
         progress.finish_and_clear();
         if self.json {
-            println!("{}", serde_json::to_string(&report)?);
+            writeln!(terminal::out(), "{}", serde_json::to_string(&report)?)?;
             return Ok(());
         }
         let page = report.page();
         std::fs::write(&self.out, &page).with_context(|| self.out.display().to_string())?;
-        println!("{}: {} KiB", self.out.display(), page.len().div_ceil(1024));
+        writeln!(terminal::out(), "{}: {} KiB", self.out.display(), page.len().div_ceil(1024))?;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! `coordinator schema`: the keys of run files, for editors and for people.
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 
 use clap::Args;
 
@@ -23,10 +23,7 @@ impl SchemaCommand {
         } else {
             format!("{}\n", serde_json::to_string_pretty(&runfile::schema_json())?)
         };
-        match std::io::stdout().lock().write_all(text.as_bytes()) {
-            // The reader has closed its end, such as `head`.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-            written => Ok(written?),
-        }
+        terminal::out().write_all(text.as_bytes())?;
+        Ok(())
     }
 }

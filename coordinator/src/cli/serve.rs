@@ -6,10 +6,8 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use runfile::RunFile;
 use storage::{Access, Checkpoints, Listing};
-use tokio::{
-    net::{TcpListener, TcpSocket},
-    signal::unix,
-};
+use terminal::EndSignals;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::security::Admission;
 use crate::{
@@ -27,8 +25,8 @@ const WAITING_CONNECTIONS: u32 = 16_384;
 
 /// Serve a run until it is finished.
 ///
-/// Prints one line once workers can join: `listening on grpc=ADDRESS http=ADDRESS`. On SIGTERM or SIGINT the workers save
-/// a checkpoint and leave; served again with the same state, the run goes on from there. A second signal ends the
+/// Prints one line once workers can join: `listening on grpc=ADDRESS http=ADDRESS`. On SIGTERM, SIGINT or SIGHUP the workers
+/// save a checkpoint and leave; served again with the same state, the run goes on from there. A second signal ends the
 /// coordinator at once.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  coordinator serve --config configs/demo.yaml --listen 0.0.0.0:7070")]
@@ -82,7 +80,7 @@ impl Serve {
         let journal = Journal::open_accepting(&state, &file, accept);
         if let Err(journal::Error::Settings(refused)) = &journal {
             // The list does not fit the one line of an error.
-            eprintln!("{}", refused.explanation());
+            _ = writeln!(std::io::stderr(), "{}", refused.explanation());
         }
         let journal = journal.with_context(|| format!("state {}", state.display()))?;
         let mut restored = journal.restore()?;
@@ -103,7 +101,7 @@ impl Serve {
         let (stop, served) = service.start();
         tokio::spawn(signals(stop)?);
         // Whoever started us may not care to read it.
-        _ = writeln!(std::io::stdout(), "{addresses}").and_then(|()| std::io::stdout().flush());
+        terminal::tell(format_args!("{addresses}"));
         match served.await? {
             Outcome::Finished | Outcome::Stopped => Ok(()),
             Outcome::Failed(reason) => Err(anyhow!(reason)),
@@ -151,18 +149,11 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Stops the coordinator on the first signal, and the process on the second.
 fn signals(stop: Stop) -> std::io::Result<impl Future<Output = ()>> {
-    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
-    let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
+    let mut signals = EndSignals::listen()?;
     Ok(async move {
-        let mut signal = async || {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        signal().await;
+        signals.asked().await;
         stop.stop().await;
-        signal().await;
+        signals.asked_again().await;
         // As a shell reports a process that SIGINT ended.
         std::process::exit(130);
     })

@@ -1,5 +1,6 @@
 //! `coordinator simulate`: what a coordinator can take.
 
+use std::io::Write;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -56,9 +57,9 @@ impl Simulate {
         let report = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(load.run())?;
         progress.finish_and_clear();
         if self.json {
-            println!("{}", serde_json::to_string(&report)?);
+            writeln!(terminal::out(), "{}", serde_json::to_string(&report)?)?;
         } else {
-            print!("{report}");
+            write!(terminal::out(), "{report}")?;
         }
         Ok(())
     }

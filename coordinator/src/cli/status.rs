@@ -1,6 +1,7 @@
 //! `coordinator status`: how a run stands.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
 use clap::Args;
 use proto::v1;
@@ -25,9 +26,9 @@ impl Status {
     pub fn run(self) -> anyhow::Result<()> {
         let status = self.admin.ask(async |mut client| client.status(v1::StatusRequest {}).await)?;
         if self.json {
-            println!("{}", as_json(&status));
+            writeln!(terminal::out(), "{}", as_json(&status))?;
         } else {
-            print!("{}", as_table(&status));
+            write!(terminal::out(), "{}", as_table(&status))?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! `coordinator tensorboard`: the journal as TensorBoard reads it.
 
+use std::io::Write;
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
@@ -50,9 +51,13 @@ impl Tensorboard {
         progress.finish_and_clear();
         let Written { steps, evaluations } = written;
         if self.json {
-            println!("{}", json!({ "file": export.path(), "steps": steps, "evaluations": evaluations }));
+            writeln!(
+                terminal::out(),
+                "{}",
+                json!({ "file": export.path(), "steps": steps, "evaluations": evaluations })
+            )?;
         } else {
-            println!("{}: {steps} steps, {evaluations} evaluations", export.path().display());
+            writeln!(terminal::out(), "{}: {steps} steps, {evaluations} evaluations", export.path().display())?;
         }
         Ok(())
     }

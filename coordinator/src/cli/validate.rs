@@ -3,6 +3,7 @@
 mod images;
 mod sizes;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -42,6 +43,7 @@ impl Validate {
         let (file, warnings) = RunFile::load_with_warnings(&self.config)?;
         let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         let (images, found) = self.check(&file).with_context(|| self.config.display().to_string())?;
+        let mut out = terminal::out();
         if self.json {
             let mut printed = json!({
                 "run": file.name, "plan": summary(&file), "found": found, "warnings": warnings, "settings": file,
@@ -49,12 +51,12 @@ impl Validate {
             if let (Some(printed), serde_json::Value::Object(images)) = (printed.as_object_mut(), images.json()) {
                 printed.extend(images);
             }
-            println!("{printed}");
+            writeln!(out, "{printed}")?;
             return Ok(());
         }
-        println!("OK: {}: {}", file.name, summary(&file));
-        found.iter().for_each(|line| println!("    {line}"));
-        warnings.iter().for_each(|line| println!("    warning: {line}"));
+        writeln!(out, "OK: {}: {}", file.name, summary(&file))?;
+        found.iter().try_for_each(|line| writeln!(out, "    {line}"))?;
+        warnings.iter().try_for_each(|line| writeln!(out, "    warning: {line}"))?;
         Ok(())
     }
 

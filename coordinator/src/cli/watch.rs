@@ -1,7 +1,7 @@
 //! `coordinator watch`: a run as it goes.
 
 use std::{
-    io::{ErrorKind, IsTerminal, Write},
+    io::{IsTerminal, Write},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -94,7 +94,7 @@ impl Watch {
         match end {
             End::Enough => Ok(()),
             End::Over(line) => {
-                println!("{line}");
+                writeln!(terminal::out(), "{line}")?;
                 Ok(())
             }
             // As a shell reports a process that a signal ended.
@@ -210,11 +210,7 @@ impl Looker<'_> {
             let line = if json { seen.to_string() } else { line(&self.seen, self.from.elapsed()) };
             if line != before {
                 let printed = if json { line.clone() } else { format!("{}  {line}", text::local_time(at)) };
-                let mut out = std::io::stdout().lock();
-                match writeln!(out, "{printed}").and_then(|()| out.flush()) {
-                    Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(End::Enough),
-                    written => written?,
-                }
+                writeln!(terminal::out(), "{printed}")?;
                 before = line;
             }
             taken?;

@@ -119,11 +119,11 @@ pub fn warn_if_untrained(folder: &Folder, place: Option<&Place>) {
     let saved = place.map_or_else(String::new, |Place { run, stage_name, step, .. }| {
         format!(" It was saved in stage `{stage_name}` of run `{run}`, after step {step}.")
     });
-    eprintln!(
-        "worker: warning: {}: its captioner was never trained, so its captions mean nothing.{saved} Use a checkpoint of a later \
-         stage that trains the captioner (cross_entropy, then dico or scst)",
+    super::warn(format_args!(
+        "warning: {}: its captioner was never trained, so its captions mean nothing.{saved} Use a checkpoint of a later stage that \
+         trains the captioner (cross_entropy, then dico or scst)",
         folder.path().display()
-    );
+    ));
 }
 
 /// The paths that were given, those of standard input in the place of `-`.
@@ -162,11 +162,11 @@ impl Writer {
             };
             let orientation = preprocess::orientation(&encoded).to_exif();
             if pixels.is_ok() && orientation != 1 && !self.exif {
-                eprintln!(
-                    "worker: warning: {}: its EXIF orientation ({orientation}) is not applied, so the model sees the photo \
-                     turned: --exif applies it",
+                super::warn(format_args!(
+                    "warning: {}: its EXIF orientation ({orientation}) is not applied, so the model sees the photo turned: --exif \
+                     applies it",
                     path.display()
-                );
+                ));
             }
             pixels.map_err(|problem| format!("{}: {problem}", path.display()))
         };
@@ -177,7 +177,7 @@ impl Writer {
                     readable.push(path);
                     pixels.extend(decoded);
                 }
-                Err(problem) => eprintln!("worker: {problem}"),
+                Err(problem) => super::warn(format_args!("{problem}")),
             }
         }
         if !readable.is_empty() {
@@ -185,9 +185,9 @@ impl Writer {
             let pixels = Tensor::from_slice(&pixels).view([count as i64, side, side, 3]);
             let hidden = tch::no_grad(|| self.eyes.hidden(&normalise(&pixels, 0..count, self.device)));
             let found = self.captioner.search(&hidden, &self.search);
-            let mut out = std::io::stdout().lock();
+            let mut out = terminal::out();
             for (path, beams) in readable.iter().zip(found) {
-                writeln!(out, "{}", self.line(path, &beams)).map_err(|error| format!("standard output: {error}"))?;
+                writeln!(out, "{}", self.line(path, &beams)).map_err(|error| error.to_string())?;
             }
         }
         Ok(paths.len() - readable.len())

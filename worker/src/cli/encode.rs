@@ -56,15 +56,15 @@ impl Encode {
         let skipped = self.encode(&models, &manifest, &Loader::new(source, threads), &mut writer)?;
         let (images, bytes) = (manifest.images, manifest.row_bytes());
         if self.json {
-            println!(
+            super::print(format_args!(
                 "{}",
                 json!({ "folder": folder, "images": images, "bytes_per_image": bytes, "left_out": skipped })
-            );
+            ))?;
             return Ok(());
         }
         let left_out =
             if skipped > 0 { format!("; {skipped} could not be decoded and will be left out") } else { String::new() };
-        println!("{}: {images} images, {bytes} bytes each{left_out}", folder.display());
+        super::print(format_args!("{}: {images} images, {bytes} bytes each{left_out}", folder.display()))?;
         Ok(())
     }
 

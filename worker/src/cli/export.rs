@@ -42,9 +42,9 @@ impl Export {
         progress.finish_and_clear();
         warn_if_untrained(&folder, place.as_ref());
         if self.json {
-            println!("{}", json!({ "folder": self.to, "tensors": tensors.len() }));
+            super::print(format_args!("{}", json!({ "folder": self.to, "tensors": tensors.len() })))?;
         } else {
-            println!("{}: {} tensors", self.to.display(), tensors.len());
+            super::print(format_args!("{}: {} tensors", self.to.display(), tensors.len()))?;
         }
         Ok(())
     }

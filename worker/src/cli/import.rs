@@ -45,9 +45,9 @@ impl Import {
         progress.finish_and_clear();
         let tensors = released.captioner_tensors().len();
         if self.json {
-            println!("{}", json!({ "folder": self.to, "tensors": tensors }));
+            super::print(format_args!("{}", json!({ "folder": self.to, "tensors": tensors })))?;
         } else {
-            println!("{}: a captioner of {tensors} tensors", self.to.display());
+            super::print(format_args!("{}: a captioner of {tensors} tensors", self.to.display()))?;
         }
         Ok(())
     }

@@ -14,6 +14,8 @@ mod report;
 mod score;
 mod synthesize;
 
+use std::fmt;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -55,6 +57,19 @@ enum Command {
     Completions(Completions),
 }
 
+/// Prints a line.
+///
+/// # Errors
+/// Standard output cannot be written.
+fn print(line: fmt::Arguments<'_>) -> Result<(), String> {
+    writeln!(terminal::out(), "{line}").map_err(|error| error.to_string())
+}
+
+/// Says something beside what is printed, if that is possible.
+fn warn(line: fmt::Arguments<'_>) {
+    _ = writeln!(io::stderr(), "worker: {line}");
+}
+
 /// Runs the command line; an error is one line on stderr and exit code 1.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -79,7 +94,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(status) => status,
         Err(problem) => {
-            eprintln!("worker: error: {problem}");
+            warn(format_args!("error: {problem}"));
             ExitCode::FAILURE
         }
     }

@@ -25,10 +25,10 @@ impl Print {
             _ => Form::Table,
         };
         if form != Form::Json {
-            report.notes.iter().for_each(|note| eprintln!("worker: {note}"));
+            report.notes.iter().for_each(|note| super::warn(format_args!("{note}")));
         }
-        let mut out = BufWriter::new(std::io::stdout().lock());
+        let mut out = BufWriter::new(terminal::out());
         let printed = report.print(ids, form, &mut out).and_then(|()| out.flush());
-        printed.map_err(|error| format!("standard output: {error}"))
+        printed.map_err(|error| error.to_string())
     }
 }

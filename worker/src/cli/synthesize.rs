@@ -37,9 +37,9 @@ impl Synthesize {
         let world::Summary { train, val, test } = drawn.map_err(text)?;
         bar.finish_and_clear();
         if self.json {
-            println!("{}", json!({ "folder": self.out, "train": train, "val": val, "test": test }));
+            super::print(format_args!("{}", json!({ "folder": self.out, "train": train, "val": val, "test": test })))?;
         } else {
-            println!("{}: {train} train, {val} val, {test} test images", self.out.display());
+            super::print(format_args!("{}: {train} train, {val} val, {test} test images", self.out.display()))?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! Being asked to go: SIGTERM or SIGINT.
+//! Being asked to go: SIGTERM, SIGINT or SIGHUP.
 
-use tokio::signal::unix::{SignalKind, signal};
+use terminal::EndSignals;
 use tokio::sync::watch;
 
 /// Why the coordinator is told that this worker leaves.
@@ -11,20 +11,13 @@ pub const REASON: &str = "its process was asked to end";
 /// # Errors
 /// What the system says.
 pub fn wish() -> Result<watch::Receiver<bool>, String> {
-    let listen = |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let mut signals = EndSignals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
     let (tell, told) = watch::channel(false);
     tokio::spawn(async move {
-        let mut asked = async || {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        asked().await;
+        signals.asked().await;
         tracing::info!("asked to end: leaving the run after the step in flight");
         tell.send_replace(true);
-        asked().await;
+        signals.asked_again().await;
         // As a shell reports a process that SIGINT ended.
         std::process::exit(130);
     });

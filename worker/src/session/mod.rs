@@ -129,7 +129,7 @@ async fn take_part(
             Over::Finished => return finish(place.rank, training).await,
             Over::Left(reason) => {
                 tracing::info!(rank = place.rank, reason, "left");
-                println!("left rank={}", place.rank);
+                terminal::tell(format_args!("left rank={}", place.rank));
                 return Ok(Ending::Left);
             }
             Over::Failed(reason) => return Err(reason),
@@ -157,7 +157,7 @@ async fn take_part(
 
 async fn finish(rank: u32, training: &mut Training) -> Result<Ending, String> {
     let End::Finished(sha256) = training.end().await else { return Err(training_died()) };
-    println!("finished rank={rank} parameters_sha256={sha256}");
+    terminal::tell(format_args!("finished rank={rank} parameters_sha256={sha256}"));
     Ok(Ending::Finished)
 }
 

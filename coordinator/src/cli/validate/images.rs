@@ -1,6 +1,7 @@
 //! The images that a run file names: which of them cannot be used, all at once, and which are odd.
 
 use std::collections::HashSet;
+use std::io::Write;
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
@@ -74,9 +75,9 @@ impl Images {
             return Ok(());
         }
         if json {
-            println!("{}", self.json());
+            writeln!(terminal::out(), "{}", self.json())?;
         } else {
-            self.lines().for_each(|line| println!("{line}"));
+            self.lines().try_for_each(|line| writeln!(terminal::out(), "{line}"))?;
         }
         let count = self.bad.len();
         match (refused, missing) {

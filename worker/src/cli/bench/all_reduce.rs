@@ -46,7 +46,7 @@ impl AllReduce {
         let (median, fastest, slowest) = (seconds[seconds.len() / 2], seconds[0], seconds[seconds.len() - 1]);
         let rate = self.bytes as f64 / median;
         if self.json {
-            println!(
+            crate::cli::print(format_args!(
                 "{}",
                 json!({
                     "world": self.world,
@@ -59,11 +59,15 @@ impl AllReduce {
                     "device": format!("{device:?}"),
                     "threads": tch::get_num_threads(),
                 })
-            );
+            ))?;
             return Ok(());
         }
-        println!("{:.0} MB a second; a sum takes {median:.4} s, the median of {}", rate / 1e6, self.steps);
-        println!("fastest {fastest:.4}, slowest {slowest:.4}; all sums are right");
+        crate::cli::print(format_args!(
+            "{:.0} MB a second; a sum takes {median:.4} s, the median of {}",
+            rate / 1e6,
+            self.steps
+        ))?;
+        crate::cli::print(format_args!("fastest {fastest:.4}, slowest {slowest:.4}; all sums are right"))?;
         Ok(())
     }
 

@@ -66,7 +66,7 @@ impl Input {
         let rate_of_core = images / median(&mut passes, |pass| pass.core_seconds);
         let bytes: u64 = paths.iter().filter_map(|path| path.metadata().ok()).map(|metadata| metadata.len()).sum();
         if self.json {
-            println!(
+            crate::cli::print(format_args!(
                 "{}",
                 json!({
                     "images_per_s": rate,
@@ -76,12 +76,14 @@ impl Input {
                     "size": self.size,
                     "threads": threads,
                 })
-            );
+            ))?;
             return Ok(());
         }
         let kilobytes = bytes as f64 / images / 1e3;
-        println!("{rate:.0} images a second by {threads} threads; {rate_of_core:.0} for each second of a core");
-        println!("{} images of {kilobytes:.0} kB, medians of {}", paths.len(), self.steps);
+        crate::cli::print(format_args!(
+            "{rate:.0} images a second by {threads} threads; {rate_of_core:.0} for each second of a core"
+        ))?;
+        crate::cli::print(format_args!("{} images of {kilobytes:.0} kB, medians of {}", paths.len(), self.steps))?;
         Ok(())
     }
 

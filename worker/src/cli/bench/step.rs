@@ -160,7 +160,7 @@ impl Step {
         let step = seconds[seconds.len() / 2];
         let images = f64::from(self.batch) * f64::from(self.world) / step;
         if self.json {
-            println!(
+            crate::cli::print(format_args!(
                 "{}",
                 json!({
                     "images_per_s": images,
@@ -173,17 +173,23 @@ impl Step {
                     "peak_memory_bytes": peak_memory,
                     "same_ranking": same_ranking,
                 })
-            );
+            ))?;
             return Ok(());
         }
         let Phases { vision, beam_search, reward, reference, learn, all_reduce } = phases;
-        println!("{images:.2} images a second; a step takes {step:.4} s, the median of {}", self.steps);
-        println!(
+        crate::cli::print(format_args!(
+            "{images:.2} images a second; a step takes {step:.4} s, the median of {}",
+            self.steps
+        ))?;
+        crate::cli::print(format_args!(
             "vision {vision:.4}, beam search {beam_search:.4}, reward {reward:.4}, reference {reference:.4}, learn {learn:.4}, \
              all-reduce {all_reduce:.4}"
-        );
+        ))?;
         if let Some(share) = same_ranking {
-            println!("candidates are ranked as in 32 bits for {:.1} % of images", 100.0 * share);
+            crate::cli::print(format_args!(
+                "candidates are ranked as in 32 bits for {:.1} % of images",
+                100.0 * share
+            ))?;
         }
         Ok(())
     }

@@ -59,7 +59,7 @@ impl Inspect {
         findings.add_limits(&source, &read);
         let inspection = Inspection { splits: summaries(&read), findings };
         progress.finish_and_clear();
-        self.print(&inspection).map_err(|error| format!("standard output: {error}"))?;
+        self.print(&inspection).map_err(|error| error.to_string())?;
         match inspection.findings.problems.len() {
             0 => Ok(()),
             1 => Err(format!("{}: 1 problem", self.data)),
@@ -68,7 +68,7 @@ impl Inspect {
     }
 
     fn print(&self, inspection: &Inspection) -> std::io::Result<()> {
-        let mut out = std::io::stdout().lock();
+        let mut out = terminal::out();
         if self.json {
             serde_json::to_writer(&mut out, inspection)?;
             return writeln!(out);

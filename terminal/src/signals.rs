@@ -1,0 +1,78 @@
+use std::io::Result;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signals by which a process is asked to end: SIGTERM, SIGINT, and SIGHUP of a terminal that is closed.
+#[derive(Debug)]
+pub struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// None where whoever started this process had it ignored, as `nohup` does.
+    hangup: Option<Signal>,
+}
+
+impl EndSignals {
+    /// Listens from now on. SIGUSR1 and SIGUSR2, by which batch systems warn their scripts, no longer end this process.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn listen() -> Result<Self> {
+        // What was listened for once is never again what ends a process.
+        for kind in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
+            drop(signal(kind)?);
+        }
+        let hangup = if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup })
+    }
+
+    /// Waits until the process is asked to end.
+    pub async fn asked(&mut self) {
+        let Self { terminate, interrupt, hangup } = self;
+        let hung_up = async {
+            match hangup {
+                Some(signal) => _ = signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = hung_up => {}
+        }
+    }
+
+    /// Waits until it is asked again, by somebody who will not wait. A closed terminal may say so more than once, and is none.
+    pub async fn asked_again(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Whether this process ignores SIGHUP.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    is_ignored(&status, SignalKind::hangup())
+}
+
+/// Whether the mask of ignored signals in a process's `/proc/PID/status` has this one.
+fn is_ignored(status: &str, kind: SignalKind) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> (kind.as_raw_value() - 1) & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_mask() {
+        let status = |mask: &str| format!("Name:\tworker\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
+        assert!(is_ignored(&status("0000000000001001"), SignalKind::hangup()));
+        assert!(!is_ignored(&status("0000000000001000"), SignalKind::hangup()));
+        assert!(is_ignored(&status("0000000000004000"), SignalKind::terminate()));
+        assert!(!is_ignored("", SignalKind::hangup()));
+    }
+}
