@@ -305,3 +305,23 @@ fn what_a_run_wrote_is_scored_and_dico_goes_on_without_captions() {
     let error = error_line(&run("worker", &["score", "--config", &place.path("silent.yaml").to_string_lossy()]));
     assert!(error.ends_with("split `val` has no captions: there is nothing to score against"), "{error}");
 }
+
+#[test]
+fn captions_do_not_steer_the_terminal() {
+    let place = Place::new();
+    let path = place.path("world/dataset.json");
+    let mut dataset = read_json(&path);
+    for image in dataset["images"].as_array_mut().unwrap() {
+        image["sentences"][0]["raw"] = "a \u{1b}[31mred\u{9b}0m circle".into();
+    }
+    std::fs::write(&path, dataset.to_string()).unwrap();
+    let shown = inspect(&place, &["world/dataset.json"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("a \\u001b[31mred\\u009b0m circle"), "{shown}");
+    assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
+    // JSON reads what was written as what it was.
+    let report = printed(&inspect(&place, &["world/dataset.json", "--json"]));
+    let captions = &report["splits"]["train"]["samples"][0]["captions"];
+    assert!(captions.to_string().contains("\\u001b[31mred"), "{captions}");
+    assert_eq!(captions[0], "a \u{1b}[31mred\u{9b}0m circle");
+}

@@ -16,7 +16,7 @@ mod tensorboard;
 mod validate;
 mod watch;
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use proto::v1;
@@ -105,8 +105,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Where standard error is gone as well, the status says it.
-            _ = writeln!(std::io::stderr(), "coordinator: error: {}", line(&error));
+            terminal::complain(format_args!("coordinator: error: {}", line(&error)));
             ExitCode::FAILURE
         }
     }

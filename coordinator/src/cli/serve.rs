@@ -1,6 +1,6 @@
 //! `coordinator serve`: the daemon.
 
-use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -80,7 +80,7 @@ impl Serve {
         let journal = Journal::open_accepting(&state, &file, accept);
         if let Err(journal::Error::Settings(refused)) = &journal {
             // The list does not fit the one line of an error.
-            _ = writeln!(std::io::stderr(), "{}", refused.explanation());
+            terminal::complain(format_args!("{}", refused.explanation()));
         }
         let journal = journal.with_context(|| format!("state {}", state.display()))?;
         let mut restored = journal.restore()?;

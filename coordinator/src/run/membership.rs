@@ -216,6 +216,10 @@ impl Membership {
                 format!("host, version, device and idempotency_key must not be longer than {LONGEST_NAME} bytes");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
+        if [host, version, device].into_iter().any(|name| name.contains(char::is_control)) {
+            let reason = "host, version and device must be names, without control characters".to_owned();
+            return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
+        }
         if let Some(rank) = request.rank.filter(|rank| *rank >= RANKS) {
             let reason = format!("rank {rank} is out of range: ranks are below {RANKS}");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
@@ -335,7 +339,7 @@ impl Membership {
             let reason = "unknown session token: join (again) to get one; tokens work once and run out".into();
             return Err(Refusal::new(RefusalKind::Unauthenticated, reason));
         };
-        if store_address.is_empty() || store_address.len() > LONGEST_NAME {
+        if store_address.is_empty() || store_address.len() > LONGEST_NAME || store_address.contains(char::is_control) {
             let reason = format!("store_address must be host:port, not longer than {LONGEST_NAME} bytes");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
@@ -526,6 +530,29 @@ mod tests {
 
     fn attach(members: &mut Membership, now: u64, session: u64, token: &str) -> Result<u32, Refusal> {
         members.attach(Duration::from_secs(now), SessionId(session), token, "node-a:1".into())
+    }
+
+    #[test]
+    fn names_have_no_control_characters() {
+        let mut members = Membership::default();
+        for name in ["node\u{1b}[2J", "node\nrank 3 was lost", "node\u{9b}1m", "node\0"] {
+            let named = [
+                v1::JoinRequest { host: name.into(), ..Default::default() },
+                v1::JoinRequest { version: name.into(), ..Default::default() },
+                v1::JoinRequest { device: name.into(), ..Default::default() },
+            ];
+            for request in named {
+                assert_eq!(
+                    reserve(&mut members, 0, &request).unwrap_err().kind,
+                    RefusalKind::InvalidArgument,
+                    "{name:?}"
+                );
+            }
+            let (_, token) = reserve(&mut members, 0, &v1::JoinRequest::default()).unwrap();
+            let attached = members.attach(Time::ZERO, SessionId(1), &token, format!("{name}:1"));
+            assert_eq!(attached.unwrap_err().kind, RefusalKind::InvalidArgument, "{name:?}");
+            members = Membership::default();
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod score;
 mod synthesize;
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -67,7 +67,7 @@ fn print(line: fmt::Arguments<'_>) -> Result<(), String> {
 
 /// Says something beside what is printed, if that is possible.
 fn warn(line: fmt::Arguments<'_>) {
-    _ = writeln!(io::stderr(), "worker: {line}");
+    terminal::complain(format_args!("worker: {line}"));
 }
 
 /// Runs the command line; an error is one line on stderr and exit code 1.

@@ -105,7 +105,8 @@ pub async fn run(options: Options) -> Result<Ending, String> {
     };
     let over = take_part(&options, host, place, &store, &mut training, &wish).await;
     training.saved().await;
-    over
+    // The coordinator's words are in it.
+    over.map_err(|problem| problem.replace(['\n', '\r'], " "))
 }
 
 /// Session after session, until there is nothing left to do.
