@@ -67,7 +67,8 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
         let actions = run.on_event(Duration::ZERO, join);
         let Some(Action::Admit { response, .. }) = actions.into_iter().next() else { panic!("there is room") };
         let (store_address, data_set) = (format!("host:{session}"), Some(v1::DataSet::default()));
-        let attach = v1::Attach { session_token: response.session_token, store_address, data_set, holds: None };
+        let attach =
+            v1::Attach { session_token: response.session_token, store_address, data_set, ..Default::default() };
         let actions = run.on_event(Duration::ZERO, Event::Attach { session: SessionId(session), attach });
         for action in actions {
             if let Action::Send { directive, .. } = action

@@ -33,6 +33,7 @@ pub mod cli;
 mod happened;
 pub mod journal;
 pub mod load;
+mod random;
 pub mod report;
 pub mod run;
 pub mod service;

@@ -52,6 +52,7 @@ pub(super) fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
     };
     json!({
         "run": status.run,
+        "run_id": status.run_id,
         "state": status.state,
         "reason": status.reason,
         "generation": status.generation,
@@ -72,7 +73,7 @@ pub(super) fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
 }
 
 fn as_table(status: &v1::StatusResponse) -> String {
-    let mut text = format!("run         {}\nstate       {}", status.run, status.state);
+    let mut text = format!("run         {} ({})\nstate       {}", status.run, status.run_id, status.state);
     if !status.reason.is_empty() {
         text += &format!(" ({})", status.reason);
     }

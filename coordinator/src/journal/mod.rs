@@ -3,7 +3,7 @@
 //!
 //! | table              | a row for every                 | columns                                                        |
 //! |--------------------|---------------------------------|----------------------------------------------------------------|
-//! | `run`              | run (exactly one)               | `name, seed, run_file_json, created`                           |
+//! | `run`              | run (exactly one)               | `name, seed, run_file_json, created, id`                       |
 //! | `generations`      | generation                      | `number, members_json, cause, formed_at, ready_at, ended_at, ended_because, source, stage, step` |
 //! | `steps`            | step a generation reported      | `stage, step, generation, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds, samples, summaries_json, at, slowest_rank, lag_seconds` |
 //! | `checkpoints`      | checkpoint                      | `stage, step, generation, name, parameters_sha256, at, deleted` |
@@ -46,6 +46,7 @@ use serde_json::json;
 pub use settings::{Accept, Refused};
 use statistics::Summary;
 
+use crate::random;
 use crate::run::{
     best::Scores,
     cuts::Cuts,
@@ -57,10 +58,11 @@ use crate::run::{
 };
 
 /// Raised when the tables change; another version's journal is refused.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS run (name TEXT NOT NULL, seed INTEGER NOT NULL, run_file_json TEXT NOT NULL, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS run (name TEXT NOT NULL, seed INTEGER NOT NULL, run_file_json TEXT NOT NULL, created REAL NOT NULL,
+    id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS generations (
     number INTEGER PRIMARY KEY, members_json TEXT NOT NULL, cause TEXT NOT NULL, formed_at REAL NOT NULL, ready_at REAL,
     ended_at REAL, ended_because TEXT, source TEXT NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL);
@@ -108,6 +110,9 @@ pub enum Error {
         /// Its version.
         found: i64,
     },
+    /// The run cannot be given a name of its own.
+    #[error("no random numbers: {0}")]
+    Random(std::io::Error),
     /// Its run file is not one that this program understands.
     #[error("the journal's run file: {0}")]
     RunFile(String),
@@ -186,8 +191,9 @@ impl Journal {
         if known.is_none() {
             let text = serde_json::to_string(file).expect("a run file is plain data");
             // SQLite's integers are signed; the seed keeps its bits, and the JSON has its value.
-            let row = params![file.name, file.seed.cast_signed(), text, now()];
-            transaction.execute("INSERT INTO run VALUES (?, ?, ?, ?)", row)?;
+            let id = random::name().map_err(Error::Random)?;
+            let row = params![file.name, file.seed.cast_signed(), text, now(), id];
+            transaction.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?)", row)?;
         }
         transaction.commit()?;
         if let Some(known) = known {
@@ -214,13 +220,16 @@ impl Journal {
     /// When SQLite cannot read it.
     pub fn restore(&self) -> Result<Restored, Error> {
         let connection = &self.connection;
+        let run_id = connection.query_row("SELECT id FROM run", [], |row| row.get(0))?;
         let query = "SELECT CASE kind WHEN ?1 THEN detail_json ->> 'reason' END FROM events WHERE kind IN (?1, ?2)
             ORDER BY rowid DESC LIMIT 1";
         let kinds = [Happening::Paused, Happening::Resumed].map(Happening::name);
         let paused = connection.query_row(query, kinds, |row| row.get(0)).optional()?.flatten();
         let query = "SELECT number, stage, step FROM generations ORDER BY number DESC LIMIT 1";
         let last = connection.query_row(query, [], |row| Ok((unsigned(row, 0)?, place(row, 1)?))).optional()?;
-        let Some((last_generation, start)) = last else { return Ok(Restored { paused, ..Restored::default() }) };
+        let Some((last_generation, start)) = last else {
+            return Ok(Restored { run_id, paused, ..Restored::default() });
+        };
 
         let mut cuts = Cuts::default();
         let mut starts = connection.prepare("SELECT generation + 1, stage, step FROM cuts ORDER BY generation")?;
@@ -266,6 +275,7 @@ impl Journal {
         let latest =
             |what: Happening| connection.query_row(query, [what.name()], |row| row.get::<_, String>(0)).optional();
         Ok(Restored {
+            run_id,
             last_generation,
             cuts,
             committed,

@@ -70,7 +70,7 @@ pub async fn work(cluster: &Cluster, number: u32) -> Result<()> {
         session_token: place.session_token,
         store_address: format!("{host}:29500"),
         data_set: Some(script::data_set()),
-        holds: None,
+        ..Default::default()
     };
     worker.say(Message::Attach(attach)).await;
     let directives = client.session(ReceiverStream::new(messages)).await?.into_inner();

@@ -45,6 +45,7 @@ impl Run {
             session_token,
             run_file: self.file_json.clone(),
             heartbeat_interval_ms: heartbeat.as_millis() as u64,
+            run_id: self.id.clone(),
             lost_after_ms: u64::try_from(self.lost_after().as_millis()).unwrap_or(u64::MAX),
         })
     }
@@ -98,7 +99,7 @@ impl Run {
             self.data_set = Some(DataOfRun { source: Some(rank), data_set });
         }
         // A state of another run, or of a journal that is gone, is not worth an error: it is just not used.
-        let holds = attach.holds.filter(|position| self.may_hold(position));
+        let holds = attach.holds.filter(|position| attach.run_id == self.id && self.may_hold(position));
         if let Some(member) = self.members.get_mut(rank) {
             member.position = holds;
         }

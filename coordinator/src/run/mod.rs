@@ -281,6 +281,8 @@ enum Phase {
 /// The run.
 #[derive(Debug)]
 pub struct Run {
+    /// Random, so that no other run has it.
+    id: String,
     file: RunFile,
     /// The run file as workers get it.
     file_json: String,
@@ -345,6 +347,7 @@ impl Run {
     pub fn new(file: RunFile, restored: Restored) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
         let mut run = Self {
+            id: restored.run_id,
             file_json: serde_json::to_string(&file).expect("a run file is plain data"),
             plan: Plan::new(&file, restored.ends),
             file,

@@ -236,6 +236,8 @@ impl Record {
 /// What a coordinator knows of its run from an earlier life.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Restored {
+    /// Names the run; random.
+    pub run_id: String,
     /// The number of the last generation; 0 of none.
     pub last_generation: u64,
     /// Which states are of the present history.

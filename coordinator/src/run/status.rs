@@ -49,6 +49,7 @@ impl Run {
         let steps = self.plan.steps(self.committed.stage);
         let lag = self.latest.as_ref().and_then(|step| step.pace.lag());
         v1::StatusResponse {
+            run_id: self.id.clone(),
             run: self.file.name.clone(),
             state: state.into(),
             generation: self.last_generation,

@@ -25,7 +25,10 @@ use super::{
     http::Readiness,
     refusals::{Reason, Refusals},
 };
-use crate::run::{Command, Event, Refusal, RefusalKind, SessionId};
+use crate::{
+    random,
+    run::{Command, Event, Refusal, RefusalKind, SessionId},
+};
 
 /// Directives that may wait for a worker; one that lets more wait is gone.
 const WAITING_DIRECTIVES: usize = 1024;
@@ -120,7 +123,7 @@ impl Coordinator for Grpc {
     type SessionStream = Directives;
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        let token = token().map_err(|error| Status::internal(format!("no random numbers: {error}")))?;
+        let token = random::name().map_err(|error| Status::internal(format!("no random numbers: {error}")))?;
         let join = request.into_inner();
         let answer = self.ask(|reply| Input::Join { token, join, reply }).await?;
         Ok(Response::new(answer?))
@@ -265,11 +268,4 @@ impl Session {
         }
         refused
     }
-}
-
-/// 128 random bits as hex.
-fn token() -> std::io::Result<String> {
-    let mut bytes = [0; 16];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
 }

@@ -90,7 +90,7 @@ fn command(command: v1::Command) -> v1::ControlRequest {
 
 fn attach(token: String) -> Message {
     let data_set = Some(v1::DataSet { validation_images: 1, ..Default::default() });
-    Message::Attach(v1::Attach { session_token: token, store_address: "here:1".into(), data_set, holds: None })
+    Message::Attach(v1::Attach { session_token: token, store_address: "here:1".into(), data_set, ..Default::default() })
 }
 
 /// Opens a session with this first message.

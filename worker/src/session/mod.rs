@@ -125,6 +125,7 @@ async fn take_part(
             store_address: store.address().to_owned(),
             data_set: Some(training.data_set.clone()),
             holds,
+            run_id: place.run_id.clone(),
         };
         match stream::serve(&options.coordinator, &place, attach, training, wish.clone()).await {
             Over::Finished => return finish(place.rank, training).await,
@@ -142,8 +143,8 @@ async fn take_part(
                     Held::Result => return finish(place.rank, training).await,
                 };
                 let reservation = joining::rejoin(options, host, place.rank, lost_after).await?;
-                if let Err(keys) = training.take_settings(&reservation.place) {
-                    tracing::info!(changed = keys, "loading data and models again with the coordinator's new settings");
+                if let Err(reason) = training.take_settings(&reservation.place) {
+                    tracing::info!(reason, "loading data and models again");
                     tokio::select! {
                         restarted = training.restart(&reservation.place, options.device, host) => restarted?,
                         never = joining::renew(options, &reservation) => match never {},

@@ -34,6 +34,8 @@ pub struct Training {
     flags: Flags,
     /// The run's settings.
     run: RunFile,
+    /// Names the run.
+    run_id: String,
 }
 
 impl Training {
@@ -57,14 +59,28 @@ impl Training {
             }
         });
         let (data_set, saving) = loading.await.map_err(|_| training_died())??;
-        Ok(Self { data_set, saving, progress, orders, reports, end, generation: 0, flags: Flags::default(), run })
+        Ok(Self {
+            data_set,
+            saving,
+            progress,
+            orders,
+            reports,
+            end,
+            generation: 0,
+            flags: Flags::default(),
+            run,
+            run_id: place.run_id.clone(),
+        })
     }
 
     /// Takes the settings that a restarted coordinator has sent, between generations.
     ///
     /// # Errors
-    /// Some take effect only when data and models are loaded again. Names the changed keys.
+    /// Why data and models have to be loaded again: some settings take effect only then, or it is another run.
     pub fn take_settings(&mut self, place: &v1::JoinResponse) -> Result<(), String> {
+        if self.run_id != place.run_id {
+            return Err("the coordinator has another run: the state that was held is of no use to it".to_owned());
+        }
         let run = run_file(place)?;
         let changes = runfile::changes(&self.run, &run);
         if changes.is_empty() {
@@ -72,7 +88,7 @@ impl Training {
         }
         let changed = changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>().join(", ");
         if !changes.iter().all(is_applied_in_place) {
-            return Err(changed);
+            return Err(format!("the coordinator has new settings: {changed}"));
         }
         tracing::info!(changed, "continuing with the coordinator's new settings");
         // A thread that has ended says so through `end`.

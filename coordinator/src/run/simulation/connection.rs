@@ -119,6 +119,7 @@ impl World {
             store_address: format!("{}:{}", worker.host, id.0),
             data_set: Some(v1::DataSet { validation_images: IMAGES, ..Default::default() }),
             holds: worker.position,
+            ..Default::default()
         };
         self.invariants.held.insert(session, worker.position.map(|_| worker.history.clone()));
         let unsent = std::mem::take(&mut worker.unsent);
