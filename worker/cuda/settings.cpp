@@ -10,13 +10,16 @@ extern "C" {
 
 // Lets libtorch use nothing but algorithms that give the same bits each time, and refuse what has none; 32-bit numbers are
 // computed with as such. What was never written need not be filled for that. cuBLAS needs no setting: libtorch gives it workspaces of
-// a fixed size, with which it gives the same bits.
+// a fixed size, with which it gives the same bits. cuDNN's attention, which libtorch prefers for 16-bit
+// numbers on Hopper, is switched off: it builds a plan for each new shape, which takes tens of
+// milliseconds, and trees of captions have a new shape in almost every step.
 void dico_compute_reproducibly() {
   at::Context& context = at::globalContext();
   context.setDeterministicAlgorithms(true, false);
   context.setDeterministicFillUninitializedMemory(false);
   context.setDeterministicCuDNN(true);
   context.setAllowTF32CuDNN(false);
+  context.setSDPUseCuDNN(false);
 }
 
 // Keeps freed memory for what is allocated next. A step frees and takes hundreds of megabytes; given back to the system, each of

@@ -76,15 +76,16 @@ Tensor weighted_softmax(const Tensor& values, const Tensor& normalisers, const T
   return softmax.mul_(weights.unsqueeze(1)).to(values.scalar_type());
 }
 
-// y = x w^T + b, where products read `working`: the weight itself, or a copy of it of another type.
+// y = x w^T + b. Products read `working` and `working_bias`: the weight and the bias themselves, or their
+// copies of another type.
 struct Linear : Function<Linear> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                        const Tensor& working) {
+                        const Tensor& working, const Tensor& working_bias) {
     const Tensor rows = x.reshape({-1, x.size(-1)}).to(working.scalar_type());
     context->save_for_backward({rows, working});
     auto shape = x.sizes().vec();
     shape.back() = working.size(0);
-    return product(rows, working, bias.to(working.scalar_type())).view(shape);
+    return product(rows, working, working_bias).view(shape);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -99,7 +100,7 @@ struct Linear : Function<Linear> {
     }
     if (context->needs_input_grad(1)) of_weight = outer(flat, rows, working).to(at::kFloat);
     if (context->needs_input_grad(2)) of_bias = flat.sum(0, false, at::kFloat);
-    return {of_x, of_weight, of_bias, Tensor()};
+    return {of_x, of_weight, of_bias, Tensor(), Tensor()};
   }
 };
 
@@ -196,9 +197,11 @@ extern "C" {
 
 // Tensors are `at::Tensor*`, as in tch; what is returned is the caller's.
 
-void* dico_linear(const void* x, const void* weight, const void* bias, const void* working, char* error) {
+void* dico_linear(const void* x, const void* weight, const void* bias, const void* working, const void* working_bias,
+                  char* error) {
   return dico::guarded(error, [&]() -> void* {
-    return new Tensor(Linear::apply(tensor(x), tensor(weight), tensor(bias), tensor(working).detach()));
+    return new Tensor(Linear::apply(tensor(x), tensor(weight), tensor(bias), tensor(working).detach(),
+                                    tensor(working_bias).detach()));
   });
 }
 

@@ -13,6 +13,8 @@ use std::collections::HashMap;
 
 use tch::{Device, Tensor};
 
+use crate::nn::attention_length;
+
 /// Some sequences that belong together, of which the beginnings may be the same.
 pub struct Tree {
     nodes: Vec<Node>,
@@ -63,46 +65,47 @@ pub struct Forest {
     /// What is added to attention scores, `[trees, 1, nodes, nodes]`: 0 for a node itself and those before it, minus infinity for all
     /// others.
     pub mask: Tensor,
-    /// Nodes of the largest tree.
-    pub longest: usize,
+    /// Nodes of each tree, padding included.
+    pub length: usize,
 }
 
 impl Forest {
-    /// Pads `trees` to the largest of them.
+    /// Pads `trees` to the largest of them, and on a GPU to the next [`attention_length`].
     pub fn new<'a>(trees: impl IntoIterator<Item = &'a Tree>, device: Device) -> Self {
         let trees: Vec<&Tree> = trees.into_iter().collect();
-        let longest = trees.iter().map(|tree| tree.size()).max().unwrap_or(0);
-        let [mut ids, mut positions] = [(); 2].map(|()| vec![0_i64; trees.len() * longest]);
-        let mut mask = vec![f32::NEG_INFINITY; trees.len() * longest * longest];
+        let largest = trees.iter().map(|tree| tree.size()).max().unwrap_or(0);
+        let length = attention_length(largest, device);
+        let [mut ids, mut positions] = [(); 2].map(|()| vec![0_i64; trees.len() * length]);
+        let mut mask = vec![f32::NEG_INFINITY; trees.len() * length * length];
         for (number, tree) in trees.iter().enumerate() {
-            let rows = &mut mask[number * longest * longest..][..longest * longest];
+            let rows = &mut mask[number * length * length..][..length * length];
             for (at, node) in tree.nodes.iter().enumerate() {
-                ids[number * longest + at] = node.token;
-                positions[number * longest + at] = node.position as i64;
+                ids[number * length + at] = node.token;
+                positions[number * length + at] = node.position as i64;
                 if let Some(parent) = node.parent {
-                    rows.copy_within(parent * longest..(parent + 1) * longest, at * longest);
+                    rows.copy_within(parent * length..(parent + 1) * length, at * length);
                 }
-                rows[at * longest + at] = 0.0;
+                rows[at * length + at] = 0.0;
             }
             // Padding looks at itself: a softmax over nothing is not a number.
-            (tree.size()..longest).for_each(|at| rows[at * longest + at] = 0.0);
+            (tree.size()..length).for_each(|at| rows[at * length + at] = 0.0);
         }
-        let (count, nodes) = (trees.len() as i64, longest as i64);
+        let (count, nodes) = (trees.len() as i64, length as i64);
         let tensor = |values: &[i64]| Tensor::from_slice(values).view([count, nodes]).to_device(device);
         let mask = Tensor::from_slice(&mask).view([count, 1, nodes, nodes]).to_device(device);
-        Self { ids: tensor(&ids), positions: tensor(&positions), mask, longest }
+        Self { ids: tensor(&ids), positions: tensor(&positions), mask, length }
     }
 
     /// Where node `node` of tree `tree` is among all, `[trees * nodes]`.
     pub fn place(&self, tree: usize, node: usize) -> i64 {
-        (tree * self.longest + node) as i64
+        (tree * self.length + node) as i64
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing;
+    use crate::{nn, testing};
 
     fn forest() -> (Vec<Tree>, Forest) {
         let groups: [&[&[i64]]; 2] = [&[&[7, 1, 2], &[7, 1, 3, 4], &[7, 1, 2]], &[&[7, 5]]];
@@ -115,17 +118,23 @@ mod tests {
     fn beginnings_are_shared() {
         let (trees, forest) = forest();
         assert_eq!(trees[0].paths, [vec![0, 1, 2], vec![0, 1, 3, 4], vec![0, 1, 2]]);
-        assert_eq!((trees[0].size(), trees[1].size(), forest.longest), (5, 2, 5));
-        let flat = |tensor: &Tensor| Vec::<i64>::try_from(tensor.flatten(0, -1)).unwrap();
+        assert_eq!((trees[0].size(), trees[1].size()), (5, 2));
+        let flat = |tensor: &Tensor| Vec::<i64>::try_from(tensor.narrow(1, 0, 5).flatten(0, -1)).unwrap();
         assert_eq!(flat(&forest.ids), [7, 1, 2, 3, 4, 7, 5, 0, 0, 0]);
         assert_eq!(flat(&forest.positions), [0, 1, 2, 2, 3, 0, 1, 0, 0, 0]);
-        assert_eq!(forest.place(1, 1), 6);
+        assert_eq!(forest.place(1, 1), forest.length as i64 + 1);
+    }
+
+    #[test]
+    fn trees_are_padded_to_the_largest_and_on_gpus_to_what_attention_takes() {
+        let length = || Forest::new(&[Tree::plant([&[7, 1, 2][..]])], Device::Cpu).length;
+        assert_eq!((length(), nn::on_gpu_path(length)), (3, 8));
     }
 
     #[test]
     fn nodes_see_what_is_before_them() {
         let (_, forest) = forest();
-        let seen = forest.mask.eq(0.0).to_kind(tch::Kind::Int64);
+        let seen = forest.mask.narrow(2, 0, 5).narrow(3, 0, 5).eq(0.0).to_kind(tch::Kind::Int64);
         let rows = |tree: i64| Vec::<Vec<i64>>::try_from(seen.get(tree).get(0)).unwrap();
         let expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]];
         assert_eq!(rows(0), expected);

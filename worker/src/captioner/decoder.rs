@@ -3,8 +3,8 @@ use tch::{Kind, Tensor};
 use super::{CaptionerArchitecture, Initial, beam::Steps};
 use crate::forest::Forest;
 use crate::nn::{
-    self, Builder, Conv1d, Embedding, LayerNorm, Matrix, Mode, attention, merge_heads, split_heads, split_parts,
-    stack_parts,
+    self, Builder, Conv1d, Embedding, LayerNorm, Mode, Parameter, attention, attention_mask, merge_heads, split_heads,
+    split_parts, stack_parts,
 };
 
 /// A GPT-2 with cross-attention, `decoder.transformer.*`; the output is tied to the token embedding.
@@ -54,9 +54,10 @@ impl Decoder {
     /// `[images, memory length, width]`.
     pub fn forward(&self, captions: &Forest, memory: &Tensor, mode: Mode) -> Tensor {
         let x = mode.drop(self.tokens.forward(&captions.ids) + self.positions.forward(&captions.positions));
+        let mask = attention_mask(&captions.mask, self.output().working.kind());
         let x = self.blocks.iter().fold(x, |x, block| {
             let [query, key, value] = split_parts(&block.self_attention_inputs(&x), block.heads);
-            let x = block.after_attention(x, &attention(&query, &key, &value, Some(&captions.mask), mode), mode);
+            let x = block.after_attention(x, &attention(&query, &key, &value, Some(&mask), mode), mode);
             let x = block.cross_attention(x, &block.memory(memory), mode);
             block.feed_forward(x, mode)
         });
@@ -64,7 +65,7 @@ impl Decoder {
     }
 
     /// What hidden states are multiplied with for logits, `[vocabulary, width]`.
-    pub fn output(&self) -> &Matrix {
+    pub fn output(&self) -> &Parameter {
         self.tokens.table()
     }
 

@@ -88,14 +88,17 @@ fn case(backend: Backend) -> (Golden, Captioner) {
     (golden, captioner)
 }
 
-/// Captions one by one with all their tokens, and where in `[captions * longest]` those are.
-fn whole(captions: &[Vec<i64>]) -> (Forest, Tensor) {
+/// Captions one by one with all their tokens, where these are in the forest, and where in the expected
+/// values, `[captions * longest]`.
+fn whole(captions: &[Vec<i64>]) -> (Forest, Tensor, Tensor) {
     let trees: Vec<Tree> = captions.iter().map(|caption| Tree::plant([&caption[..]])).collect();
     let forest = Forest::new(&trees, testing::device());
-    let places = captions.iter().enumerate();
-    let places = places.flat_map(|(tree, caption)| (0..caption.len()).map(move |node| (tree, node)));
-    let real: Vec<i64> = places.map(|(tree, node)| forest.place(tree, node)).collect();
-    (forest, Tensor::from_slice(&real).to_device(testing::device()))
+    let longest = captions.iter().map(Vec::len).max().unwrap_or(0);
+    let tokens = captions.iter().enumerate();
+    let tokens = tokens.flat_map(|(tree, caption)| (0..caption.len()).map(move |node| (tree, node)));
+    let nodes: Vec<i64> = tokens.clone().map(|(tree, node)| forest.place(tree, node)).collect();
+    let expected: Vec<i64> = tokens.map(|(tree, node)| (tree * longest + node) as i64).collect();
+    (forest, Tensor::from_slice(&nodes).to_device(testing::device()), Tensor::from_slice(&expected))
 }
 
 #[test]
@@ -114,18 +117,17 @@ fn check_logits(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) -> 
     let (encoder, all) = (sizes.encoder_layers, sizes.encoder_layers + sizes.decoder_layers);
     let expected = golden::tensors("captioner/captioner.safetensors");
     let hidden = hidden(&sizes, (0..captions.len()).map(|number| format!("image{number}")));
-    let (whole, real) = whole(&captions);
+    let (whole, nodes, places) = whole(&captions);
     no_grad(|| {
         let memory = captioner.encoder.forward(&hidden, Mode::Evaluate);
         let shown = memory.narrow(1, 0, expected["encoded"].size()[1]);
         assert_close("encoded", &shown, &expected["encoded"], tolerance(&expected["encoded"], encoder));
-        let decoded = captioner.decoder.forward(&whole, &memory, Mode::Evaluate).flatten(0, 1).index_select(0, &real);
+        let decoded = captioner.decoder.forward(&whole, &memory, Mode::Evaluate).flatten(0, 1).index_select(0, &nodes);
         let stride = (sizes.vocabulary as i64 / 64).max(1);
         let logits = nn::logits(&decoded, captioner.decoder.output()).slice(1, None, None, stride);
         // Log-probabilities are differences of logits and of logits' averages.
         let of_token = tolerance(&expected["logits"], all);
-        let real = real.to_device(tch::Device::Cpu);
-        assert_close("logits", &logits, &expected["logits"].flatten(0, 1).index_select(0, &real), of_token);
+        assert_close("logits", &logits, &expected["logits"].flatten(0, 1).index_select(0, &places), of_token);
         let scored = Captions::new(&captions, 1, testing::device());
         let packed = captioner.token_log_probabilities(&hidden, &scored, Mode::Evaluate);
         assert_close(
@@ -234,7 +236,7 @@ fn released_folders_load_and_compute_what_transformers_does() {
         let captioner = Captioner::with(released.captioner().clone(), &values, testing::device()).unwrap();
         let side = released.vision().image_size as i64;
         let pixels = (0..golden.images).map(|n| golden::input(&format!("released.pixels{n}"), &[3, side, side]));
-        let (captions, real) = whole(&golden.captions);
+        let (captions, nodes, places) = whole(&golden.captions);
         no_grad(|| {
             let hidden = eyes.hidden(&Tensor::stack(&pixels.collect::<Vec<_>>(), 0));
             let shown = hidden.narrow(1, 0, golden.hidden_tokens.min(hidden.size()[1]));
@@ -243,9 +245,9 @@ fn released_folders_load_and_compute_what_transformers_does() {
             let image_of = Tensor::from_slice(&image_of.collect::<Vec<_>>()).to_device(testing::device());
             let memory = captioner.encoder.forward(&hidden.index_select(0, &image_of), Mode::Evaluate);
             let decoded = captioner.decoder.forward(&captions, &memory, Mode::Evaluate);
-            let decoded = decoded.flatten(0, 1).index_select(0, &real);
+            let decoded = decoded.flatten(0, 1).index_select(0, &nodes);
             let logits = nn::logits(&decoded, captioner.decoder.output()).slice(1, None, None, golden.logits_stride);
-            let expected = expected["logits"].flatten(0, 1).index_select(0, &real.to_device(tch::Device::Cpu));
+            let expected = expected["logits"].flatten(0, 1).index_select(0, &places);
             assert_close(&format!("{folder}: logits"), &logits, &expected, 1e-4);
         });
     }

@@ -50,8 +50,9 @@ impl Text {
             trees.chunks(group.max(1)).map(|group| self.embed_group(group.iter().map(|(_, tree)| tree), device));
         let embedded = Tensor::cat(&embedded.collect::<Vec<_>>(), 0);
         let order = trees.iter().flat_map(|(number, tree)| (0..tree.paths.len()).map(move |text| number * each + text));
-        let order = Tensor::from_slice(&order.map(|text| text as i64).collect::<Vec<_>>()).to_device(device);
-        unit(&embedded.index_select(0, &order.argsort(0, false)))
+        let mut embedded_at = vec![0_i64; texts.len()];
+        order.enumerate().for_each(|(at, text)| embedded_at[text] = at as i64);
+        unit(&embedded.index_select(0, &Tensor::from_slice(&embedded_at).to_device(device)))
     }
 
     fn embed_group<'a>(&self, trees: impl Iterator<Item = &'a Tree> + Clone, device: Device) -> Tensor {

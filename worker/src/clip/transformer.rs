@@ -1,6 +1,8 @@
 use tch::Tensor;
 
-use crate::nn::{Builder, LayerNorm, Linear, Matrix, Mode, attention, linear, merge_heads, split_parts};
+use crate::nn::{
+    Builder, LayerNorm, Linear, Mode, Parameter, attention, attention_mask, linear, merge_heads, split_parts,
+};
 
 /// A stack of pre-norm residual blocks, `{name}.resblocks.*`.
 pub struct Transformer {
@@ -10,8 +12,8 @@ pub struct Transformer {
 struct Block {
     heads: i64,
     ln_1: LayerNorm,
-    in_proj_weight: Matrix,
-    in_proj_bias: Tensor,
+    in_proj_weight: Parameter,
+    in_proj_bias: Parameter,
     out_proj: Linear,
     ln_2: LayerNorm,
     c_fc: Linear,
@@ -28,7 +30,9 @@ impl Transformer {
 
     /// `[batch, length, width]`, shape kept; `mask` is added to the attention scores.
     pub fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
-        self.blocks.iter().fold(x, |x, block| block.forward(x, mask))
+        let mask = mask.zip(self.blocks.first());
+        let mask = mask.map(|(mask, block)| attention_mask(mask, block.in_proj_weight.working.kind()));
+        self.blocks.iter().fold(x, |x, block| block.forward(x, mask.as_ref()))
     }
 }
 
@@ -41,7 +45,7 @@ impl Block {
             heads,
             ln_1: LayerNorm::new(builder, &format!("{name}.ln_1"), width, 1e-5),
             in_proj_weight: builder.matrix(&format!("{name}.attn.in_proj_weight"), &[3 * width, width], into),
-            in_proj_bias: builder.constant(&format!("{name}.attn.in_proj_bias"), &[3 * width], 0.0),
+            in_proj_bias: builder.bias(&format!("{name}.attn.in_proj_bias"), 3 * width, 0.0),
             out_proj: Linear::new(builder, &format!("{name}.attn.out_proj"), width, width, out),
             ln_2: LayerNorm::new(builder, &format!("{name}.ln_2"), width, 1e-5),
             c_fc: Linear::new(builder, &format!("{name}.mlp.c_fc"), width, 4 * width, hidden),

@@ -1,7 +1,7 @@
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use super::Builder;
-use super::operators::{self, Matrix};
+use super::operators::{self, Parameter};
 use super::takes_gpu_path;
 
 /// Whether activations are dropped.
@@ -34,8 +34,8 @@ impl Mode {
 
 /// y = x W^T + b, with W `[outputs, inputs]`.
 pub struct Linear {
-    weight: Matrix,
-    bias: Tensor,
+    weight: Parameter,
+    bias: Parameter,
 }
 
 impl Linear {
@@ -43,7 +43,7 @@ impl Linear {
     pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
             weight: builder.matrix(&format!("{name}.weight"), &[outputs, inputs], deviation),
-            bias: builder.constant(&format!("{name}.bias"), &[outputs], 0.0),
+            bias: builder.bias(&format!("{name}.bias"), outputs, 0.0),
         }
     }
 
@@ -55,8 +55,8 @@ impl Linear {
 
 /// GPT-2's transposed linear layer: y = x W + b, with W `[inputs, outputs]`.
 pub struct Conv1d {
-    weight: Matrix,
-    bias: Tensor,
+    weight: Parameter,
+    bias: Parameter,
 }
 
 impl Conv1d {
@@ -64,7 +64,7 @@ impl Conv1d {
     pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
             weight: builder.matrix(&format!("{name}.weight"), &[inputs, outputs], deviation),
-            bias: builder.constant(&format!("{name}.bias"), &[outputs], 0.0),
+            bias: builder.bias(&format!("{name}.bias"), outputs, 0.0),
         }
     }
 
@@ -127,7 +127,7 @@ impl BatchNorm {
 
 /// A table of vectors, `[entries, width]`.
 pub struct Embedding {
-    weight: Matrix,
+    weight: Parameter,
 }
 
 impl Embedding {
@@ -147,7 +147,7 @@ impl Embedding {
     }
 
     /// The table itself.
-    pub fn table(&self) -> &Matrix {
+    pub fn table(&self) -> &Parameter {
         &self.weight
     }
 }
@@ -173,6 +173,20 @@ pub fn split_parts<const N: usize>(x: &Tensor, heads: i64) -> [Tensor; N] {
 pub fn merge_heads(x: &Tensor) -> Tensor {
     let (batch, heads, length, width) = x.size4().expect("attention is [batch, heads, length, width]");
     x.transpose(1, 2).reshape([batch, length, heads * width])
+}
+
+/// libtorch's kernels for GPUs need rows of a mask to be a multiple of this; it copies other masks at
+/// each call.
+const MASK_ALIGNMENT: usize = 8;
+
+/// The smallest number of keys from `length` on whose masks attention on `device` reads without a copy.
+pub fn attention_length(length: usize, device: Device) -> usize {
+    if takes_gpu_path(device) { length.next_multiple_of(MASK_ALIGNMENT) } else { length }
+}
+
+/// Converts `mask` for attention of queries of `kind`, once rather than at each layer.
+pub fn attention_mask(mask: &Tensor, kind: Kind) -> Tensor {
+    if takes_gpu_path(mask.device()) { mask.to_kind(kind) } else { mask.shallow_clone() }
 }
 
 /// Up to so many keys, on a CPU, all scores are written down.

@@ -9,8 +9,8 @@ mod parameters;
 pub use code_path::on_gpu_path;
 pub use code_path::takes_gpu_path;
 pub use layers::{
-    BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, merge_heads, split_heads, split_parts,
-    stack_parts,
+    BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, attention_length, attention_mask, merge_heads,
+    split_heads, split_parts, stack_parts,
 };
-pub use operators::{Matrix, Update, adam, linear, log_normalisers, logits, token_log_probabilities};
+pub use operators::{Parameter, Update, adam, linear, log_normalisers, logits, token_log_probabilities};
 pub use parameters::{Backend, Builder, Gradient, Mismatch, Parameters};

@@ -14,6 +14,7 @@ unsafe extern "C" {
         weight: *const c_void,
         bias: *const c_void,
         working: *const c_void,
+        working_bias: *const c_void,
         error: *mut c_char,
     ) -> *mut c_void;
     fn dico_embedding(table: *const c_void, ids: *const c_void, error: *mut c_char) -> *mut c_void;
@@ -42,15 +43,15 @@ unsafe extern "C" {
     ) -> *mut c_void;
 }
 
-/// A matrix as it is trained, in 32 bits, and as products read it.
-pub struct Matrix {
+/// A matrix or a bias as it is trained, in 32 bits, and as products read it.
+pub struct Parameter {
     /// What gradients are of.
     pub master: Tensor,
     /// The same memory, or a copy of another type.
     pub working: Tensor,
 }
 
-impl Matrix {
+impl Parameter {
     /// With its two dimensions exchanged, in the same memory.
     pub fn transposed(&self) -> Self {
         let [master, working] = [&self.master, &self.working].map(|tensor| tensor.transpose(0, 1));
@@ -59,9 +60,11 @@ impl Matrix {
 }
 
 /// y = x W^T + b: `[.., inputs]`, `[outputs, inputs]` and `[outputs]` to `[.., outputs]` in the type that products read.
-pub fn linear(x: &Tensor, weight: &Matrix, bias: &Tensor) -> Tensor {
+pub fn linear(x: &Tensor, weight: &Parameter, bias: &Parameter) -> Tensor {
     // SAFETY: tch's tensors are at::Tensor, and outlive the call.
-    called(|error| unsafe { dico_linear(of(x), of(&weight.master), of(bias), of(&weight.working), error) })
+    called(|error| unsafe {
+        dico_linear(of(x), of(&weight.master), of(&bias.master), of(&weight.working), of(&bias.working), error)
+    })
 }
 
 /// Rows `ids` `[..]` of `table`, `[entries, width]`: `[.., width]`.
@@ -98,7 +101,7 @@ pub fn adam(parameters: &Tensor, gradient: &Tensor, update: &Update<'_>) {
 }
 
 /// Hidden states `[rows, width]` to logits `[rows, vocabulary]` in the type that products read, without gradients.
-pub fn logits(hidden: &Tensor, table: &Matrix) -> Tensor {
+pub fn logits(hidden: &Tensor, table: &Parameter) -> Tensor {
     let hidden = hidden.to_kind(table.working.kind());
     // SAFETY: as above.
     called(|error| unsafe { dico_logits(of(&hidden), of(&table.working), error) })
@@ -112,8 +115,8 @@ pub fn log_normalisers(logits: &Tensor) -> Tensor {
 
 /// Log-probabilities `[n]` of `targets[i]` after what hidden state `nodes[i]` stands for, both `[n]`: `hidden` is `[nodes, width]`, and
 /// logits are its products with `table`, `[vocabulary, width]`. Can be differentiated once.
-pub fn token_log_probabilities(hidden: &Tensor, table: &Matrix, nodes: &Tensor, targets: &Tensor) -> Tensor {
-    let Matrix { master, working } = table;
+pub fn token_log_probabilities(hidden: &Tensor, table: &Parameter, nodes: &Tensor, targets: &Tensor) -> Tensor {
+    let Parameter { master, working } = table;
     // SAFETY: as above.
     called(|error| unsafe {
         dico_token_log_probabilities(of(hidden), of(master), of(working), of(nodes), of(targets), error)
@@ -155,10 +158,10 @@ mod tests {
     }
 
     /// A leaf, and its copy of another type.
-    fn matrix(values: &Tensor, kind: Kind) -> Matrix {
+    fn matrix(values: &Tensor, kind: Kind) -> Parameter {
         let master = values.detach().set_requires_grad(true);
         let working = if kind == Kind::Float { master.shallow_clone() } else { values.detach().to_kind(kind) };
-        Matrix { master, working }
+        Parameter { master, working }
     }
 
     fn assert_near(name: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
@@ -186,7 +189,8 @@ mod tests {
                     tch::no_grad(|| mine.shallow_clone().copy_(other));
                 }
                 let used = if is_transposed { weight.transposed() } else { matrix_view(&weight) };
-                let found = linear(&ours.0, &used, &ours.1);
+                let bias = matrix(&ours.1, kind);
+                let found = linear(&ours.0, &used, &bias);
                 assert_eq!((found.kind(), found.size()), (kind, vec![3, 5, 20]));
                 let theirs_weight = stored.detach().set_requires_grad(true);
                 let oriented =
@@ -198,13 +202,13 @@ mod tests {
                 (expected * &slope).sum(Kind::Float).backward();
                 assert_near("x", &ours.0.grad(), &theirs.0.grad(), tolerance);
                 assert_near("weight", &weight.master.grad(), &theirs_weight.grad(), tolerance);
-                assert_near("bias", &ours.1.grad(), &theirs.1.grad(), tolerance);
+                assert_near("bias", &bias.master.grad(), &theirs.1.grad(), tolerance);
             }
         }
     }
 
-    fn matrix_view(matrix: &Matrix) -> Matrix {
-        Matrix { master: matrix.master.shallow_clone(), working: matrix.working.shallow_clone() }
+    fn matrix_view(matrix: &Parameter) -> Parameter {
+        Parameter { master: matrix.master.shallow_clone(), working: matrix.working.shallow_clone() }
     }
 
     #[test]
@@ -314,6 +318,6 @@ mod tests {
     #[should_panic(expected = "shape")]
     fn what_does_not_fit_is_said() {
         let [x, weight, bias] = [random(&[2, 3]), random(&[4, 5]), random(&[4])];
-        _ = linear(&x, &matrix(&weight, Kind::BFloat16), &bias);
+        _ = linear(&x, &matrix(&weight, Kind::BFloat16), &matrix(&bias, Kind::BFloat16));
     }
 }

@@ -4,7 +4,7 @@ use runfile::Precision;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::operators::Matrix;
+use super::operators::Parameter;
 
 /// Where a model computes, and in how many bits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,7 +36,7 @@ pub struct Builder {
 struct Made {
     name: String,
     tensor: Tensor,
-    /// Of a matrix that products read in another type, the copy that they read.
+    /// Of a matrix or a bias that products read in another type, the copy that they read.
     working: Option<Tensor>,
 }
 
@@ -67,8 +67,19 @@ impl Builder {
     }
 
     /// A matrix drawn from a normal distribution around 0, for products.
-    pub fn matrix(&mut self, name: &str, shape: &[i64], deviation: f64) -> Matrix {
+    pub fn matrix(&mut self, name: &str, shape: &[i64], deviation: f64) -> Parameter {
         let master = self.normal(name, shape, deviation);
+        self.with_working_copy(master)
+    }
+
+    /// A bias that starts at `value`, for products.
+    pub fn bias(&mut self, name: &str, size: i64, value: f64) -> Parameter {
+        let master = self.constant(name, &[size], value);
+        self.with_working_copy(master)
+    }
+
+    /// What was made last, with room for the copy that products read.
+    fn with_working_copy(&mut self, master: Tensor) -> Parameter {
         let working = match self.backend.precision {
             Precision::F32 => master.shallow_clone(),
             Precision::Bf16 => {
@@ -77,7 +88,7 @@ impl Builder {
                 working
             }
         };
-        Matrix { master, working }
+        Parameter { master, working }
     }
 
     fn add(&mut self, name: &str, values: Tensor) -> Tensor {

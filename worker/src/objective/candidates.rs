@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use scoring::cider::Candidate;
 use statistics::{Summary, names};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
 
 use super::reward::Judge;
@@ -114,11 +114,14 @@ impl Candidates {
     #[must_use]
     pub fn summaries(&self) -> BTreeMap<&'static str, Summary> {
         let (images, each) = self.size();
-        let (chosen, number) = self.best();
-        let is_rejected = self.rewards.ones_like().scatter_value(1, &number, 0.0).to_kind(Kind::Bool);
-        let rejected = self.rewards.masked_select(&is_rejected);
+        // In this machine's memory, as a GPU would be waited for at each number.
+        let [rewards, policy, reference] =
+            [&self.rewards, &self.policy, &self.reference].map(|tensor| tensor.detach().to_device(Device::Cpu));
+        let (chosen, number) = rewards.max_dim(1, true);
+        let is_rejected = rewards.ones_like().scatter_value(1, &number, 0.0).to_kind(Kind::Bool);
+        let rejected = rewards.masked_select(&is_rejected);
         let chosen = chosen.squeeze_dim(1);
-        let per_token = values(&(&self.policy - &self.reference)).into_iter().zip(self.lengths());
+        let per_token = values(&(policy - reference)).into_iter().zip(self.lengths());
         let mut summaries = BTreeMap::from([
             (names::REWARD_CHOSEN, Summary::of(values(&chosen))),
             (names::REWARD_REJECTED, Summary::of(values(&rejected))),
