@@ -17,7 +17,13 @@ fn main() {
         .includes(["include", "gloo/include"])
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(["cuda/settings.cpp", "gloo/shim.cpp", "operators/exponentials.cpp", "operators/operators.cpp"])
+        .files([
+            "cuda/graph.cpp",
+            "cuda/settings.cpp",
+            "gloo/shim.cpp",
+            "operators/exponentials.cpp",
+            "operators/operators.cpp",
+        ])
         // Whatever the profile: loops over vectors are what they are there for.
         .opt_level(3)
         .flag("-fopenmp-simd")

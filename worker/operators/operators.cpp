@@ -240,6 +240,10 @@ void* dico_adam(const void* parameters, const void* gradient, const void* first,
   });
 }
 
+bool dico_records_gradients() {
+  return at::GradMode::is_enabled();
+}
+
 // For tests: see `is_as_on_gpus`. Backward passes on a CPU run on the thread that asks for them.
 void dico_compute_as_on_gpus(bool is_on) {
   is_as_on_gpus = is_on;

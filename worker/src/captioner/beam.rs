@@ -24,6 +24,35 @@ pub trait Steps {
     /// Appends `tokens` (`[rows]`) to all captions and returns the logits `[rows, vocabulary]` of what follows, in 32 bits.
     /// First, where given, row i goes on from what row `origins[i]` was.
     fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor;
+
+    /// Like [`Steps::next`], but returns only the `count` likeliest tokens.
+    fn likeliest(&mut self, tokens: &[i64], origins: Option<&[i64]>, count: i64) -> Likeliest {
+        let (log_probabilities, tokens) = likeliest(&self.next(tokens, origins), count);
+        Likeliest {
+            each: tokens.size()[1] as usize,
+            log_probabilities: Vec::try_from(log_probabilities.flatten(0, 1)).expect("log-probabilities are f32"),
+            tokens: Vec::try_from(tokens.flatten(0, 1)).expect("indices are i64"),
+        }
+    }
+}
+
+/// The likeliest next tokens of each caption, best first.
+pub struct Likeliest {
+    /// `[rows * each]`.
+    pub log_probabilities: Vec<f32>,
+    /// `[rows * each]`.
+    pub tokens: Vec<i64>,
+    /// Tokens of each caption: as many as were asked for, or the whole vocabulary.
+    pub each: usize,
+}
+
+/// The log-probabilities of the `count` likeliest tokens of each row of `logits`
+/// `[rows, vocabulary]`, best first, and the tokens. Both are `[rows, count]`, or
+/// `[rows, vocabulary]` if the vocabulary is smaller.
+pub fn likeliest(logits: &Tensor, count: i64) -> (Tensor, Tensor) {
+    // Only these log-probabilities are needed, not the whole log-softmax.
+    let (best, tokens) = logits.topk(logits.size()[1].min(count), 1, true, false);
+    (best - nn::log_normalisers(logits).unsqueeze(1), tokens)
 }
 
 /// The best `search.beams` captions of each of `images` images, best first.
@@ -35,7 +64,8 @@ pub fn search(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<
         let open = || states.iter().flat_map(|state| &state.open);
         let tokens: Vec<i64> = open().map(|beam| *beam.tokens.last().unwrap_or(&search.begin)).collect();
         let sums: Vec<f32> = open().map(|beam| beam.log_probability).collect();
-        let following = following(&steps.next(&tokens, origins.as_deref()), &sums, k);
+        // The best candidates of an image are among the best of each beam.
+        let following = following(&steps.likeliest(&tokens, origins.as_deref(), 2 * k as i64), &sums, k);
         let mut next_origins = Vec::with_capacity(images * k);
         for (image, (state, candidates)) in states.iter_mut().zip(following).enumerate() {
             let from = state.advance(candidates, length, search);
@@ -55,16 +85,11 @@ struct Candidate {
     token: i64,
 }
 
-/// The 2k best candidates of each image, best first, of which at most k end, so that k always remain open. `logits` is
-/// `[images * k, vocabulary]`, `sums` are the log-probabilities of the beams, `[images * k]`.
-fn following(logits: &Tensor, sums: &[f32], k: usize) -> Vec<Vec<Candidate>> {
-    let most = logits.size()[1].min(2 * k as i64);
-    // The best of an image are among the best of its beams, and for these the whole log-softmax need not be written down.
-    let (best, tokens) = logits.topk(most, 1, true, false);
-    let best =
-        Vec::<f32>::try_from((best - nn::log_normalisers(logits).unsqueeze(1)).flatten(0, 1)).expect("logits are f32");
-    let tokens = Vec::<i64>::try_from(tokens.flatten(0, 1)).expect("indices are i64");
-    let rows = best.chunks(most as usize).zip(tokens.chunks(most as usize)).zip(sums);
+/// The 2k best candidates of each image, best first. At most k of them end, so k always remain open.
+/// `sums` are the log-probabilities of the beams, `[images * k]`.
+fn following(likeliest: &Likeliest, sums: &[f32], k: usize) -> Vec<Vec<Candidate>> {
+    let Likeliest { log_probabilities, tokens, each } = likeliest;
+    let rows = log_probabilities.chunks(*each).zip(tokens.chunks(*each)).zip(sums);
     let of_rows: Vec<Vec<(f32, i64)>> = rows
         .map(|((best, tokens), sum)| best.iter().map(|own| own + sum).zip(tokens.iter().copied()).collect())
         .collect();

@@ -1,11 +1,16 @@
+mod replayed;
+
+use std::cell::RefCell;
+
 use tch::{Kind, Tensor};
 
 use super::{CaptionerArchitecture, Initial, beam::Steps};
 use crate::forest::Forest;
 use crate::nn::{
     self, Builder, Conv1d, Embedding, LayerNorm, Mode, Parameter, attention, attention_mask, merge_heads, split_heads,
-    split_parts, stack_parts,
+    split_parts, stack_parts, takes_gpu_path,
 };
+use replayed::{Replayed, Workspace};
 
 /// A GPT-2 with cross-attention, `decoder.transformer.*`; the output is tied to the token embedding.
 pub struct Decoder {
@@ -13,6 +18,9 @@ pub struct Decoder {
     positions: Embedding,
     blocks: Vec<Block>,
     norm: LayerNorm,
+    /// Of searches on a GPU, the most recent first. They hold CUDA graphs, which contain the
+    /// addresses of this decoder's parameters.
+    workspaces: RefCell<Vec<Workspace>>,
 }
 
 struct Block {
@@ -47,6 +55,7 @@ impl Decoder {
                 .map(|i| Block::new(builder, &format!("{name}.h.{i}"), sizes, initial))
                 .collect(),
             norm: LayerNorm::new(builder, &format!("{name}.ln_f"), width, 1e-5),
+            workspaces: RefCell::default(),
         }
     }
 
@@ -70,14 +79,47 @@ impl Decoder {
     }
 
     /// Prepares step-by-step decoding of `beams` captions for each image of `memory`, of at most `max_length` tokens.
-    pub fn begin(&self, memory: &Tensor, beams: i64, max_length: i64) -> Incremental<'_> {
+    pub fn begin(&self, memory: &Tensor, beams: i64, max_length: i64) -> Box<dyn Steps + '_> {
+        if takes_gpu_path(memory.device()) {
+            return Box::new(Replayed::new(self, memory, beams, max_length));
+        }
+        let rows = (memory.size()[0] * beams) as usize;
+        let cache = self.cache(memory, max_length * beams);
+        Box::new(Incremental { decoder: self, cache, beams, seen: vec![Vec::new(); rows], length: 0 })
+    }
+
+    /// A cache with room for trees of `nodes` each, and the keys and values of `memory`.
+    fn cache(&self, memory: &Tensor, nodes: i64) -> Cache {
         let (images, _, width) = memory.size3().expect("memory is [images, length, width]");
         let memory: Vec<KeyValue> = self.blocks.iter().map(|block| block.memory(memory)).collect();
         let (layers, heads) = (self.blocks.len() as i64, self.blocks.first().map_or(1, |block| block.heads));
-        let shape = [layers, 2, images, heads, max_length * beams, width / heads];
         let working = &self.output().working;
-        let own = Tensor::zeros(shape, (working.kind(), working.device()));
-        Incremental { decoder: self, own, memory, beams, seen: vec![Vec::new(); (images * beams) as usize], length: 0 }
+        let shape = [layers, 2, images, heads, nodes, width / heads];
+        Cache { own: Tensor::zeros(shape, (working.kind(), working.device())), memory }
+    }
+
+    /// Adds a node at `position` for each of `tokens` `[images, beams]` to the images' trees. `mask`
+    /// `[images, 1, beams, nodes]` is added to the attention scores of all nodes up to these.
+    /// Returns hidden states `[images * beams, width]`.
+    fn step(&self, tokens: &Tensor, position: i64, mask: &Tensor, cache: &Cache) -> Tensor {
+        let beams = tokens.size()[1];
+        let mut x = self.tokens.forward(tokens) + self.positions.table().master.narrow(0, position, 1);
+        for (layer, (block, memory)) in self.blocks.iter().zip(&cache.memory).enumerate() {
+            let inputs = stack_parts(&block.self_attention_inputs(&x), 3, block.heads);
+            let own = cache.own.get(layer as i64);
+            own.narrow(3, position * beams, beams).copy_(&inputs.narrow(0, 1, 2));
+            let own = own.narrow(3, 0, (position + 1) * beams);
+            let attended = attention(&inputs.get(0), &own.get(0), &own.get(1), Some(mask), Mode::Evaluate);
+            x = block.after_attention(x, &attended, Mode::Evaluate);
+            x = block.cross_attention(x, memory, Mode::Evaluate);
+            x = block.feed_forward(x, Mode::Evaluate);
+        }
+        self.norm.forward(&x).flatten(0, 1)
+    }
+
+    /// Logits `[rows, vocabulary]` of hidden states `[rows, width]`, in 32 bits.
+    fn logits(&self, hidden: &Tensor) -> Tensor {
+        nn::logits(hidden, self.output()).to_kind(Kind::Float)
     }
 }
 
@@ -134,14 +176,32 @@ impl Block {
     }
 }
 
-/// Decoding under way. The beams of an image grow one tree, of which every node stays where it is: a beam that goes on from
-/// another sees that one's nodes, and nothing has to be copied for it.
-pub struct Incremental<'a> {
-    decoder: &'a Decoder,
-    /// Each layer's own keys and values of all nodes so far, `[layers, 2, images, heads, longest * beams, head width]`.
+/// The keys and values that the beams of a search attend to. The beams of an image grow one tree, of
+/// which every node stays where it is: a beam that continues another one attends to that beam's nodes,
+/// and nothing is copied.
+struct Cache {
+    /// Each layer's keys and values of the trees' nodes,
+    /// `[layers, 2, images, heads, nodes, head width]`.
     own: Tensor,
     /// Each layer's keys and values of the memory.
     memory: Vec<KeyValue>,
+}
+
+impl Cache {
+    /// Replaces the keys and values of the memory by those of another `memory` of the same shape.
+    fn replace_memory(&self, decoder: &Decoder, memory: &Tensor) {
+        for (block, kept) in decoder.blocks.iter().zip(&self.memory) {
+            let KeyValue { key, value } = block.memory(memory);
+            kept.key.shallow_clone().copy_(&key);
+            kept.value.shallow_clone().copy_(&value);
+        }
+    }
+}
+
+/// Decoding in progress on a CPU.
+struct Incremental<'a> {
+    decoder: &'a Decoder,
+    cache: Cache,
     beams: i64,
     /// Of each beam, what is added to its scores of its image's nodes: 0 for those that it has gone through.
     seen: Vec<Vec<f32>>,
@@ -166,22 +226,9 @@ impl Incremental<'_> {
 
 impl Steps for Incremental<'_> {
     fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
-        let Decoder { tokens: embedding, positions, blocks, norm } = self.decoder;
-        let device = self.own.device();
         let position = self.length;
-        let mask = self.grow(origins).to_device(device).to_kind(self.own.kind());
-        let tokens = Tensor::from_slice(tokens).view([-1, self.beams]).to_device(device);
-        let mut x = embedding.forward(&tokens) + positions.table().master.narrow(0, position, 1);
-        for (layer, (block, memory)) in blocks.iter().zip(&self.memory).enumerate() {
-            let inputs = stack_parts(&block.self_attention_inputs(&x), 3, block.heads);
-            let own = self.own.get(layer as i64);
-            own.narrow(3, position * self.beams, self.beams).copy_(&inputs.narrow(0, 1, 2));
-            let own = own.narrow(3, 0, self.length * self.beams);
-            let attended = attention(&inputs.get(0), &own.get(0), &own.get(1), Some(&mask), Mode::Evaluate);
-            x = block.after_attention(x, &attended, Mode::Evaluate);
-            x = block.cross_attention(x, memory, Mode::Evaluate);
-            x = block.feed_forward(x, Mode::Evaluate);
-        }
-        nn::logits(&norm.forward(&x).flatten(0, 1), self.decoder.output()).to_kind(Kind::Float)
+        let mask = self.grow(origins).to_kind(self.cache.own.kind());
+        let tokens = Tensor::from_slice(tokens).view([-1, self.beams]);
+        self.decoder.logits(&self.decoder.step(&tokens, position, &mask, &self.cache))
     }
 }

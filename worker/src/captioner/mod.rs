@@ -197,7 +197,7 @@ impl Captioner {
         no_grad(|| {
             let memory = self.encoder.forward(vision, Mode::Evaluate);
             let mut steps = self.decoder.begin(&memory, search.beams as i64, search.max_length as i64);
-            sample::sample(&mut steps, vision.size()[0] as usize, search)
+            sample::sample(&mut *steps, vision.size()[0] as usize, search)
         })
     }
 
@@ -208,7 +208,7 @@ impl Captioner {
             let memory = self.encoder.forward(vision, Mode::Evaluate);
             let images = vision.size()[0];
             let mut steps = self.decoder.begin(&memory, search.beams as i64, search.max_length as i64);
-            beam::search(&mut steps, images as usize, search)
+            beam::search(&mut *steps, images as usize, search)
         })
     }
 }

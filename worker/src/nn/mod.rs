@@ -1,9 +1,10 @@
-//! Parameters in one flat buffer, and the few layers that both models are made of.
+//! Parameters in one flat buffer, the few layers that both models are made of, and CUDA graphs.
 
 mod code_path;
 mod layers;
 mod operators;
 mod parameters;
+mod replay;
 
 #[cfg(test)]
 pub use code_path::on_gpu_path;
@@ -14,3 +15,4 @@ pub use layers::{
 };
 pub use operators::{Parameter, Update, adam, linear, log_normalisers, logits, token_log_probabilities};
 pub use parameters::{Backend, Builder, Gradient, Mismatch, Parameters};
+pub use replay::{GraphPool, Replay, ReplayedFunction};

@@ -31,6 +31,7 @@ unsafe extern "C" {
         divisor: f64,
         error: *mut c_char,
     ) -> *mut c_void;
+    fn dico_records_gradients() -> bool;
     fn dico_logits(hidden: *const c_void, working: *const c_void, error: *mut c_char) -> *mut c_void;
     fn dico_log_normalisers(logits: *const c_void, error: *mut c_char) -> *mut c_void;
     fn dico_token_log_probabilities(
@@ -100,6 +101,12 @@ pub fn adam(parameters: &Tensor, gradient: &Tensor, update: &Update<'_>) {
     });
 }
 
+/// Whether what this thread computes is recorded for a backward pass.
+pub(super) fn records_gradients() -> bool {
+    // SAFETY: it reads a variable of this thread.
+    unsafe { dico_records_gradients() }
+}
+
 /// Hidden states `[rows, width]` to logits `[rows, vocabulary]` in the type that products read, without gradients.
 pub fn logits(hidden: &Tensor, table: &Parameter) -> Tensor {
     let hidden = hidden.to_kind(table.working.kind());
@@ -132,14 +139,20 @@ fn of(tensor: &Tensor) -> *const c_void {
 /// # Panics
 /// It failed, as it does for tensors that do not fit or memory that is not there: as all of tch's do.
 fn called(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Tensor {
+    let pointer = guarded(call).unwrap_or_else(|problem| panic!("{problem}"));
+    // SAFETY: a new at::Tensor, which nobody else has.
+    unsafe { Tensor::from_ptr(pointer.cast()) }
+}
+
+/// What a function returned, or what it wrote into the buffer for errors where that is null.
+pub(super) fn guarded(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<*mut c_void, String> {
     let mut error = [0 as c_char; ERROR_LENGTH];
     let pointer = call(error.as_mut_ptr());
     if pointer.is_null() {
         // SAFETY: what is written there always ends with a zero, and the buffer starts as zeros.
-        panic!("{}", unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy());
+        return Err(unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned());
     }
-    // SAFETY: a new at::Tensor, which nobody else has.
-    unsafe { Tensor::from_ptr(pointer.cast()) }
+    Ok(pointer)
 }
 
 #[cfg(test)]

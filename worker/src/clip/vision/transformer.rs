@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::clip::transformer::Transformer;
-use crate::nn::{Builder, LayerNorm};
+use crate::nn::{Builder, LayerNorm, ReplayedFunction};
 
 /// A vision transformer up to its last block.
 pub struct VisionTransformer {
@@ -11,6 +11,7 @@ pub struct VisionTransformer {
     positional_embedding: Tensor,
     ln_pre: LayerNorm,
     transformer: Transformer,
+    replayed: ReplayedFunction,
 }
 
 impl VisionTransformer {
@@ -27,10 +28,15 @@ impl VisionTransformer {
             positional_embedding: builder.normal("visual.positional_embedding", &[tokens, width], scale),
             ln_pre: LayerNorm::new(builder, "visual.ln_pre", width, 1e-5),
             transformer: Transformer::new(builder, "visual.transformer", tower),
+            replayed: ReplayedFunction::default(),
         }
     }
 
     pub fn hidden(&self, images: &Tensor) -> Tensor {
+        self.replayed.apply(images, |images| self.compute(images))
+    }
+
+    fn compute(&self, images: &Tensor) -> Tensor {
         let patches =
             images.conv2d(&self.conv1, None::<&Tensor>, self.patch_size, 0, 1, 1).flatten(2, -1).transpose(1, 2);
         let (batch, _, width) = patches.size3().expect("patches are [batch, patches, width]");

@@ -1,0 +1,131 @@
+// CUDA graphs: operations are captured once and launched as one from then on.
+//
+// at::cuda::CUDAGraph does the work, together with libtorch's allocator. It belongs to the CUDA part of
+// libtorch, which is opened at run time, and its header needs CUDA's headers. So its member functions are
+// looked up by their mangled names, which are the same in all builds of one PyTorch version. Streams are
+// reached through c10's interface for any kind of device.
+
+#include <c10/core/Allocator.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "guarded.h"
+
+namespace {
+
+// cudaStreamCaptureModeThreadLocal: other threads, such as NCCL's, may call CUDA during a capture.
+constexpr int THREAD_LOCAL = 1;
+// Bytes of an at::cuda::CUDAGraph, with room to spare: PyTorch 2.11's has 104.
+constexpr size_t SIZE = 1024;
+
+template <typename Function>
+Function* find(const char* name) {
+  void* found = dlsym(RTLD_DEFAULT, name);
+  if (found == nullptr) throw std::runtime_error(std::string("libtorch has no ") + name);
+  return reinterpret_cast<Function*>(found);
+}
+
+// Member functions of at::cuda::CUDAGraph. The first argument is the object.
+struct Functions {
+  void (*construct)(void*, bool keep_graph) = find<void(void*, bool)>("_ZN2at4cuda9CUDAGraphC1Eb");
+  void (*destroy)(void*) = find<void(void*)>("_ZN2at4cuda9CUDAGraphD1Ev");
+  void (*capture_begin)(void*, c10::MempoolId_t, int mode) =
+      find<void(void*, c10::MempoolId_t, int)>(
+          "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode");
+  void (*capture_end)(void*) = find<void(void*)>("_ZN2at4cuda9CUDAGraph11capture_endEv");
+  void (*replay)(void*) = find<void(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
+  c10::MempoolId_t (*pool)(void*) = find<c10::MempoolId_t(void*)>("_ZN2at4cuda9CUDAGraph4poolEv");
+};
+
+const Functions& functions() {
+  static const Functions found;
+  return found;
+}
+
+class Graph {
+ public:
+  // Begins to capture the operations that this thread starts on the device.
+  Graph(c10::Device device, c10::MempoolId_t pool) {
+    // The default stream cannot be captured. cuBLAS keeps a workspace for each stream, so one serves all.
+    thread_local std::optional<c10::Stream> stream;
+    if (!stream || stream->device() != device) {
+      stream = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
+    }
+    capture_.emplace(*stream);
+    functions().construct(storage_, false);
+    try {
+      functions().capture_begin(storage_, pool, THREAD_LOCAL);
+    } catch (...) {
+      functions().destroy(storage_);
+      throw;
+    }
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  ~Graph() { functions().destroy(storage_); }
+
+  void end_capture() {
+    try {
+      functions().capture_end(storage_);
+    } catch (...) {
+      capture_.reset();
+      throw;
+    }
+    capture_.reset();
+  }
+  void replay() { functions().replay(storage_); }
+  c10::MempoolId_t pool() { return functions().pool(storage_); }
+
+ private:
+  alignas(std::max_align_t) std::byte storage_[SIZE];
+  std::optional<c10::StreamGuard> capture_;
+};
+
+}  // namespace
+
+extern "C" {
+
+// Begins to capture the operations that this thread starts on GPU `device`, without executing them, until
+// `dico_graph_end`. `pool` is an earlier graph's memory pool, or zeros for a new one. Graphs of one pool
+// must not be replayed at the same time. Returns null if it fails.
+void* dico_graph_begin(int64_t device, const uint64_t* pool, char* error) {
+  return dico::guarded(error, [&]() -> void* {
+    const auto index = static_cast<c10::DeviceIndex>(device);
+    return new Graph(c10::Device(c10::DeviceType::CUDA, index), {pool[0], pool[1]});
+  });
+}
+
+// Ends the capture and writes the graph's memory pool to `pool`. Returns the graph; if it fails, frees it
+// and returns null.
+void* dico_graph_end(void* graph, uint64_t* pool, char* error) {
+  return dico::guarded(error, [&]() -> void* {
+    std::unique_ptr<Graph> owned(static_cast<Graph*>(graph));
+    owned->end_capture();
+    const c10::MempoolId_t id = owned->pool();
+    pool[0] = id.first;
+    pool[1] = id.second;
+    return owned.release();
+  });
+}
+
+// Launches the graph on the current stream. Returns the graph, or null if it fails.
+void* dico_graph_replay(void* graph, char* error) {
+  return dico::guarded(error, [&]() -> void* {
+    static_cast<Graph*>(graph)->replay();
+    return graph;
+  });
+}
+
+void dico_graph_free(void* graph) {
+  delete static_cast<Graph*>(graph);
+}
+
+}  // extern "C"
