@@ -225,7 +225,7 @@ fn mended_training_data_are_trained_on_from_a_new_epoch_on() {
     // Epochs of the old length, the last of them cut off, then epochs of the new one.
     let epochs = |samples: u64, length: u64| {
         let whole = std::iter::repeat_n(length, (samples / length) as usize);
-        whole.chain((samples % length > 0).then_some(samples % length))
+        whole.chain((!samples.is_multiple_of(length)).then_some(samples % length))
     };
     let (old, new) = (12 * step, 12 * (u64::from(STEPS) - step));
     let expected: Vec<u64> = epochs(old, 5 * before).chain(epochs(new, 5 * (before - 1))).collect();
