@@ -261,7 +261,9 @@ fn take<R: Forward>(members: &mut Members<R>, found: &Found, role: Role) -> Resu
             preprocess::check(Cursor::new(&bytes)).map(|oddities| Content::Image(extent, oddities))
         }
         Role::Json => Json::parse(&bytes).map(Content::Json),
-        Role::Text => String::from_utf8(bytes).map(Content::Text).map_err(|error| error.to_string()),
+        Role::Text => String::from_utf8(bytes)
+            .map(Content::Text)
+            .map_err(|error| format!("{}: save it as UTF-8", error.utf8_error())),
     })
 }
 

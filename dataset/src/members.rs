@@ -105,7 +105,9 @@ impl<R: Forward> Members<R> {
             return Ok(None);
         }
         if !sound(&header) {
-            return Err(format!("no tar header at byte {start}"));
+            let is_gzip = start == 0 && header.as_bytes().starts_with(&[0x1f, 0x8b]);
+            let remedy = if is_gzip { ": it is compressed; unpack it with gunzip" } else { "" };
+            return Err(format!("no tar header at byte {start}{remedy}"));
         }
         Ok(Some(header))
     }

@@ -190,7 +190,9 @@ fn file_key(path: &Path) -> Result<Key, String> {
 
 fn describe(error: &object_store::Error) -> String {
     match error {
-        object_store::Error::Precondition { .. } => "has changed since it was indexed: start again".to_owned(),
+        object_store::Error::Precondition { .. } => {
+            "has changed since it was indexed: stop the run, and serve it with --accept-changes".to_owned()
+        }
         other => storage::describe(other),
     }
 }

@@ -163,7 +163,7 @@ stages:
         let other = "data: { webdataset: { train: a.tar, validation: b.tar } }";
         assert_eq!(
             found(&[("data: { karpathy: { annotations: annotations.json, images: images } }", other)]),
-            ["data.karpathy NextStep", "data.webdataset NextStep"]
+            ["data.karpathy Free", "data.webdataset Free"]
         );
     }
 

@@ -43,10 +43,11 @@ decides what happens:
 - *Another value makes another run*: `coordinator serve` refuses and prints the lines that start a
   new run from the last checkpoint.
 
-Data may lie elsewhere after a change. If the validation split has changed there, the run records an
-event `data_changed` and continues. If the training images or captions have changed, the coordinator
-sends workers away that bring them, unless it is served with `--accept-changes`. Then the run
-continues with the new data from a new epoch on, and records the sizes of both in `data_changed`.
+Data may lie elsewhere after a change; what workers find there is compared with what the run knows.
+If the validation split has changed, the run records an event `data_changed` and continues. If the
+training images or captions have changed, the coordinator sends workers away that bring them, unless
+it is served with `--accept-changes`. Then the run continues with the new data from a new epoch on,
+and records the sizes of both in `data_changed`.
 Models keep their vocabulary: a `corpus` vocabulary has no tokens for words that only the new
 captions have. All workers of a run need the same data. Before its first generation a run may change
 in every respect.

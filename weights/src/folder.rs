@@ -224,6 +224,15 @@ pub struct Folder {
     captioner: Archive,
 }
 
+/// The last model folder in `path`, or among the checkpoints of a run whose output that is.
+fn newest_below(path: &Path) -> Option<PathBuf> {
+    let models_in = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.join(MANIFEST).is_file()).max()
+    };
+    models_in(path).or_else(|| models_in(&path.join("checkpoints")))
+}
+
 impl Folder {
     /// Opens the folder `path`.
     ///
@@ -232,9 +241,11 @@ impl Folder {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let manifest_path = path.join(MANIFEST);
         if !manifest_path.is_file() {
-            let problem =
-                format!("is no model folder: there is no {MANIFEST} (`worker import` makes one of a published folder)");
-            return Err(Error::format(path, problem));
+            let remedy = match newest_below(path) {
+                Some(newest) => format!("it holds checkpoints: name one of them, such as {}", newest.display()),
+                None => "`worker import` makes one of a published folder".to_owned(),
+            };
+            return Err(Error::format(path, format!("is no model folder: there is no {MANIFEST} ({remedy})")));
         }
         let manifest: Manifest = read_json(&manifest_path)?;
         manifest.check(&manifest_path)?;

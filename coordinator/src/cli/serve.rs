@@ -89,7 +89,7 @@ impl Serve {
         reconcile(&file, &mut restored, found)?;
         check_captions(&file)?;
         if restored.finished {
-            tracing::info!(state = %state.display(), "the run is finished already");
+            tracing::info!(state = %state.display(), "the run is finished already; --stay goes on serving its page");
         } else if restored.last_generation > 0 {
             tracing::info!(at = %restored.committed, generation = restored.last_generation, "going on with the run");
         }

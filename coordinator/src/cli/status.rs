@@ -82,7 +82,10 @@ fn as_table(status: &v1::StatusResponse) -> String {
         "stage       {} ({})\nstep        {} of {}\n",
         status.stage, status.stage_name, status.step, status.steps
     );
-    text += &format!("loss        {:.4}\n", status.loss);
+    // Nothing is known of steps before the first one that this coordinator has seen.
+    if status.images_per_second > 0.0 {
+        text += &format!("loss        {:.4}\n", status.loss);
+    }
     if let Some(reward) = status.reward {
         text += &format!("reward      {reward:.4}\n");
     }

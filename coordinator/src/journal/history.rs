@@ -76,7 +76,12 @@ impl History {
     pub fn open(state: &Path) -> Result<Self, Error> {
         let path = state.join("journal.sqlite");
         if !path.is_file() {
-            let source = std::io::Error::new(std::io::ErrorKind::NotFound, "there is no journal");
+            let below = state.join("coordinator");
+            let problem = match below.join("journal.sqlite").is_file() {
+                true => format!("there is no journal here, but one in {}", below.display()),
+                false => "there is no journal".to_owned(),
+            };
+            let source = std::io::Error::new(std::io::ErrorKind::NotFound, problem);
             return Err(Error::Open { path, source });
         }
         Self::new(Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)

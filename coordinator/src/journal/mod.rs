@@ -53,7 +53,7 @@ use crate::run::{
     data::Exchange,
     guard::Firing,
     plan::{Boundaries, Boundary, Ends, Place},
-    record::{Checkpoint, Happening, Record, Restored},
+    record::{Checkpoint, Happening, Means, Record, Restored},
     statistics::StepStatistics,
 };
 
@@ -284,12 +284,34 @@ impl Journal {
             unfinished: BTreeSet::new(),
             done: &saved | &evaluated,
             scores,
+            measured: self.measured(committed)?,
             ends,
             paused,
             data_set: latest(Happening::Joined)?.and_then(|detail| data_set(&detail)),
             exchanges: exchanges(connection)?,
             finished: latest(Happening::Finished)?.is_some(),
         })
+    }
+
+    /// What the rules of a guard watch in the steps up to `committed`. A rule that was broken in one step more than it takes to
+    /// fire has fired already.
+    fn measured(&self, committed: Place) -> Result<Vec<(Place, Means)>, Error> {
+        let text: String = self.connection.query_row("SELECT run_file_json FROM run", [], |row| row.get(0))?;
+        let file: RunFile = serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))?;
+        let rules = file.stages.get(committed.stage as usize).map_or(&[][..], |stage| &stage.guard);
+        let Some(longest) = rules.iter().map(|rule| rule.for_).max() else { return Ok(Vec::new()) };
+        let query = format!(
+            "SELECT stage, step, summaries_json FROM steps AS own WHERE stage = ? AND step <= ? AND {PRESENT}
+            ORDER BY step DESC, generation DESC LIMIT ?"
+        );
+        let row = params![committed.stage, committed.step.cast_signed(), i64::from(longest) + 1];
+        let mut measured = self
+            .connection
+            .prepare(&query)?
+            .query_map(row, |row| Ok((place(row, 0)?, means(&row.get::<_, String>(2)?))))?
+            .collect::<Result<Vec<_>, _>>()?;
+        measured.reverse();
+        Ok(measured)
     }
 }
 
@@ -337,6 +359,12 @@ fn checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
 fn metrics(json: &str) -> BTreeMap<String, f64> {
     let metrics: BTreeMap<String, Option<f64>> = serde_json::from_str(json).unwrap_or_default();
     metrics.into_iter().filter_map(|(name, score)| Some((name, score?))).collect()
+}
+
+/// The means of distributions by name, as a step has them.
+fn means(json: &str) -> Means {
+    let summaries: BTreeMap<String, serde_json::Value> = serde_json::from_str(json).unwrap_or_default();
+    summaries.into_iter().filter_map(|(name, summary)| Some((name, summary["mean"].as_f64()?))).collect()
 }
 
 /// Exchanges of training data, in order, with where they took effect.
@@ -462,11 +490,12 @@ fn summarise(summary: &Summary) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use runfile::{GuardAction, Rule};
 
     use super::*;
     use crate::{
         journal::history::History,
-        run::{cuts::Fate, data::Size, membership::Machine, record::Source, testing},
+        run::{Run, cuts::Fate, data::Size, membership::Machine, record::Source, testing},
     };
 
     fn file() -> RunFile {
@@ -503,6 +532,45 @@ mod tests {
     fn evaluated(step: u64, generation: u64) -> Record {
         let metrics = [("cider".to_owned(), 1.0)].into();
         Record::Evaluated { place: Place { stage: 0, step }, generation, metrics, items: vec![] }
+    }
+
+    #[test]
+    fn a_guard_goes_on_where_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = file();
+        let rule = |above: f64, for_: u32| Rule {
+            metric: "kl".into(),
+            above: Some(above),
+            below: None,
+            for_,
+            action: GuardAction::Pause,
+        };
+        file.stages[0].guard = vec![rule(0.5, 2), rule(0.9, 1)];
+        let mut journal = Journal::open(folder.path(), &file).unwrap();
+        let mut records = vec![formed(1, 0, Source::Seed)];
+        // The means are 1.
+        records.extend((1..=6).map(|s| step(s, 1)));
+        records.extend([formed(2, 5, Source::Member(3)), step(6, 2), step(7, 2)]);
+        journal.write(&records).unwrap();
+        let measured = journal.restore().unwrap().measured;
+        let steps: Vec<u64> = measured.iter().map(|(place, _)| place.step).collect();
+        assert_eq!(steps, [5, 6, 7]);
+        assert!(measured.iter().all(|(_, means)| means["kl"] == 1.0), "{measured:?}");
+
+        // What has fired before does not fire again until the metric was within the bound.
+        let mut run = Run::new(file, journal.restore().unwrap());
+        let mut fired = |step: u64, kl: f64| {
+            run.on_measured(Place { stage: 0, step }, "kl", kl)
+                .into_iter()
+                .map(|firing| firing.bound)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(fired(8, 1.0), [0.0; 0]);
+        assert_eq!(fired(9, 0.7), [0.0; 0]);
+        assert_eq!(fired(10, 1.0), [0.9]);
+        assert_eq!(fired(11, 0.4), [0.0; 0]);
+        assert_eq!(fired(12, 1.0), [0.9]);
+        assert_eq!(fired(13, 1.0), [0.5]);
     }
 
     #[test]
@@ -581,7 +649,8 @@ mod tests {
             ..Restored::default()
         };
         let journal = Journal::open(folder.path(), &file()).unwrap();
-        assert_eq!(journal.restore().unwrap(), expected);
+        let restored = journal.restore().unwrap();
+        assert_eq!(restored, Restored { run_id: restored.run_id.clone(), ..expected });
         let summaries: String = journal
             .connection
             .query_row("SELECT summaries_json FROM steps WHERE step = 12 AND loss IS NULL", [], |row| row.get(0))
@@ -675,7 +744,8 @@ mod tests {
         journal.write(&[event(Happening::Paused, json!({ "reason": "somebody" }))]).unwrap();
         assert_eq!(journal.restore().unwrap().paused.as_deref(), Some("somebody"));
         journal.write(&[event(Happening::Resumed, json!({}))]).unwrap();
-        assert_eq!(journal.restore().unwrap(), Restored::default());
+        let restored = journal.restore().unwrap();
+        assert_eq!(restored, Restored { run_id: restored.run_id.clone(), ..Restored::default() });
     }
 
     #[test]

@@ -360,7 +360,12 @@ fn compared(evaluated: &[Evaluated]) -> Option<(Option<usize>, usize)> {
         of_model().rfind(|index| evaluated[*index].stage == stage && evaluated[*index].is_selected).unwrap_or(last);
     let others = || of_model().filter(|index| *index != after);
     let is_before = |index: &usize| (evaluated[*index].stage, evaluated[*index].step) <= (stage, 0);
-    Some((others().rfind(is_before).or_else(|| others().next()), after))
+    // What went on of an earlier stage is the state that it ended with, which need not be its last.
+    let before = others().rfind(is_before).map(|last| {
+        let own = |index: &usize| evaluated[*index].stage == evaluated[last].stage;
+        others().filter(own).find(|index| evaluated[*index].is_selected).unwrap_or(last)
+    });
+    Some((before.or_else(|| others().next()), after))
 }
 
 fn evaluated(settings: &RunFile, stages: &[Stage], evaluations: &[Evaluation]) -> Vec<Evaluated> {

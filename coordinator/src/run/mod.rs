@@ -386,6 +386,10 @@ impl Run {
             actions: Vec::new(),
         };
         run.watch();
+        for (place, means) in restored.measured {
+            // What fires was acted upon when it was new.
+            run.guard.step(place, |metric| means.get(metric).copied());
+        }
         run
     }
 
@@ -393,6 +397,12 @@ impl Run {
     #[must_use]
     pub fn exchanging_data(self) -> Self {
         Self { may_exchange_data: true, ..self }
+    }
+
+    /// What fires when a step has measured this.
+    #[cfg(test)]
+    pub(crate) fn on_measured(&mut self, place: Place, metric: &str, mean: f64) -> Vec<guard::Firing> {
+        self.guard.step(place, |name| (name == metric).then_some(mean))
     }
 
     /// Takes in an event; says what is to be done about it, in order.
@@ -516,6 +526,11 @@ impl Run {
         self.remove(now, rank, Happening::Lost, &format!("rank {rank} was lost: {why}"));
     }
 
+    /// The checkpoint of the state that a finished run has ended with.
+    fn result(&self) -> Option<&str> {
+        self.checkpoints.get(&self.committed).map(|checkpoint| checkpoint.name.as_str())
+    }
+
     /// Sends a member away.
     fn evict(&mut self, now: Time, rank: u32, reason: &str) {
         if let Some(member) = self.members.get(rank) {
@@ -586,7 +601,11 @@ impl Run {
             let (generation, reason) = (generation.number, reason.to_owned());
             self.record(Record::Ended { generation, reason });
         }
-        self.event(what, json!({ "at": self.committed.to_string(), "reason": reason }));
+        let mut detail = json!({ "at": self.committed.to_string(), "reason": reason });
+        if what == Happening::Finished {
+            detail["result"] = json!(self.result());
+        }
+        self.event(what, detail);
         self.phase = Phase::Over { outcome, until: now.saturating_add(FAREWELL) };
     }
 

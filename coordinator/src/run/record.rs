@@ -15,6 +15,9 @@ use super::{
     statistics::StepStatistics,
 };
 
+/// Means of what was measured in a step, by name.
+pub type Means = BTreeMap<String, f64>;
+
 /// Where a generation takes its state from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -255,6 +258,8 @@ pub struct Restored {
     pub done: Boundaries,
     /// Scores of the present history's evaluations.
     pub scores: Scores,
+    /// Means of what was measured in the last steps of the stage that the run is in, as many as its guard needs to go on.
+    pub measured: Vec<(Place, Means)>,
     /// Stages that ended early.
     pub ends: Ends,
     /// Why the run is paused, if it is.

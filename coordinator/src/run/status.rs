@@ -100,7 +100,9 @@ impl Run {
                 Some(reason) => ("paused", format!("{reason}; it is tried again every few seconds")),
                 None => ("running", String::new()),
             },
-            (Phase::Over { outcome: Outcome::Finished, .. }, _) => ("finished", String::new()),
+            (Phase::Over { outcome: Outcome::Finished, .. }, _) => {
+                ("finished", self.result().map(|name| format!("its result is checkpoint {name}")).unwrap_or_default())
+            }
             (Phase::Over { outcome: Outcome::Failed(reason), .. }, _) => ("failed", reason.clone()),
             (Phase::Over { outcome: Outcome::Stopped, .. }, _) => {
                 ("waiting", "the coordinator is shutting down".into())

@@ -18,7 +18,8 @@ pub struct Rule {
     /// least 1.
     #[serde(default = "default_for", rename = "for")]
     pub for_: u32,
-    /// What happens when the rule is triggered.
+    /// What happens when the rule is triggered. It is triggered again only after the metric was
+    /// within the bound in between, also after a resume or a restart of the coordinator.
     pub action: GuardAction,
 }
 

@@ -153,7 +153,9 @@ impl<'a> Attempts<'a> {
     /// Waits before the next attempt to reach a coordinator that did not answer.
     async fn retry(&mut self, problem: &str) -> Result<(), String> {
         let waited = self.since.elapsed();
-        if waited + self.pause > self.options.patience {
+        // One more attempt when patience ends.
+        self.pause = self.pause.min(self.options.patience.saturating_sub(waited));
+        if self.pause.is_zero() {
             let url = self.options.coordinator.url();
             return Err(format!("gave up on {url} after {:.0} s: {problem}", waited.as_secs_f64()));
         }

@@ -84,6 +84,8 @@ impl World {
         *unwritten = records.len();
         *durable = records.len();
         let mut restored = journal.restore().expect("a whole journal");
+        // It is random, and a seed always gives the same run.
+        restored.run_id.clear();
         let listing = self.list_checkpoints();
         checkpoints::reconcile(&self.scenario.file, &mut restored, listing).expect("checkpoints of this run");
         self.coordinator.run = Some(Run::new(self.scenario.file.clone(), restored));
