@@ -1,5 +1,6 @@
 """Processes on loopback that end with the test."""
 
+import http
 import os
 import pathlib
 import signal
@@ -31,11 +32,13 @@ def wait_for(what: str, ask: Callable[[], T | None]) -> T:
 
 
 def get(url: str) -> str | None:
-    """What is there, if anybody answers."""
+    """What is there, if anybody answers who is ready to."""
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             return response.read().decode()
     except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.SERVICE_UNAVAILABLE:
+            return None
         raise Failure(f"{url}: {error.read().decode()}") from None
     except OSError:
         return None
