@@ -103,7 +103,7 @@ pub async fn run(options: Options) -> Result<Ending, String> {
         // Nobody depends on it yet.
         Ok(_) = wish.wait_for(|wish| *wish) => return Ok(Ending::Left),
     };
-    let over = take_part(&options, host, place, &store, &mut training, &wish).await;
+    let over = take_part(&options, host, place, store, &mut training, &wish).await;
     training.saved().await;
     // The coordinator's words are in it.
     over.map_err(|problem| problem.replace(['\n', '\r'], " "))
@@ -114,7 +114,7 @@ async fn take_part(
     options: &Options,
     host: IpAddr,
     mut place: v1::JoinResponse,
-    store: &Store,
+    mut store: Store,
     training: &mut Training,
     wish: &watch::Receiver<bool>,
 ) -> Result<Ending, String> {
@@ -145,6 +145,8 @@ async fn take_part(
                 let reservation = joining::rejoin(options, host, place.rank, lost_after).await?;
                 if let Err(reason) = training.take_settings(&reservation.place) {
                     tracing::info!(reason, "loading data and models again");
+                    // In the old one another run's generations of the same numbers have met.
+                    store = Store::serve(host)?;
                     tokio::select! {
                         restarted = training.restart(&reservation.place, options.device, host) => restarted?,
                         never = joining::renew(options, &reservation) => match never {},
