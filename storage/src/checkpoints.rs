@@ -282,6 +282,20 @@ fn delete_folder(folder: &Path) -> std::io::Result<()> {
     there(std::fs::remove_dir_all(folder)).map(|_| ())
 }
 
+/// Checks every byte of the checkpoint in the folder `path` of this machine.
+///
+/// # Errors
+/// It is not what was written, or has no seal.
+pub fn verify(path: &Path) -> Result<(), Error> {
+    let place = path.display().to_string();
+    let path = std::fs::canonicalize(path).map_err(|error| Error::system(&place, &error))?;
+    let name = path.file_name().and_then(|name| name.to_str());
+    let (Some(folder), Some(name)) = (path.parent().and_then(Path::to_str), name) else {
+        return Err(Error::Name { name: place });
+    };
+    Checkpoints::open(folder, &Access::environment())?.read(name).map(|_| ())
+}
+
 /// Finds out whether checkpoints could be written to a place, without leaving anything there.
 ///
 /// # Errors

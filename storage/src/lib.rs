@@ -17,6 +17,6 @@ mod seal;
 
 pub use access::Access;
 pub use blocking::Blocking;
-pub use checkpoints::{Checkpoints, Fetched, Listing, check_writable};
+pub use checkpoints::{Checkpoints, Fetched, Listing, check_writable, verify};
 pub use error::{Error, describe};
 pub use files::Files;

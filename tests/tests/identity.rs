@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use dico_tests::{Place, Process, command, complete, wait_for};
+use dico_tests::{Coordinator, Place, Process, command, complete, error_line, run, wait_for};
 
 /// A coordinator on this port, once it listens.
 fn serve(place: &Place, run_file: &Path, port: u16) -> Process {
@@ -103,4 +103,98 @@ fn workers_left_over_do_another_run_as_if_they_were_new() {
 fn workers_left_over_do_not_take_a_run_of_the_same_settings_for_theirs() {
     // It would go on from step 10 or so of the second stage.
     left_over(|text| text.replace("/endless\n", "/second\n").replace("steps: 1000000", "steps: 40"));
+}
+
+/// Stops a run in good order, and hands over the names of its checkpoints, in order.
+fn stopped_after(place: &Place, run_file: &Path, checkpoints: usize) -> Vec<String> {
+    let coordinator = Coordinator::start(place, run_file);
+    let worker = coordinator.worker(place, 0);
+    let names = || {
+        let entries = std::fs::read_dir(place.path("run/checkpoints")).ok()?;
+        let sealed = entries.flatten().filter(|entry| entry.path().join("checkpoint.json").is_file());
+        let mut names: Vec<String> = sealed.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        (names.len() >= checkpoints).then_some(names)
+    };
+    wait_for("checkpoints", names);
+    coordinator.process.terminate();
+    assert!(coordinator.process.finish().0 && worker.finish().0);
+    names().unwrap()
+}
+
+/// A run of one stage that saves its state often, and keeps all of them.
+fn saving(place: &Place, name: &str) -> PathBuf {
+    let folder = place.path("");
+    let folder = folder.display();
+    let text = format!(
+        "name: test\nseed: 11\noutput: {folder}/{name}\nworkers: {{ min: 1, max: 1 }}\n\
+         data:\n  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}\n\
+         vocabulary: corpus\nevaluator: {{ preset: tiny }}\ncaptioner: {{ preset: tiny, dropout: 0.0 }}\n\
+         checkpoints: {{ keep: 100 }}\nstages:\n  \
+         - {{ name: xe, objective: cross_entropy, steps: 200, batch: 12, checkpoint_every: 10, optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
+    );
+    let path = place.path(&format!("{name}.yaml"));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn a_run_does_not_take_one_checkpoint_for_another() {
+    let place = Place::new();
+    let config = saving(&place, "run");
+    let names = stopped_after(&place, &config, 4);
+    let folder = place.path("run/checkpoints");
+    let [.., other, before, last] = &names[..] else { panic!("{names:?}") };
+    // Every byte of each is what was written.
+    for (from, to) in [(last, &"aside".to_owned()), (before, last), (&"aside".to_owned(), before)] {
+        std::fs::rename(folder.join(from), folder.join(to)).unwrap();
+    }
+    let coordinator = Coordinator::start(&place, &config);
+    assert!(coordinator.worker(&place, 0).finish().0 && coordinator.process.finish().0);
+    let damaged = place.events("run", "checkpoint_damaged");
+    let reasons: Vec<&str> = damaged.iter().map(|event| event["reason"].as_str().unwrap()).collect();
+    assert!(reasons.len() == 2, "{damaged:?}");
+    assert!(reasons.iter().any(|reason| reason.contains(&format!("saved as {before}"))), "{reasons:?}");
+    let source = |journal: &rusqlite::Connection| -> String {
+        journal.query_row("SELECT source FROM generations ORDER BY number DESC", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(source(&place.journal("run")), format!("checkpoint {other}"));
+    complete(&place, &saving(&place, "alone"), 1);
+    assert!(place.parameters("run") == place.parameters("alone"));
+}
+
+#[test]
+fn commands_use_a_checkpoint_only_as_it_was_written() {
+    let place = Place::new();
+    let config = saving(&place, "run");
+    let names = stopped_after(&place, &config, 2);
+    let checkpoint = place.path("run/checkpoints").join(names.last().unwrap());
+    let image = std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path();
+    let [checkpoint_path, image, config, exported] =
+        [checkpoint.clone(), image, config, place.path("exported")].map(|path| path.to_string_lossy().into_owned());
+    let commands: [&[&str]; 3] = [
+        &["caption", "--checkpoint", &checkpoint_path, "--threads", "1", &image],
+        &["evaluate", "--config", &config, "--checkpoint", &checkpoint_path, "--threads", "1"],
+        &["export", "--from", &checkpoint_path, "--to", &exported],
+    ];
+    let refused = |expected: &str| {
+        for command in commands {
+            let line = error_line(&run("worker", command));
+            assert!(line.contains(expected) && line.contains(names.last().unwrap()), "{command:?}: {line}");
+        }
+    };
+    let file = checkpoint.join("captioner.safetensors");
+    let content = std::fs::read(&file).unwrap();
+    let mut flipped = content.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, flipped).unwrap();
+    refused("captioner.safetensors is not what was written");
+    std::fs::write(&file, content).unwrap();
+    let seal = checkpoint.join("checkpoint.json");
+    std::fs::rename(&seal, place.path("seal")).unwrap();
+    refused("");
+    std::fs::rename(place.path("seal"), &seal).unwrap();
+    for command in commands {
+        assert!(run("worker", command).status.success(), "{command:?}");
+    }
 }

@@ -24,6 +24,7 @@ use crate::data::{Batch, Sizes, Views, normalise};
 use crate::nn::{Backend, Mismatch};
 use crate::seeds;
 use crate::tensors;
+use crate::trainer::Place;
 
 /// What a model starts from.
 enum Origin<T> {
@@ -31,6 +32,18 @@ enum Origin<T> {
     Seed(Preset),
     /// Weights that are there.
     Weights(T),
+}
+
+/// Opens the model folder `path`. One that a run saved must be what was written, every byte of it.
+///
+/// # Errors
+/// It is none, or is damaged.
+pub fn open_folder(path: &Path) -> Result<Folder, String> {
+    let folder = Folder::open(path).map_err(|error| error.to_string())?;
+    if Place::of(path).is_some() {
+        storage::verify(path).map_err(|error| error.to_string())?;
+    }
+    Ok(folder)
 }
 
 /// The vocabulary that a run begins with, if these are its training captions.
@@ -75,7 +88,7 @@ impl Origins {
             (None, preset) => (Origin::Seed(preset.ok_or("evaluator needs either `preset` or `weights`")?), None),
         };
         let captioner = match (&run.captioner.weights, run.captioner.preset) {
-            (Some(path), _) => Origin::Weights(Folder::open(path).map_err(text)?),
+            (Some(path), _) => Origin::Weights(open_folder(path)?),
             (None, preset) => Origin::Seed(preset.ok_or("captioner needs either `preset` or `weights`")?),
         };
         let of_run = Arc::new(vocabulary);

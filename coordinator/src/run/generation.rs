@@ -207,6 +207,8 @@ impl Run {
             Source::Checkpoint(name) => (None, name.clone()),
             Source::Seed => (None, String::new()),
         };
+        let saved = self.checkpoints.values().find(|saved| saved.name == checkpoint);
+        let checkpoint_sha256 = saved.map(|saved| saved.parameters_sha256.clone()).unwrap_or_default();
         let sequence_start = data::sequence_start(&self.exchanges, start.stage, self.plan.stage(start));
         for (index, rank) in ranks.iter().enumerate() {
             self.members.stand(*rank, Standing::In(number));
@@ -217,6 +219,7 @@ impl Run {
                 store_address: addresses.first().map(|(_, address)| address.clone()).unwrap_or_default(),
                 source_rank,
                 checkpoint: checkpoint.clone(),
+                checkpoint_sha256: checkpoint_sha256.clone(),
                 position: Some(start.in_generation(number)),
                 peers: reach::peers(&addresses, index),
                 sequence_start: Some(sequence_start),

@@ -15,7 +15,7 @@ use crate::captioner::beam::Hypothesis;
 use crate::captioner::{Captioner, Search};
 use crate::clip::Eyes;
 use crate::data::normalise;
-use crate::models::{open_captioner, open_eyes};
+use crate::models::{open_captioner, open_eyes, open_folder};
 use crate::trainer::Place;
 
 /// Images captioned at once.
@@ -63,7 +63,7 @@ struct Scored {
 impl Caption {
     pub fn run(self) -> Result<(), String> {
         let device = self.compute.prepare()?;
-        let folder = Folder::open(&self.checkpoint).map_err(|error| error.to_string())?;
+        let folder = open_folder(&self.checkpoint)?;
         warn_if_untrained(&folder, Place::of(&self.checkpoint).as_ref());
         let vocabulary = Vocabulary::stored(&folder.manifest().vocabulary);
         let captioner = open_captioner(&folder, device)?;

@@ -1,10 +1,10 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use weights::folder::Folder;
 use weights::write_safetensors;
 
 use super::caption::warn_if_untrained;
+use crate::models::open_folder;
 use crate::trainer::Place;
 use crate::{export, files};
 
@@ -26,7 +26,7 @@ impl Export {
     pub fn run(self) -> Result<(), String> {
         let text = |error: weights::Error| error.to_string();
         let progress = terminal::spinner("reading, translating and writing the weights");
-        let folder = Folder::open(&self.from).map_err(text)?;
+        let folder = open_folder(&self.from)?;
         let place = Place::of(&self.from);
         let (vision, kept) = (folder.vision().map_err(text)?, folder.released().map_err(text)?);
         let (config, tensors) = folder.to_released(&vision, kept.as_ref()).map_err(text)?;

@@ -47,10 +47,10 @@ impl Training {
         let (sender, reports) = mpsc::channel(REPORTS);
         let (loaded, loading) = oneshot::channel();
         let (ended, end) = oneshot::channel();
-        let (shared, settings) = (progress.clone(), run.clone());
+        let (shared, settings, run_id) = (progress.clone(), run.clone(), place.run_id.clone());
         std::thread::spawn(move || {
             // A session that is gone needs no answer.
-            match Trainer::new(settings, device, host, shared, sender) {
+            match Trainer::new(settings, run_id, device, host, shared, sender) {
                 Err(problem) => _ = loaded.send(Err(problem)),
                 Ok(trainer) => {
                     _ = loaded.send(Ok((trainer.data_set(), trainer.saving())));

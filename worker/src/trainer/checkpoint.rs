@@ -20,7 +20,7 @@ use crate::models::Origins;
 use crate::tensors;
 
 /// Raised when older programs cannot read newer checkpoints.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// Where in the run it was taken.
 pub const STATE: &str = "state.json";
 /// Both moments.
@@ -35,6 +35,12 @@ pub struct Place {
     pub format: u32,
     /// Name of the run.
     pub run: String,
+    /// What tells it apart from others of that name; empty in older formats.
+    #[serde(default)]
+    pub run_id: String,
+    /// What the checkpoint is called; empty in older formats.
+    #[serde(default)]
+    pub checkpoint: String,
     /// Position of the stage in the run file.
     pub stage: u32,
     /// Name of the stage.
@@ -51,14 +57,50 @@ impl Place {
     pub fn of(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(folder.join(STATE)).ok()?).ok()
     }
+
+    /// What the checkpoint in `folder` says of itself.
+    fn read(folder: &Path) -> Result<Self, String> {
+        let place = std::fs::read(folder.join(STATE)).map_err(|error| format!("{STATE}: {error}"))?;
+        let place: Self = serde_json::from_slice(&place).map_err(|error| format!("{STATE}: {error}"))?;
+        if place.format != FORMAT {
+            return Err(format!("it has format {}, this program reads {FORMAT}", place.format));
+        }
+        Ok(place)
+    }
+
+    /// Why it is not what a generation of the run `run_id` is to start from, if so: folders can be exchanged for one another, and
+    /// every byte of them is still what was written.
+    fn differs(&self, run_id: &str, order: &v1::Rendezvous) -> Option<String> {
+        let Self { checkpoint, stage, step, parameters_sha256, .. } = self;
+        let wanted = order.position.unwrap_or_default();
+        if self.run_id != run_id {
+            return Some(format!("it is of another run: {}", self.run_id));
+        }
+        if *checkpoint != order.checkpoint {
+            return Some(format!("it was saved as {checkpoint}"));
+        }
+        if (*stage, *step) != (wanted.stage, wanted.step) {
+            let (stage_wanted, step_wanted) = (wanted.stage, wanted.step);
+            return Some(format!("it has stage {stage} step {step}, not stage {stage_wanted} step {step_wanted}"));
+        }
+        let sha256 = &order.checkpoint_sha256;
+        (parameters_sha256 != sha256)
+            .then(|| format!("its parameters have SHA-256 {parameters_sha256}, the journal has {sha256}"))
+    }
 }
 
 impl Trainer {
-    /// Takes over the state that the checkpoint `name` holds. One that is damaged changes nothing here.
-    pub(super) fn read_checkpoint(&mut self, name: &str) -> Result<(), Stop> {
+    /// Takes over the state that the checkpoint `order` names. One that is damaged, or of another state than it should be, changes
+    /// nothing here.
+    pub(super) fn read_checkpoint(&mut self, order: &v1::Rendezvous) -> Result<(), Stop> {
+        let name = &order.checkpoint;
         let fetched = fetch(&self.checkpoints, name)?;
-        let restored = restore(&mut self.state, &self.run, &self.origins, fetched.path());
-        restored.map_err(|problem| Stop::Fatal(format!("cannot use checkpoint {name}: {problem}")))?;
+        let fatal = |problem| Stop::Fatal(format!("cannot use checkpoint {name}: {problem}"));
+        let place = Place::read(fetched.path()).map_err(fatal)?;
+        if let Some(reason) = place.differs(&self.run_id, order) {
+            return Err(Stop::Damaged { checkpoint: name.clone(), reason });
+        }
+        restore(&mut self.state, &self.run, &self.origins, fetched.path(), &place).map_err(fatal)?;
         tracing::info!(name, "checkpoint read");
         Ok(())
     }
@@ -102,12 +144,7 @@ fn fetch(checkpoints: &Checkpoints, name: &str) -> Result<Fetched, Stop> {
 }
 
 /// Gives `state` what the checkpoint in `folder` holds. When that does not fit, `state` is none any more.
-fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path) -> Result<(), String> {
-    let place = std::fs::read(folder.join(STATE)).map_err(|error| format!("{STATE}: {error}"))?;
-    let place: Place = serde_json::from_slice(&place).map_err(|error| format!("{STATE}: {error}"))?;
-    if place.format != FORMAT {
-        return Err(format!("it has format {}, this program reads {FORMAT}", place.format));
-    }
+fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path, place: &Place) -> Result<(), String> {
     let models = weights::folder::Folder::open(folder).map_err(|error| error.to_string())?;
     if models.manifest().vocabulary != origins.captioner_vocabulary.to_stored() {
         return Err("it was made with another vocabulary".to_owned());
@@ -127,7 +164,7 @@ fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path) -
     }
     let found = state.parameters_sha256();
     if found != place.parameters_sha256 {
-        let wanted = place.parameters_sha256;
+        let wanted = &place.parameters_sha256;
         return Err(format!("its parameters have SHA-256 {found}, not {wanted}"));
     }
     state.position = Some(v1::Position { stage: place.stage, step: place.step, generation: 0 });

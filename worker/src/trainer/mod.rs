@@ -142,6 +142,8 @@ pub enum End {
 /// Models, data and the collective of the current generation.
 pub struct Trainer {
     run: RunFile,
+    /// Names the run.
+    run_id: String,
     device: Device,
     host: IpAddr,
     data: Arc<DataSet>,
@@ -169,12 +171,13 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Reads the data and makes the models of `run`, on `device`.
+    /// Reads the data and makes the models of `run`, which `run_id` names, on `device`.
     ///
     /// # Errors
     /// What is wrong with the data, naming the file.
     pub fn new(
         run: RunFile,
+        run_id: String,
         device: Device,
         host: IpAddr,
         progress: Progress,
@@ -207,6 +210,7 @@ impl Trainer {
         progress.phase(v1::Phase::Idle);
         Ok(Self {
             run,
+            run_id,
             device,
             host,
             data,
@@ -319,7 +323,7 @@ impl Trainer {
             Kind::Checkpoint(v1::Checkpoint { checkpoint, name }) => {
                 self.progress.phase(v1::Phase::Checkpoint);
                 let written = self.collective()?.rank() == 0;
-                let snapshot = Snapshot::take(&self.state, &self.run, &self.origins, written)?;
+                let snapshot = Snapshot::take(&self.state, &self.run, &self.run_id, &self.origins, written)?;
                 self.saver.save(Save { generation, checkpoint, name, snapshot })?;
             }
             Kind::Advance(v1::Advance { stage }) => {
@@ -383,9 +387,9 @@ impl Trainer {
                 }
                 0
             }
-            (None, name) => {
+            (None, _) => {
                 if rank == 0 {
-                    self.read_checkpoint(name)?;
+                    self.read_checkpoint(order)?;
                 }
                 0
             }

@@ -46,7 +46,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// A name in the state cannot be written to a file.
-    pub fn take(state: &State, run: &RunFile, origins: &Origins, written: bool) -> Result<Self, String> {
+    pub fn take(state: &State, run: &RunFile, run_id: &str, origins: &Origins, written: bool) -> Result<Self, String> {
         let text = |error: weights::Error| error.to_string();
         let models = state.own().map(|(model, parameters)| {
             let start = weights::safetensors_start(shapes(parameters, "")).map_err(text)?;
@@ -68,6 +68,8 @@ impl Snapshot {
         let place = Place {
             format: FORMAT,
             run: run.name.clone(),
+            run_id: run_id.to_owned(),
+            checkpoint: String::new(),
             stage: position.stage,
             stage_name: stage.name.clone(),
             step: position.step,
@@ -90,7 +92,8 @@ impl Snapshot {
     /// It cannot be written; then nothing of it is there.
     pub fn write(&self, checkpoints: &Checkpoints, name: &str, parameters_sha256: &str) -> Result<(), String> {
         let Some(Rest { moments, manifest, place }) = &self.rest else { return Ok(()) };
-        let place = Place { parameters_sha256: parameters_sha256.to_owned(), ..place.clone() };
+        let (checkpoint, parameters_sha256) = (name.to_owned(), parameters_sha256.to_owned());
+        let place = Place { checkpoint, parameters_sha256, ..place.clone() };
         let place = serde_json::to_vec_pretty(&place).map_err(|error| format!("{STATE}: {error}"))?;
         let written = checkpoints.write(name, |files| {
             files.add(folder::MANIFEST, [manifest.clone()])?;

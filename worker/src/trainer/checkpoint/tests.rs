@@ -21,6 +21,7 @@ stages:
   - { name: dico, objective: dico, dico: { reward: { cider: 1 } }, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
 ";
 const NAME: &str = "1-dico-00000003";
+const RUN_ID: &str = "3fa2";
 
 struct Place {
     run: RunFile,
@@ -73,8 +74,8 @@ fn fill(buffer: &Tensor, value: f64) {
 fn a_snapshot_is_not_changed_by_training_that_goes_on() {
     let place = Place::new();
     let mut state = place.trained();
-    let whole = Snapshot::take(&state, &place.run, &place.origins, true).unwrap();
-    let hashed = Snapshot::take(&state, &place.run, &place.origins, false).unwrap();
+    let whole = Snapshot::take(&state, &place.run, RUN_ID, &place.origins, true).unwrap();
+    let hashed = Snapshot::take(&state, &place.run, RUN_ID, &place.origins, false).unwrap();
     let sha256 = state.parameters_sha256();
 
     buffers(&state).into_iter().for_each(|buffer| fill(buffer, -1.0));
@@ -85,7 +86,8 @@ fn a_snapshot_is_not_changed_by_training_that_goes_on() {
     place.save(&whole);
     let mut back = place.start();
     let fetched = place.checkpoints.read(NAME).unwrap();
-    restore(&mut back, &place.run, &place.origins, fetched.path()).unwrap();
+    restore(&mut back, &place.run, &place.origins, fetched.path(), &super::Place::read(fetched.path()).unwrap())
+        .unwrap();
     assert_eq!(back.parameters_sha256(), sha256);
     assert_eq!(back.position, Some(v1::Position { stage: 1, step: 3, generation: 0 }));
     for (back, was) in buffers(&back).into_iter().zip(buffers(&place.trained())) {
@@ -99,7 +101,7 @@ fn a_snapshot_is_not_changed_by_training_that_goes_on() {
 #[test]
 fn ranks_that_do_not_write_leave_nothing() {
     let place = Place::new();
-    let snapshot = Snapshot::take(&place.trained(), &place.run, &place.origins, false).unwrap();
+    let snapshot = Snapshot::take(&place.trained(), &place.run, RUN_ID, &place.origins, false).unwrap();
     place.save(&snapshot);
     assert_eq!(place.checkpoints.list().unwrap(), storage::Listing::default());
 }
@@ -108,7 +110,7 @@ fn ranks_that_do_not_write_leave_nothing() {
 fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
     let place = Place::new();
     let state = place.trained();
-    place.save(&Snapshot::take(&state, &place.run, &place.origins, true).unwrap());
+    place.save(&Snapshot::take(&state, &place.run, RUN_ID, &place.origins, true).unwrap());
     let files: Vec<_> = std::fs::read_dir(place.folder.path().join(NAME)).unwrap().map(|e| e.unwrap().path()).collect();
     // Three models, moments, manifest, place and seal.
     assert_eq!(files.len(), 7, "{files:?}");
@@ -137,13 +139,40 @@ fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
 #[test]
 fn what_is_whole_but_does_not_fit_is_refused() {
     let place = Place::new();
-    place.save(&Snapshot::take(&place.trained(), &place.run, &place.origins, true).unwrap());
+    place.save(&Snapshot::take(&place.trained(), &place.run, RUN_ID, &place.origins, true).unwrap());
     let fetched = place.checkpoints.read(NAME).unwrap();
-    let refusal =
-        |run: &RunFile, origins: &Origins| restore(&mut place.start(), run, origins, fetched.path()).unwrap_err();
+    let saved = super::Place::read(fetched.path()).unwrap();
+    let refusal = |run: &RunFile, origins: &Origins| {
+        restore(&mut place.start(), run, origins, fetched.path(), &saved).unwrap_err()
+    };
     let other = Origins::open(&place.run, Vocabulary::of_corpus(["a blue square"])).unwrap();
     assert!(refusal(&place.run, &other).contains("another vocabulary"));
     let mut renamed = place.run.clone();
     renamed.stages[1].name = "other".into();
     assert!(refusal(&renamed, &place.origins).contains("no stage dico"));
+}
+
+#[test]
+fn what_is_whole_but_another_state_is_seen() {
+    let place = Place::new();
+    let sha256 = place.save(&Snapshot::take(&place.trained(), &place.run, RUN_ID, &place.origins, true).unwrap());
+    let saved = super::Place::read(place.checkpoints.read(NAME).unwrap().path()).unwrap();
+    let order = |name: &str, stage, step, checkpoint_sha256: &str| v1::Rendezvous {
+        checkpoint: name.into(),
+        checkpoint_sha256: checkpoint_sha256.into(),
+        position: Some(v1::Position { stage, step, generation: 9 }),
+        ..Default::default()
+    };
+    assert_eq!(saved.differs(RUN_ID, &order(NAME, 1, 3, &sha256)), None);
+    for (run_id, order, expected) in [
+        ("77", order(NAME, 1, 3, &sha256), "another run: 3fa2"),
+        (RUN_ID, order("1-dico-00000006", 1, 3, &sha256), "saved as 1-dico-00000003"),
+        (RUN_ID, order(NAME, 1, 6, &sha256), "stage 1 step 3, not stage 1 step 6"),
+        (RUN_ID, order(NAME, 0, 3, &sha256), "stage 1 step 3, not stage 0 step 3"),
+        (RUN_ID, order(NAME, 1, 3, "00"), "the journal has 00"),
+        (RUN_ID, order(NAME, 1, 3, ""), "the journal has "),
+    ] {
+        let reason = saved.differs(run_id, &order).unwrap();
+        assert!(reason.contains(expected), "{reason}");
+    }
 }

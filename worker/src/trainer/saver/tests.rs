@@ -34,7 +34,7 @@ fn what_was_saved_is_reported_and_what_was_not_too() {
     let (sender, mut reports) = tokio::sync::mpsc::channel(8);
     let saver = Saver::start(Arc::clone(&checkpoints), sender);
     let save = |checkpoint, name: &str, written| {
-        let snapshot = Snapshot::take(&state, &run, &origins, written).unwrap();
+        let snapshot = Snapshot::take(&state, &run, "3fa2", &origins, written).unwrap();
         saver.save(Save { generation: 3, checkpoint, name: name.to_owned(), snapshot }).unwrap();
     };
     save(1, "0-xe-00000004", true);
