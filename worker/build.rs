@@ -20,6 +20,7 @@ fn main() {
         .files([
             "cuda/graph.cpp",
             "cuda/settings.cpp",
+            "cuda/trace.cpp",
             "gloo/shim.cpp",
             "operators/exponentials.cpp",
             "operators/operators.cpp",

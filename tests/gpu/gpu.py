@@ -132,7 +132,7 @@ def line(name: str, result: dict) -> str:
         for key, value in figures.items()
         if isinstance(value, int | float | str) and not isinstance(value, bool)
     }
-    known = [key for key in ("passed", "images_per_s", "step_s", "bytes_per_s", "largest_difference") if key in short]
+    known = [key for key in ("passed", "images_per_s", "step_s", "bytes_per_s", "largest_difference", "busy_share", "kernels") if key in short]
     said = ", ".join(f"{key} {short[key]}" for key in known)
     return row(name, result["status"], str(result.get("seconds", "")), result.get("reason", said))
 

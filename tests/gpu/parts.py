@@ -153,12 +153,25 @@ def step_figures(text: str) -> dict:
     return found
 
 
+def traces(setting: Setting) -> list[Part]:
+    """What a GPU does in a step as used, and for how much of it."""
+    chosen = []
+    for batch in [2] if setting.is_short or not setting.is_gpu else [8, 64]:
+        script = [sys.executable, "-B", str(ROOT / "tests/gpu/step_trace.py"), "--worker", setting.layout.program("worker")]
+        options = ["--batch", str(batch), "--max-length", "12", "--min-length", "12", "--cached-features", "--vocabulary", "10000"]
+        options += ["--threads", str(THREADS), "--device", setting.device, "--steps", "10" if setting.is_gpu else "1"]
+        chosen.append(Part(f"trace_{batch}", [*script, *options], setting.limit(30), environment=setting.layout.for_programs(THREADS)))
+    return chosen
+
+
 def parts(setting: Setting) -> list[Part]:
     """All of them, in order of worth."""
     return [
         tests(setting, "golden_f32", *MODULES, "--skip", SIXTEEN_BITS),
         tests(setting, "golden_bf16", SIXTEEN_BITS),
+        tests(setting, "failed_capture", "--ignored", "nn::replay::"),
         *collectives(setting),
         small_world(setting),
         *steps(setting),
+        *traces(setting),
     ]

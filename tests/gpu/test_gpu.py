@@ -16,6 +16,7 @@ import zipfile
 
 import gpu
 import layout
+import step_trace
 import world
 from parts import Part, Setting, nccl_figures, parts, step_figures, test_results
 from layout import Layout
@@ -118,8 +119,8 @@ class Parts(unittest.TestCase):
     def test_on_a_gpu_no_part_is_skipped(self) -> None:
         chosen = parts(Setting(LAYOUT, "cuda:0"))
         self.assertEqual([part.name for part in chosen if part.reason], [])
-        self.assertEqual([part.name for part in chosen][:4], ["golden_f32", "golden_bf16", "nccl", "world"])
-        self.assertEqual(len(chosen), 4 + 16)
+        self.assertEqual([part.name for part in chosen][:4], ["golden_f32", "golden_bf16", "failed_capture", "nccl"])
+        self.assertEqual(len(chosen), 5 + 16 + 2)
         for part in chosen:
             self.assertTrue("cuda:0" in part.command or part.environment.get("DICO_TEST_DEVICE") == "cuda:0" or part.name == "nccl")
 
@@ -173,6 +174,35 @@ class Outputs(unittest.TestCase):
         for value in ("0", "null", '"4"', "true"):
             with self.assertRaisesRegex(Failed, "images_per_s"):
                 step_figures(f'{{"images_per_s": {value}}}')
+
+
+class Traces(unittest.TestCase):
+    def test_a_gpu_is_busy_while_at_least_one_kernel_runs(self) -> None:
+        self.assertEqual(step_trace.covered([]), 0)
+        self.assertEqual(step_trace.covered([(5, 6), (0, 2), (1, 3), (1, 1.5)]), 4)
+
+    def test_events_are_counted_by_what_they_are(self) -> None:
+        def event(cat: str, name: str, ts: float = 0, dur: float = 1) -> dict:
+            return {"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur}
+
+        found = step_trace.figures(
+            [
+                event("kernel", "gemm", 0, 300),
+                event("kernel", "gemm", 200, 300),
+                event("kernel", "add", 700, 50),
+                event("gpu_memcpy", "Memcpy HtoD", 900, 50),
+                event("cuda_runtime", "cudaLaunchKernel"),
+                event("cuda_driver", "cuLaunchKernelEx"),
+                event("cuda_runtime", "cudaGraphLaunch"),
+                event("cuda_runtime", "cudaStreamSynchronize"),
+                event("cpu_op", "aten::add"),
+                {"ph": "M", "name": "process_name"},
+            ],
+            step_s=0.001,
+        )
+        self.assertEqual(found.pop("longest_ms"), {"gemm": 0.6, "add": 0.05, "Memcpy HtoD": 0.05})
+        counts = {"kernels": 3, "copies": 1, "launches": 2, "graphs": 1, "waits": 1, "operations": 1}
+        self.assertEqual(found, {"step_s": 0.001, "busy_s": 0.0006, "busy_share": 0.6} | counts)
 
 
 class Runs(unittest.TestCase):

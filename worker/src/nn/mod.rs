@@ -13,6 +13,6 @@ pub use layers::{
     BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, attention_length, attention_mask, merge_heads,
     split_heads, split_parts, stack_parts,
 };
-pub use operators::{Parameter, Update, adam, linear, log_normalisers, logits, token_log_probabilities};
+pub use operators::{Parameter, Update, adam, guarded, linear, log_normalisers, logits, token_log_probabilities};
 pub use parameters::{Backend, Builder, Gradient, Mismatch, Parameters};
 pub use replay::{GraphPool, Replay, ReplayedFunction};

@@ -145,7 +145,7 @@ fn called(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Tensor {
 }
 
 /// What a function returned, or what it wrote into the buffer for errors where that is null.
-pub(super) fn guarded(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<*mut c_void, String> {
+pub fn guarded(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<*mut c_void, String> {
     let mut error = [0 as c_char; ERROR_LENGTH];
     let pointer = call(error.as_mut_ptr());
     if pointer.is_null() {

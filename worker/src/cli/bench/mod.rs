@@ -4,6 +4,7 @@ mod all_reduce;
 mod input;
 mod pictures;
 mod step;
+mod trace;
 mod world;
 
 use clap::Subcommand;

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -10,6 +11,7 @@ use tokenizer::Vocabulary;
 use weights::clip::{Architecture, Text, Vision};
 use weights::folder;
 
+use super::trace::trace;
 use super::{synchronise, world};
 use crate::captioner::beam::Hypothesis;
 use crate::captioner::{self, Captioner, Captions, Search};
@@ -67,6 +69,10 @@ pub struct Step {
     /// Ranks, each a process with a batch of its own, whose gradients are summed.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     world: u16,
+    /// Write what one more step does on the processor and on the GPU to a file that Perfetto and
+    /// chrome://tracing open.
+    #[arg(long, value_name = "FILE", conflicts_with = "world")]
+    trace: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -208,6 +214,9 @@ impl Step {
         sorted.sort_by(f64::total_cmp);
         let peak_memory = peak_memory();
         let phases = bench.phases(sorted[sorted.len() / 2])?;
+        if let Some(path) = &self.trace {
+            trace(device, path, || bench.step(1 + seconds.len() as u64 + WARM_UP as u64))?;
+        }
         let same_ranking = (self.precision != Precision::F32).then(|| bench.same_ranking());
         Ok(Measured { seconds, phases, peak_memory, same_ranking })
     }
