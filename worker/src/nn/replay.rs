@@ -204,7 +204,7 @@ mod tests {
     fn what_cannot_be_captured_is_computed() {
         let (input, output) = (Tensor::ones([4], floats()), Tensor::zeros([4], floats()));
         // A capture cannot wait for the device.
-        let compute = || _ = output.shallow_clone().copy_(&(&input * input.sum(Kind::Float).double_value(&[])));
+        let compute = || output.shallow_clone().copy_(&(&input * input.sum(Kind::Float).double_value(&[])));
         let (mut replays, mut pool) = ([Replay::New, Replay::New], GraphPool::default());
         for round in 1..6 {
             _ = input.shallow_clone().fill_(f64::from(round));
