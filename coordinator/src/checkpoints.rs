@@ -2,30 +2,20 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::ensure;
+use anyhow::{Context, bail, ensure};
 use runfile::RunFile;
-use storage::Listing;
+use storage::{JournalHead, Listing, Stamp};
 use tracing::warn;
 
-use crate::run::{plan::Place, record::Restored};
+use crate::{
+    journal::{Journal, Recovery},
+    run::{plan::Place, record::Restored},
+};
 
 /// Forgets checkpoints that are not there, and remembers what is there but is no checkpoint that the journal knows: what was
 /// being written when the last coordinator ended, or was to be deleted.
-///
-/// # Errors
-/// The journal is new, and there are whole checkpoints: those of another run would be taken for this one's remains.
-pub fn reconcile(file: &RunFile, restored: &mut Restored, found: Listing) -> anyhow::Result<()> {
+pub fn reconcile(file: &RunFile, restored: &mut Restored, found: Listing) {
     let place = file.checkpoint_place();
-    let sealed: BTreeSet<&String> = found.sealed.iter().filter(|name| place_of(file, name).is_some()).collect();
-    if restored.last_generation == 0
-        && let Some(first) = sealed.first()
-    {
-        ensure!(
-            false,
-            "checkpoints: {place} holds those of another run, such as {first}: choose another place, remove them, or serve \
-             with the --state of the run that wrote them"
-        );
-    }
     for checkpoints in [&mut restored.checkpoints, &mut restored.passed_over] {
         checkpoints.retain(|checkpoint| {
             let there = found.sealed.contains(&checkpoint.name);
@@ -35,10 +25,9 @@ pub fn reconcile(file: &RunFile, restored: &mut Restored, found: Listing) -> any
             there
         });
     }
-    let known = restored.checkpoints.iter().chain(&restored.passed_over);
-    let known: BTreeSet<&String> = known.map(|checkpoint| &checkpoint.name).collect();
+    let known = known(restored);
     let mut foreign = Vec::new();
-    for name in found.sealed.iter().chain(&found.unsealed).filter(|name| !known.contains(name)).cloned() {
+    for name in found.sealed.iter().chain(&found.unsealed).filter(|name| !known.contains(*name)).cloned() {
         if place_of(file, &name).is_some() {
             restored.unfinished.insert(name);
         } else {
@@ -49,7 +38,102 @@ pub fn reconcile(file: &RunFile, restored: &mut Restored, found: Listing) -> any
     if let Some(first) = foreign.first() {
         warn!(place, count = foreign.len(), first, "this run did not write all that is among its checkpoints");
     }
-    Ok(())
+}
+
+fn known(restored: &Restored) -> BTreeSet<String> {
+    restored.checkpoints.iter().chain(&restored.passed_over).map(|checkpoint| checkpoint.name.clone()).collect()
+}
+
+/// The names of sealed checkpoints that the run of this file can have written.
+pub fn own<'a>(file: &RunFile, found: &'a Listing) -> Vec<&'a String> {
+    found.sealed.iter().filter(|name| place_of(file, name).is_some()).collect()
+}
+
+/// A journal that has not come to where a checkpoint was saved.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the journal is not the one that checkpoint {name} was saved under, in generation {generation} at record {head}: it is another \
+     run's, an older copy, or was changed; bring the right one back, serve with --recover to go on from the newest sealed \
+     checkpoint, or choose another output"
+)]
+pub struct Disagreement {
+    /// The checkpoint.
+    name: String,
+    /// The generation that saved it.
+    generation: u64,
+    /// The journal's last record then.
+    head: JournalHead,
+}
+
+/// Checks that the journal has come as far as each of the run's checkpoints says. One that it does not know of is what was saved last
+/// before a coordinator died, or was to be deleted; or else the journal is another one, or an older copy. Returns the names of those
+/// that a journal before this one has left, which are nobody's business.
+///
+/// # Errors
+/// Which checkpoint says something else.
+pub fn agree(
+    file: &RunFile,
+    journal: &Journal,
+    restored: &Restored,
+    found: &Listing,
+    stamp: impl Fn(&str) -> Result<Stamp, storage::Error>,
+) -> anyhow::Result<BTreeSet<String>> {
+    let (known, former) = (known(restored), journal.former_run_ids()?);
+    let mut left = BTreeSet::new();
+    for name in own(file, found).into_iter().filter(|name| !known.contains(*name)) {
+        let stamp = match stamp(name) {
+            Ok(stamp) => stamp,
+            // It can never be used, and nothing follows from it.
+            Err(error) if error.is_damage() => continue,
+            Err(error) => return Err(error).context("checkpoints"),
+        };
+        if former.contains(&stamp.run_id) {
+            left.insert(name.clone());
+        } else if stamp.run_id != restored.run_id || !journal.contains(&stamp.journal)? {
+            let (name, generation, head) = (name.clone(), stamp.generation, stamp.journal);
+            return Err(Disagreement { name, generation, head }.into());
+        }
+    }
+    Ok(left)
+}
+
+/// What a run can be recovered from, of which there is no journal that could be used.
+///
+/// # Errors
+/// There is nothing that it could go on from.
+pub fn recovery(
+    file: &RunFile,
+    found: &Listing,
+    stamp: impl Fn(&str) -> Result<Stamp, storage::Error>,
+) -> anyhow::Result<Recovery> {
+    let place = file.checkpoint_place();
+    let mut stamps = Vec::new();
+    for name in own(file, found) {
+        match stamp(name) {
+            Ok(stamp) if stamp.checkpoint == *name && stamp.run == file.name => stamps.push(stamp),
+            Ok(Stamp { run, checkpoint, .. }) => {
+                warn!(name, run, checkpoint, "a checkpoint is left out: it is another's")
+            }
+            Err(error) if error.is_damage() => warn!(%error, "a checkpoint is left out"),
+            Err(error) => return Err(error).context("checkpoints"),
+        }
+    }
+    // Generations go on from those before, also where a run was recovered.
+    let age = |stamp: &&Stamp| (stamp.generation, stamp.stage, stamp.step);
+    let Some(newest) = stamps.iter().max_by_key(age).cloned() else {
+        bail!("there is no sealed checkpoint of run {} in {place} to go on from: choose another output", file.name);
+    };
+    ensure!(
+        newest.sequence == storage::Sequence::default(),
+        "the training data of stage {} were exchanged, and only its journal knows in which order they are gone through: bring it back, \
+         or begin a new run from checkpoint {}",
+        newest.stage_name,
+        newest.checkpoint
+    );
+    let run_ids = stamps.iter().map(|stamp| stamp.run_id.clone()).collect();
+    let is_before = |stamp: &Stamp| (stamp.stage, stamp.step) <= (newest.stage, newest.step);
+    let checkpoints = stamps.into_iter().filter(is_before).collect();
+    Ok(Recovery { checkpoints, newest, run_ids })
 }
 
 /// The point of the run that a checkpoint of this name is of, if one of this run can be called so.
@@ -74,7 +158,8 @@ mod tests {
 
     fn saved(step: u64) -> Checkpoint {
         let place = Place { stage: 0, step };
-        Checkpoint { place, generation: 1, name: format!("0-a-1-{step:08}"), parameters_sha256: "00".into() }
+        let (run_id, name) = ("3fa2".into(), format!("0-a-1-{step:08}"));
+        Checkpoint { place, generation: 1, run_id, name, parameters_sha256: "00".into() }
     }
 
     fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
@@ -90,20 +175,9 @@ mod tests {
             unsealed: names(["0-a-1-00000008", "0-a-1-00000013", "0-a-1-9"]),
             foreign: names(["notes.txt"]),
         };
-        reconcile(&file(), &mut restored, found).unwrap();
+        reconcile(&file(), &mut restored, found);
         assert_eq!((restored.checkpoints, restored.passed_over), (vec![saved(4)], vec![saved(12)]));
         assert_eq!(restored.unfinished.into_iter().collect::<Vec<_>>(), ["0-a-1-00000002", "0-a-1-00000008"]);
-    }
-
-    #[test]
-    fn another_runs_checkpoints_are_not_touched() {
-        let found = || Listing { sealed: names(["0-a-1-00000004"]), ..Listing::default() };
-        let error = reconcile(&file(), &mut Restored::default(), found()).unwrap_err().to_string();
-        assert!(error.contains("0-a-1-00000004") && error.contains("--state"), "{error}");
-        let unsealed = Listing { unsealed: found().sealed, ..Listing::default() };
-        let mut restored = Restored::default();
-        reconcile(&file(), &mut restored, unsealed).unwrap();
-        assert_eq!(restored.unfinished.into_iter().collect::<Vec<_>>(), ["0-a-1-00000004"]);
     }
 
     #[test]

@@ -78,6 +78,17 @@ impl Checkpoints {
         Ok(Self { place: place.trim_end_matches('/').to_owned(), store, prefix, folder, blocking })
     }
 
+    /// As [`open`](Self::open), of a place that must be there.
+    ///
+    /// # Errors
+    /// As above; or there is no such folder.
+    pub fn open_existing(place: &str, access: &Access) -> Result<Self, Error> {
+        if let Location::Folder(folder) = Location::parse(place)? {
+            std::fs::metadata(folder).map_err(|error| Error::system(place, &error))?;
+        }
+        Self::open(place, access)
+    }
+
     /// The folder, where it is no bucket.
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
@@ -280,20 +291,6 @@ fn delete_folder(folder: &Path) -> std::io::Result<()> {
         File::open(folder)?.sync_all()?;
     }
     there(std::fs::remove_dir_all(folder)).map(|_| ())
-}
-
-/// Checks every byte of the checkpoint in the folder `path` of this machine.
-///
-/// # Errors
-/// It is not what was written, or has no seal.
-pub fn verify(path: &Path) -> Result<(), Error> {
-    let place = path.display().to_string();
-    let path = std::fs::canonicalize(path).map_err(|error| Error::system(&place, &error))?;
-    let name = path.file_name().and_then(|name| name.to_str());
-    let (Some(folder), Some(name)) = (path.parent().and_then(Path::to_str), name) else {
-        return Err(Error::Name { name: place });
-    };
-    Checkpoints::open(folder, &Access::environment())?.read(name).map(|_| ())
 }
 
 /// Finds out whether checkpoints could be written to a place, without leaving anything there.

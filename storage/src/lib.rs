@@ -11,12 +11,16 @@ mod blocking;
 mod checkpoints;
 mod error;
 mod files;
+mod folder;
 mod location;
 mod names;
 mod seal;
+mod stamp;
 
 pub use access::Access;
 pub use blocking::Blocking;
-pub use checkpoints::{Checkpoints, Fetched, Listing, check_writable, verify};
+pub use checkpoints::{Checkpoints, Fetched, Listing, check_writable};
 pub use error::{Error, describe};
 pub use files::Files;
+pub use folder::{seal, verify};
+pub use stamp::{JournalHead, STAMP, STAMP_FORMAT, Sequence, Stamp};

@@ -24,7 +24,6 @@ use crate::data::{Batch, Sizes, Views, normalise};
 use crate::nn::{Backend, Mismatch};
 use crate::seeds;
 use crate::tensors;
-use crate::trainer::Place;
 
 /// What a model starts from.
 enum Origin<T> {
@@ -34,15 +33,18 @@ enum Origin<T> {
     Weights(T),
 }
 
-/// Opens the model folder `path`. One that a run saved must be what was written, every byte of it.
+/// Opens the model folder `path`, which must be what a run or `worker import` has written, every byte of it.
 ///
 /// # Errors
 /// It is none, or is damaged.
 pub fn open_folder(path: &Path) -> Result<Folder, String> {
     let folder = Folder::open(path).map_err(|error| error.to_string())?;
-    if Place::of(path).is_some() {
-        storage::verify(path).map_err(|error| error.to_string())?;
-    }
+    storage::verify(path).map_err(|error| match error {
+        storage::Error::Missing { .. } => {
+            format!("{}: it has no seal: fetch it again with all its files, or import it again", path.display())
+        }
+        error => error.to_string(),
+    })?;
     Ok(folder)
 }
 

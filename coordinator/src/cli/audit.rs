@@ -3,37 +3,64 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
+use storage::{Access, Checkpoints, JournalHead};
 
 use super::history::State;
-use crate::audit::{self, Epoch, Exchanged, Life, Samples, Selected};
+use crate::audit::{self, Epoch, Exchanged, Life, Recovered, Samples, Selected};
 
-/// Check a run's journal: every sample once, and what each fault cost.
+/// Check a run's journal: that it is whole, every sample once, and what each fault cost.
 ///
-/// Fails if a sample was lost or trained on twice.
+/// Fails if a sample was lost or trained on twice, or if the journal or a checkpoint is not what was written.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  coordinator audit --config configs/demo.yaml --json")]
 pub struct Audit {
     #[command(flatten)]
     state: State,
+    /// A record that was the journal's last once, as this command and the coordinator print it: fails if the journal does not have
+    /// it any more.
+    #[arg(long, value_name = "NUMBER:HASH", value_parser = head)]
+    head: Option<JournalHead>,
+    /// Do not look at the checkpoints.
+    #[arg(long)]
+    journal_only: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
+fn head(text: &str) -> Result<JournalHead, &'static str> {
+    let wrong = "a record is named NUMBER:HASH";
+    let (sequence, hash) = text.split_once(':').ok_or(wrong)?;
+    Ok(JournalHead { sequence: sequence.parse().map_err(|_| wrong)?, hash: hash.to_owned() })
+}
+
 impl Audit {
     /// Reads, prints and judges.
     pub fn run(self) -> anyhow::Result<()> {
-        let audit = audit::audit(&self.state.open()?)?;
+        let history = self.state.open()?;
+        let mut audit = audit::audit(&history)?;
+        if let Some(head) = &self.head {
+            audit.expect(&history, head)?;
+        }
+        if !self.journal_only {
+            let place = history.run_file()?.checkpoint_place();
+            let kept = Checkpoints::open_existing(&place, &Access::environment());
+            let kept = kept.context("checkpoints; with --journal-only they are not looked at")?;
+            audit.add(audit::disk::compare(&history, &kept)?);
+        }
         if self.json {
             writeln!(terminal::out(), "{}", serde_json::to_string(&audit)?)?;
         } else {
             write!(terminal::out(), "{}", as_table(&audit))?;
         }
         let Samples { missing, repeated, .. } = audit.samples;
-        if !audit.clean {
+        if missing > 0 || repeated > 0 {
             bail!("{missing} samples are missing and {repeated} repeated");
+        }
+        if !audit.clean {
+            bail!("the record is not what was written: see above");
         }
         Ok(())
     }
@@ -78,8 +105,28 @@ fn as_table(audit: &audit::Audit) -> String {
         let recovery = recovery_s.map_or_else(String::new, |seconds| format!("{seconds:.2} s"));
         _ = writeln!(text, "{generation:>10} {members:>7} {start:>14} {steps:>8} {recovery:>10}  {cause}");
     }
+    if let Some(Recovered { checkpoint, .. }) = &audit.recovered {
+        _ = writeln!(
+            text,
+            "\nthe journal was lost or damaged: it begins with checkpoint {checkpoint}, and says nothing of what came before"
+        );
+    }
+    if !audit.problems.is_empty() {
+        text.push('\n');
+    }
+    for problem in &audit.problems {
+        _ = writeln!(text, "wrong: {problem}");
+    }
+    let more = audit.problem_count - audit.problems.len() as u64;
+    if more > 0 {
+        _ = writeln!(text, "wrong: {more} more");
+    }
     let Samples { committed, missing, repeated } = audit.samples;
     let how = if audit.clean { "clean" } else { "NOT CLEAN" };
-    _ = writeln!(text, "\n{how}: {committed} samples committed, {missing} missing, {repeated} repeated");
+    _ = writeln!(
+        text,
+        "\n{how}: {committed} samples committed, {missing} missing, {repeated} repeated\nlast record {}",
+        audit.head
+    );
     text
 }

@@ -11,9 +11,9 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::security::Admission;
 use crate::{
-    checkpoints::reconcile,
+    checkpoints::{self, Disagreement},
     journal::{self, Accept, Journal},
-    run::{Outcome, Run},
+    run::{Outcome, Run, record::Restored},
     service::{Service, Stop},
 };
 
@@ -49,6 +49,10 @@ pub struct Serve {
     /// differences are listed; a worker with other training data is sent away.
     #[arg(long)]
     accept_changes: bool,
+    /// Where the journal is lost, damaged or older than the newest checkpoint, begin another one, and go on from that checkpoint. The
+    /// old one is kept under another name.
+    #[arg(long)]
+    recover: bool,
     /// When the run is finished, go on serving the page, metrics and status, until SIGTERM or `coordinator stop`.
     #[arg(long)]
     stay: bool,
@@ -77,16 +81,8 @@ impl Serve {
         let http = bind(self.http, "--http")?;
         let state = self.state.unwrap_or_else(|| file.output.join("coordinator"));
         let accept = if self.accept_changes { Accept::NextStep } else { Accept::Free };
-        let journal = Journal::open_accepting(&state, &file, accept);
-        if let Err(journal::Error::Settings(refused)) = &journal {
-            // The list does not fit the one line of an error.
-            terminal::complain(format_args!("{}", refused.explanation()));
-        }
-        let journal = journal.with_context(|| format!("state {}", state.display()))?;
-        let mut restored = journal.restore()?;
-        let place = file.checkpoint_place();
-        let (checkpoints, found) = tokio::task::spawn_blocking(move || open(&place)).await??;
-        reconcile(&file, &mut restored, found)?;
+        let opening = Opening { file: file.clone(), state: state.clone(), accept, recover: self.recover };
+        let Opened { journal, restored, checkpoints } = tokio::task::spawn_blocking(move || opening.open()).await??;
         check_captions(&file)?;
         if restored.finished {
             tracing::info!(state = %state.display(), "the run is finished already; --stay goes on serving its page");
@@ -107,6 +103,85 @@ impl Serve {
             Outcome::Failed(reason) => Err(anyhow!(reason)),
         }
     }
+}
+
+/// A journal and checkpoints that are to be opened.
+struct Opening {
+    file: RunFile,
+    /// The folder of the journal.
+    state: PathBuf,
+    accept: Accept,
+    recover: bool,
+}
+
+/// A journal, what is in it, and the checkpoints that go with it.
+struct Opened {
+    journal: Journal,
+    restored: Restored,
+    checkpoints: Checkpoints,
+}
+
+impl Opening {
+    /// Opens both, or makes them for a new run. Of what is there nothing is changed before it is known to belong together.
+    fn open(&self) -> anyhow::Result<Opened> {
+        let (checkpoints, mut found) = open(&self.file.checkpoint_place())?;
+        let stamp = |name: &str| checkpoints.stamp(name);
+        let agreed = |journal: Journal| {
+            let restored = journal.restore()?;
+            let left = checkpoints::agree(&self.file, &journal, &restored, &found, stamp)?;
+            Ok((journal, restored, left))
+        };
+        let (journal, mut restored, left) = match self.journal(&found).and_then(agreed) {
+            Err(problem) if self.recover && is_recoverable(&problem) => {
+                let recovery = checkpoints::recovery(&self.file, &found, stamp)?;
+                let journal = Journal::recover(&self.state, &self.file, &recovery)?;
+                let checkpoint = &recovery.newest.checkpoint;
+                tracing::warn!(
+                    checkpoint,
+                    "the journal is begun anew, and the run goes on from a checkpoint: {problem:#}"
+                );
+                agreed(journal)?
+            }
+            opened => opened.with_context(|| format!("state {}", self.state.display()))?,
+        };
+        found.sealed.retain(|name| !left.contains(name));
+        checkpoints::reconcile(&self.file, &mut restored, found);
+        Ok(Opened { journal, restored, checkpoints })
+    }
+
+    fn journal(&self, found: &Listing) -> anyhow::Result<Journal> {
+        if !Journal::exists(&self.state)
+            && let Some(first) = checkpoints::own(&self.file, found).first()
+        {
+            return Err(NoJournal { first: (*first).clone(), place: self.file.checkpoint_place() }.into());
+        }
+        let journal = Journal::open_accepting(&self.state, &self.file, self.accept);
+        if let Err(journal::Error::Settings(refused)) = &journal {
+            // The list does not fit the one line of an error.
+            terminal::complain(format_args!("{}", refused.explanation()));
+        }
+        Ok(journal?)
+    }
+}
+
+/// Checkpoints without a journal.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "there is no journal, and {place} holds checkpoints, such as {first}: serve with the --state of the run that wrote them, with \
+     --recover to go on from the newest of them, or choose another output"
+)]
+struct NoJournal {
+    /// One of them.
+    first: String,
+    /// Where they are.
+    place: String,
+}
+
+/// Whether a new journal puts right what is wrong with the one that there is.
+fn is_recoverable(problem: &anyhow::Error) -> bool {
+    problem.is::<NoJournal>()
+        || problem.is::<Disagreement>()
+        || matches!(problem.downcast_ref(), Some(journal::Error::Damaged(_)))
 }
 
 /// Checks that the captions of evaluations can be saved, before hours are spent on what they are of.

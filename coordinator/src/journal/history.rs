@@ -8,9 +8,13 @@ pub use measured::{Caption, Checkpoint, Cut, Evaluation, Measured};
 use runfile::RunFile;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
+use storage::JournalHead;
 
-use super::{Error, NOT_SELECTED, PRESENT, VERSION, exchanges, place, unsigned};
+use super::{
+    Error, NOT_SELECTED, PRESENT, VERSION, Verdict, chain, checkpoint, exchanges, place, recovery, unsigned, verify,
+};
 use crate::run::{
+    self,
     cuts::{Fate, Lineage, Selection},
     data::{Exchange, Size},
     plan::Place,
@@ -87,6 +91,11 @@ impl History {
         Self::new(Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)
     }
 
+    #[cfg(test)]
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// The journal behind a connection.
     ///
     /// # Errors
@@ -99,12 +108,66 @@ impl History {
         Ok(Self { connection })
     }
 
+    /// From now on the journal is read as it is at the first look.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn hold_still(&self) -> Result<(), Error> {
+        if self.connection.is_autocommit() {
+            self.connection.execute_batch("BEGIN")?;
+        }
+        Ok(())
+    }
+
+    /// Checks pages and chain: whether all records are there as they were written, and no others.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn verify(&self) -> Result<Verdict, Error> {
+        verify(&self.connection)
+    }
+
+    /// Whether this was the last record once.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn contains(&self, head: &JournalHead) -> Result<bool, Error> {
+        Ok(chain::contains(&self.connection, head)?)
+    }
+
+    /// Names the run.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn run_id(&self) -> Result<String, Error> {
+        Ok(self.connection.query_row("SELECT id FROM run ORDER BY number DESC LIMIT 1", [], |row| row.get(0))?)
+    }
+
+    /// What the run was named in journals that this one took the place of.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn former_run_ids(&self) -> Result<BTreeSet<String>, Error> {
+        recovery::former_run_ids(&self.connection)
+    }
+
+    /// Checkpoints that were not deleted.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn kept_checkpoints(&self) -> Result<Vec<run::record::Checkpoint>, Error> {
+        let query = "SELECT stage, step, generation, run_id, name, parameters_sha256 FROM checkpoints
+            WHERE deleted IS NULL ORDER BY stage, step";
+        self.all(query, checkpoint)
+    }
+
     /// The run file.
     ///
     /// # Errors
     /// SQLite cannot read it.
     pub fn run_file(&self) -> Result<RunFile, Error> {
-        let text: String = self.connection.query_row("SELECT run_file_json FROM run", [], |row| row.get(0))?;
+        let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
+        let text: String = self.connection.query_row(query, [], |row| row.get(0))?;
         serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))
     }
 

@@ -3,13 +3,14 @@
 //!
 //! | table              | a row for every                 | columns                                                        |
 //! |--------------------|---------------------------------|----------------------------------------------------------------|
-//! | `run`              | run (exactly one)               | `name, seed, run_file_json, created, id`                       |
+//! | `run`              | run file that was accepted      | `number, name, seed, run_file_json, created, id`               |
 //! | `generations`      | generation                      | `number, members_json, cause, formed_at, ready_at, ended_at, ended_because, source, stage, step` |
 //! | `steps`            | step a generation reported      | `stage, step, generation, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds, samples, summaries_json, at, slowest_rank, lag_seconds` |
-//! | `checkpoints`      | checkpoint                      | `stage, step, generation, name, parameters_sha256, at, deleted` |
+//! | `checkpoints`      | checkpoint                      | `stage, step, generation, run_id, name, parameters_sha256, at, deleted` |
 //! | `evaluations`      | evaluation                      | `stage, step, generation, metrics_json, at`                    |
 //! | `evaluation_items` | image of an evaluation          | `stage, step, generation, image, caption, references_json, scores_json` |
-//! | `events`           | event                           | `at, kind, detail_json`                                        |
+//! | `events`           | event                           | `number, at, kind, detail_json`                                |
+//! | `chain`            | record of all of these          | `sequence, kind, stage, step, generation, number, hash`        |
 //!
 //! - Times are Unix seconds. `step` counts applied updates everywhere: step `n` of a stage, from 1, consumed the samples
 //!   `(n - 1) * batch .. n * batch`.
@@ -21,8 +22,11 @@
 //! - The view `cuts` (`generation, stage, step`) has the starts of generations and the ends of stages: no row of a generation
 //!   up to `generation` that lies beyond `(stage, step)` is of the present history.
 //! - Kinds of events are the names of [`Happening`]s, and `guard` with `{stage, step, metric, value, bound, action}`.
-//! - `run_file_json` is the run file as it was last accepted. An event `settings_changed` with
-//!   `{stage, step, changes: [{key, old, new, mutability}]}` says from which step on it differs from the one before.
+//! - Rows are added, and each column is written once; the entries of `chain` tell in which order, and of what (see [`chain`]).
+//! - The last run file is in force. An event `settings_changed` with `{stage, step, changes: [{key, old, new, mutability}]}` says from
+//!   which step on it differs from the one before. `created` is when it was accepted.
+//! - An event `recovered` with `{stage, step, checkpoint, run_ids, ..}` is the first of a journal that took the place of one that was lost
+//!   or damaged: the run goes on from this checkpoint, under another `id`. What came before is not in it.
 //! - An event `data_changed` of the split `training`, `{generation, images_before_and_after, captions_before_and_after}`, says that from
 //!   that generation on the run trains on other data, beginning with a new epoch.
 //! - `members_json` is a list of `{rank, host, version, device}`; `source` is `rank N`, `checkpoint NAME` or `seed`.
@@ -30,7 +34,9 @@
 //! - Values that are not finite are NULL.
 
 pub mod browse;
+mod chain;
 pub mod history;
+mod recovery;
 mod settings;
 
 use std::{
@@ -39,12 +45,16 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+pub use chain::Verdict;
+use chain::{Chain, Entry, Kind};
 use proto::v1;
+pub use recovery::Recovery;
 use runfile::RunFile;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde_json::json;
 pub use settings::{Accept, Refused};
 use statistics::Summary;
+use storage::JournalHead;
 
 use crate::random;
 use crate::run::{
@@ -58,11 +68,11 @@ use crate::run::{
 };
 
 /// Raised when the tables change; another version's journal is refused.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS run (name TEXT NOT NULL, seed INTEGER NOT NULL, run_file_json TEXT NOT NULL, created REAL NOT NULL,
-    id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS run (number INTEGER PRIMARY KEY, name TEXT NOT NULL, seed INTEGER NOT NULL,
+    run_file_json TEXT NOT NULL, created REAL NOT NULL, id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS generations (
     number INTEGER PRIMARY KEY, members_json TEXT NOT NULL, cause TEXT NOT NULL, formed_at REAL NOT NULL, ready_at REAL,
     ended_at REAL, ended_because TEXT, source TEXT NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL);
@@ -71,7 +81,7 @@ CREATE TABLE IF NOT EXISTS steps (
     gradient_norm REAL, seconds REAL, all_reduce_seconds REAL, samples INTEGER NOT NULL, summaries_json TEXT NOT NULL,
     at REAL NOT NULL, slowest_rank INTEGER, lag_seconds REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS checkpoints (
-    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, name TEXT NOT NULL,
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, run_id TEXT NOT NULL, name TEXT NOT NULL,
     parameters_sha256 TEXT NOT NULL, at REAL NOT NULL, deleted REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS evaluations (
     stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, metrics_json TEXT NOT NULL,
@@ -79,7 +89,7 @@ CREATE TABLE IF NOT EXISTS evaluations (
 CREATE TABLE IF NOT EXISTS evaluation_items (
     stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, image TEXT NOT NULL, caption TEXT NOT NULL,
     references_json TEXT NOT NULL, scores_json TEXT NOT NULL, PRIMARY KEY (stage, step, generation, image)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, detail_json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, detail_json TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS events_by_kind ON events (kind);
 CREATE VIEW IF NOT EXISTS cuts AS
     SELECT number - 1 AS generation, stage, step FROM generations
@@ -116,9 +126,26 @@ pub enum Error {
     /// Its run file is not one that this program understands.
     #[error("the journal's run file: {0}")]
     RunFile(String),
+    /// It is not what was written.
+    #[error(
+        "the journal is damaged ({0}); bring a whole copy back, or serve with --recover to go on from the newest sealed checkpoint"
+    )]
+    Damaged(String),
     /// SQLite cannot go on.
     #[error("journal: {0}")]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match &error {
+            rusqlite::Error::SqliteFailure(failure, _) if matches!(failure.code, DatabaseCorrupt | NotADatabase) => {
+                Self::Damaged(error.to_string())
+            }
+            _ => Self::Sqlite(error),
+        }
+    }
 }
 
 impl Error {
@@ -135,6 +162,7 @@ impl Error {
 #[derive(Debug)]
 pub struct Journal {
     connection: Connection,
+    chain: Chain,
     /// Locked for as long as the journal is open.
     _lock: Option<std::fs::File>,
 }
@@ -151,19 +179,19 @@ impl Journal {
     /// The same; `accept` says which changed settings are taken.
     ///
     /// # Errors
-    /// When another coordinator uses it, or its run has settings that are not allowed to change.
+    /// When another coordinator uses it, its run has settings that are not allowed to change, or it is damaged.
     pub fn open_accepting(state: &Path, file: &RunFile, accept: Accept) -> Result<Self, Error> {
-        let failed = |path: &Path, source| Error::Open { path: path.to_owned(), source };
-        std::fs::create_dir_all(state).map_err(|source| failed(state, source))?;
-        let path = state.join("lock");
-        let lock = std::fs::File::create(&path).map_err(|source| failed(&path, source))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(Error::InUse),
-            Err(std::fs::TryLockError::Error(source)) => return Err(failed(&path, source)),
-        }
-        let journal = Self::new_accepting(Connection::open(state.join("journal.sqlite"))?, file, accept)?;
+        let lock = lock(state)?;
+        let connection = Connection::open(state.join(FILE))?;
+        check(&connection)?;
+        let journal = Self::new_accepting(connection, file, accept)?;
         Ok(Self { _lock: Some(lock), ..journal })
+    }
+
+    /// Whether there is a journal in the folder `state`, whole or not.
+    #[must_use]
+    pub fn exists(state: &Path) -> bool {
+        std::fs::metadata(state.join(FILE)).is_ok_and(|found| found.len() > 0)
     }
 
     /// The journal behind a connection; empty tables are made if there are none.
@@ -182,20 +210,18 @@ impl Journal {
         if version != VERSION && version != 0 {
             return Err(Error::OtherVersion { found: version });
         }
-        let mut journal = Self { connection, _lock: None };
-        let transaction = journal.connection.transaction()?;
+        let transaction = connection.unchecked_transaction()?;
         transaction.execute_batch(SCHEMA)?;
+        transaction.execute_batch(chain::SCHEMA)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
-        let query = "SELECT run_file_json FROM run";
+        let mut chain = Chain::open(&transaction)?;
+        let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
         let known: Option<String> = transaction.query_row(query, [], |row| row.get(0)).optional()?;
         if known.is_none() {
-            let text = serde_json::to_string(file).expect("a run file is plain data");
-            // SQLite's integers are signed; the seed keeps its bits, and the JSON has its value.
-            let id = random::name().map_err(Error::Random)?;
-            let row = params![file.name, file.seed.cast_signed(), text, now(), id];
-            transaction.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?)", row)?;
+            write_run_file(&transaction, &mut chain, file, &random::name().map_err(Error::Random)?)?;
         }
         transaction.commit()?;
+        let mut journal = Self { connection, chain, _lock: None };
         if let Some(known) = known {
             journal.take_settings(&known, file, accept)?;
         }
@@ -207,11 +233,33 @@ impl Journal {
     /// # Errors
     /// When SQLite cannot, e.g. because the disk is full.
     pub fn write(&mut self, records: &[Record]) -> Result<(), Error> {
-        let transaction = self.connection.transaction()?;
+        let (transaction, mut chain) = (self.connection.transaction()?, self.chain.clone());
         for record in records {
-            write(&transaction, record)?;
+            write(&transaction, &mut chain, record)?;
         }
-        Ok(transaction.commit()?)
+        transaction.commit()?;
+        self.chain = chain;
+        Ok(())
+    }
+
+    /// What others see of it.
+    #[cfg(test)]
+    pub(crate) fn into_history(self) -> history::History {
+        history::History { connection: self.connection }
+    }
+
+    /// The last record that is on disk.
+    #[must_use]
+    pub fn head(&self) -> JournalHead {
+        self.chain.head()
+    }
+
+    /// Whether this was the last record once.
+    ///
+    /// # Errors
+    /// When SQLite cannot read it.
+    pub fn contains(&self, head: &JournalHead) -> Result<bool, Error> {
+        Ok(chain::contains(&self.connection, head)?)
     }
 
     /// What an earlier coordinator left.
@@ -220,7 +268,8 @@ impl Journal {
     /// When SQLite cannot read it.
     pub fn restore(&self) -> Result<Restored, Error> {
         let connection = &self.connection;
-        let run_id = connection.query_row("SELECT id FROM run", [], |row| row.get(0))?;
+        let query = "SELECT id FROM run ORDER BY number DESC LIMIT 1";
+        let run_id = connection.query_row(query, [], |row| row.get(0))?;
         let query = "SELECT CASE kind WHEN ?1 THEN detail_json ->> 'reason' END FROM events WHERE kind IN (?1, ?2)
             ORDER BY rowid DESC LIMIT 1";
         let kinds = [Happening::Paused, Happening::Resumed].map(Happening::name);
@@ -246,12 +295,12 @@ impl Journal {
         let committed = cut.map_or(reached, |cut| cut.min(reached));
 
         let query = format!(
-            "SELECT stage, step, generation, name, parameters_sha256 FROM checkpoints AS own
+            "SELECT stage, step, generation, run_id, name, parameters_sha256 FROM checkpoints AS own
             WHERE deleted IS NULL AND {PRESENT} ORDER BY stage, step"
         );
         let checkpoints = connection.prepare(&query)?.query_map([], checkpoint)?.collect::<Result<Vec<_>, _>>()?;
         let query = format!(
-            "SELECT stage, step, generation, name, parameters_sha256 FROM checkpoints
+            "SELECT stage, step, generation, run_id, name, parameters_sha256 FROM checkpoints
             WHERE deleted IS NULL AND {PASSED_OVER} ORDER BY stage"
         );
         let passed_over = connection.prepare(&query)?.query_map([], checkpoint)?.collect::<Result<Vec<_>, _>>()?;
@@ -296,7 +345,8 @@ impl Journal {
     /// What the rules of a guard watch in the steps up to `committed`. A rule that was broken in one step more than it takes to
     /// fire has fired already.
     fn measured(&self, committed: Place) -> Result<Vec<(Place, Means)>, Error> {
-        let text: String = self.connection.query_row("SELECT run_file_json FROM run", [], |row| row.get(0))?;
+        let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
+        let text: String = self.connection.query_row(query, [], |row| row.get(0))?;
         let file: RunFile = serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))?;
         let rules = file.stages.get(committed.stage as usize).map_or(&[][..], |stage| &stage.guard);
         let Some(longest) = rules.iter().map(|rule| rule.for_).max() else { return Ok(Vec::new()) };
@@ -313,6 +363,62 @@ impl Journal {
         measured.reverse();
         Ok(measured)
     }
+}
+
+/// The journal's file in its folder.
+const FILE: &str = "journal.sqlite";
+
+/// Makes the folder `state` this coordinator's, for as long as what is returned lives.
+fn lock(state: &Path) -> Result<std::fs::File, Error> {
+    let failed = |path: &Path, source| Error::Open { path: path.to_owned(), source };
+    std::fs::create_dir_all(state).map_err(|source| failed(state, source))?;
+    let path = state.join("lock");
+    let lock = std::fs::File::create(&path).map_err(|source| failed(&path, source))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse),
+        Err(std::fs::TryLockError::Error(source)) => Err(failed(&path, source)),
+    }
+}
+
+/// Checks a journal before anything is written to it: its pages, and every record. One of another version is not looked at.
+fn check(connection: &Connection) -> Result<(), Error> {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version != VERSION {
+        return Ok(());
+    }
+    let Verdict { problems, count, .. } = verify(connection)?;
+    match problems.first() {
+        None => Ok(()),
+        Some(first) if count == 1 => Err(Error::Damaged(first.clone())),
+        Some(first) => Err(Error::Damaged(format!("{first}; and {} more", count - 1))),
+    }
+}
+
+/// Checks pages, tables and chain.
+fn verify(connection: &Connection) -> Result<Verdict, Error> {
+    let pages: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if pages != "ok" {
+        return Err(Error::Damaged(pages));
+    }
+    let mut verdict = chain::verify(connection)?;
+    if schema(connection)? != expected_schema()? {
+        verdict.add("its tables and views are not those that were made".to_owned());
+    }
+    Ok(verdict)
+}
+
+fn expected_schema() -> rusqlite::Result<Vec<(String, String)>> {
+    let fresh = Connection::open_in_memory()?;
+    fresh.execute_batch(SCHEMA)?;
+    fresh.execute_batch(chain::SCHEMA)?;
+    schema(&fresh)
+}
+
+/// Tables, views and the like, but for what SQLite itself adds.
+fn schema(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+    let query = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY name";
+    connection.prepare(query)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// Whether the row `own` is of the present history.
@@ -350,8 +456,9 @@ fn checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
     Ok(Checkpoint {
         place: place(row, 0)?,
         generation: unsigned(row, 2)?,
-        name: row.get(3)?,
-        parameters_sha256: row.get(4)?,
+        run_id: row.get(3)?,
+        name: row.get(4)?,
+        parameters_sha256: row.get(5)?,
     })
 }
 
@@ -403,7 +510,16 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-fn write(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
+/// A run file comes into force.
+fn write_run_file(to: &Transaction<'_>, chain: &mut Chain, file: &RunFile, id: &str) -> rusqlite::Result<()> {
+    let text = serde_json::to_string(file).expect("a run file is plain data");
+    // SQLite's integers are signed; the seed keeps its bits, and the JSON has its value.
+    let row = params![file.name, file.seed.cast_signed(), text, now(), id];
+    to.execute("INSERT INTO run (name, seed, run_file_json, created, id) VALUES (?, ?, ?, ?, ?)", row)?;
+    chain.append(to, Entry::of_row(Kind::RunFile, to.last_insert_rowid()))
+}
+
+fn write(to: &Transaction<'_>, chain: &mut Chain, record: &Record) -> rusqlite::Result<()> {
     let run = |sql: &str, row: &[&dyn rusqlite::ToSql]| to.prepare_cached(sql)?.execute(row).map(|_| ());
     match record {
         Record::Formed { generation, members, cause, start, source } => {
@@ -412,48 +528,75 @@ fn write(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
             let sql = "INSERT INTO generations (number, members_json, cause, formed_at, source, stage, step)
                 VALUES (?, ?, ?, ?, ?, ?, ?)";
             let step = start.step.cast_signed();
-            run(sql, params![generation.cast_signed(), members, cause, now(), source.to_string(), start.stage, step])
+            run(sql, params![generation.cast_signed(), members, cause, now(), source.to_string(), start.stage, step])?;
+            chain.append(to, Entry::of_generation(Kind::Formed, *generation))
         }
         Record::Ready { generation, .. } => {
-            run("UPDATE generations SET ready_at = ? WHERE number = ?", params![now(), generation.cast_signed()])
+            run("UPDATE generations SET ready_at = ? WHERE number = ?", params![now(), generation.cast_signed()])?;
+            chain.append(to, Entry::of_generation(Kind::Ready, *generation))
         }
         Record::Ended { generation, reason } => {
             let sql = "UPDATE generations SET ended_at = ?, ended_because = ? WHERE number = ?";
-            run(sql, params![now(), reason, generation.cast_signed()])
+            run(sql, params![now(), reason, generation.cast_signed()])?;
+            chain.append(to, Entry::of_generation(Kind::Ended, *generation))
         }
-        Record::Step(step) => write_step(to, step),
+        Record::Step(step) => {
+            write_step(to, step)?;
+            chain.append(to, Entry::at(Kind::Step, keys(step.place, step.generation)))
+        }
         Record::Saved(checkpoint) => {
-            let Checkpoint { place, generation, name, parameters_sha256 } = checkpoint;
+            let Checkpoint { place, generation, run_id, name, parameters_sha256 } = checkpoint;
             // One of the same name was written over.
-            run("UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL", params![now(), name])?;
-            let sql = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, NULL)";
-            let (step, generation) = (place.step.cast_signed(), generation.cast_signed());
-            run(sql, params![place.stage, step, generation, name, parameters_sha256, now()])
+            write_deleted(to, chain, name)?;
+            let (stage, step, generation) = keys(*place, *generation);
+            let sql = "INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, NULL)";
+            run(sql, params![stage, step, generation, run_id, name, parameters_sha256, now()])?;
+            chain.append(to, Entry::at(Kind::Saved, (stage, step, generation)))
         }
-        Record::Deleted(name) | Record::Damaged(name) => {
-            run("UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL", params![now(), name])
-        }
+        Record::Deleted(name) | Record::Damaged(name) => write_deleted(to, chain, name),
         Record::Evaluated { place, generation, metrics, items } => {
-            let (stage, step, generation) = (place.stage, place.step.cast_signed(), generation.cast_signed());
-            let sql = "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)";
+            let (stage, step, generation) = keys(*place, *generation);
+            let sql = "INSERT INTO evaluations VALUES (?, ?, ?, ?, ?)";
             run(sql, params![stage, step, generation, json!(metrics).to_string(), now()])?;
-            let sql = "INSERT OR REPLACE INTO evaluation_items VALUES (?, ?, ?, ?, ?, ?, ?)";
+            let sql = "INSERT INTO evaluation_items VALUES (?, ?, ?, ?, ?, ?, ?)";
             for item in items {
                 let (references, scores) = (json!(item.references).to_string(), json!(item.scores).to_string());
                 run(sql, params![stage, step, generation, item.image, item.caption, references, scores])?;
             }
-            Ok(())
+            chain.append(to, Entry::at(Kind::Evaluated, (stage, step, generation)))
         }
         Record::Guard { place, firing } => {
             let Firing { metric, value, bound, action, .. } = firing;
             let (Place { stage, step }, action) = (*place, action.name());
             let detail = json!({ "stage": stage, "step": step, "metric": metric, "value": value, "bound": bound, "action": action });
-            run("INSERT INTO events VALUES (?, 'guard', ?)", params![now(), detail.to_string()])
+            write_event(to, chain, "guard", &detail)
         }
-        Record::Event { what, detail } => {
-            run("INSERT INTO events VALUES (?, ?, ?)", params![now(), what.name(), detail.to_string()])
-        }
+        Record::Event { what, detail } => write_event(to, chain, what.name(), detail),
     }
+}
+
+fn keys(place: Place, generation: u64) -> (u32, i64, i64) {
+    (place.stage, place.step.cast_signed(), generation.cast_signed())
+}
+
+fn write_event(
+    to: &Transaction<'_>,
+    chain: &mut Chain,
+    kind: &str,
+    detail: &serde_json::Value,
+) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO events (at, kind, detail_json) VALUES (?, ?, ?)";
+    to.prepare_cached(sql)?.execute(params![now(), kind, detail.to_string()])?;
+    chain.append(to, Entry::of_row(Kind::Event, to.last_insert_rowid()))
+}
+
+/// The checkpoint of this name, if there is one, is not there any more.
+fn write_deleted(to: &Transaction<'_>, chain: &mut Chain, name: &str) -> rusqlite::Result<()> {
+    let sql = "UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL RETURNING stage, step, generation";
+    let keys = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let deleted: Vec<_> =
+        to.prepare_cached(sql)?.query_map(params![now(), name], keys)?.collect::<rusqlite::Result<_>>()?;
+    deleted.into_iter().try_for_each(|keys| chain.append(to, Entry::at(Kind::Deleted, keys)))
 }
 
 fn write_step(to: &Transaction<'_>, step: &StepStatistics) -> rusqlite::Result<()> {
@@ -474,7 +617,7 @@ fn write_step(to: &Transaction<'_>, step: &StepStatistics) -> rusqlite::Result<(
         lag.map(|(rank, _)| rank),
         lag.map(|(_, seconds)| seconds),
     ];
-    to.prepare_cached("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(row)?;
+    to.prepare_cached("INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(row)?;
     Ok(())
 }
 
@@ -520,7 +663,8 @@ mod tests {
 
     fn saved(step: u64, generation: u64) -> Checkpoint {
         let name = format!("0-a-{step:08}");
-        Checkpoint { place: Place { stage: 0, step }, generation, name, parameters_sha256: "ab".into() }
+        let (run_id, parameters_sha256) = ("3fa2".into(), "ab".into());
+        Checkpoint { place: Place { stage: 0, step }, generation, run_id, name, parameters_sha256 }
     }
 
     fn cuts<const N: usize>(starts: [(u64, u64); N]) -> Cuts {

@@ -4,10 +4,9 @@
 use std::fmt;
 
 use runfile::{Change, Mutability, RunFile, changes, continuation};
-use rusqlite::params;
 use serde_json::json;
 
-use super::{Error, Journal, now};
+use super::{Error, Journal, write_event, write_run_file};
 use crate::run::record::{Happening, Restored};
 
 /// Which changed settings a coordinator takes.
@@ -99,20 +98,17 @@ impl Journal {
             let continuation = last_checkpoint(&known, &restored).map(|path| continuation(&known, &path));
             return Err(Error::Settings(Box::new(Refused { changes, continuation })));
         }
-        let text = serde_json::to_string(file).expect("a run file is plain data");
         let place = restored.committed;
         let detail = json!({ "stage": place.stage, "step": place.step, "changes": changes });
-        let transaction = self.connection.transaction()?;
-        transaction.execute(
-            "UPDATE run SET name = ?, seed = ?, run_file_json = ?",
-            params![file.name, file.seed.cast_signed(), text],
-        )?;
+        let (transaction, mut chain) = (self.connection.transaction()?, self.chain.clone());
+        write_run_file(&transaction, &mut chain, file, &restored.run_id)?;
+        write_event(&transaction, &mut chain, Happening::SettingsChanged.name(), &detail)?;
+        transaction.commit()?;
+        self.chain = chain;
         for change in &changes {
             tracing::info!(from = %place, "setting changed: {change}");
         }
-        let event = params![now(), Happening::SettingsChanged.name(), detail.to_string()];
-        transaction.execute("INSERT INTO events VALUES (?, ?, ?)", event)?;
-        Ok(transaction.commit()?)
+        Ok(())
     }
 }
 
@@ -151,7 +147,7 @@ mod tests {
             source,
         };
         let name = "0-a-00000005".to_owned();
-        let saved = Checkpoint { place: at(5), generation: 1, name: name.clone(), parameters_sha256: "ab".into() };
+        let saved = Checkpoint { place: at(5), generation: 1, name: name.clone(), ..Checkpoint::default() };
         let records =
             [formed(1, at(0), Source::Seed), Record::Saved(saved), formed(2, at(5), Source::Checkpoint(name))];
         journal.write(&records).unwrap();

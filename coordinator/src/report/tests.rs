@@ -71,11 +71,15 @@ fn history(folder: &Path, more: Vec<Record>) -> History {
     records.push(evaluated(1, 4, 1, "given up", 9.0));
     records.push(event(Happening::Lost, json!({ "rank": 1, "host": "here", "reason": EVIL })));
     records.push(Record::Ended { generation: 1, reason: "lost".into() });
+    let at = |step| json!({ "stage": 1, "step": step });
+    let detail = json!({ "from": at(5), "to": at(3), "generation": 2, "source": "rank 0" });
+    records.push(event(Happening::RolledBack, detail));
     records.push(formed(2, 1, 3));
     records.extend((4..=8).map(|n| step(1, n, 2)));
     records.push(evaluated(1, 8, 2, EVIL, 2.0));
     let (place, name) = (Place { stage: 1, step: 8 }, "1-b-00000008".to_owned());
-    records.push(Record::Saved(record::Checkpoint { place, generation: 2, name, parameters_sha256: "ab".repeat(32) }));
+    let (run_id, parameters_sha256) = ("3fa2".into(), "ab".repeat(32));
+    records.push(Record::Saved(record::Checkpoint { place, generation: 2, run_id, name, parameters_sha256 }));
     records.extend(more);
     journal.write(&records).unwrap();
     History::open(folder).unwrap()
@@ -172,7 +176,7 @@ fn a_run_that_has_not_begun_can_be_reported_on() {
 
 #[test]
 fn a_long_run_is_a_small_page() {
-    let steps = (1..=5_000).map(|n| step(1, n, 2)).collect();
+    let steps = (9..=5_008).map(|n| step(1, n, 2)).collect();
     let page = report(steps).page();
     assert!(page.len() < 200_000, "{} bytes", page.len());
     // So are many generations and events.

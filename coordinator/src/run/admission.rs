@@ -68,6 +68,9 @@ impl Run {
         if let Some(refusal) = self.closed_to_workers() {
             return Err(refusal);
         }
+        if let Some(reason) = self.disown(&attach) {
+            return Err(Refusal::new(RefusalKind::Disowned, reason));
+        }
         let data_set = attach.data_set.unwrap_or_default();
         if !data::has_sane_fingerprints(&data_set) {
             return Err(Refusal::new(RefusalKind::InvalidArgument, "a fingerprint of the data set is too long".into()));
@@ -98,10 +101,8 @@ impl Run {
         if self.data_set.as_ref().is_none_or(|known| known.source.is_none()) {
             self.data_set = Some(DataOfRun { source: Some(rank), data_set });
         }
-        // A state of another run, or of a journal that is gone, is not worth an error: it is just not used.
-        let holds = attach.holds.filter(|position| attach.run_id == self.id && self.may_hold(position));
         if let Some(member) = self.members.get_mut(rank) {
-            member.position = holds;
+            member.position = attach.holds.filter(is_held);
         }
         self.event(Happening::Joined, detail);
         Ok(())
@@ -125,8 +126,37 @@ impl Run {
         }
     }
 
-    /// Whether a worker of this run can be where it says it is.
-    pub(super) fn may_hold(&self, position: &v1::Position) -> bool {
-        self.plan.contains(position.into()) && position.generation <= self.last_generation
+    /// Why what a worker says it has been through cannot be, if so: it was part of another run, or of what this run's journal
+    /// has lost.
+    fn disown(&self, attach: &v1::Attach) -> Option<String> {
+        let claims = attach.generation > 0 || attach.holds.is_some();
+        if claims && attach.run_id != self.id {
+            return Some("it has taken part in another run".to_owned());
+        }
+        let (told, last) = (attach.generation, self.last_generation);
+        if told > last {
+            return Some(format!("it was told of generation {told}, and the run has come to generation {last}"));
+        }
+        attach.holds.as_ref().and_then(|position| self.impossible(position))
     }
+
+    /// Why no worker of this run can be where one says it is, if so.
+    pub(super) fn impossible(&self, position: &v1::Position) -> Option<String> {
+        let (place, last) = (Place::from(position), self.last_generation);
+        if !self.plan.contains(place) {
+            return Some(format!("the run has no {place}"));
+        }
+        if position.generation > last {
+            return Some(format!("generation {} does not exist", position.generation));
+        }
+        // What an earlier generation may have come to beyond the start of a later one was given up: see `cuts`.
+        let reaches = || place <= self.horizon || self.plan.is_next_beginning(self.horizon, place);
+        (position.generation == last && !reaches())
+            .then(|| format!("generation {last} was told to come to {}, not to {place}", self.horizon))
+    }
+}
+
+/// Whether a position is that of a state which a generation has agreed upon; the others read what is in a checkpoint.
+pub(super) fn is_held(position: &v1::Position) -> bool {
+    position.generation > 0
 }

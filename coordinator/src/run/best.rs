@@ -221,8 +221,7 @@ mod tests {
         let earlier = (Place { stage: 0, step: 90 }, [("cider".to_owned(), 99.0)].into());
         let scores: Scores = own.chain([earlier]).collect();
         let saved = |place: &Place| {
-            let parameters_sha256 = String::new();
-            (*place, Checkpoint { place: *place, generation: 1, name: "saved".into(), parameters_sha256 })
+            (*place, Checkpoint { place: *place, generation: 1, name: "saved".into(), ..Checkpoint::default() })
         };
         let checkpoints = scores.keys().map(saved).collect();
         let done = scores.keys().map(|place| (*place, Boundary::Checkpoint)).collect();

@@ -85,7 +85,9 @@ impl Run {
             hashes: BTreeMap::new(),
         });
         self.done.insert((place, Boundary::Checkpoint));
-        self.tell(|_, _| Directive::Checkpoint(v1::Checkpoint { checkpoint: number, name: name.clone() }));
+        self.tell(|_, _| {
+            Directive::Checkpoint(v1::Checkpoint { checkpoint: number, name: name.clone(), journal: None })
+        });
     }
 
     /// What files of a state are called.
@@ -226,7 +228,7 @@ impl Run {
             return;
         }
         self.progress += 1;
-        let saved = Checkpoint { place, generation, name, parameters_sha256: hash };
+        let saved = Checkpoint { place, generation, run_id: self.id.clone(), name, parameters_sha256: hash };
         self.checkpoints.insert(place, saved.clone());
         self.record(Record::Saved(saved));
         self.can_save(place);

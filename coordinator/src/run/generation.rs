@@ -15,7 +15,9 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Outcome, Phase, Run, Time, Violation, data,
+    Action, Outcome, Phase, Run, Time, Violation,
+    admission::is_held,
+    data,
     lockstep::Lockstep,
     membership::Standing,
     one_line,
@@ -126,7 +128,7 @@ impl Run {
         }
         self.flush_statistics();
         let number = self.last_generation + 1;
-        self.last_generation = number;
+        (self.last_generation, self.horizon) = (number, start);
         self.cuts.cut(number, start);
         self.exchanges.iter_mut().for_each(|exchange| exchange.starts(number, start));
         self.keep_evaluation(start);
@@ -157,8 +159,7 @@ impl Run {
 
     /// The furthest state that is left: a member's (of the lowest rank that has it), else a checkpoint's, else the seed's.
     pub(super) fn origin(&self) -> Origin {
-        let usable =
-            |position: &v1::Position| self.cuts.allow(position.into(), position.generation) && self.may_hold(position);
+        let usable = |position: &v1::Position| self.cuts.allow(position.into(), position.generation);
         let held = self.members.iter().filter_map(|(rank, member)| {
             let place = Place::from(member.position.as_ref().filter(|position| usable(position))?);
             // Of those who have come as far, rather one who stays.
@@ -208,7 +209,8 @@ impl Run {
             Source::Seed => (None, String::new()),
         };
         let saved = self.checkpoints.values().find(|saved| saved.name == checkpoint);
-        let checkpoint_sha256 = saved.map(|saved| saved.parameters_sha256.clone()).unwrap_or_default();
+        let (checkpoint_run_id, checkpoint_sha256) =
+            saved.map(|saved| (saved.run_id.clone(), saved.parameters_sha256.clone())).unwrap_or_default();
         let sequence_start = data::sequence_start(&self.exchanges, start.stage, self.plan.stage(start));
         for (index, rank) in ranks.iter().enumerate() {
             self.members.stand(*rank, Standing::In(number));
@@ -220,6 +222,7 @@ impl Run {
                 source_rank,
                 checkpoint: checkpoint.clone(),
                 checkpoint_sha256: checkpoint_sha256.clone(),
+                checkpoint_run_id: checkpoint_run_id.clone(),
                 position: Some(start.in_generation(number)),
                 peers: reach::peers(&addresses, index),
                 sequence_start: Some(sequence_start),
@@ -277,7 +280,10 @@ impl Run {
         if idle.generation > self.last_generation {
             return Err(format!("generation {} does not exist", idle.generation));
         }
-        let position = idle.position.filter(|position| self.may_hold(position));
+        if let Some(reason) = idle.position.as_ref().and_then(|position| self.impossible(position)) {
+            return Err(format!("it says where it cannot be: {reason}"));
+        }
+        let position = idle.position.filter(is_held);
         let Some(member) = self.members.get_mut(rank) else { return Ok(()) };
         let own = match member.standing {
             Standing::In(own) | Standing::LettingGo { generation: own, .. } => own,

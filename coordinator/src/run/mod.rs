@@ -46,7 +46,7 @@ pub mod reach;
 pub mod record;
 pub mod shares;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 mod stalls;
 pub mod statistics;
 mod status;
@@ -232,7 +232,7 @@ pub struct Refusal {
     pub reason: String,
 }
 
-/// Kinds of refusals: the gRPC status codes of the same names, but for the last three.
+/// Kinds of refusals: the gRPC status codes of the same names, but for the last four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
     /// The message makes no sense.
@@ -254,6 +254,8 @@ pub enum RefusalKind {
     Held,
     /// The others compute on devices of another kind: `PERMISSION_DENIED`.
     OtherDevice,
+    /// What the worker has been through is not part of the run, and it has to begin anew: `DATA_LOSS`.
+    Disowned,
 }
 
 impl Refusal {
@@ -293,6 +295,8 @@ pub struct Run {
     generation: Option<Generation>,
     /// Number of the last generation.
     last_generation: u64,
+    /// How far it was told to come, at most.
+    horizon: Place,
     /// Which states are of the present history.
     cuts: Cuts,
     committed: Place,
@@ -346,10 +350,12 @@ impl Run {
     #[must_use]
     pub fn new(file: RunFile, restored: Restored) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
+        let plan = Plan::new(&file, restored.ends);
         let mut run = Self {
             id: restored.run_id,
             file_json: serde_json::to_string(&file).expect("a run file is plain data"),
-            plan: Plan::new(&file, restored.ends),
+            horizon: plan.horizon(restored.committed, &restored.done),
+            plan,
             file,
             members: Membership::default(),
             phase: if restored.finished { finished } else { Phase::Waiting },
@@ -464,6 +470,9 @@ impl Run {
         match message {
             Message::Attach(_) => Err("attached twice".into()),
             Message::Heartbeat(heartbeat) => {
+                if let Some(reason) = heartbeat.position.as_ref().and_then(|position| self.impossible(position)) {
+                    return Err(format!("it says where it cannot be: {reason}"));
+                }
                 if let Some(member) = self.members.get_mut(rank) {
                     member.beat(now, heartbeat.phase(), heartbeat.position);
                 }

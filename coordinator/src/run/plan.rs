@@ -131,6 +131,33 @@ impl Plan {
         at.step <= self.steps(at.stage)
     }
 
+    /// Whether `next` is the beginning of a stage, and `at` the end of the one before: the same state.
+    #[must_use]
+    pub fn is_next_beginning(&self, at: Place, next: Place) -> bool {
+        next.step == 0 && next.stage == at.stage + 1 && at.step >= self.steps(at.stage)
+    }
+
+    /// The furthest point that a run can have come to which has `done` this and remembers to have come to `at`: no evaluation is
+    /// passed before it is remembered, and each stage ends with one.
+    #[must_use]
+    pub fn horizon(&self, at: Place, done: &Boundaries) -> Place {
+        let evaluated = |place: Place| done.contains(&(place, Boundary::Evaluation));
+        let mut at = at;
+        loop {
+            let end = Place { step: self.steps(at.stage), ..at };
+            let is_over = self.has_ended(at.stage) || evaluated(end);
+            if at.step < end.step || !is_over || at.stage as usize + 1 == self.stages.len() {
+                let Stage { evaluate_every, steps, .. } = self.stage(at);
+                let every = evaluate_every.unwrap_or(u64::MAX);
+                let regular = Place { step: at.step.div_ceil(every).saturating_mul(every), ..at };
+                let passed = regular.step == 0 || evaluated(regular);
+                // A stage that was ended may have gone further before.
+                return if passed { regular.after(every) } else { regular }.min(Place { step: *steps, ..at });
+            }
+            at = Place { stage: at.stage + 1, step: 0 };
+        }
+    }
+
     /// The stage at a point of the run.
     ///
     /// # Panics

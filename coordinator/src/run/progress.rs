@@ -133,6 +133,7 @@ impl Run {
         let shares: Vec<_> = shares::ranges(&self.shares(self.plan.stage(from).batch)).collect();
         if let Some(generation) = &mut self.generation {
             generation.granted = from.after(steps.into());
+            self.horizon = generation.granted;
         }
         self.tell(|index, _| {
             let share = shares.get(index as usize).cloned().unwrap_or_default();
@@ -263,6 +264,7 @@ impl Run {
         if done.len() == world {
             generation.awaiting = None;
             generation.granted = place;
+            self.horizon = place;
             generation.lockstep.set_all(place);
         }
         if let Some(member) = self.members.get_mut(rank) {

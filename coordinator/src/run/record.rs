@@ -40,12 +40,14 @@ impl std::fmt::Display for Source {
 }
 
 /// A saved state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
     /// The point of the run.
     pub place: Place,
     /// The generation that saved it.
     pub generation: u64,
+    /// What the run was named when it did.
+    pub run_id: String,
     /// What it is called among the run's checkpoints.
     pub name: String,
     /// What all ranks said of their parameters.
@@ -91,11 +93,13 @@ pub enum Happening {
     SettingsChanged,
     /// The data of a split are others than those of the workers before the coordinator was started again.
     DataChanged,
+    /// The journal took the place of one that was lost or damaged.
+    Recovered,
 }
 
 impl Happening {
     /// All kinds.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Joined,
         Self::Lost,
         Self::Leaving,
@@ -114,6 +118,7 @@ impl Happening {
         Self::Stopped,
         Self::SettingsChanged,
         Self::DataChanged,
+        Self::Recovered,
     ];
 
     /// Whether people should look into it.
@@ -154,6 +159,7 @@ impl Happening {
             Self::Failed => "failed",
             Self::Stopped => "stopped",
             Self::DataChanged => "data_changed",
+            Self::Recovered => "recovered",
             Self::SettingsChanged => "settings_changed",
         }
     }

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use proto::v1;
-use storage::Checkpoints;
+use proto::{v1, v1::directive::Directive};
+use storage::{Checkpoints, JournalHead};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
@@ -120,7 +120,9 @@ impl Driver {
             over = over.or(outcome);
             if let Some(outcome) = over.take_if(|outcome| *outcome != Outcome::Finished || !stays) {
                 turn.driver.ended.send_replace(Some(turn.driver.run.status(turn.clock.now())));
+                let head = turn.driver.recorder.head().await?;
                 turn.driver.recorder.finish().await?;
+                info!(%head, "the journal is closed; `coordinator audit --head` finds out whether it is changed later");
                 return Ok(outcome);
             }
         }
@@ -208,7 +210,13 @@ impl Turn {
                     Some(Asked::Control(reply)) => _ = reply.send(Err(refusal.into())),
                     None => {}
                 },
-                Action::Send { session, directive } => self.send(session, Ok(directive)),
+                Action::Send { session, mut directive } => {
+                    if let Some(Directive::Checkpoint(checkpoint)) = &mut directive.directive {
+                        let JournalHead { sequence, hash } = self.driver.recorder.head().await?;
+                        checkpoint.journal = Some(v1::JournalHead { sequence, hash });
+                    }
+                    self.send(session, Ok(directive));
+                }
                 Action::Close { session, refusal } => {
                     if let (Some(refusal), Some(line)) = (refusal, self.lines.get(&session)) {
                         let status = Status::from(refusal);

@@ -111,6 +111,7 @@ impl From<Refusal> for Status {
             RefusalKind::Over => Code::NotFound,
             RefusalKind::Held => Code::Aborted,
             RefusalKind::OtherDevice => Code::PermissionDenied,
+            RefusalKind::Disowned => Code::DataLoss,
         };
         Self::new(code, refusal.reason)
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use storage::JournalHead;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::http::Readiness;
@@ -19,25 +20,29 @@ const BATCH: usize = 1024;
 
 enum Order {
     Write(Box<Record>),
-    /// Answer when everything before is on disk.
-    Sync(oneshot::Sender<()>),
+    /// Answer with the last record when everything before is on disk.
+    Sync(oneshot::Sender<JournalHead>),
 }
 
 /// The way to the journal.
 pub struct Recorder {
     orders: mpsc::Sender<Order>,
     thread: Option<std::thread::JoinHandle<Result<(), Error>>>,
+    /// The last record, if all is on disk.
+    head: Option<JournalHead>,
 }
 
 impl Recorder {
     /// Starts the thread. While the disk is full, `readiness` says so.
     pub fn start(journal: Journal, readiness: watch::Sender<Readiness>) -> Self {
         let (orders, waiting) = mpsc::channel(WAITING_RECORDS);
-        Self { orders, thread: Some(std::thread::spawn(move || write(journal, waiting, &readiness))) }
+        let head = Some(journal.head());
+        Self { orders, thread: Some(std::thread::spawn(move || write(journal, waiting, &readiness))), head }
     }
 
     /// Writes a record some time soon, after all before it.
     pub async fn write(&mut self, record: Record) -> Result<(), Error> {
+        self.head = None;
         match self.orders.send(Order::Write(Box::new(record))).await {
             Ok(()) => Ok(()),
             Err(_) => self.broken(),
@@ -47,10 +52,22 @@ impl Recorder {
     /// Waits until all records are on disk.
     pub async fn sync(&mut self) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
-        if self.orders.send(Order::Sync(answer)).await.is_err() || answered.await.is_err() {
+        if self.orders.send(Order::Sync(answer)).await.is_err() {
             return self.broken();
         }
+        match answered.await {
+            Ok(head) => self.head = Some(head),
+            Err(_) => return self.broken(),
+        }
         Ok(())
+    }
+
+    /// The last record, once all are on disk.
+    pub async fn head(&mut self) -> Result<JournalHead, Error> {
+        if self.head.is_none() {
+            self.sync().await?;
+        }
+        Ok(self.head.clone().unwrap_or_default())
     }
 
     /// Waits until all records are on disk and the journal is closed.
@@ -95,7 +112,7 @@ fn write(
             insist(&mut journal, &records, readiness)?;
         }
         // Who no longer waits needs no answer.
-        answers.into_iter().for_each(|answer| _ = answer.send(()));
+        answers.into_iter().for_each(|answer| _ = answer.send(journal.head()));
     }
     Ok(())
 }

@@ -201,7 +201,7 @@ fn replies(output: &Path, generation: u64, directive: Directive) -> Vec<Message>
             };
             (train.first_step..train.first_step + u64::from(train.steps)).map(report).collect()
         }
-        Directive::Checkpoint(v1::Checkpoint { checkpoint, name }) => {
+        Directive::Checkpoint(v1::Checkpoint { checkpoint, name, .. }) => {
             std::fs::create_dir_all(output.join("checkpoints").join(name)).unwrap();
             let parameters_sha256 = "00".into();
             vec![Message::CheckpointDone(v1::CheckpointDone { generation, checkpoint, parameters_sha256 })]

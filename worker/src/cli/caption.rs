@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use dataset::{preprocess, read_file};
 use serde::Serialize;
+use storage::Stamp;
 use tch::{Device, Tensor};
 use tokenizer::Vocabulary;
 use weights::folder::Folder;
@@ -16,7 +17,7 @@ use crate::captioner::{Captioner, Search};
 use crate::clip::Eyes;
 use crate::data::normalise;
 use crate::models::{open_captioner, open_eyes, open_folder};
-use crate::trainer::Place;
+use crate::trainer::stamp;
 
 /// Images captioned at once.
 const BATCH: usize = 16;
@@ -64,7 +65,7 @@ impl Caption {
     pub fn run(self) -> Result<(), String> {
         let device = self.compute.prepare()?;
         let folder = open_folder(&self.checkpoint)?;
-        warn_if_untrained(&folder, Place::of(&self.checkpoint).as_ref());
+        warn_if_untrained(&folder, stamp(&self.checkpoint).as_ref());
         let vocabulary = Vocabulary::stored(&folder.manifest().vocabulary);
         let captioner = open_captioner(&folder, device)?;
         let positions = captioner.architecture().positions;
@@ -111,12 +112,12 @@ impl Caption {
 }
 
 /// Says on stderr that no captions are to be expected of a captioner as it was drawn from a seed.
-/// `place` says where in a run it was saved.
-pub fn warn_if_untrained(folder: &Folder, place: Option<&Place>) {
+/// `stamp` says where in a run it was saved.
+pub fn warn_if_untrained(folder: &Folder, stamp: Option<&Stamp>) {
     if !folder.captioner_is_untrained() {
         return;
     }
-    let saved = place.map_or_else(String::new, |Place { run, stage_name, step, .. }| {
+    let saved = stamp.map_or_else(String::new, |Stamp { run, stage_name, step, .. }| {
         format!(" It was saved in stage `{stage_name}` of run `{run}`, after step {step}.")
     });
     super::warn(format_args!(

@@ -5,7 +5,7 @@ use weights::write_safetensors;
 
 use super::caption::warn_if_untrained;
 use crate::models::open_folder;
-use crate::trainer::Place;
+use crate::trainer::stamp;
 use crate::{export, files};
 
 #[derive(clap::Args)]
@@ -27,20 +27,20 @@ impl Export {
         let text = |error: weights::Error| error.to_string();
         let progress = terminal::spinner("reading, translating and writing the weights");
         let folder = open_folder(&self.from)?;
-        let place = Place::of(&self.from);
+        let stamp = stamp(&self.from);
         let (vision, kept) = (folder.vision().map_err(text)?, folder.released().map_err(text)?);
         let (config, tensors) = folder.to_released(&vision, kept.as_ref()).map_err(text)?;
         let name = self.to.file_name().unwrap_or_default().to_string_lossy();
         files::new_folder(&self.to, |to| {
             let config = serde_json::to_vec_pretty(&config).map_err(|error| error.to_string())?;
             files::write(&to.join("config.json"), &config)?;
-            for (file, content) in export::files(&folder, &name, place.as_ref()) {
+            for (file, content) in export::files(&folder, &name, stamp.as_ref()) {
                 files::write(&to.join(file), &content)?;
             }
             write_safetensors(&to.join("model.safetensors"), &tensors).map_err(text)
         })?;
         progress.finish_and_clear();
-        warn_if_untrained(&folder, place.as_ref());
+        warn_if_untrained(&folder, stamp.as_ref());
         if self.json {
             super::print(format_args!("{}", json!({ "folder": self.to, "tensors": tensors.len() })))?;
         } else {

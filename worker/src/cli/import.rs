@@ -40,7 +40,8 @@ impl Import {
                 sha256: None,
                 published_prefix: Some(released.vision_prefix().to_owned()),
             };
-            Manifest::new(vocabulary, released.captioner().clone(), tower, None).write(folder).map_err(text)
+            Manifest::new(vocabulary, released.captioner().clone(), tower, None).write(folder).map_err(text)?;
+            storage::seal(folder).map_err(|error| error.to_string())
         })?;
         progress.finish_and_clear();
         let tensors = released.captioner_tensors().len();

@@ -2,12 +2,12 @@
 //! it with `AutoModel` and `AutoProcessor`: Python code, a tokenizer, settings, and a model card.
 
 use serde_json::{Value, json};
+use storage::Stamp;
 use tokenizer::SPECIAL;
 use weights::MODELING_MODULE;
 use weights::folder::{self, Folder};
 
 use crate::data::{DEVIATION, MEAN};
-use crate::trainer::Place;
 
 const MODELING: &str = include_str!("modeling_dico.py");
 const IMAGE_PROCESSING: &str = include_str!("image_processing_dico.py");
@@ -18,10 +18,10 @@ const SNIPPET_FOLDER: &str = "my-dico";
 /// The class of transformers that joins any image processor with any tokenizer.
 const PROCESSOR: &str = "VisionTextDualEncoderProcessor";
 
-/// Name and content of each file. `name` is that of the model; `place` says where in a run it was
+/// Name and content of each file. `name` is that of the model; `stamp` says where in a run it was
 /// saved, if it is a checkpoint.
 #[must_use]
-pub fn files(folder: &Folder, name: &str, place: Option<&Place>) -> Vec<(String, Vec<u8>)> {
+pub fn files(folder: &Folder, name: &str, stamp: Option<&Stamp>) -> Vec<(String, Vec<u8>)> {
     let vocabulary = tokenizer::Vocabulary::stored(&folder.manifest().vocabulary);
     let json = |value: Value| serde_json::to_vec_pretty(&value).expect("numbers and strings are JSON");
     vec![
@@ -31,7 +31,7 @@ pub fn files(folder: &Folder, name: &str, place: Option<&Place>) -> Vec<(String,
         ("tokenizer.json".to_owned(), vocabulary.tokenizer_json().to_string().into()),
         ("tokenizer_config.json".to_owned(), json(tokenizer_config(folder))),
         ("generation_config.json".to_owned(), json(generation(folder, &vocabulary))),
-        ("README.md".to_owned(), card(folder, name, place).into()),
+        ("README.md".to_owned(), card(folder, name, stamp).into()),
     ]
 }
 
@@ -87,10 +87,10 @@ fn generation(folder: &Folder, vocabulary: &tokenizer::Vocabulary) -> Value {
 }
 
 /// The model card.
-fn card(folder: &Folder, name: &str, place: Option<&Place>) -> String {
+fn card(folder: &Folder, name: &str, stamp: Option<&Stamp>) -> String {
     let manifest = folder.manifest();
     let sizes = &manifest.captioner;
-    let origin = place.map_or_else(String::new, |Place { run, stage_name, step, .. }| {
+    let origin = stamp.map_or_else(String::new, |Stamp { run, stage_name, step, .. }| {
         format!("\nIt was saved in stage `{stage_name}` of run `{run}`, after step {step}.\n")
     });
     let encoding = match manifest.vocabulary {

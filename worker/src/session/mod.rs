@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::collective::Store;
 use crate::trainer::End;
+use joining::Reservation;
 use stream::Over;
 use training::{Held, Training, training_died};
 
@@ -126,6 +127,7 @@ async fn take_part(
             data_set: Some(training.data_set.clone()),
             holds,
             run_id: place.run_id.clone(),
+            generation: training.generation(),
         };
         match stream::serve(&options.coordinator, &place, attach, training, wish.clone()).await {
             Over::Finished => return finish(place.rank, training).await,
@@ -143,20 +145,40 @@ async fn take_part(
                     Held::Result => return finish(place.rank, training).await,
                 };
                 let reservation = joining::rejoin(options, host, place.rank, lost_after).await?;
-                if let Err(reason) = training.take_settings(&reservation.place) {
-                    tracing::info!(reason, "loading data and models again");
-                    // In the old one another run's generations of the same numbers have met.
-                    store = Store::serve(host)?;
-                    tokio::select! {
-                        restarted = training.restart(&reservation.place, options.device, host) => restarted?,
-                        never = joining::renew(options, &reservation) => match never {},
+                match training.take_settings(&reservation.place) {
+                    Ok(()) => {}
+                    Err(reason) => {
+                        tracing::info!(reason, "loading data and models again");
+                        store = begin_anew(options, host, &reservation, training).await?;
+                        holds = None;
                     }
-                    holds = None;
                 }
+                place = reservation.place;
+            }
+            Over::Disowned(reason) => {
+                tracing::warn!("giving up the state that was held, and joining anew: {reason}");
+                let lost_after = Duration::from_millis(place.lost_after_ms);
+                let reservation = joining::rejoin(options, host, place.rank, lost_after).await?;
+                store = begin_anew(options, host, &reservation, training).await?;
+                holds = None;
                 place = reservation.place;
             }
         }
     }
+}
+
+/// Loads data and models again while the place is kept. In the old store generations of the same numbers may have met.
+async fn begin_anew(
+    options: &Options,
+    host: IpAddr,
+    reservation: &Reservation,
+    training: &mut Training,
+) -> Result<Store, String> {
+    tokio::select! {
+        restarted = training.restart(&reservation.place, options.device, host) => restarted?,
+        never = joining::renew(options, reservation) => match never {},
+    }
+    Store::serve(host)
 }
 
 async fn finish(rank: u32, training: &mut Training) -> Result<Ending, String> {

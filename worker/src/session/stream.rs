@@ -24,6 +24,8 @@ pub enum Over {
     Failed(String),
     /// The connection broke.
     Disconnected(String),
+    /// What this worker has been through is not part of the coordinator's run.
+    Disowned(String),
 }
 
 /// One session, from Attach to its end.
@@ -131,6 +133,7 @@ fn broken(status: &Status) -> Over {
         | Code::NotFound
         | Code::PermissionDenied
         | Code::OutOfRange => Over::Failed(status.message().to_owned()),
+        Code::DataLoss => Over::Disowned(status.message().to_owned()),
         _ => Over::Disconnected(status.message().to_owned()),
     }
 }

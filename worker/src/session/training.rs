@@ -73,6 +73,12 @@ impl Training {
         })
     }
 
+    /// The latest generation that this worker was told of; 0 before the first.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Takes the settings that a restarted coordinator has sent, between generations.
     ///
     /// # Errors

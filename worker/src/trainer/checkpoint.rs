@@ -1,5 +1,5 @@
 //! A checkpoint is a model folder ([`weights::folder`]) with what it takes to go on: a safetensors file for each of the run's
-//! own models, `optimizer.safetensors` (both moments) and `state.json` (where in the run it was taken). How it is kept, and
+//! own models, `optimizer.safetensors` (both moments) and `state.json` (its [`Stamp`]: which state it holds). How it is kept, and
 //! how damage to it is found, is the business of [`storage`].
 
 use std::collections::BTreeMap;
@@ -7,8 +7,7 @@ use std::path::Path;
 
 use proto::v1;
 use runfile::RunFile;
-use serde::{Deserialize, Serialize};
-use storage::{Checkpoints, Fetched};
+use storage::{Checkpoints, Fetched, STAMP, Stamp};
 use tch::Tensor;
 use tokenizer::Vocabulary;
 use weights::Archive;
@@ -19,74 +18,35 @@ use crate::collective::Broken;
 use crate::models::Origins;
 use crate::tensors;
 
-/// Raised when older programs cannot read newer checkpoints.
-pub const FORMAT: u32 = 3;
-/// Where in the run it was taken.
-pub const STATE: &str = "state.json";
 /// Both moments.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// What the moments' names begin with.
 pub const MOMENTS: [&str; 2] = ["first", "second"];
 
-/// What `state.json` says.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Place {
-    /// [`FORMAT`], or that of an older program.
-    pub format: u32,
-    /// Name of the run.
-    pub run: String,
-    /// What tells it apart from others of that name; empty in older formats.
-    #[serde(default)]
-    pub run_id: String,
-    /// What the checkpoint is called; empty in older formats.
-    #[serde(default)]
-    pub checkpoint: String,
-    /// Position of the stage in the run file.
-    pub stage: u32,
-    /// Name of the stage.
-    pub stage_name: String,
-    /// Steps of the stage that were applied.
-    pub step: u64,
-    /// Over all parameters of the run's own models.
-    pub parameters_sha256: String,
+/// What the model folder `folder` says of the state that a run saved in it; none if it is no checkpoint.
+#[must_use]
+pub fn stamp(folder: &Path) -> Option<Stamp> {
+    serde_json::from_slice(&std::fs::read(folder.join(STAMP)).ok()?).ok()
 }
 
-impl Place {
-    /// Where the model folder `folder` was saved in a run; none if it is no checkpoint.
-    #[must_use]
-    pub fn of(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(folder.join(STATE)).ok()?).ok()
+/// Why a checkpoint is not what a generation is to start from, if so: folders can be exchanged for one another, and every byte of them
+/// is still what was written.
+fn difference(stamp: &Stamp, order: &v1::Rendezvous) -> Option<String> {
+    let Stamp { run_id, checkpoint, stage, step, parameters_sha256, .. } = stamp;
+    let wanted = order.position.unwrap_or_default();
+    if *run_id != order.checkpoint_run_id {
+        return Some(format!("it is of another run: {run_id}"));
     }
-
-    /// What the checkpoint in `folder` says of itself.
-    fn read(folder: &Path) -> Result<Self, String> {
-        let place = std::fs::read(folder.join(STATE)).map_err(|error| format!("{STATE}: {error}"))?;
-        let place: Self = serde_json::from_slice(&place).map_err(|error| format!("{STATE}: {error}"))?;
-        if place.format != FORMAT {
-            return Err(format!("it has format {}, this program reads {FORMAT}", place.format));
-        }
-        Ok(place)
+    if *checkpoint != order.checkpoint {
+        return Some(format!("it was saved as {checkpoint}"));
     }
-
-    /// Why it is not what a generation of the run `run_id` is to start from, if so: folders can be exchanged for one another, and
-    /// every byte of them is still what was written.
-    fn differs(&self, run_id: &str, order: &v1::Rendezvous) -> Option<String> {
-        let Self { checkpoint, stage, step, parameters_sha256, .. } = self;
-        let wanted = order.position.unwrap_or_default();
-        if self.run_id != run_id {
-            return Some(format!("it is of another run: {}", self.run_id));
-        }
-        if *checkpoint != order.checkpoint {
-            return Some(format!("it was saved as {checkpoint}"));
-        }
-        if (*stage, *step) != (wanted.stage, wanted.step) {
-            let (stage_wanted, step_wanted) = (wanted.stage, wanted.step);
-            return Some(format!("it has stage {stage} step {step}, not stage {stage_wanted} step {step_wanted}"));
-        }
-        let sha256 = &order.checkpoint_sha256;
-        (parameters_sha256 != sha256)
-            .then(|| format!("its parameters have SHA-256 {parameters_sha256}, the journal has {sha256}"))
+    if (*stage, *step) != (wanted.stage, wanted.step) {
+        let (stage_wanted, step_wanted) = (wanted.stage, wanted.step);
+        return Some(format!("it has stage {stage} step {step}, not stage {stage_wanted} step {step_wanted}"));
     }
+    let sha256 = &order.checkpoint_sha256;
+    (parameters_sha256 != sha256)
+        .then(|| format!("its parameters have SHA-256 {parameters_sha256}, the journal has {sha256}"))
 }
 
 impl Trainer {
@@ -95,12 +55,12 @@ impl Trainer {
     pub(super) fn read_checkpoint(&mut self, order: &v1::Rendezvous) -> Result<(), Stop> {
         let name = &order.checkpoint;
         let fetched = fetch(&self.checkpoints, name)?;
-        let fatal = |problem| Stop::Fatal(format!("cannot use checkpoint {name}: {problem}"));
-        let place = Place::read(fetched.path()).map_err(fatal)?;
-        if let Some(reason) = place.differs(&self.run_id, order) {
+        let stamp = self.checkpoints.stamp(name).map_err(|error| stop(name, error))?;
+        if let Some(reason) = difference(&stamp, order) {
             return Err(Stop::Damaged { checkpoint: name.clone(), reason });
         }
-        restore(&mut self.state, &self.run, &self.origins, fetched.path(), &place).map_err(fatal)?;
+        restore(&mut self.state, &self.run, &self.origins, fetched.path(), &stamp)
+            .map_err(|problem| Stop::Fatal(format!("cannot use checkpoint {name}: {problem}")))?;
         tracing::info!(name, "checkpoint read");
         Ok(())
     }
@@ -132,26 +92,29 @@ pub fn vocabulary(run: &RunFile, checkpoints: &Checkpoints) -> Result<Option<Voc
 
 /// The checkpoint `name`, every byte of which is what was written.
 fn fetch(checkpoints: &Checkpoints, name: &str) -> Result<Fetched, Stop> {
-    checkpoints.read(name).map_err(|error| {
-        let reason = error.to_string();
-        match error {
-            error if error.is_damage() => Stop::Damaged { checkpoint: name.to_owned(), reason },
-            storage::Error::Version { .. } | storage::Error::Name { .. } => Stop::Fatal(reason),
-            // What cannot be reached now may be reached by the next generation.
-            _ => Stop::Broken(Broken::Failed(reason)),
-        }
-    })
+    checkpoints.read(name).map_err(|error| stop(name, error))
+}
+
+/// What becomes of a generation that cannot read the checkpoint `name`.
+fn stop(name: &str, error: storage::Error) -> Stop {
+    let reason = error.to_string();
+    match error {
+        error if error.is_damage() => Stop::Damaged { checkpoint: name.to_owned(), reason },
+        storage::Error::Version { .. } | storage::Error::Name { .. } => Stop::Fatal(reason),
+        // What cannot be reached now may be reached by the next generation.
+        _ => Stop::Broken(Broken::Failed(reason)),
+    }
 }
 
 /// Gives `state` what the checkpoint in `folder` holds. When that does not fit, `state` is none any more.
-fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path, place: &Place) -> Result<(), String> {
+fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path, stamp: &Stamp) -> Result<(), String> {
     let models = weights::folder::Folder::open(folder).map_err(|error| error.to_string())?;
     if models.manifest().vocabulary != origins.captioner_vocabulary.to_stored() {
         return Err("it was made with another vocabulary".to_owned());
     }
-    let stage = run.stages.get(place.stage as usize).filter(|stage| stage.name == place.stage_name);
-    let objective = stage.ok_or_else(|| format!("the run has no stage {}", place.stage_name))?.objective;
-    state.enter_stage(run, place.stage as usize);
+    let stage = run.stages.get(stamp.stage as usize).filter(|stage| stage.name == stamp.stage_name);
+    let objective = stage.ok_or_else(|| format!("the run has no stage {}", stamp.stage_name))?.objective;
+    state.enter_stage(run, stamp.stage as usize);
     for (model, parameters) in state.own() {
         let values = read_tensors(&folder.join(file_name(model)))?;
         parameters.load(&values).map_err(|mismatch| format!("{}: {mismatch}", file_name(model)))?;
@@ -163,11 +126,11 @@ fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path, p
         copied.map_err(|mismatch| format!("{OPTIMIZER}: {mismatch}"))?;
     }
     let found = state.parameters_sha256();
-    if found != place.parameters_sha256 {
-        let wanted = &place.parameters_sha256;
+    if found != stamp.parameters_sha256 {
+        let wanted = &stamp.parameters_sha256;
         return Err(format!("its parameters have SHA-256 {found}, not {wanted}"));
     }
-    state.position = Some(v1::Position { stage: place.stage, step: place.step, generation: 0 });
+    state.position = Some(v1::Position { stage: stamp.stage, step: stamp.step, generation: 0 });
     Ok(())
 }
 

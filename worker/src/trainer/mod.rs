@@ -27,7 +27,7 @@ use dataset::{DataSet, Split};
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
 use runfile::{Change, Mutability, Objective, Reward, RunFile, Stage};
 use scoring::cider::Cider;
-use storage::{Access, Checkpoints};
+use storage::{Access, Checkpoints, JournalHead, Sequence};
 use tch::Device;
 use tokenizer::MAX_TOKEN_BYTES;
 
@@ -37,10 +37,10 @@ use crate::data::{Loader, Source};
 use crate::memory;
 use crate::models::{self, Origins};
 use crate::sight;
-pub use checkpoint::Place;
+pub use checkpoint::stamp;
 pub use saver::Saving;
 use saver::{Save, Saver};
-use snapshot::Snapshot;
+use snapshot::{Origin, Snapshot};
 use state::State;
 use step::{Ahead, Pairs};
 
@@ -320,10 +320,11 @@ impl Trainer {
                 self.evaluate(generation, &order)?;
                 memory::give_back();
             }
-            Kind::Checkpoint(v1::Checkpoint { checkpoint, name }) => {
+            Kind::Checkpoint(v1::Checkpoint { checkpoint, name, journal }) => {
                 self.progress.phase(v1::Phase::Checkpoint);
-                let written = self.collective()?.rank() == 0;
-                let snapshot = Snapshot::take(&self.state, &self.run, &self.run_id, &self.origins, written)?;
+                let writes = self.collective()?.rank() == 0;
+                let origin = writes.then(|| self.origin(generation, journal.unwrap_or_default()));
+                let snapshot = Snapshot::take(&self.state, &self.run, &self.origins, origin)?;
                 self.saver.save(Save { generation, checkpoint, name, snapshot })?;
             }
             Kind::Advance(v1::Advance { stage }) => {
@@ -345,6 +346,18 @@ impl Trainer {
             Kind::Leave(_) | Kind::Halt(_) => {}
         }
         Ok(false)
+    }
+
+    /// What a checkpoint of the present state is written for.
+    fn origin(&self, generation: u64, v1::JournalHead { sequence, hash }: v1::JournalHead) -> Origin {
+        let stage = self.state.position.unwrap_or_default().stage;
+        let v1::SequenceStart { step, epoch } = self.sequence_start(stage);
+        Origin {
+            run_id: self.run_id.clone(),
+            generation,
+            journal: JournalHead { sequence, hash },
+            sequence: Sequence { step, epoch },
+        }
     }
 
     fn rendezvous(&mut self, generation: u64, order: &v1::Rendezvous) -> Result<(), Stop> {

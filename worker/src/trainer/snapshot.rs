@@ -7,11 +7,11 @@
 
 use runfile::RunFile;
 use sha2::{Digest, Sha256};
-use storage::Checkpoints;
+use storage::{Checkpoints, JournalHead, STAMP, STAMP_FORMAT, Sequence, Stamp};
 use tch::{Device, Kind, Tensor};
 use weights::folder;
 
-use super::checkpoint::{FORMAT, MOMENTS, OPTIMIZER, Place, STATE, file_name};
+use super::checkpoint::{MOMENTS, OPTIMIZER, file_name};
 use super::state::State;
 use crate::models::Origins;
 use crate::nn::Parameters;
@@ -28,6 +28,19 @@ pub struct Snapshot {
     rest: Option<Rest>,
 }
 
+/// What a checkpoint is written for.
+#[derive(Clone)]
+pub struct Origin {
+    /// Names the run.
+    pub run_id: String,
+    /// The generation.
+    pub generation: u64,
+    /// Where the coordinator's journal is.
+    pub journal: JournalHead,
+    /// Where the stage's sequence of samples begins.
+    pub sequence: Sequence,
+}
+
 /// A file of tensors: how it starts, and the buffers that follow.
 struct Values {
     file: String,
@@ -38,24 +51,24 @@ struct Values {
 struct Rest {
     moments: Values,
     manifest: Vec<u8>,
-    place: Place,
+    stamp: Stamp,
 }
 
 impl Snapshot {
-    /// Copies what is to be hashed and, if it is to be `written`, all else.
+    /// Copies what is to be hashed and, where `origin` says for what it is to be written, all else.
     ///
     /// # Errors
     /// A name in the state cannot be written to a file.
-    pub fn take(state: &State, run: &RunFile, run_id: &str, origins: &Origins, written: bool) -> Result<Self, String> {
+    pub fn take(state: &State, run: &RunFile, origins: &Origins, origin: Option<Origin>) -> Result<Self, String> {
         let text = |error: weights::Error| error.to_string();
         let models = state.own().map(|(model, parameters)| {
             let start = weights::safetensors_start(shapes(parameters, "")).map_err(text)?;
             Ok::<_, String>(Values { file: file_name(model), start, buffers: vec![copy(parameters.flat())] })
         });
         let models = models.collect::<Result<_, _>>()?;
-        if !written {
+        let Some(Origin { run_id, generation, journal, sequence }) = origin else {
             return Ok(Self { models, rest: None });
-        }
+        };
         let position = state.position.unwrap_or_default();
         let stage = &run.stages[position.stage as usize];
         let trained = state.trained(stage.objective);
@@ -65,18 +78,21 @@ impl Snapshot {
             start: weights::safetensors_start(named).map_err(text)?,
             buffers: vec![copy(&state.optimizer.first), copy(&state.optimizer.second)],
         };
-        let place = Place {
-            format: FORMAT,
+        let stamp = Stamp {
+            format: STAMP_FORMAT,
             run: run.name.clone(),
-            run_id: run_id.to_owned(),
+            run_id,
             checkpoint: String::new(),
             stage: position.stage,
             stage_name: stage.name.clone(),
             step: position.step,
             parameters_sha256: String::new(),
+            generation,
+            journal,
+            sequence,
         };
         let manifest = origins.manifest(&state.models).to_json().map_err(text)?;
-        Ok(Self { models, rest: Some(Rest { moments, manifest, place }) })
+        Ok(Self { models, rest: Some(Rest { moments, manifest, stamp }) })
     }
 
     /// SHA-256 over all parameters of the run's own models, as [`State::parameters_sha256`] was when the copy was taken.
@@ -91,16 +107,16 @@ impl Snapshot {
     /// # Errors
     /// It cannot be written; then nothing of it is there.
     pub fn write(&self, checkpoints: &Checkpoints, name: &str, parameters_sha256: &str) -> Result<(), String> {
-        let Some(Rest { moments, manifest, place }) = &self.rest else { return Ok(()) };
+        let Some(Rest { moments, manifest, stamp }) = &self.rest else { return Ok(()) };
         let (checkpoint, parameters_sha256) = (name.to_owned(), parameters_sha256.to_owned());
-        let place = Place { checkpoint, parameters_sha256, ..place.clone() };
-        let place = serde_json::to_vec_pretty(&place).map_err(|error| format!("{STATE}: {error}"))?;
+        let stamp = Stamp { checkpoint, parameters_sha256, ..stamp.clone() };
+        let stamp = serde_json::to_vec_pretty(&stamp).map_err(|error| format!("{STAMP}: {error}"))?;
         let written = checkpoints.write(name, |files| {
             files.add(folder::MANIFEST, [manifest.clone()])?;
             for values in self.models.iter().chain([moments]) {
                 files.add(&values.file, std::iter::once(values.start.clone()).chain(values.bytes()))?;
             }
-            files.add(STATE, [place])
+            files.add(STAMP, [stamp])
         });
         written.map_err(|error| error.to_string())
     }

@@ -141,7 +141,7 @@ impl Trainer {
     }
 
     /// Where the sequence of samples of a stage begins.
-    fn sequence_start(&self, stage: u32) -> v1::SequenceStart {
+    pub(super) fn sequence_start(&self, stage: u32) -> v1::SequenceStart {
         let (of, start) = self.sequence_start;
         if of == stage { start } else { v1::SequenceStart::default() }
     }

@@ -19,6 +19,11 @@ const PATIENCE: Time = Time::from_secs(60);
 /// How long a worker waits for an answer.
 const ANSWER_WITHIN: Time = Time::from_secs(5);
 
+/// What all workers train on.
+fn data_set() -> v1::DataSet {
+    v1::DataSet { train_images: 7, train_captions: 31, validation_images: IMAGES, ..Default::default() }
+}
+
 impl World {
     /// Begins to ask for a place.
     pub fn come_back(&mut self, id: WorkerId) {
@@ -117,8 +122,9 @@ impl World {
         let attach = v1::Attach {
             session_token: token,
             store_address: format!("{}:{}", worker.host, id.0),
-            data_set: Some(v1::DataSet { validation_images: IMAGES, ..Default::default() }),
+            data_set: Some(data_set()),
             holds: worker.position,
+            generation: worker.told,
             ..Default::default()
         };
         self.invariants.held.insert(session, worker.position.map(|_| worker.history.clone()));

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     checkpoints,
-    journal::Journal,
+    journal::{Journal, history::History},
     run::{
         Action, Command, Event, Outcome, RequestId, Run, SessionId, Time, captions::Item, plan::Place, record::Record,
     },
@@ -87,12 +87,21 @@ impl World {
         // It is random, and a seed always gives the same run.
         restored.run_id.clear();
         let listing = self.list_checkpoints();
-        checkpoints::reconcile(&self.scenario.file, &mut restored, listing).expect("checkpoints of this run");
+        checkpoints::reconcile(&self.scenario.file, &mut restored, listing);
         self.coordinator.run = Some(Run::new(self.scenario.file.clone(), restored));
         self.coordinator.life += 1;
         (self.coordinator.clock, self.coordinator.turn) = (Time::ZERO, self.agenda.now());
         self.check_restored();
         self.agenda.after(TICK, Due::Tick { life: self.coordinator.life });
+    }
+
+    /// The journal, with all that is recorded.
+    pub fn record(&mut self) -> History {
+        let Coordinator { journal, records, unwritten, .. } = &mut self.coordinator;
+        let mut journal = journal.take().expect("a coordinator was started");
+        journal.write(&records[*unwritten..]).expect("memory is there");
+        *unwritten = records.len();
+        journal.into_history()
     }
 
     /// The coordinator's process dies, and is started again after a while.

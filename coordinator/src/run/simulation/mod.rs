@@ -32,7 +32,7 @@ mod network;
 mod nonsense;
 mod saver;
 mod scenario;
-mod seeds;
+pub(crate) mod seeds;
 mod stories;
 mod training;
 mod worker;

@@ -34,7 +34,7 @@ impl World {
     /// The training thread has a copy for the saver. While that is busy the training thread waits.
     pub fn hand_over(&mut self, id: WorkerId, generation: u64, checkpoint: v1::Checkpoint) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let v1::Checkpoint { checkpoint: number, name } = checkpoint;
+        let v1::Checkpoint { checkpoint: number, name, .. } = checkpoint;
         let (history, session) = (worker.history.clone(), worker.session());
         let writes = worker.rank_within == 0;
         let saves = self.savers.entry(id).or_default();

@@ -18,7 +18,11 @@ use super::{
     scenario::Scenario,
     world::{Trace, World},
 };
-use crate::run::{Outcome, Time, plan::Place};
+use crate::{
+    audit::audit,
+    journal::history::History,
+    run::{Outcome, Time, plan::Place},
+};
 
 /// How many, if nobody says.
 const SEEDS: u64 = 10_000;
@@ -36,7 +40,17 @@ fn live(seed: u64, trace: Trace) -> World {
     while world.outcome.is_none() && world.step(OVER_BY) {}
     assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
     world.check_end();
+    let audit = audit(&world.record()).expect("a whole journal");
+    assert!(audit.clean && audit.finished, "the record shows something else: {audit:?}");
     world
+}
+
+/// The record of a seed's run after so many events, or at its end.
+pub fn recorded(seed: u64, events: u64) -> History {
+    let mut world = World::new(seed, Trace::Dropped, Scenario::any);
+    world.begin();
+    while world.outcome.is_none() && world.events < events && world.step(OVER_BY) {}
+    world.record()
 }
 
 /// What a seed's run comes to: its number of events, and a hash of all of them.

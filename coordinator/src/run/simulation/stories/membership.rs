@@ -163,7 +163,7 @@ fn exchanged_data_begin_a_sequence_of_samples_where_the_run_goes_on() {
     let restored = Restored {
         last_generation: 1,
         committed: place,
-        checkpoints: vec![Checkpoint { place, generation: 1, name, parameters_sha256: "ab".into() }],
+        checkpoints: vec![Checkpoint { place, generation: 1, name, ..Checkpoint::default() }],
         data_set: Some(of("t", 9)),
         ..Restored::default()
     };

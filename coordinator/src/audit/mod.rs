@@ -1,30 +1,42 @@
 //! The audit: does the journal bear out that every sample was trained on exactly once, and what did each fault cost?
 //!
-//! A step is a range of samples (see [`plan`](crate::run::plan)), so a step that is missing in the present history is a batch
-//! that was lost, and one that is in it twice is a batch that was repeated. Steps that were given up count for nothing;
-//! those that a stage trained beyond its best state count. Steps that turned out to be applied although nobody had reported them
-//! (`adopted`) count as committed. Where the training data were exchanged for others a sequence of samples ends, and another begins.
+//! - The journal's chain ([`journal`](crate::journal)) shows that all records are there, as they were written, and no others.
+//! - `path`: they tell of one way through the plan, up to where the run stands.
+//! - `samples`: a step is a range of samples (see [`plan`](crate::run::plan)), so a step that is missing in the present history is a
+//!   batch that was lost, and one that is in it twice is a batch that was repeated. Steps that were given up count for nothing;
+//!   those that a stage trained beyond its best state count. Steps that turned out to be applied although nobody had reported them
+//!   (`adopted`) count as committed. Where the training data were exchanged for others a sequence of samples ends, and another begins.
+//! - `disk`: the checkpoints that are kept are those that the journal tells of, and were saved under it.
+
+pub mod disk;
+mod path;
+mod samples;
 
 use std::collections::BTreeMap;
 
-use proto::v1;
-use runfile::RunFile;
 use serde::Serialize;
+use storage::JournalHead;
 
-use crate::journal::Error;
-use crate::journal::history::{Event, Generation, History, Step};
-use crate::run::{
-    cuts::{Fate, Lineage},
-    data::{Exchange, Size},
-    plan::Place,
-    record::Happening,
+use self::samples::{TrainingData, applied, epochs};
+use crate::journal::{
+    Error,
+    history::{Event, Generation, History, Step},
 };
+use crate::run::{cuts::Fate, plan::Place, record::Happening};
 
 /// What an audit found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Audit {
-    /// Whether nothing is missing and nothing repeated.
+    /// Whether nothing is missing, nothing repeated, and nothing else wrong.
     pub clean: bool,
+    /// What is wrong, besides samples; the first of it.
+    pub problems: Vec<String>,
+    /// How much is wrong.
+    pub problem_count: u64,
+    /// The last record: its number and hash.
+    pub head: String,
+    /// Where the records begin, if that is not the run's beginning.
+    pub recovered: Option<Recovered>,
     /// Whether the run is complete.
     pub finished: bool,
     /// Samples over all epochs.
@@ -60,6 +72,18 @@ impl Samples {
             }
         }
     }
+}
+
+/// The checkpoint that a run went on from whose journal was lost or damaged. What came before is not on record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Recovered {
+    /// Its name.
+    pub checkpoint: String,
+    /// The generation that saved it.
+    pub generation: u64,
+    /// Where in the run that was.
+    #[serde(skip)]
+    pub place: Place,
 }
 
 /// One pass through the data of a stage.
@@ -129,13 +153,19 @@ pub struct Life {
     pub recovery_s: Option<f64>,
 }
 
-/// Audits a journal.
+/// Problems that are listed.
+const MAX_LISTED: usize = 20;
+
+/// Audits a journal, as it is at this moment.
 ///
 /// # Errors
 /// It cannot be read.
 pub fn audit(history: &History) -> Result<Audit, Error> {
+    history.hold_still()?;
+    let chain = history.verify()?;
     let file = history.run_file()?;
     let (generations, steps, events) = (history.generations()?, history.steps()?, history.events()?);
+    let recovered = recovered(&events);
     let applied = applied(&steps, &events, &history.lineage()?);
     let data = TrainingData { exchanges: history.exchanges()?, last: history.training_data()?.unwrap_or_default() };
     let selections = history.selections()?.into_iter().filter_map(|selection| {
@@ -145,129 +175,69 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
         Some(Selected { stage, name, step, trained: last.step })
     });
     let selections = selections.collect();
-    let epochs = epochs(&file, &data, &applied);
+    let begin = recovered.as_ref().map_or_else(Place::default, |recovered| recovered.place);
+    let (epochs, gaps) = epochs(&file, &data, &applied, begin);
     let mut samples = Samples::default();
     for Epoch { samples: Samples { committed, missing, repeated }, .. } in &epochs {
         samples.committed += committed;
         samples.missing += missing;
         samples.repeated += repeated;
     }
-    Ok(Audit {
+    let found = path::problems(&file, &generations, &steps, &events, recovered.as_ref());
+    let mut audit = Audit {
         clean: samples.missing == 0 && samples.repeated == 0,
+        problems: Vec::new(),
+        problem_count: chain.count - chain.problems.len() as u64,
+        head: chain.head.to_string(),
+        recovered,
         finished: events.iter().any(|event| event.kind == Happening::Finished.name()),
         samples,
         epochs,
         selections,
         exchanges: data.exchanged(&file),
         generations: lives(&generations, &steps),
-    })
+    };
+    audit.add(chain.problems.into_iter().chain(found).chain(gaps));
+    Ok(audit)
 }
 
-/// All that a run has trained on.
-struct TrainingData {
-    exchanges: Vec<Exchange>,
-    /// Size of what no exchange has ended.
-    last: Size,
-}
-
-impl TrainingData {
-    /// How many exchanges a generation came after.
-    fn version(&self, generation: u64) -> usize {
-        self.exchanges.partition_point(|exchange| exchange.generation <= generation)
-    }
-
-    /// The size after so many exchanges.
-    fn size(&self, version: usize) -> Size {
-        self.exchanges.get(version).map_or(self.last, |exchange| exchange.before)
-    }
-
-    /// Those exchanges that took effect.
-    fn exchanged(&self, file: &RunFile) -> Vec<Exchanged> {
-        let exchanged = |(version, exchange): (usize, &Exchange)| {
-            let (Place { stage, step }, before, after) = (exchange.from?, exchange.before, self.size(version + 1));
-            Some(Exchanged {
-                stage,
-                name: file.stages.get(stage as usize)?.name.clone(),
-                step,
-                images_before: before.images,
-                images_after: after.images,
-                captions_before: before.captions,
-                captions_after: after.captions,
-            })
-        };
-        self.exchanges.iter().enumerate().filter_map(exchanged).collect()
-    }
-}
-
-/// A step that was not given up.
-#[derive(Clone, Copy, Debug, Default)]
-struct Applied {
-    /// How often.
-    times: u64,
-    /// The last generation that applied it.
-    generation: u64,
-}
-
-/// The steps that were applied, but for what was given up.
-fn applied(steps: &[Step], events: &[Event], lineage: &Lineage) -> BTreeMap<Place, Applied> {
-    let mut all: BTreeMap<Place, Applied> = BTreeMap::new();
-    for step in steps.iter().filter(|step| step.fate != Fate::GivenUp) {
-        let applied = all.entry(step.place).or_default();
-        applied.times += 1;
-        applied.generation = applied.generation.max(step.generation);
-    }
-    // What is adopted was applied, but not reported: unless it was given up later it stands in for the missing report. It comes from
-    // the generation before the one that adopts it.
-    for event in events.iter().filter(|event| event.kind == Happening::Adopted.name()) {
-        let [from, to] = ["from", "to"].map(|key| point(&event.detail[key]));
-        let (Some(from), Some(to), Some(by)) = (from, to, event.detail["generation"].as_u64()) else { continue };
-        let first = if from.stage == to.stage { from.step } else { 0 };
-        for step in first + 1..=to.step {
-            let place = Place { stage: to.stage, step };
-            if lineage.fate(place, by) != Fate::GivenUp {
-                all.entry(place).or_insert(Applied { times: 1, generation: by.saturating_sub(1) });
+impl Audit {
+    /// Something else is wrong.
+    pub fn add(&mut self, problems: impl IntoIterator<Item = String>) {
+        for problem in problems {
+            self.problem_count += 1;
+            if self.problems.len() < MAX_LISTED {
+                self.problems.push(problem);
             }
         }
+        self.clean &= self.problem_count == 0;
     }
-    all
+
+    /// Holds the journal against a record that was its last once.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn expect(&mut self, history: &History, head: &JournalHead) -> Result<(), Error> {
+        let problem = || format!("the journal does not have record {head}: it was changed, or is an older copy");
+        let has = history.contains(head)?;
+        self.add((!has).then(problem));
+        Ok(())
+    }
+}
+
+/// The checkpoint that the journal begins with, if it took the place of another one.
+fn recovered(events: &[Event]) -> Option<Recovered> {
+    let first = events.first().filter(|event| event.kind == Happening::Recovered.name())?;
+    Some(Recovered {
+        checkpoint: first.detail["checkpoint"].as_str()?.to_owned(),
+        generation: first.detail["generation"].as_u64()?,
+        place: point(&first.detail)?,
+    })
 }
 
 fn point(json: &serde_json::Value) -> Option<Place> {
     let stage = u32::try_from(json.get("stage")?.as_u64()?).ok()?;
     Some(Place { stage, step: json.get("step")?.as_u64()? })
-}
-
-/// What became of the samples of each epoch, up to the last step of each stage that was applied.
-fn epochs(file: &RunFile, data: &TrainingData, applied: &BTreeMap<Place, Applied>) -> Vec<Epoch> {
-    let mut epochs = Vec::new();
-    for (number, stage) in (0..).zip(&file.stages) {
-        let of_stage = |step| Place { stage: number, step };
-        let Some((last, _)) = applied.range(of_stage(0)..=of_stage(u64::MAX)).next_back() else { continue };
-        let batch = u64::from(stage.batch);
-        let mut own: BTreeMap<u64, Samples> = BTreeMap::new();
-        // Where the present sequence of samples begins, and the data that it goes through.
-        let (mut start, mut version) = (v1::SequenceStart::default(), 0);
-        for step in 1..=last.step {
-            let Applied { times, generation } = applied.get(&of_stage(step)).copied().unwrap_or_default();
-            if data.version(generation) > version {
-                let length = data.size(version).epoch(stage.objective).max(1);
-                start.epoch += ((step - 1 - start.step) * batch).div_ceil(length);
-                start.step = step - 1;
-                version = data.version(generation);
-            }
-            let length = data.size(version).epoch(stage.objective);
-            let (mut begin, end) = ((step - 1 - start.step) * batch, (step - start.step) * batch);
-            while begin < end && length > 0 {
-                let epoch = begin / length;
-                let until = end.min((epoch + 1) * length);
-                own.entry(start.epoch + epoch).or_default().add(times, until - begin);
-                begin = until;
-            }
-        }
-        let epoch = |(epoch, samples)| Epoch { stage: number, name: stage.name.clone(), epoch, samples };
-        epochs.extend(own.into_iter().map(epoch));
-    }
-    epochs
 }
 
 fn lives(generations: &[Generation], steps: &[Step]) -> Vec<Life> {
@@ -295,13 +265,20 @@ fn lives(generations: &[Generation], steps: &[Step]) -> Vec<Life> {
 }
 
 #[cfg(test)]
+mod tampered;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use runfile::Objective;
 
     use super::*;
-    use crate::run::{cuts::Selection, testing};
+    use crate::run::{
+        cuts::{Lineage, Selection},
+        data::{Exchange, Size},
+        testing,
+    };
 
     fn step(step: u64, generation: u64, counts: bool) -> Step {
         let fate = if counts { Fate::Current } else { Fate::GivenUp };
@@ -330,7 +307,8 @@ mod tests {
     fn by_epoch_of(data: &TrainingData, steps: &[Step], events: &[Event], lineage: &Lineage) -> Vec<[u64; 3]> {
         let mut file = testing::run_file(vec![testing::stage("a", 20, 4, None, None)]);
         file.stages[0].objective = Objective::Dico;
-        let epochs = epochs(&file, data, &applied(steps, events, lineage));
+        let (epochs, gaps) = epochs(&file, data, &applied(steps, events, lineage), Place::default());
+        assert_eq!(gaps, [""; 0]);
         assert!(epochs.iter().zip(0..).all(|(epoch, number)| epoch.epoch == number), "{epochs:?}");
         epochs.iter().map(|epoch| epoch.samples).map(|s| [s.committed, s.missing, s.repeated]).collect()
     }

@@ -1,0 +1,154 @@
+//! What became of every sample.
+
+use std::collections::BTreeMap;
+
+use proto::v1;
+use runfile::RunFile;
+
+use super::{Epoch, Exchanged, Samples, point};
+use crate::{
+    journal::history::{Event, Step},
+    run::{
+        cuts::{Fate, Lineage},
+        data::{Exchange, Size},
+        plan::Place,
+        record::Happening,
+    },
+};
+
+/// Steps without a report that are told one by one. There are never as many in truth, and each of them may begin an epoch.
+const MAX_GAP: u64 = 1_000_000;
+
+/// All that a run has trained on.
+pub(super) struct TrainingData {
+    pub exchanges: Vec<Exchange>,
+    /// Size of what no exchange has ended.
+    pub last: Size,
+}
+
+impl TrainingData {
+    /// How many exchanges a generation came after.
+    fn version(&self, generation: u64) -> usize {
+        self.exchanges.partition_point(|exchange| exchange.generation <= generation)
+    }
+
+    /// The size after so many exchanges.
+    fn size(&self, version: usize) -> Size {
+        self.exchanges.get(version).map_or(self.last, |exchange| exchange.before)
+    }
+
+    /// Those exchanges that took effect.
+    pub fn exchanged(&self, file: &RunFile) -> Vec<Exchanged> {
+        let exchanged = |(version, exchange): (usize, &Exchange)| {
+            let (Place { stage, step }, before, after) = (exchange.from?, exchange.before, self.size(version + 1));
+            Some(Exchanged {
+                stage,
+                name: file.stages.get(stage as usize)?.name.clone(),
+                step,
+                images_before: before.images,
+                images_after: after.images,
+                captions_before: before.captions,
+                captions_after: after.captions,
+            })
+        };
+        self.exchanges.iter().enumerate().filter_map(exchanged).collect()
+    }
+}
+
+/// A step that was not given up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Applied {
+    /// How often.
+    times: u64,
+    /// The last generation that applied it.
+    generation: u64,
+}
+
+/// The steps that were applied, but for what was given up. Adoptions that are too long to be true are left out.
+pub(super) fn applied(steps: &[Step], events: &[Event], lineage: &Lineage) -> BTreeMap<Place, Applied> {
+    let mut all: BTreeMap<Place, Applied> = BTreeMap::new();
+    for step in steps.iter().filter(|step| step.fate != Fate::GivenUp) {
+        let applied = all.entry(step.place).or_default();
+        applied.times += 1;
+        applied.generation = applied.generation.max(step.generation);
+    }
+    // What is adopted was applied, but not reported: unless it was given up later it stands in for the missing report. It comes from
+    // the generation before the one that adopts it.
+    for event in events.iter().filter(|event| event.kind == Happening::Adopted.name()) {
+        let [from, to] = ["from", "to"].map(|key| point(&event.detail[key]));
+        let (Some(from), Some(to), Some(by)) = (from, to, event.detail["generation"].as_u64()) else { continue };
+        let first = if from.stage == to.stage { from.step } else { 0 };
+        if to.step.saturating_sub(first) > MAX_GAP {
+            continue;
+        }
+        for step in first + 1..=to.step {
+            let place = Place { stage: to.stage, step };
+            if lineage.fate(place, by) != Fate::GivenUp {
+                all.entry(place).or_insert(Applied { times: 1, generation: by.saturating_sub(1) });
+            }
+        }
+    }
+    all
+}
+
+/// What became of the samples of each epoch, up to the last step of each stage that was applied; what comes before `begin` is not on
+/// record. And what is wrong besides.
+pub(super) fn epochs(
+    file: &RunFile,
+    data: &TrainingData,
+    applied: &BTreeMap<Place, Applied>,
+    begin: Place,
+) -> (Vec<Epoch>, Vec<String>) {
+    let (mut epochs, mut problems) = (Vec::new(), Vec::new());
+    for (number, stage) in (begin.stage..).zip(file.stages.iter().skip(begin.stage as usize)) {
+        let before = if number == begin.stage { begin.step } else { 0 };
+        let mut walk = Walk { data, stage, start: v1::SequenceStart::default(), version: 0, own: BTreeMap::new() };
+        let mut next = before + 1;
+        let of_stage = |step| Place { stage: number, step };
+        for (Place { step, .. }, done) in applied.range(of_stage(next)..=of_stage(u64::MAX)) {
+            if step - next > MAX_GAP {
+                problems.push(format!("stage {}: steps {next} to {} are missing", stage.name, step - 1));
+            } else {
+                (next..*step).for_each(|step| walk.add(step, Applied::default()));
+            }
+            walk.add(*step, *done);
+            next = step + 1;
+        }
+        let epoch = |(epoch, samples)| Epoch { stage: number, name: stage.name.clone(), epoch, samples };
+        epochs.extend(walk.own.into_iter().map(epoch));
+    }
+    (epochs, problems)
+}
+
+/// A way through the samples of a stage.
+struct Walk<'a> {
+    data: &'a TrainingData,
+    stage: &'a runfile::Stage,
+    /// Where the present sequence of samples begins.
+    start: v1::SequenceStart,
+    /// How many exchanges came before the data that it goes through.
+    version: usize,
+    own: BTreeMap<u64, Samples>,
+}
+
+impl Walk<'_> {
+    /// The next step.
+    fn add(&mut self, step: u64, Applied { times, generation }: Applied) {
+        let batch = u64::from(self.stage.batch);
+        if self.data.version(generation) > self.version {
+            let length = self.data.size(self.version).epoch(self.stage.objective).max(1);
+            self.start.epoch += (step - 1 - self.start.step).saturating_mul(batch).div_ceil(length);
+            self.start.step = step - 1;
+            self.version = self.data.version(generation);
+        }
+        let length = self.data.size(self.version).epoch(self.stage.objective);
+        let samples = |step: u64| (step - self.start.step).saturating_mul(batch);
+        let (mut begin, end) = (samples(step - 1), samples(step));
+        while begin < end && length > 0 {
+            let epoch = begin / length;
+            let until = end.min((epoch + 1).saturating_mul(length));
+            self.own.entry(self.start.epoch + epoch).or_default().add(times, until - begin);
+            begin = until;
+        }
+    }
+}

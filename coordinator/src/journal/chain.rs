@@ -1,0 +1,333 @@
+//! The chain of a journal's records: each is hashed together with the one before, so that none can be changed, moved or removed
+//! without a trace.
+//!
+//! An entry names a record and the columns that it has written. Its hash is SHA-256 over the hash before it, the entry, and the
+//! content of these columns, each with its type and length. Writing and checking read the content in the same way, from the tables.
+//! The last entry is the head; checkpoints have the one that was there when they were begun. Whoever changes the journal can hash all
+//! of it anew, but not what lies elsewhere.
+
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, types::ValueRef};
+use sha2::{Digest, Sha256};
+use storage::JournalHead;
+
+/// Of a chain without entries.
+const START: [u8; 32] = [0; 32];
+/// Problems that are listed; of further ones the number is told.
+const MAX_LISTED: usize = 20;
+
+pub(super) const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS chain (
+    sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, stage INTEGER, step INTEGER, generation INTEGER, number INTEGER,
+    hash BLOB NOT NULL);
+";
+
+/// What an entry is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A run file, by the number of its row.
+    RunFile,
+    /// A generation that was formed, by its number; and so on.
+    Formed,
+    Ready,
+    Ended,
+    /// A step, by stage, step and generation; and so on.
+    Step,
+    Saved,
+    Deleted,
+    /// An evaluation and all its items.
+    Evaluated,
+    /// An event, by the number of its row.
+    Event,
+}
+
+/// Where a kind's content is.
+struct Content {
+    kind: Kind,
+    name: &'static str,
+    /// What selects it. Parameters: stage, step, generation, number.
+    queries: &'static [&'static str],
+    /// What selects the keys of all content that there is, in the order of the chain's columns.
+    all: &'static str,
+}
+
+const CONTENTS: [Content; 9] = [
+    Content {
+        kind: Kind::RunFile,
+        name: "run",
+        queries: &["SELECT * FROM run WHERE number = ?4"],
+        all: "SELECT NULL, NULL, NULL, number FROM run",
+    },
+    Content {
+        kind: Kind::Formed,
+        name: "formed",
+        queries: &[
+            "SELECT number, members_json, cause, formed_at, source, stage, step FROM generations WHERE number = ?3",
+        ],
+        all: "SELECT NULL, NULL, number, NULL FROM generations",
+    },
+    Content {
+        kind: Kind::Ready,
+        name: "ready",
+        queries: &["SELECT number, ready_at FROM generations WHERE number = ?3 AND ready_at IS NOT NULL"],
+        all: "SELECT NULL, NULL, number, NULL FROM generations WHERE ready_at IS NOT NULL",
+    },
+    Content {
+        kind: Kind::Ended,
+        name: "ended",
+        queries: &[
+            "SELECT number, ended_at, ended_because FROM generations WHERE number = ?3 AND ended_at IS NOT NULL",
+        ],
+        all: "SELECT NULL, NULL, number, NULL FROM generations WHERE ended_at IS NOT NULL",
+    },
+    Content {
+        kind: Kind::Step,
+        name: "step",
+        queries: &["SELECT * FROM steps WHERE (stage, step, generation) = (?1, ?2, ?3)"],
+        all: "SELECT stage, step, generation, NULL FROM steps",
+    },
+    Content {
+        kind: Kind::Saved,
+        name: "saved",
+        queries: &["SELECT stage, step, generation, run_id, name, parameters_sha256, at FROM checkpoints
+            WHERE (stage, step, generation) = (?1, ?2, ?3)"],
+        all: "SELECT stage, step, generation, NULL FROM checkpoints",
+    },
+    Content {
+        kind: Kind::Deleted,
+        name: "deleted",
+        queries: &["SELECT name, deleted FROM checkpoints
+            WHERE (stage, step, generation) = (?1, ?2, ?3) AND deleted IS NOT NULL"],
+        all: "SELECT stage, step, generation, NULL FROM checkpoints WHERE deleted IS NOT NULL",
+    },
+    Content {
+        kind: Kind::Evaluated,
+        name: "evaluated",
+        queries: &[
+            "SELECT * FROM evaluations WHERE (stage, step, generation) = (?1, ?2, ?3)",
+            "SELECT * FROM evaluation_items WHERE (stage, step, generation) = (?1, ?2, ?3) ORDER BY image",
+        ],
+        all: "SELECT stage, step, generation, NULL FROM evaluations
+            UNION SELECT DISTINCT stage, step, generation, NULL FROM evaluation_items",
+    },
+    Content {
+        kind: Kind::Event,
+        name: "event",
+        queries: &["SELECT * FROM events WHERE number = ?4"],
+        all: "SELECT NULL, NULL, NULL, number FROM events",
+    },
+];
+
+/// A record, and how it is found again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub kind: Kind,
+    pub stage: Option<u32>,
+    pub step: Option<i64>,
+    pub generation: Option<i64>,
+    pub number: Option<i64>,
+}
+
+impl Entry {
+    /// Of what a generation has as a whole.
+    pub fn of_generation(kind: Kind, generation: u64) -> Self {
+        Self { kind, stage: None, step: None, generation: Some(generation.cast_signed()), number: None }
+    }
+
+    /// Of what a generation has at a point of the run.
+    pub fn at(kind: Kind, (stage, step, generation): (u32, i64, i64)) -> Self {
+        Self { kind, stage: Some(stage), step: Some(step), generation: Some(generation), number: None }
+    }
+
+    /// Of a numbered row.
+    pub fn of_row(kind: Kind, number: i64) -> Self {
+        Self { kind, stage: None, step: None, generation: None, number: Some(number) }
+    }
+
+    fn content(&self) -> &'static Content {
+        CONTENTS.iter().find(|content| content.kind == self.kind).expect("each kind has its content")
+    }
+
+    fn keys(&self) -> [&dyn ToSql; 4] {
+        [&self.stage, &self.step, &self.generation, &self.number]
+    }
+
+    /// The hash of this entry after the one before; none where the tables have nothing of it.
+    fn hash(&self, connection: &Connection, sequence: u64, before: &[u8; 32]) -> rusqlite::Result<Option<[u8; 32]>> {
+        let content = self.content();
+        let mut hash = Sha256::new();
+        hash.update(before);
+        hash.update(sequence.to_le_bytes());
+        hash.update(content.name);
+        for key in [self.stage.map(i64::from), self.step, self.generation, self.number] {
+            hash.update([u8::from(key.is_some())]);
+            hash.update(key.unwrap_or_default().to_le_bytes());
+        }
+        let mut found = false;
+        for query in content.queries {
+            let mut statement = connection.prepare_cached(query)?;
+            let columns = statement.column_count();
+            for (number, key) in (1..).zip(self.keys()) {
+                // A query names those that it needs.
+                if number <= statement.parameter_count() {
+                    statement.raw_bind_parameter(number, key)?;
+                }
+            }
+            let mut rows = statement.raw_query();
+            while let Some(row) = rows.next()? {
+                found = true;
+                (0..columns).try_for_each(|column| feed(&mut hash, row.get_ref(column)?))?;
+            }
+        }
+        Ok(found.then(|| hash.finalize().into()))
+    }
+
+    fn read(row: &Row<'_>) -> rusqlite::Result<Option<Self>> {
+        let name = row.get_ref(1)?.as_str()?;
+        let Some(content) = CONTENTS.iter().find(|content| content.name == name) else { return Ok(None) };
+        let (stage, step, generation, number) = (row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?);
+        Ok(Some(Self { kind: content.kind, stage, step, generation, number }))
+    }
+}
+
+impl std::fmt::Display for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = self.content().name;
+        match (self.stage, self.step, self.generation, self.number) {
+            (Some(stage), Some(step), Some(generation), _) => {
+                write!(f, "{name} (stage {stage} step {step} of generation {generation})")
+            }
+            (_, _, Some(generation), _) => write!(f, "{name} (generation {generation})"),
+            (_, _, _, number) => write!(f, "{name} (row {})", number.unwrap_or_default()),
+        }
+    }
+}
+
+fn feed(hash: &mut Sha256, value: ValueRef<'_>) -> rusqlite::Result<()> {
+    let (of, bytes): (u8, &[u8]) = match value {
+        ValueRef::Null => (0, &[]),
+        ValueRef::Integer(number) => {
+            hash.update([1]);
+            hash.update(number.to_le_bytes());
+            return Ok(());
+        }
+        ValueRef::Real(number) => {
+            hash.update([2]);
+            hash.update(number.to_le_bytes());
+            return Ok(());
+        }
+        ValueRef::Text(text) => (3, text),
+        ValueRef::Blob(blob) => (4, blob),
+    };
+    hash.update([of]);
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+    Ok(())
+}
+
+/// The head of a chain while it grows.
+#[derive(Clone, Debug)]
+pub(super) struct Chain {
+    sequence: u64,
+    hash: [u8; 32],
+}
+
+impl Chain {
+    /// The chain of a journal, which is not checked.
+    pub fn open(connection: &Connection) -> rusqlite::Result<Self> {
+        let query = "SELECT sequence, hash FROM chain ORDER BY sequence DESC LIMIT 1";
+        let last = connection.query_row(query, [], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?)));
+        let (sequence, hash) = last.optional()?.unwrap_or((0, START));
+        Ok(Self { sequence, hash })
+    }
+
+    /// Adds an entry for what was just written.
+    pub fn append(&mut self, connection: &Connection, entry: Entry) -> rusqlite::Result<()> {
+        let sequence = self.sequence + 1;
+        let hash = entry.hash(connection, sequence, &self.hash)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        let name = entry.content().name;
+        let row = params![sequence.cast_signed(), name, entry.stage, entry.step, entry.generation, entry.number, hash];
+        connection.prepare_cached("INSERT INTO chain VALUES (?, ?, ?, ?, ?, ?, ?)")?.execute(row)?;
+        *self = Self { sequence, hash };
+        Ok(())
+    }
+
+    pub fn head(&self) -> JournalHead {
+        JournalHead { sequence: self.sequence, hash: hex(&self.hash) }
+    }
+}
+
+/// What a check of a whole journal has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// The last entry.
+    pub head: JournalHead,
+    /// What is wrong, the first of it.
+    pub problems: Vec<String>,
+    /// How much is wrong.
+    pub count: u64,
+}
+
+impl Verdict {
+    pub(super) fn add(&mut self, problem: String) {
+        self.count += 1;
+        if self.problems.len() < MAX_LISTED {
+            self.problems.push(problem);
+        }
+    }
+}
+
+/// Checks that each record is what was written, that none is missing, and that there are no others.
+///
+/// # Errors
+/// SQLite cannot read the journal.
+pub(super) fn verify(connection: &Connection) -> rusqlite::Result<Verdict> {
+    let (mut verdict, mut before, mut sequence) = (Verdict::default(), START, 0);
+    let mut chain = connection
+        .prepare("SELECT sequence, kind, stage, step, generation, number, hash FROM chain ORDER BY sequence")?;
+    let mut rows = chain.query([])?;
+    while let Some(row) = rows.next()? {
+        let found = row.get::<_, i64>(0)?.cast_unsigned();
+        let hash: [u8; 32] = row.get(6)?;
+        if found != sequence + 1 {
+            verdict.add(format!("records {} to {} are missing", sequence + 1, found.saturating_sub(1)));
+        }
+        match Entry::read(row)? {
+            None => verdict.add(format!("record {found} is of an unknown kind")),
+            Some(entry) => match entry.hash(connection, found, &before)? {
+                None => verdict.add(format!("record {found} is missing: {entry}")),
+                Some(expected) if expected != hash => verdict.add(format!("record {found} was changed: {entry}")),
+                Some(_) => {}
+            },
+        }
+        // Whatever is wrong is told once: what follows is held against what is there.
+        (before, sequence) = (hash, found);
+    }
+    for Content { name, all, .. } in &CONTENTS {
+        let query = format!(
+            "SELECT * FROM ({all} EXCEPT SELECT stage, step, generation, number FROM chain WHERE kind = '{name}') LIMIT 1"
+        );
+        let keys =
+            |row: &Row<'_>| (0..4).map(|column| row.get::<_, Option<i64>>(column)).collect::<Result<Vec<_>, _>>();
+        if let Some(keys) = connection.query_row(&query, [], keys).optional()? {
+            let keys: Vec<String> = keys.into_iter().flatten().map(|key| key.to_string()).collect();
+            verdict.add(format!("{name} {} was added", keys.join("/")));
+        }
+    }
+    verdict.head = JournalHead { sequence, hash: hex(&before) };
+    Ok(verdict)
+}
+
+/// Whether a journal has gone through this head.
+///
+/// # Errors
+/// SQLite cannot read the journal.
+pub(super) fn contains(connection: &Connection, head: &JournalHead) -> rusqlite::Result<bool> {
+    let query = "SELECT hash FROM chain WHERE sequence = ?";
+    let hash =
+        connection.query_row(query, [head.sequence.cast_signed()], |row| row.get::<_, [u8; 32]>(0)).optional()?;
+    Ok(hash.is_some_and(|hash| hex(&hash) == head.hash))
+}
+
+fn hex(hash: &[u8; 32]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}

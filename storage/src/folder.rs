@@ -1,0 +1,108 @@
+//! Seals of model folders on this machine, whoever made them.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::seal::{self, Broken, Entry};
+use crate::{Error, names};
+
+/// Writes a seal over all files in a folder.
+///
+/// # Errors
+/// A file cannot be read, or has no name that a seal can list; or the seal cannot be written.
+pub fn seal(folder: &Path) -> Result<(), Error> {
+    let failed = |path: &Path, error: std::io::Error| Error::system(path.display().to_string(), &error);
+    let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let mut files = Vec::new();
+    for entry in entries.map_err(|error| failed(folder, error))? {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        names::check(&name)?;
+        let (size, sha256) = measured(&entry.path()).map_err(|error| failed(&entry.path(), error))?;
+        files.push(Entry { name, size, sha256 });
+    }
+    files.sort_by(|one, other| one.name.cmp(&other.name));
+    let path = folder.join(seal::FILE);
+    let sealed = seal::write(&files).map_err(|error| failed(&path, error.into()))?;
+    std::fs::write(&path, sealed).map_err(|error| failed(&path, error))
+}
+
+/// Checks every byte of a sealed folder.
+///
+/// # Errors
+/// It is not what was sealed, or has no seal.
+pub fn verify(folder: &Path) -> Result<(), Error> {
+    let place = folder.display().to_string();
+    let damaged = |problem: String| Error::Damaged { place: place.clone(), problem };
+    let path = folder.join(seal::FILE);
+    let mut sealed = Vec::new();
+    match File::open(&path).and_then(|file| file.take(seal::LARGEST + 1).read_to_end(&mut sealed)) {
+        Ok(length) if length as u64 > seal::LARGEST => {
+            return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::LARGEST)));
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Missing { place }),
+        Err(error) => return Err(Error::system(path.display().to_string(), &error)),
+    }
+    let files = seal::read(&sealed).map_err(|broken| match broken {
+        Broken::Damaged(problem) => damaged(problem),
+        Broken::Version(found) => Error::Version { place: place.clone(), found, known: seal::FORMAT },
+    })?;
+    for Entry { name, size, sha256 } in &files {
+        let path = folder.join(name);
+        match measured(&path) {
+            Ok((found, _)) if found != *size => {
+                return Err(damaged(format!("{name} has {found} bytes, {size} were written")));
+            }
+            Ok((_, found)) if found != *sha256 => {
+                return Err(damaged(format!("{name} is not what was written: its SHA-256 differs")));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(damaged(format!("{name} is missing")));
+            }
+            Err(error) => return Err(Error::system(path.display().to_string(), &error)),
+        }
+    }
+    Ok(())
+}
+
+/// Size and SHA-256 of a file.
+fn measured(path: &Path) -> std::io::Result<(u64, String)> {
+    let (mut hash, mut file) = (Sha256::new(), File::open(path)?);
+    let size = std::io::copy(&mut file, &mut hash)?;
+    Ok((size, format!("{:x}", hash.finalize())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_change_of_a_sealed_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        std::fs::write(file("model.json"), b"{}").unwrap();
+        std::fs::write(file("captioner.safetensors"), vec![7; 10_000]).unwrap();
+        let refused = || verify(folder.path()).unwrap_err().to_string();
+        assert!(matches!(verify(folder.path()), Err(Error::Missing { .. })));
+        seal(folder.path()).unwrap();
+        verify(folder.path()).unwrap();
+
+        for name in ["model.json", "captioner.safetensors", seal::FILE] {
+            let whole = std::fs::read(file(name)).unwrap();
+            let mut flipped = whole.clone();
+            flipped[whole.len() / 2] ^= 1;
+            for changed in [&flipped, &whole[..whole.len() - 1]] {
+                std::fs::write(file(name), changed).unwrap();
+                assert!(refused().contains(name), "{}", refused());
+            }
+            std::fs::remove_file(file(name)).unwrap();
+            assert!(verify(folder.path()).unwrap_err().is_damage());
+            std::fs::write(file(name), whole).unwrap();
+        }
+        verify(folder.path()).unwrap();
+    }
+}
