@@ -211,9 +211,11 @@ impl Journal {
             return Err(Error::OtherVersion { found: version });
         }
         let transaction = connection.unchecked_transaction()?;
-        transaction.execute_batch(SCHEMA)?;
-        transaction.execute_batch(chain::SCHEMA)?;
-        transaction.pragma_update(None, "user_version", VERSION)?;
+        if version == 0 {
+            transaction.execute_batch(SCHEMA)?;
+            transaction.execute_batch(chain::SCHEMA)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+        }
         let mut chain = Chain::open(&transaction)?;
         let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
         let known: Option<String> = transaction.query_row(query, [], |row| row.get(0)).optional()?;

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use storage::Access;
+use storage::{Access, JournalHead, Sequence};
 use tch::{Device, no_grad};
 
 use super::*;
-use crate::trainer::snapshot::Snapshot;
+use crate::trainer::snapshot::{Origin, Snapshot};
 
 const RUN: &str = "
 name: test
@@ -61,6 +61,11 @@ impl Place {
     }
 }
 
+fn origin() -> Origin {
+    let journal = JournalHead { sequence: 17, hash: "ab".repeat(32) };
+    Origin { run_id: RUN_ID.to_owned(), generation: 4, journal, sequence: Sequence { step: 2, epoch: 1 } }
+}
+
 fn buffers(state: &State) -> Vec<&Tensor> {
     let models = state.own().map(|(_, parameters)| parameters.flat());
     models.chain([&state.optimizer.first, &state.optimizer.second]).collect()
@@ -74,8 +79,8 @@ fn fill(buffer: &Tensor, value: f64) {
 fn a_snapshot_is_not_changed_by_training_that_goes_on() {
     let place = Place::new();
     let mut state = place.trained();
-    let whole = Snapshot::take(&state, &place.run, RUN_ID, &place.origins, true).unwrap();
-    let hashed = Snapshot::take(&state, &place.run, RUN_ID, &place.origins, false).unwrap();
+    let whole = Snapshot::take(&state, &place.run, &place.origins, Some(origin())).unwrap();
+    let hashed = Snapshot::take(&state, &place.run, &place.origins, None).unwrap();
     let sha256 = state.parameters_sha256();
 
     buffers(&state).into_iter().for_each(|buffer| fill(buffer, -1.0));
@@ -86,7 +91,7 @@ fn a_snapshot_is_not_changed_by_training_that_goes_on() {
     place.save(&whole);
     let mut back = place.start();
     let fetched = place.checkpoints.read(NAME).unwrap();
-    restore(&mut back, &place.run, &place.origins, fetched.path(), &super::Place::read(fetched.path()).unwrap())
+    restore(&mut back, &place.run, &place.origins, fetched.path(), &place.checkpoints.stamp(NAME).unwrap())
         .unwrap();
     assert_eq!(back.parameters_sha256(), sha256);
     assert_eq!(back.position, Some(v1::Position { stage: 1, step: 3, generation: 0 }));
@@ -101,7 +106,7 @@ fn a_snapshot_is_not_changed_by_training_that_goes_on() {
 #[test]
 fn ranks_that_do_not_write_leave_nothing() {
     let place = Place::new();
-    let snapshot = Snapshot::take(&place.trained(), &place.run, RUN_ID, &place.origins, false).unwrap();
+    let snapshot = Snapshot::take(&place.trained(), &place.run, &place.origins, None).unwrap();
     place.save(&snapshot);
     assert_eq!(place.checkpoints.list().unwrap(), storage::Listing::default());
 }
@@ -110,7 +115,7 @@ fn ranks_that_do_not_write_leave_nothing() {
 fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
     let place = Place::new();
     let state = place.trained();
-    place.save(&Snapshot::take(&state, &place.run, RUN_ID, &place.origins, true).unwrap());
+    place.save(&Snapshot::take(&state, &place.run, &place.origins, Some(origin())).unwrap());
     let files: Vec<_> = std::fs::read_dir(place.folder.path().join(NAME)).unwrap().map(|e| e.unwrap().path()).collect();
     // Three models, moments, manifest, place and seal.
     assert_eq!(files.len(), 7, "{files:?}");
@@ -139,9 +144,9 @@ fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
 #[test]
 fn what_is_whole_but_does_not_fit_is_refused() {
     let place = Place::new();
-    place.save(&Snapshot::take(&place.trained(), &place.run, RUN_ID, &place.origins, true).unwrap());
+    place.save(&Snapshot::take(&place.trained(), &place.run, &place.origins, Some(origin())).unwrap());
     let fetched = place.checkpoints.read(NAME).unwrap();
-    let saved = super::Place::read(fetched.path()).unwrap();
+    let saved = place.checkpoints.stamp(NAME).unwrap();
     let refusal = |run: &RunFile, origins: &Origins| {
         restore(&mut place.start(), run, origins, fetched.path(), &saved).unwrap_err()
     };
@@ -155,24 +160,26 @@ fn what_is_whole_but_does_not_fit_is_refused() {
 #[test]
 fn what_is_whole_but_another_state_is_seen() {
     let place = Place::new();
-    let sha256 = place.save(&Snapshot::take(&place.trained(), &place.run, RUN_ID, &place.origins, true).unwrap());
-    let saved = super::Place::read(place.checkpoints.read(NAME).unwrap().path()).unwrap();
-    let order = |name: &str, stage, step, checkpoint_sha256: &str| v1::Rendezvous {
+    let sha256 = place.save(&Snapshot::take(&place.trained(), &place.run, &place.origins, Some(origin())).unwrap());
+    let saved = place.checkpoints.stamp(NAME).unwrap();
+    assert_eq!((saved.generation, &saved.journal, saved.sequence), (4, &origin().journal, origin().sequence));
+    let order = |run_id: &str, name: &str, stage, step, checkpoint_sha256: &str| v1::Rendezvous {
         checkpoint: name.into(),
+        checkpoint_run_id: run_id.into(),
         checkpoint_sha256: checkpoint_sha256.into(),
         position: Some(v1::Position { stage, step, generation: 9 }),
         ..Default::default()
     };
-    assert_eq!(saved.differs(RUN_ID, &order(NAME, 1, 3, &sha256)), None);
-    for (run_id, order, expected) in [
-        ("77", order(NAME, 1, 3, &sha256), "another run: 3fa2"),
-        (RUN_ID, order("1-dico-00000006", 1, 3, &sha256), "saved as 1-dico-00000003"),
-        (RUN_ID, order(NAME, 1, 6, &sha256), "stage 1 step 3, not stage 1 step 6"),
-        (RUN_ID, order(NAME, 0, 3, &sha256), "stage 1 step 3, not stage 0 step 3"),
-        (RUN_ID, order(NAME, 1, 3, "00"), "the journal has 00"),
-        (RUN_ID, order(NAME, 1, 3, ""), "the journal has "),
+    assert_eq!(difference(&saved, &order(RUN_ID, NAME, 1, 3, &sha256)), None);
+    for (order, expected) in [
+        (order("77", NAME, 1, 3, &sha256), "another run: 3fa2"),
+        (order(RUN_ID, "1-dico-00000006", 1, 3, &sha256), "saved as 1-dico-00000003"),
+        (order(RUN_ID, NAME, 1, 6, &sha256), "stage 1 step 3, not stage 1 step 6"),
+        (order(RUN_ID, NAME, 0, 3, &sha256), "stage 1 step 3, not stage 0 step 3"),
+        (order(RUN_ID, NAME, 1, 3, "00"), "the journal has 00"),
+        (order(RUN_ID, NAME, 1, 3, ""), "the journal has "),
     ] {
-        let reason = saved.differs(run_id, &order).unwrap();
+        let reason = difference(&saved, &order).unwrap();
         assert!(reason.contains(expected), "{reason}");
     }
 }

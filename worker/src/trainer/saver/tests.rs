@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use runfile::RunFile;
-use storage::Access;
+use storage::{Access, JournalHead, Sequence};
 use tch::Device;
 use tokenizer::Vocabulary;
 
 use super::*;
 use crate::models::Origins;
+use crate::trainer::snapshot::Origin;
 use crate::trainer::state::State;
 
 const RUN: &str = "
@@ -33,8 +34,14 @@ fn what_was_saved_is_reported_and_what_was_not_too() {
     let checkpoints = Arc::new(Checkpoints::open(place.to_str().unwrap(), &Access::environment()).unwrap());
     let (sender, mut reports) = tokio::sync::mpsc::channel(8);
     let saver = Saver::start(Arc::clone(&checkpoints), sender);
-    let save = |checkpoint, name: &str, written| {
-        let snapshot = Snapshot::take(&state, &run, "3fa2", &origins, written).unwrap();
+    let save = |checkpoint, name: &str, written: bool| {
+        let origin = Origin {
+            run_id: "3fa2".to_owned(),
+            generation: 3,
+            journal: JournalHead::default(),
+            sequence: Sequence::default(),
+        };
+        let snapshot = Snapshot::take(&state, &run, &origins, written.then_some(origin)).unwrap();
         saver.save(Save { generation: 3, checkpoint, name: name.to_owned(), snapshot }).unwrap();
     };
     save(1, "0-xe-00000004", true);
