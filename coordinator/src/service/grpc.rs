@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 use futures::Stream;
 use proto::v1::{self, admin_server::Admin, coordinator_server::Coordinator, worker_message::Message as WorkerSays};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     time,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +22,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::{
     door::Peer,
     driver::{Input, Line},
+    fair_limit::FairLimit,
     http::Readiness,
     refusals::{Reason, Refusals},
 };
@@ -42,6 +43,8 @@ pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Wa
 
 /// Streams of [`Admin::watch`] at once. They need no token, and each asks the run again and again.
 pub(super) const MAX_WATCHES: usize = 64;
+/// How long an answer on such a stream may wait for the client to read.
+const WATCH_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Shortest time between two answers on a stream.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -59,7 +62,8 @@ pub struct Grpc {
     ended: watch::Receiver<Option<v1::StatusResponse>>,
     /// Number of the last session.
     last: Arc<AtomicU64>,
-    unattached: Arc<Semaphore>,
+    /// Sessions that have yet to send Attach. Dropping its sender ends a session.
+    unattached: Arc<Mutex<FairLimit<oneshot::Sender<()>>>>,
     watches: Arc<Semaphore>,
 }
 
@@ -71,7 +75,7 @@ impl Grpc {
         readiness: watch::Receiver<Readiness>,
         ended: watch::Receiver<Option<v1::StatusResponse>>,
     ) -> Self {
-        let unattached = Arc::new(Semaphore::new(MOST_UNATTACHED));
+        let unattached = Arc::new(Mutex::new(FairLimit::new(MOST_UNATTACHED)));
         let watches = Arc::new(Semaphore::new(MAX_WATCHES));
         Self { driver, refusals, readiness, ended, last: Arc::default(), unattached, watches }
     }
@@ -97,6 +101,11 @@ impl Grpc {
         self.driver.send(input(reply)).await.map_err(|_| over())?;
         answer.await.map_err(|_| over())
     }
+}
+
+/// The peer that makes a call.
+fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
+    request.extensions().get().copied().ok_or_else(|| Status::internal("a call that came through no connection"))
 }
 
 impl From<Refusal> for Status {
@@ -133,13 +142,16 @@ impl Coordinator for Grpc {
         // Answered at once: what is wrong with the first message is said in the stream, so that a worker need not send it
         // before it has read the headers.
         let (outbound, directives) = mpsc::channel(WAITING_DIRECTIVES);
-        let peer =
-            request.extensions().get::<Peer>().ok_or_else(|| Status::internal("a stream without a connection"))?.0;
-        let busy = |_| Status::resource_exhausted("too many sessions have yet to attach: try again");
-        let unattached = Arc::clone(&self.unattached).try_acquire_owned().map_err(busy)?;
+        let peer = peer_of(&request)?;
+        let (evict, evicted) = oneshot::channel();
+        {
+            let mut open = self.unattached.lock().unwrap_or_else(PoisonError::into_inner);
+            open.retain(|session| !session.is_closed());
+            open.insert(peer, evict);
+        }
         let (driver, refusals, id) = (self.driver.clone(), self.refusals.clone(), SessionId(self.next()));
-        let session = Session { driver, refusals, id, peer, inbound: request.into_inner() };
-        tokio::spawn(session.listen(outbound, unattached));
+        let session = Session { driver, refusals, id, peer: peer.0, inbound: request.into_inner() };
+        tokio::spawn(session.listen(outbound, evicted));
         Ok(Response::new(Box::pin(ReceiverStream::new(directives))))
     }
 }
@@ -165,7 +177,8 @@ impl Admin for Grpc {
             let mut ended = grpc.ended.clone();
             loop {
                 let is_over = ended.borrow_and_update().is_some();
-                if answers.send(grpc.look().await).await.is_err() || is_over {
+                // A client that does not read its stream counts as gone, too.
+                if answers.send_timeout(grpc.look().await, WATCH_STALL_TIMEOUT).await.is_err() || is_over {
                     return;
                 }
                 tokio::select! {
@@ -207,11 +220,21 @@ struct Session {
 
 impl Session {
     /// Tells the driver what comes in, until either of them ends the session.
-    async fn listen(mut self, outbound: mpsc::Sender<Result<v1::Directive, Status>>, unattached: OwnedSemaphorePermit) {
-        let first = time::timeout(ATTACH_WITHIN, self.inbound.message()).await;
+    async fn listen(
+        mut self,
+        outbound: mpsc::Sender<Result<v1::Directive, Status>>,
+        mut evicted: oneshot::Receiver<()>,
+    ) {
+        let first = tokio::select! {
+            first = time::timeout(ATTACH_WITHIN, self.inbound.message()) => first,
+            _ = &mut evicted => {
+                let why = "too many sessions have yet to attach, and this was the oldest of its address: attach at once";
+                Ok(Err(Status::resource_exhausted(why)))
+            }
+        };
         let refused = match first {
             Ok(Ok(Some(v1::WorkerMessage { message: Some(WorkerSays::Attach(attach)) }))) => {
-                drop(unattached);
+                drop(evicted);
                 return self.attached(outbound, attach).await;
             }
             Ok(Ok(None)) => return,

@@ -17,6 +17,7 @@ mod disk;
 mod door;
 mod driver;
 mod evaluations;
+mod fair_limit;
 mod grpc;
 mod http;
 mod metrics;

@@ -1,8 +1,6 @@
-//! Connections of those who ask over HTTP: bounded in number and in how long they may take to ask.
-//!
-//! When there are too many, the oldest has to go. So whoever holds connections open, on purpose or not, keeps nobody else out.
+//! HTTP connections, with limits on their number and on the time for the headers of a request.
 
-use std::{collections::VecDeque, io, time::Duration};
+use std::{io, time::Duration};
 
 use axum::{Router, body::Body};
 use hyper::{server::conn::http1, service::service_fn};
@@ -18,6 +16,7 @@ use tracing::warn;
 
 use crate::service::{
     door::Peer,
+    fair_limit::FairLimit,
     refusals::{Reason, Refusals},
 };
 
@@ -33,7 +32,7 @@ const RECOVERY: Duration = Duration::from_secs(1);
 /// Serves until `closing`, then until all that is asked is answered.
 pub async fn serve(listener: TcpListener, routes: Router, refusals: Refusals, mut closing: watch::Receiver<()>) {
     let mut connections = JoinSet::new();
-    let mut open: VecDeque<(Peer, AbortHandle)> = VecDeque::new();
+    let mut open = FairLimit::new(MOST_CONNECTIONS);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -49,18 +48,15 @@ pub async fn serve(listener: TcpListener, routes: Router, refusals: Refusals, mu
                 continue;
             }
         };
-        open.retain(|(_, connection)| !connection.is_finished());
-        if open.len() >= MOST_CONNECTIONS
-            && let Some((oldest, connection)) = open.pop_front()
-        {
-            refusals.note(
-                oldest.0,
-                Reason::Busy,
-                format_args!("{MOST_CONNECTIONS} HTTP connections are open: the oldest ends"),
+        let connection = connections.spawn(attend(stream, peer, routes.clone(), closing.clone()));
+        open.retain(|connection: &AbortHandle| !connection.is_finished());
+        if let Some((peer, connection)) = open.insert(peer, connection) {
+            let why = format_args!(
+                "more than {MOST_CONNECTIONS} HTTP connections: closed the oldest of the address with the most"
             );
+            refusals.note(peer.0, Reason::Busy, why);
             connection.abort();
         }
-        open.push_back((peer, connections.spawn(attend(stream, peer, routes.clone(), closing.clone()))));
     }
     while connections.join_next().await.is_some() {}
 }

@@ -1,0 +1,40 @@
+//! A client that holds many reservations or sessions, and a worker at another address.
+
+use std::net::Ipv4Addr;
+
+use futures::stream;
+use tonic::transport::Endpoint;
+
+use super::*;
+
+/// The address of the attacker; the worker has 127.0.0.1.
+const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+async fn attacker_client(served: &Served) -> CoordinatorClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", served.grpc)).unwrap();
+    CoordinatorClient::new(endpoint.local_address(Some(ATTACKER.into())).connect().await.unwrap())
+}
+
+async fn client(served: &Served) -> CoordinatorClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", served.grpc)).unwrap();
+    CoordinatorClient::new(endpoint.connect().await.unwrap())
+}
+
+#[tokio::test]
+async fn sessions_that_do_not_attach_do_not_lock_out_workers() {
+    let served = serve(testing::stage("a", 12, 8, None, None), Security::default()).await;
+    let mut client = client(&served).await;
+    let place = client.join(join(None)).await.unwrap().into_inner();
+    let mut sessions = Vec::new();
+    for _ in 0..9 {
+        let mut attacker = attacker_client(&served).await;
+        for _ in 0..120 {
+            if let Ok(session) = attacker.session(stream::pending()).await {
+                sessions.push(session.into_inner());
+            }
+        }
+    }
+    let (_say, mut directives) = session(&mut client, attach(place.session_token)).await;
+    directives.message().await.unwrap().unwrap();
+    assert_eq!(sessions[0].message().await.unwrap_err().code(), Code::ResourceExhausted);
+}
