@@ -11,7 +11,6 @@ use axum::{
 use connection::{Token, bearer};
 use proto::v1::{admin_server, coordinator_server};
 use tonic::{Code, Status};
-use tracing::info;
 
 use super::{
     door::Peer,
@@ -81,7 +80,7 @@ pub async fn receive(State(reception): State<Reception>, request: Request, next:
     let response = next.run(request).await;
     if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok) {
         match status.code() {
-            Code::Aborted => info!(peer = %peer.0, "told to ask again: {}", status.message()),
+            Code::Aborted => refusals.note_retry(peer.0, status.message()),
             code => refusals.note(peer.0, Reason::of_call(&path, code), status.message()),
         }
     }

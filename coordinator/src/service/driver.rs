@@ -109,6 +109,7 @@ impl Driver {
                     ticked = true;
                     turn.clock.turn(Instant::now());
                     outcome = turn.event(Event::Tick).await?;
+                    turn.driver.refusals.log_suppressed(Instant::now());
                 }
             }
             // How a run with thousands of members stands takes longer to say than most inputs take to handle.

@@ -20,6 +20,7 @@ mod evaluations;
 mod fair_limit;
 mod grpc;
 mod http;
+mod log_limit;
 mod metrics;
 mod recorder;
 mod refusals;
