@@ -133,8 +133,8 @@ impl Coordinator for Grpc {
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let token = random::name().map_err(|error| Status::internal(format!("no random numbers: {error}")))?;
-        let join = request.into_inner();
-        let answer = self.ask(|reply| Input::Join { token, join, reply }).await?;
+        let (address, join) = (peer_of(&request)?.client_address(), request.into_inner());
+        let answer = self.ask(|reply| Input::Join { address, token, join, reply }).await?;
         Ok(Response::new(answer?))
     }
 

@@ -106,6 +106,7 @@ impl Reason {
     pub fn of_session(code: Code) -> Self {
         match code {
             Code::Unauthenticated => Self::SessionToken,
+            Code::PermissionDenied => Self::Device,
             Code::Unavailable | Code::NotFound => Self::Over,
             Code::ResourceExhausted => Self::Busy,
             Code::OutOfRange => Self::Oversized,

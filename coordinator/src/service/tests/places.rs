@@ -21,6 +21,24 @@ async fn client(served: &Served) -> CoordinatorClient<Channel> {
 }
 
 #[tokio::test]
+async fn many_joins_of_one_address_leave_places_for_others() {
+    let mut file = testing::run_file(vec![testing::stage("a", 12, 64, None, None)]);
+    file.workers.max = 64;
+    let served = serve_file(file, Security::default(), false).await;
+    let mut attacker = attacker_client(&served).await;
+    let mut told = Vec::new();
+    for _ in 0..100 {
+        told.push(attacker.join(join(None)).await.map_err(|status| status.code()).err());
+    }
+    let mut client = client(&served).await;
+    let place = client.join(join(None)).await.unwrap().into_inner();
+    let (_say, mut directives) = session(&mut client, attach(place.session_token)).await;
+    directives.message().await.unwrap().unwrap();
+    told.dedup();
+    assert_eq!(told, [None, Some(Code::Aborted)]);
+}
+
+#[tokio::test]
 async fn sessions_that_do_not_attach_do_not_lock_out_workers() {
     let served = serve(testing::stage("a", 12, 8, None, None), Security::default()).await;
     let mut client = client(&served).await;
