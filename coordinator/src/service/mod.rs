@@ -48,7 +48,7 @@ pub use access::Tokens;
 use disk::Disk;
 use door::Door;
 use driver::Driver;
-use http::Desk;
+use http::{AllowedHosts, Desk};
 use metrics::Metrics;
 use recorder::Recorder;
 use scrapes::Scrapes;
@@ -139,7 +139,8 @@ impl Service {
         tokio::spawn(Arc::clone(&desk).keep(closed(closing.clone())));
         let scrapes = Scrapes::new();
         let grpc_port = self.grpc.local_addr().map_or(0, |address| address.port());
-        let routes = http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready], grpc_port);
+        let hosts = AllowedHosts::of(self.http.local_addr()?);
+        let routes = http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready], grpc_port, hosts);
         let routes = scrapes.noted(routes);
         let http = tokio::spawn(http::serve(self.http, routes, refusals.clone(), closing.clone()));
         let door = Door { listener: self.grpc, tls, refusals: refusals.clone() };

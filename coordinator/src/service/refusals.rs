@@ -22,6 +22,10 @@ const SESSION: &str = "/Session";
 pub enum Reason {
     /// More connections, or sessions that do not say whose they are, than the coordinator holds.
     Busy,
+    /// An HTTP request with a `Host` that this coordinator does not serve.
+    Host,
+    /// An HTTP request whose body does not arrive in time.
+    Timeout,
     /// No certificate, or none that is good.
     Certificate,
     /// Neither TLS nor HTTP/2, or not within the time for it.
@@ -47,8 +51,10 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Busy,
+        Self::Host,
+        Self::Timeout,
         Self::Certificate,
         Self::Handshake,
         Self::JoinToken,
@@ -69,6 +75,8 @@ impl Reason {
     fn name(self) -> &'static str {
         match self {
             Self::Busy => "busy",
+            Self::Host => "host",
+            Self::Timeout => "timeout",
             Self::Certificate => "certificate",
             Self::Handshake => "handshake",
             Self::JoinToken => "join_token",

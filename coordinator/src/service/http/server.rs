@@ -1,4 +1,5 @@
-//! HTTP connections, with limits on their number and on the time for the headers of a request.
+//! HTTP connections, with limits on their number, on the time for the headers of a request, and on the time for which a response may
+//! wait for the client to read. See [`limits`](super::limits) for the other limits of a request.
 
 use std::{io, time::Duration};
 
@@ -14,6 +15,7 @@ use tokio::{
 use tower::ServiceExt;
 use tracing::warn;
 
+use super::write_timeout::WriteTimeout;
 use crate::service::{
     door::Peer,
     fair_limit::FairLimit,
@@ -24,6 +26,8 @@ use crate::service::{
 const MOST_CONNECTIONS: usize = 256;
 /// How long a peer may take to say what it asks, and may ask nothing.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
+/// How long a response may wait for a client that does not read.
+const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes that are held of a request or an answer on its way.
 const BUFFER: usize = 64 << 10;
 /// Pause after the system has refused to accept a connection, e.g. because too many files are open.
@@ -68,7 +72,7 @@ async fn attend(stream: TcpStream, peer: Peer, routes: Router, mut closing: watc
     });
     let mut protocol = http1::Builder::new();
     protocol.timer(TokioTimer::new()).header_read_timeout(ASKED_WITHIN).max_buf_size(BUFFER);
-    let connection = protocol.serve_connection(TokioIo::new(stream), service);
+    let connection = protocol.serve_connection(TokioIo::new(WriteTimeout::new(stream, WRITE_STALL_TIMEOUT)), service);
     tokio::pin!(connection);
     // What ends a connection is its peer's affair.
     tokio::select! {
