@@ -4,7 +4,10 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
+
+use tokio::sync::oneshot;
 
 use super::door::Peer;
 
@@ -28,6 +31,18 @@ impl<T> FairLimit<T> {
         self.open.remove(evicted)
     }
 
+    /// Adds an item if there is room, or if a client has more items than this one would have: then that client loses its oldest.
+    /// So clients cannot take turns in evicting each other. Returns whether the item was added.
+    pub fn try_insert(&mut self, peer: Peer, item: T) -> bool {
+        let counts = self.counts();
+        let own = counts.get(&peer.client_address()).copied().unwrap_or_default() + 1;
+        let is_allowed = self.open.len() < self.max || counts.values().any(|count| *count > own);
+        if is_allowed {
+            self.insert(peer, item);
+        }
+        is_allowed
+    }
+
     /// Removes the items for which `is_open` is false.
     pub fn retain(&mut self, is_open: impl Fn(&T) -> bool) {
         self.open.retain(|(_, item)| is_open(item));
@@ -35,11 +50,48 @@ impl<T> FairLimit<T> {
 
     /// Index of the oldest item of the address with the most items.
     fn oldest_of_largest_client(&self) -> usize {
-        let mut counts = HashMap::<IpAddr, usize>::new();
-        self.open.iter().for_each(|(peer, _)| *counts.entry(peer.client_address()).or_default() += 1);
+        let counts = self.counts();
         let most = counts.values().copied().max();
         let is_of_largest = |(peer, _): &(Peer, T)| counts.get(&peer.client_address()).copied() == most;
         self.open.iter().position(is_of_largest).unwrap_or_default()
+    }
+
+    /// Number of items of each address.
+    fn counts(&self) -> HashMap<IpAddr, usize> {
+        let mut counts = HashMap::new();
+        self.open.iter().for_each(|(peer, _)| *counts.entry(peer.client_address()).or_default() += 1);
+        counts
+    }
+}
+
+/// A [`FairLimit`] on streams. Each stream holds the receiver that it gets here, which completes when the stream is evicted.
+#[derive(Debug)]
+pub struct StreamLimit(Mutex<FairLimit<oneshot::Sender<()>>>);
+
+impl StreamLimit {
+    /// At most `max` streams at once.
+    pub fn new(max: usize) -> Self {
+        Self(Mutex::new(FairLimit::new(max)))
+    }
+
+    /// The streams that are still open.
+    fn open_streams(&self) -> MutexGuard<'_, FairLimit<oneshot::Sender<()>>> {
+        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|stream| !stream.is_closed());
+        streams
+    }
+
+    /// Opens a stream, as [`FairLimit::insert`] does.
+    pub fn open(&self, peer: Peer) -> oneshot::Receiver<()> {
+        let (evict, evicted) = oneshot::channel();
+        self.open_streams().insert(peer, evict);
+        evicted
+    }
+
+    /// Opens a stream if it may, as [`FairLimit::try_insert`] does.
+    pub fn try_open(&self, peer: Peer) -> Option<oneshot::Receiver<()>> {
+        let (evict, evicted) = oneshot::channel();
+        self.open_streams().try_insert(peer, evict).then_some(evicted)
     }
 }
 
@@ -64,6 +116,18 @@ mod tests {
         assert_eq!(evicted(5, &[1, 2, 3, 2, 3, 3]), Some(2), "older items of other clients stay");
         assert_eq!(evicted(3, &[1, 2, 2, 3]), Some(1), "a new client is let in");
         assert_eq!(evicted(3, &[1, 2, 2, 1]), Some(0));
+    }
+
+    #[test]
+    fn an_item_that_needs_no_place_evicts_only_from_larger_clients() {
+        let mut limit = FairLimit::new(4);
+        let mut try_insert = |last| limit.try_insert(Peer(([10, 0, 0, last], 7).into()), last);
+        for (last, expected) in
+            [(1, true), (1, true), (1, true), (1, true), (1, false), (2, true), (2, true), (2, false)]
+        {
+            assert_eq!(try_insert(last), expected, "{last}");
+        }
+        assert!(try_insert(3) && !try_insert(1), "each of the others has more than the one that is added");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 use futures::Stream;
 use proto::v1::{self, admin_server::Admin, coordinator_server::Coordinator, worker_message::Message as WorkerSays};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,7 +22,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::{
     door::Peer,
     driver::{Input, Line},
-    fair_limit::FairLimit,
+    fair_limit::StreamLimit,
     http::Readiness,
     refusals::{Reason, Refusals},
 };
@@ -62,9 +62,9 @@ pub struct Grpc {
     ended: watch::Receiver<Option<v1::StatusResponse>>,
     /// Number of the last session.
     last: Arc<AtomicU64>,
-    /// Sessions that have yet to send Attach. Dropping its sender ends a session.
-    unattached: Arc<Mutex<FairLimit<oneshot::Sender<()>>>>,
-    watches: Arc<Semaphore>,
+    /// Sessions that have yet to send Attach.
+    unattached: Arc<StreamLimit>,
+    watches: Arc<StreamLimit>,
 }
 
 impl Grpc {
@@ -75,8 +75,8 @@ impl Grpc {
         readiness: watch::Receiver<Readiness>,
         ended: watch::Receiver<Option<v1::StatusResponse>>,
     ) -> Self {
-        let unattached = Arc::new(Mutex::new(FairLimit::new(MOST_UNATTACHED)));
-        let watches = Arc::new(Semaphore::new(MAX_WATCHES));
+        let unattached = Arc::new(StreamLimit::new(MOST_UNATTACHED));
+        let watches = Arc::new(StreamLimit::new(MAX_WATCHES));
         Self { driver, refusals, readiness, ended, last: Arc::default(), unattached, watches }
     }
 
@@ -143,12 +143,7 @@ impl Coordinator for Grpc {
         // before it has read the headers.
         let (outbound, directives) = mpsc::channel(WAITING_DIRECTIVES);
         let peer = peer_of(&request)?;
-        let (evict, evicted) = oneshot::channel();
-        {
-            let mut open = self.unattached.lock().unwrap_or_else(PoisonError::into_inner);
-            open.retain(|session| !session.is_closed());
-            open.insert(peer, evict);
-        }
+        let evicted = self.unattached.open(peer);
         let (driver, refusals, id) = (self.driver.clone(), self.refusals.clone(), SessionId(self.next()));
         let session = Session { driver, refusals, id, peer: peer.0, inbound: request.into_inner() };
         tokio::spawn(session.listen(outbound, evicted));
@@ -165,15 +160,15 @@ impl Admin for Grpc {
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let peer = peer_of(&request)?;
         let interval = Duration::from_millis(request.into_inner().interval_ms.into()).max(MIN_INTERVAL);
-        let busy = |_| {
+        let busy = || {
             Status::resource_exhausted(format!("{MAX_WATCHES} others watch this run: end one of them, or try again"))
         };
-        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(busy)?;
+        let mut evicted = self.watches.try_open(peer).ok_or_else(busy)?;
         let (answers, stream) = mpsc::channel(1);
         let grpc = self.clone();
         tokio::spawn(async move {
-            let _permit = permit;
             let mut ended = grpc.ended.clone();
             loop {
                 let is_over = ended.borrow_and_update().is_some();
@@ -185,6 +180,11 @@ impl Admin for Grpc {
                     () = time::sleep(interval) => {}
                     Ok(()) = ended.changed() => {}
                     () = answers.closed() => return,
+                    _ = &mut evicted => {
+                        // A client that does not read is not told.
+                        _ = answers.try_send(Err(busy()));
+                        return;
+                    }
                 }
             }
         });

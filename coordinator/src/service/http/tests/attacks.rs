@@ -207,3 +207,30 @@ async fn all_errors_are_json() {
     let (code, _, body) = site.ask("POST", "/api/drain", &admin, &" ".repeat(2000)).await;
     assert!(code == 413 && body.contains("{\"error\":") && body.contains("1024 bytes"), "{body}");
 }
+
+#[tokio::test]
+async fn streams_of_one_address_do_not_lock_out_others() {
+    let site = Site::new(None).await;
+    let open = async |from: u8| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, from], 0).into()).unwrap();
+        let mut stream = socket.connect(site.http).await.unwrap();
+        stream.write_all(b"GET /api/stream HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        (String::from_utf8_lossy(&start[9..]).into_owned(), stream)
+    };
+    let mut attacker = Vec::new();
+    for _ in 0..64 {
+        attacker.push(open(2).await);
+    }
+    let (code, _viewer) = open(1).await;
+    assert_eq!(code, "200");
+    assert_eq!(open(2).await.0, "503");
+    // The oldest stream made room.
+    let (code, mut oldest) = attacker.swap_remove(0);
+    assert_eq!(code, "200");
+    let mut rest = String::new();
+    oldest.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.ends_with("0\r\n\r\n"), "{rest}");
+}
