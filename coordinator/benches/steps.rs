@@ -63,7 +63,12 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
     let mut generation = 0;
     for session in 0..u64::from(workers) {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-        let join = Event::Join { request: RequestId(session), token: session.to_string(), join };
+        let join = Event::Join {
+            request: RequestId(session),
+            address: [127, 0, 0, 1].into(),
+            token: session.to_string(),
+            join,
+        };
         let actions = run.on_event(Duration::ZERO, join);
         let Some(Action::Admit { response, .. }) = actions.into_iter().next() else { panic!("there is room") };
         let (store_address, data_set) = (format!("host:{session}"), Some(v1::DataSet::default()));

@@ -39,7 +39,7 @@ fn strs(options: &[String]) -> Vec<&str> {
 
 fn metrics(coordinator: &Coordinator) -> String {
     let mut stream = TcpStream::connect(&coordinator.http).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).unwrap();
     response

@@ -22,7 +22,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use proto::v1::admin_client::AdminClient;
 use tokio::{
-    sync::{Barrier, OnceCell},
+    sync::{Barrier, OnceCell, Semaphore},
     task::JoinSet,
 };
 use tonic::transport::Endpoint;
@@ -61,6 +61,7 @@ impl Load {
             load: self,
             endpoint,
             channels: (0..self.connections).map(|_| OnceCell::new()).collect(),
+            joining: Semaphore::new(worker::MAX_CONCURRENT_JOINS),
             all_reduce: Barrier::new(self.workers as usize),
             script: Script::new(),
             account: Arc::clone(&account),

@@ -8,12 +8,12 @@ use proto::{
     v1::{self, coordinator_client::CoordinatorClient, directive::Directive as Kind, worker_message::Message},
 };
 use tokio::{
-    sync::{Barrier, OnceCell, mpsc},
+    sync::{Barrier, OnceCell, Semaphore, mpsc},
     time,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Streaming,
+    Code, Streaming,
     transport::{Channel, Endpoint},
 };
 
@@ -28,6 +28,11 @@ const WAITING_MESSAGES: usize = 16;
 /// Directives that may wait for the worker.
 const WAITING_DIRECTIVES: usize = 16;
 
+/// Workers that join at once; the coordinator limits how many of one address have yet to attach.
+pub const MAX_CONCURRENT_JOINS: usize = 16;
+/// Pause before a worker asks again that was told to.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
 /// What all workers share.
 pub struct Cluster {
     /// The load that they are.
@@ -36,6 +41,8 @@ pub struct Cluster {
     pub endpoint: Endpoint,
     /// Connections to it.
     pub channels: Vec<OnceCell<Channel>>,
+    /// Permits to join, held until the session is open.
+    pub joining: Semaphore,
     /// Where all wait for each other at the end of a step.
     pub all_reduce: Barrier,
     /// What they say.
@@ -61,7 +68,13 @@ pub async fn work(cluster: &Cluster, number: u32) -> Result<()> {
         device: "none".to_owned(),
         ..Default::default()
     };
-    let place = client.join(join).await?.into_inner();
+    let joining = cluster.joining.acquire().await?;
+    let place = loop {
+        match client.join(join.clone()).await {
+            Err(status) if status.code() == Code::Aborted => time::sleep(RETRY_PAUSE).await,
+            answer => break answer?.into_inner(),
+        }
+    };
     cluster.account.joined();
 
     let (outgoing, messages) = mpsc::channel(WAITING_MESSAGES);
@@ -74,6 +87,7 @@ pub async fn work(cluster: &Cluster, number: u32) -> Result<()> {
     };
     worker.say(Message::Attach(attach)).await;
     let directives = client.session(ReceiverStream::new(messages)).await?.into_inner();
+    drop(joining);
     let (orders, ordered) = mpsc::channel(WAITING_DIRECTIVES);
     let heartbeat = Duration::from_millis(place.heartbeat_interval_ms.max(10));
     let mut listen = pin!(worker.listen(directives, orders));

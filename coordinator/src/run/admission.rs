@@ -1,6 +1,6 @@
 //! Admission: who is let in, on what conditions, and with which state.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use dataset::limits::MAX_VALIDATION_IMAGES;
 use proto::{PROTOCOL_VERSION, v1};
@@ -21,6 +21,7 @@ impl Run {
     pub(super) fn join(
         &mut self,
         now: Time,
+        address: IpAddr,
         join: &v1::JoinRequest,
         token: String,
     ) -> Result<v1::JoinResponse, Refusal> {
@@ -38,7 +39,7 @@ impl Run {
         let calm = Duration::from_secs_f64(f64::from(max_workers) / HEARTBEATS_A_SECOND);
         let heartbeat = (lost_after / 5).min(calm.max(Duration::from_secs(1))).max(Duration::from_millis(1));
         let (rank, session_token) =
-            self.members.reserve(now, join, token, &Terms { max_workers, heartbeat, lost_after })?;
+            self.members.reserve(now, address, join, token, &Terms { max_workers, heartbeat, lost_after })?;
         Ok(v1::JoinResponse {
             protocol_version: PROTOCOL_VERSION,
             rank,

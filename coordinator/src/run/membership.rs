@@ -8,20 +8,31 @@
 //!         place free again (reservation not renewed; stream closed, not heard, evicted, finished)
 //! ```
 //!
-//! A place is never taken from its holder. A join for a place that is held waits (`ABORTED`, and
-//! the worker asks again) until the holder is gone, or has been heard after the joiner began to
-//! wait: then it is alive, and the join is refused for good.
+//! A member never loses its place to another worker. A join for a place that is held waits
+//! (`ABORTED`, and the worker asks again) until the holder is gone, or is a member that has been
+//! heard after the joiner began to wait: then it is alive, and the join is refused for good.
+//!
+//! A worker that has yet to attach holds only a [reservation](reservations). A reservation costs
+//! its holder one request, so no join is refused for good because of one. Workers that wait are in
+//! a [queue](waiting), which decides who gets the next free place.
 
-use std::{collections::BTreeMap, time::Duration};
+#[cfg(test)]
+mod attacks;
+mod reservations;
+mod waiting;
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use proto::v1;
 use sha2::{Digest, Sha256};
 
 use super::{Refusal, RefusalKind, SessionId, Time};
+use reservations::{Reservation, Reservations};
+use waiting::WaitQueue;
 
 /// Ranks are below this.
 pub const RANKS: u32 = runfile::MAX_WORKERS;
-/// How long a worker may take for what no heartbeat speaks of: loading its data, letting go of a collective.
+/// How long a worker may take for what no heartbeat speaks of: letting go of a collective.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest name of a host, device or version, in bytes; of host names DNS allows 253.
 const LONGEST_NAME: usize = 512;
@@ -108,13 +119,14 @@ pub struct Rates {
 
 impl Reservation {
     fn as_holder(&self) -> Holder<'_> {
-        Holder { machine: &self.machine, heard: self.heard, leaving: false }
+        Holder { machine: &self.machine, heard: self.heard, state: HolderState::Loading }
     }
 }
 
 impl Member {
     fn as_holder(&self) -> Holder<'_> {
-        Holder { machine: &self.machine, heard: self.heard, leaving: self.leaving.is_some() }
+        let state = if self.leaving.is_some() { HolderState::Leaving } else { HolderState::Active };
+        Holder { machine: &self.machine, heard: self.heard, state }
     }
 
     /// It was heard, and says what it is doing.
@@ -148,16 +160,6 @@ impl Secret {
     }
 }
 
-/// A place whose worker is loading data and models.
-#[derive(Clone, Debug)]
-struct Reservation {
-    /// The idempotency key of its join.
-    key: Secret,
-    machine: Machine,
-    /// When it was last asked for.
-    heard: Time,
-}
-
 /// The run's conditions for a join.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
@@ -173,23 +175,34 @@ pub struct Terms {
 struct Holder<'a> {
     machine: &'a Machine,
     heard: Time,
-    /// It said that it wants to go.
-    leaving: bool,
+    state: HolderState,
+}
+
+/// State of the holder of a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HolderState {
+    /// It has a reservation, and loads data and models.
+    Loading,
+    /// It is a member.
+    Active,
+    /// It is a member that announced to leave.
+    Leaving,
 }
 
 impl Holder<'_> {
-    /// Whether it is alive and stays, as a worker knows that has waited for its place for so long:
-    /// it was heard no less than a heartbeat after that began, so what was heard had not been under
-    /// way before.
+    /// Whether it is a member that is alive and stays, as seen by a worker that has waited for its
+    /// place for `waited`: the member was heard at least one `heartbeat` after the wait began, so the
+    /// message was not under way before.
     fn stays(&self, now: Time, waited: Duration, heartbeat: Duration) -> bool {
-        !self.leaving && self.heard.saturating_add(waited) >= now.saturating_add(heartbeat)
+        self.state == HolderState::Active && self.heard.saturating_add(waited) >= now.saturating_add(heartbeat)
     }
 }
 
 /// All places of the run.
 #[derive(Debug, Default)]
 pub struct Membership {
-    reserved: BTreeMap<u32, Reservation>,
+    reserved: Reservations,
+    waiting: WaitQueue,
     members: BTreeMap<u32, Member>,
     sessions: BTreeMap<SessionId, u32>,
     /// Members that are not idle.
@@ -201,11 +214,13 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Reserves a place, or renews the reservation of the request's key; returns its rank, and the
-    /// token by which it is taken. `token` is the key of a request that has none.
+    /// Reserves a place for a worker at `address`, or renews the reservation of the request's key;
+    /// returns its rank, and the token that [`attach`](Self::attach) takes. `token` is the key of a
+    /// request that has none.
     pub fn reserve(
         &mut self,
         now: Time,
+        address: IpAddr,
         request: &v1::JoinRequest,
         token: String,
         terms: &Terms,
@@ -227,44 +242,65 @@ impl Membership {
         let machine = Machine { host: host.clone(), version: version.clone(), device: device.clone() };
         let secret = if idempotency_key.is_empty() { token } else { idempotency_key.clone() };
         let key = Secret::of(&secret);
-        let own = self.reserved_by(request.rank, key);
-        let rank = match own {
+        let waited = Duration::from_millis(request.waited_ms);
+        let rank = match self.renew(now, request.rank, key, &machine, terms) {
             Some(rank) => rank,
-            None => self.vacant(now, request, &machine, terms)?,
+            None => {
+                self.check_kind(&machine, |holder| holder.stays(now, waited, terms.heartbeat))?;
+                let vacant = self.vacant(now, address, request, key, terms);
+                match &vacant {
+                    // A worker without an idempotency key is not recognised when it asks again.
+                    Err(refusal) if refusal.kind == RefusalKind::Held && !idempotency_key.is_empty() => {
+                        self.waiting.enqueue(now, key, address, request.rank);
+                    }
+                    _ => self.waiting.remove(key),
+                }
+                let rank = vacant?;
+                self.reserved.insert(rank, Reservation::new(now, key, address, machine, terms));
+                rank
+            }
         };
-        self.reserved.insert(rank, Reservation { key, machine, heard: now });
         // The token names its place: it is found without a search.
         Ok((rank, format!("{rank}.{secret}")))
     }
 
-    /// The rank that is reserved under this key.
-    fn reserved_by(&self, wanted: Option<u32>, key: Secret) -> Option<u32> {
-        let is_own = |reservation: &Reservation| reservation.key == key;
-        match wanted {
-            Some(rank) => self.reserved.get(&rank).is_some_and(is_own).then_some(rank),
-            None => self.reserved.iter().find(|(_, reservation)| is_own(reservation)).map(|(rank, _)| *rank),
+    /// Renews the reservation of a key, if there is one; returns its rank. A reservation older than
+    /// [`MAX_CONTENDED_AGE`](reservations::MAX_CONTENDED_AGE) ends instead: [`vacant`](Self::vacant)
+    /// grants it again, unless other workers come first.
+    fn renew(&mut self, now: Time, wanted: Option<u32>, key: Secret, machine: &Machine, terms: &Terms) -> Option<u32> {
+        let rank = self.reserved.find(wanted, key)?;
+        let reservation = self.reserved.get_mut(rank)?;
+        if now.saturating_sub(reservation.since) < reservations::MAX_CONTENDED_AGE {
+            reservation.renew(now, machine.clone(), terms);
+            return Some(rank);
         }
+        self.reserved.remove(rank);
+        self.free_from = self.free_from.min(rank);
+        None
     }
 
-    /// The rank that is asked for, or the lowest, if it is free and the run takes another worker.
+    /// The requested rank, or else the lowest free one, if the run takes another worker and no worker
+    /// in the queue comes first.
     fn vacant(
         &mut self,
         now: Time,
+        address: IpAddr,
         request: &v1::JoinRequest,
-        machine: &Machine,
+        key: Secret,
         terms: &Terms,
     ) -> Result<u32, Refusal> {
+        let held = |reason| Err(Refusal::new(RefusalKind::Held, reason));
         let waited = Duration::from_millis(request.waited_ms);
         let stays = |holder: &Holder<'_>| holder.stays(now, waited, terms.heartbeat);
-        self.check_kind(machine, stays)?;
         let lost_after = terms.lost_after.as_secs_f64();
         if let Some((rank, holder)) = request.rank.and_then(|rank| Some((rank, self.holder(rank)?))) {
             let [host, device] = [&holder.machine.host, &holder.machine.device].map(|name| name.escape_debug());
             let heard = now.saturating_sub(holder.heard).as_secs_f64();
-            let (kind, what) = match holder {
+            let (kind, what) = match holder.state {
                 _ if stays(&holder) => (RefusalKind::AlreadyExists, format!("was heard {heard:.1} s ago")),
-                Holder { leaving: true, .. } => (RefusalKind::Held, "is about to leave".to_owned()),
-                _ => {
+                HolderState::Leaving => (RefusalKind::Held, "is about to leave".to_owned()),
+                HolderState::Loading => (RefusalKind::Held, "is loading its data and models".to_owned()),
+                HolderState::Active => {
                     let what = format!("was heard {heard:.1} s ago; it is lost if it is silent for {lost_after} s");
                     (RefusalKind::Held, what)
                 }
@@ -273,43 +309,59 @@ impl Membership {
             return Err(Refusal::new(kind, reason));
         }
         let max = terms.max_workers;
-        if self.reserved.len() + self.members.len() >= max as usize {
-            let (kind, what) = match self.holders().all(|holder| stays(&holder)) {
-                true => (RefusalKind::ResourceExhausted, "as many have joined".to_owned()),
-                false => {
-                    let what = format!("a place is free once a worker leaves or was not heard for {lost_after} s");
-                    (RefusalKind::Held, what)
-                }
-            };
+        let free = (max as usize).saturating_sub(self.reserved.len() + self.members.len());
+        if free == 0 {
+            let (kind, what) =
+                match self.reserved.len() == 0 && self.members.values().all(|member| stays(&member.as_holder())) {
+                    true => (RefusalKind::ResourceExhausted, "as many have joined".to_owned()),
+                    false => {
+                        let what = format!(
+                            "a place is free once a worker leaves, gives up loading or was not heard for {lost_after} s"
+                        );
+                        (RefusalKind::Held, what)
+                    }
+                };
             return Err(Refusal::new(kind, format!("the run is full: workers.max is {max}, and {what}")));
         }
-        let rank = request.rank.or_else(|| self.free());
+        let loading = self.reserved.count_of(address);
+        if loading >= reservations::MAX_PER_ADDRESS {
+            return held(format!(
+                "{loading} workers at {address} are loading data and models: another one is let in \
+                 once one of them is ready"
+            ));
+        }
+        let ahead = self.ahead_of(key, address);
+        if ahead.len() >= free || request.rank.is_some_and(|rank| ahead.contains(&Some(rank))) {
+            return held(format!("{} of the workers that wait for a place come first", ahead.len()));
+        }
+        let rank = request.rank.or_else(|| self.free(&ahead));
         rank.ok_or_else(|| Refusal::new(RefusalKind::ResourceExhausted, "all ranks are taken".into()))
+    }
+
+    /// The ranks wanted by the workers that come before this one and could get a place now.
+    fn ahead_of(&self, key: Secret, address: IpAddr) -> Vec<Option<u32>> {
+        let reservations = |address| self.reserved.count_of(address);
+        let could_get = |wanted: &Option<u32>| wanted.is_none_or(|rank| self.holder(rank).is_none());
+        self.waiting.ahead_of(key, address, reservations).map(|waiter| waiter.wanted).filter(could_get).collect()
     }
 
     fn holder(&self, rank: u32) -> Option<Holder<'_>> {
         let member = self.members.get(&rank).map(Member::as_holder);
-        member.or_else(|| self.reserved.get(&rank).map(Reservation::as_holder))
+        member.or_else(|| self.reserved.get(rank).map(Reservation::as_holder))
     }
 
-    fn holders(&self) -> impl Iterator<Item = Holder<'_>> {
-        self.members.values().map(Member::as_holder).chain(self.reserved.values().map(Reservation::as_holder))
-    }
-
-    /// The lowest rank that is free.
-    fn free(&mut self) -> Option<u32> {
-        let is_free = |rank: &u32| !self.reserved.contains_key(rank) && !self.members.contains_key(rank);
-        let rank = (self.free_from..RANKS).find(is_free)?;
-        self.free_from = rank;
-        Some(rank)
+    /// The lowest free rank that is not in `wanted`.
+    fn free(&mut self, wanted: &[Option<u32>]) -> Option<u32> {
+        let is_free = |rank: &u32| self.reserved.get(*rank).is_none() && !self.members.contains_key(rank);
+        self.free_from = (self.free_from..RANKS).find(is_free)?;
+        (self.free_from..RANKS).find(|rank| is_free(rank) && !wanted.contains(&Some(*rank)))
     }
 
     /// Devices of different kinds give results that differ in their last bits, and states that have to
-    /// be equal would not be. All who hold a place are of one kind, so one of them stands for all.
+    /// be equal would not be. All members are of one kind, so one of them stands for all. Workers
+    /// that load are checked again when they [attach](Self::attach).
     fn check_kind(&self, machine: &Machine, stays: impl Fn(&Holder<'_>) -> bool) -> Result<(), Refusal> {
-        let member = self.members.first_key_value().map(|(rank, member)| (rank, member.as_holder()));
-        let loading = || self.reserved.first_key_value().map(|(rank, held)| (rank, held.as_holder()));
-        match member.or_else(loading) {
+        match self.members.first_key_value().map(|(rank, member)| (rank, member.as_holder())) {
             Some((rank, other)) if other.machine.kind() != machine.kind() => {
                 let Machine { device, host, .. } = other.machine;
                 let [own, device, host] = [&machine.device, device, host].map(|name| name.escape_debug());
@@ -335,7 +387,7 @@ impl Membership {
     ) -> Result<u32, Refusal> {
         let parts = token.split_once('.');
         let presented = parts.and_then(|(rank, secret)| Some((rank.parse().ok()?, Secret::of(secret))));
-        let Some(rank) = presented.and_then(|(rank, key)| self.reserved_by(Some(rank), key)) else {
+        let Some(rank) = presented.and_then(|(rank, key)| self.reserved.find(Some(rank), key)) else {
             let reason = "unknown session token: join (again) to get one; tokens work once and run out".into();
             return Err(Refusal::new(RefusalKind::Unauthenticated, reason));
         };
@@ -343,7 +395,11 @@ impl Membership {
             let reason = format!("store_address must be host:port, not longer than {LONGEST_NAME} bytes");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
-        let machine = self.reserved.remove(&rank).map(|reservation| reservation.machine).unwrap_or_default();
+        let machine = self.reserved.remove(rank).map(|reservation| reservation.machine).unwrap_or_default();
+        if let Err(refusal) = self.check_kind(&machine, |_| true) {
+            self.free_from = self.free_from.min(rank);
+            return Err(refusal);
+        }
         let member = Member {
             session,
             machine,
@@ -401,10 +457,11 @@ impl Membership {
         self.members.len() - self.leaving
     }
 
-    /// Frees the places of reservations that were not renewed for `lost_after`.
-    pub fn expire(&mut self, now: Time, lost_after: Duration) {
-        let is_lost = |reservation: &Reservation| now.saturating_sub(reservation.heard) >= lost_after;
-        for (rank, _) in self.reserved.extract_if(.., |_, reservation| is_lost(reservation)) {
+    /// Ends reservations that were not renewed in time, and removes workers from the queue that have
+    /// stopped asking.
+    pub fn expire(&mut self, now: Time) {
+        self.waiting.expire(now);
+        if let Some(rank) = self.reserved.expire(now) {
             self.free_from = self.free_from.min(rank);
         }
     }
@@ -515,6 +572,8 @@ mod tests {
     const TERMS: Terms =
         Terms { max_workers: 3, heartbeat: Duration::from_secs(1), lost_after: Duration::from_secs(10) };
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     fn request(rank: Option<u32>, host: &str) -> v1::JoinRequest {
         v1::JoinRequest { rank, host: host.into(), ..Default::default() }
     }
@@ -525,7 +584,7 @@ mod tests {
     }
 
     fn reserve(members: &mut Membership, now: u64, request: &v1::JoinRequest) -> Result<(u32, String), Refusal> {
-        members.reserve(Duration::from_secs(now), request, "token".into(), &TERMS)
+        members.reserve(Duration::from_secs(now), HERE, request, "token".into(), &TERMS)
     }
 
     fn attach(members: &mut Membership, now: u64, session: u64, token: &str) -> Result<u32, Refusal> {
@@ -558,7 +617,8 @@ mod tests {
     #[test]
     fn ranks_are_given_from_the_lowest_free_one() {
         let mut members = Membership::default();
-        let mut reserve = |rank, token: &str| members.reserve(Time::ZERO, &request(rank, "a"), token.into(), &TERMS);
+        let mut reserve =
+            |rank, token: &str| members.reserve(Time::ZERO, HERE, &request(rank, "a"), token.into(), &TERMS);
         assert_eq!(reserve(Some(1), "t1"), Ok((1, "1.t1".into())));
         assert_eq!(reserve(None, "t0"), Ok((0, "0.t0".into())));
         assert_eq!(reserve(None, "t2"), Ok((2, "2.t2".into())));
@@ -575,14 +635,15 @@ mod tests {
         assert_eq!(held.kind, RefusalKind::Held);
         assert!(held.reason.contains("rank 4 is taken") && held.reason.contains("node-a"), "{held:?}");
         assert_eq!(attach(&mut members, 0, 1, "4.second").unwrap_err().kind, RefusalKind::Unauthenticated);
-        // The holder goes on loading, and says so; the other waits, and learns that the holder is
-        // alive.
+        // The holder renews its reservation while it loads; the other waits until it is a member.
         for now in 1..=3 {
             assert_eq!(reserve(&mut members, now, &join(Some(4), "first", 0)), Ok((4, token.clone())));
         }
-        let refused = reserve(&mut members, 3, &join(Some(4), "second", 3)).unwrap_err();
-        assert_eq!(refused.kind, RefusalKind::AlreadyExists);
+        let held = reserve(&mut members, 3, &join(Some(4), "second", 3)).unwrap_err();
+        assert!(held.kind == RefusalKind::Held && held.reason.contains("is loading"), "{held:?}");
         assert_eq!(attach(&mut members, 4, 1, &token), Ok(4));
+        let refused = reserve(&mut members, 4, &join(Some(4), "second", 4)).unwrap_err();
+        assert_eq!(refused.kind, RefusalKind::AlreadyExists);
         // A token works once.
         assert_eq!(attach(&mut members, 4, 2, &token).unwrap_err().kind, RefusalKind::Unauthenticated);
     }
@@ -652,15 +713,19 @@ mod tests {
         let mut members = Membership::default();
         let reserve = |members: &mut Membership, rank, device: &str, token: &str, waited_ms| {
             let request = v1::JoinRequest { device: device.into(), waited_ms, ..request(rank, "node-a") };
-            members.reserve(Time::ZERO, &request, token.into(), &TERMS)
+            members.reserve(Time::ZERO, HERE, &request, token.into(), &TERMS)
         };
         // It was a mistake, and is corrected: the first one does not live any more.
         reserve(&mut members, Some(0), "cpu", "first", 0).unwrap();
+        attach(&mut members, 0, 1, "0.first").unwrap();
         assert_eq!(reserve(&mut members, None, "cuda:0", "second", 0).unwrap_err().kind, RefusalKind::Held);
-        members.expire(TERMS.lost_after, TERMS.lost_after);
+        members.remove(0);
         reserve(&mut members, Some(0), "cuda:0", "second", 0).unwrap();
-        members.attach(Time::ZERO, SessionId(1), "0.second", "node-a:1".into()).unwrap();
-        reserve(&mut members, None, "cuda:1", "third", 0).unwrap();
+        // Both load; the first of them to attach determines the kind of the run.
+        reserve(&mut members, Some(1), "cpu", "another", 0).unwrap();
+        attach(&mut members, 0, 2, "0.second").unwrap();
+        assert_eq!(attach(&mut members, 0, 3, "1.another").unwrap_err().kind, RefusalKind::OtherDevice);
+        assert_eq!(reserve(&mut members, None, "cuda:1", "third", 0).unwrap().0, 1, "it has lost its place");
         let refused = reserve(&mut members, None, "cpu", "fourth", 5000).unwrap_err();
         assert_eq!(refused.kind, RefusalKind::OtherDevice);
         assert!(["cpu", "rank 0 on node-a", "cuda:0"].iter().all(|part| refused.reason.contains(part)), "{refused:?}");
@@ -672,7 +737,7 @@ mod tests {
         reserve(&mut members, 0, &join(Some(0), "loads", 0)).unwrap();
         reserve(&mut members, 0, &join(Some(1), "dies", 0)).unwrap();
         reserve(&mut members, 9, &join(Some(0), "loads", 0)).unwrap();
-        members.expire(Duration::from_secs(10), TERMS.lost_after);
+        members.expire(Duration::from_secs(10));
         assert_eq!(reserve(&mut members, 10, &join(Some(0), "other", 0)).unwrap_err().kind, RefusalKind::Held);
         assert_eq!(reserve(&mut members, 10, &join(Some(1), "other", 0)).unwrap().0, 1);
     }
@@ -681,7 +746,7 @@ mod tests {
     fn who_does_not_move_is_to_blame_only_if_others_wait() {
         let mut members = Membership::default();
         for rank in 0..2 {
-            let token = members.reserve(Time::ZERO, &request(Some(rank), "a"), "t".into(), &TERMS).unwrap().1;
+            let token = members.reserve(Time::ZERO, HERE, &request(Some(rank), "a"), "t".into(), &TERMS).unwrap().1;
             members.attach(Time::ZERO, SessionId(rank.into()), &token, "a:1".into()).unwrap();
         }
         let (now, after) = (Duration::from_secs(40), Duration::from_secs(30));

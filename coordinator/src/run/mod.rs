@@ -56,6 +56,7 @@ pub(crate) mod testing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     time::Duration,
 };
@@ -103,6 +104,8 @@ pub enum Event {
     Join {
         /// For the answer.
         request: RequestId,
+        /// The worker's address, for limits; for IPv6 the /64 prefix.
+        address: IpAddr,
         /// A fresh, unguessable name for the place, should it be granted.
         token: String,
         /// What the worker said.
@@ -414,7 +417,7 @@ impl Run {
     /// Takes in an event; says what is to be done about it, in order.
     pub fn on_event(&mut self, now: Time, event: Event) -> Vec<Action> {
         match event {
-            Event::Join { request, token, join } => match self.join(now, &join, token) {
+            Event::Join { request, address, token, join } => match self.join(now, address, &join, token) {
                 Ok(response) => self.actions.push(Action::Admit { request, response }),
                 Err(refusal) => self.actions.push(Action::Refuse { request, refusal }),
             },
@@ -513,7 +516,7 @@ impl Run {
 
     fn tick(&mut self, now: Time) {
         let lost_after = self.lost_after();
-        self.members.expire(now, lost_after);
+        self.members.expire(now);
         for (rank, overdue) in self.members.overdue(now, lost_after) {
             match overdue {
                 Overdue::Silent => {

@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
-    http::header::AUTHORIZATION,
+    http::{HeaderMap, header::AUTHORIZATION},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use connection::{Token, bearer};
+use connection::Token;
 use proto::v1::{admin_server, coordinator_server};
 use tonic::{Code, Status};
-use tracing::info;
 
 use super::{
     door::Peer,
@@ -59,6 +58,15 @@ impl Tokens {
     }
 }
 
+/// The token in `Authorization: Bearer TOKEN`. The scheme is case-insensitive (RFC 9110, section 11.1). A request with two such
+/// headers has no token.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
+}
+
 /// What stands between the connections and the services.
 #[derive(Clone)]
 pub struct Reception {
@@ -73,15 +81,14 @@ pub async fn receive(State(reception): State<Reception>, request: Request, next:
     let Some(&peer) = request.extensions().get::<Peer>() else {
         return Status::internal("a call that came through no connection").into_http::<axum::body::Body>();
     };
-    let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    if let Err((reason, status)) = tokens.check(&path, peer, authorization.and_then(bearer)) {
+    if let Err((reason, status)) = tokens.check(&path, peer, bearer(request.headers())) {
         refusals.note(peer.0, reason, status.message());
         return status.into_http::<axum::body::Body>().into_response();
     }
     let response = next.run(request).await;
     if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok) {
         match status.code() {
-            Code::Aborted => info!(peer = %peer.0, "told to ask again: {}", status.message()),
+            Code::Aborted => refusals.note_retry(peer.0, status.message()),
             code => refusals.note(peer.0, Reason::of_call(&path, code), status.message()),
         }
     }
@@ -90,6 +97,8 @@ pub async fn receive(State(reception): State<Reception>, request: Request, next:
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     const JOIN: &str = "/dico.v1.Coordinator/Join";
@@ -104,6 +113,23 @@ mod tests {
 
     fn refused(tokens: &Tokens, path: &str, peer: &str, presented: Option<&str>) -> Option<Reason> {
         tokens.check(path, Peer(peer.parse().unwrap()), presented).err().map(|(reason, _)| reason)
+    }
+
+    #[test]
+    fn the_scheme_is_case_insensitive_and_duplicate_headers_have_no_token() {
+        let of = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            values.iter().for_each(|value| _ = headers.append(AUTHORIZATION, HeaderValue::from_static(value)));
+            bearer(&headers).map(str::to_owned)
+        };
+        for value in ["Bearer a", "bearer a", "BEARER  a"] {
+            assert_eq!(of(&[value]).as_deref(), Some("a"), "{value}");
+        }
+        for values in
+            [&[][..], &["Basic a"], &["Bearer"], &["Bearera"], &["Bearer a", "Bearer a"], &["Basic x", "Bearer a"]]
+        {
+            assert_eq!(of(values), None, "{values:?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -46,6 +46,15 @@ impl Peer {
     /// Whether it is on this machine.
     pub fn is_loopback(self) -> bool {
         self.0.ip().to_canonical().is_loopback()
+    }
+
+    /// The address that per-client limits count: for IPv6 the /64 prefix, because one client commonly controls all addresses in it
+    /// (RFC 6177).
+    pub fn client_address(self) -> IpAddr {
+        match self.0.ip().to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+            address => address,
+        }
     }
 }
 
@@ -192,5 +201,18 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_addresses_of_one_prefix_are_one_client() {
+        let client = |peer: &str| Peer(peer.parse().unwrap()).client_address().to_string();
+        assert_eq!(client("10.0.0.1:7"), "10.0.0.1");
+        assert_eq!(client("[::ffff:10.0.0.1]:7"), "10.0.0.1");
+        assert_eq!(client("[2001:db8:1:2:3:4:5:6]:7"), "2001:db8:1:2::");
     }
 }

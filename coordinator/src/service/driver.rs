@@ -1,6 +1,11 @@
 //! The one task that owns the run: feeds it events and does what it says.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use proto::{v1, v1::directive::Directive};
 use storage::{Checkpoints, JournalHead};
@@ -34,7 +39,13 @@ const TURN: usize = 256;
 /// What comes in from the network and the system.
 pub enum Input {
     /// A worker asks for a place.
-    Join { token: String, join: v1::JoinRequest, reply: oneshot::Sender<Result<v1::JoinResponse, Status>> },
+    Join {
+        /// The worker's address, for limits; see [`Peer::client_address`](super::door::Peer::client_address).
+        address: IpAddr,
+        token: String,
+        join: v1::JoinRequest,
+        reply: oneshot::Sender<Result<v1::JoinResponse, Status>>,
+    },
     /// A worker says who it is.
     Attach { session: SessionId, attach: v1::Attach, line: Line },
     /// Something else happened.
@@ -109,6 +120,7 @@ impl Driver {
                     ticked = true;
                     turn.clock.turn(Instant::now());
                     outcome = turn.event(Event::Tick).await?;
+                    turn.driver.refusals.log_suppressed(Instant::now());
                 }
             }
             // How a run with thousands of members stands takes longer to say than most inputs take to handle.
@@ -153,10 +165,10 @@ struct Turn {
 impl Turn {
     async fn take(&mut self, input: Input) -> anyhow::Result<Option<Outcome>> {
         let event = match input {
-            Input::Join { token, join, reply } => {
+            Input::Join { address, token, join, reply } => {
                 let request = self.number();
                 self.asked.insert(request, Asked::Join(reply));
-                Event::Join { request, token, join }
+                Event::Join { request, address, token, join }
             }
             Input::Control { command, reply } => {
                 let request = self.number();

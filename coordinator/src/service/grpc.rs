@@ -13,7 +13,7 @@ use std::{
 use futures::Stream;
 use proto::v1::{self, admin_server::Admin, coordinator_server::Coordinator, worker_message::Message as WorkerSays};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +22,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::{
     door::Peer,
     driver::{Input, Line},
+    fair_limit::StreamLimit,
     http::Readiness,
     refusals::{Reason, Refusals},
 };
@@ -42,6 +43,8 @@ pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Wa
 
 /// Streams of [`Admin::watch`] at once. They need no token, and each asks the run again and again.
 pub(super) const MAX_WATCHES: usize = 64;
+/// How long an answer on such a stream may wait for the client to read.
+const WATCH_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Shortest time between two answers on a stream.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -59,8 +62,9 @@ pub struct Grpc {
     ended: watch::Receiver<Option<v1::StatusResponse>>,
     /// Number of the last session.
     last: Arc<AtomicU64>,
-    unattached: Arc<Semaphore>,
-    watches: Arc<Semaphore>,
+    /// Sessions that have yet to send Attach.
+    unattached: Arc<StreamLimit>,
+    watches: Arc<StreamLimit>,
 }
 
 impl Grpc {
@@ -71,8 +75,8 @@ impl Grpc {
         readiness: watch::Receiver<Readiness>,
         ended: watch::Receiver<Option<v1::StatusResponse>>,
     ) -> Self {
-        let unattached = Arc::new(Semaphore::new(MOST_UNATTACHED));
-        let watches = Arc::new(Semaphore::new(MAX_WATCHES));
+        let unattached = Arc::new(StreamLimit::new(MOST_UNATTACHED));
+        let watches = Arc::new(StreamLimit::new(MAX_WATCHES));
         Self { driver, refusals, readiness, ended, last: Arc::default(), unattached, watches }
     }
 
@@ -97,6 +101,11 @@ impl Grpc {
         self.driver.send(input(reply)).await.map_err(|_| over())?;
         answer.await.map_err(|_| over())
     }
+}
+
+/// The peer that makes a call.
+fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
+    request.extensions().get().copied().ok_or_else(|| Status::internal("a call that came through no connection"))
 }
 
 impl From<Refusal> for Status {
@@ -125,8 +134,8 @@ impl Coordinator for Grpc {
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let token = random::name().map_err(|error| Status::internal(format!("no random numbers: {error}")))?;
-        let join = request.into_inner();
-        let answer = self.ask(|reply| Input::Join { token, join, reply }).await?;
+        let (address, join) = (peer_of(&request)?.client_address(), request.into_inner());
+        let answer = self.ask(|reply| Input::Join { address, token, join, reply }).await?;
         Ok(Response::new(answer?))
     }
 
@@ -134,13 +143,11 @@ impl Coordinator for Grpc {
         // Answered at once: what is wrong with the first message is said in the stream, so that a worker need not send it
         // before it has read the headers.
         let (outbound, directives) = mpsc::channel(WAITING_DIRECTIVES);
-        let peer =
-            request.extensions().get::<Peer>().ok_or_else(|| Status::internal("a stream without a connection"))?.0;
-        let busy = |_| Status::resource_exhausted("too many sessions have yet to attach: try again");
-        let unattached = Arc::clone(&self.unattached).try_acquire_owned().map_err(busy)?;
+        let peer = peer_of(&request)?;
+        let evicted = self.unattached.open(peer);
         let (driver, refusals, id) = (self.driver.clone(), self.refusals.clone(), SessionId(self.next()));
-        let session = Session { driver, refusals, id, peer, inbound: request.into_inner() };
-        tokio::spawn(session.listen(outbound, unattached));
+        let session = Session { driver, refusals, id, peer: peer.0, inbound: request.into_inner() };
+        tokio::spawn(session.listen(outbound, evicted));
         Ok(Response::new(Box::pin(ReceiverStream::new(directives))))
     }
 }
@@ -154,25 +161,31 @@ impl Admin for Grpc {
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let peer = peer_of(&request)?;
         let interval = Duration::from_millis(request.into_inner().interval_ms.into()).max(MIN_INTERVAL);
-        let busy = |_| {
+        let busy = || {
             Status::resource_exhausted(format!("{MAX_WATCHES} others watch this run: end one of them, or try again"))
         };
-        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(busy)?;
+        let mut evicted = self.watches.try_open(peer).ok_or_else(busy)?;
         let (answers, stream) = mpsc::channel(1);
         let grpc = self.clone();
         tokio::spawn(async move {
-            let _permit = permit;
             let mut ended = grpc.ended.clone();
             loop {
                 let is_over = ended.borrow_and_update().is_some();
-                if answers.send(grpc.look().await).await.is_err() || is_over {
+                // A client that does not read its stream counts as gone, too.
+                if answers.send_timeout(grpc.look().await, WATCH_STALL_TIMEOUT).await.is_err() || is_over {
                     return;
                 }
                 tokio::select! {
                     () = time::sleep(interval) => {}
                     Ok(()) = ended.changed() => {}
                     () = answers.closed() => return,
+                    _ = &mut evicted => {
+                        // A client that does not read is not told.
+                        _ = answers.try_send(Err(busy()));
+                        return;
+                    }
                 }
             }
         });
@@ -208,11 +221,21 @@ struct Session {
 
 impl Session {
     /// Tells the driver what comes in, until either of them ends the session.
-    async fn listen(mut self, outbound: mpsc::Sender<Result<v1::Directive, Status>>, unattached: OwnedSemaphorePermit) {
-        let first = time::timeout(ATTACH_WITHIN, self.inbound.message()).await;
+    async fn listen(
+        mut self,
+        outbound: mpsc::Sender<Result<v1::Directive, Status>>,
+        mut evicted: oneshot::Receiver<()>,
+    ) {
+        let first = tokio::select! {
+            first = time::timeout(ATTACH_WITHIN, self.inbound.message()) => first,
+            _ = &mut evicted => {
+                let why = "too many sessions have yet to attach, and this was the oldest of its address: attach at once";
+                Ok(Err(Status::resource_exhausted(why)))
+            }
+        };
         let refused = match first {
             Ok(Ok(Some(v1::WorkerMessage { message: Some(WorkerSays::Attach(attach)) }))) => {
-                drop(unattached);
+                drop(evicted);
                 return self.attached(outbound, attach).await;
             }
             Ok(Ok(None)) => return,

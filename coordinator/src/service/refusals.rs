@@ -1,11 +1,18 @@
-//! What the coordinator refuses: counted by reason, and logged with the peer's address.
+//! What the coordinator refuses: counted by reason, and logged with the peer's address. Log lines are limited for each reason.
 
-use std::{fmt::Display, net::SocketAddr, sync::Arc};
+use std::{
+    fmt::Display,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use metrics::{Counter, counter};
 use proto::v1::coordinator_server;
+use tokio::time::Instant;
 use tonic::Code;
-use tracing::warn;
+use tracing::{info, warn};
+
+use super::log_limit::LogLimit;
 
 /// How the path of a call that opens a session ends.
 const SESSION: &str = "/Session";
@@ -15,6 +22,10 @@ const SESSION: &str = "/Session";
 pub enum Reason {
     /// More connections, or sessions that do not say whose they are, than the coordinator holds.
     Busy,
+    /// An HTTP request with a `Host` that this coordinator does not serve.
+    Host,
+    /// An HTTP request whose body does not arrive in time.
+    Timeout,
     /// No certificate, or none that is good.
     Certificate,
     /// Neither TLS nor HTTP/2, or not within the time for it.
@@ -40,8 +51,10 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Busy,
+        Self::Host,
+        Self::Timeout,
         Self::Certificate,
         Self::Handshake,
         Self::JoinToken,
@@ -62,6 +75,8 @@ impl Reason {
     fn name(self) -> &'static str {
         match self {
             Self::Busy => "busy",
+            Self::Host => "host",
+            Self::Timeout => "timeout",
             Self::Certificate => "certificate",
             Self::Handshake => "handshake",
             Self::JoinToken => "join_token",
@@ -99,6 +114,7 @@ impl Reason {
     pub fn of_session(code: Code) -> Self {
         match code {
             Code::Unauthenticated => Self::SessionToken,
+            Code::PermissionDenied => Self::Device,
             Code::Unavailable | Code::NotFound => Self::Over,
             Code::ResourceExhausted => Self::Busy,
             Code::OutOfRange => Self::Oversized,
@@ -115,22 +131,61 @@ pub fn is_of(path: &str, service: &str) -> bool {
 
 /// Counts and logs.
 #[derive(Clone)]
-pub struct Refusals(Arc<[Counter; Reason::ALL.len()]>);
+pub struct Refusals(Arc<Inner>);
+
+struct Inner {
+    counters: [Counter; Reason::ALL.len()],
+    limits: Mutex<Limits>,
+}
+
+/// Limits of log lines.
+#[derive(Default)]
+struct Limits {
+    refused: [LogLimit; Reason::ALL.len()],
+    retries: LogLimit,
+}
 
 impl Refusals {
     /// Counts with the recorder that is in force here, from zero.
     pub fn new() -> Self {
-        Self(Arc::new(Reason::ALL.map(|reason| {
+        let counters = Reason::ALL.map(|reason| {
             let counter = counter!("dico_refusals_total", "reason" => reason.name());
             counter.absolute(0);
             counter
-        })))
+        });
+        Self(Arc::new(Inner { counters, limits: Mutex::default() }))
+    }
+
+    fn limits(&self) -> MutexGuard<'_, Limits> {
+        self.0.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Somebody was refused.
     pub fn note(&self, peer: SocketAddr, reason: Reason, why: impl Display) {
-        warn!(%peer, reason = reason.name(), "refused: {why}");
-        self.0[reason as usize].increment(1);
+        if self.limits().refused[reason as usize].allows(Instant::now()) {
+            warn!(%peer, reason = reason.name(), "refused: {why}");
+        }
+        self.0.counters[reason as usize].increment(1);
+    }
+
+    /// Logs that a worker was told to ask again, which is no refusal.
+    pub fn note_retry(&self, peer: SocketAddr, why: impl Display) {
+        if self.limits().retries.allows(Instant::now()) {
+            info!(%peer, "told to ask again: {why}");
+        }
+    }
+
+    /// Logs how many lines were suppressed. The driver calls it on each tick.
+    pub fn log_suppressed(&self, now: Instant) {
+        let mut limits = self.limits();
+        for (reason, limit) in Reason::ALL.into_iter().zip(&mut limits.refused) {
+            if let Some(count) = limit.end_period(now) {
+                warn!(reason = reason.name(), count, "suppressed log lines about further refusals");
+            }
+        }
+        if let Some(count) = limits.retries.end_period(now) {
+            info!(count, "suppressed log lines about further workers that were told to ask again");
+        }
     }
 }
 

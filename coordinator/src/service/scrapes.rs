@@ -58,7 +58,7 @@ fn longest_wait((_, interval): (Instant, Option<Duration>)) -> Option<Duration> 
 async fn answer(State(scrapes): State<Scrapes>, request: Request, next: Next) -> Response {
     let metrics = request.uri().path() == "/metrics";
     let response = next.run(request).await;
-    if metrics {
+    if metrics && response.status().is_success() {
         scrapes.note(Instant::now());
     }
     response

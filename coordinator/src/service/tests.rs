@@ -1,5 +1,6 @@
 //! The whole coordinator on the loopback, with clients that speak gRPC.
 
+mod places;
 mod refusals;
 
 use std::{path::Path, time::Duration};
@@ -11,7 +12,7 @@ use proto::{
         worker_message::Message,
     },
 };
-use runfile::{GuardAction, Rule, Stage};
+use runfile::{GuardAction, Rule, RunFile, Stage};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -62,8 +63,12 @@ async fn serve(stage: Stage, security: Security) -> Served {
 
 /// Serves; a coordinator that is to `stay` outlives its run.
 async fn serve_and(stage: Stage, security: Security, stay: bool) -> Served {
+    serve_file(testing::run_file(vec![stage]), security, stay).await
+}
+
+/// Serves the run of a file, in a folder of its own.
+async fn serve_file(mut file: RunFile, security: Security, stay: bool) -> Served {
     let output = tempfile::tempdir().unwrap();
-    let mut file = testing::run_file(vec![stage]);
     file.output = output.path().to_owned();
     file.checkpoints.keep = 1;
     let journal = Journal::open(&output.path().join("state"), &file).unwrap();
@@ -110,7 +115,7 @@ async fn refusal(client: &mut CoordinatorClient<Channel>, first: Message) -> Sta
 
 async fn get(address: std::net::SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -238,7 +243,7 @@ async fn a_worker_is_led_to_the_end() {
     let Running { mut client, http, served, output, .. } = start_with(by_bleu).await;
     assert!(get(http, "/readyz").await.starts_with("HTTP/1.1 503"));
     let joined = client.join(join(None)).await.unwrap().into_inner();
-    let file: runfile::RunFile = serde_json::from_str(&joined.run_file).unwrap();
+    let file: RunFile = serde_json::from_str(&joined.run_file).unwrap();
     assert_eq!((file.stages[0].steps, joined.heartbeat_interval_ms), (12, 1000));
     let (say, mut directives) = session(&mut client, attach(joined.session_token)).await;
     while let Some(v1::Directive { generation, directive }) = directives.message().await.unwrap() {

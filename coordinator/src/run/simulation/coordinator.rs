@@ -3,7 +3,11 @@
 //! It may die between any two of its actions. Of what it recorded, all up to the last record that had to be durable is on
 //! disk, and of the rest as much as the disk had time for.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
+};
 
 use proto::v1;
 use rand::Rng;
@@ -180,7 +184,8 @@ impl World {
             return;
         }
         self.coordinator.asking.insert(request, worker);
-        self.tell(Event::Join { request, token: format!("token {}", request.0), join });
+        let token = format!("token {}", request.0);
+        self.tell(Event::Join { request, address: address_of(&join.host), token, join });
     }
 
     /// Something reaches the coordinator on a stream.
@@ -273,6 +278,13 @@ impl World {
             self.end_coordinator(back_after);
         }
     }
+}
+
+/// The address of a host: the host itself, or made from its name.
+fn address_of(host: &str) -> IpAddr {
+    let mut hasher = DefaultHasher::new();
+    host.hash(&mut hasher);
+    host.parse().unwrap_or_else(|_| (hasher.finish() as u32).to_be_bytes().into())
 }
 
 /// A state that was captioned.

@@ -38,7 +38,12 @@ mod training;
 mod worker;
 mod world;
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::plan::Place;
+
+/// A worker's address, where any will do.
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Images of the validation split: three ranges.
 const IMAGES: u64 = 120;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
 
-use super::stories::admitted;
+use super::{HERE, stories::admitted};
 use crate::run::{Action, Event, Phase, RequestId, Run, SessionId, Time, record::Restored, testing};
 
 /// Any message with any numbers in it.
@@ -89,7 +89,7 @@ proptest! {
                 next += 1;
                 *session = SessionId(next);
                 let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-                let event = Event::Join { request: RequestId(next), token: next.to_string(), join };
+                let event = Event::Join { request: RequestId(next), address: HERE, token: next.to_string(), join };
                 let session_token = admitted(&run.on_event(Time::ZERO, event));
                 let store_address = "host:1".into();
                 let data_set = Some(v1::DataSet { validation_images: 70, ..Default::default() });

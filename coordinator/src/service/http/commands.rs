@@ -6,24 +6,35 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension, Json,
-    body::Bytes,
-    extract::{Path, State},
-    http::{HeaderMap, StatusCode, header::AUTHORIZATION},
+    Extension, Json, Router,
+    extract::{FromRequest, Request, State},
+    http::StatusCode,
     response::IntoResponse,
+    routing::post,
 };
-use connection::bearer;
 use proto::v1::admin_server;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 use tonic::{Code, Status};
 
-use super::{Desk, Problem};
+use super::{Desk, Problem, limits::RequestBody};
 use crate::{
     run::Command,
-    service::{door::Peer, driver::Input, refusals::Reason},
+    service::{access::bearer, door::Peer, driver::Input, refusals::Reason},
 };
+
+/// Reads a command from the body of a request.
+type Read = fn(&[u8]) -> Result<Command, String>;
+
+/// All commands, with their paths below `/api`.
+const COMMANDS: [(&str, Read); 5] = [
+    ("/pause", |_| Ok(Command::Pause)),
+    ("/resume", |_| Ok(Command::Resume)),
+    ("/checkpoint", |_| Ok(Command::Checkpoint)),
+    ("/evaluate", |_| Ok(Command::Evaluate)),
+    ("/drain", drain),
+];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,28 +42,42 @@ struct Drain {
     rank: u32,
 }
 
-/// `POST /api/COMMAND`.
-pub async fn answer(
-    State(desk): State<Arc<Desk>>,
-    Extension(peer): Extension<Peer>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<impl IntoResponse, Problem> {
-    let refuse = |reason, code, why: String| {
-        desk.refusals.note(peer.0, reason, format_args!("/api/{}: {why}", name.escape_debug()));
-        Problem::new(code, why)
-    };
+fn drain(body: &[u8]) -> Result<Command, String> {
+    let Drain { rank } = serde_json::from_slice(body).map_err(|_| "drain needs {\"rank\": N}")?;
+    Ok(Command::Drain(rank))
+}
+
+/// The routes of all commands.
+pub fn routes() -> Router<Arc<Desk>> {
+    COMMANDS.into_iter().fold(Router::new(), |routes, (path, read)| {
+        let handler = move |State(desk): State<Arc<Desk>>, Extension(Peer(peer)): Extension<Peer>, request: Request| async move {
+            let steered = steer(&desk, read, request).await;
+            steered.map_err(|(reason, problem)| {
+                desk.refusals.note(peer, reason, format_args!("/api{path}: {}", problem.why));
+                problem
+            })
+        };
+        routes.route(path, post(handler))
+    })
+}
+
+/// Carries out the command of a request. It checks the token before it reads the body.
+async fn steer(desk: &Desk, read: Read, request: Request) -> Result<impl IntoResponse + use<>, (Reason, Problem)> {
+    let refuse = |reason, code, why: &str| (reason, Problem::new(code, why));
     let Some(admin) = &desk.tokens.admin else {
         let why = "this coordinator takes no commands here: serve with --admin-token-file or DICO_ADMIN_TOKEN";
-        return Err(refuse(Reason::AdminToken, StatusCode::FORBIDDEN, why.into()));
+        return Err(refuse(Reason::AdminToken, StatusCode::FORBIDDEN, why));
     };
-    let presented = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
-    if !presented.is_some_and(|presented| admin.equals(presented)) {
+    if !bearer(request.headers()).is_some_and(|presented| admin.equals(presented)) {
         let why = "this coordinator wants its admin token: that of its --admin-token-file or DICO_ADMIN_TOKEN";
-        return Err(refuse(Reason::AdminToken, StatusCode::UNAUTHORIZED, why.into()));
+        return Err(refuse(Reason::AdminToken, StatusCode::UNAUTHORIZED, why));
     }
-    let command = read(&name, &body).map_err(|why| refuse(Reason::Malformed, StatusCode::BAD_REQUEST, why))?;
+    let RequestBody(body) = RequestBody::from_request(request, &()).await.map_err(|problem| match problem.code {
+        StatusCode::REQUEST_TIMEOUT => (Reason::Timeout, problem),
+        StatusCode::PAYLOAD_TOO_LARGE => (Reason::Oversized, problem),
+        _ => (Reason::Malformed, problem),
+    })?;
+    let command = read(&body).map_err(|why| refuse(Reason::Malformed, StatusCode::BAD_REQUEST, &why))?;
     let over = || Status::unavailable("the coordinator is shutting down");
     let ask = async {
         let (reply, answer) = oneshot::channel();
@@ -61,23 +86,9 @@ pub async fn answer(
     };
     let message = ask.await.map_err(|status: Status| {
         let path = format!("/{}/Control", admin_server::SERVICE_NAME);
-        refuse(Reason::of_call(&path, status.code()), code(status.code()), status.message().to_owned())
+        refuse(Reason::of_call(&path, status.code()), code(status.code()), status.message())
     })?;
     Ok(Json(json!({ "message": message })))
-}
-
-fn read(name: &str, body: &[u8]) -> Result<Command, String> {
-    Ok(match name {
-        "pause" => Command::Pause,
-        "resume" => Command::Resume,
-        "checkpoint" => Command::Checkpoint,
-        "evaluate" => Command::Evaluate,
-        "drain" => {
-            let Drain { rank } = serde_json::from_slice(body).map_err(|_| "drain needs {\"rank\": N}")?;
-            Command::Drain(rank)
-        }
-        _ => return Err("there is no such command: pause, resume, checkpoint, evaluate, drain".into()),
-    })
 }
 
 fn code(code: Code) -> StatusCode {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use axum::{
-    extract::{Query, State},
+    extract::State,
     http::{StatusCode, header},
     response::IntoResponse,
 };
@@ -20,7 +20,7 @@ use serde::Deserialize;
 use tokio::sync::{OnceCell, Semaphore};
 use tracing::warn;
 
-use super::{Desk, Problem, records};
+use super::{Desk, Problem, limits::QueryParameters, records};
 
 /// Largest image that is shown, in bytes.
 const LARGEST: u64 = 16 << 20;
@@ -90,7 +90,10 @@ fn kind(bytes: &[u8]) -> Option<&'static str> {
 }
 
 /// `GET /api/image`.
-pub async fn answer(State(desk): State<Arc<Desk>>, Query(asked): Query<Asked>) -> Result<impl IntoResponse, Problem> {
+pub async fn answer(
+    State(desk): State<Arc<Desk>>,
+    QueryParameters(asked): QueryParameters<Asked>,
+) -> Result<impl IntoResponse, Problem> {
     let absent = |why: String| Problem::new(StatusCode::NOT_FOUND, why);
     let evaluation = records::evaluation(&asked.evaluation)?;
     let name = desk.journal.ask(move |history| history.image(evaluation, asked.index.into())).await?;

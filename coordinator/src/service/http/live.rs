@@ -3,6 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Sse, sse},
@@ -10,13 +11,16 @@ use axum::{
 use futures::{Stream, StreamExt};
 use serde_json::Value;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{oneshot, watch},
     time::{self, Instant, MissedTickBehavior},
 };
 use tokio_stream::wrappers::WatchStream;
 
 use super::{Desk, Problem, status};
-use crate::run::Outcome;
+use crate::{
+    run::Outcome,
+    service::{door::Peer, fair_limit::StreamLimit},
+};
 
 /// Streams at once.
 const MOST_VIEWERS: usize = 64;
@@ -31,7 +35,7 @@ type Said = Option<Arc<str>>;
 
 /// Those who look.
 pub struct Viewers {
-    places: Arc<Semaphore>,
+    streams: StreamLimit,
     /// Gone when the coordinator closes.
     said: std::sync::Mutex<Option<watch::Sender<Said>>>,
 }
@@ -39,7 +43,7 @@ pub struct Viewers {
 impl Default for Viewers {
     fn default() -> Self {
         let said = std::sync::Mutex::new(Some(watch::channel(None).0));
-        Self { places: Arc::new(Semaphore::new(MOST_VIEWERS)), said }
+        Self { streams: StreamLimit::new(MOST_VIEWERS), said }
     }
 }
 
@@ -112,22 +116,24 @@ async fn tell(desk: &Arc<Desk>) {
 }
 
 /// `GET /api/stream`.
-pub async fn stream(State(desk): State<Arc<Desk>>) -> Result<impl IntoResponse, Problem> {
+pub async fn stream(
+    State(desk): State<Arc<Desk>>,
+    Extension(peer): Extension<Peer>,
+) -> Result<impl IntoResponse, Problem> {
     let unavailable = |why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, why);
-    let place = Arc::clone(&desk.viewers.places).try_acquire_owned();
-    let place = place.map_err(|_| unavailable(format!("{MOST_VIEWERS} others look already")))?;
+    let evicted = desk.viewers.streams.try_open(peer);
+    let busy = || unavailable(format!("{MOST_VIEWERS} others follow this run: close a page of it, or try again"));
+    let evicted = evicted.ok_or_else(busy)?;
     let said = desk.viewers.with(watch::Sender::subscribe);
     let said = said.ok_or_else(|| unavailable("the coordinator is shutting down".into()))?;
     tokio::spawn(async move { tell(&desk).await });
-    Ok(Sse::new(events(said, place)).keep_alive(sse::KeepAlive::new().interval(SIGN_OF_LIFE)))
+    Ok(Sse::new(events(said, evicted)).keep_alive(sse::KeepAlive::new().interval(SIGN_OF_LIFE)))
 }
 
 fn events(
     said: watch::Receiver<Said>,
-    place: OwnedSemaphorePermit,
+    evicted: oneshot::Receiver<()>,
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> {
-    WatchStream::new(said).filter_map(move |said| {
-        _ = &place;
-        std::future::ready(said.map(|said| Ok(sse::Event::default().data(said))))
-    })
+    let event = |said: Said| std::future::ready(said.map(|said| Ok(sse::Event::default().data(said))));
+    WatchStream::new(said).filter_map(event).take_until(evicted)
 }

@@ -14,12 +14,14 @@
 //! | `GET /api/image?evaluation=ID&index=N` | an image of an evaluation |
 //! | `POST /api/COMMAND` | steers the run: see [`commands`] |
 //!
-//! What is not answered well is `{"error": "why, and what to do"}`. Times are Unix seconds. Nothing here needs a token but the
+//! The body of every error is `{"error": "why, and what to do"}`; only `/readyz` answers probes with a line of text. Times are Unix seconds. Nothing here needs a token but the
 //! commands; what can be asked for is bounded, and so is how much is asked at once.
 
 mod commands;
 mod curves;
+mod hosts;
 mod images;
+mod limits;
 mod live;
 mod page;
 mod reader;
@@ -28,6 +30,7 @@ mod server;
 mod status;
 #[cfg(test)]
 mod tests;
+mod write_timeout;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -36,11 +39,11 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Query, State},
+    extract::{DefaultBodyLimit, State},
     http::{StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::get,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use runfile::RunFile;
@@ -51,16 +54,16 @@ use tokio::sync::{mpsc, watch};
 use super::{access::Tokens, driver::Input, refusals::Refusals};
 use crate::run::Outcome;
 use curves::{Curves, Held, Span};
+pub use hosts::AllowedHosts;
+use hosts::HeadCheck;
 use images::Pictures;
+use limits::QueryParameters;
 use live::Viewers;
 use reader::Reader;
 pub use server::serve;
 
 /// Whether the coordinator is ready, and if not, why.
 pub type Readiness = Result<(), String>;
-
-/// Most bytes of a request's body; the longest one names a rank.
-const LONGEST_BODY: usize = 1 << 10;
 
 /// What the answers are made of.
 pub struct Desk {
@@ -121,7 +124,9 @@ pub fn routes(
     metrics: PrometheusHandle,
     readiness: [watch::Receiver<Readiness>; 2],
     grpc_port: u16,
+    hosts: AllowedHosts,
 ) -> Router {
+    let head_check = HeadCheck { hosts, refusals: desk.refusals.clone() };
     let exposition = || [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     let api = Router::new()
         .route("/status", get(status::answer))
@@ -131,8 +136,8 @@ pub fn routes(
         .route("/evaluations", get(records::evaluations))
         .route("/captions", get(records::captions))
         .route("/image", get(images::answer))
-        .route("/{command}", post(commands::answer))
-        .layer(DefaultBodyLimit::max(LONGEST_BODY))
+        .merge(commands::routes())
+        .layer(DefaultBodyLimit::max(limits::MAX_BODY_BYTES))
         .with_state(desk);
     Router::new()
         .route("/metrics", get(move || async move { (exposition(), metrics.render()) }))
@@ -144,6 +149,14 @@ pub fn routes(
         .nest("/api", api)
         .merge(page::routes())
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing here: the page is at /"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path does not support the method: the header `allow` lists those it does",
+            )
+        })
+        .layer(middleware::from_fn(limits::limit_time))
+        .layer(middleware::from_fn_with_state(head_check, hosts::check_head))
         .layer(middleware::map_response(page::guard))
 }
 
@@ -168,7 +181,7 @@ struct Course {
     from: u64,
 }
 
-async fn history(State(desk): State<Arc<Desk>>, Query(asked): Query<Course>) -> impl IntoResponse {
+async fn history(State(desk): State<Arc<Desk>>, QueryParameters(asked): QueryParameters<Course>) -> impl IntoResponse {
     let held = Held { era: asked.era, width: asked.width, from: asked.from };
     let piece = desk.curves().piece(asked.stage, asked.span, held);
     Json(piece)
@@ -176,7 +189,7 @@ async fn history(State(desk): State<Arc<Desk>>, Query(asked): Query<Course>) -> 
 
 /// Why something is not answered.
 #[derive(Debug)]
-struct Problem {
+pub struct Problem {
     code: StatusCode,
     why: String,
 }

@@ -2,17 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{
-    Json,
-    extract::{Query, State},
-    http::StatusCode,
-    response::IntoResponse,
-};
+use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use statistics::names::{self, Better};
 
-use super::{Desk, Problem};
+use super::{Desk, Problem, limits::QueryParameters};
 use crate::{
     journal::browse::{Compared, EvaluationId},
     run::cuts::Fate,
@@ -90,7 +85,10 @@ pub struct Captions {
 }
 
 /// `GET /api/captions`.
-pub async fn captions(State(desk): State<Arc<Desk>>, Query(asked): Query<Asked>) -> Result<impl IntoResponse, Problem> {
+pub async fn captions(
+    State(desk): State<Arc<Desk>>,
+    QueryParameters(asked): QueryParameters<Asked>,
+) -> Result<impl IntoResponse, Problem> {
     let (before, after) = (evaluation(&asked.before)?, evaluation(&asked.after)?);
     let from = asked.from.into();
     let captions = desk.journal.ask(move |history| history.compare(before, after, from, MOST_CAPTIONS)).await?;

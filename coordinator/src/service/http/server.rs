@@ -1,8 +1,7 @@
-//! Connections of those who ask over HTTP: bounded in number and in how long they may take to ask.
-//!
-//! When there are too many, the oldest has to go. So whoever holds connections open, on purpose or not, keeps nobody else out.
+//! HTTP connections, with limits on their number, on the time for the headers of a request, and on the time for which a response may
+//! wait for the client to read. See [`limits`](super::limits) for the other limits of a request.
 
-use std::{collections::VecDeque, io, time::Duration};
+use std::{io, time::Duration};
 
 use axum::{Router, body::Body};
 use hyper::{server::conn::http1, service::service_fn};
@@ -16,8 +15,10 @@ use tokio::{
 use tower::ServiceExt;
 use tracing::warn;
 
+use super::write_timeout::WriteTimeout;
 use crate::service::{
     door::Peer,
+    fair_limit::FairLimit,
     refusals::{Reason, Refusals},
 };
 
@@ -25,6 +26,8 @@ use crate::service::{
 const MOST_CONNECTIONS: usize = 256;
 /// How long a peer may take to say what it asks, and may ask nothing.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
+/// How long a response may wait for a client that does not read.
+const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes that are held of a request or an answer on its way.
 const BUFFER: usize = 64 << 10;
 /// Pause after the system has refused to accept a connection, e.g. because too many files are open.
@@ -33,7 +36,7 @@ const RECOVERY: Duration = Duration::from_secs(1);
 /// Serves until `closing`, then until all that is asked is answered.
 pub async fn serve(listener: TcpListener, routes: Router, refusals: Refusals, mut closing: watch::Receiver<()>) {
     let mut connections = JoinSet::new();
-    let mut open: VecDeque<(Peer, AbortHandle)> = VecDeque::new();
+    let mut open = FairLimit::new(MOST_CONNECTIONS);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -49,18 +52,15 @@ pub async fn serve(listener: TcpListener, routes: Router, refusals: Refusals, mu
                 continue;
             }
         };
-        open.retain(|(_, connection)| !connection.is_finished());
-        if open.len() >= MOST_CONNECTIONS
-            && let Some((oldest, connection)) = open.pop_front()
-        {
-            refusals.note(
-                oldest.0,
-                Reason::Busy,
-                format_args!("{MOST_CONNECTIONS} HTTP connections are open: the oldest ends"),
+        let connection = connections.spawn(attend(stream, peer, routes.clone(), closing.clone()));
+        open.retain(|connection: &AbortHandle| !connection.is_finished());
+        if let Some((peer, connection)) = open.insert(peer, connection) {
+            let why = format_args!(
+                "more than {MOST_CONNECTIONS} HTTP connections: closed the oldest of the address with the most"
             );
+            refusals.note(peer.0, Reason::Busy, why);
             connection.abort();
         }
-        open.push_back((peer, connections.spawn(attend(stream, peer, routes.clone(), closing.clone()))));
     }
     while connections.join_next().await.is_some() {}
 }
@@ -72,7 +72,7 @@ async fn attend(stream: TcpStream, peer: Peer, routes: Router, mut closing: watc
     });
     let mut protocol = http1::Builder::new();
     protocol.timer(TokioTimer::new()).header_read_timeout(ASKED_WITHIN).max_buf_size(BUFFER);
-    let connection = protocol.serve_connection(TokioIo::new(stream), service);
+    let connection = protocol.serve_connection(TokioIo::new(WriteTimeout::new(stream, WRITE_STALL_TIMEOUT)), service);
     tokio::pin!(connection);
     // What ends a connection is its peer's affair.
     tokio::select! {

@@ -1,5 +1,7 @@
 //! What browsers are answered, on the loopback, from journals that are written here.
 
+mod attacks;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
@@ -42,7 +44,7 @@ struct Site {
     metrics: Metrics,
     closing: watch::Sender<()>,
     _driver: mpsc::Receiver<Input>,
-    _output: tempfile::TempDir,
+    output: tempfile::TempDir,
 }
 
 impl Site {
@@ -68,18 +70,18 @@ impl Site {
         let http = listener.local_addr().unwrap();
         let (closing, closed) = watch::channel(());
         let ready = || watch::channel(Ok(())).1;
-        let routes = routes(Arc::clone(&desk), metrics.handle(), [ready(), ready()], 7070);
+        let routes = routes(Arc::clone(&desk), metrics.handle(), [ready(), ready()], 7070, AllowedHosts::of(http));
         let mut ends = closed.clone();
         tokio::spawn(desk.keep(async move { _ = ends.changed().await }));
         tokio::spawn(serve(listener, routes, metrics.refusals(), closed));
-        Self { http, journal, metrics, closing, _driver: driver, _output: output }
+        Self { http, journal, metrics, closing, _driver: driver, output }
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(self.http).await.unwrap();
         let length = body.len();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: here\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
         );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
@@ -92,6 +94,11 @@ impl Site {
     async fn get(&self, path: &str) -> (u16, Value) {
         let (code, _, body) = self.ask("GET", path, "", "").await;
         (code, serde_json::from_str(&body).unwrap_or_default())
+    }
+
+    /// Where the images of its data set are.
+    fn images(&self) -> std::path::PathBuf {
+        self.output.path().join("images")
     }
 
     fn write_evaluations(&mut self) {
@@ -450,21 +457,21 @@ async fn commands_need_the_admin_token_everywhere() {
     assert!(code == 403 && body.contains("--admin-token-file"), "{body}");
     let site = Site::new(Some(ADMIN)).await;
     for header in ["", "authorization: Bearer another-token-of-nobody\r\n", "authorization: Basic eA==\r\n"] {
-        for command in ["pause", "resume", "checkpoint", "evaluate", "drain", "stop"] {
+        for command in ["pause", "resume", "checkpoint", "evaluate", "drain"] {
             let (code, _, body) = site.ask("POST", &format!("/api/{command}"), header, "").await;
             assert!(code == 401 && !body.contains(ADMIN), "{command}: {body}");
         }
     }
     let admin = format!("authorization: Bearer {ADMIN}\r\n");
-    assert_eq!(site.ask("POST", "/api/stop", &admin, "").await.0, 400, "the page has no such command");
+    assert_eq!(site.ask("POST", "/api/stop", &admin, "").await.0, 404, "the page has no such command");
     for body in ["", "{}", "{\"rank\": -1}", "{\"rank\": 1, \"x\": 2}", "[]"] {
         assert_eq!(site.ask("POST", "/api/drain", &admin, body).await.0, 400, "{body}");
     }
     assert_eq!(site.ask("POST", "/api/drain", &admin, &" ".repeat(2000)).await.0, 413);
     assert_eq!(site.ask("GET", "/api/pause", &admin, "").await.0, 405);
     let metrics = site.metrics.handle().render();
-    assert!(metrics.contains("dico_refusals_total{reason=\"admin_token\"} 18"), "{metrics}");
-    assert!(metrics.contains("dico_refusals_total{reason=\"malformed\"} 6"), "{metrics}");
+    assert!(metrics.contains("dico_refusals_total{reason=\"admin_token\"} 15"), "{metrics}");
+    assert!(metrics.contains("dico_refusals_total{reason=\"malformed\"} 5"), "{metrics}");
 }
 
 #[tokio::test]
@@ -487,7 +494,7 @@ async fn whoever_holds_connections_open_keeps_nobody_out() {
 async fn what_is_too_large_or_nowhere_is_refused() {
     let site = Site::new(None).await;
     let mut stream = TcpStream::connect(site.http).await.unwrap();
-    let long = format!("GET /metrics HTTP/1.1\r\nhost: here\r\nlong: {}\r\n\r\n", "x".repeat(1 << 20));
+    let long = format!("GET /metrics HTTP/1.1\r\nhost: localhost\r\nlong: {}\r\n\r\n", "x".repeat(1 << 20));
     // It may be let go of before it has said all, and then hear nothing.
     _ = stream.write_all(long.as_bytes()).await;
     let mut answer = String::new();
@@ -507,7 +514,7 @@ async fn streams_are_bounded_and_end_with_the_coordinator() {
     let mut streams = Vec::new();
     for _ in 0..65 {
         let mut stream = TcpStream::connect(site.http).await.unwrap();
-        stream.write_all(b"GET /api/stream HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /api/stream HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
         let mut start = [0; 12];
         stream.read_exact(&mut start).await.unwrap();
         streams.push((String::from_utf8_lossy(&start).into_owned(), stream));

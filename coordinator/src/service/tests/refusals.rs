@@ -226,6 +226,23 @@ async fn an_old_protocol() {
 }
 
 #[tokio::test]
+async fn a_flood_of_refusals_is_counted_and_its_log_lines_are_limited() {
+    let scene = Scene::plain(Tokens::default()).await;
+    let mut client = CoordinatorClient::new(scene.channel().await);
+    for _ in 0..100 {
+        client.join(v1::JoinRequest { protocol_version: 1, ..join(None) }).await.unwrap_err();
+        client.join(join(Some(7))).await.unwrap_err();
+    }
+    assert_exposes(
+        &get(scene.served.http, "/metrics").await,
+        &["dico_refusals_total{reason=\"protocol_version\"} 100"],
+    );
+    let lines = logged();
+    let about = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    assert_eq!((about("refused: the worker speaks protocol version 1"), about("told to ask again: rank 7")), (20, 20));
+}
+
+#[tokio::test]
 async fn a_rank_that_is_taken() {
     let scene = Scene::plain(Tokens::default()).await;
     let mut client = CoordinatorClient::new(scene.channel().await);

@@ -10,6 +10,7 @@ use crate::run::{
     plan::Place,
     record::{Checkpoint, Happening, Record, Restored, Source},
     simulation::{
+        HERE,
         network::Way,
         scenario::Scenario,
         worker::{Doing, Wake},
@@ -77,8 +78,9 @@ fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
     let mut run = Run::new(file, Restored::default());
     let enter = |run: &mut Run, session: u64, fingerprint: &str, now| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-        let session_token =
-            admitted(&run.on_event(now, Event::Join { request: RequestId(0), token: "token".into(), join }));
+        let session_token = admitted(
+            &run.on_event(now, Event::Join { request: RequestId(0), address: HERE, token: "token".into(), join }),
+        );
         let data_set = Some(v1::DataSet { training_fingerprint: fingerprint.into(), ..Default::default() });
         let store_address = "host:1".into();
         let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
@@ -116,7 +118,8 @@ fn validation_data_may_change_between_two_coordinators_and_training_data_only_wh
     let enter = |run: &mut Run, session: u64, data_set: v1::DataSet| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
         let token = format!("token {session}");
-        let session_token = admitted(&run.on_event(Time::ZERO, Event::Join { request: RequestId(0), token, join }));
+        let session_token =
+            admitted(&run.on_event(Time::ZERO, Event::Join { request: RequestId(0), address: HERE, token, join }));
         let store_address = "host:1".into();
         let attach = v1::Attach { session_token, store_address, data_set: Some(data_set), ..Default::default() };
         let actions = run.on_event(Time::ZERO, Event::Attach { session: SessionId(session), attach });
@@ -169,7 +172,7 @@ fn exchanged_data_begin_a_sequence_of_samples_where_the_run_goes_on() {
     };
     let mut run = Run::new(file, restored).exchanging_data();
     let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-    let event = Event::Join { request: RequestId(0), token: "token".into(), join };
+    let event = Event::Join { request: RequestId(0), address: HERE, token: "token".into(), join };
     let session_token = admitted(&run.on_event(Time::ZERO, event));
     let data_set = Some(of("mended", 8));
     let attach = v1::Attach { session_token, store_address: "host:1".into(), data_set, ..Default::default() };

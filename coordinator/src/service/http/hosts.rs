@@ -1,0 +1,137 @@
+//! Checks the head of a request before anything else is done with it: the `Host`, and headers that must not be repeated.
+//!
+//! A web site can make its own host name resolve to a loopback address (DNS rebinding). A browser on this machine then lets scripts
+//! of that site read the page, captions and images. The browser sends the site's name as `Host`, so a coordinator that listens on
+//! the loopback serves only names and addresses of the loopback. A coordinator that listens elsewhere cannot know the names that
+//! lead to it, and serves all.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::{
+    Extension,
+    extract::{Request, State},
+    http::{
+        StatusCode, Version,
+        header::{AUTHORIZATION, CONTENT_LENGTH, HOST},
+        uri::Authority,
+    },
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+use super::Problem;
+use crate::service::{
+    door::Peer,
+    refusals::{Reason, Refusals},
+};
+
+/// Headers that a request must not repeat: a proxy and this server could each use another one of them.
+const NOT_REPEATED: [axum::http::HeaderName; 3] = [HOST, AUTHORIZATION, CONTENT_LENGTH];
+/// Most characters of a refused `Host` in the error; host names in DNS have at most 253.
+const MAX_NAME_IN_ERROR: usize = 253;
+
+/// Values of `Host` that the server accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllowedHosts {
+    /// Names and addresses of the loopback, with any port: a tunnel may begin at another port.
+    Loopback { port: u16 },
+    /// All.
+    All,
+}
+
+impl AllowedHosts {
+    /// Those of a server that is bound to this address.
+    pub fn of(bound: SocketAddr) -> Self {
+        if bound.ip().to_canonical().is_loopback() { Self::Loopback { port: bound.port() } } else { Self::All }
+    }
+
+    /// Checks a `Host`, or the authority of a request target.
+    fn check(self, name: &str) -> Result<(), Problem> {
+        match self {
+            Self::Loopback { port } if !is_loopback(name) => {
+                let name: String = name.escape_debug().take(MAX_NAME_IN_ERROR).collect();
+                let why = format!(
+                    "this coordinator listens on the loopback only, and does not serve \"{name}\": open \
+                     http://localhost:{port}/, configure the proxy in front of it to send `Host: localhost`, or serve with --http on an \
+                     address of the network"
+                );
+                Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, why))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a host, with or without a port, is a loopback address, or a name that browsers resolve only to one.
+fn is_loopback(name: &str) -> bool {
+    let is_loopback = |address: IpAddr| address.to_canonical().is_loopback();
+    if let Ok(address) = name.parse() {
+        return is_loopback(address);
+    }
+    let Some(authority) = name.parse::<Authority>().ok().filter(|_| !name.contains('@')) else { return false };
+    let host = authority.host();
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let name = bare.strip_suffix('.').unwrap_or(bare);
+    name.eq_ignore_ascii_case("localhost") || bare.parse().is_ok_and(is_loopback)
+}
+
+/// Finds out what is wrong with the head of a request, if anything is.
+fn check(hosts: AllowedHosts, request: &Request) -> Result<(), (Reason, Problem)> {
+    let bad = |why: String| (Reason::Malformed, Problem::new(StatusCode::BAD_REQUEST, why));
+    let headers = request.headers();
+    if let Some(twice) = NOT_REPEATED.into_iter().find(|name| headers.get_all(name).iter().nth(1).is_some()) {
+        return Err(bad(format!("the request has more than one header {twice}: send one")));
+    }
+    let misdirected = |problem| (Reason::Host, problem);
+    match headers.get(HOST) {
+        Some(name) => hosts.check(&String::from_utf8_lossy(name.as_bytes())).map_err(misdirected)?,
+        // No browser is that old.
+        None if request.version() < Version::HTTP_11 => {}
+        None => return Err(bad("the request has no header host, which HTTP/1.1 requires".into())),
+    }
+    // The target of a request takes precedence over its Host (RFC 9112, section 3.2.2).
+    request.uri().authority().map_or(Ok(()), |authority| hosts.check(authority.as_str()).map_err(misdirected))
+}
+
+/// State of [`check_head`].
+#[derive(Clone)]
+pub struct HeadCheck {
+    pub hosts: AllowedHosts,
+    pub refusals: Refusals,
+}
+
+/// Middleware that refuses requests with a wrong head.
+pub async fn check_head(
+    State(head_check): State<HeadCheck>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match check(head_check.hosts, &request) {
+        Ok(()) => next.run(request).await,
+        Err((reason, problem)) => {
+            head_check.refusals.note(peer.0, reason, &problem.why);
+            problem.into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_server_on_the_loopback_checks_names() {
+        for (bound, expected) in [
+            ("127.0.0.1:80", AllowedHosts::Loopback { port: 80 }),
+            ("[::1]:80", AllowedHosts::Loopback { port: 80 }),
+            ("[::ffff:127.0.0.1]:80", AllowedHosts::Loopback { port: 80 }),
+            ("0.0.0.0:80", AllowedHosts::All),
+            ("[::]:80", AllowedHosts::All),
+            ("10.0.0.1:80", AllowedHosts::All),
+        ] {
+            assert_eq!(AllowedHosts::of(bound.parse().unwrap()), expected, "{bound}");
+        }
+        assert!(AllowedHosts::All.check("head.example:7071").is_ok());
+    }
+}
