@@ -33,6 +33,9 @@ use std::path::Path;
 
 use locations::Locations;
 
+/// Longest run file as JSON, in bytes. With all defaults filled in, a stage has less than a thousand.
+const MAX_JSON_BYTES: usize = 2 << 20;
+
 impl RunFile {
     /// Reads, parses and checks the run file at `path`. Relative paths inside it are relative to
     /// its folder and are made absolute, because workers may run elsewhere.
@@ -60,6 +63,19 @@ impl RunFile {
     /// Names the file, line and column.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
         Self::parse_with_warnings(path, text).map(|(run, _)| run)
+    }
+
+    /// Parses and checks what `serde_json` made of a run file, such as a coordinator sends to workers. Paths stay as they are.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one line; names the key whose value is.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        if text.len() > MAX_JSON_BYTES {
+            return Err(format!("it has {} bytes, {MAX_JSON_BYTES} at most", text.len()));
+        }
+        let run: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        run.check().map_err(|(key, problem)| format!("{key}: {problem}"))?;
+        Ok(run)
     }
 
     fn parse_with_warnings(path: &Path, text: &str) -> Result<(Self, Vec<Finding>), Error> {
