@@ -20,3 +20,4 @@ pub use blocking::Blocking;
 pub use checkpoints::{Checkpoints, Fetched, Listing, check_writable, verify};
 pub use error::{Error, describe};
 pub use files::Files;
+pub use names::check as check_name;

@@ -8,7 +8,7 @@ mod signals;
 
 pub use completions::Completions;
 pub use logs::Logs;
-pub use output::{complain, out, tell};
+pub use output::{complain, one_line, out, tell};
 pub use progress::{bar, hidden, spinner};
 pub use signals::EndSignals;
 
