@@ -33,8 +33,10 @@ use std::path::Path;
 
 use locations::Locations;
 
-/// Longest run file as JSON, in bytes. With all defaults filled in, a stage has less than a thousand.
-const MAX_JSON_BYTES: usize = 2 << 20;
+/// Longest run file, in bytes as JSON with all defaults filled in. A stage without guards has less than a thousand.
+const MAX_BYTES: usize = 1 << 20;
+/// Longest JSON that is read: there is room for paths that were made absolute.
+const MAX_JSON_BYTES: usize = 2 * MAX_BYTES;
 
 impl RunFile {
     /// Reads, parses and checks the run file at `path`. Relative paths inside it are relative to
@@ -84,6 +86,11 @@ impl RunFile {
         let locations = Locations::read(text);
         let finding = |problem| Finding::new(path, &locations, problem);
         run.check().map_err(|problem| Error::Value(finding(problem)))?;
+        let bytes = serde_json::to_string(&run).map_or(0, |json| json.len());
+        if bytes > MAX_BYTES {
+            let problem = format!("make the run file {bytes} bytes long as JSON, {MAX_BYTES} at most");
+            return Err(Error::Value(finding(("stages".to_owned(), problem))));
+        }
         let warnings = run.warnings().into_iter().map(finding).collect();
         Ok((run, warnings))
     }

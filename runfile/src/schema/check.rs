@@ -147,7 +147,7 @@ impl Stage {
         let decay = |beta: &f64| (0.0..1.0).contains(beta);
         need(optimizer.betas.iter().all(decay), "optimizer.betas", "must be in 0..1")?;
         need(positive(optimizer.epsilon), "optimizer.epsilon", "must be above 0")?;
-        need(optimizer.weight_decay >= 0.0, "optimizer.weight_decay", "must be 0 or above")?;
+        need(not_negative(optimizer.weight_decay), "optimizer.weight_decay", "must be 0 or above")?;
         need(optimizer.clip_norm.is_none_or(positive), "optimizer.clip_norm", "must be above 0")?;
         need((0.0..=1.0).contains(&self.schedule.warmup), "schedule.warmup", "must be a fraction in 0..=1")
     }
@@ -355,6 +355,10 @@ stages:
         let json = serde_json::to_string(&run).unwrap();
         assert_eq!(RunFile::from_json(&json), Ok(run));
         assert!(RunFile::from_json("").unwrap_err().contains("EOF"));
+        let prefix = format!("preset: tiny, prefix: \"{}\"", "x".repeat(1 << 20));
+        let long = RUN.replace("evaluator: { preset: tiny", &format!("evaluator: {{ {prefix}"));
+        let error = RunFile::parse(Path::new("run.yaml"), &long).unwrap_err().to_string();
+        assert!(error.contains("stages: make the run file") && error.contains("1048576 at most"), "{error}");
         assert!(RunFile::from_json("[]").is_err());
         let changed = |from: &str, to: &str| RunFile::from_json(&json.replace(from, to)).unwrap_err();
         assert_eq!(changed("\"steps\":9", "\"steps\":0"), "stages[0].steps: must be at least 1");

@@ -33,6 +33,8 @@ use training::{Held, Training, training_died};
 const MAX_REASON_CHARS: usize = 1_000;
 /// A session that ends sooner was in vain: the next one is not begun at once.
 const MIN_SESSION: Duration = Duration::from_secs(1);
+/// Longest message of a coordinator, in bytes: twice as long as the longest run file, which is the longest part of any.
+const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Reports that may wait for the network before the training thread does.
 const REPORTS: usize = 256;
 
@@ -186,7 +188,7 @@ async fn finish(rank: u32, training: &mut Training) -> Result<Ending, String> {
 }
 
 fn client(channel: Channel) -> CoordinatorClient<Channel> {
-    CoordinatorClient::new(channel).max_decoding_message_size(proto::MOST_FROM_COORDINATOR)
+    CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 #[cfg(test)]

@@ -221,7 +221,7 @@ async fn answers_to_a_join_that_make_no_sense_end_a_worker() {
     };
     for (answer, expected) in [
         (v1::JoinResponse { run_file: String::new(), ..scene.answer.clone() }, "run file"),
-        (v1::JoinResponse { run_file: "\u{1b}[31m".repeat(1_000_000), ..scene.answer.clone() }, "run file"),
+        (v1::JoinResponse { run_file: "\u{1b}[31m".repeat(500_000), ..scene.answer.clone() }, "run file"),
         (v1::JoinResponse { run_file: run_file("\"steps\":9", "\"steps\":0"), ..scene.answer.clone() }, "steps"),
         (v1::JoinResponse { run_file: run_file("\"batch\":4", "\"batch\":0"), ..scene.answer.clone() }, "batch"),
         (
@@ -260,7 +260,7 @@ async fn answers_to_a_join_that_make_no_sense_end_a_worker() {
 #[tokio::test]
 async fn a_leave_of_megabytes_is_one_short_line() {
     let scene = Scene::new();
-    let reason = "\u{1b}[31mgo\r\n".repeat(1 << 20);
+    let reason = "\u{1b}[31mgo\r\n".repeat(1 << 18);
     let leave = directive(0, Kind::Leave(v1::Leave { reason, orderly: false }));
     let error = scene.error(vec![leave]).await;
     assert!(error.contains("\\u001b[31mgo"), "{error}");
