@@ -13,6 +13,20 @@ pub enum Error {
         /// What the system says.
         source: std::io::Error,
     },
+    /// A file is longer than any token, certificate or key.
+    #[error("{}: it has more than {max_bytes} bytes, so it is not what it should be: give the right file", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// How long it may be.
+        max_bytes: u64,
+    },
+    /// A file is not text.
+    #[error("{}: it is not text in UTF-8", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file is not what it should be.
     #[error("{}: no {what} in PEM: {problem}", path.display())]
     Pem {

@@ -8,6 +8,7 @@
 
 mod address;
 mod error;
+mod files;
 mod link;
 mod probe;
 mod tls;

@@ -7,7 +7,10 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, crypto::ring};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
-use crate::Error;
+use crate::{Error, files};
+
+/// Most bytes of a file of certificates or of a key.
+const MAX_PEM_BYTES: u64 = 1 << 20;
 
 /// What both ends of a connection over mutual TLS need.
 #[derive(Clone, Debug, Args)]
@@ -65,7 +68,7 @@ impl TlsFiles {
     }
 
     fn read(&self) -> Result<Contents, Error> {
-        let key = PrivateKeyDer::from_pem_slice(&bytes(&self.tls_key)?);
+        let key = PrivateKeyDer::from_pem_slice(&files::read_secret(&self.tls_key, MAX_PEM_BYTES)?);
         let problem = |error: rustls::pki_types::pem::Error| pem(&self.tls_key, "private key", error.to_string());
         Ok(Contents {
             authorities: certificates(&self.tls_ca)?,
@@ -89,7 +92,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+    files::read(path, MAX_PEM_BYTES)
 }
 
 fn pem(path: &Path, what: &'static str, problem: String) -> Error {

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use subtle::ConstantTimeEq;
 
-use crate::Error;
+use crate::{Error, files};
 
 /// Environment variable with the token that lets workers in.
 pub const JOIN_TOKEN: &str = "DICO_JOIN_TOKEN";
@@ -13,6 +13,9 @@ pub const ADMIN_TOKEN: &str = "DICO_ADMIN_TOKEN";
 pub(crate) const LEAST: usize = 16;
 /// More do not fit into a header.
 pub(crate) const MOST: usize = 1024;
+
+/// Most bytes of a token's file, space around the token included.
+const MAX_FILE_BYTES: u64 = 64 << 10;
 
 /// How a token is announced in the header `authorization`.
 const SCHEME: &str = "Bearer ";
@@ -29,8 +32,8 @@ impl Token {
     pub fn find(file: Option<&Path>, variable: &str) -> Result<Option<Self>, Error> {
         match (file, std::env::var_os(variable)) {
             (Some(path), _) => {
-                let text = std::fs::read_to_string(path);
-                let text = text.map_err(|source| Error::Read { path: path.to_owned(), source })?;
+                let text = String::from_utf8(files::read_secret(path, MAX_FILE_BYTES)?);
+                let text = text.map_err(|_| Error::NotText { path: path.to_owned() })?;
                 Self::parse(&text, &path.display().to_string()).map(Some)
             }
             (None, Some(value)) => {
@@ -97,6 +100,12 @@ mod tests {
             assert!(error.starts_with("token.txt: ") && error.contains("openssl rand"), "{error}");
             assert!(text.is_empty() || !error.contains(text), "{error}");
         }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let found = || Token::find(Some(file.path()), JOIN_TOKEN).map(|_| ()).unwrap_err().to_string();
+        std::fs::write(file.path(), format!("{GOOD}{}", " ".repeat(64 << 10))).unwrap();
+        assert!(found().contains("more than 65536 bytes"), "{}", found());
+        std::fs::write(file.path(), b"\xff0123456789abcdef").unwrap();
+        assert!(found().contains("not text"), "{}", found());
         let missing = Token::find(Some(Path::new("/nowhere/token")), JOIN_TOKEN).map(|_| ()).unwrap_err().to_string();
         assert!(missing.starts_with("/nowhere/token: "), "{missing}");
     }

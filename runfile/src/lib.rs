@@ -33,6 +33,11 @@ use std::path::Path;
 
 use locations::Locations;
 
+/// Longest run file, in bytes as JSON with all defaults filled in. A stage without guards has less than a thousand.
+const MAX_BYTES: usize = 1 << 20;
+/// Longest JSON that is read: there is room for paths that were made absolute.
+const MAX_JSON_BYTES: usize = 2 * MAX_BYTES;
+
 impl RunFile {
     /// Reads, parses and checks the run file at `path`. Relative paths inside it are relative to
     /// its folder and are made absolute, because workers may run elsewhere.
@@ -62,12 +67,30 @@ impl RunFile {
         Self::parse_with_warnings(path, text).map(|(run, _)| run)
     }
 
+    /// Parses and checks what `serde_json` made of a run file, such as a coordinator sends to workers. Paths stay as they are.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one line; names the key whose value is.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        if text.len() > MAX_JSON_BYTES {
+            return Err(format!("it has {} bytes, {MAX_JSON_BYTES} at most", text.len()));
+        }
+        let run: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        run.check().map_err(|(key, problem)| format!("{key}: {problem}"))?;
+        Ok(run)
+    }
+
     fn parse_with_warnings(path: &Path, text: &str) -> Result<(Self, Vec<Finding>), Error> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let run: Self = serde_saphyr::from_str(text).map_err(|error| Error::from_yaml(path, text, &error))?;
         let locations = Locations::read(text);
         let finding = |problem| Finding::new(path, &locations, problem);
         run.check().map_err(|problem| Error::Value(finding(problem)))?;
+        let bytes = serde_json::to_string(&run).map_or(0, |json| json.len());
+        if bytes > MAX_BYTES {
+            let problem = format!("make the run file {bytes} bytes long as JSON, {MAX_BYTES} at most");
+            return Err(Error::Value(finding(("stages".to_owned(), problem))));
+        }
         let warnings = run.warnings().into_iter().map(finding).collect();
         Ok((run, warnings))
     }

@@ -23,4 +23,5 @@ pub use checkpoints::{Checkpoints, Fetched, Listing, check_writable};
 pub use error::{Error, describe};
 pub use files::Files;
 pub use folder::{seal, verify};
+pub use names::check as check_name;
 pub use stamp::{JournalHead, STAMP, STAMP_FORMAT, Sequence, Stamp};

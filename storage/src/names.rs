@@ -3,7 +3,11 @@ use crate::Error;
 /// Longest name, in bytes: that of a file in common file systems.
 const LONGEST: usize = 255;
 
-/// Lets through what is one component of a path anywhere, is not hidden, and is written the same in a folder and in a URL.
+/// Lets through what a checkpoint, or a file of one, may be called: one component of a path anywhere, that is not hidden and is written
+/// the same in a folder and in a URL.
+///
+/// # Errors
+/// It is no such name.
 pub fn check(name: &str) -> Result<(), Error> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if name.is_empty() || name.len() > LONGEST || name.starts_with('.') || !name.bytes().all(known) {

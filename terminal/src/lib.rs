@@ -1,14 +1,16 @@
-//! What both programs do alike in a terminal: logs, output, progress bars, signals, completions.
+//! What both programs do alike in a terminal: logs, output, progress bars, signals, completions, permissions of new files.
 
 mod completions;
 mod logs;
+mod modes;
 mod output;
 mod progress;
 mod signals;
 
 pub use completions::Completions;
 pub use logs::Logs;
-pub use output::{complain, out, tell};
+pub use modes::share_new_files_with_group;
+pub use output::{complain, one_line, out, tell};
 pub use progress::{bar, hidden, spinner};
 pub use signals::EndSignals;
 

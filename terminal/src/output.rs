@@ -25,6 +25,16 @@ pub fn complain(text: Arguments<'_>) {
     _ = writeln!(stderr(), "{}", printable(&text.to_string()));
 }
 
+/// What a peer says, as one line that does not steer a terminal: its first `max_chars` characters, of which those that would steer are
+/// spelled out.
+#[must_use]
+pub fn one_line(text: &str, max_chars: usize) -> String {
+    let mut chars = text.chars();
+    let shown: String = chars.by_ref().take(max_chars).map(|c| if c.is_whitespace() { ' ' } else { c }).collect();
+    let rest = if chars.next().is_some() { "..." } else { "" };
+    format!("{}{rest}", printable(&shown))
+}
+
 struct Output(StdoutLock<'static>);
 
 impl Write for Output {
@@ -84,6 +94,9 @@ mod tests {
             "bell \\u0007, delete \\u007f, C1 \\u009b, back\\u000d"
         );
         assert_eq!(printable("\u{202e}gpj.exe"), "\\u202egpj.exe");
+        assert_eq!(one_line("two\r\nlines, \u{1b}[31m", 99), "two  lines, \\u001b[31m");
+        assert_eq!(one_line("Äffchen", 3), "Äff...");
+        assert_eq!(one_line("Äff", 3), "Äff");
         let plain = "ein Äffchen 猿\t🐒\n";
         assert!(matches!(printable(plain), Cow::Borrowed(text) if text == plain));
     }

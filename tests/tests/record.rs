@@ -149,7 +149,10 @@ fn an_audit_compares_the_checkpoints() {
     }
     let found = audit(&config, &[]);
     let text = printed(&found);
-    assert!(!found.status.success() && text.contains(&format!("checkpoint {first} is of another name, step")), "{found:?}");
+    assert!(
+        !found.status.success() && text.contains(&format!("checkpoint {first} is of another name, step")),
+        "{found:?}"
+    );
     assert!(audit(&config, &["--journal-only"]).status.success());
     fs::remove_dir_all(folder.join(second)).unwrap();
     let text = printed(&audit(&config, &[]));

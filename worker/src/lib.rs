@@ -19,6 +19,7 @@
 //! | `forest` | captions as trees: what they have in common is computed once |
 //! | `memory` | what the allocator does with memory that is freed |
 //! | [`nn`] | layers, and parameters in one flat buffer |
+//! | [`protocol`] | what a coordinator may tell a worker, and when |
 //! | [`trainer`] | the training thread, which executes directives |
 //! | [`session`] | the connection to the coordinator |
 //! | [`cli`] | one file per subcommand |
@@ -43,6 +44,7 @@ pub mod models;
 pub mod nn;
 pub mod objective;
 pub mod optimizer;
+pub mod protocol;
 pub mod seeds;
 pub mod session;
 pub mod sight;

@@ -83,6 +83,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let Arguments { command, logs } = Arguments::parse();
     logs.start();
+    terminal::share_new_files_with_group();
     let result = match command {
         Command::Serve(serve) => serve.run(),
         Command::Validate(validate) => validate.run(),

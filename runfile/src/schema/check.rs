@@ -3,10 +3,21 @@
 use statistics::names::{self, Better};
 
 use super::{
-    Baseline, Captioner, Contrastive, Data, Dico, Evaluator, EvaluatorScore, MAX_WORKERS, Objective, Reward, Rule,
-    RunFile, Scst, Stage, Workers,
+    Baseline, Captioner, Contrastive, Control, Data, Dico, Evaluator, EvaluatorScore, MAX_WORKERS, Objective, Reward,
+    Rule, RunFile, Scst, Stage, Workers,
 };
 use crate::error::unknown;
+
+/// Most stages.
+const MAX_STAGES: usize = 1_000;
+/// Most updates of a stage. Numbers of samples, which are steps times batch, stay far from overflow.
+const MAX_STEPS: u64 = 1 << 40;
+/// Most samples of a step.
+const MAX_BATCH: u32 = 1 << 20;
+/// Most steps that workers may take beyond the last one that all have reported.
+const MAX_WINDOW: u32 = 10_000;
+/// Shortest and longest timeout, in seconds; the longest is 30 days.
+const TIMEOUTS: std::ops::RangeInclusive<f64> = 0.01..=2_592_000.0;
 
 impl Data {
     fn sources(&self) -> usize {
@@ -50,14 +61,18 @@ impl RunFile {
             self.check_lengths(preset.captioner_positions())?;
         }
         need(self.decoding.length_penalty.is_finite(), "decoding.length_penalty", "must be finite")?;
-        need(positive(self.control.lost_after), "control.lost_after", "must be above 0 seconds")?;
-        need(self.control.window >= 1, "control.window", "must be at least 1")?;
-        need(positive(self.control.stall_after), "control.stall_after", "must be above 0 seconds")?;
+        let Control { lost_after, stall_after, window, .. } = &self.control;
+        let in_range = "must be from 0.01 to 2592000 seconds (30 days)";
+        need(TIMEOUTS.contains(lost_after), "control.lost_after", in_range)?;
+        need((1..=MAX_WINDOW).contains(window), "control.window", &format!("must be in 1..={MAX_WINDOW}"))?;
+        need(TIMEOUTS.contains(stall_after), "control.stall_after", in_range)?;
         need(self.checkpoints.keep >= 1, "checkpoints.keep", "must be at least 1")?;
         let to = self.checkpoints.to.as_deref();
         let known = to.is_none_or(|to| to.starts_with("file:///") || to.starts_with("s3://"));
         need(known, "checkpoints.to", "must be file:///FOLDER or s3://BUCKET/PREFIX")?;
         need(!self.stages.is_empty(), "stages", "must name at least one stage")?;
+        let too_many = format!("are {}, a run can have {MAX_STAGES} at most", self.stages.len());
+        need(self.stages.len() <= MAX_STAGES, "stages", &too_many)?;
         for (i, stage) in self.stages.iter().enumerate() {
             let place = |(key, problem): Problem| (format!("stages[{i}].{key}"), problem);
             stage.check(&self.workers, self.decoding.beams).map_err(place)?;
@@ -92,12 +107,16 @@ impl Stage {
     fn check(&self, workers: &Workers, beams: u32) -> Result<(), Problem> {
         need(!self.name.is_empty() && file_name(&self.name), "name", "must be letters, digits, `-`, `_` or `.`")?;
         need(self.steps >= 1, "steps", "must be at least 1")?;
+        let too_many = format!("is {}, a stage can have {MAX_STEPS} at most", self.steps);
+        need(self.steps <= MAX_STEPS, "steps", &too_many)?;
         let Workers { max, .. } = workers;
         let too_few = format!(
             "is {}, and workers.max is {max}: every worker needs a sample of each step; raise the batch or lower workers.max",
             self.batch
         );
         need(self.batch >= *max, "batch", &too_few)?;
+        let too_many = format!("is {}, a step can have {MAX_BATCH} samples at most", self.batch);
+        need(self.batch <= MAX_BATCH, "batch", &too_many)?;
         need(self.micro_batch != Some(0), "micro_batch", "must be at least 1")?;
         need(self.evaluate_every != Some(0), "evaluate_every", "must be at least 1")?;
         need(self.checkpoint_every != Some(0), "checkpoint_every", "must be at least 1")?;
@@ -128,7 +147,7 @@ impl Stage {
         let decay = |beta: &f64| (0.0..1.0).contains(beta);
         need(optimizer.betas.iter().all(decay), "optimizer.betas", "must be in 0..1")?;
         need(positive(optimizer.epsilon), "optimizer.epsilon", "must be above 0")?;
-        need(optimizer.weight_decay >= 0.0, "optimizer.weight_decay", "must be 0 or above")?;
+        need(not_negative(optimizer.weight_decay), "optimizer.weight_decay", "must be 0 or above")?;
         need(optimizer.clip_norm.is_none_or(positive), "optimizer.clip_norm", "must be above 0")?;
         need((0.0..=1.0).contains(&self.schedule.warmup), "schedule.warmup", "must be a fraction in 0..=1")
     }
@@ -295,6 +314,59 @@ stages:
         assert_eq!(parsed.check_positions(40), Err(problem.to_owned()));
         let problem = "decoding.max_length is 30, the captioner has 20 positions";
         assert_eq!(parsed.check_positions(20), Err(problem.to_owned()));
+    }
+
+    #[test]
+    fn numbers_that_nobody_means_are_refused() {
+        let problem = |from: &str, to: &str| match RunFile::parse(Path::new("run.yaml"), &RUN.replace(from, to)) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let control = |setting: &str| problem("name: test", &format!("name: test\ncontrol: {{ {setting} }}"));
+        for setting in ["lost_after: 0.01", "lost_after: 2592000", "stall_after: 0.5", "window: 10000"] {
+            assert_eq!(control(setting), "", "{setting}");
+        }
+        for setting in ["lost_after", "stall_after"] {
+            for value in ["0", "0.001", "-1", "1.0e300", ".nan", ".inf"] {
+                let found = control(&format!("{setting}: {value}"));
+                assert!(found.contains(&format!("control.{setting}: must be from 0.01 to 2592000 seconds")), "{found}");
+            }
+        }
+        assert!(control("window: 10001").contains("control.window: must be in 1..=10000"));
+        let found = problem("steps: 9", "steps: 18446744073709551615");
+        assert!(found.contains("stages[0].steps: is 18446744073709551615, a stage can have 1099511627776"), "{found}");
+        let found = problem("batch: 4", "batch: 4294967295");
+        assert!(found.contains("stages[0].batch: is 4294967295, a step can have 1048576 samples at most"), "{found}");
+        let stage = RUN.lines().last().unwrap();
+        let stages: String = (0..1_000)
+            .map(|number| format!("{}\n", stage.replace("name: dico", &format!("name: d{number}"))))
+            .collect();
+        assert!(
+            RunFile::parse(Path::new("run.yaml"), &format!("{RUN}{stages}"))
+                .unwrap_err()
+                .to_string()
+                .contains("stages: are 1004")
+        );
+    }
+
+    #[test]
+    fn what_a_coordinator_sends_passes_the_same_checks() {
+        let run = RunFile::parse(Path::new("run.yaml"), RUN).unwrap();
+        let json = serde_json::to_string(&run).unwrap();
+        assert_eq!(RunFile::from_json(&json), Ok(run));
+        assert!(RunFile::from_json("").unwrap_err().contains("EOF"));
+        let prefix = format!("preset: tiny, prefix: \"{}\"", "x".repeat(1 << 20));
+        let long = RUN.replace("evaluator: { preset: tiny", &format!("evaluator: {{ {prefix}"));
+        let error = RunFile::parse(Path::new("run.yaml"), &long).unwrap_err().to_string();
+        assert!(error.contains("stages: make the run file") && error.contains("1048576 at most"), "{error}");
+        assert!(RunFile::from_json("[]").is_err());
+        let changed = |from: &str, to: &str| RunFile::from_json(&json.replace(from, to)).unwrap_err();
+        assert_eq!(changed("\"steps\":9", "\"steps\":0"), "stages[0].steps: must be at least 1");
+        assert_eq!(
+            changed("\"name\":\"clip\"", "\"name\":\"../a\""),
+            "stages[0].name: must be letters, digits, `-`, `_` or `.`"
+        );
+        assert!(changed("{", &" ".repeat(crate::MAX_JSON_BYTES)).contains("2097152 at most"));
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub struct Join {
 
 impl Join {
     pub fn run(self) -> Result<ExitCode, String> {
+        terminal::share_new_files_with_group();
         let rank = match self.rank {
             Some(rank) => Some(WantedRank { rank, source: RankSource::Flag }),
             None => launcher::rank(|name| std::env::var(name).ok())?,

@@ -11,17 +11,20 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use super::{Options, RankSource, WantedRank, client};
+use super::place::Place;
+use super::{MAX_REASON_CHARS, Options, RankSource, WantedRank, client};
 
 /// First and longest pause between attempts to reach the coordinator.
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// Shortest pause between two heartbeats.
+pub const MIN_HEARTBEAT: Duration = Duration::from_millis(10);
 /// How long an attempt to connect may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A place that is reserved for this worker for as long as it goes on asking for it.
 pub struct Reservation {
-    /// The coordinator's answer.
-    pub place: v1::JoinResponse,
+    /// The place.
+    pub place: Place,
     /// What to ask for again.
     request: v1::JoinRequest,
 }
@@ -70,13 +73,13 @@ pub async fn rejoin(options: &Options, host: IpAddr, rank: u32, lost_after: Dura
 /// Renews a reservation again and again, while data and models are loaded. It runs out when nothing
 /// is heard for `lost_after`; then the coordinator refuses the session, and the worker joins again.
 pub async fn renew(options: &Options, reservation: &Reservation) -> Infallible {
-    let v1::JoinResponse { rank, heartbeat_interval_ms, lost_after_ms, .. } = reservation.place;
+    let Place { rank, heartbeat, lost_after, .. } = reservation.place;
     let request = v1::JoinRequest { rank: Some(rank), waited_ms: 0, ..reservation.request.clone() };
     let mut connection = None;
     loop {
-        tokio::time::sleep(Duration::from_millis(heartbeat_interval_ms.max(10))).await;
+        tokio::time::sleep(heartbeat.max(MIN_HEARTBEAT)).await;
         if connection.is_none() {
-            connection = options.coordinator.stay(Duration::from_millis(lost_after_ms)).await.ok();
+            connection = options.coordinator.stay(lost_after).await.ok();
         }
         if let Some(channel) = connection.clone()
             && client(channel).join(request.clone()).await.is_err()
@@ -114,7 +117,11 @@ async fn ask(
         request.waited_ms = held_since.map_or(0, |since: Instant| since.elapsed().as_millis() as u64);
         let ask = options.coordinator.ask(async |channel| client(channel).join(request.clone()).await);
         let status = match ask.await {
-            Ok(place) => return Ok(Reservation { place, request }),
+            Ok(answer) => {
+                let place = Place::read(answer, request.rank);
+                let place = place.map_err(|violation| format!("{}: {violation}", options.coordinator.url()))?;
+                return Ok(Reservation { place, request });
+            }
             Err(status) => status,
         };
         match status.code() {
@@ -138,7 +145,7 @@ async fn ask(
 }
 
 /// Attempts to reach the coordinator, with growing pauses, until patience ends.
-struct Attempts<'a> {
+pub struct Attempts<'a> {
     options: &'a Options,
     /// When it was begun, or the coordinator last answered.
     since: Instant,
@@ -146,12 +153,14 @@ struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    fn new(options: &'a Options) -> Self {
+    /// None were made yet.
+    pub fn new(options: &'a Options) -> Self {
         Self { options, since: Instant::now(), pause: BACK_OFF[0] }
     }
 
     /// Waits before the next attempt to reach a coordinator that did not answer.
-    async fn retry(&mut self, problem: &str) -> Result<(), String> {
+    pub async fn retry(&mut self, problem: &str) -> Result<(), String> {
+        let problem = &terminal::one_line(problem, MAX_REASON_CHARS);
         let waited = self.since.elapsed();
         // One more attempt when patience ends.
         self.pause = self.pause.min(self.options.patience.saturating_sub(waited));
@@ -163,9 +172,14 @@ impl<'a> Attempts<'a> {
         Ok(())
     }
 
+    /// Does not count some time of patience.
+    pub fn leave_out(&mut self, time: Duration) {
+        self.since += time;
+    }
+
     /// Waits before a coordinator is asked again that answered.
     async fn ask_again(&mut self, reason: &str) {
-        self.wait(reason).await;
+        self.wait(&terminal::one_line(reason, MAX_REASON_CHARS)).await;
         self.since = Instant::now();
     }
 
@@ -179,7 +193,7 @@ impl<'a> Attempts<'a> {
 
 /// Why this worker gets no place, and what to do.
 fn refusal(options: &Options, status: &Status) -> String {
-    let (url, reason) = (options.coordinator.url(), status.message());
+    let (url, reason) = (options.coordinator.url(), terminal::one_line(status.message(), MAX_REASON_CHARS));
     match (status.code(), options.rank) {
         // It was no coordinator that answered.
         (Code::Internal, _) => format!("{url}: {reason}"),

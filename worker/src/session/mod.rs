@@ -9,12 +9,13 @@
 
 mod joining;
 mod leaving;
+mod place;
 mod stream;
 mod training;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use connection::{Channel, Link};
 use proto::v1::{self, coordinator_client::CoordinatorClient};
@@ -23,10 +24,17 @@ use tokio::sync::watch;
 
 use crate::collective::Store;
 use crate::trainer::End;
-use joining::Reservation;
+use joining::{Attempts, Reservation};
+use place::Place;
 use stream::Over;
 use training::{Held, Training, training_died};
 
+/// Most characters of what the coordinator gives as a reason that are shown.
+const MAX_REASON_CHARS: usize = 1_000;
+/// A session that ends sooner was in vain: the next one is not begun at once.
+const MIN_SESSION: Duration = Duration::from_secs(1);
+/// Longest message of a coordinator, in bytes: twice as long as the longest run file, which is the longest part of any.
+const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Reports that may wait for the network before the training thread does.
 const REPORTS: usize = 256;
 
@@ -85,7 +93,11 @@ pub enum Ending {
 /// # Errors
 /// One line that says why this worker cannot go on.
 pub async fn run(options: Options) -> Result<Ending, String> {
-    let mut wish = leaving::wish()?;
+    run_until(options, leaving::wish()?).await
+}
+
+/// The same, until `wish` turns true at the latest.
+async fn run_until(options: Options, mut wish: watch::Receiver<bool>) -> Result<Ending, String> {
     let begin = async {
         let host = match options.host {
             Some(host) => host,
@@ -106,7 +118,7 @@ pub async fn run(options: Options) -> Result<Ending, String> {
     };
     let over = take_part(&options, host, place, store, &mut training, &wish).await;
     training.saved().await;
-    // The coordinator's words are in it.
+    // libtorch's words may be in it.
     over.map_err(|problem| problem.replace(['\n', '\r'], " "))
 }
 
@@ -114,13 +126,16 @@ pub async fn run(options: Options) -> Result<Ending, String> {
 async fn take_part(
     options: &Options,
     host: IpAddr,
-    mut place: v1::JoinResponse,
+    mut place: Place,
     mut store: Store,
     training: &mut Training,
     wish: &watch::Receiver<bool>,
 ) -> Result<Ending, String> {
     let mut holds = None;
+    // To have a session that lasts.
+    let mut attempts = Attempts::new(options);
     loop {
+        let begun = Instant::now();
         let attach = v1::Attach {
             session_token: place.session_token.clone(),
             store_address: store.address().to_owned(),
@@ -139,32 +154,47 @@ async fn take_part(
             Over::Failed(reason) => return Err(reason),
             Over::Disconnected(reason) => {
                 tracing::warn!("connection to the coordinator lost ({reason}): holding the state, and rejoining");
-                let lost_after = Duration::from_millis(place.lost_after_ms);
+                let lost_after = place.lost_after;
                 holds = match training.let_go(lost_after).await? {
                     Held::State(position) => position,
                     Held::Result => return finish(place.rank, training).await,
                 };
-                let reservation = joining::rejoin(options, host, place.rank, lost_after).await?;
-                match training.take_settings(&reservation.place) {
-                    Ok(()) => {}
-                    Err(reason) => {
-                        tracing::info!(reason, "loading data and models again");
-                        store = begin_anew(options, host, &reservation, training).await?;
-                        holds = None;
-                    }
+                let reservation = come_back(options, host, &place, &mut attempts, begun, &reason).await?;
+                if let Err(reason) = training.take_settings(&reservation.place) {
+                    tracing::info!(reason, "loading data and models again");
+                    store = begin_anew(options, host, &reservation, training).await?;
+                    holds = None;
                 }
                 place = reservation.place;
             }
             Over::Disowned(reason) => {
                 tracing::warn!("giving up the state that was held, and joining anew: {reason}");
-                let lost_after = Duration::from_millis(place.lost_after_ms);
-                let reservation = joining::rejoin(options, host, place.rank, lost_after).await?;
+                let reservation = come_back(options, host, &place, &mut attempts, begun, &reason).await?;
                 store = begin_anew(options, host, &reservation, training).await?;
                 holds = None;
                 place = reservation.place;
             }
         }
     }
+}
+
+/// Asks for the place that this worker had in the session that was `begun` then; soon again only where that has lasted.
+async fn come_back<'a>(
+    options: &'a Options,
+    host: IpAddr,
+    place: &Place,
+    attempts: &mut Attempts<'a>,
+    begun: Instant,
+    reason: &str,
+) -> Result<Reservation, String> {
+    match begun.elapsed() < MIN_SESSION {
+        true => attempts.retry(reason).await?,
+        false => *attempts = Attempts::new(options),
+    }
+    let asked = Instant::now();
+    let reservation = joining::rejoin(options, host, place.rank, place.lost_after).await?;
+    attempts.leave_out(asked.elapsed());
+    Ok(reservation)
 }
 
 /// Loads data and models again while the place is kept. In the old store generations of the same numbers may have met.
@@ -188,5 +218,8 @@ async fn finish(rank: u32, training: &mut Training) -> Result<Ending, String> {
 }
 
 fn client(channel: Channel) -> CoordinatorClient<Channel> {
-    CoordinatorClient::new(channel).max_decoding_message_size(proto::MOST_FROM_COORDINATOR)
+    CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
+
+#[cfg(test)]
+mod tests;

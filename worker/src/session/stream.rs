@@ -8,9 +8,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
+use super::joining::MIN_HEARTBEAT;
+use super::place::Place;
 use super::training::Training;
-use super::{REPORTS, client, leaving};
+use super::{MAX_REASON_CHARS, REPORTS, client, leaving};
+use crate::protocol::Violation;
 
+/// How long a coordinator may take to accept a session or a message, unless its run file lets it be silent for longer.
+const ANSWER: Duration = Duration::from_secs(10);
 /// How long the coordinator may take to close a stream.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -31,40 +36,46 @@ pub enum Over {
 /// One session, from Attach to its end.
 pub async fn serve(
     link: &Link,
-    place: &v1::JoinResponse,
+    place: &Place,
     attach: v1::Attach,
     training: &mut Training,
     mut wish: watch::Receiver<bool>,
 ) -> Over {
     let (outgoing, messages) = mpsc::channel(REPORTS);
-    let send = async |message| outgoing.send(v1::WorkerMessage { message: Some(message) }).await.is_ok();
-    send(Message::Attach(attach)).await;
+    let lost_after = place.lost_after;
+    let send = async |message| {
+        let sent = outgoing.send(v1::WorkerMessage { message: Some(message) });
+        tokio::time::timeout(lost_after.max(ANSWER), sent).await.map(|sent| sent.is_ok())
+    };
+    // There is room for the first message.
+    _ = send(Message::Attach(attach)).await;
     let session = async {
-        let channel = link.stay(Duration::from_millis(place.lost_after_ms)).await?;
+        let channel = link.stay(lost_after).await?;
         client(channel).session(ReceiverStream::new(messages)).await
     };
-    let mut directives = match session.await {
-        Ok(response) => response.into_inner(),
-        Err(status) => return broken(&status),
+    let mut directives = match tokio::time::timeout(lost_after.max(ANSWER), session).await {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => return broken(&status),
+        Err(_) => return Over::Disconnected("the coordinator does not answer".to_owned()),
     };
-    let mut heartbeat = tokio::time::interval(Duration::from_millis(place.heartbeat_interval_ms.max(10)));
+    let mut heartbeat = tokio::time::interval(place.heartbeat.max(MIN_HEARTBEAT));
     let (mut finished, mut leaves) = (false, false);
     loop {
         let message = tokio::select! {
             directive = directives.message() => match directive {
-                Ok(Some(v1::Directive { directive: Some(Kind::Leave(leave)), .. })) if leaves || leave.orderly => {
-                    return Over::Left(leave.reason);
-                }
-                Ok(Some(v1::Directive { directive: Some(Kind::Leave(leave)), .. })) => return Over::Failed(leave.reason),
-                Ok(Some(directive)) => {
-                    training.order(directive);
-                    continue;
-                }
+                Ok(Some(v1::Directive { directive: Some(Kind::Leave(leave)), .. })) => return left(&leave, leaves),
+                Ok(Some(directive)) => match training.order(directive) {
+                    Ok(()) => continue,
+                    Err(violation) => {
+                        _ = send(failed(&violation, training.generation())).await;
+                        return close(outgoing, directives, Over::Failed(violation.to_string())).await;
+                    }
+                },
                 Ok(None) | Err(_) if finished => return Over::Finished,
                 Ok(None) => return Over::Disconnected("stream closed".to_owned()),
                 Err(status) => return broken(&status),
             },
-            report = training.reports.recv(), if !finished => match report {
+            report = training.report(), if !finished => match report {
                 Some(report) => {
                     finished = matches!(report, Message::Finished(_));
                     report
@@ -79,7 +90,9 @@ pub async fn serve(
             _ = heartbeat.tick() => Message::Heartbeat(training.progress.heartbeat()),
         };
         let fatal = matches!(&message, Message::Failed(failed) if failed.fatal);
-        let sent = send(message).await;
+        let Ok(sent) = send(message).await else {
+            return Over::Disconnected("the coordinator does not listen".to_owned());
+        };
         if finished {
             // Closing this end tells the coordinator that nothing more will come.
             return close(outgoing, directives, Over::Finished).await;
@@ -106,10 +119,20 @@ async fn last_words(mut directives: tonic::Streaming<v1::Directive>, leaves: boo
         None
     };
     match tokio::time::timeout(FAREWELL, leave).await {
-        Ok(Some(leave)) if leaves || leave.orderly => Over::Left(leave.reason),
-        Ok(Some(leave)) => Over::Failed(leave.reason),
+        Ok(Some(leave)) => left(&leave, leaves),
         _ => Over::Disconnected("stream closed".to_owned()),
     }
+}
+
+/// How a session ends whose worker is told to leave, and wanted to or not.
+fn left(leave: &v1::Leave, leaves: bool) -> Over {
+    let reason = terminal::one_line(&leave.reason, MAX_REASON_CHARS);
+    if leaves || leave.orderly { Over::Left(reason) } else { Over::Failed(reason) }
+}
+
+/// What a coordinator is told that broke the protocol.
+fn failed(violation: &Violation, generation: u64) -> Message {
+    Message::Failed(v1::Failed { generation, reason: violation.to_string(), fatal: true, ..Default::default() })
 }
 
 /// Closes this end of the stream and waits, not for long, until the coordinator has closed its own, so that the last message
@@ -126,15 +149,16 @@ async fn close(
 }
 
 fn broken(status: &Status) -> Over {
+    let reason = terminal::one_line(status.message(), MAX_REASON_CHARS);
     match status.code() {
         // The coordinator answered: it refuses this worker, and would again.
         Code::InvalidArgument
         | Code::FailedPrecondition
         | Code::NotFound
         | Code::PermissionDenied
-        | Code::OutOfRange => Over::Failed(status.message().to_owned()),
-        Code::DataLoss => Over::Disowned(status.message().to_owned()),
-        _ => Over::Disconnected(status.message().to_owned()),
+        | Code::OutOfRange => Over::Failed(reason),
+        Code::DataLoss => Over::Disowned(reason),
+        _ => Over::Disconnected(reason),
     }
 }
 

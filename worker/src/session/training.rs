@@ -8,6 +8,8 @@ use tch::Device;
 use tokio::sync::{mpsc, oneshot};
 
 use super::REPORTS;
+use super::place::Place;
+use crate::protocol::{Checked, Protocol, Violation};
 use crate::trainer::{End, Flags, Order, Progress, Saving, Trainer, is_applied_in_place};
 
 /// What a worker has that let go of its generation.
@@ -26,8 +28,9 @@ pub struct Training {
     /// What it is doing.
     pub progress: Progress,
     orders: blocking::Sender<Order>,
-    /// What it has to say.
-    pub reports: mpsc::Receiver<Message>,
+    reports: mpsc::Receiver<Message>,
+    /// What was said so far.
+    protocol: Protocol,
     end: oneshot::Receiver<End>,
     /// The latest generation that this worker was told of, and its flags.
     generation: u64,
@@ -40,8 +43,8 @@ pub struct Training {
 
 impl Training {
     /// Starts the thread and waits until data and models are loaded.
-    pub async fn start(place: &v1::JoinResponse, device: Device, host: IpAddr) -> Result<Self, String> {
-        let run = run_file(place)?;
+    pub async fn start(place: &Place, device: Device, host: IpAddr) -> Result<Self, String> {
+        let run = place.run.clone();
         let progress = Progress::default();
         let (orders, received) = blocking::channel();
         let (sender, reports) = mpsc::channel(REPORTS);
@@ -60,6 +63,7 @@ impl Training {
         });
         let (data_set, saving) = loading.await.map_err(|_| training_died())??;
         Ok(Self {
+            protocol: Protocol::new(&run, data_set.validation_images),
             data_set,
             saving,
             progress,
@@ -73,21 +77,15 @@ impl Training {
         })
     }
 
-    /// The latest generation that this worker was told of; 0 before the first.
-    #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
     /// Takes the settings that a restarted coordinator has sent, between generations.
     ///
     /// # Errors
     /// Why data and models have to be loaded again: some settings take effect only then, or it is another run.
-    pub fn take_settings(&mut self, place: &v1::JoinResponse) -> Result<(), String> {
+    pub fn take_settings(&mut self, place: &Place) -> Result<(), String> {
         if self.run_id != place.run_id {
             return Err("the coordinator has another run: the state that was held is of no use to it".to_owned());
         }
-        let run = run_file(place)?;
+        let run = place.run.clone();
         let changes = runfile::changes(&self.run, &run);
         if changes.is_empty() {
             return Ok(());
@@ -99,6 +97,7 @@ impl Training {
         tracing::info!(changed, "continuing with the coordinator's new settings");
         // A thread that has ended says so through `end`.
         _ = self.orders.send(Order::Settings(Box::new(run.clone())));
+        self.protocol.configure(&run);
         self.run = run;
         Ok(())
     }
@@ -107,7 +106,7 @@ impl Training {
     ///
     /// # Errors
     /// What is wrong with the data or the models.
-    pub async fn restart(&mut self, place: &v1::JoinResponse, device: Device, host: IpAddr) -> Result<(), String> {
+    pub async fn restart(&mut self, place: &Place, device: Device, host: IpAddr) -> Result<(), String> {
         self.saved().await;
         // The thread ends when no orders can come, which frees the memory of its models for the new ones.
         self.orders = blocking::channel().0;
@@ -116,19 +115,38 @@ impl Training {
         Ok(())
     }
 
-    /// Passes a directive on.
-    pub fn order(&mut self, directive: v1::Directive) {
-        let current = directive.generation >= self.generation;
-        match &directive.directive {
-            Some(Kind::Rendezvous(_)) => (self.generation, self.flags) = (directive.generation, Flags::default()),
-            Some(Kind::Abandon(_)) if current => self.flags.abandon.raise(),
-            Some(Kind::Halt(_)) if current => self.halt(),
+    /// Checks a directive, and passes it on.
+    ///
+    /// # Errors
+    /// It makes no sense.
+    pub fn order(&mut self, directive: v1::Directive) -> Result<(), Violation> {
+        let Some(directive) = self.protocol.check(directive)? else { return Ok(()) };
+        match directive.kind() {
+            Kind::Rendezvous(_) => (self.generation, self.flags) = (directive.generation(), Flags::default()),
+            Kind::Abandon(_) => self.flags.abandon.raise(),
+            Kind::Halt(_) => {
+                self.halt();
+                return Ok(());
+            }
             _ => {}
         }
         self.pass_on(directive);
+        Ok(())
     }
 
-    fn pass_on(&self, directive: v1::Directive) {
+    /// The generation that this worker was told of last; 0 before the first.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What it has to say next; none if it has ended.
+    pub async fn report(&mut self) -> Option<Message> {
+        let report = self.reports.recv().await;
+        report.iter().for_each(|report| self.protocol.note(report));
+        report
+    }
+
+    fn pass_on(&self, directive: Checked) {
         // A thread that has ended says so through `end`.
         _ = self.orders.send(Order::Directive { directive, flags: self.flags.clone() });
     }
@@ -142,8 +160,7 @@ impl Training {
     /// they may have lost the coordinator, too.
     pub async fn let_go(&mut self, patience: Duration) -> Result<Held, String> {
         self.halt();
-        let abandon = Some(Kind::Abandon(v1::Abandon { reason: "connection lost".to_owned() }));
-        self.pass_on(v1::Directive { generation: self.generation, directive: abandon });
+        self.pass_on(Checked::abandon(self.generation));
         if let Ok(held) = tokio::time::timeout(patience, self.held()).await {
             return held;
         }
@@ -154,7 +171,7 @@ impl Training {
     /// The state that is held once the generation is let go of.
     async fn held(&mut self) -> Result<Held, String> {
         loop {
-            match self.reports.recv().await {
+            match self.report().await {
                 // One of an earlier generation may still be on its way.
                 Some(Message::Idle(idle)) if idle.generation >= self.generation => {
                     return Ok(Held::State(idle.position));
@@ -185,12 +202,6 @@ impl Training {
             _ => training_died(),
         }
     }
-}
-
-/// The run file that the coordinator has sent.
-fn run_file(place: &v1::JoinResponse) -> Result<RunFile, String> {
-    serde_json::from_str(&place.run_file)
-        .map_err(|error| format!("the coordinator's run file does not fit this version: {error}"))
 }
 
 /// Why a worker ends whose training thread is gone without a word.

@@ -36,6 +36,7 @@ use crate::collective::{Broken, Collective, Flag, Meeting};
 use crate::data::{Loader, Source};
 use crate::memory;
 use crate::models::{self, Origins};
+use crate::protocol::Checked;
 use crate::sight;
 pub use checkpoint::stamp;
 pub use saver::Saving;
@@ -54,7 +55,7 @@ pub enum Order {
     /// A directive of the coordinator.
     Directive {
         /// What to do.
-        directive: v1::Directive,
+        directive: Checked,
         /// Of the directive's generation.
         flags: Flags,
     },
@@ -265,8 +266,7 @@ impl Trainer {
                     continue;
                 }
             };
-            let generation = directive.generation;
-            let Some(kind) = directive.directive else { continue };
+            let (generation, kind) = directive.into_parts();
             if generation <= self.let_go && !matches!(kind, Kind::Abandon(_)) {
                 continue;
             }
@@ -363,17 +363,9 @@ impl Trainer {
     fn rendezvous(&mut self, generation: u64, order: &v1::Rendezvous) -> Result<(), Stop> {
         self.progress.phase(v1::Phase::Rendezvous);
         let (rank, world_size) = (order.rank as usize, order.world_size as usize);
-        let position = order.position.ok_or_else(|| Stop::Fatal("rendezvous without a position".into()))?;
-        if rank >= world_size || position.stage as usize >= self.run.stages.len() {
-            return Err(Stop::Fatal(format!("rendezvous as rank {rank} of {world_size} in stage {}", position.stage)));
-        }
+        // A rendezvous has one: see `protocol`.
+        let position = order.position.unwrap_or_default();
         let sequence_start = (position.stage, order.sequence_start.unwrap_or_default());
-        if sequence_start.1.step > position.step {
-            return Err(Stop::Fatal(format!(
-                "samples from step {} on at step {}",
-                sequence_start.1.step, position.step
-            )));
-        }
         if self.sequence_start != sequence_start {
             self.sequence_start = sequence_start;
             self.ahead = Ahead::default();

@@ -168,7 +168,7 @@ impl Trainer {
                     let (epoch, image) = permutation::sample(images.len() as u64, first, index, key);
                     // Images without captions are no trouble where only candidates are scored.
                     let captions = images[image as usize].captions.len().max(1) as u64;
-                    let caption = (epoch + seeds::combine(key, &[image])) % captions;
+                    let caption = epoch.wrapping_add(seeds::combine(key, &[image])) % captions;
                     Sample { image: image as usize, caption: caption as usize }
                 })
                 .collect(),

@@ -91,8 +91,7 @@ fn a_snapshot_is_not_changed_by_training_that_goes_on() {
     place.save(&whole);
     let mut back = place.start();
     let fetched = place.checkpoints.read(NAME).unwrap();
-    restore(&mut back, &place.run, &place.origins, fetched.path(), &place.checkpoints.stamp(NAME).unwrap())
-        .unwrap();
+    restore(&mut back, &place.run, &place.origins, fetched.path(), &place.checkpoints.stamp(NAME).unwrap()).unwrap();
     assert_eq!(back.parameters_sha256(), sha256);
     assert_eq!(back.position, Some(v1::Position { stage: 1, step: 3, generation: 0 }));
     for (back, was) in buffers(&back).into_iter().zip(buffers(&place.trained())) {

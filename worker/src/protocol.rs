@@ -1,0 +1,381 @@
+//! What a coordinator may tell a worker, and when. Every directive is checked here, against the run file and against what both
+//! sides said before; the rest of the worker relies on that.
+//!
+//! ```text
+//!         Rendezvous                                               Abandon
+//!   idle ------------> in a generation (Train, Evaluate, ..., Halt) -------> abandoned
+//!    ^                                |                                          |
+//!    '--------------------------------'------- Idle, which the worker says ------'
+//! ```
+
+use proto::EVALUATION_RANGE;
+use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
+use runfile::RunFile;
+
+/// Most members that one member may be told to reach before it meets the others. Each takes a thread.
+const MAX_PEERS: usize = 256;
+/// Longest address of a store, in bytes. A coordinator takes no longer ones from workers.
+const MAX_ADDRESS_BYTES: usize = 512;
+/// Most checkpoints of a generation that are not reported yet. A coordinator has one saved at a time, and asks for another while
+/// some ranks are at it only where rank 0 has failed to write it.
+const MAX_UNREPORTED_CHECKPOINTS: usize = 1_000;
+/// Hexadecimal digits of a SHA-256.
+const SHA256_DIGITS: usize = 64;
+/// Most characters that are shown of a text in a directive.
+const MAX_SHOWN_CHARS: usize = 100;
+
+/// What a coordinator may not say, in one line of bounded length.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the coordinator broke the protocol: {0}")]
+pub struct Violation(String);
+
+impl Violation {
+    /// A violation, described in one line of bounded length.
+    #[must_use]
+    pub fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
+/// A directive that makes sense where it came: its numbers are within the run, and in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    generation: u64,
+    kind: Kind,
+}
+
+impl Checked {
+    /// Lets go of a generation, without an order of the coordinator.
+    #[must_use]
+    pub fn abandon(generation: u64) -> Self {
+        Self { generation, kind: Kind::Abandon(v1::Abandon::default()) }
+    }
+
+    /// The generation that it is of.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What is to be done.
+    #[must_use]
+    pub fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// Its generation, and what is to be done.
+    #[must_use]
+    pub fn into_parts(self) -> (u64, Kind) {
+        (self.generation, self.kind)
+    }
+}
+
+/// What a run allows for.
+#[derive(Debug)]
+struct Limits {
+    /// Steps and batch of each stage.
+    stages: Vec<(u64, u32)>,
+    max_workers: u32,
+    /// Steps that may be granted beyond the last one that was reported.
+    window: u32,
+    validation_images: u64,
+}
+
+impl Limits {
+    fn new(run: &RunFile, validation_images: u64) -> Self {
+        Self {
+            stages: run.stages.iter().map(|stage| (stage.steps, stage.batch)).collect(),
+            max_workers: run.workers.max,
+            window: run.control.window,
+            validation_images,
+        }
+    }
+
+    /// Steps and batch of a stage.
+    fn stage(&self, stage: u32) -> Result<(u64, u32), String> {
+        let stages = self.stages.len();
+        let found = self.stages.get(stage as usize).copied();
+        found.ok_or_else(|| format!("stage {stage} (from 0) of a run that has {stages}"))
+    }
+}
+
+/// A point of the run: stage, and steps of it.
+type Point = (u32, u64);
+
+/// The generation that a worker was told of last.
+#[derive(Debug)]
+struct Generation {
+    number: u64,
+    /// Whether the coordinator gave it up.
+    abandoned: bool,
+    /// Whether the worker said that it has let go of it.
+    let_go: bool,
+    /// Where the worker stands when all is done that it was told.
+    granted: Point,
+    /// Where it said that it stands.
+    reported: Point,
+    /// Ranges of images that it was told to caption and has not reported.
+    ranges: usize,
+    /// Number of the last checkpoint.
+    checkpoint: Option<u64>,
+    /// Checkpoints that it has not reported.
+    unreported: usize,
+}
+
+/// What a worker and its coordinators have said to each other, as far as it decides what may be said next. It lasts from one session
+/// to the next, like the generations of a run.
+#[derive(Debug)]
+pub struct Protocol {
+    limits: Limits,
+    generation: Option<Generation>,
+    finished: bool,
+}
+
+impl Protocol {
+    /// Before the first directive of a run, with so many images to evaluate.
+    #[must_use]
+    pub fn new(run: &RunFile, validation_images: u64) -> Self {
+        Self { limits: Limits::new(run, validation_images), generation: None, finished: false }
+    }
+
+    /// Takes other settings of the same run, between two generations.
+    pub fn configure(&mut self, run: &RunFile) {
+        self.limits = Limits::new(run, self.limits.validation_images);
+    }
+
+    /// Notes what the worker says, which has to be known before the coordinator answers it.
+    pub fn note(&mut self, message: &Message) {
+        let Some(generation) = &mut self.generation else { return };
+        let number = generation.number;
+        match message {
+            Message::StepDone(v1::StepDone { position: Some(position), .. }) if position.generation == number => {
+                generation.reported = (position.stage, position.step);
+            }
+            Message::Advanced(advanced) if advanced.generation == number => generation.reported = (advanced.stage, 0),
+            Message::EvaluationItems(items) if items.generation == number && !items.more => {
+                generation.ranges = generation.ranges.saturating_sub(1);
+            }
+            Message::CheckpointDone(v1::CheckpointDone { generation: of, .. })
+            | Message::CheckpointFailed(v1::CheckpointFailed { generation: of, .. })
+                if *of == number =>
+            {
+                generation.unreported = generation.unreported.saturating_sub(1);
+            }
+            Message::Idle(idle) if idle.generation >= number => generation.let_go = true,
+            _ => {}
+        }
+    }
+
+    /// Checks a directive. None: it comes too late to matter.
+    ///
+    /// # Errors
+    /// It does not fit the run, or does not come where it may.
+    pub fn check(&mut self, directive: v1::Directive) -> Result<Option<Checked>, Violation> {
+        let v1::Directive { generation, directive } = directive;
+        let kind = directive.ok_or_else(|| Violation::new("a directive that says nothing"))?;
+        let what = name(&kind);
+        let matters = self.check_kind(generation, &kind).map_err(|problem| Violation(format!("{what}: {problem}")))?;
+        // Reasons are for logs.
+        let kind = match kind {
+            Kind::Abandon(_) => Kind::Abandon(v1::Abandon::default()),
+            Kind::Halt(_) => Kind::Halt(v1::Halt::default()),
+            kind => kind,
+        };
+        Ok(matters.then_some(Checked { generation, kind }))
+    }
+
+    /// Whether it matters.
+    fn check_kind(&mut self, number: u64, kind: &Kind) -> Result<bool, String> {
+        need(!self.finished, || "after Finish".to_owned())?;
+        match kind {
+            // A session ends with it.
+            Kind::Leave(_) => return Ok(false),
+            Kind::Finish(_) => {
+                self.finished = true;
+                return Ok(true);
+            }
+            Kind::Rendezvous(order) => {
+                self.rendezvous(number, order)?;
+                return Ok(true);
+            }
+            _ => {}
+        }
+        let Self { limits, generation: Some(generation), .. } = self else {
+            return Err(format!("of generation {number}, before any Rendezvous"));
+        };
+        let last = generation.number;
+        if matches!(kind, Kind::Abandon(_) | Kind::Halt(_)) {
+            need(number <= last, || format!("of generation {number}, where the last is {last}"))?;
+            let matters = number == last && !generation.let_go && !generation.abandoned;
+            generation.abandoned |= matters && matches!(kind, Kind::Abandon(_));
+            return Ok(matters);
+        }
+        need(number == last, || format!("of generation {number}, in generation {last}"))?;
+        need(!generation.abandoned, || format!("of generation {number}, after Abandon"))?;
+        match kind {
+            Kind::Train(order) => generation.train(limits, order)?,
+            Kind::Evaluate(order) => generation.evaluate(limits, order)?,
+            Kind::Checkpoint(order) => generation.checkpoint(order)?,
+            Kind::Advance(order) => generation.advance(limits, order)?,
+            Kind::Rendezvous(_) | Kind::Abandon(_) | Kind::Halt(_) | Kind::Finish(_) | Kind::Leave(_) => {}
+        }
+        // What was under way when the worker let go is nothing to complain of.
+        Ok(!generation.let_go)
+    }
+
+    fn rendezvous(&mut self, number: u64, order: &v1::Rendezvous) -> Result<(), String> {
+        let last = self.generation.as_ref().map_or(0, |generation| generation.number);
+        need(number > last, || format!("generation {number} after generation {last}"))?;
+        let is_idle = self.generation.as_ref().is_none_or(|generation| generation.let_go);
+        need(is_idle, || format!("generation {number} before the worker has let go of generation {last}"))?;
+        let v1::Rendezvous { rank, world_size, store_address, source_rank, checkpoint, checkpoint_sha256, .. } = order;
+        let max = self.limits.max_workers;
+        need((1..=max).contains(world_size) && rank < world_size, || {
+            format!("rank {rank} of {world_size} in a run of at most {max} workers")
+        })?;
+        let v1::Position { stage, step, .. } = order.position.ok_or("without a position")?;
+        let (steps, batch) = self.limits.stage(stage)?;
+        need(step <= steps, || format!("at step {step} of stage {stage}, which has {steps}"))?;
+        match source_rank {
+            Some(source) => {
+                need(source < world_size, || format!("the state of rank {source} in a generation of {world_size}"))?;
+                need(checkpoint.is_empty(), || format!("the state of rank {source}, and of a checkpoint"))?;
+            }
+            None if checkpoint.is_empty() => {
+                need((stage, step) == (0, 0), || format!("the state of the seed at stage {stage} step {step}"))?;
+            }
+            None => {
+                check_checkpoint(checkpoint)?;
+                let is_sha256 = checkpoint_sha256.len() == SHA256_DIGITS
+                    && checkpoint_sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
+                need(is_sha256, || format!("a checkpoint with the SHA-256 {}", shown(checkpoint_sha256)))?;
+            }
+        }
+        let v1::SequenceStart { step: first, epoch } = order.sequence_start.unwrap_or_default();
+        // A step that has a sample begins no more epochs than it has samples.
+        need(first <= step && epoch <= first.saturating_mul(batch.into()), || {
+            format!("samples from step {first} and epoch {epoch} on, at step {step}")
+        })?;
+        let peers = order.peers.len();
+        need(peers < *world_size as usize && peers <= MAX_PEERS, || {
+            format!("{peers} peers in a generation of {world_size}; at most {MAX_PEERS}")
+        })?;
+        let mut addresses = order.peers.iter().map(|peer| &peer.store_address).chain([store_address]);
+        if let Some(address) = addresses.find(|address| address.len() > MAX_ADDRESS_BYTES) {
+            return Err(format!("an address of {} bytes, {}", address.len(), shown(address)));
+        }
+        let at = (stage, step);
+        self.generation = Some(Generation {
+            number,
+            abandoned: false,
+            let_go: false,
+            granted: at,
+            reported: at,
+            ranges: 0,
+            checkpoint: None,
+            unreported: 0,
+        });
+        Ok(())
+    }
+}
+
+impl Generation {
+    fn train(&mut self, limits: &Limits, order: &v1::Train) -> Result<(), String> {
+        let v1::Train { stage, first_step, steps, share_begin, share_end } = *order;
+        let (of_stage, batch) = limits.stage(stage)?;
+        let (at_stage, at_step) = self.granted;
+        need((stage, first_step) == self.granted, || {
+            format!("from stage {stage} step {first_step} on, at stage {at_stage} step {at_step}")
+        })?;
+        need(steps >= 1 && u64::from(steps) <= of_stage - first_step, || {
+            format!("{steps} steps from step {first_step} on of stage {stage}, which has {of_stage}")
+        })?;
+        need(share_begin < share_end && share_end <= batch, || {
+            format!("the samples {share_begin}..{share_end} of a batch of {batch}")
+        })?;
+        let end = first_step + u64::from(steps);
+        let (reported_stage, reported_step) = self.reported;
+        let reported = if reported_stage == stage { reported_step } else { 0 };
+        let window = limits.window;
+        need(end.saturating_sub(reported) <= window.into(), || {
+            format!("up to step {end} after a report of step {reported}, with a window of {window}")
+        })?;
+        self.granted = (stage, end);
+        Ok(())
+    }
+
+    fn evaluate(&mut self, limits: &Limits, order: &v1::Evaluate) -> Result<(), String> {
+        let ranges = self.ranges;
+        need(ranges == 0, || format!("while {ranges} ranges of images of another are not reported"))?;
+        let images = limits.validation_images;
+        let mut next = 0;
+        for &v1::ImageRange { begin, end } in &order.ranges {
+            let is_range = next <= begin && begin < end && end <= images && end - begin <= EVALUATION_RANGE;
+            need(is_range, || {
+                format!("the images {begin}..{end} of {images}, after {next}; at most {EVALUATION_RANGE} at once")
+            })?;
+            next = end;
+        }
+        self.ranges = order.ranges.len();
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, order: &v1::Checkpoint) -> Result<(), String> {
+        let v1::Checkpoint { checkpoint: number, name, journal } = order;
+        check_checkpoint(name)?;
+        let hash = journal.as_ref().map_or(0, |head| head.hash.len());
+        need(hash <= SHA256_DIGITS, || format!("a record of the journal whose hash has {hash} bytes"))?;
+        let last = self.checkpoint;
+        need(last.is_none_or(|last| *number > last), || {
+            format!("number {number} after number {}", last.unwrap_or_default())
+        })?;
+        need(self.unreported < MAX_UNREPORTED_CHECKPOINTS, || {
+            format!("number {number} while {MAX_UNREPORTED_CHECKPOINTS} others are not reported")
+        })?;
+        self.checkpoint = Some(*number);
+        self.unreported += 1;
+        Ok(())
+    }
+
+    fn advance(&mut self, limits: &Limits, order: &v1::Advance) -> Result<(), String> {
+        let (stage, (at, _)) = (order.stage, self.granted);
+        limits.stage(stage)?;
+        need(stage == at + 1, || format!("to stage {stage} from stage {at}"))?;
+        self.granted = (stage, 0);
+        Ok(())
+    }
+}
+
+fn check_checkpoint(name: &str) -> Result<(), String> {
+    storage::check_name(name).map_err(|_| format!("the checkpoint name {}", shown(name)))
+}
+
+fn need(holds: bool, problem: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(problem()) }
+}
+
+/// The beginning of a text, escaped and in quotes.
+fn shown(text: &str) -> String {
+    let (beginning, rest) = match text.char_indices().nth(MAX_SHOWN_CHARS) {
+        Some((end, _)) => (&text[..end], "..."),
+        None => (text, ""),
+    };
+    format!("{beginning:?}{rest}")
+}
+
+fn name(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Rendezvous(_) => "Rendezvous",
+        Kind::Train(_) => "Train",
+        Kind::Evaluate(_) => "Evaluate",
+        Kind::Checkpoint(_) => "Checkpoint",
+        Kind::Advance(_) => "Advance",
+        Kind::Abandon(_) => "Abandon",
+        Kind::Finish(_) => "Finish",
+        Kind::Leave(_) => "Leave",
+        Kind::Halt(_) => "Halt",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! What a coordinator answers to a worker that joins, checked.
+
+use std::time::Duration;
+
+use proto::{PROTOCOL_VERSION, v1};
+use runfile::{MAX_WORKERS, RunFile};
+
+use super::MAX_REASON_CHARS;
+use crate::protocol::Violation;
+
+/// Longest session token and name of a run, in bytes. Coordinators make the token of at most 512 bytes that the worker chose, and its
+/// rank.
+const MAX_NAME_BYTES: usize = 1_024;
+/// Longest time after which silence means that a connection is lost: that of a run file, 30 days.
+const MAX_LOST_AFTER: Duration = Duration::from_secs(2_592_000);
+
+/// A worker's place in a run.
+pub struct Place {
+    /// The worker's identity in the cluster.
+    pub rank: u32,
+    /// Names the place when a session is opened.
+    pub session_token: String,
+    /// What is trained.
+    pub run: RunFile,
+    /// Names the run.
+    pub run_id: String,
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// After so long without a word from the other side the connection counts as lost.
+    pub lost_after: Duration,
+}
+
+impl Place {
+    /// Reads the answer to a worker that wants this rank, if it wants any.
+    ///
+    /// # Errors
+    /// What in it makes no sense.
+    pub fn read(answer: v1::JoinResponse, wanted: Option<u32>) -> Result<Self, Violation> {
+        let v1::JoinResponse { protocol_version, rank, session_token, run_file, run_id, .. } = answer;
+        let [heartbeat, lost_after] = [answer.heartbeat_interval_ms, answer.lost_after_ms].map(Duration::from_millis);
+        need(protocol_version == PROTOCOL_VERSION, || {
+            format!("its protocol version is {protocol_version}, that of this worker {PROTOCOL_VERSION}")
+        })?;
+        need(rank < MAX_WORKERS && wanted.is_none_or(|wanted| wanted == rank), || match wanted {
+            Some(wanted) => format!("it gives rank {rank} to a worker that asked for rank {wanted}"),
+            None => format!("it gives rank {rank}, ranks are below {MAX_WORKERS}"),
+        })?;
+        for (what, name) in [("session token", &session_token), ("run id", &run_id)] {
+            need((1..=MAX_NAME_BYTES).contains(&name.len()), || {
+                format!("its {what} has {} bytes, not 1 to {MAX_NAME_BYTES}", name.len())
+            })?;
+            need(name.bytes().all(|byte| byte.is_ascii_graphic()), || {
+                format!("its {what} has other characters than visible ASCII")
+            })?;
+        }
+        let is_sane = !heartbeat.is_zero() && heartbeat <= lost_after && lost_after <= MAX_LOST_AFTER;
+        need(is_sane, || {
+            let [heartbeat, lost_after] = [heartbeat, lost_after].map(|time| time.as_millis());
+            format!("it wants a heartbeat each {heartbeat} ms, and counts a connection as lost after {lost_after} ms")
+        })?;
+        let run = RunFile::from_json(&run_file).map_err(|problem| {
+            let problem = terminal::one_line(&problem, MAX_REASON_CHARS);
+            violation(&format!("its run file does not fit this version: {problem}"))
+        })?;
+        Ok(Self { rank, session_token, run, run_id, heartbeat, lost_after })
+    }
+}
+
+fn need(holds: bool, problem: impl FnOnce() -> String) -> Result<(), Violation> {
+    if holds { Ok(()) } else { Err(violation(&problem())) }
+}
+
+fn violation(problem: &str) -> Violation {
+    Violation::new(format!("in the answer to a join, {problem}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn answer() -> v1::JoinResponse {
+        let run = "name: test\noutput: /nowhere\nworkers: { min: 1, max: 2 }\n\
+                   data: { karpathy: { annotations: annotations.json, images: images } }\n\
+                   captioner: { preset: tiny }\nevaluator: { preset: tiny }\nstages:\n  \
+                   - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 0.1 } }\n";
+        let run = RunFile::parse(Path::new("run.yaml"), run).unwrap();
+        v1::JoinResponse {
+            protocol_version: PROTOCOL_VERSION,
+            rank: 1,
+            session_token: "1.secret".to_owned(),
+            run_file: serde_json::to_string(&run).unwrap(),
+            heartbeat_interval_ms: 100,
+            lost_after_ms: 500,
+            run_id: "3fa2".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_place_is_what_was_asked_for() {
+        let place = Place::read(answer(), Some(1)).ok().unwrap();
+        assert_eq!((place.rank, place.run.stages.len(), place.run_id.as_str()), (1, 1, "3fa2"));
+        assert_eq!([place.heartbeat, place.lost_after], [100, 500].map(Duration::from_millis));
+        let error = Place::read(answer(), Some(0)).err().unwrap().to_string();
+        assert!(error.contains("it gives rank 1 to a worker that asked for rank 0"), "{error}");
+        let long = v1::JoinResponse { run_file: format!("{{\"{}\": 1}}", "\u{1b}x".repeat(9_999)), ..answer() };
+        let error = Place::read(long, None).err().unwrap().to_string();
+        assert!(error.contains("its run file does not fit this version") && error.len() < 2_000, "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_answered_a_place_is_within_bounds(
+            number: u64,
+            rank: u32,
+            version in PROTOCOL_VERSION..PROTOCOL_VERSION + 2,
+            heartbeat in prop_oneof![0..9_u64, any::<u64>()],
+            lost_after in prop_oneof![0..9_u64, any::<u64>()],
+            text in ".{0,9}",
+            cut: prop::sample::Index,
+            good: [bool; 6],
+        ) {
+            let sane = answer();
+            let run_file = sane.run_file[..cut.index(sane.run_file.len())].to_owned() + &number.to_string();
+            let answer = v1::JoinResponse {
+                protocol_version: if good[0] { sane.protocol_version } else { version },
+                rank: if good[1] { sane.rank } else { rank },
+                session_token: if good[2] { sane.session_token } else { text.clone() },
+                run_file: if good[3] { sane.run_file } else { run_file },
+                heartbeat_interval_ms: if good[4] { sane.heartbeat_interval_ms } else { heartbeat },
+                lost_after_ms: if good[4] { sane.lost_after_ms } else { lost_after },
+                run_id: if good[5] { sane.run_id } else { text },
+            };
+            match Place::read(answer, None) {
+                Ok(place) => {
+                    prop_assert!(place.rank < MAX_WORKERS && !place.heartbeat.is_zero());
+                    prop_assert!(place.heartbeat <= place.lost_after && place.lost_after <= MAX_LOST_AFTER);
+                    prop_assert!(place.session_token.len() <= MAX_NAME_BYTES && place.run_id.len() <= MAX_NAME_BYTES);
+                }
+                Err(violation) => {
+                    let violation = violation.to_string();
+                    prop_assert!(violation.len() < 2_000 && !violation.contains(char::is_control), "{violation}");
+                }
+            }
+        }
+    }
+}

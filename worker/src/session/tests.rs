@@ -1,0 +1,274 @@
+//! Workers of coordinators that lie: what they are told is nonsense, and they end with one line that says so.
+
+use std::path::Path;
+use std::time::Duration;
+
+use proto::PROTOCOL_VERSION;
+use proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
+use proto::v1::directive::Directive as Kind;
+use runfile::RunFile;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::*;
+
+/// Longer than a worker needs to end on a busy machine; reaching it is a failure, not a measurement.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest line that a worker may end with, in bytes.
+const LONGEST_LINE: usize = 8_000;
+
+/// A coordinator that answers every join alike, and says the same to whoever opens a session.
+#[derive(Clone)]
+struct Liar {
+    answer: v1::JoinResponse,
+    says: Vec<v1::Directive>,
+    /// Whether it closes a session once it has said all.
+    closes: bool,
+}
+
+#[tonic::async_trait]
+impl Coordinator for Liar {
+    type SessionStream = ReceiverStream<Result<v1::Directive, Status>>;
+
+    async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        Ok(Response::new(self.answer.clone()))
+    }
+
+    async fn session(
+        &self,
+        messages: Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (said, stream) = mpsc::channel(1);
+        let Self { says, closes, .. } = self.clone();
+        let mut messages = messages.into_inner();
+        tokio::spawn(async move {
+            for directive in says {
+                // A worker that has ended hears nothing.
+                _ = said.send(Ok(directive)).await;
+            }
+            while !closes && messages.message().await.is_ok_and(|message| message.is_some()) {}
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// A small world, and a run in it.
+struct Scene {
+    _folder: TempDir,
+    answer: v1::JoinResponse,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        world::synthesize(&folder.path().join("world"), 20, 3, |_| {}).unwrap();
+        let optimizer = "optimizer: { learning_rate: 1.0e-3 }";
+        let text = format!(
+            "name: test\noutput: {path}/run\nworkers: {{ min: 1, max: 2 }}\n\
+             data: {{ karpathy: {{ annotations: {path}/world/dataset.json, images: {path}/world/images }} }}\n\
+             vocabulary: corpus\ncaptioner: {{ preset: tiny }}\nevaluator: {{ preset: tiny }}\nstages:\n  \
+             - {{ name: xe, objective: cross_entropy, steps: 9, batch: 4, {optimizer} }}\n  \
+             - {{ name: more, objective: cross_entropy, steps: 9, batch: 4, {optimizer} }}\n"
+        );
+        let run = RunFile::parse(Path::new("run.yaml"), &text).unwrap();
+        let answer = v1::JoinResponse {
+            protocol_version: PROTOCOL_VERSION,
+            rank: 1,
+            session_token: "1.secret".to_owned(),
+            run_file: serde_json::to_string(&run).unwrap(),
+            heartbeat_interval_ms: 100,
+            lost_after_ms: 10_000,
+            run_id: "3fa2".to_owned(),
+        };
+        Self { _folder: folder, answer }
+    }
+
+    /// How a worker ends whose coordinator answers the join like this and then says that.
+    async fn end(&self, answer: v1::JoinResponse, says: Vec<v1::Directive>, closes: bool) -> Result<Ending, String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = Server::builder().add_service(CoordinatorServer::new(Liar { answer, says, closes }));
+        let served = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let options = Options {
+            coordinator: Link::new(url, None, None).unwrap(),
+            rank: None,
+            device: Device::Cpu,
+            host: Some([127, 0, 0, 1].into()),
+            patience: Duration::from_secs(1),
+        };
+        let (_wish, wishes) = watch::channel(false);
+        let ended = tokio::time::timeout(PATIENCE, run_until(options, wishes)).await;
+        served.abort();
+        ended.unwrap_or_else(|_| Err("the worker does not end".to_owned()))
+    }
+
+    /// What a worker ends with whose coordinator says this.
+    async fn error(&self, says: Vec<v1::Directive>) -> String {
+        self.error_of(self.answer.clone(), says).await
+    }
+
+    /// The same where the join was answered otherwise.
+    async fn error_of(&self, answer: v1::JoinResponse, says: Vec<v1::Directive>) -> String {
+        match self.end(answer, says, false).await {
+            Ok(ending) => format!("no error, but {ending:?}"),
+            Err(error) if error.len() > LONGEST_LINE => format!("an error of {} bytes", error.len()),
+            Err(error) if error.contains(char::is_control) => format!("control characters in {error:?}"),
+            Err(error) => error,
+        }
+    }
+}
+
+fn directive(generation: u64, kind: Kind) -> v1::Directive {
+    v1::Directive { generation, directive: Some(kind) }
+}
+
+/// A meeting of this worker with itself.
+fn meeting() -> v1::Rendezvous {
+    v1::Rendezvous {
+        rank: 0,
+        world_size: 1,
+        store_address: "127.0.0.1:1".to_owned(),
+        position: Some(v1::Position { stage: 0, step: 0, generation: 1 }),
+        sequence_start: Some(v1::SequenceStart::default()),
+        ..Default::default()
+    }
+}
+
+fn rendezvous(change: impl FnOnce(&mut v1::Rendezvous)) -> v1::Directive {
+    let mut order = meeting();
+    change(&mut order);
+    directive(1, Kind::Rendezvous(order))
+}
+
+fn train(change: impl FnOnce(&mut v1::Train)) -> v1::Directive {
+    let mut order = v1::Train { stage: 0, first_step: 0, steps: 1, share_begin: 0, share_end: 4 };
+    change(&mut order);
+    directive(1, Kind::Train(order))
+}
+
+fn evaluate(ranges: &[(u64, u64)]) -> v1::Directive {
+    let ranges = ranges.iter().map(|&(begin, end)| v1::ImageRange { begin, end }).collect();
+    directive(1, Kind::Evaluate(v1::Evaluate { evaluation: 1, ranges }))
+}
+
+fn checkpoint(number: u64, name: &str) -> v1::Directive {
+    directive(1, Kind::Checkpoint(v1::Checkpoint { checkpoint: number, name: name.to_owned(), journal: None }))
+}
+
+fn advance(stage: u32) -> v1::Directive {
+    directive(1, Kind::Advance(v1::Advance { stage }))
+}
+
+#[tokio::test]
+async fn directives_that_make_no_sense_end_a_worker_with_what_was_said() {
+    let scene = Scene::new();
+    let met = || rendezvous(|_| {});
+    let mut failures = Vec::new();
+    for (says, expected) in [
+        (vec![met(), advance(99)], "stage 99"),
+        (vec![met(), train(|order| order.share_end = u32::MAX)], "0..4294967295"),
+        (vec![met(), train(|order| order.share_begin = 5)], "5..4"),
+        (vec![met(), train(|order| order.steps = u32::MAX)], "4294967295"),
+        (vec![met(), train(|order| order.first_step = 7)], "step 7"),
+        (vec![met(), train(|order| order.stage = 99)], "stage 99"),
+        (vec![rendezvous(|order| order.world_size = 0)], "0 of 0"),
+        (vec![rendezvous(|order| order.world_size = u32::MAX)], "4294967295"),
+        (vec![rendezvous(|order| order.rank = 1)], "1 of 1"),
+        (vec![rendezvous(|order| order.source_rank = Some(7))], "rank 7"),
+        (vec![rendezvous(|order| order.position = None)], "position"),
+        (
+            vec![rendezvous(|order| order.position = Some(v1::Position { stage: 0, step: u64::MAX, generation: 1 }))],
+            "18446744073709551615",
+        ),
+        (
+            vec![rendezvous(|order| order.sequence_start = Some(v1::SequenceStart { step: 0, epoch: u64::MAX }))],
+            "18446744073709551615",
+        ),
+        (vec![rendezvous(|order| order.checkpoint = "../../etc".to_owned())], "../../etc"),
+        (vec![met(), evaluate(&[(0, u64::MAX)])], "0..18446744073709551615"),
+        (vec![met(), evaluate(&[(1, 0)])], "1..0"),
+        (vec![met(), checkpoint(1, "../up")], "../up"),
+        (vec![met(), checkpoint(1, "a"), checkpoint(1, "a")], "1"),
+        (vec![train(|_| {})], "Train"),
+        (vec![evaluate(&[(0, 1)])], "Evaluate"),
+        (vec![checkpoint(1, "a")], "Checkpoint"),
+        (vec![v1::Directive { generation: 1, directive: None }], "nothing"),
+        (vec![directive(u64::MAX, Kind::Advance(v1::Advance { stage: 1 }))], "18446744073709551615"),
+    ] {
+        let error = scene.error(says.clone()).await;
+        if !error.contains("the coordinator broke the protocol") || !error.contains(expected) {
+            failures.push(format!("{says:?}: {error}"));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[tokio::test]
+async fn answers_to_a_join_that_make_no_sense_end_a_worker() {
+    let scene = Scene::new();
+    let mut failures = Vec::new();
+    let run_file = |from: &str, to: &str| scene.answer.run_file.replace(from, to);
+    let control = |setting: &str| {
+        let mut run: serde_json::Value = serde_json::from_str(&scene.answer.run_file).unwrap();
+        let (key, value) = setting.split_once(':').unwrap();
+        run["control"][key] = serde_json::from_str(value).unwrap();
+        run.to_string()
+    };
+    for (answer, expected) in [
+        (v1::JoinResponse { run_file: String::new(), ..scene.answer.clone() }, "run file"),
+        (v1::JoinResponse { run_file: "\u{1b}[31m".repeat(500_000), ..scene.answer.clone() }, "run file"),
+        (v1::JoinResponse { run_file: run_file("\"steps\":9", "\"steps\":0"), ..scene.answer.clone() }, "steps"),
+        (v1::JoinResponse { run_file: run_file("\"batch\":4", "\"batch\":0"), ..scene.answer.clone() }, "batch"),
+        (
+            v1::JoinResponse { run_file: run_file("\"batch\":4", "\"batch\":4294967295"), ..scene.answer.clone() },
+            "batch",
+        ),
+        (
+            v1::JoinResponse {
+                run_file: run_file("\"steps\":9", &format!("\"steps\":{}", u64::MAX)),
+                ..scene.answer.clone()
+            },
+            "steps",
+        ),
+        (v1::JoinResponse { run_file: run_file("\"xe\"", "\"../xe\""), ..scene.answer.clone() }, "name"),
+        (v1::JoinResponse { run_file: control("window:4294967295"), ..scene.answer.clone() }, "control.window"),
+        (v1::JoinResponse { run_file: control("window:0"), ..scene.answer.clone() }, "control.window"),
+        (v1::JoinResponse { run_file: control("lost_after:1e300"), ..scene.answer.clone() }, "control.lost_after"),
+        (v1::JoinResponse { run_file: control("stall_after:-1"), ..scene.answer.clone() }, "control.stall_after"),
+        (v1::JoinResponse { heartbeat_interval_ms: 0, ..scene.answer.clone() }, "heartbeat"),
+        (v1::JoinResponse { heartbeat_interval_ms: u64::MAX, ..scene.answer.clone() }, "18446744073709551615"),
+        (v1::JoinResponse { lost_after_ms: 0, ..scene.answer.clone() }, "heartbeat"),
+        (v1::JoinResponse { lost_after_ms: u64::MAX, ..scene.answer.clone() }, "18446744073709551615"),
+        (v1::JoinResponse { session_token: "x".repeat(1 << 20), ..scene.answer.clone() }, "session token"),
+        (v1::JoinResponse { rank: u32::MAX, ..scene.answer.clone() }, "4294967295"),
+        (v1::JoinResponse { protocol_version: 99, ..scene.answer.clone() }, "99"),
+        (v1::JoinResponse { run_id: "\u{1b}".repeat(1 << 20), ..scene.answer.clone() }, "run id"),
+    ] {
+        let error = scene.error_of(answer, vec![]).await;
+        if !error.contains("the coordinator broke the protocol") || !error.contains(expected) {
+            failures.push(format!("{expected}: {error}"));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[tokio::test]
+async fn a_leave_of_megabytes_is_one_short_line() {
+    let scene = Scene::new();
+    let reason = "\u{1b}[31mgo\r\n".repeat(1 << 18);
+    let leave = directive(0, Kind::Leave(v1::Leave { reason, orderly: false }));
+    let error = scene.error(vec![leave]).await;
+    assert!(error.contains("\\u001b[31mgo"), "{error}");
+}
+
+#[tokio::test]
+async fn a_coordinator_that_closes_every_session_at_once_is_given_up() {
+    let scene = Scene::new();
+    let error = scene.end(scene.answer.clone(), vec![], true).await.unwrap_err();
+    assert!(error.contains("gave up on http://127.0.0.1:"), "{error}");
+}
