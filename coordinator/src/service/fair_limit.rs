@@ -1,5 +1,6 @@
-//! A limit on the number of open items (connections, sessions) that clients share fairly: one item too many evicts the oldest item
-//! of the client address with the most items. A client that opens many items therefore does not lock out other clients.
+//! A limit on the number of open items (connections, sessions) that clients share fairly: one item
+//! too many evicts the oldest item of the client address with the most items. A client that opens
+//! many items therefore does not lock out other clients.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,8 +32,9 @@ impl<T> FairLimit<T> {
         self.open.remove(evicted)
     }
 
-    /// Adds an item if there is room, or if a client has more items than this one would have: then that client loses its oldest.
-    /// So clients cannot take turns in evicting each other. Returns whether the item was added.
+    /// Adds an item if there is room, or if a client has more items than this one would have: then
+    /// that client loses its oldest. So clients cannot take turns in evicting each other. Returns
+    /// whether the item was added.
     pub fn try_insert(&mut self, peer: Peer, item: T) -> bool {
         let counts = self.counts();
         let own = counts.get(&peer.client_address()).copied().unwrap_or_default() + 1;
@@ -64,7 +66,8 @@ impl<T> FairLimit<T> {
     }
 }
 
-/// A [`FairLimit`] on streams. Each stream holds the receiver that it gets here, which completes when the stream is evicted.
+/// A [`FairLimit`] on streams. Each stream holds the receiver that it gets here, which completes
+/// when the stream is evicted.
 #[derive(Debug)]
 pub struct StreamLimit(Mutex<FairLimit<oneshot::Sender<()>>>);
 

@@ -1,5 +1,5 @@
-//! Limits how many log lines of one kind are written, so that a flood of refusals does not flood the log. Suppressed lines are
-//! counted.
+//! Limits how many log lines of one kind are written, so that a flood of refusals does not flood
+//! the log. Suppressed lines are counted.
 
 use std::time::Duration;
 

@@ -51,7 +51,8 @@ impl Places {
         self.members.attach(self.time(), SessionId(self.sessions), token, "host:1".into())
     }
 
-    /// Joins many times from the attacker's address, each time with another key; returns the number of places granted.
+    /// Joins many times from the attacker's address, each time with another key; returns the number
+    /// of places granted.
     fn flood(&mut self, times: u32) -> usize {
         let now = self.now;
         (0..times).filter(|number| self.ask(ATTACKER, None, &format!("{number} at {now}")).is_ok()).count()
@@ -177,7 +178,8 @@ fn no_join_is_refused_for_good_because_of_a_reservation() {
     assert_eq!(kind(places.ask(1, Some(0), "wants rank 0")), Some(RefusalKind::Held));
     assert_eq!(kind(places.ask(1, None, "wants any rank")), Some(RefusalKind::Held));
     assert_eq!(places.attach(&token), Ok(rank));
-    // A worker that loads hears of the conflict when it attaches, because workers ignore answers to renewals.
+    // A worker that loads hears of the conflict when it attaches, because workers ignore answers to
+    // renewals.
     places.request(ATTACKER, &foreign).unwrap();
     assert_eq!(kind(places.attach("0.attacker")), Some(RefusalKind::OtherDevice));
     assert_eq!(places.ask(1, Some(0), "wants rank 0").unwrap().0, 0);

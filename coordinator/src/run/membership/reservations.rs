@@ -1,19 +1,20 @@
 //! Reservations: places of workers that load data and models, and have yet to attach.
 //!
-//! A reservation costs its holder one request, so a client could take all places of a run. Three limits prevent that: a reservation
-//! lasts for seconds unless it is renewed, one address has few at a time, and a reservation is not renewed for long while workers
-//! with fewer reservations wait.
+//! A reservation costs its holder one request, so a client could take all places of a run. Three
+//! limits prevent that: a reservation lasts for seconds unless it is renewed, one address has few
+//! at a time, and a reservation is not renewed for long while workers with fewer reservations wait.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use super::{Machine, Secret, Terms};
 use crate::run::Time;
 
-/// Most reservations of one address: twice the GPUs of a large machine. Of more workers behind one proxy, some wait until others
-/// have attached.
+/// Most reservations of one address: twice the GPUs of a large machine. Of more workers behind one
+/// proxy, some wait until others have attached.
 pub const MAX_PER_ADDRESS: usize = 32;
-/// Age from which a reservation is only renewed if no worker in the queue comes first. Most workers load in less; one that loses
-/// its place joins again when it has loaded, and waits for the next place.
+/// Age from which a reservation is only renewed if no worker in the queue comes first. Most workers
+/// load in less; one that loses its place joins again when it has loaded, and waits for the next
+/// place.
 pub const MAX_CONTENDED_AGE: Duration = Duration::from_secs(300);
 /// How long a reservation lasts without renewal.
 const TTL: Duration = Duration::from_secs(10);

@@ -1,8 +1,9 @@
 //! The queue of workers that were told to ask again for a place.
 //!
-//! Workers ask again after pauses of up to five seconds, so a client that asks a thousand times a second would get every place that
-//! becomes free. Therefore a free place is kept for the first worker in the queue. Workers are ordered by the number of reservations
-//! of their address, fewest first, and then by arrival.
+//! Workers ask again after pauses of up to five seconds, so a client that asks a thousand times a
+//! second would get every place that becomes free. Therefore a free place is kept for the first
+//! worker in the queue. Workers are ordered by the number of reservations of their address, fewest
+//! first, and then by arrival.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -13,7 +14,8 @@ use crate::run::Time;
 const MAX_WAITERS: usize = 1024;
 /// Most workers of one address in the queue.
 const MAX_WAITERS_PER_ADDRESS: usize = 32;
-/// A worker that has not asked for so long leaves the queue: three times the longest pause of a worker.
+/// A worker that has not asked for so long leaves the queue: three times the longest pause of a
+/// worker.
 const WAITER_TTL: Duration = Duration::from_secs(15);
 
 /// A worker that waits for a place.
@@ -54,8 +56,8 @@ impl WaitQueue {
         self.0.retain(|waiter| now.saturating_sub(waiter.asked) < WAITER_TTL);
     }
 
-    /// The workers that come before a worker at `address`, which may be in the queue or not. `reservations` is the number of
-    /// reservations of an address.
+    /// The workers that come before a worker at `address`, which may be in the queue or not.
+    /// `reservations` is the number of reservations of an address.
     pub fn ahead_of(
         &self,
         key: Secret,

@@ -50,10 +50,10 @@ fn drain(body: &[u8]) -> Result<Command, String> {
 /// The routes of all commands.
 pub fn routes() -> Router<Arc<Desk>> {
     COMMANDS.into_iter().fold(Router::new(), |routes, (path, read)| {
-        let handler = move |State(desk): State<Arc<Desk>>, Extension(Peer(peer)): Extension<Peer>, request: Request| async move {
+        let handler = async move |State(desk): State<Arc<Desk>>, peer: Extension<Peer>, request: Request| {
             let steered = steer(&desk, read, request).await;
             steered.map_err(|(reason, problem)| {
-                desk.refusals.note(peer, reason, format_args!("/api{path}: {}", problem.why));
+                desk.refusals.note(peer.0.0, reason, format_args!("/api{path}: {}", problem.why));
                 problem
             })
         };

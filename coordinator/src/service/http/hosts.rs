@@ -1,8 +1,10 @@
-//! Checks the head of a request before anything else is done with it: the `Host`, and headers that must not be repeated.
+//! Checks the head of a request before anything else is done with it: the `Host`, and headers that
+//! must not be repeated.
 //!
-//! A web site can make its own host name resolve to a loopback address (DNS rebinding). A browser on this machine then lets scripts
-//! of that site read the page, captions and images. The browser sends the site's name as `Host`, so a coordinator that listens on
-//! the loopback serves only names and addresses of the loopback. A coordinator that listens elsewhere cannot know the names that
+//! A web site can make its own host name resolve to a loopback address (DNS rebinding). A browser
+//! on this machine then lets scripts of that site read the page, captions and images. The browser
+//! sends the site's name as `Host`, so a coordinator that listens on the loopback serves only names
+//! and addresses of the loopback. A coordinator that listens elsewhere cannot know the names that
 //! lead to it, and serves all.
 
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +27,8 @@ use crate::service::{
     refusals::{Reason, Refusals},
 };
 
-/// Headers that a request must not repeat: a proxy and this server could each use another one of them.
+/// Headers that a request must not repeat: a proxy and this server could each use another one of
+/// them.
 const NOT_REPEATED: [axum::http::HeaderName; 3] = [HOST, AUTHORIZATION, CONTENT_LENGTH];
 /// Most characters of a refused `Host` in the error; host names in DNS have at most 253.
 const MAX_NAME_IN_ERROR: usize = 253;
@@ -52,8 +55,8 @@ impl AllowedHosts {
                 let name: String = name.escape_debug().take(MAX_NAME_IN_ERROR).collect();
                 let why = format!(
                     "this coordinator listens on the loopback only, and does not serve \"{name}\": open \
-                     http://localhost:{port}/, configure the proxy in front of it to send `Host: localhost`, or serve with --http on an \
-                     address of the network"
+                     http://localhost:{port}/, configure the proxy in front of it to send `Host: localhost`, or serve \
+                     with --http on an address of the network"
                 );
                 Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, why))
             }
@@ -62,7 +65,8 @@ impl AllowedHosts {
     }
 }
 
-/// Whether a host, with or without a port, is a loopback address, or a name that browsers resolve only to one.
+/// Whether a host, with or without a port, is a loopback address, or a name that browsers resolve
+/// only to one.
 fn is_loopback(name: &str) -> bool {
     let is_loopback = |address: IpAddr| address.to_canonical().is_loopback();
     if let Ok(address) = name.parse() {

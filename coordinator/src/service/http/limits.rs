@@ -28,7 +28,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a request, with its body, may take until its response begins.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Middleware that ends a request whose response does not begin in time. The response itself is not limited: streams do not end.
+/// Middleware that ends a request whose response does not begin in time. The response itself is not
+/// limited: streams do not end.
 pub async fn limit_time(request: Request, next: Next) -> Response {
     time::timeout(RESPONSE_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
         let seconds = RESPONSE_TIMEOUT.as_secs();
@@ -37,7 +38,8 @@ pub async fn limit_time(request: Request, next: Next) -> Response {
     })
 }
 
-/// The body of a request, which is at most [`MAX_BODY_BYTES`] long and arrives within [`BODY_TIMEOUT`].
+/// The body of a request, which is at most [`MAX_BODY_BYTES`] long and arrives within
+/// [`BODY_TIMEOUT`].
 pub struct RequestBody(pub Bytes);
 
 impl<S: Send + Sync> FromRequest<S> for RequestBody {

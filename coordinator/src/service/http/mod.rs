@@ -14,8 +14,9 @@
 //! | `GET /api/image?evaluation=ID&index=N` | an image of an evaluation |
 //! | `POST /api/COMMAND` | steers the run: see [`commands`] |
 //!
-//! The body of every error is `{"error": "why, and what to do"}`; only `/readyz` answers probes with a line of text. Times are Unix seconds. Nothing here needs a token but the
-//! commands; what can be asked for is bounded, and so is how much is asked at once.
+//! The body of every error is `{"error": "why, and what to do"}`; only `/readyz` answers probes with a
+//! line of text. Times are Unix seconds. Nothing here needs a token but the commands; what can be
+//! asked for is bounded, and so is how much is asked at once.
 
 mod commands;
 mod curves;

@@ -1,5 +1,6 @@
-//! HTTP connections, with limits on their number, on the time for the headers of a request, and on the time for which a response may
-//! wait for the client to read. See [`limits`](super::limits) for the other limits of a request.
+//! HTTP connections, with limits on their number, on the time for the headers of a request, and on
+//! the time for which a response may wait for the client to read. See [`limits`](super::limits) for
+//! the other limits of a request.
 
 use std::{io, time::Duration};
 

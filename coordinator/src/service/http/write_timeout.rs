@@ -1,4 +1,5 @@
-//! A stream that fails a write when the peer does not read for too long, which closes the connection.
+//! A stream that fails a write when the peer does not read for too long, which closes the
+//! connection.
 
 use std::{
     io::{self, IoSlice},

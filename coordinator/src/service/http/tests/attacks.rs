@@ -1,5 +1,5 @@
-//! Attacks over HTTP: requests that never end, responses that are never read, and DNS rebinding. In tests with a paused clock, time
-//! passes only while all tasks wait.
+//! Attacks over HTTP: requests that never end, responses that are never read, and DNS rebinding. In
+//! tests with a paused clock, time passes only while all tasks wait.
 
 use std::time::Duration;
 
