@@ -166,7 +166,8 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
     let file = history.run_file()?;
     let (generations, steps, events) = (history.generations()?, history.steps()?, history.events()?);
     let recovered = recovered(&events);
-    let applied = applied(&steps, &events, &history.lineage()?);
+    let starts = generations.iter().map(|generation| (generation.number, generation.start)).collect();
+    let applied = applied(&steps, &events, &history.lineage()?, &starts);
     let data = TrainingData { exchanges: history.exchanges()?, last: history.training_data()?.unwrap_or_default() };
     let selections = history.selections()?.into_iter().filter_map(|selection| {
         let Place { stage, step } = selection.place;
@@ -307,7 +308,9 @@ mod tests {
     fn by_epoch_of(data: &TrainingData, steps: &[Step], events: &[Event], lineage: &Lineage) -> Vec<[u64; 3]> {
         let mut file = testing::run_file(vec![testing::stage("a", 20, 4, None, None)]);
         file.stages[0].objective = Objective::Dico;
-        let (epochs, gaps) = epochs(&file, data, &applied(steps, events, lineage), Place::default());
+        let start = |event: &Event| Some((event.detail["generation"].as_u64()?, point(&event.detail["to"])?));
+        let starts = events.iter().filter_map(start).collect();
+        let (epochs, gaps) = epochs(&file, data, &applied(steps, events, lineage, &starts), Place::default());
         assert_eq!(gaps, [""; 0]);
         assert!(epochs.iter().zip(0..).all(|(epoch, number)| epoch.epoch == number), "{epochs:?}");
         epochs.iter().map(|epoch| epoch.samples).map(|s| [s.committed, s.missing, s.repeated]).collect()
@@ -338,6 +341,15 @@ mod tests {
         assert_eq!(by_epoch_with(&kept, &[adopted(2, 4)], &given_up), [[8, 0, 0]]);
         let not_selected = Lineage::new(&[(3, place)].into(), &[Selection { place, generation: 2 }].into());
         assert_eq!(by_epoch_with(&kept, &[adopted(2, 4)], &not_selected), [[10, 0, 0], [6, 0, 0]]);
+    }
+
+    #[test]
+    fn what_a_generation_was_to_adopt_that_has_started_elsewhere_does_not_count() {
+        let applied = |starts: &[(u64, u64)]| {
+            let starts = starts.iter().map(|(number, step)| (*number, Place { stage: 0, step: *step })).collect();
+            applied(&[step(1, 1, true)], &[adopted(1, 3)], &Lineage::default(), &starts).len()
+        };
+        assert_eq!((applied(&[(2, 3)]), applied(&[(2, 1)]), applied(&[])), (3, 1, 1));
     }
 
     #[test]

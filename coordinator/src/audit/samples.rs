@@ -64,8 +64,14 @@ pub(super) struct Applied {
     generation: u64,
 }
 
-/// The steps that were applied, but for what was given up. Adoptions that are too long to be true are left out.
-pub(super) fn applied(steps: &[Step], events: &[Event], lineage: &Lineage) -> BTreeMap<Place, Applied> {
+/// The steps that were applied, but for what was given up. Adoptions count where the generation that they are said to be of has
+/// started from there, and where they are not too long to be true.
+pub(super) fn applied(
+    steps: &[Step],
+    events: &[Event],
+    lineage: &Lineage,
+    starts: &BTreeMap<u64, Place>,
+) -> BTreeMap<Place, Applied> {
     let mut all: BTreeMap<Place, Applied> = BTreeMap::new();
     for step in steps.iter().filter(|step| step.fate != Fate::GivenUp) {
         let applied = all.entry(step.place).or_default();
@@ -78,7 +84,7 @@ pub(super) fn applied(steps: &[Step], events: &[Event], lineage: &Lineage) -> BT
         let [from, to] = ["from", "to"].map(|key| point(&event.detail[key]));
         let (Some(from), Some(to), Some(by)) = (from, to, event.detail["generation"].as_u64()) else { continue };
         let first = if from.stage == to.stage { from.step } else { 0 };
-        if to.step.saturating_sub(first) > MAX_GAP {
+        if starts.get(&by) != Some(&to) || to.step.saturating_sub(first) > MAX_GAP {
             continue;
         }
         for step in first + 1..=to.step {

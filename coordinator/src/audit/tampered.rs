@@ -239,7 +239,10 @@ fn records_that_fit_the_chain_but_not_each_other_are_found() {
         VALUES (3, '[]', '', 0, 'seed', 1, 50000000)";
     for (edit, expected) in [
         ("DELETE FROM steps WHERE stage = 1 AND step > 6", "said to be finished, and stands at stage 1 step 6"),
-        ("DELETE FROM steps WHERE stage = 1", "generation 2 is said to have moved from stage 1 step 5"),
+        (
+            "DELETE FROM steps WHERE stage = 1",
+            "generation 2 starts at stage 1 step 3, and the run stood at stage 0 step 4",
+        ),
         ("DELETE FROM steps WHERE stage = 0", "generation 1 has stage 1 step 1 after stage 0 step 0"),
         ("DELETE FROM steps WHERE (stage, step) = (0, 2)", "generation 1 has stage 0 step 3 after stage 0 step 1"),
         ("DELETE FROM generations", "was never formed"),

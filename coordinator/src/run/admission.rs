@@ -152,7 +152,7 @@ impl Run {
         }
         // What an earlier generation may have come to beyond the start of a later one was given up: see `cuts`.
         let reaches = || place <= self.horizon || self.plan.is_next_beginning(self.horizon, place);
-        (position.generation == last && !reaches())
+        (position.generation == last && is_held(position) && !reaches())
             .then(|| format!("generation {last} was told to come to {}, not to {place}", self.horizon))
     }
 }

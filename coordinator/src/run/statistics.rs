@@ -207,7 +207,88 @@ impl Merger {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use rusqlite::Connection;
+
     use super::*;
+    use crate::{
+        journal::{Journal, history::History},
+        run::{record::Record, testing},
+    };
+
+    /// Numbers that a peer can send.
+    fn number() -> impl Strategy<Value = f64> {
+        let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e308, -1e308, -1.0, 0.0, f64::MIN_POSITIVE];
+        prop_oneof![prop::sample::select(odd.to_vec()), 0.0..100.0_f64, any::<f64>()]
+    }
+
+    fn summary() -> impl Strategy<Value = v1::Summary> {
+        let honest = prop::collection::vec(-1e9..1e9_f64, 0..9).prop_map(|values| (&Summary::of(values)).into());
+        let count = || prop_oneof![0..9_u64, Just(u64::MAX), Just(1 << 40)];
+        let buckets = || prop::collection::hash_map(any::<i32>(), count(), 0..50);
+        let any = (count(), [number(), number(), number(), number()], buckets(), buckets(), count()).prop_map(
+            |(count, [mean, m2, min, max], positive, negative, zero)| v1::Summary {
+                count,
+                mean,
+                m2,
+                min,
+                max,
+                positive,
+                negative,
+                zero,
+            },
+        );
+        prop_oneof![honest, any]
+    }
+
+    fn any_report() -> impl Strategy<Value = v1::StepDone> {
+        let numbers = [number(), number(), number(), number(), number(), number()];
+        let names = prop::sample::select(vec!["reward_chosen", "kl", "no such name"]);
+        let phases = prop::sample::select(vec!["learn", "search", "no such phase"]);
+        let summaries = prop::collection::hash_map(names.prop_map(str::to_owned), summary(), 0..3);
+        let phase_seconds = prop::collection::hash_map(phases.prop_map(str::to_owned), number(), 0..3);
+        (numbers, summaries, phase_seconds, any::<u32>(), any::<u64>()).prop_map(
+            |(numbers, summaries, phase_seconds, samples, tokens)| {
+                let [loss_sum, loss_weight, learning_rate, gradient_norm, seconds, all_reduce_seconds] = numbers;
+                v1::StepDone {
+                    position: None,
+                    loss_sum,
+                    loss_weight,
+                    samples,
+                    learning_rate,
+                    gradient_norm,
+                    seconds,
+                    all_reduce_seconds,
+                    summaries,
+                    tokens,
+                    phase_seconds,
+                    example: None,
+                }
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn whatever_ranks_report_is_refused_or_becomes_a_row(reports in prop::collection::vec(any_report(), 1..4)) {
+            let at = v1::Position { stage: 0, step: 1, generation: 1 };
+            let read = (0..).zip(&reports).filter_map(|(rank, report)| StepStatistics::read(rank, report, &at).ok());
+            let read: Vec<_> = read.collect();
+            let (mut merger, world) = (Merger::default(), read.len());
+            let merged: Vec<_> = read.into_iter().filter_map(|report| merger.add(world, report)).collect();
+            prop_assert_eq!(merged.len(), usize::from(world > 0));
+            let file = testing::run_file(vec![testing::stage("a", 2, 8, None, None)]);
+            let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file).unwrap();
+            let records: Vec<_> = merged.into_iter().map(Record::Step).collect();
+            journal.write(&records).unwrap();
+            let history: History = journal.into_history();
+            for row in history.recorded(crate::run::plan::Place::default(), 9).unwrap() {
+                prop_assert!(row.numbers.into_iter().flatten().all(|number| !number.is_nan()), "{:?}", row);
+            }
+        }
+    }
 
     fn report(loss_sum: f64, rewards: &[f64]) -> v1::StepDone {
         v1::StepDone {

@@ -1,5 +1,6 @@
 //! Single stories, in a world where nothing happens but what is told.
 
+mod claims;
 mod membership;
 mod oversight;
 mod recovery;
