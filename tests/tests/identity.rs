@@ -61,12 +61,17 @@ fn left_over(next: impl FnOnce(&str) -> String) {
     wait_for("steps", || (steps().unwrap() > 10).then_some(()));
     drop(coordinator);
     drop(journal);
-    let before = files(&place.path("endless/checkpoints"));
 
     let text = next(&std::fs::read_to_string(&first).unwrap());
     let second = place.path("second.yaml");
     std::fs::write(&second, &text).unwrap();
     let coordinator = serve(&place, &second, port);
+    wait_for("both workers", || {
+        place.try_journal("second")?;
+        (place.events("second", "joined").len() >= 2).then_some(())
+    });
+    // What they were about to save of the first run they have saved before they came.
+    let before = files(&place.path("endless/checkpoints"));
     for worker in workers {
         assert!(worker.log().is_empty() || !worker.log().contains("panicked"));
         assert!(worker.finish().0);

@@ -148,7 +148,7 @@ impl Training {
 
     fn pass_on(&self, directive: Checked) {
         // A thread that has ended says so through `end`.
-        _ = self.orders.send(Order::Directive { directive, flags: self.flags.clone() });
+        _ = self.orders.send(Order::Directive { directive: Box::new(directive), flags: self.flags.clone() });
     }
 
     /// Ends the present generation after what is in flight.

@@ -55,7 +55,7 @@ pub enum Order {
     /// A directive of the coordinator.
     Directive {
         /// What to do.
-        directive: Checked,
+        directive: Box<Checked>,
         /// Of the directive's generation.
         flags: Flags,
     },
