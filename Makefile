@@ -24,9 +24,9 @@ compare: programs
 chaos: programs
 	target/debug/chaos --minutes $(CHAOS_MINUTES)
 
-## What small parts take: order of samples, tokens, pixels, CIDEr, the coordinator's state machine. Optimised, so it builds for long.
+## What small parts take: order of samples, tokens, pixels, CIDEr, the coordinator's state machine, audits. Optimised, so it builds for long.
 microbench: libtorch
-	cargo bench --locked -p dico-worker -p dico-dataset -p dico-scoring -p dico-coordinator --bench samples --bench pixels --bench cider --bench steps
+	cargo bench --locked -p dico-worker -p dico-dataset -p dico-scoring -p dico-coordinator --bench samples --bench pixels --bench cider --bench steps --bench audit
 
 ## All that must pass before a change lands. It installs what it needs (Debian's packages, as root), and
 ## takes up to 45 minutes from a fresh clone on two cores. Without root, what needs it fails.

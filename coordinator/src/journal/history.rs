@@ -10,9 +10,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
 use storage::JournalHead;
 
-use super::{
-    Error, NOT_SELECTED, PRESENT, VERSION, Verdict, chain, checkpoint, exchanges, place, recovery, unsigned, verify,
-};
+use super::{Error, VERSION, Verdict, chain, checkpoint, exchanges, place, recovery, unsigned, verify};
 use crate::run::{
     self,
     cuts::{Fate, Lineage, Selection},
@@ -228,19 +226,12 @@ impl History {
     /// # Errors
     /// SQLite cannot read them.
     pub fn steps(&self) -> Result<Vec<Step>, Error> {
-        let query = format!(
-            "SELECT stage, step, generation, at, {PRESENT}, {NOT_SELECTED} FROM steps AS own
-            ORDER BY stage, step, generation"
-        );
+        let lineage = self.lineage()?;
         let step = |row: &Row<'_>| {
-            let fate = match (row.get(4)?, row.get(5)?) {
-                (true, _) => Fate::Current,
-                (false, true) => Fate::NotSelected,
-                (false, false) => Fate::GivenUp,
-            };
-            Ok(Step { place: place(row, 0)?, generation: unsigned(row, 2)?, at: row.get(3)?, fate })
+            let (place, generation) = (place(row, 0)?, unsigned(row, 2)?);
+            Ok(Step { place, generation, at: row.get(3)?, fate: lineage.fate(place, generation) })
         };
-        self.all(&query, step)
+        self.all("SELECT stage, step, generation, at FROM steps ORDER BY stage, step, generation", step)
     }
 
     /// All events, in order.

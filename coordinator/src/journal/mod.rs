@@ -875,9 +875,14 @@ mod tests {
                 }
             }
             let history = History { connection: journal.connection };
-            let lineage = history.lineage().unwrap();
-            for step in history.steps().unwrap() {
-                prop_assert_eq!(step.fate, lineage.fate(step.place, step.generation), "{:?}", step);
+            let query = format!("SELECT {PRESENT}, {NOT_SELECTED} FROM steps AS own ORDER BY stage, step, generation");
+            let fates = history.all(&query, |row| Ok(match (row.get(0)?, row.get(1)?) {
+                (true, _) => Fate::Current,
+                (false, true) => Fate::NotSelected,
+                (false, false) => Fate::GivenUp,
+            }));
+            for (step, fate) in history.steps().unwrap().into_iter().zip(fates.unwrap()) {
+                prop_assert_eq!(step.fate, fate, "{:?}", step);
                 prop_assert!(step.fate != Fate::NotSelected || end.is_some_and(|(_, cause)| cause < 2));
             }
         }

@@ -70,8 +70,8 @@ pub async fn rejoin(options: &Options, host: IpAddr, rank: u32, lost_after: Dura
     Ok(reservation)
 }
 
-/// Renews a reservation again and again, while data and models are loaded. It runs out when nothing
-/// is heard for `lost_after`; then the coordinator refuses the session, and the worker joins again.
+/// Renews a reservation again and again, while data and models are loaded. It runs out when it is
+/// not renewed; then the coordinator refuses the session, and the worker joins again.
 pub async fn renew(options: &Options, reservation: &Reservation) -> Infallible {
     let Place { rank, heartbeat, lost_after, .. } = reservation.place;
     let request = v1::JoinRequest { rank: Some(rank), waited_ms: 0, ..reservation.request.clone() };

@@ -73,6 +73,11 @@ impl World {
         match answer {
             Ok(place) => {
                 worker.rank = Some(place.rank);
+                match worker.lies {
+                    true => worker.run_id = place.run_id,
+                    false if worker.run_id != place.run_id => worker.begin_anew(place.run_id),
+                    false => {}
+                }
                 if worker.loaded {
                     self.attach(id, place.session_token);
                 } else {
@@ -125,7 +130,7 @@ impl World {
             data_set: Some(data_set()),
             holds: worker.position,
             generation: worker.told,
-            ..Default::default()
+            run_id: worker.run_id.clone(),
         };
         self.invariants.held.insert(session, worker.position.map(|_| worker.history.clone()));
         let unsent = std::mem::take(&mut worker.unsent);
@@ -214,6 +219,12 @@ impl World {
             },
             // Whoever comes too late is told so.
             Down::End(Some(RefusalKind::Over)) if self.invariants.over => self.retire_worker(id),
+            Down::End(Some(RefusalKind::Disowned)) => {
+                assert!(worker.lies, "a correct worker's state was refused");
+                let run_id = worker.run_id.clone();
+                worker.begin_anew(run_id);
+                self.disconnected(id);
+            }
             Down::End(refusal) => {
                 let expected = [None, Some(RefusalKind::Unauthenticated), Some(RefusalKind::Unavailable)];
                 assert!(expected.contains(&refusal), "a correct worker's session was refused: {refusal:?}");

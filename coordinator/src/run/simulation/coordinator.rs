@@ -89,7 +89,7 @@ impl World {
         *durable = records.len();
         let mut restored = journal.restore().expect("a whole journal");
         // It is random, and a seed always gives the same run.
-        restored.run_id.clear();
+        restored.run_id.clone_from(&self.run_id);
         let listing = self.list_checkpoints();
         checkpoints::reconcile(&self.scenario.file, &mut restored, listing);
         self.coordinator.run = Some(Run::new(self.scenario.file.clone(), restored));

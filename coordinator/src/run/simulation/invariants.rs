@@ -379,7 +379,9 @@ impl World {
         );
         for worker in self.workers.values() {
             // Also whoever has failed since, and was not heard yet.
-            if worker.position.is_some_and(|position| position.generation == self.invariants.last_generation) {
+            let is_of_run = worker.run_id == self.run_id && !worker.lies;
+            let last = worker.position.filter(|position| position.generation == self.invariants.last_generation);
+            if is_of_run && last.is_some() {
                 assert_eq!(worker.history, self.invariants.committed, "all end with the same state");
             }
         }

@@ -13,6 +13,8 @@ use std::{
     },
 };
 
+use rand::Rng;
+
 use super::{
     faults::Fault,
     scenario::Scenario,
@@ -43,6 +45,45 @@ fn live(seed: u64, trace: Trace) -> World {
     let audit = audit(&world.record()).expect("a whole journal");
     assert!(audit.clean && audit.finished, "the record shows something else: {audit:?}");
     world
+}
+
+/// More than any run has generations.
+const NEVER_FORMED: u64 = 1_000;
+
+/// Workers of another run that have come with a state.
+struct LeftOver {
+    honest: u64,
+    /// They say that their state is of this run, and of a generation that never was.
+    liars: u64,
+}
+
+/// Serves another run where a seed's run was broken off, to its end: the workers of that one come to it.
+fn follow(seed: u64, trace: Trace) -> LeftOver {
+    let mut former = World::new(seed, Trace::Dropped, Scenario::any);
+    former.begin();
+    let events = former.rng.random_range(0..3_000);
+    while former.outcome.is_none() && former.events < events && former.step(OVER_BY) {}
+
+    let mut world = World::new(!seed, trace, Scenario::any);
+    let mut left = LeftOver { honest: 0, liars: 0 };
+    // As many as there are machines for.
+    let machines = world.scenario.machines.len();
+    for (id, mut worker) in std::mem::take(&mut former.workers).into_iter().take(machines) {
+        if let Some(position) = worker.position.as_mut().filter(|_| id.0 % 2 == 0) {
+            position.generation += NEVER_FORMED;
+            (worker.lies, worker.told) = (true, worker.told + NEVER_FORMED);
+            left.liars += 1;
+        } else {
+            left.honest += u64::from(worker.position.is_some());
+        }
+        world.left_over.push(worker);
+    }
+    world.begin();
+    while world.outcome.is_none() && world.step(OVER_BY) {}
+    assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
+    assert!(world.left_over.is_empty());
+    world.check_end();
+    left
 }
 
 /// The record of a seed's run after so many events, or at its end.
@@ -129,27 +170,20 @@ fn said(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")
 }
 
-#[test]
-fn whatever_happens_every_step_is_trained_once_and_the_run_is_finished() {
-    if let Some(seed) = number("SEED") {
-        live(seed, Trace::Printed);
-        return;
-    }
+/// Runs every seed, on all cores.
+fn with_all_seeds(run: impl Fn(u64) + Sync) {
     let (seeds, next) = (number("SEEDS").unwrap_or(SEEDS), AtomicU64::new(0));
-    let (totals, failures) = (Mutex::new(Totals::default()), Mutex::new(BTreeMap::new()));
+    let failures = Mutex::new(BTreeMap::new());
     let work = || loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= seeds {
             return;
         }
-        match panic::catch_unwind(AssertUnwindSafe(|| live(seed, Trace::Dropped))) {
-            Ok(world) => totals.lock().expect("whole").add(&world),
-            Err(panic) => {
-                let mut failures = failures.lock().expect("whole");
-                failures.insert(seed, said(&*panic).to_owned());
-                if failures.len() >= MOST_FAILURES {
-                    next.store(seeds, Ordering::Relaxed);
-                }
+        if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| run(seed))) {
+            let mut failures = failures.lock().expect("whole");
+            failures.insert(seed, said(&*panic).to_owned());
+            if failures.len() >= MOST_FAILURES {
+                next.store(seeds, Ordering::Relaxed);
             }
         }
     };
@@ -164,7 +198,37 @@ fn whatever_happens_every_step_is_trained_once_and_the_run_is_finished() {
         let replay = "cargo test -p dico-coordinator --lib simulation::seeds -- --nocapture";
         panic!("{}\nreplay: SEED={seed} {replay}", lines.join("\n"));
     }
+}
+
+#[test]
+fn whatever_happens_every_step_is_trained_once_and_the_run_is_finished() {
+    if let Some(seed) = number("SEED") {
+        live(seed, Trace::Printed);
+        return;
+    }
+    let totals = Mutex::new(Totals::default());
+    with_all_seeds(|seed| {
+        let world = live(seed, Trace::Dropped);
+        totals.lock().expect("whole").add(&world);
+    });
     println!("{}", totals.into_inner().expect("whole"));
+}
+
+#[test]
+fn a_run_is_not_touched_by_workers_that_another_has_left_over() {
+    if let Some(seed) = number("SEED") {
+        follow(seed, Trace::Printed);
+        return;
+    }
+    let (came, lied) = (AtomicU64::new(0), AtomicU64::new(0));
+    with_all_seeds(|seed| {
+        let LeftOver { honest, liars } = follow(seed, Trace::Dropped);
+        came.fetch_add(honest, Ordering::Relaxed);
+        lied.fetch_add(liars, Ordering::Relaxed);
+    });
+    let (came, lied) = (came.into_inner(), lied.into_inner());
+    assert!(came > 0 && lied > 0);
+    println!("{came} workers of other runs came, and {lied} that lied about it");
 }
 
 #[test]

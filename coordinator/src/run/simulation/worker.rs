@@ -58,6 +58,10 @@ pub struct Worker {
     pub computed: Time,
     pub position: Option<v1::Position>,
     pub history: History,
+    /// The run that all of this is of; empty before it has joined one.
+    pub run_id: String,
+    /// It says that its state is of whatever run it comes to.
+    pub lies: bool,
 
     /// How long a step takes.
     pub pace: Time,
@@ -158,12 +162,29 @@ impl Worker {
             computed: Time::ZERO,
             position: None,
             history: History::new(),
+            run_id: String::new(),
+            lies: false,
             pace,
             frozen: false,
             stuck: false,
             missed: Vec::new(),
             well_since: Time::ZERO,
         }
+    }
+
+    /// Gives up its state, and begins anew in another run.
+    pub fn begin_anew(&mut self, run_id: String) {
+        (self.position, self.history, self.lies) = (None, History::new(), false);
+        (self.told, self.abandoned, self.halted, self.let_go) = (0, 0, 0, 0);
+        (self.loaded, self.run_id) = (false, run_id);
+        (self.orders, self.unsent) = (VecDeque::new(), Vec::new());
+    }
+
+    /// A worker that was left over by a run, and has let go of everything but its state. Its machine has the rank that it wants.
+    fn left_over(self, host: String, wanted: Option<u32>) -> Self {
+        let Self { loaded, told, position, history, run_id, lies, pace, .. } = self;
+        let left = Self::new(host, wanted, pace);
+        Self { loaded, told, let_go: told, abandoned: told, position, history, run_id, lies, ..left }
     }
 
     pub fn session(&self) -> Option<SessionId> {
@@ -177,7 +198,11 @@ impl World {
         self.last_worker += 1;
         let id = WorkerId(self.last_worker);
         let pace = self.scenario.pace;
-        self.workers.insert(id, Worker::new(host, wanted, pace));
+        let worker = match self.left_over.pop() {
+            Some(worker) => worker.left_over(host, wanted),
+            None => Worker::new(host, wanted, pace),
+        };
+        self.workers.insert(id, worker);
         self.come_back(id);
         id
     }

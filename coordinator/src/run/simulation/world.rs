@@ -87,6 +87,10 @@ pub struct World {
     /// Who captioned what, in order.
     pub captioned: Vec<(WorkerId, Images)>,
     pub outcome: Option<Outcome>,
+    /// Names the run.
+    pub run_id: String,
+    /// Workers of another run at the same address, which come before others are started.
+    pub left_over: Vec<Worker>,
 }
 
 impl World {
@@ -111,6 +115,8 @@ impl World {
             invariants: Invariants::default(),
             captioned: Vec::new(),
             outcome: None,
+            run_id: format!("run {seed}"),
+            left_over: Vec::new(),
         };
         world.start_coordinator();
         world

@@ -1,0 +1,86 @@
+//! What it takes to audit a long run, and to open its journal: every record is read and hashed.
+
+use std::path::Path;
+
+use dico_coordinator::audit::audit;
+use dico_coordinator::journal::{Journal, history::History};
+use dico_coordinator::run::plan::Place;
+use dico_coordinator::run::record::{Happening, Record, Source};
+use dico_coordinator::run::statistics::StepStatistics;
+use divan::{Bencher, counter::ItemsCount};
+use proto::v1;
+use runfile::RunFile;
+use serde_json::json;
+use statistics::{Summary, names};
+use tempfile::TempDir;
+
+/// Of the run.
+const STEPS: u64 = 250_000;
+/// Records that are written at once.
+const BATCH: usize = 1024;
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(sample_count = 3, sample_size = 1)]
+fn audit_of_a_long_run(bencher: Bencher<'_, '_>) {
+    let folder = recorded();
+    bencher.counter(ItemsCount::new(STEPS)).bench_local(|| {
+        let audit = audit(&History::open(folder.path()).unwrap()).unwrap();
+        assert!(audit.clean && audit.samples.committed == STEPS * 8, "{audit:?}");
+    });
+}
+
+#[divan::bench(sample_count = 3, sample_size = 1)]
+fn opening_the_journal_of_a_long_run(bencher: Bencher<'_, '_>) {
+    let folder = recorded();
+    bencher.counter(ItemsCount::new(STEPS)).bench_local(|| Journal::open(folder.path(), &file()).unwrap());
+}
+
+fn file() -> RunFile {
+    let text = format!(
+        "
+name: bench
+output: /nowhere
+workers: {{ min: 1, max: 8 }}
+data: {{ karpathy: {{ annotations: annotations.json, images: images }} }}
+captioner: {{ weights: none }}
+evaluator: {{ weights: none }}
+stages: [{{ name: dico, objective: dico, steps: {STEPS}, batch: 8, optimizer: {{ learning_rate: 1.0e-3 }} }}]
+"
+    );
+    RunFile::parse(Path::new("bench.yaml"), &text).expect("the text above is a run file")
+}
+
+/// A journal with all steps of the run, each with the distributions that DiCO reports.
+fn recorded() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), &file()).unwrap();
+    let joined = json!({ "rank": 0, "train_images": 118_287, "train_captions": 591_753 });
+    let formed = Record::Formed {
+        generation: 1,
+        members: vec![],
+        cause: "start".into(),
+        start: Place::default(),
+        source: Source::Seed,
+    };
+    journal.write(&[Record::Event { what: Happening::Joined, detail: joined }, formed]).unwrap();
+    let summaries = names::ALL
+        .into_iter()
+        .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))
+        .collect();
+    let report = v1::StepDone { loss_sum: 1.0, loss_weight: 1.0, samples: 8, summaries, ..Default::default() };
+    let step = |step| {
+        let position = v1::Position { stage: 0, step, generation: 1 };
+        Record::Step(StepStatistics::read(0, &report, &position).unwrap())
+    };
+    let mut steps = 1..=STEPS;
+    loop {
+        let records: Vec<Record> = steps.by_ref().take(BATCH).map(step).collect();
+        if records.is_empty() {
+            return folder;
+        }
+        journal.write(&records).unwrap();
+    }
+}
