@@ -14,7 +14,7 @@ class Rule:
     """What is done about commands that a pattern fits.
 
     run         it is run, and has to succeed
-    watch       it is run, and has to go on until it is interrupted three seconds later
+    watch       it is run, and has to go on until it is interrupted three seconds later, or the run is finished
     serve       it is run, and goes on until `says` is read from it; the next one of its kind, or the end, stops it
     fail        it is run, and has to fail for the reason in `why`, so that it `says` so; a wrong command line is none
     either      it is run, and has to succeed or to fail so

@@ -1,9 +1,11 @@
 """fill.py JOURNAL STEPS: a journal as if so many steps had been made of its last stage, with captions and events that are markup."""
 
+import hashlib
 import json
 import math
 import random
 import sqlite3
+import struct
 import sys
 
 journal, steps = sqlite3.connect(sys.argv[1]), int(sys.argv[2])
@@ -33,13 +35,59 @@ def row(step):
     return (2, step, 1, loss, 5e-5, 1 + abs(noise), 0.9, 0.1, 32, json.dumps(summaries), 1.7e9 + step, 0, 0.05)
 
 
+# What records consist of, as in coordinator/src/journal/chain.rs.
+CONTENT = {
+    "formed": ["SELECT number, members_json, cause, formed_at, source, stage, step FROM generations WHERE number = :generation"],
+    "ready": ["SELECT number, ready_at FROM generations WHERE number = :generation"],
+    "step": ["SELECT * FROM steps WHERE (stage, step, generation) = (:stage, :step, :generation)"],
+    "evaluated": [
+        "SELECT * FROM evaluations WHERE (stage, step, generation) = (:stage, :step, :generation)",
+        "SELECT * FROM evaluation_items WHERE (stage, step, generation) = (:stage, :step, :generation) ORDER BY image",
+    ],
+    "event": ["SELECT * FROM events WHERE number = :number"],
+}
+KEYS = ("stage", "step", "generation", "number")
+
+
+def packed(value):
+    """A value with its type."""
+    match value:
+        case None:
+            return b"\0" + struct.pack("<Q", 0)
+        case int():
+            return b"\1" + struct.pack("<q", value)
+        case float():
+            return b"\2" + struct.pack("<d", value)
+        case str():
+            return b"\3" + struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def chain(kind, **keys):
+    """Adds a record that was written to the journal's chain."""
+    sequence, before = journal.execute("SELECT sequence, hash FROM chain ORDER BY sequence DESC LIMIT 1").fetchone()
+    keys = {key: keys.get(key) for key in KEYS}
+    content = hashlib.sha256(before + struct.pack("<Q", sequence + 1) + kind.encode())
+    for key in keys.values():
+        content.update(struct.pack("<Bq", key is not None, key or 0))
+    for query in CONTENT[kind]:
+        for row in journal.execute(query, keys):
+            content.update(b"".join(map(packed, row)))
+    journal.execute("INSERT INTO chain VALUES (?, ?, ?, ?, ?, ?, ?)", (sequence + 1, kind, *keys.values(), content.digest()))
+
+
 with journal:
     journal.execute("INSERT INTO generations VALUES (1, '[]', 'start', 1.7e9, 1.7e9, NULL, NULL, 'seed', 0, 0)")
     journal.executemany("INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(row, range(1, steps + 1)))
+    chain("formed", generation=1)
+    chain("ready", generation=1)
+    for step in range(1, steps + 1):
+        chain("step", stage=2, step=step, generation=1)
     for step in (1_000, steps):
         journal.execute("INSERT INTO evaluations VALUES (2, ?, 1, ?, 1.7e9)", (step, json.dumps({"pac_s": 0.7 + step / 1e6, "cider": 1.1})))
         for image in ("a.jpg", MARKUP):
             item = (2, step, 1, image, f"{MARKUP} {step}", json.dumps([MARKUP]), json.dumps({"pac_s": 0.7}))
             journal.execute("INSERT INTO evaluation_items VALUES (?, ?, ?, ?, ?, ?, ?)", item)
-    journal.execute("INSERT INTO events VALUES (1.7e9, 'lost', ?)", (json.dumps({"rank": 1, "reason": MARKUP}),))
+        chain("evaluated", stage=2, step=step, generation=1)
+    event = "INSERT INTO events (at, kind, detail_json) VALUES (1.7e9, 'lost', ?)"
+    chain("event", number=journal.execute(event, (json.dumps({"rank": 1, "reason": MARKUP}),)).lastrowid)
 journal.close()

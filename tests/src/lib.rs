@@ -50,10 +50,12 @@ const VARIABLES: [&str; 16] = [
     "DICO_LOG_FORMAT",
 ];
 
-/// A command that runs `name` alone on one thread, without the caller's environment variables.
+/// A command that runs `name` alone on one thread, without the caller's environment variables. It hears of closed terminals, also
+/// where the tests are run by `nohup`.
 #[must_use]
 pub fn command(name: &str) -> Command {
-    let mut command = Command::new(program(name));
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP").arg(program(name));
     command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
     for variable in VARIABLES {
         command.env_remove(variable);

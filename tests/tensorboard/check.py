@@ -33,7 +33,7 @@ def single(value):
 
 def expected(journal):
     """Values of each tag by step."""
-    (run_file,) = journal.execute("SELECT run_file_json FROM run").fetchone()
+    (run_file,) = journal.execute("SELECT run_file_json FROM run ORDER BY number DESC").fetchone()
     before, steps = [], 0
     for stage in json.loads(run_file)["stages"]:
         before.append(steps)
