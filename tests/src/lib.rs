@@ -161,6 +161,22 @@ impl Place {
         path
     }
 
+    /// Writes a run file for one worker and one stage: its state is saved often, and all of that is kept.
+    #[must_use]
+    pub fn saving_run_file(&self, name: &str) -> PathBuf {
+        let folder = self.folder.display();
+        let text = format!(
+            "name: test\nseed: 11\noutput: {folder}/{name}\nworkers: {{ min: 1, max: 1 }}\n\
+             data:\n  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}\n\
+             vocabulary: corpus\nevaluator: {{ preset: tiny }}\ncaptioner: {{ preset: tiny, dropout: 0.0 }}\n\
+             checkpoints: {{ keep: 100 }}\nstages:\n  \
+             - {{ name: xe, objective: cross_entropy, steps: 200, batch: 12, checkpoint_every: 10, optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
+        );
+        let path = self.path(&format!("{name}.yaml"));
+        std::fs::write(&path, text).expect("the run file can be written");
+        path
+    }
+
     /// The journal of a run, to read.
     #[must_use]
     pub fn journal(&self, name: &str) -> Connection {

@@ -127,26 +127,10 @@ fn stopped_after(place: &Place, run_file: &Path, checkpoints: usize) -> Vec<Stri
     names().unwrap()
 }
 
-/// A run of one stage that saves its state often, and keeps all of them.
-fn saving(place: &Place, name: &str) -> PathBuf {
-    let folder = place.path("");
-    let folder = folder.display();
-    let text = format!(
-        "name: test\nseed: 11\noutput: {folder}/{name}\nworkers: {{ min: 1, max: 1 }}\n\
-         data:\n  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}\n\
-         vocabulary: corpus\nevaluator: {{ preset: tiny }}\ncaptioner: {{ preset: tiny, dropout: 0.0 }}\n\
-         checkpoints: {{ keep: 100 }}\nstages:\n  \
-         - {{ name: xe, objective: cross_entropy, steps: 200, batch: 12, checkpoint_every: 10, optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
-    );
-    let path = place.path(&format!("{name}.yaml"));
-    std::fs::write(&path, text).unwrap();
-    path
-}
-
 #[test]
 fn a_run_does_not_take_one_checkpoint_for_another() {
     let place = Place::new();
-    let config = saving(&place, "run");
+    let config = place.saving_run_file("run");
     let names = stopped_after(&place, &config, 4);
     let folder = place.path("run/checkpoints");
     let [.., other, before, last] = &names[..] else { panic!("{names:?}") };
@@ -164,14 +148,14 @@ fn a_run_does_not_take_one_checkpoint_for_another() {
         journal.query_row("SELECT source FROM generations ORDER BY number DESC", [], |row| row.get(0)).unwrap()
     };
     assert_eq!(source(&place.journal("run")), format!("checkpoint {other}"));
-    complete(&place, &saving(&place, "alone"), 1);
+    complete(&place, &place.saving_run_file("alone"), 1);
     assert!(place.parameters("run") == place.parameters("alone"));
 }
 
 #[test]
 fn commands_use_a_checkpoint_only_as_it_was_written() {
     let place = Place::new();
-    let config = saving(&place, "run");
+    let config = place.saving_run_file("run");
     let names = stopped_after(&place, &config, 2);
     let checkpoint = place.path("run/checkpoints").join(names.last().unwrap());
     let image = std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path();

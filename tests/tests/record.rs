@@ -1,25 +1,9 @@
 //! The record of a run that was lost, damaged, changed, or taken back: nobody goes on as if nothing had happened.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dico_tests::{Coordinator, Place, complete, error_line, run, wait_for};
-
-/// A run of one stage that saves its state often, and keeps all of them.
-fn run_file(place: &Place, name: &str) -> PathBuf {
-    let folder = place.path("");
-    let folder = folder.display();
-    let text = format!(
-        "name: test\nseed: 11\noutput: {folder}/{name}\nworkers: {{ min: 1, max: 1 }}\n\
-         data:\n  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}\n\
-         vocabulary: corpus\nevaluator: {{ preset: tiny }}\ncaptioner: {{ preset: tiny, dropout: 0.0 }}\n\
-         checkpoints: {{ keep: 100 }}\nstages:\n  \
-         - {{ name: xe, objective: cross_entropy, steps: 200, batch: 12, checkpoint_every: 10, optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
-    );
-    let path = place.path(&format!("{name}.yaml"));
-    fs::write(&path, text).unwrap();
-    path
-}
 
 /// The names of sealed checkpoints, in order.
 fn checkpoints(place: &Place) -> Vec<String> {
@@ -65,7 +49,7 @@ fn recover(place: &Place, config: &Path) {
 #[test]
 fn an_older_copy_of_the_journal_is_seen_and_the_run_goes_on_from_the_newest_checkpoint() {
     let place = Place::new();
-    let (config, state) = (run_file(&place, "run"), place.path("run/coordinator"));
+    let (config, state) = (place.saving_run_file("run"), place.path("run/coordinator"));
     go_on(&place, &config, 2);
     let whole = audit(&config, &[]);
     assert!(whole.status.success(), "{whole:?}");
@@ -95,14 +79,14 @@ fn an_older_copy_of_the_journal_is_seen_and_the_run_goes_on_from_the_newest_chec
     let after = audit(&config, &[]);
     let text = printed(&after);
     assert!(after.status.success() && text.contains(&format!("it begins with checkpoint {newest}")), "{after:?}");
-    complete(&place, &run_file(&place, "alone"), 1);
+    complete(&place, &place.saving_run_file("alone"), 1);
     assert!(place.parameters("run") == place.parameters("alone"));
 }
 
 #[test]
 fn checkpoints_without_a_journal_are_not_taken_for_a_new_run_and_a_damaged_one_is_not_used() {
     let place = Place::new();
-    let (config, state) = (run_file(&place, "run"), place.path("run/coordinator"));
+    let (config, state) = (place.saving_run_file("run"), place.path("run/coordinator"));
     let journal = state.join("journal.sqlite");
     go_on(&place, &config, 3);
     let whole = fs::read(&journal).unwrap();
@@ -132,14 +116,14 @@ fn checkpoints_without_a_journal_are_not_taken_for_a_new_run_and_a_damaged_one_i
     fs::remove_file(&journal).unwrap();
     recover(&place, &config);
     assert!(audit(&config, &[]).status.success());
-    complete(&place, &run_file(&place, "alone"), 1);
+    complete(&place, &place.saving_run_file("alone"), 1);
     assert!(place.parameters("run") == place.parameters("alone"));
 }
 
 #[test]
 fn an_audit_compares_the_checkpoints() {
     let place = Place::new();
-    let config = run_file(&place, "run");
+    let config = place.saving_run_file("run");
     go_on(&place, &config, 3);
     let folder = place.path("run/checkpoints");
     let names = checkpoints(&place);

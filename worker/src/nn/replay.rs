@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "ends the use of graphs in its process"]
+    #[ignore = "ends the use of graphs in its process: `tests/gpu/run` runs it in one of its own"]
     fn what_cannot_be_captured_is_computed() {
         let (input, output) = (Tensor::ones([4], floats()), Tensor::zeros([4], floats()));
         // A capture cannot wait for the device.
