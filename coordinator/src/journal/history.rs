@@ -138,7 +138,7 @@ impl History {
     /// # Errors
     /// SQLite cannot read it.
     pub fn run_id(&self) -> Result<String, Error> {
-        Ok(self.connection.query_row("SELECT id FROM run ORDER BY number DESC LIMIT 1", [], |row| row.get(0))?)
+        super::run_id(&self.connection)
     }
 
     /// What the run was named in journals that this one took the place of.
@@ -164,9 +164,7 @@ impl History {
     /// # Errors
     /// SQLite cannot read it.
     pub fn run_file(&self) -> Result<RunFile, Error> {
-        let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
-        let text: String = self.connection.query_row(query, [], |row| row.get(0))?;
-        serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))
+        super::run_file(&self.connection)
     }
 
     /// Size of the training split, if a worker ever said.

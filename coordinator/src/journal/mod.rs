@@ -270,8 +270,7 @@ impl Journal {
     /// When SQLite cannot read it.
     pub fn restore(&self) -> Result<Restored, Error> {
         let connection = &self.connection;
-        let query = "SELECT id FROM run ORDER BY number DESC LIMIT 1";
-        let run_id = connection.query_row(query, [], |row| row.get(0))?;
+        let run_id = run_id(connection)?;
         let query = "SELECT CASE kind WHEN ?1 THEN detail_json ->> 'reason' END FROM events WHERE kind IN (?1, ?2)
             ORDER BY rowid DESC LIMIT 1";
         let kinds = [Happening::Paused, Happening::Resumed].map(Happening::name);
@@ -347,9 +346,7 @@ impl Journal {
     /// What the rules of a guard watch in the steps up to `committed`. A rule that was broken in one step more than it takes to
     /// fire has fired already.
     fn measured(&self, committed: Place) -> Result<Vec<(Place, Means)>, Error> {
-        let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
-        let text: String = self.connection.query_row(query, [], |row| row.get(0))?;
-        let file: RunFile = serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))?;
+        let file = run_file(&self.connection)?;
         let rules = file.stages.get(committed.stage as usize).map_or(&[][..], |stage| &stage.guard);
         let Some(longest) = rules.iter().map(|rule| rule.for_).max() else { return Ok(Vec::new()) };
         let query = format!(
@@ -421,6 +418,18 @@ fn expected_schema() -> rusqlite::Result<Vec<(String, String)>> {
 fn schema(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
     let query = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY name";
     connection.prepare(query)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+/// Names the run.
+fn run_id(connection: &Connection) -> Result<String, Error> {
+    Ok(connection.query_row("SELECT id FROM run ORDER BY number DESC LIMIT 1", [], |row| row.get(0))?)
+}
+
+/// The run file that is in force.
+fn run_file(connection: &Connection) -> Result<RunFile, Error> {
+    let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
+    let text: String = connection.query_row(query, [], |row| row.get(0))?;
+    serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))
 }
 
 /// Whether the row `own` is of the present history.
