@@ -59,6 +59,7 @@ fn recorded() -> TempDir {
     let mut journal = Journal::open(folder.path(), &file()).unwrap();
     let joined = json!({ "rank": 0, "train_images": 118_287, "train_captions": 591_753 });
     let formed = Record::Formed {
+        term: 0,
         generation: 1,
         members: vec![],
         cause: "start".into(),

@@ -1,11 +1,17 @@
-//! Names that nobody can guess and that nothing else has.
+//! Names and numbers that nobody can guess and that nothing else has.
 
 /// 128 random bits as hex.
 ///
 /// # Errors
-/// The system has none.
-pub fn name() -> std::io::Result<String> {
-    let mut bytes = [0; 16];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
+/// The system has no random numbers.
+pub fn name() -> Result<String, getrandom::Error> {
+    Ok(format!("{:016x}{:016x}", number()?, number()?))
+}
+
+/// 64 random bits.
+///
+/// # Errors
+/// The system has no random numbers.
+pub fn number() -> Result<u64, getrandom::Error> {
+    getrandom::u64()
 }

@@ -44,6 +44,12 @@ pub enum Error {
         /// Path or URL of the checkpoint.
         place: String,
     },
+    /// A model folder has no seal.
+    #[error("{place} has no seal (checkpoint.json): fetch it again with all its files, or import it again")]
+    Unsealed {
+        /// Path of the folder.
+        place: String,
+    },
     /// The checkpoint is not what was written.
     #[error("{place} is damaged: {problem}")]
     Damaged {
@@ -86,7 +92,7 @@ impl Error {
     /// Whether the checkpoint itself is of no use, so that an earlier one has to serve.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Missing { .. } | Self::Damaged { .. })
+        matches!(self, Self::Missing { .. } | Self::Unsealed { .. } | Self::Damaged { .. })
     }
 }
 

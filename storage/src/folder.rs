@@ -43,7 +43,7 @@ pub fn verify(folder: &Path) -> Result<(), Error> {
             return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::LARGEST)));
         }
         Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Missing { place }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Unsealed { place }),
         Err(error) => return Err(Error::system(path.display().to_string(), &error)),
     }
     let files = seal::read(&sealed).map_err(|broken| match broken {
@@ -87,7 +87,7 @@ mod tests {
         std::fs::write(file("model.json"), b"{}").unwrap();
         std::fs::write(file("captioner.safetensors"), vec![7; 10_000]).unwrap();
         let refused = || verify(folder.path()).unwrap_err().to_string();
-        assert!(matches!(verify(folder.path()), Err(Error::Missing { .. })));
+        assert!(matches!(verify(folder.path()), Err(Error::Unsealed { .. })));
         seal(folder.path()).unwrap();
         verify(folder.path()).unwrap();
 

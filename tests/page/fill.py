@@ -37,7 +37,7 @@ def row(step):
 
 # What records consist of, as in coordinator/src/journal/chain.rs.
 CONTENT = {
-    "formed": ["SELECT number, members_json, cause, formed_at, source, stage, step FROM generations WHERE number = :generation"],
+    "formed": ["SELECT number, members_json, cause, formed_at, source, stage, step, term FROM generations WHERE number = :generation"],
     "ready": ["SELECT number, ready_at FROM generations WHERE number = :generation"],
     "step": ["SELECT * FROM steps WHERE (stage, step, generation) = (:stage, :step, :generation)"],
     "evaluated": [
@@ -76,7 +76,7 @@ def chain(kind, **keys):
 
 
 with journal:
-    journal.execute("INSERT INTO generations VALUES (1, '[]', 'start', 1.7e9, 1.7e9, NULL, NULL, 'seed', 0, 0)")
+    journal.execute("INSERT INTO generations VALUES (1, '[]', 'start', 1.7e9, 1.7e9, NULL, NULL, 'seed', 0, 0, 7)")
     journal.executemany("INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(row, range(1, steps + 1)))
     chain("formed", generation=1)
     chain("ready", generation=1)

@@ -161,14 +161,20 @@ fn commands_use_a_checkpoint_only_as_it_was_written() {
     let image = std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path();
     let [checkpoint_path, image, config, exported] =
         [checkpoint.clone(), image, config, place.path("exported")].map(|path| path.to_string_lossy().into_owned());
-    let commands: [&[&str]; 3] = [
-        &["caption", "--checkpoint", &checkpoint_path, "--threads", "1", &image],
-        &["evaluate", "--config", &config, "--checkpoint", &checkpoint_path, "--threads", "1"],
-        &["export", "--from", &checkpoint_path, "--to", &exported],
+    let next = place.run_file("next", 1, "");
+    let text = std::fs::read_to_string(&next).unwrap();
+    let weights = format!("weights: {checkpoint_path}");
+    std::fs::write(&next, text.replace("preset: tiny", &weights)).unwrap();
+    let next = next.to_string_lossy().into_owned();
+    let commands: [(&str, &[&str]); 4] = [
+        ("worker", &["caption", "--checkpoint", &checkpoint_path, "--threads", "1", &image]),
+        ("worker", &["evaluate", "--config", &config, "--checkpoint", &checkpoint_path, "--threads", "1"]),
+        ("worker", &["export", "--from", &checkpoint_path, "--to", &exported]),
+        ("coordinator", &["validate", "--config", &next]),
     ];
     let refused = |expected: &str| {
-        for command in commands {
-            let line = error_line(&run("worker", command));
+        for (program, command) in commands {
+            let line = error_line(&run(program, command));
             assert!(line.contains(expected) && line.contains(names.last().unwrap()), "{command:?}: {line}");
         }
     };
@@ -183,7 +189,7 @@ fn commands_use_a_checkpoint_only_as_it_was_written() {
     std::fs::rename(&seal, place.path("seal")).unwrap();
     refused("");
     std::fs::rename(place.path("seal"), &seal).unwrap();
-    for command in commands {
-        assert!(run("worker", command).status.success(), "{command:?}");
+    for (program, command) in commands {
+        assert!(run(program, command).status.success(), "{command:?}");
     }
 }

@@ -39,12 +39,7 @@ enum Origin<T> {
 /// It is none, or is damaged.
 pub fn open_folder(path: &Path) -> Result<Folder, String> {
     let folder = Folder::open(path).map_err(|error| error.to_string())?;
-    storage::verify(path).map_err(|error| match error {
-        storage::Error::Missing { .. } => {
-            format!("{}: it has no seal: fetch it again with all its files, or import it again", path.display())
-        }
-        error => error.to_string(),
-    })?;
+    storage::verify(path).map_err(|error| error.to_string())?;
     Ok(folder)
 }
 
@@ -85,6 +80,9 @@ impl Origins {
         let (evaluator, evaluator_vocabulary) = match (&run.evaluator.weights, run.evaluator.preset) {
             (Some(path), _) => {
                 let (clip, vocabulary) = folder::open_evaluator(path).map_err(text)?;
+                if path.is_dir() {
+                    storage::verify(path).map_err(|error| error.to_string())?;
+                }
                 (Origin::Weights(clip), Some(Arc::new(Vocabulary::stored(&vocabulary))))
             }
             (None, preset) => (Origin::Seed(preset.ok_or("evaluator needs either `preset` or `weights`")?), None),

@@ -119,7 +119,7 @@ fn take_part(role: &str, store_address: &str, [generation, rank, world_size]: [u
     let abandon = Flag::default();
     let meet = |generation, patience, abandon: &Flag| {
         let (rank, world_size, abandon) = (rank as usize, world_size as usize, abandon.clone());
-        Nccl::meet(&Meeting { store_address, generation, rank, world_size, patience, abandon }, 0)
+        Nccl::meet(&Meeting { store_address, generation, term: 0, rank, world_size, patience, abandon }, 0)
     };
     let (listened, lines) = std::sync::mpsc::channel();
     let flag = abandon.clone();

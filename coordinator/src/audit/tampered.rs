@@ -49,6 +49,7 @@ fn plain() -> Kept {
     let at = |stage, step| Place { stage, step };
     let formed = |generation, start| Record::Formed {
         generation,
+        term: 0,
         members: vec![],
         cause: "start".into(),
         start,
@@ -235,8 +236,8 @@ fn records_that_fit_the_chain_but_not_each_other_are_found() {
     assert_eq!(of(""), "");
     let adopted = "INSERT INTO events (at, kind, detail_json) VALUES (0, 'adopted', json('{
         \"generation\": 3, \"from\": {\"stage\": 1, \"step\": 8}, \"to\": {\"stage\": 1, \"step\": 50000000}}'));
-        INSERT INTO generations (number, members_json, cause, formed_at, source, stage, step)
-        VALUES (3, '[]', '', 0, 'seed', 1, 50000000)";
+        INSERT INTO generations (number, members_json, cause, formed_at, source, stage, step, term)
+        VALUES (3, '[]', '', 0, 'seed', 1, 50000000, 0)";
     for (edit, expected) in [
         ("DELETE FROM steps WHERE stage = 1 AND step > 6", "said to be finished, and stands at stage 1 step 6"),
         (

@@ -13,6 +13,7 @@ use super::security::Admission;
 use crate::{
     checkpoints::{self, Disagreement},
     journal::{self, Accept, Journal},
+    random,
     run::{Outcome, Run, record::Restored},
     service::{Service, Stop},
 };
@@ -90,7 +91,8 @@ impl Serve {
             tracing::info!(at = %restored.committed, generation = restored.last_generation, "going on with the run");
         }
         let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
-        let run = Run::new(file.clone(), restored);
+        let term = random::number().context("no random numbers")?;
+        let run = Run::new(file.clone(), restored, term);
         let run = if self.accept_changes { run.exchanging_data() } else { run };
         let service =
             Service { file, run, journal, state, checkpoints, scoring, grpc, http, security, stay: self.stay };

@@ -130,6 +130,9 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
 
 fn evaluator(path: &Path) -> anyhow::Result<Clip> {
     let (clip, _) = folder::open_evaluator(path)?;
+    if path.is_dir() {
+        storage::verify(path)?;
+    }
     clip.tensors()?;
     Ok(clip)
 }
@@ -148,6 +151,7 @@ fn of_clip(clip: &Clip) -> Tower {
 /// What an imported captioner, or one of another run, sees through, and which tokens it knows.
 fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture, Tower, Vocabulary)> {
     let folder = Folder::open(path)?;
+    storage::verify(path)?;
     let manifest = folder.manifest();
     let vision = folder.vision()?;
     let architecture = manifest.vision.architecture.clone();

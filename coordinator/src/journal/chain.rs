@@ -61,7 +61,7 @@ const CONTENTS: [Content; 9] = [
         kind: Kind::Formed,
         name: "formed",
         queries: &[
-            "SELECT number, members_json, cause, formed_at, source, stage, step FROM generations WHERE number = ?3",
+            "SELECT number, members_json, cause, formed_at, source, stage, step, term FROM generations WHERE number = ?3",
         ],
         all: "SELECT NULL, NULL, number, NULL FROM generations",
     },

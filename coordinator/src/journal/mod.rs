@@ -4,7 +4,7 @@
 //! | table              | a row for every                 | columns                                                        |
 //! |--------------------|---------------------------------|----------------------------------------------------------------|
 //! | `run`              | run file that was accepted      | `number, name, seed, run_file_json, created, id`               |
-//! | `generations`      | generation                      | `number, members_json, cause, formed_at, ready_at, ended_at, ended_because, source, stage, step` |
+//! | `generations`      | generation                      | `number, members_json, cause, formed_at, ready_at, ended_at, ended_because, source, stage, step, term` |
 //! | `steps`            | step a generation reported      | `stage, step, generation, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds, samples, summaries_json, at, slowest_rank, lag_seconds` |
 //! | `checkpoints`      | checkpoint                      | `stage, step, generation, run_id, name, parameters_sha256, at, deleted` |
 //! | `evaluations`      | evaluation                      | `stage, step, generation, metrics_json, at`                    |
@@ -65,17 +65,18 @@ use crate::run::{
     plan::{Boundaries, Boundary, Ends, Place},
     record::{Checkpoint, Happening, Means, Record, Restored},
     statistics::StepStatistics,
+    terms::TermLog,
 };
 
 /// Raised when the tables change; another version's journal is refused.
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS run (number INTEGER PRIMARY KEY, name TEXT NOT NULL, seed INTEGER NOT NULL,
     run_file_json TEXT NOT NULL, created REAL NOT NULL, id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS generations (
     number INTEGER PRIMARY KEY, members_json TEXT NOT NULL, cause TEXT NOT NULL, formed_at REAL NOT NULL, ready_at REAL,
-    ended_at REAL, ended_because TEXT, source TEXT NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL);
+    ended_at REAL, ended_because TEXT, source TEXT NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL, term INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS steps (
     stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, loss REAL, learning_rate REAL,
     gradient_norm REAL, seconds REAL, all_reduce_seconds REAL, samples INTEGER NOT NULL, summaries_json TEXT NOT NULL,
@@ -122,7 +123,7 @@ pub enum Error {
     },
     /// The run cannot be given a name of its own.
     #[error("no random numbers: {0}")]
-    Random(std::io::Error),
+    Random(getrandom::Error),
     /// Its run file is not one that this program understands.
     #[error("the journal's run file: {0}")]
     RunFile(String),
@@ -281,6 +282,12 @@ impl Journal {
             return Ok(Restored { run_id, paused, ..Restored::default() });
         };
 
+        let mut terms = TermLog::default();
+        let mut formed = connection.prepare("SELECT number, term FROM generations ORDER BY number")?;
+        for generation in formed.query_map([], |row| Ok((unsigned(row, 0)?, row.get::<_, i64>(1)?)))? {
+            let (number, term) = generation?;
+            terms.record(number, term.cast_unsigned());
+        }
         let mut cuts = Cuts::default();
         let mut starts = connection.prepare("SELECT generation + 1, stage, step FROM cuts ORDER BY generation")?;
         for start in starts.query_map([], |row| Ok((unsigned(row, 0)?, place(row, 1)?)))? {
@@ -326,6 +333,7 @@ impl Journal {
             |what: Happening| connection.query_row(query, [what.name()], |row| row.get::<_, String>(0)).optional();
         Ok(Restored {
             run_id,
+            terms,
             last_generation,
             cuts,
             committed,
@@ -533,13 +541,14 @@ fn write_run_file(to: &Transaction<'_>, chain: &mut Chain, file: &RunFile, id: &
 fn write(to: &Transaction<'_>, chain: &mut Chain, record: &Record) -> rusqlite::Result<()> {
     let run = |sql: &str, row: &[&dyn rusqlite::ToSql]| to.prepare_cached(sql)?.execute(row).map(|_| ());
     match record {
-        Record::Formed { generation, members, cause, start, source } => {
+        Record::Formed { generation, term, members, cause, start, source } => {
             let member = |(rank, machine): &(u32, crate::run::membership::Machine)| json!({ "rank": rank, "host": machine.host, "version": machine.version, "device": machine.device });
             let members = serde_json::Value::from_iter(members.iter().map(member)).to_string();
-            let sql = "INSERT INTO generations (number, members_json, cause, formed_at, source, stage, step)
-                VALUES (?, ?, ?, ?, ?, ?, ?)";
-            let step = start.step.cast_signed();
-            run(sql, params![generation.cast_signed(), members, cause, now(), source.to_string(), start.stage, step])?;
+            let sql = "INSERT INTO generations (number, members_json, cause, formed_at, source, stage, step, term)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+            let (number, step) = (generation.cast_signed(), start.step.cast_signed());
+            let source = source.to_string();
+            run(sql, params![number, members, cause, now(), source, start.stage, step, term.cast_signed()])?;
             chain.append(to, Entry::of_generation(Kind::Formed, *generation))
         }
         Record::Ready { generation, .. } => {
@@ -652,13 +661,22 @@ mod tests {
         run::{Run, cuts::Fate, data::Size, membership::Machine, record::Source, testing},
     };
 
+    const TERM: u64 = 0xF000_0000_0000_0007;
+
     fn file() -> RunFile {
         testing::run_file(vec![testing::stage("a", 20, 4, Some(5), Some(5))])
     }
 
     fn formed(generation: u64, step: u64, source: Source) -> Record {
         let members = vec![(3, Machine { host: "here".into(), ..Machine::default() })];
-        Record::Formed { generation, members, cause: "start".into(), start: Place { stage: 0, step }, source }
+        Record::Formed {
+            generation,
+            term: TERM,
+            members,
+            cause: "start".into(),
+            start: Place { stage: 0, step },
+            source,
+        }
     }
 
     fn step(step: u64, generation: u64) -> Record {
@@ -713,7 +731,7 @@ mod tests {
         assert!(measured.iter().all(|(_, means)| means["kl"] == 1.0), "{measured:?}");
 
         // What has fired before does not fire again until the metric was within the bound.
-        let mut run = Run::new(file, journal.restore().unwrap());
+        let mut run = Run::new(file, journal.restore().unwrap(), TERM);
         let mut fired = |step: u64, kl: f64| {
             run.on_measured(Place { stage: 0, step }, "kl", kl)
                 .into_iter()
@@ -781,7 +799,10 @@ mod tests {
         drop(journal);
 
         let at = |step| Place { stage: 0, step };
+        let mut terms = TermLog::default();
+        (1..=3).for_each(|generation| terms.record(generation, TERM));
         let expected = Restored {
+            terms,
             last_generation: 3,
             cuts: cuts([(1, 0), (2, 10), (3, 11)]),
             committed: at(12),
@@ -858,7 +879,8 @@ mod tests {
             let (mut generation, mut reached) = (0, Place::default());
             let mut train = |journal: &mut Journal, start: Place, steps: u64| {
                 generation += 1;
-                let formed = Record::Formed { generation, members: vec![], cause: "x".into(), start, source: Source::Seed };
+                let (members, cause) = (vec![], "x".into());
+                let formed = Record::Formed { generation, term: TERM, members, cause, start, source: Source::Seed };
                 let stepped = (1..=steps).map(|more| {
                     let position = start.after(more).in_generation(generation);
                     Record::Step(StepStatistics::read(0, &v1::StepDone::default(), &position).unwrap())

@@ -72,6 +72,8 @@ fn records(Recovery { checkpoints, newest, run_ids }: &Recovery, set_aside: Opti
     });
     let formed = Record::Formed {
         generation: newest.generation,
+        // No worker was told of it: none has taken part in the run under its new name.
+        term: 0,
         members: Vec::new(),
         cause: "the journal was recovered".to_owned(),
         start: place(newest),

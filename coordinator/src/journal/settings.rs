@@ -141,6 +141,7 @@ mod tests {
         let at = |step| Place { stage: 0, step };
         let formed = |generation, start, source| Record::Formed {
             generation,
+            term: 0,
             members: vec![],
             cause: "start".into(),
             start,

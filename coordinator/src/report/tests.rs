@@ -48,6 +48,7 @@ fn formed(generation: u64, stage: u32, step: u64) -> Record {
     let start = Place { stage, step };
     Record::Formed {
         generation,
+        term: 0,
         members: vec![member(0), member(1)],
         cause: "rank 1 was lost".into(),
         start,

@@ -138,7 +138,20 @@ impl Run {
         if told > last {
             return Some(format!("it was told of generation {told}, and the run has come to generation {last}"));
         }
-        attach.holds.as_ref().and_then(|position| self.impossible(position))
+        if told > 0 && self.terms.of(told) != Some(attach.term) {
+            return Some(format!(
+                "it was told of a generation {told} that is not in the journal: an older copy of the \
+                 journal was brought back"
+            ));
+        }
+        let position = attach.holds.as_ref()?;
+        if position.generation > told {
+            return Some(format!(
+                "it holds a state of generation {}, and was told of generations up to {told} only",
+                position.generation
+            ));
+        }
+        self.impossible(position)
     }
 
     /// Why no worker of this run can be where one says it is, if so.
@@ -151,8 +164,7 @@ impl Run {
             return Some(format!("generation {} does not exist", position.generation));
         }
         // What an earlier generation may have come to beyond the start of a later one was given up: see `cuts`.
-        let reaches = || place <= self.horizon || self.plan.is_next_beginning(self.horizon, place);
-        (position.generation == last && is_held(position) && !reaches())
+        (position.generation == last && is_held(position) && place > self.horizon)
             .then(|| format!("generation {last} was told to come to {}, not to {place}", self.horizon))
     }
 }

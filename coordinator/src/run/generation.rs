@@ -129,6 +129,7 @@ impl Run {
         self.flush_statistics();
         let number = self.last_generation + 1;
         (self.last_generation, self.horizon) = (number, start);
+        self.terms.record(number, self.term);
         self.cuts.cut(number, start);
         self.exchanges.iter_mut().for_each(|exchange| exchange.starts(number, start));
         self.keep_evaluation(start);
@@ -138,7 +139,8 @@ impl Run {
         let machine = |rank: &u32| Some((*rank, self.members.get(*rank)?.machine.clone()));
         let members: Vec<_> = ranks.iter().filter_map(machine).collect();
         let cause = self.cause.0.clone();
-        self.record(Record::Formed { generation: number, members, cause, start, source: source.clone() });
+        let term = self.term;
+        self.record(Record::Formed { generation: number, term, members, cause, start, source: source.clone() });
         self.rendezvous(number, &ranks, start, &source);
         self.generation = Some(Generation {
             number,
@@ -226,6 +228,7 @@ impl Run {
                 position: Some(start.in_generation(number)),
                 peers: reach::peers(&addresses, index),
                 sequence_start: Some(sequence_start),
+                term: self.term,
             };
             self.send(session, number, Directive::Rendezvous(rendezvous));
         }

@@ -51,6 +51,7 @@ mod stalls;
 pub mod statistics;
 mod status;
 mod tempo;
+pub mod terms;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -80,6 +81,7 @@ use reach::Complaints;
 use record::{Checkpoint, Happening, Record, Restored};
 use statistics::StepStatistics;
 use tempo::Tempo;
+use terms::TermLog;
 
 /// Time since the coordinator started.
 pub type Time = Duration;
@@ -288,6 +290,10 @@ enum Phase {
 pub struct Run {
     /// Random, so that no other run has it.
     id: String,
+    /// The term of this coordinator process: see [`terms`].
+    term: u64,
+    /// Which term formed which generation.
+    terms: TermLog,
     file: RunFile,
     /// The run file as workers get it.
     file_json: String,
@@ -349,13 +355,16 @@ pub struct Run {
 }
 
 impl Run {
-    /// The run of a (checked) file, going on from where an earlier coordinator left it.
+    /// The run of a (checked) file, going on from where an earlier coordinator left it. `term` is a random number, another one for
+    /// each coordinator process: see [`terms`].
     #[must_use]
-    pub fn new(file: RunFile, restored: Restored) -> Self {
+    pub fn new(file: RunFile, restored: Restored, term: u64) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
         let plan = Plan::new(&file, restored.ends);
         let mut run = Self {
             id: restored.run_id,
+            term,
+            terms: restored.terms,
             file_json: serde_json::to_string(&file).expect("a run file is plain data"),
             horizon: plan.horizon(restored.committed, &restored.done),
             plan,

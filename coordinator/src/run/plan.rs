@@ -147,12 +147,16 @@ impl Plan {
             let end = Place { step: self.steps(at.stage), ..at };
             let is_over = self.has_ended(at.stage) || evaluated(end);
             if at.step < end.step || !is_over || at.stage as usize + 1 == self.stages.len() {
-                let Stage { evaluate_every, steps, .. } = self.stage(at);
+                let Stage { evaluate_every, evaluate_first, steps, .. } = self.stage(at);
+                let whole = Place { step: *steps, ..at };
+                if self.has_ended(at.stage) {
+                    // It may have gone further than where it ended.
+                    return whole;
+                }
                 let every = evaluate_every.unwrap_or(u64::MAX);
                 let regular = Place { step: at.step.div_ceil(every).saturating_mul(every), ..at };
-                let passed = regular.step == 0 || evaluated(regular);
-                // A stage that was ended may have gone further before.
-                return if passed { regular.after(every) } else { regular }.min(Place { step: *steps, ..at });
+                let passed = evaluated(regular) || (regular.step == 0 && !evaluate_first);
+                return if passed { regular.after(every) } else { regular }.min(whole);
             }
             at = Place { stage: at.stage + 1, step: 0 };
         }

@@ -109,6 +109,7 @@ impl Run {
             Next::Evaluate => self.evaluate(granted),
             Next::Advance { stage } => {
                 let awaiting = Awaiting::Advance { stage, done: BTreeSet::new() };
+                self.horizon = Place { stage, step: 0 };
                 self.place(awaiting, &Directive::Advance(v1::Advance { stage }));
             }
             Next::Finish => unreachable!("the caller deals with it"),
@@ -264,7 +265,6 @@ impl Run {
         if done.len() == world {
             generation.awaiting = None;
             generation.granted = place;
-            self.horizon = place;
             generation.lockstep.set_all(place);
         }
         if let Some(member) = self.members.get_mut(rank) {

@@ -13,6 +13,7 @@ use super::{
     membership::Machine,
     plan::{Boundaries, Ends, Place},
     statistics::StepStatistics,
+    terms::TermLog,
 };
 
 /// Means of what was measured in a step, by name.
@@ -172,6 +173,8 @@ pub enum Record {
     Formed {
         /// Its number.
         generation: u64,
+        /// The term of the coordinator process that formed it.
+        term: u64,
         /// Who is in it: identity rank and machine, in order of rank.
         members: Vec<(u32, Machine)>,
         /// Why the one before it ended.
@@ -236,6 +239,9 @@ impl Record {
     pub fn must_be_durable(&self) -> bool {
         match self {
             Self::Formed { .. } | Self::Saved(_) | Self::Deleted(_) | Self::Damaged(_) | Self::Evaluated { .. } => true,
+            // Workers that were told that the run is finished do not come back: a coordinator that has forgotten
+            // it would wait for them.
+            Self::Event { what: Happening::Finished, .. } => true,
             Self::Event { what, .. } => matches!(what, Happening::StageEnded | Happening::Paused | Happening::Resumed),
             Self::Ready { .. } | Self::Ended { .. } | Self::Step(_) | Self::Guard { .. } => false,
         }
@@ -247,6 +253,8 @@ impl Record {
 pub struct Restored {
     /// Names the run; random.
     pub run_id: String,
+    /// Which term formed which generation.
+    pub terms: TermLog,
     /// The number of the last generation; 0 of none.
     pub last_generation: u64,
     /// Which states are of the present history.

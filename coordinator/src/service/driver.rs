@@ -292,7 +292,7 @@ impl Turn {
     /// Logs what people want to see.
     fn tell(&mut self, record: &Record) {
         match record {
-            Record::Formed { generation, members, start, source, cause } => {
+            Record::Formed { generation, members, start, source, cause, .. } => {
                 let ranks = ranges(members.iter().map(|(rank, _)| *rank));
                 info!(generation, members = members.len(), ranks, at = %start, %source, cause, "forming a generation");
             }

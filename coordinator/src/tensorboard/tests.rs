@@ -79,7 +79,7 @@ impl TwoStages {
 }
 
 fn formed(generation: u64, start: Place) -> Record {
-    Record::Formed { generation, members: vec![], cause: "test".into(), start, source: Source::Seed }
+    Record::Formed { generation, term: 0, members: vec![], cause: "test".into(), start, source: Source::Seed }
 }
 
 fn step(stage: u32, step: u64, generation: u64, loss: f64) -> Record {

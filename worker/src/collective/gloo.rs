@@ -143,6 +143,7 @@ mod tests {
                         let meeting = Meeting {
                             store_address: address,
                             generation: 1,
+                            term: 0,
                             rank,
                             world_size: size,
                             patience,
@@ -195,6 +196,7 @@ mod tests {
         let meeting = Meeting {
             store_address: store.address(),
             generation: 1,
+            term: 0,
             rank: 0,
             world_size: 2,
             patience: Duration::from_secs(2),

@@ -79,6 +79,8 @@ pub struct Meeting<'a> {
     pub store_address: &'a str,
     /// Number of the generation.
     pub generation: u64,
+    /// Its term: with the number it identifies the generation.
+    pub term: u64,
     /// This rank, in 0..`world_size`.
     pub rank: usize,
     /// Number of ranks.
@@ -102,16 +104,21 @@ impl Meeting<'_> {
         })
     }
 
+    /// Names the generation, unlike any other's.
+    fn name(&self) -> String {
+        format!("generation-{}-{:016x}", self.generation, self.term)
+    }
+
     /// Does something with the generation's store that may block and cannot be interrupted, on a thread that is left behind when
     /// the generation is over.
     fn apart<T: Send + 'static>(
         &self,
         work: impl FnOnce(&store::Client) -> Result<T, String> + Send + 'static,
     ) -> Result<T, Broken> {
-        let (address, generation, patience) = (self.store_address.to_owned(), self.generation, self.patience);
+        let (address, name, patience) = (self.store_address.to_owned(), self.name(), self.patience);
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
-            let done = store::Client::connect(&address, generation, patience).and_then(|store| work(&store));
+            let done = store::Client::connect(&address, &name, patience).and_then(|store| work(&store));
             // Nobody listens any more once the generation is abandoned; what was made is then dropped here.
             _ = sender.send(done);
         });

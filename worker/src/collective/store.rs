@@ -110,14 +110,14 @@ impl Store {
 pub(super) struct Client(Handle);
 
 impl Client {
-    /// Reaches the store at host:port within `patience`, which later calls have, too.
-    pub fn connect(address: &str, generation: u64, patience: Duration) -> Result<Self, String> {
+    /// Reaches the part called `name` of the store at host:port within `patience`, which later calls have, too.
+    pub fn connect(address: &str, name: &str, patience: Duration) -> Result<Self, String> {
         let (host, port) = address
             .rsplit_once(':')
             .and_then(|(host, port)| Some((host.trim_matches(['[', ']']), port.parse::<u16>().ok()?)))
             .ok_or_else(|| format!("store address {address:?} is not host:port"))?;
         // A prefix of its own for each generation: a fast rank must not read a peer's address of an earlier one.
-        let (host, prefix) = (c_string(host)?, c_string(&format!("generation-{generation}"))?);
+        let (host, prefix) = (c_string(host)?, c_string(name)?);
         let timeout = patience.as_millis() as i64;
         // SAFETY: both strings outlive the call.
         let handle = Handle::new(dico_store_free, |error| unsafe {
@@ -158,14 +158,14 @@ mod tests {
     #[test]
     fn a_generation_sees_its_own_values_only() {
         let store = Store::serve(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
-        let client = |generation, patience| Client::connect(store.address(), generation, patience).unwrap();
+        let client = |name, patience| Client::connect(store.address(), name, patience).unwrap();
         let patience = Duration::from_secs(30);
-        client(1, patience).set("name", &[0, 1, 2]).unwrap();
+        client("1", patience).set("name", &[0, 1, 2]).unwrap();
         let mut value = [9; 3];
-        client(1, patience).get("name", &mut value).unwrap();
+        client("1", patience).get("name", &mut value).unwrap();
         assert_eq!(value, [0, 1, 2]);
-        assert!(client(1, patience).get("name", &mut [0; 4]).unwrap_err().contains("3 bytes, not 4"));
-        assert!(client(2, Duration::from_millis(50)).get("name", &mut value).is_err());
-        assert!(Client::connect("nonsense", 1, patience).is_err());
+        assert!(client("1", patience).get("name", &mut [0; 4]).unwrap_err().contains("3 bytes, not 4"));
+        assert!(client("2", Duration::from_millis(50)).get("name", &mut value).is_err());
+        assert!(Client::connect("nonsense", "1", patience).is_err());
     }
 }

@@ -243,6 +243,7 @@ fn any_rendezvous() -> impl Strategy<Value = Kind> {
                 position: position.map(|(stage, step, generation)| v1::Position { stage, step, generation }),
                 peers: vec![v1::Peer::default(); peers],
                 sequence_start: start.map(|(step, epoch)| v1::SequenceStart { step, epoch }),
+                term: 0,
             })
         },
     )

@@ -99,7 +99,7 @@ fn request(options: &Options, host: IpAddr, rank: Option<u32>) -> Result<v1::Joi
             Device::Cuda(number) => format!("cuda:{number}"),
             _ => "cpu".to_owned(),
         },
-        idempotency_key: random_key().map_err(|error| format!("/dev/urandom: {error}"))?,
+        idempotency_key: random_key().map_err(|error| format!("no random numbers: {error}"))?,
         waited_ms: 0,
     })
 }
@@ -209,8 +209,6 @@ fn refusal(options: &Options, status: &Status) -> String {
 }
 
 /// 128 random bits as hex.
-fn random_key() -> std::io::Result<String> {
-    let mut bytes = [0; 16];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
+fn random_key() -> Result<String, getrandom::Error> {
+    Ok(format!("{:016x}{:016x}", getrandom::u64()?, getrandom::u64()?))
 }

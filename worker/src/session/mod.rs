@@ -143,6 +143,7 @@ async fn take_part(
             holds,
             run_id: place.run_id.clone(),
             generation: training.generation(),
+            term: training.term(),
         };
         match stream::serve(&options.coordinator, &place, attach, training, wish.clone()).await {
             Over::Finished => return finish(place.rank, training).await,

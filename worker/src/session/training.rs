@@ -35,6 +35,8 @@ pub struct Training {
     /// The latest generation that this worker was told of, and its flags.
     generation: u64,
     flags: Flags,
+    /// The term of that generation: the coordinator process that formed it.
+    term: u64,
     /// The run's settings.
     run: RunFile,
     /// Names the run.
@@ -72,6 +74,7 @@ impl Training {
             end,
             generation: 0,
             flags: Flags::default(),
+            term: 0,
             run,
             run_id: place.run_id.clone(),
         })
@@ -122,7 +125,10 @@ impl Training {
     pub fn order(&mut self, directive: v1::Directive) -> Result<(), Violation> {
         let Some(directive) = self.protocol.check(directive)? else { return Ok(()) };
         match directive.kind() {
-            Kind::Rendezvous(_) => (self.generation, self.flags) = (directive.generation(), Flags::default()),
+            Kind::Rendezvous(order) => {
+                (self.generation, self.term) = (directive.generation(), order.term);
+                self.flags = Flags::default();
+            }
             Kind::Abandon(_) => self.flags.abandon.raise(),
             Kind::Halt(_) => {
                 self.halt();
@@ -137,6 +143,11 @@ impl Training {
     /// The generation that this worker was told of last; 0 before the first.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// The term of that generation.
+    pub fn term(&self) -> u64 {
+        self.term
     }
 
     /// What it has to say next; none if it has ended.

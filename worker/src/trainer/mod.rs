@@ -378,6 +378,7 @@ impl Trainer {
         let meeting = Meeting {
             store_address: &order.store_address,
             generation,
+            term: order.term,
             rank,
             world_size,
             patience: MEETING_PATIENCE,

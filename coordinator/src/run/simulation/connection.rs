@@ -130,6 +130,7 @@ impl World {
             data_set: Some(data_set()),
             holds: worker.position,
             generation: worker.told,
+            term: worker.term,
             run_id: worker.run_id.clone(),
         };
         self.invariants.held.insert(session, worker.position.map(|_| worker.history.clone()));
@@ -207,20 +208,21 @@ impl World {
             Down::Directive(directive) => match directive.directive {
                 Some(Directive::Leave(_)) => self.retire_worker(id),
                 Some(Directive::Halt(_)) if directive.generation >= worker.told => worker.halted = worker.told,
-                Some(Directive::Rendezvous(_)) => {
-                    worker.told = directive.generation;
-                    self.order(id, directive);
+                Some(Directive::Rendezvous(v1::Rendezvous { term, .. })) => {
+                    (worker.told, worker.term) = (directive.generation, term);
+                    self.order(id, *directive);
                 }
                 Some(Directive::Abandon(_)) if directive.generation >= worker.told => {
                     self.abandon(id, directive.generation);
-                    self.order(id, directive);
+                    self.order(id, *directive);
                 }
-                _ => self.order(id, directive),
+                _ => self.order(id, *directive),
             },
             // Whoever comes too late is told so.
             Down::End(Some(RefusalKind::Over)) if self.invariants.over => self.retire_worker(id),
             Down::End(Some(RefusalKind::Disowned)) => {
-                assert!(worker.lies, "a correct worker's state was refused");
+                assert!(worker.lies || self.restored_backup, "a correct worker's state was refused");
+                self.disowned += 1;
                 let run_id = worker.run_id.clone();
                 worker.begin_anew(run_id);
                 self.disconnected(id);

@@ -92,7 +92,8 @@ impl World {
         restored.run_id.clone_from(&self.run_id);
         let listing = self.list_checkpoints();
         checkpoints::reconcile(&self.scenario.file, &mut restored, listing);
-        self.coordinator.run = Some(Run::new(self.scenario.file.clone(), restored));
+        let term = self.rng.random();
+        self.coordinator.run = Some(Run::new(self.scenario.file.clone(), restored, term));
         self.coordinator.life += 1;
         (self.coordinator.clock, self.coordinator.turn) = (Time::ZERO, self.agenda.now());
         self.check_restored();
@@ -238,7 +239,7 @@ impl World {
             Action::Done { .. } => {}
             Action::Send { session, directive } => {
                 self.check_sent(&directive);
-                self.send_down(session, Down::Directive(directive));
+                self.send_down(session, Down::Directive(Box::new(directive)));
             }
             Action::Close { session, refusal } => {
                 self.send_down(session, Down::End(refusal.map(|refusal| refusal.kind)))

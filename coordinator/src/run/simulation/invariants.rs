@@ -10,11 +10,12 @@ use proto::{v1, v1::directive::Directive};
 use super::{
     History, Step, WorkerId,
     coordinator::Captioned,
+    disk::Disk,
     network::Way,
     score,
     training::digest,
     worker::{Doing, Worker},
-    world::World,
+    world::{Trace, World},
 };
 use runfile::GuardAction;
 
@@ -31,11 +32,13 @@ const PROGRESS_WITHIN: Time = Time::from_secs(300);
 /// Whoever was not well may be taken for lost so long after that, at most.
 const UNWELL_FOR: Time = Time::from_secs(5);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Invariants {
     /// The generation that forms or runs.
     pub live: Option<u64>,
     last_generation: u64,
+    /// The term of that.
+    last_term: u64,
     /// Where generations started.
     starts: BTreeMap<u64, Place>,
     /// What is committed.
@@ -87,7 +90,56 @@ fn up_to(history: &[Step], at: Place) -> &[Step] {
     &history[..history.partition_point(|step| step.place <= at)]
 }
 
+impl Invariants {
+    /// The same, for a coordinator that begins where these were true; of the checkpoints only those on `disk` are left.
+    fn of_backup(self, disk: &Disk) -> Self {
+        let (progress, calm_since, live, held) = Default::default();
+        let mut own = Self { progress, calm_since, live, held, ..self };
+        let saved = own.saved.len();
+        own.saved.retain(|_, name| disk.checkpoints.contains_key(name));
+        own.damaged |= own.saved.len() < saved;
+        own
+    }
+}
+
+/// An older copy of the journal, and what was true when it was made.
+pub struct Backup {
+    records: Vec<Record>,
+    invariants: Invariants,
+    checkpoints: BTreeMap<String, History>,
+}
+
+impl Backup {
+    /// Whether no checkpoint is on disk that the copy does not know of: a coordinator that finds one refuses the copy.
+    pub fn agrees(&self, world: &World) -> bool {
+        let saved = |name: &String| self.invariants.saved.values().any(|saved| saved == name);
+        let mut on_disk = world.disk.checkpoints.iter();
+        on_disk.all(|(name, state)| saved(name) && self.checkpoints.get(name) == Some(state))
+    }
+}
+
 impl World {
+    /// A copy of the journal as it is now.
+    pub fn back_up(&self) -> Backup {
+        let (records, checkpoints) = (self.coordinator.records.clone(), self.disk.checkpoints.clone());
+        Backup { records, invariants: self.invariants.clone(), checkpoints }
+    }
+
+    /// A world whose coordinator begins with an older copy of this one's journal. All workers have lost their sessions, and come to it.
+    pub fn restore_backup(self, backup: Backup, seed: u64, trace: Trace) -> Self {
+        let Self { scenario, disk, workers, run_id, .. } = self;
+        let mut world = Self::without_coordinator(seed, trace, |_| scenario);
+        world.coordinator.records = backup.records;
+        world.disk = disk;
+        world.disk.full = false;
+        world.invariants = backup.invariants.of_backup(&world.disk);
+        let machines = world.scenario.machines.len();
+        (world.run_id, world.restored_backup) = (run_id, true);
+        world.left_over = workers.into_values().take(machines).collect();
+        world.start_coordinator();
+        world
+    }
+
     /// The steps that lead to a point of the run.
     pub fn way_to(&self, at: Place) -> Vec<Place> {
         let steps = |stage: u32, end: u64| (1..=end).map(move |step| Place { stage, step });
@@ -193,7 +245,10 @@ impl World {
 
     pub fn check_record(&mut self, record: &Record) {
         match record {
-            Record::Formed { generation, start, source, .. } => self.check_formed(*generation, *start, source),
+            Record::Formed { generation, term, start, source, .. } => {
+                self.invariants.last_term = *term;
+                self.check_formed(*generation, *start, source);
+            }
             Record::Ended { generation, .. } => assert_eq!(self.invariants.live.take(), Some(*generation)),
             Record::Saved(saved) => {
                 self.check_saved(saved);
@@ -261,7 +316,8 @@ impl World {
         assert!(lost == 0 || same == state.len(), "{source} is of another history: {state:?}, {committed:?}");
         if lost > 0 && self.invariants.given_up.is_none() {
             assert!(self.invariants.rolled_back, "what is committed is never lost in silence");
-            assert!(!self.scenario.is_harmless(), "nothing that is lost went wrong");
+            let is_harmless = self.scenario.is_harmless() && !self.restored_backup;
+            assert!(!is_harmless, "nothing that is lost went wrong");
             for (rank, member) in run.members.iter() {
                 let position = member.position.unwrap_or_default();
                 let mut later = self.invariants.starts.range(position.generation + 1..);
@@ -379,7 +435,7 @@ impl World {
         );
         for worker in self.workers.values() {
             // Also whoever has failed since, and was not heard yet.
-            let is_of_run = worker.run_id == self.run_id && !worker.lies;
+            let is_of_run = worker.run_id == self.run_id && !worker.lies && worker.term == self.invariants.last_term;
             let last = worker.position.filter(|position| position.generation == self.invariants.last_generation);
             if is_of_run && last.is_some() {
                 assert_eq!(worker.history, self.invariants.committed, "all end with the same state");

@@ -36,7 +36,7 @@ pub enum Up {
 /// From the coordinator to a worker.
 #[derive(Debug)]
 pub enum Down {
-    Directive(v1::Directive),
+    Directive(Box<v1::Directive>),
     End(Option<RefusalKind>),
 }
 

@@ -81,7 +81,7 @@ proptest! {
         said in prop::collection::vec((0..4_u64, nonsense(), any::<bool>()), 0..150),
     ) {
         let stages = vec![testing::stage("a", 2, 8, Some(1), Some(1)), testing::stage("b", 1, 8, None, None)];
-        let mut run = Run::new(testing::run_file(stages), Restored::default());
+        let mut run = Run::new(testing::run_file(stages), Restored::default(), 0);
         let (mut sessions, mut next) = (vec![SessionId(0); 4], 0);
         for (peer, message, honest) in said {
             let session = &mut sessions[peer as usize];

@@ -18,6 +18,7 @@ use rand::Rng;
 use super::{
     faults::Fault,
     scenario::Scenario,
+    worker::Worker,
     world::{Trace, World},
 };
 use crate::{
@@ -65,25 +66,49 @@ fn follow(seed: u64, trace: Trace) -> LeftOver {
     while former.outcome.is_none() && former.events < events && former.step(OVER_BY) {}
 
     let mut world = World::new(!seed, trace, Scenario::any);
-    let mut left = LeftOver { honest: 0, liars: 0 };
     // As many as there are machines for.
     let machines = world.scenario.machines.len();
     for (id, mut worker) in std::mem::take(&mut former.workers).into_iter().take(machines) {
         if let Some(position) = worker.position.as_mut().filter(|_| id.0 % 2 == 0) {
             position.generation += NEVER_FORMED;
             (worker.lies, worker.told) = (true, worker.told + NEVER_FORMED);
-            left.liars += 1;
-        } else {
-            left.honest += u64::from(worker.position.is_some());
         }
         world.left_over.push(worker);
     }
+    let of = |workers: &[Worker], lies: bool| {
+        workers.iter().filter(|worker| worker.position.is_some() && worker.lies == lies).count() as u64
+    };
+    let [honest, liars] = [false, true].map(|lies| of(&world.left_over, lies));
     world.begin();
     while world.outcome.is_none() && world.step(OVER_BY) {}
     assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
-    assert!(world.left_over.is_empty());
     world.check_end();
-    left
+    LeftOver { honest: honest - of(&world.left_over, false), liars: liars - of(&world.left_over, true) }
+}
+
+/// Brings an older copy of a seed's journal back, and goes on with it to the end. None where checkpoints on disk say that it is old;
+/// else how many workers had states that the copy does not know of.
+fn go_on_with_backup(seed: u64, trace: Trace) -> Option<u64> {
+    let mut world = World::new(seed, Trace::Dropped, Scenario::any);
+    world.begin();
+    let (before, lost) = (world.rng.random_range(0..2_000), world.rng.random_range(1..1_000));
+    let run_on = |world: &mut World, events: u64| {
+        while world.outcome.is_none() && world.events < events && world.step(OVER_BY) {}
+    };
+    run_on(&mut world, before);
+    let backup = world.back_up();
+    run_on(&mut world, before + lost);
+    if !backup.agrees(&world) {
+        return None;
+    }
+    let mut world = world.restore_backup(backup, !seed, trace);
+    world.begin();
+    while world.outcome.is_none() && world.step(OVER_BY) {}
+    assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
+    world.check_end();
+    let audit = audit(&world.record()).expect("a whole journal");
+    assert!(audit.clean && audit.finished, "the record shows something else: {audit:?}");
+    Some(world.disowned)
 }
 
 /// The record of a seed's run after so many events, or at its end.
@@ -229,6 +254,24 @@ fn a_run_is_not_touched_by_workers_that_another_has_left_over() {
     let (came, lied) = (came.into_inner(), lied.into_inner());
     assert!(came > 0 && lied > 0);
     println!("{came} workers of other runs came, and {lied} that lied about it");
+}
+
+#[test]
+fn an_older_copy_of_the_journal_goes_on_without_what_was_lost() {
+    if let Some(seed) = number("SEED") {
+        go_on_with_backup(seed, Trace::Printed);
+        return;
+    }
+    let (worlds, disowned) = (AtomicU64::new(0), AtomicU64::new(0));
+    with_all_seeds(|seed| {
+        if let Some(refused) = go_on_with_backup(seed, Trace::Dropped) {
+            worlds.fetch_add(1, Ordering::Relaxed);
+            disowned.fetch_add(refused, Ordering::Relaxed);
+        }
+    });
+    let (worlds, disowned) = (worlds.into_inner(), disowned.into_inner());
+    assert!(worlds > 0 && disowned > 0);
+    println!("{worlds} older copies went on, and refused {disowned} states of what was lost");
 }
 
 #[test]

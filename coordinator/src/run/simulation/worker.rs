@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use proto::{v1, v1::worker_message::Message};
+use rand::Rng;
 
 use super::{
     History, WorkerId,
@@ -36,6 +37,8 @@ pub struct Worker {
     pub task: u64,
     /// The latest generation that it was told to meet.
     pub told: u64,
+    /// The term of that generation.
+    pub term: u64,
     /// Generations up to this one were abandoned.
     pub abandoned: u64,
     /// The generation that it is to let go of after what is in flight.
@@ -149,6 +152,7 @@ impl Worker {
             doing: Doing::Nothing,
             task: 0,
             told: 0,
+            term: 0,
             abandoned: 0,
             halted: 0,
             leaves: false,
@@ -175,16 +179,16 @@ impl Worker {
     /// Gives up its state, and begins anew in another run.
     pub fn begin_anew(&mut self, run_id: String) {
         (self.position, self.history, self.lies) = (None, History::new(), false);
-        (self.told, self.abandoned, self.halted, self.let_go) = (0, 0, 0, 0);
+        (self.told, self.term, self.abandoned, self.halted, self.let_go) = (0, 0, 0, 0, 0);
         (self.loaded, self.run_id) = (false, run_id);
         (self.orders, self.unsent) = (VecDeque::new(), Vec::new());
     }
 
     /// A worker that was left over by a run, and has let go of everything but its state. Its machine has the rank that it wants.
     fn left_over(self, host: String, wanted: Option<u32>) -> Self {
-        let Self { loaded, told, position, history, run_id, lies, pace, .. } = self;
+        let Self { loaded, told, term, position, history, run_id, lies, pace, .. } = self;
         let left = Self::new(host, wanted, pace);
-        Self { loaded, told, let_go: told, abandoned: told, position, history, run_id, lies, ..left }
+        Self { loaded, told, term, let_go: told, abandoned: told, position, history, run_id, lies, ..left }
     }
 
     pub fn session(&self) -> Option<SessionId> {
@@ -198,7 +202,9 @@ impl World {
         self.last_worker += 1;
         let id = WorkerId(self.last_worker);
         let pace = self.scenario.pace;
-        let worker = match self.left_over.pop() {
+        // Some come when others have long been at work.
+        let comes = !self.left_over.is_empty() && self.rng.random();
+        let worker = match self.left_over.pop_if(|_| comes) {
             Some(worker) => worker.left_over(host, wanted),
             None => Worker::new(host, wanted, pace),
         };

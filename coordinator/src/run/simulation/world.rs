@@ -89,6 +89,10 @@ pub struct World {
     pub outcome: Option<Outcome>,
     /// Names the run.
     pub run_id: String,
+    /// The coordinator began with an older copy of the journal.
+    pub restored_backup: bool,
+    /// Workers whose state was refused.
+    pub disowned: u64,
     /// Workers of another run at the same address, which come before others are started.
     pub left_over: Vec<Worker>,
 }
@@ -96,8 +100,14 @@ pub struct World {
 impl World {
     /// A world in which nothing has happened yet.
     pub fn new(seed: u64, trace: Trace, scenario: impl FnOnce(&mut ChaCha8Rng) -> Scenario) -> Self {
+        let mut world = Self::without_coordinator(seed, trace, scenario);
+        world.start_coordinator();
+        world
+    }
+
+    pub fn without_coordinator(seed: u64, trace: Trace, scenario: impl FnOnce(&mut ChaCha8Rng) -> Scenario) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut world = Self {
+        Self {
             scenario: scenario(&mut rng),
             rng,
             agenda: Agenda::default(),
@@ -116,10 +126,10 @@ impl World {
             captioned: Vec::new(),
             outcome: None,
             run_id: format!("run {seed}"),
+            restored_backup: false,
+            disowned: 0,
             left_over: Vec::new(),
-        };
-        world.start_coordinator();
-        world
+        }
     }
 
     /// The state machine of the living coordinator.

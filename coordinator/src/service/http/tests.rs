@@ -105,6 +105,7 @@ impl Site {
         let place = Place { stage: 0, step: 0 };
         let formed = Record::Formed {
             generation: 1,
+            term: 0,
             members: vec![],
             cause: "start".into(),
             start: place,
@@ -142,7 +143,7 @@ fn stepped(step: u64, generation: u64, loss: f64) -> Record {
 
 fn formed(generation: u64, step: u64) -> Record {
     let start = Place { stage: 0, step };
-    Record::Formed { generation, members: vec![], cause: "x".into(), start, source: Source::Seed }
+    Record::Formed { generation, term: 0, members: vec![], cause: "x".into(), start, source: Source::Seed }
 }
 
 fn read_all(curves: &mut Curves, state: &Path) {

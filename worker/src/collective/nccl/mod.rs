@@ -211,7 +211,7 @@ mod tests {
         let store_address = store.address();
         let named = |rank| {
             let (patience, abandon) = (Duration::from_secs(30), Flag::default());
-            let meeting = Meeting { store_address, generation: 7, rank, world_size: 2, patience, abandon };
+            let meeting = Meeting { store_address, generation: 7, term: 0, rank, world_size: 2, patience, abandon };
             unique_id(api, &meeting).unwrap()
         };
         std::thread::scope(|scope| {

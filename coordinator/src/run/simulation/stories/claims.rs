@@ -10,21 +10,26 @@ use crate::run::{
     plan::{Boundary, Place},
     record::Restored,
     simulation::HERE,
+    terms::TermLog,
     testing,
 };
 
 const RUN_ID: &str = "3fa2";
+/// Of the coordinator before.
+const TERM: u64 = 12;
 
 fn restored(last_generation: u64, step: u64) -> Restored {
     let committed = Place { stage: 0, step };
     let done = [(Place { stage: 0, step: 10 }, Boundary::Evaluation)].into_iter().filter(|_| step >= 10).collect();
-    Restored { run_id: RUN_ID.into(), last_generation, committed, done, ..Restored::default() }
+    let mut terms = TermLog::default();
+    (1..=last_generation).for_each(|generation| terms.record(generation, TERM));
+    Restored { run_id: RUN_ID.into(), last_generation, terms, committed, done, ..Restored::default() }
 }
 
 /// A run whose first stage is evaluated every ten steps, gone on from there.
 fn run(restored: Restored) -> Run {
     let stages = vec![testing::stage("a", 50, 8, None, Some(10)), testing::stage("b", 50, 8, None, None)];
-    Run::new(testing::run_file(stages), restored)
+    Run::new(testing::run_file(stages), restored, TERM + 1)
 }
 
 /// Enters with these claims; why that is refused, if it is.
@@ -48,7 +53,7 @@ fn refusal(actions: &[Action]) -> Option<RefusalKind> {
 
 fn holding(run_id: &str, stage: u32, step: u64, generation: u64) -> v1::Attach {
     let holds = Some(v1::Position { stage, step, generation });
-    v1::Attach { run_id: run_id.into(), generation, holds, ..Default::default() }
+    v1::Attach { run_id: run_id.into(), generation, term: TERM, holds, ..Default::default() }
 }
 
 #[test]
@@ -75,6 +80,9 @@ fn a_state_beyond_what_can_have_been_granted_is_none_of_the_runs() {
         holding(RUN_ID, 9, 0, 2),
         holding("77", 0, 12, 3),
         v1::Attach { run_id: RUN_ID.into(), generation: 4, ..Default::default() },
+        // Of what an older copy of the journal does not know.
+        v1::Attach { term: TERM + 7, ..holding(RUN_ID, 0, 12, 3) },
+        v1::Attach { generation: 2, ..holding(RUN_ID, 0, 12, 3) },
         v1::Attach { run_id: "77".into(), generation: 1, ..Default::default() },
     ] {
         assert_eq!(entered(claims.clone()), Some(RefusalKind::Disowned), "{claims:?}");

@@ -75,7 +75,7 @@ fn asked_to_stop_while_a_worker_leaves_it_saves_first() {
 fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
     let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
     file.workers.min = 2;
-    let mut run = Run::new(file, Restored::default());
+    let mut run = Run::new(file, Restored::default(), 0);
     let enter = |run: &mut Run, session: u64, fingerprint: &str, now| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
         let session_token = admitted(
@@ -114,7 +114,7 @@ fn validation_data_may_change_between_two_coordinators_and_training_data_only_wh
         ..Default::default()
     };
     let restored = || Restored { last_generation: 1, data_set: Some(of("t", "v")), ..Restored::default() };
-    let mut run = Run::new(file, restored());
+    let mut run = Run::new(file, restored(), 0);
     let enter = |run: &mut Run, session: u64, data_set: v1::DataSet| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
         let token = format!("token {session}");
@@ -143,7 +143,7 @@ fn validation_data_may_change_between_two_coordinators_and_training_data_only_wh
     assert_eq!(enter(&mut run, 4, of("t", "mended")), (None, 0));
 
     // Where it is accepted, both may change, once; what models are made of may not.
-    let mut run = Run::new(run.file.clone(), restored()).exchanging_data();
+    let mut run = Run::new(run.file.clone(), restored(), 0).exchanging_data();
     let others = v1::DataSet { models_fingerprint: "others".into(), ..of("t", "v") };
     assert!(enter(&mut run, 1, others).0.is_some_and(|reason| reason.contains("the models differ")));
     assert_eq!(enter(&mut run, 2, of("mended", "mended")), (None, 2));
@@ -170,7 +170,7 @@ fn exchanged_data_begin_a_sequence_of_samples_where_the_run_goes_on() {
         data_set: Some(of("t", 9)),
         ..Restored::default()
     };
-    let mut run = Run::new(file, restored).exchanging_data();
+    let mut run = Run::new(file, restored, 0).exchanging_data();
     let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
     let event = Event::Join { request: RequestId(0), address: HERE, token: "token".into(), join };
     let session_token = admitted(&run.on_event(Time::ZERO, event));
