@@ -46,6 +46,9 @@ pub struct Tower {
     pub sha256: String,
     /// Pixels on a side of the images that it saw.
     pub image_size: u32,
+    /// How it computes otherwise than OpenAI's model of its sizes, in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub computation: String,
 }
 
 /// What the rows of a store are.
@@ -166,6 +169,8 @@ impl Manifest {
             ("evaluator", self.evaluator.sha256.clone(), wanted.evaluator.sha256.clone()),
             ("image size", size(&self.vision), size(&wanted.vision)),
             ("image size of the evaluator", size(&self.evaluator), size(&wanted.evaluator)),
+            ("computation of the vision tower", self.vision.computation.clone(), wanted.vision.computation.clone()),
+            ("computation of the evaluator", self.evaluator.computation.clone(), wanted.evaluator.computation.clone()),
             ("split", self.split.clone(), wanted.split.clone()),
             ("list of images", images(self), images(wanted)),
             ("preprocessing", self.preprocessing.clone(), wanted.preprocessing.clone()),

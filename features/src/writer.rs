@@ -128,7 +128,12 @@ mod tests {
     use crate::{Dtype, MANIFEST, Store, Tower};
 
     fn manifest() -> Manifest {
-        let tower = |sha256: &str| Tower { weights: "w.pt".into(), sha256: sha256.into(), image_size: 224 };
+        let tower = |sha256: &str| Tower {
+            weights: "w.pt".into(),
+            sha256: sha256.into(),
+            image_size: 224,
+            computation: String::new(),
+        };
         let rows = Rows { shape: [2, 3, 2], dtype: Dtype::F16 };
         Manifest::new("train".into(), (5, "names".into()), "clip".into(), [tower("aa"), tower("bb")], rows)
     }

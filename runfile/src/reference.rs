@@ -235,7 +235,7 @@ fn type_name(schema: &Value) -> Option<&'static str> {
         ("boolean", "`true` or `false`"),
         ("integer", "integer"),
         ("number", "number"),
-        ("array", "list of two numbers"),
+        ("array", if schema["minItems"] == 3 { "list of three numbers" } else { "list of two numbers" }),
         ("object", "map to numbers"),
     ];
     names.into_iter().find(|(name, _)| of(name)).map(|(_, name)| name)

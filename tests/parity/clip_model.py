@@ -12,6 +12,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 import formula
 
+# Mean and standard deviation of OpenAI's preprocessing.
+OPENAI = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+
 
 @dataclass(frozen=True)
 class Architecture:

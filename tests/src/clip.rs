@@ -36,6 +36,8 @@ pub fn write(path: &Path, seed: u64) {
         shapes.extend(with_bias(&part("mlp.c_fc"), vec![4 * WIDTH, WIDTH]));
         shapes.extend(with_bias(&part("mlp.c_proj"), vec![WIDTH, 4 * WIDTH]));
     }
+    // What OpenAI's own files have beside their parameters, by which they are recognised.
+    shapes.extend(["input_resolution", "context_length", "vocab_size"].map(|name| (name.to_owned(), vec![])));
     let mut state = seed;
     let tensors: Vec<_> = shapes.into_iter().map(|(name, shape)| (name, random(shape, &mut state))).collect();
     weights::write_safetensors(path, &tensors).expect("the weights can be written");

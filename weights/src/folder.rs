@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::captioner::{WRAPPED_VISION_PREFIX, complete};
+use crate::clip::LoraReading;
 use crate::file::read_json;
 use crate::shapes::compare;
 use crate::{
-    Architecture, Archive, CaptionerArchitecture, Clip, Dtype, Error, Tensor, VISION_PREFIX, Vision,
+    Architecture, Archive, CaptionerArchitecture, Clip, Conventions, Dtype, Error, Tensor, VISION_PREFIX, Vision,
     VisionArchitecture, config_json, vision_to_released,
 };
 
@@ -58,7 +59,7 @@ pub struct Manifest {
 }
 
 /// An evaluator that a run trained.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluator {
     /// Its sizes.
@@ -99,7 +100,7 @@ impl Vocabulary {
 }
 
 /// A vision tower in a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionTower {
     /// Its sizes.
@@ -109,6 +110,9 @@ pub struct VisionTower {
     /// SHA-256 of the latter.
     #[serde(default)]
     pub sha256: Option<String>,
+    /// Which of its LoRA factors are added, if it has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraReading>,
     /// In imports: what stood before the names of its tensors.
     #[serde(default)]
     pub published_prefix: Option<String>,
@@ -150,10 +154,7 @@ impl Manifest {
             let problem = format!("it has format {}, this program reads {FORMAT}", self.format);
             return Err(Error::format(path, problem));
         }
-        let heads = |vision: &Vision| match vision {
-            Vision::Transformer { heads, width, .. } => (*heads, *width),
-            Vision::ResNet { heads, width, .. } => (*heads, width.saturating_mul(32)),
-        };
+        let heads = |vision: &Vision| (vision.heads(), vision.hidden_width());
         let evaluator = self.evaluator.as_ref().map(|evaluator| {
             let Architecture { vision, text, .. } = &evaluator.architecture;
             [
@@ -192,21 +193,27 @@ impl Manifest {
     }
 }
 
-/// Opens what a run file may name as evaluator: CLIP weights, or a model folder that holds an evaluator of its own; and says what
-/// its tokens are.
+/// Opens what a run file may name as evaluator: CLIP weights, of which `said` says what their tensors do not, or a model folder
+/// that holds an evaluator of its own; and says what its tokens are.
 ///
 /// # Errors
 /// It is neither, or its text tower knows other tokens.
-pub fn open_evaluator(path: &Path) -> Result<(Clip, Vocabulary), Error> {
+pub fn open_evaluator(path: &Path, said: &Conventions) -> Result<(Clip, Vocabulary), Error> {
     let manifest_path = path.join(MANIFEST);
     let (clip, vocabulary) = if manifest_path.is_file() {
+        if !said.is_empty() {
+            return Err(Error::format(
+                path,
+                "is a model folder, which says how its models compute: take evaluator.clip out",
+            ));
+        }
         let manifest: Manifest = read_json(&manifest_path)?;
         manifest.check(&manifest_path)?;
         let missing = "has no evaluator of its own: name the file that its run named";
         let Evaluator { architecture, vocabulary } = manifest.evaluator.ok_or_else(|| Error::format(path, missing))?;
         (Clip::of(&path.join(EVALUATOR), architecture)?, vocabulary)
     } else {
-        (Clip::open(path)?, Vocabulary::Full)
+        (Clip::open(path, said)?, Vocabulary::Full)
     };
     // Its pad is never run, so it is not counted.
     let (known, needed) = (clip.architecture().text.vocabulary_size, vocabulary.size() - 1);
@@ -303,10 +310,13 @@ impl Folder {
             return Err(Error::format(path, problem));
         }
         // Under OpenAI's names the tower can be read as it is, whatever is beside it; else it is in another layout.
-        if archive.shape("visual.conv1.weight").is_some() {
+        let lora = self.manifest.vision.lora;
+        if archive.shape("visual.conv1.weight").is_some() && lora.is_none() {
             return self.own_tower(archive);
         }
-        let clip = Clip::open(path)?;
+        let VisionArchitecture { activation, normalization, vision, .. } = &self.manifest.vision.architecture;
+        let said = Conventions { lora, ..Conventions::of_vision(*activation, *normalization, vision) };
+        let clip = Clip::open(path, &said)?;
         if clip.architecture().tower() != self.manifest.vision.architecture {
             let problem = format!("is of another architecture than {} says", self.path.join(MANIFEST).display());
             return Err(Error::format(path, problem));
@@ -458,8 +468,9 @@ mod tests {
             vocabulary_size: 5,
         };
         let vision = Vision::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
-        let architecture = VisionArchitecture { image_size: 4, vision };
-        let vision = VisionTower { architecture, path: VISION.into(), sha256: None, published_prefix: None };
+        let architecture = VisionArchitecture::new(4, vision);
+        let vision =
+            VisionTower { architecture, path: VISION.into(), sha256: None, lora: None, published_prefix: None };
         Manifest::new(Vocabulary::Tokens(vec![3, 17]), captioner, vision, None)
     }
 

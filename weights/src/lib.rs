@@ -2,7 +2,8 @@
 //!
 //! - [`archive`]: files of tensors by name, whatever wrote them: safetensors, PyTorch's ZIP format, TorchScript, and
 //!   Hugging Face folders of these.
-//! - [`clip`]: CLIP in OpenAI's layout and in Hugging Face's, its sizes found from the shapes of its tensors.
+//! - [`clip`]: CLIP in OpenAI's layout, OpenCLIP's and Hugging Face's, its sizes found from the shapes of its tensors, and the
+//!   rest from configurations beside them or from what the user says.
 //! - [`captioner`]: the folder in which DiCO was published, read and written.
 //! - [`folder`]: a captioner with its vision tower and vocabulary, as checkpoints and imports hold it.
 //!
@@ -27,7 +28,7 @@ pub use captioner::{
     CaptionerArchitecture, MODELING_MODULE, Released, VISION_PREFIX, VisionArchitecture, config_json,
     safetensors_start, vision_to_released, write_safetensors,
 };
-pub use clip::{Architecture, Clip, Text, Vision};
+pub use clip::{Activation, Architecture, Clip, Conventions, Normalization, Text, Vision};
 pub use error::Error;
 pub use shapes::Shapes;
 pub use tensor::{Dtype, Tensor};

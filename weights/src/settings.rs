@@ -48,6 +48,22 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Refuses settings of other names than these: they would make for another computation.
+    pub fn only(&self, known: &[&str]) -> Result<(), Error> {
+        match self.settings.iter().find(|(key, value)| !known.contains(&key.as_str()) && !value.is_null()) {
+            Some((key, _)) => Err(self.wrong(key, "is not supported")),
+            None => Ok(()),
+        }
+    }
+
+    /// Numbers for red, green and blue.
+    pub fn channels(&self, key: &str, default: [f32; 3]) -> Result<[f32; 3], Error> {
+        match self.settings.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(found) => serde::Deserialize::deserialize(found).map_err(|_| self.wrong(key, "must be three numbers")),
+        }
+    }
+
     pub fn size(&self, key: &str, default: usize) -> Result<usize, Error> {
         let found = match self.settings.get(key) {
             None | Some(Value::Null) => return Ok(default),
@@ -59,8 +75,8 @@ impl<'a> Section<'a> {
     }
 
     /// Attention heads of a model of the given width.
-    pub fn heads(&self, key: &str, width: usize) -> Result<usize, Error> {
-        let heads = self.size(key, 12)?;
+    pub fn heads(&self, key: &str, default: usize, width: usize) -> Result<usize, Error> {
+        let heads = self.size(key, default)?;
         if width.is_multiple_of(heads) {
             Ok(heads)
         } else {

@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn absurd_sizes_neither_overflow_nor_run_on() {
         let huge = usize::MAX;
-        let vision = |vision| VisionArchitecture { image_size: huge, vision };
+        let vision = |vision| VisionArchitecture::new(huge, vision);
         let tower = Vision::Transformer { patch_size: 1, width: huge, layers: 2, heads: 1 };
         assert!(vision(tower).shapes().is_ok());
         assert!(vision(Vision::ResNet { blocks: [1, 1, 1, 1], width: huge, heads: 1 }).shapes().is_ok());

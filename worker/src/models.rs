@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
 use weights::VisionArchitecture;
+use weights::clip::LoraReading;
 use weights::folder::{self, Folder};
 
 use crate::captioner::{self, Captioner};
@@ -76,10 +77,10 @@ impl Origins {
     /// A file is missing or holds no such model.
     pub fn open(run: &RunFile, vocabulary: Vocabulary) -> Result<Self, String> {
         let text = |error: weights::Error| error.to_string();
-        let clip = |path: &Path| weights::Clip::open(path).map_err(text);
+        let clip = |path: &Path| weights::Clip::open(path, &run.captioner.vision_clip).map_err(text);
         let (evaluator, evaluator_vocabulary) = match (&run.evaluator.weights, run.evaluator.preset) {
             (Some(path), _) => {
-                let (clip, vocabulary) = folder::open_evaluator(path).map_err(text)?;
+                let (clip, vocabulary) = folder::open_evaluator(path, &run.evaluator.clip).map_err(text)?;
                 if path.is_dir() {
                     storage::verify(path).map_err(|error| error.to_string())?;
                 }
@@ -100,16 +101,15 @@ impl Origins {
         let vision = run.captioner.vision.as_deref().map(clip).transpose()?;
         let trained = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
         let evaluator_tower = match &evaluator {
-            Origin::Weights(clip) if !trained => {
-                Some(tower(clip.path(), clip.sha256(), clip.architecture().image_size))
-            }
+            Origin::Weights(clip) if !trained => Some(of_clip(clip)),
             _ => None,
         };
         let vision_tower = match (&vision, &captioner) {
-            (Some(clip), _) => Some(tower(clip.path(), clip.sha256(), clip.architecture().image_size)),
+            (Some(clip), _) => Some(of_clip(clip)),
             (None, Origin::Weights(folder)) => {
                 let weights = folder.vision().map_err(text)?;
-                Some(tower(weights.path(), weights.sha256(), folder.manifest().vision.architecture.image_size))
+                let folder::VisionTower { architecture, lora, .. } = &folder.manifest().vision;
+                Some(tower(weights.path(), weights.sha256(), architecture, *lora))
             }
             (None, Origin::Seed(_)) => evaluator_tower.clone(),
         };
@@ -139,6 +139,7 @@ impl Origins {
         let mut hash = Sha256::new();
         for tower in [&self.vision_tower, &self.evaluator_tower].into_iter().flatten() {
             hash.update(&tower.sha256);
+            hash.update(&tower.computation);
         }
         for vocabulary in [&self.captioner_vocabulary, &self.evaluator_vocabulary] {
             hash.update(serde_json::to_vec(&vocabulary.to_stored()).expect("a vocabulary is plain data"));
@@ -159,13 +160,28 @@ impl Origins {
             Some(tower) => (tower.weights.clone(), Some(tower.sha256.clone())),
             None => (PathBuf::from(folder::EVALUATOR), None),
         };
-        let vision = folder::VisionTower { architecture: models.seen(), path, sha256, published_prefix: None };
+        let vision = folder::VisionTower {
+            architecture: models.seen(),
+            path,
+            sha256,
+            lora: self.vision_lora(),
+            published_prefix: None,
+        };
         let captioner = models.captioner.architecture().clone();
         let evaluator = self.evaluator_is_own().then(|| folder::Evaluator {
             architecture: models.evaluator.architecture().clone(),
             vocabulary: self.evaluator_vocabulary.to_stored(),
         });
         folder::Manifest::new(self.captioner_vocabulary.to_stored(), captioner, vision, evaluator)
+    }
+
+    /// Which of the LoRA factors of the captioner's vision tower are added, if it has some.
+    fn vision_lora(&self) -> Option<LoraReading> {
+        match (&self.vision, &self.captioner, &self.evaluator) {
+            (Some(clip), ..) | (None, Origin::Seed(_), Origin::Weights(clip)) => clip.lora(),
+            (None, Origin::Weights(folder), _) => folder.manifest().vision.lora,
+            (None, Origin::Seed(_), Origin::Seed(_)) => None,
+        }
     }
 
     /// The models as they are before any training.
@@ -196,7 +212,7 @@ impl Origins {
 
     fn eyes(&self, backend: Backend) -> Result<Option<Eyes>, String> {
         if let Some([vision, evaluator]) = self.towers()
-            && vision.sha256 == evaluator.sha256
+            && (&vision.sha256, &vision.computation) == (&evaluator.sha256, &evaluator.computation)
         {
             // One file for both: what the evaluator sees need not be computed twice.
             return Ok(None);
@@ -224,8 +240,13 @@ impl Origins {
     }
 }
 
-fn tower(path: &Path, sha256: String, image_size: usize) -> Tower {
-    Tower { weights: path.to_owned(), sha256, image_size: image_size as u32 }
+fn of_clip(clip: &weights::Clip) -> Tower {
+    tower(clip.path(), clip.sha256(), &clip.architecture().tower(), clip.lora())
+}
+
+fn tower(path: &Path, sha256: String, architecture: &VisionArchitecture, lora: Option<LoraReading>) -> Tower {
+    let (image_size, computation) = (architecture.image_size as u32, architecture.computation(lora));
+    Tower { weights: path.to_owned(), sha256, image_size, computation }
 }
 
 /// The vision tower that a folder's captioner sees through.
@@ -286,7 +307,7 @@ impl Models {
         match &batch.views {
             Views::Features { hidden, .. } => part(hidden, range, device),
             Views::Pixels { captioner, .. } => {
-                let images = normalise(captioner, range, device);
+                let images = normalise(captioner, range, device, &self.seen().normalization);
                 no_grad(|| match &self.eyes {
                     Some(eyes) => eyes.hidden(&images),
                     None => self.evaluator.vision.hidden(&images),
@@ -304,11 +325,16 @@ impl Models {
                 None => self.evaluator.embed(hidden),
                 Some(_) => {
                     let pixels = evaluator.as_ref().unwrap_or(captioner);
-                    let images = normalise(pixels, range, hidden.device());
+                    let images = self.normalise_for_evaluator(pixels, range);
                     self.evaluator.embed(&self.evaluator.vision.hidden(&images))
                 }
             }),
         }
+    }
+
+    fn normalise_for_evaluator(&self, pixels: &Tensor, range: Range<usize>) -> Tensor {
+        let device = self.evaluator.parameters().flat().device();
+        normalise(pixels, range, device, &self.evaluator.architecture().normalization)
     }
 
     /// Normalised pixels `[images, 3, size, size]` of the generated pictures of samples `range` of a batch.
@@ -317,7 +343,7 @@ impl Models {
     /// The batch was prepared without them.
     pub fn generated_pixels(&self, batch: &Batch, range: Range<usize>) -> Result<Tensor, String> {
         let generated = batch.generated.as_ref().ok_or("the batch was prepared without generated pictures")?;
-        Ok(normalise(generated, range, self.evaluator.parameters().flat().device()))
+        Ok(self.normalise_for_evaluator(generated, range))
     }
 
     /// What the evaluator is trained on: normalised pixels `[images, 3, size, size]` of samples `range` of a batch.
@@ -328,8 +354,7 @@ impl Models {
         match &batch.views {
             Views::Features { .. } => Err("data.features cannot be used in a contrastive stage".to_owned()),
             Views::Pixels { captioner, evaluator } => {
-                let device = self.evaluator.parameters().flat().device();
-                Ok(normalise(evaluator.as_ref().unwrap_or(captioner), range, device))
+                Ok(self.normalise_for_evaluator(evaluator.as_ref().unwrap_or(captioner), range))
             }
         }
     }
@@ -358,7 +383,7 @@ mod tests {
             Vision::Transformer { patch_size: 4, width: 64, layers: 2, heads: 1 },
             Vision::ResNet { blocks: [2, 1, 1, 1], width: 8, heads: 4 },
         ] {
-            let architecture = Architecture { image_size: 32, vision, text: text.clone(), embedding: 6 };
+            let architecture = Architecture::new(32, vision, text.clone(), 6);
             let clip = Clip::new(architecture.clone(), 1, Device::Cpu);
             assert_eq!(shapes(clip.parameters()), architecture.shapes().unwrap());
             let values = clip.parameters().named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));

@@ -14,7 +14,7 @@ use runfile::{RunFile, Stage};
 use serde_json::json;
 use tokenizer::{MAX_TOKEN_BYTES, Vocabulary};
 use weights::folder::{self, Folder};
-use weights::{Clip, VisionArchitecture};
+use weights::{Clip, Conventions, VisionArchitecture};
 
 use images::Images;
 
@@ -100,15 +100,21 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
     data.complete(file).context("data")?;
     let mut opened = Vec::new();
     let mut found: Vec<String> = data.notes().iter().map(|note| format!("data: {note}")).collect();
-    let evaluator =
-        file.evaluator.weights.as_deref().map(|path| evaluator(path).context("evaluator.weights")).transpose()?;
+    let evaluator = file
+        .evaluator
+        .weights
+        .as_deref()
+        .map(|path| evaluator(path, &file.evaluator.clip).context("evaluator.weights"))
+        .transpose()?;
     if let Some(clip) = &evaluator {
         found.push(format!("evaluator: {}, sees {}", clip.path().display(), tower(&clip.architecture().tower())));
+        found.extend(clip.description().map(|line| format!("  {line}")));
     }
     let mut vision = evaluator.as_ref().map(|clip| (clip.architecture().tower(), of_clip(clip)));
     if let Some(path) = &file.captioner.vision {
-        let clip = clip(path).context("captioner.vision")?;
+        let clip = clip(path, &file.captioner.vision_clip).context("captioner.vision")?;
         found.push(format!("captioner: sees {} through {}", tower(&clip.architecture().tower()), path.display()));
+        found.extend(clip.description().map(|line| format!("  {line}")));
         vision = Some((clip.architecture().tower(), of_clip(&clip)));
     }
     if let Some(path) = &file.captioner.weights {
@@ -128,8 +134,8 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
     Ok((opened, found))
 }
 
-fn evaluator(path: &Path) -> anyhow::Result<Clip> {
-    let (clip, _) = folder::open_evaluator(path)?;
+fn evaluator(path: &Path, said: &Conventions) -> anyhow::Result<Clip> {
+    let (clip, _) = folder::open_evaluator(path, said)?;
     if path.is_dir() {
         storage::verify(path)?;
     }
@@ -137,15 +143,16 @@ fn evaluator(path: &Path) -> anyhow::Result<Clip> {
     Ok(clip)
 }
 
-fn clip(path: &Path) -> anyhow::Result<Clip> {
-    let clip = Clip::open(path)?;
+fn clip(path: &Path, said: &Conventions) -> anyhow::Result<Clip> {
+    let clip = Clip::open(path, said)?;
     clip.tensors()?;
     Ok(clip)
 }
 
 fn of_clip(clip: &Clip) -> Tower {
-    let image_size = clip.architecture().image_size as u32;
-    Tower { weights: clip.path().to_owned(), sha256: clip.sha256(), image_size }
+    let (image_size, computation) =
+        (clip.architecture().image_size as u32, clip.architecture().tower().computation(clip.lora()));
+    Tower { weights: clip.path().to_owned(), sha256: clip.sha256(), image_size, computation }
 }
 
 /// What an imported captioner, or one of another run, sees through, and which tokens it knows.
@@ -156,8 +163,8 @@ fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture,
     let vision = folder.vision()?;
     let architecture = manifest.vision.architecture.clone();
     file.check_positions(manifest.captioner.positions).map_err(anyhow::Error::msg)?;
-    let image_size = architecture.image_size as u32;
-    let tower = Tower { weights: vision.path().to_owned(), sha256: vision.sha256(), image_size };
+    let (image_size, computation) = (architecture.image_size as u32, architecture.computation(manifest.vision.lora));
+    let tower = Tower { weights: vision.path().to_owned(), sha256: vision.sha256(), image_size, computation };
     Ok((architecture, tower, Vocabulary::stored(&manifest.vocabulary)))
 }
 

@@ -38,15 +38,18 @@ impl RunFile {
         let too_many = format!("is {}, a run can have {MAX_WORKERS} workers at most", self.workers.max);
         need(self.workers.max <= MAX_WORKERS, "workers.max", &too_many)?;
         need(self.data.sources() == 1, "data", "needs exactly one of `karpathy`, `coco` and `webdataset`")?;
-        let Captioner { preset, weights, vision, .. } = &self.captioner;
+        let Captioner { preset, weights, vision, vision_clip, .. } = &self.captioner;
         need(preset.is_some() != weights.is_some(), "captioner", "needs either `preset` or `weights`")?;
         need(
             weights.is_none() || vision.is_none(),
             "captioner.vision",
             "comes with captioner.weights: take one of the two out",
         )?;
-        let Evaluator { preset, weights, .. } = &self.evaluator;
+        let said_of_nothing = "is of the weights beside it, and there are none";
+        need(vision.is_some() || vision_clip.is_empty(), "captioner.vision_clip", said_of_nothing)?;
+        let Evaluator { preset, weights, clip, .. } = &self.evaluator;
         need(preset.is_some() != weights.is_some(), "evaluator", "needs either `preset` or `weights`")?;
+        need(weights.is_some() || clip.is_empty(), "evaluator.clip", said_of_nothing)?;
         let trains_evaluator = self.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
         need(
             self.data.features.is_none() || (self.evaluator.weights.is_some() && !trains_evaluator),

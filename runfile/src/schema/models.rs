@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use weights::Conventions;
 
 /// Vocabulary of models that are trained from scratch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -62,6 +63,9 @@ pub struct Captioner {
     /// evaluator's vision encoder.
     #[serde(default)]
     pub vision: Option<PathBuf>,
+    /// How the model of `vision` computes, where its file does not say.
+    #[serde(default, skip_serializing_if = "Conventions::is_empty")]
+    pub vision_clip: Conventions,
     /// Dropout probability during training, from 0 to below 1.
     #[serde(default = "default_dropout")]
     pub dropout: f64,
@@ -74,7 +78,7 @@ pub struct Captioner {
 
 /// The model that scores captions against images: a CLIP. Either `preset` or `weights` is given.
 /// With `preset`, a `contrastive` stage has to train it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluator {
     /// Size of an evaluator that is trained from scratch.
@@ -83,6 +87,9 @@ pub struct Evaluator {
     /// CLIP weights, such as those of PAC-S, or a checkpoint of a run that trained its evaluator.
     #[serde(default)]
     pub weights: Option<PathBuf>,
+    /// How the model of `weights` computes, where its file does not say.
+    #[serde(default, skip_serializing_if = "Conventions::is_empty")]
+    pub clip: Conventions,
     /// Score that the evaluator's cosines are converted to, in rewards and evaluations.
     #[serde(default)]
     pub score: EvaluatorScore,

@@ -1,4 +1,4 @@
-//! Folders as Hugging Face lays them out.
+//! Folders as Hugging Face and OpenCLIP lay them out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
@@ -13,8 +13,14 @@ use crate::file::{MappedFile, read_json};
 const MOST_SHARDS: usize = 1024;
 
 /// What may be there, in order of preference.
-const CANDIDATES: [&str; 4] =
-    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+const CANDIDATES: [&str; 6] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+];
 
 /// Says which shard holds which tensor.
 #[derive(Deserialize)]

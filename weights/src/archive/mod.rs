@@ -57,7 +57,8 @@ type Found = Vec<(String, Dtype, Vec<usize>, Layout)>;
 
 impl Archive {
     /// Opens a file, or a folder as Hugging Face lays it out: `model.safetensors`, `model.safetensors.index.json` with its
-    /// shards, `pytorch_model.bin`, or `pytorch_model.bin.index.json` with its shards, the first that is there.
+    /// shards, `pytorch_model.bin`, or `pytorch_model.bin.index.json` with its shards; or as OpenCLIP does:
+    /// `open_clip_model.safetensors`, or `open_clip_pytorch_model.bin`. The first that is there.
     ///
     /// A file is safetensors, PyTorch's ZIP format with a state dict (at the top, under `state_dict` or under `model`) or a
     /// TorchScript archive; its content tells which, not its name.

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{CaptionerArchitecture, VisionArchitecture};
-use crate::clip::Vision;
+use crate::clip::{Activation, Vision};
 use crate::error::Error;
 use crate::folder::Vocabulary;
 use crate::settings::Section;
@@ -31,8 +31,8 @@ pub fn read(path: &Path, config: &Value) -> Result<(CaptionerArchitecture, Visio
     check_gpt2(&gpt2)?;
     let width = bert.size("hidden_size", 768)?;
     bert.agree("hidden_size", width, "decoder.n_embd", gpt2.size("n_embd", 768)?)?;
-    let heads = bert.heads("num_attention_heads", width)?;
-    bert.agree("num_attention_heads", heads, "decoder.n_head", gpt2.heads("n_head", width)?)?;
+    let heads = bert.heads("num_attention_heads", 12, width)?;
+    bert.agree("num_attention_heads", heads, "decoder.n_head", gpt2.heads("n_head", 12, width)?)?;
     let vision_width = vision.vision.hidden_width();
     if vision_width == width {
         let problem = "equals the width of the vision tower, so there is no projection between them; not supported";
@@ -105,7 +105,8 @@ fn vision(encoder: &Section<'_>) -> Result<VisionArchitecture, Error> {
     if tower.get("vision_config").is_some() {
         tower = tower.section("vision_config")?;
     }
-    tower.require("hidden_act", &[json!("quick_gelu")])?;
+    tower.require("hidden_act", &[json!("quick_gelu"), json!("gelu")])?;
+    let is_gelu = tower.get("hidden_act") == Some(&json!("gelu"));
     tower.require("layer_norm_eps", &[json!(1e-5)])?;
     tower.require("num_channels", &[json!(3)])?;
     let width = tower.size("hidden_size", 768)?;
@@ -115,8 +116,10 @@ fn vision(encoder: &Section<'_>) -> Result<VisionArchitecture, Error> {
         return Err(tower.wrong("image_size", "is less than patch_size"));
     }
     let layers = tower.size("num_hidden_layers", 12)?;
-    let heads = tower.heads("num_attention_heads", width)?;
-    Ok(VisionArchitecture { image_size, vision: Vision::Transformer { patch_size, width, layers, heads } })
+    let heads = tower.heads("num_attention_heads", 12, width)?;
+    let vision = Vision::Transformer { patch_size, width, layers, heads };
+    let activation = if is_gelu { Activation::Gelu } else { Activation::QuickGelu };
+    Ok(VisionArchitecture { activation, ..VisionArchitecture::new(image_size, vision) })
 }
 
 fn check_bert(bert: &Section<'_>) -> Result<(), Error> {
@@ -198,14 +201,14 @@ pub fn config_json(captioner: &CaptionerArchitecture, vision: &VisionArchitectur
 }
 
 /// A ResNet, which Hugging Face's CLIP does not have, is described by what the two kinds of tower have in common.
-fn vision_json(VisionArchitecture { image_size, vision }: &VisionArchitecture) -> Value {
+fn vision_json(VisionArchitecture { image_size, vision, activation, .. }: &VisionArchitecture) -> Value {
     let width = vision.hidden_width();
     let mut settings = json!({
         "model_type": "clip_vision_model",
         "hidden_size": width,
         "image_size": image_size,
         "num_channels": 3,
-        "hidden_act": "quick_gelu",
+        "hidden_act": activation,
         "layer_norm_eps": 1e-5,
     });
     if let (Some(settings), Vision::Transformer { patch_size, layers, heads, .. }) = (settings.as_object_mut(), vision)

@@ -18,7 +18,8 @@ pub use names::VISION_PREFIX;
 pub(crate) use names::WRAPPED_VISION_PREFIX;
 
 use crate::archive::Archive;
-use crate::clip::Vision;
+use crate::clip::config::{PREPROCESSOR, image_processor};
+use crate::clip::{Activation, LoraReading, Normalization, Vision};
 use crate::error::Error;
 use crate::file::read_json;
 use crate::folder::Vocabulary;
@@ -52,16 +53,42 @@ pub struct CaptionerArchitecture {
     pub vocabulary_size: usize,
 }
 
-/// Sizes of a captioner's vision tower.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Sizes of a captioner's vision tower, and how it computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VisionArchitecture {
     /// Pixels on a side.
     pub image_size: usize,
     /// The tower; Hugging Face knows transformers only.
     pub vision: Vision,
+    /// Activation of its MLPs. A ResNet has none.
+    #[serde(default)]
+    pub activation: Activation,
+    /// How pixels are normalised.
+    #[serde(default)]
+    pub normalization: Normalization,
 }
 
 impl VisionArchitecture {
+    /// A tower of these sizes with OpenAI's activation and normalisation.
+    #[must_use]
+    pub fn new(image_size: usize, vision: Vision) -> Self {
+        let (activation, normalization) = Default::default();
+        Self { image_size, vision, activation, normalization }
+    }
+
+    /// In words, how it computes otherwise than OpenAI's model of its sizes; nothing where it does not.
+    #[must_use]
+    pub fn computation(&self, lora: Option<LoraReading>) -> String {
+        let Self { vision, activation, normalization: Normalization { mean, std }, .. } = self;
+        let lora = lora.map(|reading| format!("LoRA factors {reading:?}"));
+        let heads = (vision.heads() * 64 != vision.hidden_width()).then(|| format!("{} heads", vision.heads()));
+        let is_plain = self.normalization == Normalization::default();
+        let normalization = (!is_plain).then(|| format!("mean {mean:?}, std {std:?}"));
+        let activation = (*activation != Activation::default()).then(|| format!("{activation:?}"));
+        let parts: Vec<String> = [activation, normalization, heads, lora].into_iter().flatten().collect();
+        parts.join(", ")
+    }
+
     /// Width of the hidden states; see [`Vision::hidden_width`].
     #[must_use]
     pub fn width(&self) -> usize {
@@ -96,7 +123,11 @@ impl Released {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("config.json");
         let config: Value = read_json(&path)?;
-        let (captioner, vision) = config::read(&path, &config)?;
+        let (captioner, mut vision) = config::read(&path, &config)?;
+        let preprocessor = folder.join(PREPROCESSOR);
+        if preprocessor.is_file() {
+            vision.normalization = image_processor(&preprocessor)?;
+        }
         let archive = Archive::open(folder)?;
         let vision_prefix = names::vision_prefix(&archive);
         let mut vision_names = Renaming::default();

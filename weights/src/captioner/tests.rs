@@ -20,7 +20,7 @@ fn sizes() -> (CaptionerArchitecture, VisionArchitecture) {
         vocabulary_size: 11,
     };
     let vision = Vision::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
-    (captioner, VisionArchitecture { image_size: 4, vision })
+    (captioner, VisionArchitecture::new(4, vision))
 }
 
 /// Names and shapes of a published captioner of those sizes.
@@ -170,7 +170,7 @@ fn settings_that_make_for_another_computation_are_refused_by_name() {
         ("/decoder", "vocab_size", json!(u64::MAX)),
         ("/encoder/encoder", "hidden_act", json!("gelu_new")),
         ("/encoder/encoder", "position_embedding_type", json!("relative_key")),
-        ("/encoder/vision_encoder", "hidden_act", json!("gelu")),
+        ("/encoder/vision_encoder", "hidden_act", json!("relu")),
         ("/encoder/vision_encoder", "layer_norm_eps", json!(1e-6)),
         ("/encoder/vision_encoder", "intermediate_size", json!(31)),
         ("/encoder/vision_encoder", "num_attention_heads", json!(3)),

@@ -2,13 +2,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::conventions::{Activation, Normalization};
 use crate::captioner::VisionArchitecture;
 
-/// Width of an attention head in all published models.
-const HEAD_WIDTH: usize = 64;
-
-/// Sizes of a CLIP.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Sizes of a CLIP, and how it computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Architecture {
     /// Pixels on a side.
     pub image_size: usize,
@@ -18,6 +16,12 @@ pub struct Architecture {
     pub text: Text,
     /// Width of the space that images and texts share.
     pub embedding: usize,
+    /// Activation of both towers' MLPs. A ResNet has none.
+    #[serde(default)]
+    pub activation: Activation,
+    /// How pixels are normalised.
+    #[serde(default)]
+    pub normalization: Normalization,
 }
 
 /// Sizes of a vision tower.
@@ -61,6 +65,18 @@ pub struct Text {
 }
 
 impl Vision {
+    /// Attention heads.
+    #[must_use]
+    pub fn heads(&self) -> usize {
+        let (Self::Transformer { heads, .. } | Self::ResNet { heads, .. }) = self;
+        *heads
+    }
+
+    pub(super) fn set_heads(&mut self, number: usize) {
+        let (Self::Transformer { heads, .. } | Self::ResNet { heads, .. }) = self;
+        *heads = number;
+    }
+
     /// Width of the hidden states: of the residual stream, or the last stage's channels.
     #[must_use]
     pub fn hidden_width(&self) -> usize {
@@ -83,10 +99,22 @@ impl Vision {
 }
 
 impl Architecture {
+    /// A model of these sizes with OpenAI's activation and normalisation.
+    #[must_use]
+    pub fn new(image_size: usize, vision: Vision, text: Text, embedding: usize) -> Self {
+        let (activation, normalization) = Default::default();
+        Self { image_size, vision, text, embedding, activation, normalization }
+    }
+
     /// Sizes of the vision tower alone.
     #[must_use]
     pub fn tower(&self) -> VisionArchitecture {
-        VisionArchitecture { image_size: self.image_size, vision: self.vision.clone() }
+        VisionArchitecture {
+            image_size: self.image_size,
+            vision: self.vision.clone(),
+            activation: self.activation,
+            normalization: self.normalization,
+        }
     }
 
     /// Width of the vision tower's hidden states; see [`Vision::hidden_width`].
@@ -102,7 +130,10 @@ impl Architecture {
     }
 
     /// The sizes that tensors of these shapes have under OpenAI's names, found as its `build_model` does
-    /// (`clip/model.py`). The error is the tensor that does not fit, and why.
+    /// (`clip/model.py`). Shapes say neither heads nor conventions: [`Conventions::complete`] sets them.
+    /// The error is the tensor that does not fit, and why.
+    ///
+    /// [`Conventions::complete`]: super::conventions::Conventions::complete
     pub(super) fn from_shapes(shapes: &Shapes) -> Result<Self, Misfit> {
         let shapes = Named(shapes);
         let (image_size, vision) = if shapes.0.contains_key("visual.layer1.0.conv1.weight") {
@@ -111,7 +142,7 @@ impl Architecture {
             shapes.transformer()?
         };
         let [_, embedding] = shapes.of("text_projection")?;
-        Ok(Self { image_size, vision, text: shapes.text()?, embedding })
+        Ok(Self::new(image_size, vision, shapes.text()?, embedding))
     }
 }
 
@@ -141,7 +172,7 @@ impl Named<'_> {
         let side = self.side("visual.positional_embedding")?;
         let image_size = side.checked_mul(patch_size).ok_or_else(|| (name.to_owned(), "is too large".to_owned()))?;
         let layers = self.count("visual.transformer.resblocks.")?;
-        Ok((image_size, Vision::Transformer { patch_size, width, layers, heads: heads(name, width)? }))
+        Ok((image_size, Vision::Transformer { patch_size, width, layers, heads: 1 }))
     }
 
     fn resnet(&self) -> Result<(usize, Vision), Misfit> {
@@ -156,16 +187,15 @@ impl Named<'_> {
         let image_size = side.checked_mul(32).ok_or_else(|| (pooled.to_owned(), "is too large".to_owned()))?;
         let [first, second, third, fourth] = [1, 2, 3, 4].map(|stage| self.count(&format!("visual.layer{stage}.")));
         let blocks = [first?, second?, third?, fourth?];
-        Ok((image_size, Vision::ResNet { blocks, width, heads: heads(pooled, hidden)? }))
+        Ok((image_size, Vision::ResNet { blocks, width, heads: 1 }))
     }
 
     fn text(&self) -> Result<Text, Misfit> {
         let [context_length, _] = self.of("positional_embedding")?;
         let [vocabulary_size, _] = self.of("token_embedding.weight")?;
-        let name = "ln_final.weight";
-        let [width] = self.of(name)?;
+        let [width] = self.of("ln_final.weight")?;
         let layers = self.count("transformer.resblocks.")?;
-        Ok(Text { width, layers, heads: heads(name, width)?, context_length, vocabulary_size })
+        Ok(Text { width, layers, heads: 1, context_length, vocabulary_size })
     }
 
     fn count(&self, prefix: &str) -> Result<usize, Misfit> {
@@ -190,12 +220,5 @@ fn count_blocks<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Resul
     match (0..numbers.len()).find(|number| !numbers.contains(number.to_string().as_str())) {
         None if !numbers.is_empty() => Ok(numbers.len()),
         missing => Err((format!("{prefix}{}", missing.unwrap_or(0)), "is missing".to_owned())),
-    }
-}
-
-fn heads(name: &str, width: usize) -> Result<usize, Misfit> {
-    match width % HEAD_WIDTH {
-        0 => Ok(width / HEAD_WIDTH),
-        _ => Err((name.to_owned(), format!("makes for a width of {width}, no multiple of a head's {HEAD_WIDTH}"))),
     }
 }

@@ -1,59 +1,131 @@
-//! CLIP (Radford et al. 2021) and what has its shape, such as PAC-S: in OpenAI's layout or Hugging Face's, read under OpenAI's
-//! names.
+//! CLIP (Radford et al. 2021) and what has its shape, such as PAC-S and OpenCLIP's models: in OpenAI's layout, OpenCLIP's or
+//! Hugging Face's, read under OpenAI's names.
 
 mod architecture;
+pub(crate) mod config;
+mod conventions;
+mod lora;
 pub(crate) mod names;
 
 use std::path::Path;
 
-use serde_json::{Value, json};
-
 pub use architecture::{Architecture, Text, Vision};
+pub use conventions::{Activation, Conventions, Family, LoraReading, Normalization};
+use lora::Factors;
 
 use crate::archive::Archive;
 use crate::error::Error;
-use crate::file::read_json;
 use crate::renaming::{Renamed, Renaming};
-use crate::settings::Section;
-use crate::shapes::compare;
+use crate::shapes::{Shapes, compare};
 use crate::tensor::Tensor;
 
 /// The weights of a CLIP. Its sizes are found from the shapes of its tensors, as OpenAI's `build_model` does.
 pub struct Clip {
     archive: Archive,
     renaming: Renaming,
+    factors: Factors,
+    lora: LoraReading,
     architecture: Architecture,
+    source: String,
 }
 
 impl Clip {
-    /// Opens a file or folder as [`Archive::open`] does.
+    /// Opens a file or folder as [`Archive::open`] does. What its tensors do not say is taken from `said`, then from the
+    /// configuration beside it; of OpenAI's own files it is known.
     ///
     /// # Errors
-    /// As [`Archive::open`], and where the tensors are not those of a CLIP, the one that does not fit.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    /// As [`Archive::open`]; where the tensors are not those of a CLIP, the one that does not fit; and what is not said.
+    pub fn open(path: &Path, said: &Conventions) -> Result<Self, Error> {
         let archive = Archive::open(path)?;
-        let (layout, renaming) = rename(&archive)?;
+        let Tensors { layout, renaming, factors } = rename(&archive)?;
         let shapes = renaming.shapes(&archive)?;
-        let architecture =
+        let mut architecture =
             Architecture::from_shapes(&shapes).map_err(|(tensor, problem)| Error::tensor(path, &tensor, problem))?;
-        if layout == Layout::HuggingFace {
-            check_settings(path, &architecture)?;
-        }
+        let (found, source) = match config::beside(path, layout, &architecture)? {
+            Some((found, config)) => (found, config.display().to_string()),
+            None if is_openais_own(&archive) => (Conventions::openai(), "OpenAI's own file".to_owned()),
+            None => (Conventions::default(), "the run file".to_owned()),
+        };
+        let source = if said.is_empty() { source } else { "what is said of it".to_owned() };
+        said.over(&found.over(&Conventions::default())).complete(path, &mut architecture)?;
         let needed = architecture.shapes().map_err(|problem| Error::format(path, problem))?;
         compare(path, &needed, &shapes)?;
-        Ok(Self { archive, renaming, architecture })
+        let lora = said.lora.unwrap_or_default();
+        let clip = Self { archive, renaming, factors, lora, architecture, source };
+        clip.check_factors(&needed)?;
+        Ok(clip)
     }
 
-    /// Opens a file with OpenAI's names whose sizes are known: shapes do not tell how many heads a tower has.
+    /// Opens a file with OpenAI's names whose architecture is known.
     ///
     /// # Errors
     /// As [`Archive::open`], and where the tensors are not those of `architecture`.
     pub fn of(path: &Path, architecture: Architecture) -> Result<Self, Error> {
         let archive = Archive::open(path)?;
-        let (_, renaming) = rename(&archive)?;
+        let Tensors { renaming, factors, .. } = rename(&archive)?;
         let needed = architecture.shapes().map_err(|problem| Error::format(path, problem))?;
         compare(path, &needed, &renaming.shapes(&archive)?)?;
-        Ok(Self { archive, renaming, architecture })
+        let (lora, source) = (LoraReading::Merged, "the run that trained it".to_owned());
+        let clip = Self { archive, renaming, factors, lora, architecture, source };
+        clip.check_factors(&needed)?;
+        Ok(clip)
+    }
+
+    /// Every LoRA factor is of a weight that there is.
+    fn check_factors(&self, needed: &Shapes) -> Result<(), Error> {
+        match self.factors.added(LoraReading::Merged).find(|(weight, _)| !needed.contains_key(*weight)) {
+            Some((weight, _)) => {
+                Err(Error::tensor(self.path(), weight, "has LoRA factors, and is no weight of the model"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Where its activation, normalisation and heads are said.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Lines that say how it computes, for people.
+    #[must_use]
+    pub fn description(&self) -> [String; 2] {
+        let Architecture { vision, text, activation, normalization, .. } = &self.architecture;
+        let tower = match vision {
+            Vision::Transformer { patch_size, width, layers, heads } => {
+                format!("vision transformer: {layers} layers of {width}, {heads} heads, patches of {patch_size} pixels")
+            }
+            Vision::ResNet { blocks, width, heads } => {
+                format!("modified ResNet: {blocks:?} blocks, {width} channels at first, pooled by {heads} heads")
+            }
+        };
+        let activation = match activation {
+            Activation::QuickGelu => "quick_gelu",
+            Activation::Gelu => "gelu",
+        };
+        let Normalization { mean, std } = normalization;
+        let lora = match self.lora() {
+            None => "",
+            Some(LoraReading::AsReleased) => "; LoRA factors of its MLPs left out, as the released scorer does",
+            Some(LoraReading::Merged) => "; all LoRA factors added",
+        };
+        let Text { width, layers, heads, context_length, .. } = text;
+        [
+            format!(
+                "{tower}; text transformer: {layers} layers of {width}, {heads} heads, {context_length} CLIP tokens"
+            ),
+            format!(
+                "{activation}, mean {mean:?}, std {std:?}, text pooled at its end token{lora}, as {} says; SHA-256 {}",
+                self.source,
+                self.sha256()
+            ),
+        ]
+    }
+
+    /// Which of its LoRA factors are added; none if it has none.
+    #[must_use]
+    pub fn lora(&self) -> Option<LoraReading> {
+        (!self.factors.is_empty()).then_some(self.lora)
     }
 
     /// Its sizes.
@@ -74,13 +146,21 @@ impl Clip {
         self.archive.sha256()
     }
 
-    /// Every parameter under OpenAI's name, sorted by it. What is no parameter (`input_resolution`, `position_ids` and the like)
-    /// is left out; what is unknown keeps its name, for the caller to find it too much.
+    /// Every parameter under OpenAI's name, sorted by it, with its LoRA factors added as the reading says. What is no parameter
+    /// (`input_resolution`, `position_ids` and the like) is left out; what is unknown keeps its name, for the caller to find it
+    /// too much.
     ///
     /// # Errors
     /// Names tensors that do not fit together.
     pub fn tensors(&self) -> Result<Vec<(String, Tensor<'_>)>, Error> {
-        self.renaming.tensors(&self.archive)
+        let mut tensors = self.renaming.tensors(&self.archive)?;
+        for (weight, pair) in self.factors.added(self.lora) {
+            let problem = |problem: String| Error::tensor(self.path(), weight, problem);
+            let Ok(place) = tensors.binary_search_by(|(name, _)| name.as_str().cmp(weight)) else { continue };
+            let factors = pair.read(|name| self.archive.get(name)).map_err(problem)?;
+            tensors[place].1 = lora::merge(&tensors[place].1, &factors).map_err(problem)?;
+        }
+        Ok(tensors)
     }
 }
 
@@ -94,12 +174,24 @@ enum Layout {
 /// What PyTorch's parallel modules put before every name.
 const WRAPPER: &str = "module.";
 
-fn rename(archive: &Archive) -> Result<(Layout, Renaming), Error> {
+/// The tensors of a file under OpenAI's names.
+struct Tensors {
+    layout: Layout,
+    renaming: Renaming,
+    factors: Factors,
+}
+
+fn rename(archive: &Archive) -> Result<Tensors, Error> {
     let prefix = if archive.names().all(|name| name.starts_with(WRAPPER)) { WRAPPER } else { "" };
     let layout = layout(archive, prefix)?;
-    let mut renaming = Renaming::default();
+    let (mut renaming, mut factors) = (Renaming::default(), Factors::default());
     for name in archive.names() {
         let bare = name.strip_prefix(prefix).unwrap_or(name);
+        let bare = if layout == Layout::OpenAi { names::from_open_clip(bare) } else { bare };
+        if let Some(weight) = lora::weight_of(bare).filter(|_| layout == Layout::OpenAi) {
+            factors.add(weight, name);
+            continue;
+        }
         let renamed = match layout {
             Layout::HuggingFace => names::from_hugging_face(bare),
             Layout::OpenAi if names::is_bookkeeping(bare) => Renamed::Dropped,
@@ -107,7 +199,13 @@ fn rename(archive: &Archive) -> Result<(Layout, Renaming), Error> {
         };
         renaming.add(archive.path(), name, renamed)?;
     }
-    Ok((layout, renaming))
+    Ok(Tensors { layout, renaming, factors })
+}
+
+/// OpenAI's files are TorchScript archives with these numbers beside the parameters, which nobody else writes: its
+/// `build_model` takes them out.
+fn is_openais_own(archive: &Archive) -> bool {
+    ["input_resolution", "context_length", "vocab_size"].iter().all(|name| archive.shape(name).is_some())
 }
 
 fn layout(archive: &Archive, prefix: &str) -> Result<Layout, Error> {
@@ -121,28 +219,6 @@ fn layout(archive: &Archive, prefix: &str) -> Result<Layout, Error> {
             "is no CLIP: it has neither visual.conv1.weight nor vision_model.embeddings.patch_embedding.weight";
         Err(Error::format(archive.path(), problem))
     }
-}
-
-/// Shapes do not tell heads and activations, but Hugging Face's `config.json` does, where there is one beside the weights. A
-/// setting that is left out has the value of OpenAI's models.
-fn check_settings(weights: &Path, architecture: &Architecture) -> Result<(), Error> {
-    let folder = if weights.is_dir() { Some(weights) } else { weights.parent() };
-    let Some(path) = folder.map(|folder| folder.join("config.json")).filter(|path| path.is_file()) else {
-        return Ok(());
-    };
-    let config: Value = read_json(&path)?;
-    let top = Section::top(&path, &config)?;
-    let (Vision::Transformer { heads, .. } | Vision::ResNet { heads, .. }) = architecture.vision;
-    for (tower, heads) in [("vision_config", heads), ("text_config", architecture.text.heads)] {
-        if top.get(tower).is_none() {
-            continue;
-        }
-        let settings = top.section(tower)?;
-        settings.require("hidden_act", &[json!("quick_gelu")])?;
-        settings.require("layer_norm_eps", &[json!(1e-5)])?;
-        settings.require("num_attention_heads", &[json!(heads)])?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -43,6 +43,11 @@ pub(crate) fn is_bookkeeping(name: &str) -> bool {
     BOOKKEEPING.contains(&name.rsplit('.').next().unwrap_or(name))
 }
 
+/// The name without what OpenCLIP puts before the text tower of some models (`CustomTextCLIP`).
+pub(super) fn from_open_clip(name: &str) -> &str {
+    name.strip_prefix("text.").unwrap_or(name)
+}
+
 /// What becomes of a tensor of Hugging Face's `CLIPModel`; one that it does not know keeps its name.
 pub(super) fn from_hugging_face(name: &str) -> Renamed {
     if is_bookkeeping(name) {

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::architecture::Shapes;
 use super::*;
@@ -28,6 +29,18 @@ fn vit_shapes(width: usize, layers: usize, patch: usize, image: usize, text: usi
     shapes
 }
 
+/// The architecture of OpenAI's model of these shapes.
+fn openais(shapes: &Shapes) -> Architecture {
+    let mut found = Architecture::from_shapes(shapes).unwrap();
+    Conventions::openai().over(&Conventions::default()).complete(Path::new("x"), &mut found).unwrap();
+    found
+}
+
+/// Opens a file that is said to follow OpenAI's conventions.
+fn open(path: &Path) -> Result<Clip, Error> {
+    Clip::open(path, &Conventions::openai())
+}
+
 #[test]
 fn sizes_of_the_published_transformers_are_found() {
     for (width, layers, patch, image, text, tokens) in [
@@ -36,10 +49,10 @@ fn sizes_of_the_published_transformers_are_found() {
         (1024, 24, 14, 224, 768, 257),
         (1024, 24, 14, 336, 768, 577),
     ] {
-        let found = Architecture::from_shapes(&vit_shapes(width, layers, patch, image, text)).unwrap();
+        let found = openais(&vit_shapes(width, layers, patch, image, text));
         let vision = Vision::Transformer { patch_size: patch, width, layers, heads: width / 64 };
         let context = Text { width: text, layers: 12, heads: text / 64, context_length: 77, vocabulary_size: 49_408 };
-        assert_eq!(found, Architecture { image_size: image, vision, text: context, embedding: text });
+        assert_eq!(found, Architecture::new(image, vision, context, text));
         assert_eq!((found.vision_width(), found.vision_tokens()), (width, tokens));
     }
 }
@@ -52,7 +65,7 @@ fn sizes_of_the_published_resnet_are_found() {
         let name = |block| format!("visual.layer{stage}.{block}.conv1.weight");
         shapes.extend((0..blocks).map(|block| (name(block), vec![64 << (stage - 1), 64, 1, 1])));
     }
-    let found = Architecture::from_shapes(&shapes).unwrap();
+    let found = openais(&shapes);
     assert_eq!(found.vision, Vision::ResNet { blocks: [3, 4, 6, 3], width: 64, heads: 32 });
     assert_eq!((found.image_size, found.embedding, found.text.width), (224, 1024, 512));
     assert_eq!((found.vision_width(), found.vision_tokens()), (2048, 49));
@@ -63,7 +76,6 @@ fn sizes_that_make_no_sense_are_refused_by_tensor() {
     for (name, shape, expected) in [
         ("visual.conv1.weight", vec![768, 3, 32], "visual.conv1.weight: has shape [768, 3, 32]"),
         ("visual.conv1.weight", vec![768, 3, 32, 0], "none of them empty"),
-        ("visual.conv1.weight", vec![100, 3, 32, 32], "visual.conv1.weight: makes for a width of 100"),
         ("visual.positional_embedding", vec![51, 768], "has 51 positions"),
         ("visual.positional_embedding", vec![1, 768], "has 1 positions"),
         ("visual.transformer.resblocks.13.ln_1.weight", vec![768], "visual.transformer.resblocks.12: is missing"),
@@ -119,7 +131,7 @@ fn hugging_faces_layout_is_read_under_openais_names() {
     let folder = tempfile::tempdir().unwrap();
     let shapes = hugging_face();
     write_shapes(&folder.path().join("model.safetensors"), &shapes);
-    let clip = Clip::open(folder.path()).unwrap();
+    let clip = open(folder.path()).unwrap();
     assert_eq!(clip.architecture().vision, Vision::Transformer { patch_size: 2, width: 64, layers: 1, heads: 1 });
     assert_eq!((clip.architecture().image_size, clip.architecture().embedding), (4, 2));
     let tensors: BTreeMap<String, Tensor<'_>> = clip.tensors().unwrap().into_iter().collect();
@@ -149,14 +161,14 @@ fn a_missing_query_is_noticed() {
     let mut shapes = hugging_face();
     shapes.retain(|(name, _)| name != "text_model.encoder.layers.0.self_attn.q_proj.bias");
     write_shapes(&folder.path().join("model.safetensors"), &shapes);
-    let text = Clip::open(folder.path()).map(|_| ()).unwrap_err().to_string();
+    let text = open(folder.path()).map(|_| ()).unwrap_err().to_string();
     assert!(text.contains("transformer.resblocks.0.attn.in_proj_bias: needs a query, a key and a value"), "{text}");
 }
 
 fn small() -> Architecture {
     let vision = Vision::Transformer { patch_size: 2, width: 64, layers: 2, heads: 1 };
     let text = Text { width: 64, layers: 1, heads: 1, context_length: 5, vocabulary_size: 9 };
-    Architecture { image_size: 4, vision, text, embedding: 64 }
+    Architecture::new(4, vision, text, 64)
 }
 
 #[test]
@@ -171,7 +183,7 @@ fn openais_layout_is_read_as_it_is_but_for_bookkeeping() {
         let tensors: Vec<_> =
             shapes.iter().map(|(name, shape)| (format!("{prefix}{name}"), counting(shape, 0))).collect();
         write_safetensors(&path, &tensors).unwrap();
-        let clip = Clip::open(&path).unwrap();
+        let clip = open(&path).unwrap();
         assert_eq!(*clip.architecture(), small());
         let names: Vec<String> = clip.tensors().unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), shapes.len() - 2);
@@ -190,7 +202,7 @@ fn everything_missing_extra_and_misshapen_is_told_at_once() {
     shapes.insert("extra.weight".to_owned(), vec![1]);
     shapes.insert("visual.ln_post.weight".to_owned(), vec![65]);
     write_shapes(&path, &shapes.into_iter().collect::<Vec<_>>());
-    let text = Clip::open(&path).map(|_| ()).unwrap_err().to_string();
+    let text = open(&path).map(|_| ()).unwrap_err().to_string();
     let expected = "missing: transformer.resblocks.0.mlp.c_fc.weight, visual.ln_pre.bias; extra: extra.weight; \
                     misshapen: visual.ln_post.weight [65], not [64]";
     assert!(text.ends_with(expected), "{text}");
@@ -201,23 +213,207 @@ fn what_is_no_clip_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("other.safetensors");
     write_safetensors(&path, &[("conv1.weight".to_owned(), counting(&[1], 0))]).unwrap();
-    let text = Clip::open(&path).map(|_| ()).unwrap_err().to_string();
+    let text = open(&path).map(|_| ()).unwrap_err().to_string();
     assert!(text.contains("other.safetensors: is no CLIP"), "{text}");
 }
 
+/// A folder with a model of these shapes, and configurations beside it.
+struct Published(tempfile::TempDir);
+
+impl Published {
+    fn new(shapes: &[(String, Vec<usize>)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write_shapes(&folder.path().join("model.safetensors"), shapes);
+        Self(folder)
+    }
+
+    fn with(self, name: &str, config: serde_json::Value) -> Self {
+        std::fs::write(self.0.path().join(name), config.to_string()).unwrap();
+        self
+    }
+
+    /// Opens it with nothing said of it.
+    fn open(&self) -> Result<Clip, String> {
+        self.open_with(&Conventions::default())
+    }
+
+    fn open_with(&self, said: &Conventions) -> Result<Clip, String> {
+        Clip::open(self.0.path(), said).map_err(|error| error.to_string())
+    }
+
+    fn problem(&self) -> String {
+        self.open().map(|_| ()).unwrap_err()
+    }
+}
+
+fn named(architecture: &Architecture) -> Vec<(String, Vec<usize>)> {
+    architecture.shapes().unwrap().into_iter().collect()
+}
+
 #[test]
-fn a_model_of_hugging_faces_that_computes_otherwise_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    write_shapes(&folder.path().join("model.safetensors"), &hugging_face());
-    let open = |config: &str| {
-        std::fs::write(folder.path().join("config.json"), config).unwrap();
-        Clip::open(folder.path()).map(|_| ()).map_err(|error| error.to_string())
+fn hugging_faces_configuration_says_what_its_tensors_do_not() {
+    let config = |hidden_act: &str, heads: usize| {
+        json!({
+            "vision_config": { "hidden_act": hidden_act, "num_attention_heads": heads },
+            "text_config": { "hidden_act": hidden_act },
+        })
     };
-    assert_eq!(open(r#"{"vision_config": {"hidden_act": "quick_gelu", "num_attention_heads": 1}}"#), Ok(()));
-    let text = open(r#"{"text_config": {"hidden_act": "gelu"}}"#).unwrap_err();
-    assert!(text.ends_with(r#"text_config.hidden_act: is "gelu"; only "quick_gelu" is supported"#), "{text}");
-    let text = open(r#"{"vision_config": {"num_attention_heads": 16}}"#).unwrap_err();
-    assert!(text.ends_with("vision_config.num_attention_heads: is 16; only 1 is supported"), "{text}");
+    let clip = Published::new(&hugging_face()).with("config.json", config("gelu", 16)).open().unwrap();
+    assert_eq!((clip.architecture().activation, clip.architecture().vision.heads()), (Activation::Gelu, 16));
+    assert_eq!(clip.architecture().normalization, Normalization::default());
+    let halves = json!({ "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 0.5], "resample": 3 });
+    let published = Published::new(&hugging_face()).with("config.json", config("quick_gelu", 1));
+    let clip = published.with("preprocessor_config.json", halves).open().unwrap();
+    assert_eq!(clip.architecture().normalization, Normalization { mean: [0.5; 3], std: [0.5, 0.25, 0.5] });
+    assert!(clip.source().ends_with("config.json"));
+
+    let refused = |config: serde_json::Value| Published::new(&hugging_face()).with("config.json", config).problem();
+    let text = refused(config("relu", 1));
+    assert!(text.ends_with(r#"hidden_act: is "relu"; only "quick_gelu" or "gelu" is supported"#), "{text}");
+    let text = refused(json!({ "vision_config": { "hidden_act": "gelu" }, "text_config": {} }));
+    assert!(text.contains("vision_config.hidden_act: differs from text_config.hidden_act"), "{text}");
+    assert!(refused(config("gelu", 7)).contains("is 7, which does not divide 64"));
+    let nearest = json!({ "resample": 0 });
+    let published = Published::new(&hugging_face()).with("config.json", config("gelu", 1));
+    assert!(published.with("preprocessor_config.json", nearest).problem().contains("resample: is 0"));
+}
+
+/// The sizes of [`small`] as OpenCLIP writes them.
+fn open_clip(quick_gelu: bool, head_width: usize) -> serde_json::Value {
+    json!({
+        "model_cfg": {
+            "embed_dim": 64,
+            "quick_gelu": quick_gelu,
+            "vision_cfg": { "image_size": 4, "layers": 2, "width": 64, "patch_size": 2, "head_width": head_width },
+            "text_cfg": { "context_length": 5, "vocab_size": 9, "width": 64, "heads": 2, "layers": 1 },
+        },
+        "preprocess_cfg": { "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic" },
+    })
+}
+
+#[test]
+fn open_clips_configuration_says_what_its_tensors_do_not() {
+    for (quick_gelu, activation) in [(false, Activation::Gelu), (true, Activation::QuickGelu)] {
+        let config = open_clip(quick_gelu, 16);
+        let clip = Published::new(&named(&small())).with("open_clip_config.json", config).open().unwrap();
+        let found = clip.architecture();
+        assert_eq!((found.activation, found.vision.heads(), found.text.heads), (activation, 4, 2));
+        assert_eq!(found.normalization, Normalization { mean: [0.5; 3], std: [0.5; 3] });
+    }
+    let refused = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut config = open_clip(false, 16);
+        change(&mut config);
+        Published::new(&named(&small())).with("open_clip_config.json", config).problem()
+    };
+    let vision = |key: &'static str, value: serde_json::Value| {
+        refused(&|config| config["model_cfg"]["vision_cfg"][key] = value.clone())
+    };
+    assert!(vision("layers", json!(3)).contains("vision_cfg.layers: is 3, but in the weights it is 2"));
+    assert!(vision("timm_model_name", json!("x")).contains("vision_cfg.timm_model_name: is not supported"));
+    assert!(vision("attentional_pool", json!(true)).contains("attentional_pool: is not supported"));
+    assert!(vision("head_width", json!(48)).contains("head_width: is 48, which does not divide 64"));
+    let text = refused(&|config| config["model_cfg"]["text_cfg"]["no_causal_mask"] = json!(true));
+    assert!(text.contains("text_cfg.no_causal_mask: is not supported"), "{text}");
+    let text = refused(&|config| config["preprocess_cfg"]["interpolation"] = json!("bilinear"));
+    assert!(text.contains("preprocess_cfg.interpolation: is \"bilinear\""), "{text}");
+}
+
+#[test]
+fn the_names_of_open_clips_custom_text_towers_are_read() {
+    let text = |name: &str| !name.starts_with("visual.") && name != "logit_scale";
+    let custom = |(name, shape): (String, Vec<usize>)| (if text(&name) { format!("text.{name}") } else { name }, shape);
+    let shapes: Vec<_> = named(&small()).into_iter().map(custom).collect();
+    let clip = Published::new(&shapes).with("open_clip_config.json", open_clip(false, 64)).open().unwrap();
+    let names: Vec<String> = clip.tensors().unwrap().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, named(&small()).into_iter().map(|(name, _)| name).collect::<Vec<_>>());
+}
+
+#[test]
+fn weights_that_say_nothing_of_themselves_are_refused_until_somebody_does() {
+    let bare = Published::new(&named(&small()));
+    let text = bare.problem();
+    for key in ["family: openai", "open_clip_config.json", "activation", "mean", "std", "vision_heads", "text_heads"] {
+        assert!(text.contains(key), "{key} is not in: {text}");
+    }
+    assert_eq!(*bare.open_with(&Conventions::openai()).unwrap().architecture(), small());
+    let mut said = Conventions { activation: Some(Activation::Gelu), mean: Some([0.5; 3]), ..Conventions::default() };
+    assert!(bare.open_with(&said).is_err(), "its std is not said");
+    said.std = Some([0.5; 3]);
+    let expected = Architecture {
+        activation: Activation::Gelu,
+        normalization: Normalization { mean: [0.5; 3], std: [0.5; 3] },
+        ..small()
+    };
+    assert_eq!(*bare.open_with(&said).unwrap().architecture(), expected);
+    said.vision_heads = Some(4);
+    assert_eq!(bare.open_with(&said).unwrap().architecture().vision.heads(), 4);
+    for (key, said) in [
+        ("heads", Conventions { vision_heads: Some(7), ..said.clone() }),
+        ("heads", Conventions { text_heads: Some(0), ..said.clone() }),
+        ("std", Conventions { std: Some([0.5, 0.0, 0.5]), ..said.clone() }),
+        ("std", Conventions { std: Some([f32::NAN; 3]), ..said.clone() }),
+    ] {
+        assert!(bare.open_with(&said).map(|_| ()).unwrap_err().contains(key));
+    }
+    // Whatever OpenAI exported has these beside its parameters.
+    let own = ["input_resolution", "context_length", "vocab_size"].map(|name| (name.to_owned(), vec![]));
+    let own = Published::new(&named(&small()).into_iter().chain(own).collect::<Vec<_>>());
+    assert_eq!(*own.open().unwrap().architecture(), small());
+}
+
+#[test]
+fn heads_of_wide_towers_are_never_guessed() {
+    let vision = Vision::Transformer { patch_size: 2, width: 1280, layers: 1, heads: 16 };
+    let wide = Architecture { activation: Activation::Gelu, ..Architecture::new(4, vision, small().text, 8) };
+    let published = Published::new(&named(&wide));
+    let Normalization { mean, std } = Normalization::default();
+    let said =
+        Conventions { activation: Some(Activation::Gelu), mean: Some(mean), std: Some(std), ..Conventions::default() };
+    let text = published.open_with(&said).map(|_| ()).unwrap_err();
+    assert!(text.contains("vision_heads (its vision encoder is 1280 wide)"), "{text}");
+    let found = published.open_with(&Conventions { vision_heads: Some(16), ..said }).unwrap();
+    assert_eq!(*found.architecture(), wide);
+}
+
+#[test]
+fn lora_factors_are_added_as_the_reading_says() {
+    let block = "transformer.resblocks.0";
+    let mut shapes = named(&small());
+    for (module, [outputs, inputs]) in [
+        (format!("{block}.attn.in_proj_weight_lora"), [192, 64]),
+        (format!("{block}.attn.out_proj.lora"), [64, 64]),
+        (format!("{block}.mlp.c_fc.lora"), [256, 64]),
+        ("visual.conv1.lora".to_owned(), [128, 6]),
+    ] {
+        // A kernel of two by two has twice the rank.
+        let rank = if module.contains("conv1") { 8 } else { 4 };
+        shapes.push((format!("{module}_A"), vec![rank, inputs]));
+        shapes.push((format!("{module}_B"), vec![outputs, rank]));
+    }
+    let published = Published::new(&shapes);
+    let changed = |lora: LoraReading| {
+        let clip = published.open_with(&Conventions { lora: Some(lora), ..Conventions::openai() }).unwrap();
+        assert_eq!(clip.lora(), Some(lora));
+        let plain = Archive::open(published.0.path()).unwrap();
+        let tensors = clip.tensors().unwrap();
+        assert_eq!(tensors.len(), named(&small()).len());
+        let differs = |(name, tensor): &(String, Tensor<'_>)| plain.get(name).as_ref() != Some(tensor);
+        tensors.iter().filter(|tensor| differs(tensor)).map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    let released = ["attn.in_proj_weight", "attn.out_proj.weight"].map(|name| format!("{block}.{name}"));
+    let with_convolution =
+        |names: &[String]| names.iter().cloned().chain(["visual.conv1.weight".into()]).collect::<Vec<_>>();
+    assert_eq!(changed(LoraReading::AsReleased), with_convolution(&released));
+    let all = [&released[..], &[format!("{block}.mlp.c_fc.weight")]].concat();
+    assert_eq!(changed(LoraReading::Merged), with_convolution(&all));
+
+    let mut halved = shapes.clone();
+    halved.retain(|(name, _)| name != "visual.conv1.lora_B");
+    let text = Published::new(&halved).open_with(&Conventions::openai()).unwrap().tensors().unwrap_err().to_string();
+    assert!(text.contains("visual.conv1.weight: has no LoRA factor B"), "{text}");
+    shapes.push(("visual.ln_9.lora_A".to_owned(), vec![4, 4]));
+    let text = Published::new(&shapes).open_with(&Conventions::openai()).map(|_| ()).unwrap_err();
+    assert!(text.contains("visual.ln_9.weight: has LoRA factors, and is no weight of the model"), "{text}");
 }
 
 fn side() -> impl Strategy<Value = usize> {

@@ -184,7 +184,8 @@ impl Writer {
         if !readable.is_empty() {
             let (count, side) = (readable.len(), i64::from(size));
             let pixels = Tensor::from_slice(&pixels).view([count as i64, side, side, 3]);
-            let hidden = tch::no_grad(|| self.eyes.hidden(&normalise(&pixels, 0..count, self.device)));
+            let by = &self.eyes.architecture().normalization;
+            let hidden = tch::no_grad(|| self.eyes.hidden(&normalise(&pixels, 0..count, self.device, by)));
             let found = self.captioner.search(&hidden, &self.search);
             let mut out = terminal::out();
             for (path, beams) in readable.iter().zip(found) {

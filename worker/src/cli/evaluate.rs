@@ -9,6 +9,7 @@ use scoring::results::{self, Captioned};
 use scoring::{Examined, Files, Item, Metrics};
 use statistics::names;
 use tch::Device;
+use weights::Conventions;
 
 use super::device::Compute;
 use super::report::Print;
@@ -77,10 +78,12 @@ impl Evaluate {
     fn run_of_checkpoint(&self) -> Result<RunFile, String> {
         let mut run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
         let weights = Some(self.checkpoint.clone());
-        run.captioner = Captioner { preset: None, weights, vision: None, ..run.captioner };
+        run.captioner =
+            Captioner { preset: None, weights, vision: None, vision_clip: Conventions::default(), ..run.captioner };
         let trained = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
         if run.evaluator.preset.take().is_some() || trained {
             run.evaluator.weights = Some(self.checkpoint.clone());
+            run.evaluator.clip = Conventions::default();
         }
         run.stages.clear();
         run.data.positives = None;

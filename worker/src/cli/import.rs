@@ -38,6 +38,7 @@ impl Import {
                 architecture: released.vision().clone(),
                 path: folder::VISION.into(),
                 sha256: None,
+                lora: None,
                 published_prefix: Some(released.vision_prefix().to_owned()),
             };
             Manifest::new(vocabulary, released.captioner().clone(), tower, None).write(folder).map_err(text)?;

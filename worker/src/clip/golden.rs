@@ -2,9 +2,11 @@
 
 use serde::Deserialize;
 use tch::{Tensor, no_grad};
-use weights::{Architecture, Text as TextSizes, Vision as VisionSizes};
+use weights::clip::LoraReading;
+use weights::{Architecture, Conventions, Text as TextSizes, Vision as VisionSizes};
 
 use super::*;
+use crate::data::normalise;
 use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
 use crate::testing;
 
@@ -65,7 +67,7 @@ impl Sizes {
             context_length: self.context_length,
             vocabulary_size: self.vocabulary_size,
         };
-        Architecture { image_size: self.image_size, vision, text, embedding: self.embedding }
+        Architecture::new(self.image_size, vision, text, self.embedding)
     }
 }
 
@@ -130,7 +132,7 @@ fn weights_come_alike_from_safetensors_pickles_and_torchscript() {
         let expected = by_formula(&architecture, "", testing::device());
         assert_eq!(files.len(), if architecture.blocks.is_empty() { 3 } else { 2 }, "{name}");
         for file in files {
-            let read = weights::Clip::open(&golden::path(&format!("clip/{file}"))).unwrap();
+            let read = weights::Clip::open(&golden::path(&format!("clip/{file}")), &Conventions::openai()).unwrap();
             assert_eq!(*read.architecture(), architecture.architecture(), "{file}");
             let values = crate::tensors::from_weights(read.tensors().unwrap());
             let clip = Clip::with(read.architecture().clone(), &values, testing::device()).unwrap();
@@ -139,5 +141,66 @@ fn weights_come_alike_from_safetensors_pickles_and_torchscript() {
                 assert_eq!(*found, expected.to_kind(Kind::Float), "{file}: {parameter}");
             }
         }
+    }
+}
+
+#[derive(Deserialize)]
+struct PublishedClips {
+    images: i64,
+    open_clip: Vec<Published>,
+    lora: Published,
+}
+
+#[derive(Deserialize)]
+struct Published {
+    name: String,
+    file: String,
+    texts: Vec<Vec<i64>>,
+}
+
+impl Published {
+    fn path(&self) -> std::path::PathBuf {
+        golden::path(&format!("published_clips/{}", self.file))
+    }
+
+    fn expected(&self) -> BTreeMap<String, Tensor> {
+        golden::tensors(&format!("published_clips/{}.safetensors", self.name))
+    }
+
+    /// Unit embeddings of bytes by formula, and of the texts.
+    fn embed(&self, said: &Conventions, images: i64) -> [Tensor; 2] {
+        let read = weights::Clip::open(&self.path(), said).unwrap();
+        let values = crate::tensors::from_weights(read.tensors().unwrap());
+        let clip = Clip::with(read.architecture().clone(), &values, testing::device()).unwrap();
+        let side = read.architecture().image_size as i64;
+        let bytes = |number| golden::input(&format!("{}.pixels{number}", self.name), &[3, side, side]);
+        let bytes = Tensor::stack(&(0..images).map(bytes).collect::<Vec<_>>(), 0);
+        let bytes = ((bytes + 1.0) * 128.0).floor().permute([0, 2, 3, 1]).to_kind(Kind::Uint8);
+        let pixels = normalise(&bytes, 0..images as usize, testing::device(), &read.architecture().normalization);
+        no_grad(|| [clip.embed(&clip.vision.hidden(&pixels)), clip.text.embed(&self.texts, 1)])
+    }
+}
+
+#[test]
+fn open_clips_folders_and_pac_s_plus_plus_give_the_embeddings_of_their_own_code() {
+    let PublishedClips { images, open_clip, lora } = golden::json("published_clips/published_clips.json");
+    for case in open_clip {
+        let (expected, [seen, read]) = (case.expected(), case.embed(&Conventions::default(), images));
+        assert_close(&format!("{} images", case.name), &seen, &expected["images"], 1e-4);
+        assert_close(&format!("{} texts", case.name), &read, &expected["texts"], 1e-4);
+        // Without its configuration it is refused.
+        let bare = case.path().join("open_clip_pytorch_model.bin");
+        let scratch = tempfile::tempdir().unwrap();
+        let alone = scratch.path().join("model.bin");
+        std::os::unix::fs::symlink(std::path::absolute(bare).unwrap(), &alone).unwrap();
+        let refused = weights::Clip::open(&alone, &Conventions::default()).map(|_| ()).unwrap_err().to_string();
+        assert!(refused.contains("open_clip_config.json") && refused.contains("activation"), "{refused}");
+    }
+    let expected = lora.expected();
+    for (reading, name) in [(LoraReading::AsReleased, "as_released"), (LoraReading::Merged, "merged")] {
+        let said = Conventions { lora: Some(reading), ..Conventions::openai() };
+        let [seen, read] = lora.embed(&said, images);
+        assert_close(&format!("{name} images"), &seen, &expected[&format!("{name}.images")], 1e-4);
+        assert_close(&format!("{name} texts"), &read, &expected[&format!("{name}.texts")], 1e-4);
     }
 }

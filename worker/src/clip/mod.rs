@@ -24,19 +24,17 @@ use crate::nn::{Backend, Builder, Mismatch, Parameters};
 #[must_use]
 pub fn preset(preset: Preset, vocabulary_size: usize) -> Architecture {
     match preset {
-        Preset::Tiny => Architecture {
-            image_size: 64,
-            vision: VisionKind::Transformer { patch_size: 16, width: 96, layers: 3, heads: 4 },
-            text: TextArchitecture { width: 96, layers: 2, heads: 4, context_length: 48, vocabulary_size },
-            embedding: Preset::Tiny.evaluator_embedding(),
-        },
+        Preset::Tiny => {
+            let vision = VisionKind::Transformer { patch_size: 16, width: 96, layers: 3, heads: 4 };
+            let text = TextArchitecture { width: 96, layers: 2, heads: 4, context_length: 48, vocabulary_size };
+            Architecture::new(64, vision, text, Preset::Tiny.evaluator_embedding())
+        }
         // ViT-B/32.
-        Preset::Dico => Architecture {
-            image_size: 224,
-            vision: VisionKind::Transformer { patch_size: 32, width: 768, layers: 12, heads: 12 },
-            text: TextArchitecture { width: 512, layers: 12, heads: 8, context_length: 77, vocabulary_size },
-            embedding: Preset::Dico.evaluator_embedding(),
-        },
+        Preset::Dico => {
+            let vision = VisionKind::Transformer { patch_size: 32, width: 768, layers: 12, heads: 12 };
+            let text = TextArchitecture { width: 512, layers: 12, heads: 8, context_length: 77, vocabulary_size };
+            Architecture::new(224, vision, text, Preset::Dico.evaluator_embedding())
+        }
     }
 }
 
@@ -58,7 +56,7 @@ impl Eyes {
         backend: impl Into<Backend>,
     ) -> Result<Self, Mismatch> {
         let mut builder = Builder::blank(backend);
-        let vision = Vision::new(&mut builder, architecture.image_size, &architecture.vision);
+        let vision = Vision::new(&mut builder, &architecture);
         let parameters = builder.finish();
         let needed =
             parameters.named().filter_map(|(name, _)| Some((name.to_owned(), values.get(name)?.shallow_clone())));
@@ -118,7 +116,7 @@ impl Clip {
     }
 
     fn build(architecture: Architecture, mut builder: Builder) -> Self {
-        let vision = Vision::new(&mut builder, architecture.image_size, &architecture.vision);
+        let vision = Vision::new(&mut builder, &architecture.tower());
         let pool = Pool::new(&mut builder, &architecture);
         let text = Text::new(&mut builder, &architecture);
         // The authors start at a temperature of 0.07.

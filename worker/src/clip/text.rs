@@ -28,7 +28,10 @@ impl Text {
         Self {
             token_embedding: Embedding::new(builder, "token_embedding", vocabulary, width, 0.02),
             positional_embedding: builder.normal("positional_embedding", &[context, width], 0.01),
-            transformer: Transformer::new(builder, "transformer", (tower.width, tower.layers, tower.heads)),
+            transformer: {
+                let sizes = (tower.width, tower.layers, tower.heads);
+                Transformer::new(builder, "transformer", sizes, architecture.activation)
+            },
             ln_final: LayerNorm::new(builder, "ln_final", width, 1e-5),
             text_projection: builder.normal("text_projection", &[width, embedding], (width as f64).powf(-0.5)),
         }

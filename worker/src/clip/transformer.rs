@@ -1,4 +1,5 @@
 use tch::Tensor;
+use weights::Activation;
 
 use crate::nn::{
     Builder, LayerNorm, Linear, Mode, Parameter, attention, attention_mask, linear, merge_heads, split_parts,
@@ -18,13 +19,20 @@ struct Block {
     ln_2: LayerNorm,
     c_fc: Linear,
     c_proj: Linear,
+    activation: Activation,
 }
 
 impl Transformer {
     /// Width, layers and heads. Starts as OpenAI's `initialize_parameters` does.
-    pub fn new(builder: &mut Builder, name: &str, (width, layers, heads): (usize, usize, usize)) -> Self {
+    pub fn new(
+        builder: &mut Builder,
+        name: &str,
+        (width, layers, heads): (usize, usize, usize),
+        activation: Activation,
+    ) -> Self {
         let sizes = (width as i64, layers as i64, heads as i64);
-        let blocks = (0..layers).map(|i| Block::new(builder, &format!("{name}.resblocks.{i}"), sizes)).collect();
+        let block = |i| Block::new(builder, &format!("{name}.resblocks.{i}"), sizes, activation);
+        let blocks = (0..layers).map(block).collect();
         Self { blocks }
     }
 
@@ -37,7 +45,7 @@ impl Transformer {
 }
 
 impl Block {
-    fn new(builder: &mut Builder, name: &str, (width, layers, heads): (i64, i64, i64)) -> Self {
+    fn new(builder: &mut Builder, name: &str, (width, layers, heads): (i64, i64, i64), activation: Activation) -> Self {
         let into = (width as f64).powf(-0.5);
         let out = into * (2.0 * layers as f64).powf(-0.5);
         let hidden = (2.0 * width as f64).powf(-0.5);
@@ -50,6 +58,7 @@ impl Block {
             ln_2: LayerNorm::new(builder, &format!("{name}.ln_2"), width, 1e-5),
             c_fc: Linear::new(builder, &format!("{name}.mlp.c_fc"), width, 4 * width, hidden),
             c_proj: Linear::new(builder, &format!("{name}.mlp.c_proj"), 4 * width, width, out),
+            activation,
         }
     }
 
@@ -58,7 +67,11 @@ impl Block {
         let [query, key, value] = split_parts(&projected, self.heads);
         let x = x + self.out_proj.forward(&merge_heads(&attention(&query, &key, &value, mask, Mode::Evaluate)));
         let hidden = self.c_fc.forward(&self.ln_2.forward(&x));
-        x + self.c_proj.forward(&quick_gelu(&hidden))
+        let activated = match self.activation {
+            Activation::QuickGelu => quick_gelu(&hidden),
+            Activation::Gelu => hidden.gelu("none"),
+        };
+        x + self.c_proj.forward(&activated)
     }
 }
 

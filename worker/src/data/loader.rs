@@ -9,14 +9,10 @@ use std::thread::JoinHandle;
 use dataset::{DataSet, Error, Split};
 use features::{Dtype, Store};
 use tch::{Device, Kind, Tensor};
+use weights::Normalization;
 
 /// Batches of ranges prepared ahead of the one that is waited for.
 const AHEAD: usize = 4;
-
-/// CLIP's channel means, of values in 0..1.
-pub const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-/// CLIP's channel deviations, of values in 0..1.
-pub const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// An image of a split and one of its captions, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,11 +77,11 @@ pub enum Views {
 }
 
 /// Normalises images `range` of bytes `[batch, size, size, 3]` to `[images, 3, size, size]` on `device`.
-pub fn normalise(pixels: &Tensor, range: Range<usize>, device: Device) -> Tensor {
+pub fn normalise(pixels: &Tensor, range: Range<usize>, device: Device, by: &Normalization) -> Tensor {
     let pixels = pixels.narrow(0, range.start as i64, range.len() as i64).to_device(device);
     let constant = |values: [f32; 3]| Tensor::from_slice(&values).to_device(device);
     let values = pixels.to_kind(Kind::Float) / 255.0;
-    ((values - constant(MEAN)) / constant(DEVIATION)).permute([0, 3, 1, 2]).contiguous()
+    ((values - constant(by.mean)) / constant(by.std)).permute([0, 3, 1, 2]).contiguous()
 }
 
 struct Job {
@@ -368,7 +364,8 @@ mod tests {
         let (folder, data) = undecodable(true);
         let stores = || {
             [(Split::Train, 2), (Split::Validation, 1)].map(|(split, images)| {
-                let tower = Tower { weights: "w".into(), sha256: "aa".into(), image_size: 4 };
+                let tower =
+                    Tower { weights: "w".into(), sha256: "aa".into(), image_size: 4, computation: String::new() };
                 let rows = Rows { shape: [3, 2, 5], dtype: Dtype::F16 };
                 let names = (images, data.names_sha256(split));
                 let towers = [tower.clone(), tower];

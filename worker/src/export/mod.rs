@@ -4,10 +4,8 @@
 use serde_json::{Value, json};
 use storage::Stamp;
 use tokenizer::SPECIAL;
-use weights::MODELING_MODULE;
 use weights::folder::{self, Folder};
-
-use crate::data::{DEVIATION, MEAN};
+use weights::{MODELING_MODULE, VisionArchitecture};
 
 const MODELING: &str = include_str!("modeling_dico.py");
 const IMAGE_PROCESSING: &str = include_str!("image_processing_dico.py");
@@ -37,7 +35,7 @@ pub fn files(folder: &Folder, name: &str, stamp: Option<&Stamp>) -> Vec<(String,
 
 /// Keys are those of transformers' own image processor for CLIP, which reads them, too.
 fn preprocessor(folder: &Folder) -> Value {
-    let side = folder.manifest().vision.architecture.image_size;
+    let VisionArchitecture { image_size: side, normalization, .. } = &folder.manifest().vision.architecture;
     // By way of text: the shortest decimal number that is this one in 32 bits.
     let channels = |values: [f32; 3]| values.map(|value| value.to_string().parse::<f64>().unwrap_or_default());
     json!({
@@ -53,8 +51,8 @@ fn preprocessor(folder: &Folder) -> Value {
         "do_rescale": true,
         "rescale_factor": 1.0 / 255.0,
         "do_normalize": true,
-        "image_mean": channels(MEAN),
-        "image_std": channels(DEVIATION),
+        "image_mean": channels(normalization.mean),
+        "image_std": channels(normalization.std),
     })
 }
 

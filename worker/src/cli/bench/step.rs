@@ -9,7 +9,7 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
 use weights::clip::{Architecture, Text, Vision};
-use weights::folder;
+use weights::{Normalization, folder};
 
 use super::trace::trace;
 use super::{synchronise, world};
@@ -281,7 +281,7 @@ impl Bench<'_> {
         if let Some((hidden, embeddings)) = &self.seen {
             return (hidden.shallow_clone(), embeddings.shallow_clone());
         }
-        let images = normalise(&self.pixels, 0..self.numbers.len(), self.device);
+        let images = normalise(&self.pixels, 0..self.numbers.len(), self.device, &Normalization::default());
         no_grad(|| (self.eyes.vision.hidden(&images), self.evaluator.embed(&self.evaluator.vision.hidden(&images))))
     }
 
@@ -364,7 +364,7 @@ impl Bench<'_> {
         let mut same = 0;
         let batches = RANKED.div_ceil(images);
         for _ in 0..batches {
-            let pixels = normalise(&self.pixels.randint_like(256), 0..images, self.device);
+            let pixels = normalise(&self.pixels.randint_like(256), 0..images, self.device, &Normalization::default());
             let found = no_grad(|| self.policy.search(&self.eyes.vision.hidden(&pixels), &self.search));
             let order = |evaluator: &Clip| {
                 let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
@@ -390,7 +390,7 @@ impl Tower {
             Self::Rn50 => Vision::ResNet { blocks: [3, 4, 6, 3], width: 64, heads: 32 },
         };
         let text = Text { width: 64, layers: 1, heads: 1, context_length: 1, vocabulary_size: 1 };
-        Architecture { image_size: 224, vision, text, embedding: 64 }
+        Architecture::new(224, vision, text, 64)
     }
 }
 

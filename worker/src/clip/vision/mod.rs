@@ -4,6 +4,7 @@ mod resnet;
 mod transformer;
 
 use tch::Tensor;
+use weights::VisionArchitecture;
 use weights::clip::{self as architecture, Architecture};
 
 use self::resnet::{AttentionPool, ModifiedResNet};
@@ -19,10 +20,12 @@ pub enum Vision {
 }
 
 impl Vision {
-    pub(super) fn new(builder: &mut Builder, image_size: usize, vision: &architecture::Vision) -> Self {
-        match *vision {
+    pub(super) fn new(builder: &mut Builder, tower: &VisionArchitecture) -> Self {
+        match tower.vision {
             architecture::Vision::Transformer { patch_size, width, layers, heads } => {
-                Self::Transformer(VisionTransformer::new(builder, image_size, patch_size, (width, layers, heads)))
+                let sizes = (width, layers, heads);
+                let image = (tower.image_size, patch_size);
+                Self::Transformer(VisionTransformer::new(builder, image, sizes, tower.activation))
             }
             architecture::Vision::ResNet { blocks, width, .. } => {
                 Self::ResNet(ModifiedResNet::new(builder, blocks, width))

@@ -1,4 +1,5 @@
 use tch::Tensor;
+use weights::Activation;
 
 use crate::clip::transformer::Transformer;
 use crate::nn::{Builder, LayerNorm, ReplayedFunction};
@@ -15,7 +16,13 @@ pub struct VisionTransformer {
 }
 
 impl VisionTransformer {
-    pub fn new(builder: &mut Builder, image_size: usize, patch_size: usize, tower: (usize, usize, usize)) -> Self {
+    /// Sides of image and patch in pixels; width, layers and heads.
+    pub fn new(
+        builder: &mut Builder,
+        (image_size, patch_size): (usize, usize),
+        tower: (usize, usize, usize),
+        activation: Activation,
+    ) -> Self {
         let (width, patch) = (tower.0 as i64, patch_size as i64);
         let tokens = (image_size / patch_size).pow(2) as i64 + 1;
         let scale = (width as f64).powf(-0.5);
@@ -27,7 +34,7 @@ impl VisionTransformer {
             class_embedding: builder.normal("visual.class_embedding", &[width], scale),
             positional_embedding: builder.normal("visual.positional_embedding", &[tokens, width], scale),
             ln_pre: LayerNorm::new(builder, "visual.ln_pre", width, 1e-5),
-            transformer: Transformer::new(builder, "visual.transformer", tower),
+            transformer: Transformer::new(builder, "visual.transformer", tower, activation),
             replayed: ReplayedFunction::default(),
         }
     }

@@ -1,0 +1,171 @@
+//! LoRA factors, as loralib writes them and PAC-S++ was published with.
+//!
+//! A weight W `[outputs, ..]` has factors A `[rank, inputs]` and B `[outputs, rank]`, and stands for
+//! W + B A / rank: the released models have alpha 1. Of a convolution with a square kernel of side k the
+//! factors are `[rank k, inputs k]` and `[outputs k, rank k]`, and B A is read as the weight's shape
+//! (`loralib/layers.py`, `Conv2d`).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use super::conventions::LoraReading;
+use crate::tensor::{Dtype, Tensor};
+
+/// Ends of the names of factors, of a module's weight and of a tensor's own.
+const ENDS: [(&str, &str); 4] = [(".lora_A", ".weight"), (".lora_B", ".weight"), ("_lora_A", ""), ("_lora_B", "")];
+
+/// Names of the two factors of a weight.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pair {
+    a: Option<String>,
+    b: Option<String>,
+}
+
+/// Factors by the name of their weight.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Factors(BTreeMap<String, Pair>);
+
+/// The weight that a factor of this name belongs to.
+pub(super) fn weight_of(name: &str) -> Option<String> {
+    ENDS.iter().find_map(|(end, weight)| name.strip_suffix(end).map(|module| format!("{module}{weight}")))
+}
+
+impl Factors {
+    /// Adds a factor: `name` is the weight's, `factor` the factor's in the file.
+    pub fn add(&mut self, weight: String, factor: &str) {
+        let pair = self.0.entry(weight).or_default();
+        let side = if factor.ends_with('A') { &mut pair.a } else { &mut pair.b };
+        *side = Some(factor.to_owned());
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The weights with their factors, of those that `reading` adds.
+    pub fn added(&self, reading: LoraReading) -> impl Iterator<Item = (&str, &Pair)> {
+        let is_added = move |weight: &str| reading == LoraReading::Merged || !weight.contains(".mlp.");
+        self.0.iter().map(|(weight, pair)| (weight.as_str(), pair)).filter(move |(weight, _)| is_added(weight))
+    }
+}
+
+impl Pair {
+    /// Both factors, read by `get`.
+    pub fn read<'a>(&self, get: impl Fn(&str) -> Option<Tensor<'a>>) -> Result<[Tensor<'a>; 2], String> {
+        let factor = |side: &str, name: &Option<String>| {
+            let name = name.as_ref().ok_or_else(|| format!("has no LoRA factor {side}"))?;
+            get(name).ok_or_else(|| format!("{name} cannot be read"))
+        };
+        Ok([factor("A", &self.a)?, factor("B", &self.b)?])
+    }
+}
+
+/// W + B A / rank.
+///
+/// # Errors
+/// The shapes do not fit.
+pub(super) fn merge(weight: &Tensor<'_>, [a, b]: &[Tensor<'_>; 2]) -> Result<Tensor<'static>, String> {
+    let misfit = || format!("its LoRA factors {:?} and {:?} do not fit {:?}", a.shape, b.shape, weight.shape);
+    let (&[rows, columns], &[outputs, inner]) = (a.shape.as_slice(), b.shape.as_slice()) else { return Err(misfit()) };
+    // The side of a convolution's kernel; 1 of a matrix.
+    let side = if let [_, _, height, width] = weight.shape[..] { if height == width { height } else { 0 } } else { 1 };
+    let elements: usize = weight.shape.iter().product();
+    if side == 0
+        || rows != inner
+        || rows == 0
+        || rows % side != 0
+        || outputs.checked_mul(columns) != Some(elements)
+        || weight.shape.first().and_then(|first| first.checked_mul(side)) != Some(outputs)
+    {
+        return Err(misfit());
+    }
+    let scale = side as f32 / rows as f32;
+    let numbers = |tensor: &Tensor<'_>| floats(tensor).ok_or_else(|| format!("is of {:?}", tensor.dtype));
+    let (a, b, mut merged) = (numbers(a)?, numbers(b)?, numbers(weight)?);
+    for (out, b) in merged.chunks_exact_mut(columns).zip(b.chunks_exact(rows)) {
+        for (a, b) in a.chunks_exact(columns).zip(b) {
+            let factor = b * scale;
+            out.iter_mut().zip(a).for_each(|(out, a)| *out += factor * a);
+        }
+    }
+    let bytes = merged.into_iter().flat_map(f32::to_le_bytes).collect();
+    Ok(Tensor { dtype: Dtype::F32, shape: weight.shape.clone(), bytes: Cow::Owned(bytes) })
+}
+
+/// The numbers of a tensor of floating-point numbers.
+fn floats(tensor: &Tensor<'_>) -> Option<Vec<f32>> {
+    let bytes = tensor.bytes.as_ref();
+    Some(match tensor.dtype {
+        Dtype::F32 => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        Dtype::F64 => bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32).collect(),
+        Dtype::F16 => bytes.as_chunks().0.iter().map(|bytes| half(u16::from_le_bytes(*bytes))).collect(),
+        Dtype::Bf16 => {
+            let wide = |bytes: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+            bytes.as_chunks().0.iter().map(wide).collect()
+        }
+        _ => return None,
+    })
+}
+
+/// A number of IEEE 754 half precision.
+fn half(bits: u16) -> f32 {
+    let (sign, exponent, fraction) = (bits >> 15, (bits >> 10) & 31, f32::from(bits & 1023));
+    let size = match exponent {
+        0 => fraction * 2_f32.powi(-24),
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        _ => (1.0 + fraction / 1024.0) * 2_f32.powi(i32::from(exponent) - 15),
+    };
+    if sign == 1 { -size } else { size }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::values;
+
+    fn tensor(shape: &[usize], numbers: &[f32]) -> Tensor<'static> {
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        Tensor { dtype: Dtype::F32, shape: shape.to_vec(), bytes: Cow::Owned(bytes) }
+    }
+
+    #[test]
+    fn factors_are_added_over_their_rank() {
+        let weight = tensor(&[2, 3], &[1.0; 6]);
+        let a = tensor(&[2, 3], &[1.0, 2.0, 3.0, 0.0, 0.0, 4.0]);
+        let b = tensor(&[2, 2], &[2.0, 0.0, 1.0, 1.0]);
+        let merged = merge(&weight, &[a.clone(), b.clone()]).unwrap();
+        assert_eq!(values(&merged), [2.0, 3.0, 4.0, 1.5, 2.0, 4.5]);
+        for wrong in [tensor(&[3, 2], &[0.0; 6]), tensor(&[2], &[0.0; 2]), tensor(&[0, 3], &[])] {
+            assert!(merge(&weight, &[wrong, b.clone()]).unwrap_err().contains("do not fit [2, 3]"));
+        }
+        let whole = Tensor { dtype: Dtype::I64, shape: vec![2, 2], bytes: Cow::Owned(vec![0; 32]) };
+        assert!(merge(&weight, &[a, whole]).unwrap_err().contains("is of I64"));
+    }
+
+    #[test]
+    fn a_convolutions_factors_are_read_as_its_shape() {
+        // One output, one input, a kernel of 2 x 2, rank 1: A [2, 2], B [2, 2].
+        let weight = tensor(&[1, 1, 2, 2], &[0.0; 4]);
+        let (a, b) = (tensor(&[2, 2], &[1.0, 2.0, 3.0, 4.0]), tensor(&[2, 2], &[1.0, 0.0, 0.0, 1.0]));
+        assert_eq!(values(&merge(&weight, &[a, b]).unwrap()), [1.0, 2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn half_precision_is_widened_exactly() {
+        let widened = [0x0000, 0x8000, 0x3C00, 0xC000, 0x0001, 0x7BFF, 0x7C00, 0x3555].map(half);
+        let expected = [0.0, -0.0, 1.0, -2.0, 5.960_464_5e-8, 65_504.0, f32::INFINITY, 0.333_251_95];
+        assert_eq!(widened.map(f32::to_bits), expected.map(f32::to_bits));
+        assert!(half(0x7E00).is_nan());
+    }
+
+    #[test]
+    fn factors_name_their_weight() {
+        let of = |name: &str| weight_of(name);
+        let block = "visual.transformer.resblocks.0";
+        assert_eq!(of(&format!("{block}.mlp.c_fc.lora_A")), Some(format!("{block}.mlp.c_fc.weight")));
+        assert_eq!(of(&format!("{block}.attn.in_proj_weight_lora_B")), Some(format!("{block}.attn.in_proj_weight")));
+        assert_eq!(of("visual.conv1.lora_B"), Some("visual.conv1.weight".to_owned()));
+        assert_eq!(of("visual.conv1.weight"), None);
+    }
+}
