@@ -8,6 +8,7 @@ mod braces;
 mod checks;
 mod coco;
 mod error;
+pub mod image_folder;
 mod index;
 mod karpathy;
 pub mod limits;
@@ -454,6 +455,33 @@ impl DataSet {
     #[must_use]
     pub fn odd(&self) -> &OddImages {
         &self.odd
+    }
+
+    /// These files as images of the test split, each with its name, without captions.
+    #[must_use]
+    pub fn of_images(files: Vec<(String, PathBuf)>) -> Self {
+        let item = |(name, path): (String, PathBuf)| Item::new(&name, Vec::new(), ImageRef::File(path));
+        let splits = Splits { test: files.into_iter().map(item).collect(), ..Splits::default() };
+        Self { splits, ..Self::default() }
+    }
+
+    /// The same with only these items of a split, by number, in this order.
+    ///
+    /// # Panics
+    /// The split has no item of such a number.
+    #[must_use]
+    pub fn select(mut self, split: Split, numbers: &[usize]) -> Self {
+        let items = self.splits.get_mut(split);
+        *items = numbers.iter().map(|&number| items[number].clone()).collect();
+        self
+    }
+
+    /// The same with the items of `split` as the test split, and no others.
+    #[must_use]
+    pub fn as_test(mut self, split: Split) -> Self {
+        let items = std::mem::take(self.splits.get_mut(split));
+        self.splits = Splits { test: items, ..Splits::default() };
+        self
     }
 
     /// What is done to images before models see them; see [`preprocess::description`].

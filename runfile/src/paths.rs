@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use crate::{Coco, CocoSplit, Data, Karpathy, Positives, RunFile, Scoring};
+use crate::{Coco, CocoSplit, Data, Error, Evaluator, Karpathy, Positives, RunFile, Scoring};
 
 impl RunFile {
     /// Makes all paths absolute, because workers run in other folders and on other machines.
@@ -42,6 +42,24 @@ impl RunFile {
             .chain(karpathy.into_iter().flatten())
             .chain(coco)
             .chain(optional.chain(positives.into_iter().flatten()).flatten())
+    }
+}
+
+impl Evaluator {
+    /// Reads a file that has an evaluator alone, as a run file has it under `evaluator`. A relative path in it is relative to its
+    /// folder.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not in its form.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Read { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        let mut evaluator: Self =
+            serde_saphyr::from_str(&text).map_err(|error| Error::from_yaml(path, &text, &error))?;
+        let file = std::path::absolute(path).map_err(failed)?;
+        let folder = file.parent().unwrap_or(&file);
+        evaluator.weights = evaluator.weights.map(|weights| normalised(&folder.join(weights)));
+        Ok(evaluator)
     }
 }
 

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use statistics::names::DOMAINS;
 
+use crate::report::Name;
 use crate::{Item, Metrics, Report, Scores};
 
 impl Metrics {
@@ -19,7 +20,8 @@ impl Metrics {
                 continue;
             }
             let mean = |values: &Vec<f64>| Scores::mean(members().map(|index| values[index]).collect()).corpus;
-            let means: BTreeMap<&str, f64> = report.items.iter().map(|(name, values)| (*name, mean(values))).collect();
+            let means: BTreeMap<Name, f64> =
+                report.items.iter().map(|(name, values)| (name.clone(), mean(values))).collect();
             let mut scores = self.score_without_spice(&own).corpus;
             for (name, mean) in means {
                 scores.entry(name).or_insert(mean);

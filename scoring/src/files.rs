@@ -33,6 +33,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+pub use self::matching::Names;
 use self::matching::{Matched, matched};
 pub use self::references::ReferenceImage;
 use self::references::{Image, Mark, References};
@@ -43,6 +44,8 @@ use crate::{Error, Item, Metrics, Report};
 pub struct Captions {
     /// The images' ids, in the order in which the references first name them.
     pub ids: Vec<String>,
+    /// All that the references call the images.
+    pub images: Vec<Names>,
     /// What is to be scored, in the same order.
     pub items: Vec<Item>,
     /// The domain of each item, where it has one.
@@ -87,13 +90,13 @@ impl Captions {
     }
 
     fn pair(source: &Path, references: References, candidates: HashMap<String, String>) -> Result<Self, Error> {
-        let References { namings, captions: groups, domains, marked } = references;
+        let References { images, namings, captions: groups, domains, marked } = references;
         let Matched { names, mut candidates, note, examples } = matched(namings, candidates);
         let mut captions =
-            Self { ids: Vec::new(), items: Vec::new(), domains: Vec::new(), left_out: 0, notes: Vec::new() };
+            Self { ids: vec![], images: vec![], items: vec![], domains: vec![], left_out: 0, notes: vec![] };
         captions.notes.extend(note);
         let mut void = 0;
-        for ((id, group), domain) in names.into_iter().zip(groups).zip(domains) {
+        for (((id, group), domain), image) in names.into_iter().zip(groups).zip(domains).zip(images) {
             let Some(candidate) = candidates.remove(&id) else {
                 captions.left_out += 1;
                 continue;
@@ -111,6 +114,7 @@ impl Captions {
                 return Err(Error::format(source, problem));
             }
             captions.ids.push(id);
+            captions.images.push(image);
             captions.domains.push(domain);
             captions.items.push(Item { candidate, references: group });
         }
@@ -403,6 +407,7 @@ mod tests {
     fn all_forms_are_read_alike() {
         let expected = Captions {
             ids: vec!["9".into(), "7".into()],
+            images: vec![],
             items: vec![crate::item("dog", &["A dog.", "One dog"]), crate::item("cat", &["A cat."])],
             domains: vec![None; 2],
             left_out: 0,
@@ -425,6 +430,11 @@ mod tests {
                 for reference in got.items.iter_mut().flat_map(|item| &mut item.references) {
                     *reference = reference.replace("   ", " ");
                 }
+                assert_eq!(
+                    got.images.iter().map(|names| names.id.clone()).collect::<Option<Vec<_>>>(),
+                    Some(got.ids.clone())
+                );
+                got.images.clear();
                 assert_eq!(got, expected, "{references} {candidates}");
             }
         }

@@ -30,7 +30,7 @@ pub use error::Error;
 pub use evaluation::Examined;
 pub use fluency::{Fluency, fluency};
 pub use metrics::{Files, Metrics};
-pub use report::{Form, Report};
+pub use report::{Form, Name, Report};
 pub use rouge::rouge_l;
 
 /// One image: the caption to be judged and the human ones to judge it by. An image must not be listed twice, because
@@ -54,7 +54,8 @@ pub struct Scores {
 
 impl Scores {
     /// Of a metric whose value for all items is their mean.
-    pub(crate) fn mean(items: Vec<f64>) -> Self {
+    #[must_use]
+    pub fn mean(items: Vec<f64>) -> Self {
         let corpus = if items.is_empty() { 0.0 } else { items.iter().sum::<f64>() / items.len() as f64 };
         Self { corpus, items }
     }

@@ -85,10 +85,10 @@ impl Metrics {
         }
         report.add("incorrect_endings", incorrect_endings);
         report.corpus.extend([
-            ("distinct_1", distinct[0]),
-            ("distinct_2", distinct[1]),
-            ("vocabulary_size", vocabulary_size as f64),
-            ("mean_length", mean_length),
+            ("distinct_1".into(), distinct[0]),
+            ("distinct_2".into(), distinct[1]),
+            ("vocabulary_size".into(), vocabulary_size as f64),
+            ("mean_length".into(), mean_length),
         ]);
         report
     }
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn captions_without_references_have_scores_that_need_none() {
         let report = score(&[item("a dog and a", &[]), item("a cat", &[])]);
-        let names: Vec<_> = report.items.keys().copied().collect();
+        let names: Vec<_> = report.items.keys().map(|name| name.as_ref()).collect();
         assert_eq!(names, ["incorrect_endings", "rep_1", "rep_2", "rep_3", "rep_4"]);
         assert_eq!((report.corpus["mean_length"], report.corpus.contains_key("cider")), (3.0, false));
         assert_eq!(report.notes, ["no image has references: only scores that need none are there"]);
@@ -199,7 +199,7 @@ mod tests {
             }
             for (name, mut values) in report.items {
                 values.rotate_left(turn);
-                for (value, turned) in values.iter().zip(&turned.items[name]) {
+                for (value, turned) in values.iter().zip(&turned.items[&name]) {
                     prop_assert!((value - turned).abs() < 1e-9, "{name}");
                 }
             }

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
@@ -5,15 +6,18 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::Scores;
 
-/// What a job's captions score, by metric (the names are those of evaluation scores).
+/// A metric's name: that of an evaluation score, or with the name of an evaluator before it where there are several.
+pub type Name = Cow<'static, str>;
+
+/// What a job's captions score, by metric.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
     /// The value of all items together.
-    pub corpus: BTreeMap<&'static str, f64>,
+    pub corpus: BTreeMap<Name, f64>,
     /// One value per item, in the order of the items, of the metrics that have such values.
-    pub items: BTreeMap<&'static str, Vec<f64>>,
+    pub items: BTreeMap<Name, Vec<f64>>,
     /// The values of the images of each domain, by domain, where images have domains (nocaps).
-    pub domains: BTreeMap<&'static str, BTreeMap<&'static str, f64>>,
+    pub domains: BTreeMap<&'static str, BTreeMap<Name, f64>>,
     /// What to know about the values, one line each.
     pub notes: Vec<String>,
 }
@@ -32,8 +36,9 @@ pub enum Form {
 
 impl Report {
     /// Adds a metric.
-    pub(crate) fn add(&mut self, name: &'static str, scores: Scores) {
-        self.corpus.insert(name, scores.corpus);
+    pub fn add(&mut self, name: impl Into<Name>, scores: Scores) {
+        let name = name.into();
+        self.corpus.insert(name.clone(), scores.corpus);
         self.items.insert(name, scores.items);
     }
 
@@ -60,7 +65,7 @@ impl Report {
                 })
             }
             Form::PerItem => {
-                let names: Vec<&str> = self.items.keys().copied().collect();
+                let names: Vec<&str> = self.items.keys().map(Cow::as_ref).collect();
                 writeln!(out, "id\t{}", names.join("\t"))?;
                 for (index, id) in ids.iter().enumerate() {
                     write!(out, "{}", id.replace(['\t', '\n', '\r'], " "))?;
@@ -117,7 +122,7 @@ mod tests {
     fn printed(notes: &[&str], form: Form) -> String {
         let mut report = Report::default();
         report.add("cider", Scores { corpus: 1.25, items: vec![0.5, 2.0] });
-        report.corpus.insert("vocabulary_size", 7.0);
+        report.corpus.insert("vocabulary_size".into(), 7.0);
         report.notes = notes.iter().map(|&note| note.into()).collect();
         let mut out = Vec::new();
         report.print(&["b\t1".into(), "a".into()], form, &mut out).unwrap();
@@ -135,8 +140,8 @@ mod tests {
     #[test]
     fn domains_are_columns_and_a_part_of_json() {
         let mut report = Report::default();
-        report.corpus.extend([("cider", 1.25), ("retrieval_r1", 0.5)]);
-        report.domains.insert("in-domain", [("cider", 2.0)].into());
+        report.corpus.extend([("cider".into(), 1.25), ("retrieval_r1".into(), 0.5)]);
+        report.domains.insert("in-domain", [("cider".into(), 2.0)].into());
         let printed = |form| {
             let mut out = Vec::new();
             report.print(&[], form, &mut out).unwrap();

@@ -258,3 +258,81 @@ fn validation_names_what_is_missing_or_does_not_fit() {
     let error = error_line(&validate(&good));
     assert!(error.contains("evaluator.weights") && error.contains("evaluator.safetensors"), "{error}");
 }
+
+/// What `worker` prints as JSON.
+fn scores(arguments: &[&str]) -> serde_json::Value {
+    let output = run("worker", arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn captions_from_anywhere_are_scored_as_an_evaluation_scores_them() {
+    let (place, scratch) = place();
+    let config = run_file(&place, "run", "", &scratch);
+    complete(&place, &config, 1);
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let (config, checkpoint, captions) =
+        (text(&config), text(&place.last_checkpoint("run")), text(&place.path("captions.json")));
+    let [images, cache, own, other] =
+        ["world/images", "cache", "evaluator.safetensors", "eyes.safetensors"].map(|name| text(&place.path(name)));
+    let evaluated = scores(&[
+        "evaluate",
+        "--config",
+        &config,
+        "--checkpoint",
+        &checkpoint,
+        "--split",
+        "val",
+        "--captions",
+        &captions,
+        "--json",
+    ]);
+    let score = |more: &[&str]| {
+        let basis = ["score", "--config", &config, "--split", "val", "--candidates", &captions, "--json"];
+        scores(&[&basis[..], more].concat())
+    };
+    let by_own = score(&["--evaluator", "run"]);
+    let file = format!("pac_s={own}");
+    let from_folder = score(&["--evaluator", &file, "--images", &images, "--cache", &cache]);
+    assert_eq!(from_folder, score(&["--evaluator", &file, "--images", &images, "--cache", &cache]), "from the cache");
+    for found in [&by_own, &from_folder] {
+        for (name, expected) in evaluated["corpus"].as_object().unwrap() {
+            let (found, expected) = (found["corpus"][name].as_f64().unwrap(), expected.as_f64().unwrap());
+            assert!((found - expected).abs() < 1e-5, "{name}: {found}, not {expected}");
+        }
+        for (id, expected) in evaluated["items"]["ref_pac_s"].as_object().unwrap() {
+            let matching = found["items"]["ref_pac_s"].as_object().unwrap();
+            assert!(matching.len() == evaluated["items"]["ref_pac_s"].as_object().unwrap().len(), "{id}");
+            assert!(matching.values().any(|value| (value.as_f64().unwrap() - expected.as_f64().unwrap()).abs() < 1e-5));
+        }
+    }
+    // Two evaluators at once, each under its name.
+    let clip_s = format!("clip_s={other}");
+    let both = score(&["--evaluator", &file, "--evaluator", &clip_s]);
+    assert_eq!(both["corpus"]["pac_s/pac_s"], by_own["corpus"]["pac_s"]);
+    let alone = score(&["--evaluator", &clip_s]);
+    for name in ["clip_s", "ref_clip_s", "retrieval_r1", "retrieval_mrr"] {
+        assert_eq!(both["corpus"][format!("clip_s/{name}")], alone["corpus"][name], "{name}");
+    }
+    // The other form of an evaluator.
+    std::fs::write(place.path("judge.yaml"), "weights: evaluator.safetensors\nscore: clip_s\nprefix: \"\"\n").unwrap();
+    let judge = format!("mine={}", text(&place.path("judge.yaml")));
+    assert!(score(&["--evaluator", &judge])["corpus"]["clip_s"].is_number());
+
+    let refused = |more: &[&str]| {
+        let basis = ["score", "--config", &config, "--split", "val", "--candidates", &captions];
+        error_line(&run("worker", &[&basis[..], more].concat()))
+    };
+    std::fs::create_dir(place.path("few")).unwrap();
+    std::fs::copy(first_image(&place), place.path("few/x.jpg")).unwrap();
+    let few = text(&place.path("few"));
+    let line = refused(&["--evaluator", "run", "--images", &few]);
+    assert!(line.contains("there is no image of") && line.contains("few"), "{line}");
+    let line = refused(&["--evaluator", &format!("pac_s={captions}")]);
+    assert!(line.contains("evaluator pac_s") && line.contains("is neither safetensors nor"), "{line}");
+}
+
+fn first_image(place: &Place) -> PathBuf {
+    std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path()
+}

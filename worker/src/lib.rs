@@ -38,6 +38,7 @@ pub mod files;
 mod forest;
 #[cfg(test)]
 mod golden;
+pub mod judge;
 pub mod laps;
 mod memory;
 pub mod models;

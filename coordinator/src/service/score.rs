@@ -16,10 +16,10 @@ pub fn score(metrics: &Metrics, items: Vec<Item>) -> (BTreeMap<String, f64>, Vec
     report.notes.iter().for_each(|note| tracing::warn!("evaluation: {note}"));
     for (name, scores) in report.items {
         for (item, score) in items.iter_mut().zip(scores) {
-            item.scores.insert(name.to_owned(), score);
+            item.scores.insert(name.clone().into_owned(), score);
         }
     }
-    (report.corpus.into_iter().map(|(name, score)| (name.to_owned(), score)).collect(), items)
+    (report.corpus.into_iter().map(|(name, score)| (name.into_owned(), score)).collect(), items)
 }
 
 fn examined(mut item: Item) -> (Item, Examined) {

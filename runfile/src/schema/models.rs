@@ -157,6 +157,20 @@ pub struct Decoding {
     pub begin_counts_when_cut: bool,
 }
 
+impl Default for Evaluator {
+    /// One of nothing yet, that scores as PAC-S does.
+    fn default() -> Self {
+        Self {
+            preset: None,
+            weights: None,
+            clip: Conventions::default(),
+            score: EvaluatorScore::default(),
+            prefix: default_prefix(),
+            reward_prefix: String::new(),
+        }
+    }
+}
+
 fn default_dropout() -> f64 {
     0.1
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 /// Names of one image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Names {
+pub struct Names {
     /// Its number, or its key in a file.
     pub id: Option<String>,
     /// What result files of a run call it where it has no number.

@@ -76,6 +76,8 @@ pub struct ReferenceImage {
 
 /// What candidates are compared with.
 pub(super) struct References {
+    /// What the images are called.
+    pub images: Vec<Names>,
     /// Names of the images; at least one kind.
     pub namings: Vec<Naming>,
     /// Captions of each image.
@@ -117,7 +119,8 @@ impl References {
         let called = |id: &str| Names { id: Some(id.to_owned()), name: None, path: names(id) };
         let images: Vec<Names> = groups.iter().map(|(id, _)| called(id)).collect();
         let captions = groups.into_iter().map(|(_, captions)| captions).collect();
-        Ok(Self { domains: vec![None; images.len()], namings: namings(&images), captions, marked })
+        let namings = namings(&images);
+        Ok(Self { domains: vec![None; images.len()], images, namings, captions, marked })
     }
 
     fn of_coco(elements: Vec<Element>, images: Vec<Image>) -> Result<Self, String> {
@@ -172,7 +175,7 @@ impl References {
         if namings.is_empty() {
             return Err(format!("lists images of split `{split}` more than once; keep one of each"));
         }
-        Ok(Self { domains: vec![None; captions.len()], namings, captions, marked: 0 })
+        Ok(Self { domains: vec![None; captions.len()], images: called, namings, captions, marked: 0 })
     }
 
     /// Of images that were read elsewhere, none of which has the name of another.
@@ -182,10 +185,12 @@ impl References {
             name: Some(image.name.clone()),
             path: Some(image.path.clone()),
         };
-        let namings = namings(&images.iter().map(called).collect::<Vec<_>>());
+        let called: Vec<Names> = images.iter().map(called).collect();
+        let namings = namings(&called);
         let domains = images.iter().map(|image| image.domain).collect();
         let one_lines = |image: ReferenceImage| image.captions.iter().map(|caption| one_line(caption)).collect();
-        Self { namings, captions: images.into_iter().map(one_lines).collect(), domains, marked: 0 }
+        let captions = images.into_iter().map(one_lines).collect();
+        Self { images: called, namings, captions, domains, marked: 0 }
     }
 }
 

@@ -1,11 +1,18 @@
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
+use dataset::image_folder::ImageFolder;
 use dataset::{DataSet, Item, Split};
-use runfile::{Objective, RunFile, Scoring};
+use runfile::{Evaluator, EvaluatorScore, Objective, RunFile, Scoring};
 use scoring::files::{Captions, ReferenceImage};
-use scoring::{Files, Metrics};
+use scoring::{Files, Metrics, Report};
+use tch::Device;
+use weights::Conventions;
 
+use super::device::Compute;
 use super::report::Print;
+use crate::judge::Judge;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  worker score --config run.yaml --split val\n  \
@@ -13,7 +20,9 @@ use super::report::Print;
                         worker score --references captions_val2014.json --candidates results.json\n  \
                         worker score --references refs.json --candidates cands.json --json > scores.json\n  \
                         worker score --references dataset_coco.json --split val --candidates results.json\n  \
-                        caption-images | worker score --references refs.json --candidates -\n\n\
+                        caption-images | worker score --references refs.json --candidates -\n  \
+                        worker score --references captions_val2014.json --candidates results.json --images val2014 \\\n    \
+                        --evaluator pac_s=clip_ViT-B-32.pth,family=openai --evaluator clip_s=ViT-B-32.pt\n\n\
                         Both files may be {\"ID\": [\"caption\", ...]}, {\"ID\": \"caption\"}, COCO's annotations or COCO's \
                         results; references may also be Karpathy's JSON, or the data of a run file. Images are matched by id, \
                         name, path or file name: by the first of these in which every candidate has references. Scored are \
@@ -35,6 +44,20 @@ pub struct Score {
     /// with --config, else test].
     #[arg(long, value_name = "SPLIT")]
     split: Option<Split>,
+    /// Score by an evaluator, too: pac_s=FILE or clip_s=FILE with CLIP weights; what they do not say of
+    /// themselves follows, as in `pac_s=clip_ViT-B-32.pth,family=openai`. NAME=FILE.yaml reads what a
+    /// run file has under `evaluator`; `run` is the run file's own. May be given several times.
+    #[arg(long = "evaluator", value_name = "NAME=FILE")]
+    evaluators: Vec<EvaluatorArgument>,
+    /// Folder of the images, which are found by path, file name or id. With --config, by default the
+    /// images of its data.
+    #[arg(long, value_name = "DIR", requires = "evaluators")]
+    images: Option<PathBuf>,
+    /// Keep the evaluators' embeddings of images in this folder, and take those that are there.
+    #[arg(long, value_name = "DIR", requires = "evaluators")]
+    cache: Option<PathBuf>,
+    #[command(flatten)]
+    compute: Compute,
     #[command(flatten)]
     print: Print,
     /// meteor-1.5.jar: METEOR's function words and synonyms.
@@ -48,36 +71,150 @@ pub struct Score {
     spice_jar: Option<PathBuf>,
 }
 
+/// An evaluator as `--evaluator` names it.
+#[derive(Clone, Debug)]
+enum EvaluatorArgument {
+    /// The run file's own.
+    OfRun,
+    /// This one.
+    Named(String, Box<Evaluator>),
+}
+
+impl FromStr for EvaluatorArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "run" {
+            return Ok(Self::OfRun);
+        }
+        let (name, rest) = text.split_once('=').ok_or("expected NAME=FILE, such as pac_s=clip_ViT-B-32.pth, or run")?;
+        let is_name = |name: &str| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+        };
+        if !is_name(name) {
+            return Err(format!("`{name}` is no name: letters, digits, `_`, `-` and `.` make one"));
+        }
+        let mut parts = rest.split(',');
+        let file = PathBuf::from(parts.next().unwrap_or_default());
+        if file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+            let evaluator = Evaluator::load(&file).map_err(|error| error.to_string())?;
+            return Ok(Self::Named(name.to_owned(), Box::new(evaluator)));
+        }
+        let score = match name {
+            _ if name.starts_with("pac_s") => EvaluatorScore::PacS,
+            _ if name.starts_with("clip_s") => EvaluatorScore::ClipS,
+            _ => {
+                return Err(format!("the name `{name}` does not say which score it is: begin it with pac_s or clip_s"));
+            }
+        };
+        let said = parts.map(|part| {
+            let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
+            Ok((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+        });
+        let said = said.collect::<Result<serde_json::Map<String, serde_json::Value>, String>>()?;
+        let clip: Conventions = serde_json::from_value(said.into()).map_err(|error| error.to_string())?;
+        let evaluator = Evaluator { weights: Some(file), clip, score, ..Evaluator::default() };
+        Ok(Self::Named(name.to_owned(), Box::new(evaluator)))
+    }
+}
+
 impl Score {
     pub fn run(self) -> Result<(), String> {
+        // Text metrics need neither device nor libtorch's threads.
+        let device = if self.evaluators.is_empty() { Device::Cpu } else { self.compute.prepare()? };
         let (captions, of_run) = match (&self.config, &self.references, &self.candidates) {
-            (Some(config), ..) => self.of_run(config)?,
+            (Some(config), ..) => {
+                let run = RunFile::load(config).map_err(|error| error.to_string())?;
+                (self.of_run(config, &run)?, Some(run))
+            }
             (None, Some(references), Some(candidates)) => {
                 let captions = Captions::read(references, candidates, self.split.map(Split::name));
-                (captions.map_err(|error| error.to_string())?, Scoring::default())
+                (captions.map_err(|error| error.to_string())?, None)
             }
             (None, ..) => return Err("give --references and --candidates, or --config".to_owned()),
         };
-        let Self { meteor_jar, meteor_paraphrases, spice_jar, .. } = self;
+        let Scoring { meteor_jar, meteor_paraphrases, spice_jar } =
+            of_run.as_ref().map(|run| run.scoring.clone()).unwrap_or_default();
         let files = Files::new([
-            &meteor_jar.or(of_run.meteor_jar),
-            &meteor_paraphrases.or(of_run.meteor_paraphrases),
-            &spice_jar.or(of_run.spice_jar),
+            &self.meteor_jar.clone().or(meteor_jar),
+            &self.meteor_paraphrases.clone().or(meteor_paraphrases),
+            &self.spice_jar.clone().or(spice_jar),
         ]);
         let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
         let progress = terminal::spinner(format!("scoring {} captions", captions.ids.len()));
-        let report = captions.score(&metrics);
+        let mut report = captions.score(&metrics);
         progress.finish_and_clear();
+        self.judge(&captions, of_run.as_ref(), device, &mut report)?;
         self.print.print(&report, &captions.ids)
     }
 
-    /// Captions with the references of a run's data, and the files that its metrics need.
-    fn of_run(&self, config: &Path) -> Result<(Captions, Scoring), String> {
-        let run = RunFile::load(config).map_err(|error| error.to_string())?;
+    /// Adds the scores of all evaluators.
+    fn judge(
+        &self,
+        captions: &Captions,
+        run: Option<&RunFile>,
+        device: Device,
+        report: &mut Report,
+    ) -> Result<(), String> {
+        for argument in &self.evaluators {
+            let (name, evaluator) = match (argument, run) {
+                (EvaluatorArgument::Named(name, evaluator), _) => (name.as_str(), &**evaluator),
+                (EvaluatorArgument::OfRun, Some(run)) => ("run", &run.evaluator),
+                (EvaluatorArgument::OfRun, None) => return Err("--evaluator run needs --config".to_owned()),
+            };
+            let judge = Judge::open(evaluator, device).map_err(|problem| format!("evaluator {name}: {problem}"))?;
+            let data = self.pictures(captions, run)?;
+            let bar = terminal::bar(captions.ids.len() as u64, "images");
+            let images = judge.embed_images(data, self.cache.as_deref(), |done| bar.set_position(done as u64));
+            bar.finish_and_clear();
+            let texts: usize = captions.items.iter().map(|item| 1 + item.references.len()).sum();
+            let bar = terminal::bar(texts as u64, "texts");
+            // One alone needs no name before its scores.
+            let before = if self.evaluators.len() == 1 { String::new() } else { format!("{name}/") };
+            judge.score(&images?, &captions.items, &before, report, |done| bar.set_position(done as u64));
+            bar.finish_and_clear();
+        }
+        Ok(())
+    }
+
+    /// The images of the captions, in their order, as the test split.
+    fn pictures(&self, captions: &Captions, run: Option<&RunFile>) -> Result<DataSet, String> {
+        let missing = |place: &str, missing: &[&String]| match missing {
+            [] => Ok(()),
+            [first, ..] => {
+                Err(format!("{place}: there is no image of {} captions, of {first:?} for one", missing.len()))
+            }
+        };
+        if let Some(folder) = &self.images {
+            let images = ImageFolder::open(folder).map_err(|error| error.to_string())?;
+            let names = captions.images.iter().zip(&captions.ids).map(|(image, id)| {
+                [&image.path, &image.name, &image.id].into_iter().flatten().chain([id]).map(String::as_str)
+            });
+            let found: Vec<Option<&Path>> = names.map(|names| images.find(names)).collect();
+            let absent = found.iter().zip(&captions.ids).filter(|(path, _)| path.is_none()).map(|(_, id)| id);
+            missing(&folder.display().to_string(), &absent.collect::<Vec<_>>())?;
+            let files = captions.ids.iter().cloned().zip(found.into_iter().flatten().map(Path::to_owned));
+            return Ok(DataSet::of_images(files.collect()));
+        }
+        let run = run.ok_or("--evaluator needs --images or --config: it looks at the images")?;
+        let split = self.split.unwrap_or(Split::Validation);
+        let data = DataSet::load_split(&run.data, split).map_err(|error| error.to_string())?;
+        let numbers: HashMap<&str, usize> =
+            data.split(split).iter().enumerate().map(|(number, item)| (item.name.as_str(), number)).collect();
+        let number = |image: &scoring::files::Names| numbers.get(image.name.as_deref()?).copied();
+        let found: Vec<Option<usize>> = captions.images.iter().map(number).collect();
+        let absent = found.iter().zip(&captions.ids).filter(|(number, _)| number.is_none()).map(|(_, id)| id);
+        missing(&format!("split `{split}`"), &absent.collect::<Vec<_>>())?;
+        let order: Vec<usize> = found.into_iter().flatten().collect();
+        Ok(data.select(split, &order).as_test(split))
+    }
+
+    /// Captions with the references of a run's data.
+    fn of_run(&self, config: &Path, run: &RunFile) -> Result<Captions, String> {
         let split = self.split.unwrap_or(Split::Validation);
         let candidates = match &self.candidates {
             Some(candidates) => candidates.clone(),
-            None => newest_captions(&run, split)?,
+            None => newest_captions(run, split)?,
         };
         let data = DataSet::annotated(&run.data, split).map_err(|error| error.to_string())?;
         data.notes().iter().for_each(|note| tracing::warn!("{note}"));
@@ -90,7 +227,7 @@ impl Score {
         if self.candidates.is_none() {
             captions.notes.insert(0, format!("the captions are those of {}", candidates.display()));
         }
-        Ok((captions, run.scoring))
+        Ok(captions)
     }
 }
 
