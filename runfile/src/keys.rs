@@ -95,6 +95,7 @@ pub const KEYS: &[Key] = &[
     key("evaluator.score", Fixed, ""),
     key("evaluator.prefix", Fixed, ""),
     key("evaluator.reward_prefix", Fixed, ""),
+    key("evaluator.cut_candidates", Fixed, ""),
     key("evaluator.clip.family", Fixed, ""),
     key("evaluator.clip.activation", Fixed, ""),
     key("evaluator.clip.mean", Fixed, "red, green, blue"),

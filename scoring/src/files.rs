@@ -22,6 +22,7 @@
 //! Scored are the images that have a candidate, as in COCO's own evaluation of results; references of other images are
 //! left out, from CIDEr's document frequencies, too.
 
+pub mod judgements;
 mod matching;
 mod references;
 

@@ -8,6 +8,7 @@
 mod bleu;
 pub mod cider;
 mod corpus;
+pub mod correlation;
 mod domains;
 mod error;
 mod evaluation;

@@ -26,6 +26,7 @@
 //!
 //! libtorch lives on the training thread alone; the session lives on tokio; channels are the only bridge.
 
+pub mod caption_scorer;
 pub mod captioner;
 pub mod cli;
 pub mod clip;
@@ -38,7 +39,6 @@ pub mod files;
 mod forest;
 #[cfg(test)]
 mod golden;
-pub mod judge;
 pub mod laps;
 mod memory;
 pub mod models;

@@ -99,6 +99,23 @@ pub struct Evaluator {
     /// Text before candidates that are rewarded.
     #[serde(default)]
     pub reward_prefix: String,
+    /// How the reward reads candidates that were cut at `decoding.max_length`, without an end token.
+    #[serde(default)]
+    pub cut_candidates: CutCandidates,
+}
+
+/// How the reward reads candidates that were cut, without an end token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CutCandidates {
+    /// As if they had ended where they were cut: a cut candidate can win. The reward `missing_end`
+    /// is a penalty for them.
+    #[default]
+    Closed,
+    /// As the DiCO release does: CLIP pools a text at its highest token, which is the begin token
+    /// where there is no end token. So all cut candidates of an image get one and the same reward,
+    /// that of no text.
+    AsReleased,
 }
 
 /// Score that an evaluator's cosines are converted to.
@@ -167,6 +184,7 @@ impl Default for Evaluator {
             score: EvaluatorScore::default(),
             prefix: default_prefix(),
             reward_prefix: String::new(),
+            cut_candidates: CutCandidates::default(),
         }
     }
 }

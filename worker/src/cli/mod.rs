@@ -2,9 +2,11 @@
 
 mod bench;
 mod caption;
+mod correlate;
 mod device;
 mod encode;
 mod evaluate;
+mod evaluator;
 mod export;
 mod import;
 mod inspect;
@@ -46,6 +48,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Score captions against references, as pycocoevalcap does.
     Score(score::Score),
+    /// Measure how well scores go together with human judgements of captions.
+    Correlate(correlate::Correlate),
     /// Make a model folder of a published Hugging Face folder.
     Import(import::Import),
     /// Make a folder that transformers loads, in the published layout, of a checkpoint or model folder.
@@ -83,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Evaluate(evaluate) => evaluate.run().map(done),
         Command::Inspect(inspect) => inspect.run().map(done),
         Command::Score(score) => score.run().map(done),
+        Command::Correlate(correlate) => correlate.run().map(done),
         Command::Import(import) => import.run().map(done),
         Command::Export(export) => export.run().map(done),
         Command::Synthesize(synthesize) => synthesize.run().map(done),

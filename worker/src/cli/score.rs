@@ -1,18 +1,17 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use dataset::image_folder::ImageFolder;
 use dataset::{DataSet, Item, Split};
-use runfile::{Evaluator, EvaluatorScore, Objective, RunFile, Scoring};
+use runfile::{Objective, RunFile, Scoring};
 use scoring::files::{Captions, ReferenceImage};
 use scoring::{Files, Metrics, Report};
 use tch::Device;
-use weights::Conventions;
 
 use super::device::Compute;
+use super::evaluator::EvaluatorArgument;
 use super::report::Print;
-use crate::judge::Judge;
+use crate::caption_scorer::CaptionScorer;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  worker score --config run.yaml --split val\n  \
@@ -71,53 +70,6 @@ pub struct Score {
     spice_jar: Option<PathBuf>,
 }
 
-/// An evaluator as `--evaluator` names it.
-#[derive(Clone, Debug)]
-enum EvaluatorArgument {
-    /// The run file's own.
-    OfRun,
-    /// This one.
-    Named(String, Box<Evaluator>),
-}
-
-impl FromStr for EvaluatorArgument {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "run" {
-            return Ok(Self::OfRun);
-        }
-        let (name, rest) = text.split_once('=').ok_or("expected NAME=FILE, such as pac_s=clip_ViT-B-32.pth, or run")?;
-        let is_name = |name: &str| {
-            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
-        };
-        if !is_name(name) {
-            return Err(format!("`{name}` is no name: letters, digits, `_`, `-` and `.` make one"));
-        }
-        let mut parts = rest.split(',');
-        let file = PathBuf::from(parts.next().unwrap_or_default());
-        if file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
-            let evaluator = Evaluator::load(&file).map_err(|error| error.to_string())?;
-            return Ok(Self::Named(name.to_owned(), Box::new(evaluator)));
-        }
-        let score = match name {
-            _ if name.starts_with("pac_s") => EvaluatorScore::PacS,
-            _ if name.starts_with("clip_s") => EvaluatorScore::ClipS,
-            _ => {
-                return Err(format!("the name `{name}` does not say which score it is: begin it with pac_s or clip_s"));
-            }
-        };
-        let said = parts.map(|part| {
-            let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
-            Ok((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
-        });
-        let said = said.collect::<Result<serde_json::Map<String, serde_json::Value>, String>>()?;
-        let clip: Conventions = serde_json::from_value(said.into()).map_err(|error| error.to_string())?;
-        let evaluator = Evaluator { weights: Some(file), clip, score, ..Evaluator::default() };
-        Ok(Self::Named(name.to_owned(), Box::new(evaluator)))
-    }
-}
-
 impl Score {
     pub fn run(self) -> Result<(), String> {
         // Text metrics need neither device nor libtorch's threads.
@@ -144,12 +96,12 @@ impl Score {
         let progress = terminal::spinner(format!("scoring {} captions", captions.ids.len()));
         let mut report = captions.score(&metrics);
         progress.finish_and_clear();
-        self.judge(&captions, of_run.as_ref(), device, &mut report)?;
+        self.score_by_evaluators(&captions, of_run.as_ref(), device, &mut report)?;
         self.print.print(&report, &captions.ids)
     }
 
     /// Adds the scores of all evaluators.
-    fn judge(
+    fn score_by_evaluators(
         &self,
         captions: &Captions,
         run: Option<&RunFile>,
@@ -162,17 +114,20 @@ impl Score {
                 (EvaluatorArgument::OfRun, Some(run)) => ("run", &run.evaluator),
                 (EvaluatorArgument::OfRun, None) => return Err("--evaluator run needs --config".to_owned()),
             };
-            let judge = Judge::open(evaluator, device).map_err(|problem| format!("evaluator {name}: {problem}"))?;
+            let scorer =
+                CaptionScorer::open(evaluator, device).map_err(|problem| format!("evaluator {name}: {problem}"))?;
             let data = self.pictures(captions, run)?;
             let bar = terminal::bar(captions.ids.len() as u64, "images");
-            let images = judge.embed_images(data, self.cache.as_deref(), |done| bar.set_position(done as u64));
+            let images = scorer.embed_images(data, self.cache.as_deref(), |done| bar.set_position(done as u64));
             bar.finish_and_clear();
-            let texts: usize = captions.items.iter().map(|item| 1 + item.references.len()).sum();
-            let bar = terminal::bar(texts as u64, "texts");
+            let images = images?;
+            let progress = terminal::spinner("reading captions");
             // One alone needs no name before its scores.
             let before = if self.evaluators.len() == 1 { String::new() } else { format!("{name}/") };
-            judge.score(&images?, &captions.items, &before, report, |done| bar.set_position(done as u64));
-            bar.finish_and_clear();
+            let scores = scorer.score(&images, &captions.items, |_| {});
+            scores.add(&before, report);
+            scores.add_retrieval(&images, &before, report);
+            progress.finish_and_clear();
         }
         Ok(())
     }

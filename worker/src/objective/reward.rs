@@ -1,7 +1,7 @@
 //! What a candidate is worth: a weighted sum of the evaluator's score of it, its CIDEr-D against
 //! the image's captions, and a penalty for a missing end token.
 
-use runfile::{EvaluatorScore, Reward, Rewards};
+use runfile::{CutCandidates, EvaluatorScore, Reward, Rewards};
 use scoring::cider::{Candidate, Cider};
 use tch::{Kind, Tensor};
 use tokenizer::Vocabulary;
@@ -20,6 +20,8 @@ pub struct Judge<'a> {
     pub score: EvaluatorScore,
     /// Put before every candidate that the evaluator reads.
     pub prefix: &'a str,
+    /// How it reads candidates without an end token.
+    pub cut_candidates: CutCandidates,
     /// The training captions; there where CIDEr-D is rewarded.
     pub cider: Option<&'a Cider>,
     /// What is rewarded.
@@ -47,8 +49,12 @@ impl Judge<'_> {
     fn evaluator_scores(&self, embeddings: &Tensor, candidates: &[Vec<Candidate>]) -> Tensor {
         let most = self.evaluator.architecture().text.context_length;
         // Through text, as any evaluator would read it: its tokens need not be the captioner's.
-        let texts = candidates.iter().flatten().map(|Candidate { text, .. }| format!("{}{text}", self.prefix));
-        let texts: Vec<Vec<i64>> = texts.map(|text| self.vocabulary.encode(&text, most)).collect();
+        let encode = |Candidate { text, ended }: &Candidate| match (ended, self.cut_candidates) {
+            // The text is read at its begin token, which sees none of the others.
+            (false, CutCandidates::AsReleased) => vec![self.vocabulary.begin()],
+            _ => self.vocabulary.encode(&format!("{}{text}", self.prefix), most),
+        };
+        let texts: Vec<Vec<i64>> = candidates.iter().flatten().map(encode).collect();
         let (images, width) = embeddings.size2().expect("embeddings are [images, embedding]");
         let each = candidates.first().map_or(1, Vec::len);
         let texts = self.evaluator.text.embed(&texts, each).view([images, -1, width]);
@@ -84,6 +90,14 @@ mod tests {
 
     /// Rewards of two images with two candidates each, by `weights`.
     fn rewards(weights: &Rewards, candidates: &[Vec<Candidate>]) -> Vec<Vec<f64>> {
+        rewards_reading(CutCandidates::Closed, weights, candidates)
+    }
+
+    fn rewards_reading(
+        cut_candidates: CutCandidates,
+        weights: &Rewards,
+        candidates: &[Vec<Candidate>],
+    ) -> Vec<Vec<f64>> {
         let vocabulary = Vocabulary::of_corpus(["a red circle and a blue star"]);
         let architecture = clip::preset(Preset::Tiny, vocabulary.pad() as usize);
         let embedding = architecture.embedding as i64;
@@ -94,6 +108,7 @@ mod tests {
             vocabulary: &vocabulary,
             score: EvaluatorScore::PacS,
             prefix: "",
+            cut_candidates,
             cider: Some(&cider),
             weights,
         };
@@ -118,6 +133,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_release_rewards_all_cut_candidates_alike() {
+        let weights = Rewards::from([(Reward::PacS, 1.0)]);
+        let candidates = |ended: bool| {
+            [
+                vec![candidate("a red circle", true), candidate("a blue star and a", ended)],
+                vec![candidate("a red", ended), candidate("a blue star", true)],
+            ]
+        };
+        let closed = rewards(&weights, &candidates(false));
+        assert_eq!(closed, rewards(&weights, &candidates(true)), "as if they had ended");
+        let released = rewards_reading(CutCandidates::AsReleased, &weights, &candidates(false));
+        assert_eq!(released[0][1], released[1][0], "the images are the same, and so is no text");
+        assert_eq!((released[0][0], released[1][1]), (closed[0][0], closed[1][1]));
+        let ended = rewards_reading(CutCandidates::AsReleased, &weights, &candidates(true));
+        assert_eq!(ended, closed);
     }
 
     #[test]

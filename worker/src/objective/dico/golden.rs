@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use runfile::CutCandidates;
 use runfile::EvaluatorScore;
 use scoring::cider::Candidate;
 use serde::Deserialize;
@@ -100,6 +101,7 @@ fn check_step() {
             vocabulary: &Vocabulary::full(),
             score: EvaluatorScore::PacS,
             prefix: "",
+            cut_candidates: CutCandidates::Closed,
             cider: None,
             weights: &settings.reward,
         };
@@ -167,6 +169,7 @@ fn check_sixteen_bits() {
         vocabulary: &Vocabulary::full(),
         score: EvaluatorScore::PacS,
         prefix: "",
+        cut_candidates: CutCandidates::Closed,
         cider: None,
         weights: &settings.reward,
     };

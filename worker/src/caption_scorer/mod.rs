@@ -4,6 +4,7 @@
 
 mod cache;
 
+use std::collections::HashMap;
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use scoring::{Item, Report, Scores, retrieval};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
 use tokenizer::Vocabulary;
-use weights::folder;
+use weights::{Architecture, folder};
 
 use crate::clip::Clip;
 use crate::data::{Loader, Sizes, Source, Views, normalise};
@@ -26,7 +27,7 @@ pub use cache::Cache;
 const BATCH: usize = 64;
 
 /// An evaluator that scores captions.
-pub struct Judge {
+pub struct CaptionScorer {
     clip: Clip,
     vocabulary: Vocabulary,
     score: EvaluatorScore,
@@ -35,7 +36,7 @@ pub struct Judge {
     fingerprint: String,
 }
 
-impl Judge {
+impl CaptionScorer {
     /// Opens the evaluator that a run file describes so.
     ///
     /// # Errors
@@ -107,43 +108,86 @@ impl Judge {
         Ok(embeddings)
     }
 
-    /// Adds the scores of `items` to a report, each under its name after `before`. `images` has the embedding of each item's image.
-    /// `done` is told how many texts are embedded so far.
-    pub fn score(&self, images: &[f32], items: &[Item], before: &str, report: &mut Report, done: impl FnMut(usize)) {
+    /// Scores of `items`; `images` has the embedding of each one's image. `done` is told how many different texts are embedded so far.
+    pub fn score(&self, images: &[f32], items: &[Item], done: impl FnMut(usize)) -> CaptionScores {
         let width = self.clip.architecture().embedding;
-        let texts = items.iter().flat_map(|item| std::iter::once(&item.candidate).chain(&item.references));
-        let embedded = self.embed_texts(texts, done);
-        let mut rows = embedded.chunks_exact(width);
+        let mut texts = Texts::default();
+        let numbers: Vec<(usize, Vec<usize>)> = items
+            .iter()
+            .map(|item| {
+                (texts.number(&item.candidate), item.references.iter().map(|text| texts.number(text)).collect())
+            })
+            .collect();
+        let embedded = self.embed_texts(&texts.texts, done);
+        let row = |number: usize| &embedded[number * width..][..width];
         let (mut candidates, mut own, mut with_references) = (Vec::with_capacity(images.len()), vec![], vec![]);
-        for (image, item) in images.chunks_exact(width).zip(items) {
-            let text = rows.next().unwrap_or_default();
+        for (image, (candidate, references)) in images.chunks_exact(width).zip(&numbers) {
+            let text = row(*candidate);
             let score = self.score.factor() * dot(image, text).max(0.0);
-            let references = rows.by_ref().take(item.references.len());
-            let nearest = references.map(|reference| dot(reference, text)).fold(0.0, f64::max);
+            let nearest = references.iter().map(|number| dot(row(*number), text)).fold(0.0, f64::max);
             candidates.extend_from_slice(text);
             own.push(score);
             with_references.push(if score + nearest > 0.0 { 2.0 * score * nearest / (score + nearest) } else { 0.0 });
         }
-        report.add(format!("{before}{}", self.score.name()), Scores::mean(own));
-        if items.iter().all(|item| !item.references.is_empty()) {
-            report.add(format!("{before}{}", self.score.reference_name()), Scores::mean(with_references));
-        }
-        for (name, scores) in retrieval::scores(&retrieval::ranks(&candidates, images, width)) {
-            report.add(format!("{before}{name}"), scores);
-        }
+        let have_references = items.iter().all(|item| !item.references.is_empty());
+        let by_references = have_references.then_some((self.score.reference_name(), with_references));
+        CaptionScores { width, own: (self.score.name(), own), by_references, candidates }
     }
 
     /// Unit embeddings of texts, one after the other.
-    fn embed_texts<'t>(&self, texts: impl Iterator<Item = &'t String>, mut done: impl FnMut(usize)) -> Vec<f32> {
-        let most = self.clip.architecture().text.context_length;
-        let texts: Vec<Vec<i64>> =
-            texts.map(|text| self.vocabulary.encode(&format!("{}{text}", self.prefix), most)).collect();
-        let mut embedded = Vec::with_capacity(texts.len() * self.clip.architecture().embedding);
+    fn embed_texts(&self, texts: &[&str], mut done: impl FnMut(usize)) -> Vec<f32> {
+        let Architecture { text, embedding, .. } = self.clip.architecture();
+        let most = text.context_length;
+        let encode = |text: &&str| self.vocabulary.encode(&format!("{}{text}", self.prefix), most);
+        let texts: Vec<Vec<i64>> = texts.iter().map(encode).collect();
+        let mut embedded = Vec::with_capacity(texts.len() * embedding);
         for group in texts.chunks(BATCH * 4) {
             embedded.extend(floats(&no_grad(|| self.clip.text.embed(group, 1))));
-            done(embedded.len() / self.clip.architecture().embedding);
+            done(embedded.len() / embedding);
         }
         embedded
+    }
+}
+
+/// Scores of captions by an evaluator.
+pub struct CaptionScores {
+    width: usize,
+    own: (&'static str, Vec<f64>),
+    /// The variant that also looks at references, where all captions have some.
+    by_references: Option<(&'static str, Vec<f64>)>,
+    /// Unit embeddings of the captions, one after the other.
+    candidates: Vec<f32>,
+}
+
+impl CaptionScores {
+    /// Adds them to a report, each under its name after `before`.
+    pub fn add(&self, before: &str, report: &mut Report) {
+        for (name, scores) in [Some(&self.own), self.by_references.as_ref()].into_iter().flatten() {
+            report.add(format!("{before}{name}"), Scores::mean(scores.clone()));
+        }
+    }
+
+    /// Adds how well each caption finds its image among all of them. Takes time quadratic in their number.
+    pub fn add_retrieval(&self, images: &[f32], before: &str, report: &mut Report) {
+        for (name, scores) in retrieval::scores(&retrieval::ranks(&self.candidates, images, self.width)) {
+            report.add(format!("{before}{name}"), scores);
+        }
+    }
+}
+
+/// Different texts, numbered in the order in which they first come.
+#[derive(Default)]
+struct Texts<'t> {
+    texts: Vec<&'t str>,
+    numbers: HashMap<&'t str, usize>,
+}
+
+impl<'t> Texts<'t> {
+    fn number(&mut self, text: &'t str) -> usize {
+        *self.numbers.entry(text).or_insert_with(|| {
+            self.texts.push(text);
+            self.texts.len() - 1
+        })
     }
 }
 
