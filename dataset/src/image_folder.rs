@@ -26,7 +26,7 @@ impl ImageFolder {
     /// It cannot be read, or there is no image in it.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let mut found = Self::default();
-        found.list(folder, folder, 0)?;
+        found.list(folder, 0)?;
         if found.paths.is_empty() {
             let kinds = EXTENSIONS.join(", ");
             return Err(Error::format(folder.display().to_string(), format!("there are no images in it ({kinds})")));
@@ -50,13 +50,13 @@ impl ImageFolder {
         Ok(found)
     }
 
-    fn list(&mut self, root: &Path, folder: &Path, depth: usize) -> Result<(), Error> {
+    fn list(&mut self, folder: &Path, depth: usize) -> Result<(), Error> {
         let failed = |source| Error::Read { place: folder.display().to_string(), source };
         for entry in std::fs::read_dir(folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             if path.is_dir() {
                 if depth < MAX_DEPTH {
-                    self.list(root, &path, depth + 1)?;
+                    self.list(&path, depth + 1)?;
                 }
                 continue;
             }

@@ -14,16 +14,12 @@ pub fn kendall(one: &[f64], other: &[f64]) -> Option<[f64; 2]> {
     assert_eq!(one.len(), other.len(), "each score has one judgement");
     let mut pairs: Vec<(f64, f64)> = one.iter().copied().zip(other.iter().copied()).collect();
     pairs.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    let tied = |same: &dyn Fn(&(f64, f64), &(f64, f64)) -> bool, of: &[(f64, f64)]| {
-        of.chunk_by(same).map(|run| pair_count(run.len())).sum::<f64>()
-    };
-    let first = |a: &(f64, f64), b: &(f64, f64)| a.0 == b.0;
-    let second = |a: &(f64, f64), b: &(f64, f64)| a.1 == b.1;
-    let (tied_in_one, tied_in_both) = (tied(&first, &pairs), tied(&|a, b| first(a, b) && second(a, b), &pairs));
-    let values_of_one = pairs.chunk_by(first).count();
+    let tied_in_one = tied(pairs.chunk_by(|a, b| a.0 == b.0).map(<[_]>::len));
+    let tied_in_both = tied(pairs.chunk_by(|a, b| a == b).map(<[_]>::len));
+    let values_of_one = pairs.chunk_by(|a, b| a.0 == b.0).count();
     let mut seconds: Vec<f64> = pairs.iter().map(|pair| pair.1).collect();
     let exchanged = sort_counting(&mut seconds);
-    let tied_in_other: f64 = seconds.chunk_by(|a, b| a == b).map(|run| pair_count(run.len())).sum();
+    let tied_in_other = tied(seconds.chunk_by(|a, b| a == b).map(<[_]>::len));
     let values_of_other = seconds.chunk_by(|a, b| a == b).count();
 
     let fewest = values_of_one.min(values_of_other);
@@ -36,6 +32,11 @@ pub fn kendall(one: &[f64], other: &[f64]) -> Option<[f64; 2]> {
     let (count, fewest) = (pairs.len() as f64, fewest as f64);
     let tau_c = 2.0 * agreeing / (count * count * (fewest - 1.0) / fewest);
     Some([tau_b.clamp(-1.0, 1.0), tau_c])
+}
+
+/// Pairs within runs of these lengths.
+fn tied(lengths: impl Iterator<Item = usize>) -> f64 {
+    lengths.map(pair_count).sum()
 }
 
 /// Pairs among so many.

@@ -55,6 +55,12 @@ RULES = [
     Rule(r"\$JOB\b", "fail", says="No such file", why="there is no job here; tests/slurm"),
     # What needs files that nobody may hand on, or a service that is not here.
     Rule(
+        PROGRAM + r"worker (score|correlate)\b[\s\S]*clip_ViT-B-32\.pth",
+        "fail",
+        says=r"clip_ViT-B-32\.pth|flickr8k\.json",
+        why="the authors' evaluators are not here",
+    ),
+    Rule(
         r"\bcoco-(vit-l14|vit-b32|rn50)\.yaml",
         "fail",
         says=r"data/coco|weights/|data/features",

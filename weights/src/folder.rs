@@ -321,7 +321,7 @@ impl Folder {
             let problem = format!("is of another architecture than {} says", self.path.join(MANIFEST).display());
             return Err(Error::format(path, problem));
         }
-        Ok(VisionWeights::Elsewhere(clip))
+        Ok(VisionWeights::Elsewhere(Box::new(clip)))
     }
 
     /// A tower, perhaps with the rest of a CLIP beside it, whose sizes the manifest says.
@@ -352,7 +352,7 @@ pub enum VisionWeights {
     /// Of a model folder, under OpenAI's names.
     Own(Archive),
     /// CLIP weights that other programs wrote.
-    Elsewhere(Clip),
+    Elsewhere(Box<Clip>),
 }
 
 impl VisionWeights {

@@ -108,14 +108,15 @@ pub struct Evaluator {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CutCandidates {
-    /// As if they had ended where they were cut: a cut candidate can win. The reward `missing_end`
-    /// is a penalty for them.
-    #[default]
-    Closed,
     /// As the DiCO release does: CLIP pools a text at its highest token, which is the begin token
     /// where there is no end token. So all cut candidates of an image get one and the same reward,
-    /// that of no text.
+    /// that of no text: a brake on captions that never end.
+    #[default]
     AsReleased,
+    /// As if they had ended where they were cut. A cut candidate can win then, and where
+    /// `max_length` is short the captioner learns to stop in mid-sentence, unless the reward
+    /// `missing_end` is a penalty for it.
+    Closed,
 }
 
 /// Score that an evaluator's cosines are converted to.

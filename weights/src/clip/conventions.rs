@@ -145,7 +145,7 @@ impl Conventions {
         (architecture.activation, architecture.normalization) = (activation, normalization);
         let is_openai = self.family == Some(Family::Openai);
         let heads = |tower: &str, said: Option<usize>, width: usize| match said {
-            Some(heads) if heads == 0 || width % heads != 0 => {
+            Some(heads) if heads == 0 || !width.is_multiple_of(heads) => {
                 Err(Error::format(path, format!("{heads} heads cannot share the {tower} encoder's width of {width}")))
             }
             Some(heads) => Ok(heads),
