@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, names};
+use crate::Error;
+use crate::names::{self, file_name};
 
 /// Endings of the files that are taken for images.
 const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
@@ -78,10 +79,6 @@ impl ImageFolder {
         });
         number.and_then(|number| self.paths.get(number)).map(PathBuf::as_path)
     }
-}
-
-fn file_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }
 
 fn stem(path: &str) -> &str {

@@ -116,7 +116,7 @@ fn shared<'a>(names: impl Iterator<Item = (&'a str, &'a ImageRef)>) -> HashSet<S
 }
 
 /// The last part of a path.
-fn file_name(path: &str) -> &str {
+pub fn file_name(path: &str) -> &str {
     Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or(path)
 }
 

@@ -95,6 +95,8 @@ pub const KEYS: &[Key] = &[
     key("evaluator.score", Fixed, ""),
     key("evaluator.prefix", Fixed, ""),
     key("evaluator.reward_prefix", Fixed, ""),
+    key("evaluator.text", Fixed, ""),
+    key("evaluator.reward_text", Fixed, ""),
     key("evaluator.cut_candidates", Fixed, ""),
     key("evaluator.clip.family", Fixed, ""),
     key("evaluator.clip.activation", Fixed, ""),

@@ -1,11 +1,12 @@
 """Expected tokens of odd and ordinary strings under CLIP's tokenizer.
 
 Writes tokens.json. The tokens are those of transformers' CLIPTokenizerFast, which the published code uses (by way of
-AutoTokenizer). The slow CLIPTokenizer, which first repairs texts with ftfy, sometimes reads otherwise; what it says is
-written beside where it does.
+AutoTokenizer). The slow CLIPTokenizer, which first repairs texts with ftfy, sometimes reads otherwise, and so does OpenAI's own
+``clip.tokenize``, which unescapes HTML as well (open_clip has its code); what they say is written beside where they do.
 """
 
 import gzip
+import html
 import importlib.resources
 import json
 import random
@@ -15,7 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ftfy
+import regex
 import tokenizers
+from open_clip.tokenizer import SimpleTokenizer
 from transformers import AddedToken, CLIPTokenizer, CLIPTokenizerFast
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
@@ -145,6 +148,27 @@ def repeats(draw: random.Random) -> str:
     return draw.choice("a!.0é世😀 -_") * draw.randint(2, 12) + draw.choice(("", draw.choice(WORDS)))
 
 
+# Of texts that clip.tokenize repairs.
+BROKEN = (
+    *("Ã©", "â€™", "â€œhiâ€\x9d", "Â£", "ï»¿", "schÃ¶n", "âœ”", "ð\x9f\x98\x80", "\x92", "‘a’", "Ã¼ber", "naÃ¯ve", "â€“", "â‚¬"),
+    *("donâ€™t", "Ã\xa0 la", "l’humanitÃ©", "ﬁ", "ﬂ", "ﬃ", "ﬀ", "ĳ", "ŉ", "ǆ", "ＬＯＵＤ", "ｆｕｌｌ", "１２３", "\u3000", "！"),
+    *(f"&{name}" for name in list(html.entities.html5)[::29]),
+    *(f"&#{number};" for number in (0, 7, 65, 128, 150, 159, 55296, 64976, 65534, 1114112, 9999999999, 128512)),
+    *("&#x80;", "&#X41", "&#38;amp;", "&notit;", "&AMPx", "&ltdog", "&copy2026", "&amp;lt;b&amp;gt;", "x'ſ", "DON'T", "<b>"),
+)
+CLEANED = 500
+
+
+def cleaned_texts() -> list[str]:
+    """Texts of parts that clip.tokenize repairs, some next to words; no text twice."""
+    draw = random.Random(SEED + 1)
+    texts: dict[str, None] = {}
+    while len(texts) < CLEANED:
+        parts = [draw.choice(BROKEN) if draw.random() < 0.6 else draw.choice(WORDS) for _ in range(draw.randint(1, 6))]
+        texts[draw.choice((" ", "", "  ", "\t")).join(parts)] = None
+    return list(texts)
+
+
 GROUPS: dict[str, Draw] = {
     "caption": caption,
     "scripts": scripts,
@@ -213,6 +237,18 @@ def load() -> tuple[CLIPTokenizerFast, CLIPTokenizer]:
         return CLIPTokenizerFast(*files, **settings), CLIPTokenizer(*files, **settings)
 
 
+def openai_tokenizer() -> SimpleTokenizer:
+    """open_clip's, with the begin and end token as OpenAI writes them."""
+    tokenizer = SimpleTokenizer()
+    pattern = tokenizer.pat.pattern
+    for theirs, openais in (("<start_of_text>", BEGIN), ("<end_of_text>", END)):
+        tokenizer.encoder[openais] = tokenizer.encoder.pop(theirs)
+        tokenizer.cache[openais] = openais
+        pattern = pattern.replace(theirs, regex.escape(openais))
+    tokenizer.pat = regex.compile(pattern, regex.IGNORECASE)
+    return tokenizer
+
+
 def inner(tokenizer: CLIPTokenizerFast | CLIPTokenizer, text: str) -> list[int]:
     """Tokens between begin and end, at most 75."""
     return tokenizer(text, truncation=True, max_length=CONTEXT_LENGTH)["input_ids"][1:-1]
@@ -221,18 +257,31 @@ def inner(tokenizer: CLIPTokenizerFast | CLIPTokenizer, text: str) -> list[int]:
 def main() -> None:
     arguments = cases.arguments(__doc__)
     fast, slow = load()
+    openais = openai_tokenizer()
+
+    def clip_tokenize(text: str) -> list[int]:
+        return openais.encode(text)[: CONTEXT_LENGTH - 2]
+
     groups: dict[str, list[list]] = {}
     differing = 0
     for group, text in strings(arguments.size):
         read, read_slowly = inner(fast, text), inner(slow, text)
         differing += read != read_slowly
-        groups.setdefault(group, []).append([text, read] if read == read_slowly else [text, read, read_slowly])
+        cleaned = clip_tokenize(text)
+        entry = [text, read] if read == read_slowly else [text, read, read_slowly]
+        if cleaned != read:
+            entry = [text, read, read_slowly if read != read_slowly else None, cleaned]
+        groups.setdefault(group, []).append(entry)
     versions = cases.versions() | {"tokenizers": tokenizers.__version__, "ftfy": ftfy.__version__}
-    cases.write_json(arguments.out / "tokens.json", {"versions": versions, "groups": groups})
+    cases.write_json(arguments.out / "tokens.json", {
+        "versions": versions,
+        "groups": groups,
+        "cleaned": [[text, clip_tokenize(text)] for text in cleaned_texts()],
+    })
     total = sum(map(len, groups.values()))
     print(f"{total} strings; the slow tokenizer differs in {differing}")
     for name, entries in groups.items():
-        print(f"  {name}: {len(entries)}, {sum(len(entry) == 3 for entry in entries)} differ")
+        print(f"  {name}: {len(entries)}, {sum(len(entry) > 2 for entry in entries)} differ")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use dico_tests::{Place, clip, command, complete, error_line, run, tensors};
+use serde_json::json;
 
 /// A run that sees through one CLIP and is judged by another, with `data` and `more` besides.
 fn run_file(place: &Place, name: &str, data: &str, captioner: &str) -> PathBuf {
@@ -331,6 +332,49 @@ fn captions_from_anywhere_are_scored_as_an_evaluation_scores_them() {
     assert!(line.contains("there is no image of") && line.contains("few"), "{line}");
     let line = refused(&["--evaluator", &format!("pac_s={captions}")]);
     assert!(line.contains("evaluator pac_s") && line.contains("is neither safetensors nor"), "{line}");
+}
+
+#[test]
+fn scores_are_correlated_with_ratings_and_pairs() {
+    let (place, _) = place();
+    let text = |name: &str| place.path(name).to_string_lossy().into_owned();
+    let mut names: Vec<String> = std::fs::read_dir(place.path("world/images"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let rated = |(number, name): (usize, &String)| {
+        // The more of the reference there is in a caption, the better it is rated.
+        let caption = ["a", "a red", "a red circle", "a red circle here"][number % 4];
+        json!({ "image": name, "caption": caption, "references": ["a red circle here"], "rating": number % 4 })
+    };
+    let ratings: Vec<_> = names.iter().take(12).enumerate().map(rated).collect();
+    std::fs::write(place.path("ratings.json"), serde_json::to_vec(&ratings).unwrap()).unwrap();
+    let pair = |(number, name): (usize, &String)| {
+        let captions = if number < 3 { ["a red circle here", "a"] } else { ["a", "a red circle here"] };
+        json!({
+            "image": name, "captions": captions, "references": ["a red circle here"],
+            "preferred": usize::from(number == 3), "category": if number < 2 { "HC" } else { "HM" },
+        })
+    };
+    let pairs: Vec<_> = names.iter().take(5).enumerate().map(pair).collect();
+    std::fs::write(place.path("pairs.json"), serde_json::to_vec(&pairs).unwrap()).unwrap();
+    let evaluator = format!("pac_s={}", text("evaluator.safetensors"));
+    let correlate = |file: &str| {
+        let [judgements, images, cache] = [text(file), text("world/images"), text("cache")];
+        let basis = ["correlate", "--judgements", &judgements, "--images", &images, "--cache", &cache, "--json"];
+        scores(&[&basis[..], &["--evaluator", &evaluator]].concat())
+    };
+    let found = correlate("ratings.json");
+    assert_eq!((&found["captions"], &found["metrics"]["rouge_l"]["tau_b"]), (&json!(12), &json!(1.0)));
+    assert!(found["metrics"]["ref_pac_s"]["tau_c"].is_number());
+    let found = correlate("pairs.json");
+    // Of the last pair the shorter caption is preferred.
+    assert_eq!(found["metrics"]["rouge_l"], json!({ "HC": 1.0, "HM": 2.0 / 3.0, "all": 0.8 }));
+    std::fs::write(place.path("missing.json"), r#"[{"image": "q.jpg", "caption": "a", "rating": 1}]"#).unwrap();
+    let [judgements, images] = [text("missing.json"), text("world/images")];
+    let line = error_line(&run("worker", &["correlate", "--judgements", &judgements, "--images", &images]));
+    assert!(line.contains("there is no image \"q.jpg\""), "{line}");
 }
 
 fn first_image(place: &Place) -> PathBuf {

@@ -97,8 +97,9 @@ impl Examiner<'_> {
     fn embed<'t>(&self, texts: impl Iterator<Item = &'t String>) -> Tensor {
         let (evaluator, vocabulary) = (&self.models.evaluator, &self.origins.evaluator_vocabulary);
         let most = evaluator.architecture().text.context_length;
-        let prefix = &self.run.evaluator.prefix;
-        let texts: Vec<Vec<i64>> = texts.map(|text| vocabulary.encode(&format!("{prefix}{text}"), most)).collect();
+        let runfile::Evaluator { prefix, text: reading, .. } = &self.run.evaluator;
+        let encode = |text: &'t String| clip::read(vocabulary, *reading, &format!("{prefix}{text}"), most);
+        let texts: Vec<Vec<i64>> = texts.map(encode).collect();
         if texts.is_empty() {
             return Tensor::zeros([0, 0], (Kind::Float, Device::Cpu));
         }

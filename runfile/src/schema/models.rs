@@ -99,9 +99,27 @@ pub struct Evaluator {
     /// Text before candidates that are rewarded.
     #[serde(default)]
     pub reward_prefix: String,
+    /// How captions and references are read that are scored in evaluations.
+    #[serde(default = "default_text")]
+    pub text: TextReading,
+    /// How candidates are read that are rewarded.
+    #[serde(default)]
+    pub reward_text: TextReading,
     /// How the reward reads candidates that were cut at `decoding.max_length`, without an end token.
     #[serde(default)]
     pub cut_candidates: CutCandidates,
+}
+
+/// How a text is read before it becomes tokens. Ordinary captions are read alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TextReading {
+    /// As OpenAI's `clip.tokenize`, which published scores are computed with: broken encodings are
+    /// repaired (ftfy), HTML is unescaped twice, white space is folded.
+    ClipTokenize,
+    /// As it is, like Hugging Face's fast tokenizer.
+    #[default]
+    AsIs,
 }
 
 /// How the reward reads candidates that were cut, without an end token.
@@ -185,9 +203,15 @@ impl Default for Evaluator {
             score: EvaluatorScore::default(),
             prefix: default_prefix(),
             reward_prefix: String::new(),
+            text: default_text(),
+            reward_text: TextReading::default(),
             cut_candidates: CutCandidates::default(),
         }
     }
+}
+
+fn default_text() -> TextReading {
+    TextReading::ClipTokenize
 }
 
 fn default_dropout() -> f64 {

@@ -175,7 +175,8 @@ fn unsaid(path: &Path, what: &str) -> Error {
     let problem = format!(
         "its tensors do not say its {what}: set `family: openai` if it is OpenAI's CLIP, PAC-S or PAC-S++; for another CLIP put \
          its open_clip_config.json or config.json beside it, or set `activation`, `mean` and `std`, and `vision_heads` and \
-         `text_heads` where a tower is wider than {MAX_COMMON_WIDTH}"
+         `text_heads` where a tower is wider than {MAX_COMMON_WIDTH} (in a run file below evaluator.clip or captioner.vision_clip, \
+         on the command line after the file, as in FILE,family=openai)"
     );
     Error::format(path, problem)
 }

@@ -44,9 +44,10 @@ impl Clip {
         let (found, source) = match config::beside(path, layout, &architecture)? {
             Some((found, config)) => (found, config.display().to_string()),
             None if is_openais_own(&archive) => (Conventions::openai(), "OpenAI's own file".to_owned()),
-            None => (Conventions::default(), "the run file".to_owned()),
+            None => (Conventions::default(), String::new()),
         };
-        let source = if said.is_empty() { source } else { "what is said of it".to_owned() };
+        let by_user = !Conventions { lora: None, ..said.clone() }.is_empty();
+        let source = if !by_user { source } else { "the run file or the command line".to_owned() };
         said.over(&found.over(&Conventions::default())).complete(path, &mut architecture)?;
         let needed = architecture.shapes().map_err(|problem| Error::format(path, problem))?;
         compare(path, &needed, &shapes)?;

@@ -10,14 +10,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dataset::{DataSet, Split};
-use runfile::{Evaluator, EvaluatorScore};
+use runfile::{Evaluator, EvaluatorScore, TextReading};
 use scoring::{Item, Report, Scores, retrieval};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
 use tokenizer::Vocabulary;
 use weights::{Architecture, folder};
 
-use crate::clip::Clip;
+use crate::clip::{self, Clip};
 use crate::data::{Loader, Sizes, Source, Views, normalise};
 use crate::tensors;
 
@@ -32,6 +32,7 @@ pub struct CaptionScorer {
     vocabulary: Vocabulary,
     score: EvaluatorScore,
     prefix: String,
+    text: TextReading,
     /// Of what its embeddings of images depend on.
     fingerprint: String,
 }
@@ -51,8 +52,8 @@ impl CaptionScorer {
         let clip = Clip::with(read.architecture().clone(), &values, device)
             .map_err(|mismatch| format!("{}: {mismatch}", path.display()))?;
         let fingerprint = format!("{} {}", read.sha256(), read.architecture().tower().computation(read.lora()));
-        let (score, prefix) = (evaluator.score, evaluator.prefix.clone());
-        Ok(Self { clip, vocabulary: Vocabulary::stored(&vocabulary), score, prefix, fingerprint })
+        let Evaluator { score, prefix, text, .. } = evaluator.clone();
+        Ok(Self { clip, vocabulary: Vocabulary::stored(&vocabulary), score, prefix, text, fingerprint })
     }
 
     /// Unit embeddings of all images of the test split of `data`, in their order: `[images, embedding]`, one after the other. Those
@@ -138,7 +139,7 @@ impl CaptionScorer {
     fn embed_texts(&self, texts: &[&str], mut done: impl FnMut(usize)) -> Vec<f32> {
         let Architecture { text, embedding, .. } = self.clip.architecture();
         let most = text.context_length;
-        let encode = |text: &&str| self.vocabulary.encode(&format!("{}{text}", self.prefix), most);
+        let encode = |text: &&str| clip::read(&self.vocabulary, self.text, &format!("{}{text}", self.prefix), most);
         let texts: Vec<Vec<i64>> = texts.iter().map(encode).collect();
         let mut embedded = Vec::with_capacity(texts.len() * embedding);
         for group in texts.chunks(BATCH * 4) {

@@ -35,6 +35,13 @@ pub struct Caption {
     /// Longest caption, in tokens, begin and end included.
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u16).range(3..))]
     max_length: u16,
+    /// Exponent of the length that a caption's score is divided by.
+    #[arg(long, default_value_t = 1.0, value_name = "X", allow_negative_numbers = true)]
+    length_penalty: f64,
+    /// Count the begin token in the length of captions that were cut at --max-length, as the DiCO
+    /// release does.
+    #[arg(long)]
+    begin_counts_when_cut: bool,
     /// One JSON object a line and image, with every beam and its score.
     #[arg(long)]
     json: bool,
@@ -72,11 +79,14 @@ impl Caption {
         if usize::from(self.max_length) > positions {
             return Err(format!("--max-length {}: the captioner has {positions} positions", self.max_length));
         }
+        if !self.length_penalty.is_finite() {
+            return Err(format!("--length-penalty {}: must be a number", self.length_penalty));
+        }
         let search = Search {
             beams: self.beams.into(),
             max_length: self.max_length.into(),
-            length_penalty: 1.0,
-            begin_counts_when_cut: false,
+            length_penalty: self.length_penalty,
+            begin_counts_when_cut: self.begin_counts_when_cut,
             begin: vocabulary.begin(),
             end: vocabulary.end(),
         };

@@ -10,8 +10,9 @@ mod vision;
 
 use std::collections::BTreeMap;
 
-use runfile::Preset;
+use runfile::{Preset, TextReading};
 use tch::{Kind, Tensor};
+use tokenizer::Vocabulary;
 use weights::clip::{Text as TextArchitecture, Vision as VisionKind};
 pub use weights::{Architecture, VisionArchitecture};
 
@@ -156,6 +157,15 @@ impl Clip {
 /// length.
 pub fn score(images: &Tensor, texts: &Tensor, factor: f64) -> Tensor {
     (images * texts).sum_dim_intlist(-1, false, Kind::Float).clamp_min(0.0) * factor
+}
+
+/// A text's tokens for an evaluator: begin, tokens, end, at most `most`.
+#[must_use]
+pub fn read(vocabulary: &Vocabulary, reading: TextReading, text: &str, most: usize) -> Vec<i64> {
+    match reading {
+        TextReading::ClipTokenize => vocabulary.encode_cleaned(text, most),
+        TextReading::AsIs => vocabulary.encode(text, most),
+    }
 }
 
 /// Scales vectors to unit length.

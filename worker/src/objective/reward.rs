@@ -1,7 +1,7 @@
 //! What a candidate is worth: a weighted sum of the evaluator's score of it, its CIDEr-D against
 //! the image's captions, and a penalty for a missing end token.
 
-use runfile::{CutCandidates, EvaluatorScore, Reward, Rewards};
+use runfile::{CutCandidates, EvaluatorScore, Reward, Rewards, TextReading};
 use scoring::cider::{Candidate, Cider};
 use tch::{Kind, Tensor};
 use tokenizer::Vocabulary;
@@ -20,6 +20,8 @@ pub struct Judge<'a> {
     pub score: EvaluatorScore,
     /// Put before every candidate that the evaluator reads.
     pub prefix: &'a str,
+    /// How it reads them.
+    pub text: TextReading,
     /// How it reads candidates without an end token.
     pub cut_candidates: CutCandidates,
     /// The training captions; there where CIDEr-D is rewarded.
@@ -52,7 +54,7 @@ impl Judge<'_> {
         let encode = |Candidate { text, ended }: &Candidate| match (ended, self.cut_candidates) {
             // The text is read at its begin token, which sees none of the others.
             (false, CutCandidates::AsReleased) => vec![self.vocabulary.begin()],
-            _ => self.vocabulary.encode(&format!("{}{text}", self.prefix), most),
+            _ => clip::read(self.vocabulary, self.text, &format!("{}{text}", self.prefix), most),
         };
         let texts: Vec<Vec<i64>> = candidates.iter().flatten().map(encode).collect();
         let (images, width) = embeddings.size2().expect("embeddings are [images, embedding]");
@@ -108,6 +110,7 @@ mod tests {
             vocabulary: &vocabulary,
             score: EvaluatorScore::PacS,
             prefix: "",
+            text: TextReading::AsIs,
             cut_candidates,
             cider: Some(&cider),
             weights,

@@ -270,6 +270,7 @@ impl Trainer {
             vocabulary: &self.origins.evaluator_vocabulary,
             score: self.run.evaluator.score,
             prefix: &self.run.evaluator.reward_prefix,
+            text: self.run.evaluator.reward_text,
             cut_candidates: self.run.evaluator.cut_candidates,
             cider: self.cider.as_ref(),
             weights: rewards,

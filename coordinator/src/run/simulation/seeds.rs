@@ -40,12 +40,22 @@ const OVER_BY: Time = Time::from_secs(3_600);
 fn live(seed: u64, trace: Trace) -> World {
     let mut world = World::new(seed, trace, Scenario::any);
     world.begin();
+    finish(&mut world);
+    check_audit(&mut world);
+    world
+}
+
+/// Lets a run come to its end.
+fn finish(world: &mut World) {
     while world.outcome.is_none() && world.step(OVER_BY) {}
     assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
     world.check_end();
+}
+
+/// The journal of a run that is over shows that it is whole.
+fn check_audit(world: &mut World) {
     let audit = audit(&world.record()).expect("a whole journal");
     assert!(audit.clean && audit.finished, "the record shows something else: {audit:?}");
-    world
 }
 
 /// More than any run has generations.
@@ -80,9 +90,7 @@ fn follow(seed: u64, trace: Trace) -> LeftOver {
     };
     let [honest, liars] = [false, true].map(|lies| of(&world.left_over, lies));
     world.begin();
-    while world.outcome.is_none() && world.step(OVER_BY) {}
-    assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
-    world.check_end();
+    finish(&mut world);
     LeftOver { honest: honest - of(&world.left_over, false), liars: liars - of(&world.left_over, true) }
 }
 
@@ -103,11 +111,8 @@ fn go_on_with_backup(seed: u64, trace: Trace) -> Option<u64> {
     }
     let mut world = world.restore_backup(backup, !seed, trace);
     world.begin();
-    while world.outcome.is_none() && world.step(OVER_BY) {}
-    assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
-    world.check_end();
-    let audit = audit(&world.record()).expect("a whole journal");
-    assert!(audit.clean && audit.finished, "the record shows something else: {audit:?}");
+    finish(&mut world);
+    check_audit(&mut world);
     Some(world.disowned)
 }
 

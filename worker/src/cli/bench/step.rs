@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use runfile::{CutCandidates, Dico, EvaluatorScore, Optimizer, Precision, Preset, Reward};
+use runfile::{CutCandidates, Dico, EvaluatorScore, Optimizer, Precision, Preset, Reward, TextReading};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -291,6 +291,7 @@ impl Bench<'_> {
             vocabulary: &self.judge_vocabulary,
             score: EvaluatorScore::PacS,
             prefix: "",
+            text: TextReading::AsIs,
             cut_candidates: CutCandidates::Closed,
             cider: None,
             weights: &self.settings.reward,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use runfile::CutCandidates;
 use runfile::EvaluatorScore;
+use runfile::{CutCandidates, TextReading};
 use scoring::cider::Candidate;
 use serde::Deserialize;
 use tokenizer::Vocabulary;
@@ -101,6 +101,7 @@ fn check_step() {
             vocabulary: &Vocabulary::full(),
             score: EvaluatorScore::PacS,
             prefix: "",
+            text: TextReading::AsIs,
             cut_candidates: CutCandidates::Closed,
             cider: None,
             weights: &settings.reward,
@@ -169,6 +170,7 @@ fn check_sixteen_bits() {
         vocabulary: &Vocabulary::full(),
         score: EvaluatorScore::PacS,
         prefix: "",
+        text: TextReading::AsIs,
         cut_candidates: CutCandidates::Closed,
         cider: None,
         weights: &settings.reward,

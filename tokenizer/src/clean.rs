@@ -1,0 +1,136 @@
+//! Text as OpenAI's `clip.tokenize` reads it (`clip/simple_tokenizer.py`): broken encodings are repaired
+//! by ftfy, HTML is unescaped twice, white space is folded, letters become small. The fast tokenizer of
+//! Hugging Face does none of the first three.
+
+use std::sync::LazyLock;
+
+use regex::{Captures, Regex};
+
+/// Character references, as Python's `html.unescape` finds them.
+static REFERENCES: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"&(#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\x0c <&#;]{1,32};?)").expect("the pattern is valid")
+});
+/// Names that HTML knows without a semicolon, too.
+const WITHOUT_SEMICOLON: &str = " AElig AMP Aacute Acirc Agrave Aring Atilde Auml COPY Ccedil ETH Eacute Ecirc Egrave Euml GT \
+    Iacute Icirc Igrave Iuml LT Ntilde Oacute Ocirc Ograve Oslash Otilde Ouml QUOT REG THORN Uacute Ucirc Ugrave Uuml Yacute \
+    aacute acirc acute aelig agrave amp aring atilde auml brvbar ccedil cedil cent copy curren deg divide eacute ecirc egrave eth \
+    euml frac12 frac14 frac34 gt iacute icirc iexcl igrave iquest iuml laquo lt macr micro middot nbsp not ntilde oacute ocirc \
+    ograve ordf ordm oslash otilde ouml para plusmn pound quot raquo reg sect shy sup1 sup2 sup3 szlig thorn times uacute ucirc \
+    ugrave uml uuml yacute yen yuml ";
+/// What numbers from 0x80 to 0x9F stand for: Windows' characters (HTML, "numeric character reference end state").
+const WINDOWS: [char; 32] = [
+    '\u{20ac}', '\u{81}', '\u{201a}', '\u{192}', '\u{201e}', '\u{2026}', '\u{2020}', '\u{2021}', '\u{2c6}', '\u{2030}',
+    '\u{160}', '\u{2039}', '\u{152}', '\u{8d}', '\u{17d}', '\u{8f}', '\u{90}', '\u{2018}', '\u{2019}', '\u{201c}',
+    '\u{201d}', '\u{2022}', '\u{2013}', '\u{2014}', '\u{2dc}', '\u{2122}', '\u{161}', '\u{203a}', '\u{153}', '\u{9d}',
+    '\u{17e}', '\u{178}',
+];
+
+/// The text that is merged to tokens.
+pub fn clean(text: &str) -> String {
+    if is_plain(text) {
+        return text.to_ascii_lowercase();
+    }
+    // What no reference may stand for is left out by `html.unescape`, but not by the port of ftfy.
+    let fixed = plsfix::fix_text(&without_invalid(text), None);
+    let unescaped = unescape(&unescape(&fixed));
+    let words = unescaped.split(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c));
+    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ").to_lowercase()
+}
+
+/// Whether there is nothing to do but to make letters small: so it is with nearly all captions.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'&')
+}
+
+fn without_invalid(text: &str) -> String {
+    let kept = |found: &Captures<'_>| match found[1].strip_prefix('#').map(number) {
+        Some(value) if is_invalid(value) => String::new(),
+        _ => found[0].to_owned(),
+    };
+    REFERENCES.replace_all(text, kept).into_owned()
+}
+
+/// As Python's `html.unescape`.
+fn unescape(text: &str) -> String {
+    REFERENCES.replace_all(text, |found: &Captures<'_>| character(&found[1])).into_owned()
+}
+
+/// What a reference stands for; itself where nobody knows it.
+fn character(reference: &str) -> String {
+    if let Some(digits) = reference.strip_prefix('#') {
+        return match number(digits) {
+            0 => '\u{fffd}'.into(),
+            0x0d => '\r'.into(),
+            value @ 0x80..=0x9f => WINDOWS[value as usize - 0x80].into(),
+            value if is_invalid(value) => String::new(),
+            // Surrogates, and what lies beyond Unicode.
+            value => char::from_u32(value).unwrap_or('\u{fffd}').into(),
+        };
+    }
+    if let Some(found) = reference.strip_suffix(';').and_then(named) {
+        return found;
+    }
+    // The longest name that needs no semicolon; none has fewer than two letters.
+    let ends = (2..=reference.len()).rev().filter(|end| reference.is_char_boundary(*end));
+    for (name, rest) in ends.map(|end| reference.split_at(end)) {
+        if WITHOUT_SEMICOLON.contains(&format!(" {name} "))
+            && let Some(found) = named(name)
+        {
+            return format!("{found}{rest}");
+        }
+    }
+    format!("&{reference}")
+}
+
+fn number(digits: &str) -> u32 {
+    let digits = digits.trim_end_matches(';');
+    let value = match digits.strip_prefix(['x', 'X']) {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => digits.parse(),
+    };
+    value.unwrap_or(u32::MAX)
+}
+
+/// Control characters and those that will never be assigned.
+fn is_invalid(value: u32) -> bool {
+    matches!(value, 1..=8 | 0x0b | 0x0e..=0x1f | 0x7f | 0xfdd0..=0xfdef)
+        || (value <= 0x10_ffff && value & 0xfffe == 0xfffe)
+}
+
+/// What an entity of HTML stands for; `name` is without its semicolon.
+fn named(name: &str) -> Option<String> {
+    let reference = format!("&{name};");
+    let found = html_escape::decode_html_entities(&reference);
+    (found != reference).then(|| found.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_repaired_unescaped_and_folded() {
+        for (text, expected) in [
+            ("A dog  on\ta Street", "a dog on a street"),
+            ("schÃ¶n âœ” ï»¿", "schön ✔"),
+            ("ＬＯＵＤ　ﬁne", "loud fine"),
+            ("“it’s”", "\"it's\""),
+            ("&amp;lt;b&amp;gt; caf&eacute;", "<b> café"),
+            ("&notit; &AMPx &copy2026 &unknown;", "¬it; &x ©2026 &unknown;"),
+            ("&#x80;&#65;&#1;&#64976;", "€a"),
+            ("<b> &amp;", "<b> &"),
+            ("", ""),
+        ] {
+            assert_eq!(clean(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn plain_texts_are_what_the_long_way_gives() {
+        for text in ["A man (left) rides a 2-wheeled bike; it's RED!", "~tilde~ [x] {y} `z`", "a  b", "x<y>z"] {
+            assert!(is_plain(text));
+            let long = plsfix::fix_text(text, None).to_lowercase();
+            assert_eq!(long.split_whitespace().collect::<Vec<_>>(), clean(text).split_whitespace().collect::<Vec<_>>());
+        }
+    }
+}
