@@ -18,8 +18,8 @@ const OPEN_CLIP: &str = "open_clip_config.json";
 const HUGGING_FACE: &str = "config.json";
 pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
 
-/// Settings of an OpenCLIP tower that change nothing at evaluation, or are checked elsewhere.
-const HARMLESS: [&str; 4] = ["patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs"];
+/// Settings of an OpenCLIP tower that change nothing at evaluation.
+const HARMLESS: [&str; 2] = ["patch_dropout", "output_tokens"];
 
 /// What the configuration beside `weights` (a file or folder) says of a model of these sizes, and the file that says it.
 pub(super) fn beside(

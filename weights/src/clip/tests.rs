@@ -314,6 +314,8 @@ fn open_clips_configuration_says_what_its_tensors_do_not() {
     assert!(vision("head_width", json!(48)).contains("head_width: is 48, which does not divide 64"));
     let text = refused(&|config| config["model_cfg"]["text_cfg"]["no_causal_mask"] = json!(true));
     assert!(text.contains("text_cfg.no_causal_mask: is not supported"), "{text}");
+    let text = refused(&|config| config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = json!("timm/ViT-B-16-SigLIP"));
+    assert!(text.contains("text_cfg.hf_tokenizer_name: is not supported"), "{text}");
     let text = refused(&|config| config["preprocess_cfg"]["interpolation"] = json!("bilinear"));
     assert!(text.contains("preprocess_cfg.interpolation: is \"bilinear\""), "{text}");
 }
