@@ -68,7 +68,7 @@ fn a_stage_that_only_gets_worse_ends_with_what_it_began_with() {
     complete(&place, &run_file(&place, "first", 1, None, &first), 1);
     let start = place.last_checkpoint("first");
     let ruinous = "objective: scst, steps: 8, batch: 6, evaluate_first: true, evaluate_every: 2, metric: cider, \
-                   optimizer: { learning_rate: 0.1 }";
+                   scst: { reward: { cider: 1 } }, optimizer: { learning_rate: 0.1 }";
     let (impatient, guarded) = (
         format!("name: impatient, patience: 2, {ruinous}"),
         format!("name: guarded, guard: [{{ metric: bleu_1, below: 0.2, action: rollback }}], {ruinous}"),
