@@ -100,6 +100,11 @@ impl Conventions {
         *self == Self::default()
     }
 
+    /// Whether activation and normalisation are said.
+    pub(super) fn are_complete(&self) -> bool {
+        self.family.is_some() || (self.activation.is_some() && self.mean.is_some() && self.std.is_some())
+    }
+
     /// All of OpenAI's.
     #[must_use]
     pub fn openai() -> Self {

@@ -30,8 +30,8 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Opens a file or folder as [`Archive::open`] does. What its tensors do not say is taken from `said`, then from the
-    /// configuration beside it; of OpenAI's own files it is known.
+    /// Opens a file or folder as [`Archive::open`] does. What its tensors do not say is taken from `said`; of OpenAI's own files
+    /// it is known, of others the configuration beside them says it. Where `said` has all of it, no configuration is read.
     ///
     /// # Errors
     /// As [`Archive::open`]; where the tensors are not those of a CLIP, the one that does not fit; and what is not said.
@@ -41,10 +41,14 @@ impl Clip {
         let shapes = renaming.shapes(&archive)?;
         let mut architecture =
             Architecture::from_shapes(&shapes).map_err(|(tensor, problem)| Error::tensor(path, &tensor, problem))?;
-        let (found, source) = match config::beside(path, layout, &architecture)? {
-            Some((found, config)) => (found, config.display().to_string()),
-            None if is_openais_own(&archive) => (Conventions::openai(), "OpenAI's own file".to_owned()),
-            None => (Conventions::default(), String::new()),
+        // A folder of weights may hold the configuration of another model than this one.
+        let (found, source) = if is_openais_own(&archive) {
+            (Conventions::openai(), "OpenAI's own file".to_owned())
+        } else if said.are_complete() {
+            (Conventions::default(), String::new())
+        } else {
+            let beside = config::beside(path, layout, &architecture)?;
+            beside.map(|(found, config)| (found, config.display().to_string())).unwrap_or_default()
         };
         let by_user = !Conventions { lora: None, ..said.clone() }.is_empty();
         let source = if !by_user { source } else { "the run file or the command line".to_owned() };

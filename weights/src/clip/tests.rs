@@ -364,6 +364,20 @@ fn weights_that_say_nothing_of_themselves_are_refused_until_somebody_does() {
 }
 
 #[test]
+fn the_configuration_of_another_model_in_the_folder_changes_nothing() {
+    let own = ["input_resolution", "context_length", "vocab_size"].map(|name| (name.to_owned(), vec![]));
+    let own = named(&small()).into_iter().chain(own).collect::<Vec<_>>();
+    let openais = Published::new(&own).with("open_clip_config.json", open_clip(false, 16)).open().unwrap();
+    assert_eq!((openais.architecture(), openais.source()), (&small(), "OpenAI's own file"));
+    // Of PAC-S, whose sizes it does not even have.
+    let mut other = open_clip(false, 16);
+    other["model_cfg"]["vision_cfg"]["layers"] = json!(24);
+    let beside = Published::new(&named(&small())).with("open_clip_config.json", other);
+    assert!(beside.problem().contains("vision_cfg.layers"));
+    assert_eq!(*beside.open_with(&Conventions::openai()).unwrap().architecture(), small());
+}
+
+#[test]
 fn heads_of_wide_towers_are_never_guessed() {
     let vision = Vision::Transformer { patch_size: 2, width: 1280, layers: 1, heads: 16 };
     let wide = Architecture { activation: Activation::Gelu, ..Architecture::new(4, vision, small().text, 8) };
