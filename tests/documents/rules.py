@@ -89,6 +89,7 @@ RULES = [
     Rule(PROGRAM + r"chaos\b", "elsewhere", why="tests/tests/chaos.rs"),
     Rule(r"^cargo build\b", "build"),
     Rule(r"^cargo test\b", "elsewhere", why="make test"),
+    Rule(r"^cargo run --bin coordinator -- schema\b", "elsewhere", why="a unit test of runfile/src/reference.rs"),
     Rule(r"^tensorboard\b", "elsewhere", why="tests/tensorboard"),
     Rule(r"^make\b", "make"),
     Rule(r"^tests/\w+/\w+", "elsewhere", why="its target of the Makefile"),
