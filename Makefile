@@ -94,6 +94,7 @@ simulate:
 lint: libtorch
 	cargo fmt --all --check
 	tools/run-files --check
+	tools/prose
 	tools/require git shellcheck
 	shellcheck --external-sources --severity=warning deploy/slurm/common.sh $$(git grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh')
 	cargo clippy --workspace --all-targets --locked -- -D warnings
