@@ -154,7 +154,7 @@ class Reader:
         self.shell.run("kill $(jobs -p); wait; rm -rf runs/run")
 
     def have_a_run(self) -> None:
-        """Whoever asks or steers a run has one, and workers, also where the section has not started them."""
+        """Commands of clients find a run with workers, also where the section has not started them."""
         jobs = self.jobs()
         if "coordinator serve" not in jobs:
             self.shell.background("coordinator serve --config run.yaml", "listening on")

@@ -11,23 +11,25 @@ PROGRAM = r"^(target/(release|debug)/)?"
 
 @dataclass
 class Rule:
-    """What is done about commands that a pattern fits.
+    """How commands that match a pattern are proven.
 
-    run         it is run, and has to succeed
-    watch       it is run, and has to go on until it is interrupted three seconds later, or the run is finished
-    serve       it is run, and goes on until `says` is read from it; the next one of its kind, or the end, stops it
-    fail        it is run, and has to fail for the reason in `why`, so that it `says` so; a wrong command line is none
-    either      it is run, and has to succeed or to fail so
-    make        its target is there, and all that it needs: `make --dry-run`
+    run         the command is run and must succeed
+    watch       it is run and must not end before it is interrupted three seconds later, or the run is finished
+    serve       it is run in the background and must print `says`; the next `coordinator serve`, or the end of the
+                section, stops it
+    fail        it is run and must fail, for the reason in `why`, with output that matches `says`; a wrong command
+                line (status 2) does not count
+    either      it is run and must succeed, or fail as above
+    make        its target exists, and all prerequisites: `make --dry-run`
     build       cargo plans it
-    elsewhere   another test runs it, which `why` names; here the files that it names are looked for
+    elsewhere   another test runs it, which `why` names; here only the files that it names must exist
     """
 
     pattern: str
     how: str
     says: str = ""
     why: str = ""
-    # What is put in place of a part of the command, to be quick.
+    # Replaces a part of the command with a faster one.
     instead: tuple[str, str] = ("", "")
 
     def __str__(self) -> str:
@@ -89,6 +91,7 @@ RULES = [
     Rule(PROGRAM + r"chaos\b", "elsewhere", why="tests/tests/chaos.rs"),
     Rule(r"^cargo build\b", "build"),
     Rule(r"^cargo test\b", "elsewhere", why="make test"),
+    Rule(r"^cargo run --bin coordinator -- schema\b", "elsewhere", why="a unit test of runfile/src/reference.rs"),
     Rule(r"^tensorboard\b", "elsewhere", why="tests/tensorboard"),
     Rule(r"^make\b", "make"),
     Rule(r"^tests/\w+/\w+", "elsewhere", why="its target of the Makefile"),

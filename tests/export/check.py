@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
+DOCUMENT = ROOT / "docs/training.md"
 # Scores are sums of some 15 log-probabilities, divided by their number.
 TOLERANCE = 1e-5
 # Fewer distinct captions would also come of a model that sees hardly anything of an image.
@@ -89,13 +89,13 @@ def check_clips_tokens(folder: pathlib.Path) -> int:
 
 
 def check_snippets(folder: pathlib.Path, images: list[dict]) -> None:
-    """The README's snippet, and the model card's, print the caption of photo.jpg."""
+    """The snippet of docs/training.md, and the model card's, print the caption of photo.jpg."""
     os.chdir(folder)
     photo = pathlib.Path("photo.jpg")
     photo.unlink(missing_ok=True)
     photo.symlink_to(images[0]["image"])
-    program = snippet(README)
-    assert program == snippet(folder / "my-dico/README.md"), "the README and the model card show different snippets"
+    program = snippet(DOCUMENT)
+    assert program == snippet(folder / "my-dico/README.md"), "docs/training.md and the model card show different snippets"
     assert printed(program) == str([images[0]["captions"][0]["caption"]]), printed(program)
 
 
@@ -114,7 +114,7 @@ def main() -> None:
     images = json.loads((folder / "my-dico.json").read_text())
     texts = check_clips_tokens(folder / "my-dico")
     check_snippets(folder, images)
-    print(f"transformers {transformers.__version__}: {texts} texts have CLIP's tokens; the README's snippet runs")
+    print(f"transformers {transformers.__version__}: {texts} texts have CLIP's tokens; the documented snippet runs")
 
 
 if __name__ == "__main__":
