@@ -143,6 +143,16 @@ impl RunFile {
         alone.or_else(|| self.evaluators.get_mut(&name)).expect("the primary evaluator is one of them")
     }
 
+    /// Sets the score of each evaluator that has none: a run file that says a default is equal to one that leaves it out.
+    pub(crate) fn complete_scores(&mut self) {
+        if let Some(evaluator) = &mut self.evaluator {
+            evaluator.score.get_or_insert_default();
+        }
+        for (name, evaluator) in &mut self.evaluators {
+            evaluator.score = evaluator.score.or_else(|| EvaluatorScore::of_name(name));
+        }
+    }
+
     /// Whether some stage trains the primary evaluator.
     #[must_use]
     pub fn trains_evaluator(&self) -> bool {

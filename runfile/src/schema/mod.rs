@@ -51,7 +51,7 @@ pub struct RunFile {
     /// Evaluators by name, each with the keys of `evaluator`: further ones beside `evaluator`, or all of them. Rewards
     /// and metrics refer to them by name: an evaluator `NAME` gives `NAME`, `ref_NAME`, `NAME_retrieval_r1` and so on.
     /// `contrastive` stages train `evaluator`, or else the one with `preset`; all others are frozen. 8 at most.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default)]
     pub evaluators: BTreeMap<String, Evaluator>,
     /// Beam search, in rewarded stages and in evaluations.
     #[serde(default)]
