@@ -6,8 +6,9 @@ use runfile::{Objective, Reward, RunFile, Stage};
 use crate::Split;
 
 /// Scores of evaluations that compare captions with references.
-const AGAINST_REFERENCES: [&str; 10] =
-    ["ref_pac_s", "ref_clip_s", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice"];
+/// Those of evaluators begin with `ref_`.
+const AGAINST_REFERENCES: [&str; 8] =
+    ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice"];
 
 /// Why a run cannot do without the captions of `split`, if it cannot.
 #[must_use]
@@ -38,7 +39,8 @@ fn is_evaluated_by_references(stage: &Stage) -> Option<String> {
         return Some(format!("stage `{name}` ({}) is evaluated on them", objective.name()));
     }
     let mut metrics = metric.iter().chain(guard.iter().map(|rule| &rule.metric));
-    let metric = metrics.find(|metric| AGAINST_REFERENCES.contains(&metric.as_str()))?;
+    let compares = |metric: &&String| metric.starts_with("ref_") || AGAINST_REFERENCES.contains(&metric.as_str());
+    let metric = metrics.find(compares)?;
     Some(format!("stage `{name}` watches `{metric}`, which compares with them"))
 }
 

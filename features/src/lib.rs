@@ -5,7 +5,7 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `manifest.json` | what the rows are: split, images, weights, preprocessing, shape and type; written first |
-//! | `features.bin` | a row for each image, in the split's order: hidden states `[tokens, width]`, then the unit embedding `[embedding]` |
+//! | `features.bin` | a row for each image, in the split's order: hidden states `[tokens, width]`, then the unit embeddings of the evaluators, `[embedding]` together |
 //! | `checksums.bin` | the CRC-32 of each row, little-endian; written after the row is safe, so it says how far a store goes |
 //!
 //! Every row is checked when it is read. A [`Writer`] goes on where an earlier one stopped; a store that was made of other

@@ -66,13 +66,16 @@ pub struct Manifest {
     pub preprocessing: String,
     /// Gave the hidden states.
     pub vision: Tower,
-    /// Gave the embedding.
+    /// Gave the embedding, or the first of several.
     pub evaluator: Tower,
+    /// Gave the other embeddings, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_evaluators: Vec<Tower>,
     /// Hidden states of an image.
     pub tokens: u64,
     /// Width of a hidden state.
     pub width: u64,
-    /// Width of an embedding.
+    /// Width of an image's embeddings together.
     pub embedding: u64,
     /// Type of the numbers.
     pub dtype: Dtype,
@@ -81,22 +84,27 @@ pub struct Manifest {
 /// What a run needs a store to be made of.
 #[derive(Clone, Debug)]
 pub struct Rows {
-    /// Hidden states of an image, their width, and the width of an embedding.
+    /// Hidden states of an image, their width, and the width of its embeddings together.
     pub shape: [u64; 3],
     /// Type of the numbers.
     pub dtype: Dtype,
 }
 
 impl Manifest {
-    /// Of `images` images called `names_sha256` of `split`, seen by two towers.
+    /// Of `images` images called `names_sha256` of `split`, seen by the captioner's tower and those of evaluators.
+    ///
+    /// # Panics
+    /// There is no evaluator.
     #[must_use]
     pub fn new(
         split: String,
         (images, names_sha256): (u64, String),
         preprocessing: String,
-        [vision, evaluator]: [Tower; 2],
+        (vision, evaluators): (Tower, Vec<Tower>),
         Rows { shape: [tokens, width, embedding], dtype }: Rows,
     ) -> Self {
+        let mut evaluators = evaluators.into_iter();
+        let evaluator = evaluators.next().expect("rows have an embedding");
         Self {
             format: FORMAT,
             split,
@@ -105,6 +113,7 @@ impl Manifest {
             preprocessing,
             vision,
             evaluator,
+            further_evaluators: evaluators.collect(),
             tokens,
             width,
             embedding,
@@ -164,6 +173,10 @@ impl Manifest {
         let shape = |m: &Self| format!("{} x {} + {}", m.tokens, m.width, m.embedding);
         let size = |tower: &Tower| format!("{} pixels", tower.image_size);
         let images = |m: &Self| format!("{} images with SHA-256 {}", m.images, m.names_sha256);
+        let further = |m: &Self| {
+            let named = m.further_evaluators.iter().map(|tower| format!("{} {}", tower.sha256, tower.computation));
+            named.collect::<Vec<_>>().join(", ")
+        };
         let compared = [
             ("vision tower", self.vision.sha256.clone(), wanted.vision.sha256.clone()),
             ("evaluator", self.evaluator.sha256.clone(), wanted.evaluator.sha256.clone()),
@@ -171,6 +184,7 @@ impl Manifest {
             ("image size of the evaluator", size(&self.evaluator), size(&wanted.evaluator)),
             ("computation of the vision tower", self.vision.computation.clone(), wanted.vision.computation.clone()),
             ("computation of the evaluator", self.evaluator.computation.clone(), wanted.evaluator.computation.clone()),
+            ("further evaluators", further(self), further(wanted)),
             ("split", self.split.clone(), wanted.split.clone()),
             ("list of images", images(self), images(wanted)),
             ("preprocessing", self.preprocessing.clone(), wanted.preprocessing.clone()),

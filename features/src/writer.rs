@@ -135,7 +135,7 @@ mod tests {
             computation: String::new(),
         };
         let rows = Rows { shape: [2, 3, 2], dtype: Dtype::F16 };
-        Manifest::new("train".into(), (5, "names".into()), "clip".into(), [tower("aa"), tower("bb")], rows)
+        Manifest::new("train".into(), (5, "names".into()), "clip".into(), (tower("aa"), vec![tower("bb")]), rows)
     }
 
     fn rows(range: std::ops::Range<u8>) -> Vec<u8> {

@@ -16,7 +16,7 @@ pub mod v1 {
 pub const EVALUATION_RANGE: u64 = 50;
 
 /// Raised whenever a change makes older peers misunderstand newer ones. Exchanged at join; a mismatch is refused.
-pub const PROTOCOL_VERSION: u32 = 8;
+pub const PROTOCOL_VERSION: u32 = 9;
 
 /// Most bytes of a message to the coordinator. The largest is a part of a range of captions, a quarter of this: see [`parts`].
 pub const MOST_TO_COORDINATOR: usize = 16 << 20;

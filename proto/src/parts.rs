@@ -47,6 +47,7 @@ pub fn parts(items: Vec<EvaluationItem>) -> Vec<Vec<EvaluationItem>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::v1::Embeddings;
 
     fn item(image: &str, references: usize, bytes: usize) -> EvaluationItem {
         let references = (0..references).map(|number| format!("{number:04}{}", "x".repeat(bytes - 4)));
@@ -56,8 +57,7 @@ mod tests {
             caption: "c".repeat(65_536),
             references: references.collect(),
             scores: [("pac_s".to_owned(), 0.5)].into(),
-            image_embedding: embedding.clone(),
-            text_embedding: embedding,
+            embeddings: vec![Embeddings { prefix: String::new(), image: embedding.clone(), text: embedding }],
             ..Default::default()
         }
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::keys::{Mutability, key_at, strictest_below};
-use crate::schema::{Objective, RunFile};
+use crate::schema::RunFile;
 
 /// A key whose values in two run files differ.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -84,11 +84,15 @@ fn plain(value: &Value) -> String {
 #[must_use]
 pub fn continuation(run: &RunFile, checkpoint: &str) -> String {
     let checkpoint = Value::from(checkpoint);
-    let trains_evaluator = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
+    let primary = run.primary_evaluator();
     // A checkpoint holds the evaluator only if the run made or trained it.
-    let evaluator = match &run.evaluator.weights {
-        Some(weights) if !trains_evaluator => Value::from(weights.to_string_lossy()),
+    let evaluator = match &primary.settings.weights {
+        Some(weights) if !run.trains_evaluator() => Value::from(weights.to_string_lossy()),
         _ => checkpoint.clone(),
+    };
+    let key = match primary.key().split_once('.') {
+        Some((all, name)) => format!("{all}: {{ {name}: {{ weights: {evaluator} }} }} # instead of `preset`; other keys, and other evaluators, as before"),
+        None => format!("evaluator: {{ weights: {evaluator} }} # instead of `preset`; other keys as before"),
     };
     let [name, output] =
         [Value::from(format!("{}-2", run.name)), Value::from(format!("{}-2", run.output.to_string_lossy()))];
@@ -96,7 +100,7 @@ pub fn continuation(run: &RunFile, checkpoint: &str) -> String {
         "name: {name}\n\
          output: {output}\n\
          captioner: {{ weights: {checkpoint} }} # instead of `preset` and `vision`; other keys as before\n\
-         evaluator: {{ weights: {evaluator} }} # instead of `preset`; other keys as before\n\
+         {key}\n\
          stages: # those that are still to be trained, each from its first step\n"
     )
 }

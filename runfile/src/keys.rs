@@ -57,6 +57,7 @@ pub const KEYS: &[Key] = &[
     // The parameters keep 32 bits, so training can continue in another format.
     key("precision", NextStep, ""),
     key("wire", NextStep, ""),
+    key("evaluators", Fixed, "evaluators by name"),
     key("workers.min", Free, "workers"),
     key("workers.max", Free, "workers"),
     // Paths may change freely: other data than before are noticed when workers join. Only scenes, features, and what is

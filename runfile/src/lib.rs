@@ -75,17 +75,19 @@ impl RunFile {
         if text.len() > MAX_JSON_BYTES {
             return Err(format!("it has {} bytes, {MAX_JSON_BYTES} at most", text.len()));
         }
-        let run: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let mut run: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
         run.check().map_err(|(key, problem)| format!("{key}: {problem}"))?;
+        run.complete_scores();
         Ok(run)
     }
 
     fn parse_with_warnings(path: &Path, text: &str) -> Result<(Self, Vec<Finding>), Error> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let run: Self = serde_saphyr::from_str(text).map_err(|error| Error::from_yaml(path, text, &error))?;
+        let mut run: Self = serde_saphyr::from_str(text).map_err(|error| Error::from_yaml(path, text, &error))?;
         let locations = Locations::read(text);
         let finding = |problem| Finding::new(path, &locations, problem);
         run.check().map_err(|problem| Error::Value(finding(problem)))?;
+        run.complete_scores();
         let bytes = serde_json::to_string(&run).map_or(0, |json| json.len());
         if bytes > MAX_BYTES {
             let problem = format!("make the run file {bytes} bytes long as JSON, {MAX_BYTES} at most");

@@ -36,7 +36,9 @@ impl RunFile {
         let coco = coco.flat_map(|CocoSplit { annotations, images }| [annotations, images]);
         let positives = positives.as_mut().map(|Positives { images, captions }| [images, captions]);
         let Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &mut self.scoring;
-        let models = [&mut self.captioner.weights, &mut self.captioner.vision, &mut self.evaluator.weights];
+        let evaluators = self.evaluator.iter_mut().chain(self.evaluators.values_mut());
+        let models = [&mut self.captioner.weights, &mut self.captioner.vision].into_iter();
+        let models = models.chain(evaluators.map(|evaluator| &mut evaluator.weights));
         let optional = [scenes, features, meteor_jar, meteor_paraphrases, spice_jar].into_iter().chain(models);
         std::iter::once(&mut self.output)
             .chain(karpathy.into_iter().flatten())
@@ -138,8 +140,8 @@ stages:
         // However the run file is named.
         for run_file in [runs.join("run.yaml"), runs.join("../runs/./run.yaml")] {
             let run = RunFile::load(&run_file).unwrap();
-            let tars = run.data.webdataset.unwrap();
-            assert_eq!((run.output, run.evaluator.weights), (runs.join("out"), Some(runs.join("weights/pac.pth"))));
+            let tars = run.data.webdataset.clone().unwrap();
+            assert_eq!((run.output.clone(), run.primary_evaluator().settings.weights.clone()), (runs.join("out"), Some(runs.join("weights/pac.pth"))));
             assert_eq!(tars.train, folder.path().join("tars/{a..c}.tar").to_string_lossy());
             assert_eq!((tars.validation.as_str(), tars.test.as_deref()), ("s3://bucket/v.tar", Some("/t.tar")));
         }

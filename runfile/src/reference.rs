@@ -220,6 +220,10 @@ fn entry(key: &Key, name: &str, property: Property<'_>) -> String {
     for (name, value) in of_type["properties"].as_object().into_iter().flatten() {
         text.push_str(&wrap(&format!("- `{name}`: {}", description(value)), "  ", "    "));
     }
+    let others = description(&of_type["additionalProperties"]);
+    if !others.is_empty() {
+        text.push_str(&wrap(&format!("- another name: {others}"), "  ", "    "));
+    }
     text
 }
 
@@ -236,7 +240,7 @@ fn type_name(schema: &Value) -> Option<&'static str> {
         ("integer", "integer"),
         ("number", "number"),
         ("array", if schema["minItems"] == 3 { "list of three numbers" } else { "list of two numbers" }),
-        ("object", "map to numbers"),
+        ("object", if schema["additionalProperties"]["type"] == "number" { "map to numbers" } else { "map" }),
     ];
     names.into_iter().find(|(name, _)| of(name)).map(|(_, name)| name)
 }
@@ -244,6 +248,7 @@ fn type_name(schema: &Value) -> Option<&'static str> {
 /// A default value as it is written in YAML.
 fn as_yaml(value: &Value) -> String {
     match value {
+        Value::Object(object) if object.is_empty() => "{}".to_owned(),
         Value::Object(object) => {
             let entries: Vec<String> =
                 object.iter().map(|(name, value)| format!("{name}: {}", as_yaml(value))).collect();
@@ -370,7 +375,7 @@ mod tests {
             schema["$defs"]["Objective"]["oneOf"].as_array().unwrap().iter().map(|one| one["const"].clone()).collect();
         assert_eq!(objectives, ["contrastive", "cross_entropy", "scst", "dico"]);
         let rewards = &schema["$defs"]["Dico"]["properties"]["reward"];
-        assert_eq!(rewards["additionalProperties"], false, "{rewards}");
+        assert_eq!(rewards["additionalProperties"]["type"], "number", "{rewards}");
         assert_eq!(rewards["properties"]["missing_end"]["type"], "number", "{rewards}");
     }
 }

@@ -7,11 +7,18 @@ use crate::{Item, Metrics, Report, Scores, retrieval};
 pub struct Examined {
     /// Candidate and references.
     pub item: Item,
-    /// Its scores, by the names of evaluation scores.
-    pub scores: BTreeMap<&'static str, f64>,
-    /// The evaluator's embedding of the image, of length 1; empty where there is none.
+    /// Its scores by name.
+    pub scores: BTreeMap<String, f64>,
+    /// The evaluators' embeddings, by what the names of their retrieval metrics begin with.
+    pub embeddings: BTreeMap<String, Embeddings>,
+}
+
+/// An evaluator's embeddings of an image and its caption.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Embeddings {
+    /// Of the image, of length 1.
     pub image: Vec<f32>,
-    /// The evaluator's embedding of the candidate, as wide as that of the image.
+    /// Of the caption, of length 1, as wide as that of the image.
     pub text: Vec<f32>,
 }
 
@@ -22,29 +29,32 @@ impl Metrics {
     pub fn evaluate(&self, examined: &[Examined]) -> Report {
         let items: Vec<Item> = examined.iter().map(|one| one.item.clone()).collect();
         let mut report = self.score(&items);
-        let names: BTreeSet<&'static str> = examined.iter().flat_map(|one| one.scores.keys().copied()).collect();
+        let names: BTreeSet<&String> = examined.iter().flat_map(|one| one.scores.keys()).collect();
         for name in names {
             let values: Option<Vec<f64>> = examined.iter().map(|one| one.scores.get(name).copied()).collect();
             match values {
-                Some(values) => report.add(name, Scores::mean(values)),
+                Some(values) => report.add(name.clone(), Scores::mean(values)),
                 None => report.notes.push(format!("{name}: left out, because not all images have it")),
             }
         }
-        if let Some(ranks) = ranks(examined) {
-            retrieval::scores(&ranks).into_iter().for_each(|(name, scores)| report.add(name, scores));
+        let prefixes: BTreeSet<&String> = examined.iter().flat_map(|one| one.embeddings.keys()).collect();
+        for prefix in prefixes {
+            for (name, scores) in ranks(examined, prefix).iter().flat_map(|ranks| retrieval::scores(ranks)) {
+                report.add(format!("{prefix}{name}"), scores);
+            }
         }
         report
     }
 }
 
-/// None unless all images have embeddings of one width.
-fn ranks(examined: &[Examined]) -> Option<Vec<usize>> {
-    let width = examined.first()?.image.len();
-    let whole = examined.iter().all(|one| one.image.len() == width && one.text.len() == width);
-    if width == 0 || !whole {
+/// None unless all images have embeddings of one width by this evaluator.
+fn ranks(examined: &[Examined], prefix: &str) -> Option<Vec<usize>> {
+    let all: Vec<&Embeddings> = examined.iter().map(|one| one.embeddings.get(prefix)).collect::<Option<_>>()?;
+    let width = all.first()?.image.len();
+    if width == 0 || all.iter().any(|one| one.image.len() != width || one.text.len() != width) {
         return None;
     }
-    let gathered = |of: fn(&Examined) -> &[f32]| examined.iter().flat_map(of).copied().collect::<Vec<f32>>();
+    let gathered = |of: fn(&Embeddings) -> &[f32]| all.iter().flat_map(|one| of(one)).copied().collect::<Vec<f32>>();
     Some(retrieval::ranks(&gathered(|one| &one.text), &gathered(|one| &one.image), width))
 }
 
@@ -56,9 +66,8 @@ mod tests {
     fn examined(caption: &str, score: Option<f64>, image: [f32; 2], text: [f32; 2]) -> Examined {
         Examined {
             item: Item { candidate: caption.into(), references: vec!["a red kite".into()] },
-            scores: score.map(|score| ("pac_s", score)).into_iter().collect(),
-            image: image.into(),
-            text: text.into(),
+            scores: score.map(|score| ("pac_s".to_owned(), score)).into_iter().collect(),
+            embeddings: [(String::new(), Embeddings { image: image.into(), text: text.into() })].into(),
         }
     }
 
@@ -73,7 +82,7 @@ mod tests {
         assert_eq!(report.items["retrieval_mrr"], [0.5, 1.0]);
         assert!(report.corpus["bleu_1"] > 0.0);
 
-        let without = Examined { scores: BTreeMap::new(), image: vec![], text: vec![], ..second };
+        let without = Examined { scores: BTreeMap::new(), embeddings: BTreeMap::new(), ..second };
         // Whichever of the two has none.
         for both in [[first.clone(), without.clone()], [without, first]] {
             let report = metrics.evaluate(&both);
@@ -81,5 +90,23 @@ mod tests {
             assert!(report.notes.iter().any(|note| note.starts_with("pac_s")));
         }
         assert_eq!(metrics.evaluate(&[]).corpus["cider"], 0.0);
+    }
+
+    #[test]
+    fn each_evaluator_has_its_retrieval() {
+        let metrics = Metrics::open(&Files::default()).unwrap();
+        let mut first = examined("a red kite", None, [1.0, 0.0], [0.0, 1.0]);
+        let mut second = examined("a dog", None, [0.0, 1.0], [0.0, 1.0]);
+        for (one, image) in [(&mut first, [1.0, 0.0]), (&mut second, [0.0, 1.0])] {
+            let embeddings = Embeddings { image: image.into(), text: image.into() };
+            one.embeddings.insert("clip_s_".to_owned(), embeddings);
+        }
+        let report = metrics.evaluate(&[first.clone(), second.clone()]);
+        assert_eq!((report.corpus["retrieval_r1"], report.corpus["clip_s_retrieval_r1"]), (0.5, 1.0));
+        // One without numbers of one evaluator leaves those of the other.
+        second.embeddings.remove("clip_s_");
+        let report = metrics.evaluate(&[first, second]);
+        assert_eq!(report.corpus["retrieval_r1"], 0.5);
+        assert!(!report.corpus.contains_key("clip_s_retrieval_r1"));
     }
 }

@@ -72,6 +72,16 @@ pub const EVALUATION: [(&str, Better); 28] = [
     ("details", Better::Higher),
 ];
 
+/// Those of them that say which image a caption finds among all.
+pub const RETRIEVAL: [&str; 4] = ["retrieval_r1", "retrieval_r5", "retrieval_r10", "retrieval_mrr"];
+
+/// In which direction a score of this name gets better. Those that are not in [`EVALUATION`] are of evaluators that have names of
+/// their own, or their retrieval: the higher the better.
+#[must_use]
+pub fn better(name: &str) -> Better {
+    EVALUATION.iter().find(|(known, _)| *known == name).map_or(Better::Higher, |(_, better)| *better)
+}
+
 /// nocaps' domains, as its annotations name them: how near an image's objects are to those of COCO.
 pub const DOMAINS: [&str; 3] = ["in-domain", "near-domain", "out-domain"];
 

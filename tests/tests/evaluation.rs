@@ -3,26 +3,32 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use dico_tests::{Coordinator, Place, Process, complete, error_line, run, wait_for};
+use dico_tests::{Coordinator, Place, Process, clip, complete, error_line, run, wait_for};
 
 /// A place whose validation split takes several ranges, and a checkpoint of a short run on it.
 fn place() -> (Place, PathBuf) {
     let place = Place::with_images(1100);
     complete(&place, &place.run_file("first", 1, ""), 1);
     let checkpoint = place.last_checkpoint("first");
+    clip::write(&place.path("clip.safetensors"), 1);
     (place, checkpoint)
 }
 
-/// A run that starts from `checkpoint` and is evaluated before every of `steps` steps.
+/// A run that starts from `checkpoint` and is evaluated before every of `steps` steps, by its own evaluator, by another, and by its
+/// own under another name.
 fn run_file(place: &Place, name: &str, checkpoint: &Path, workers: &str, steps: u32) -> PathBuf {
     let (folder, checkpoint) = (place.path("").display().to_string(), checkpoint.display());
     let text = format!(
         "name: test\nseed: 11\noutput: {folder}{name}\nworkers: {workers}\n\
          data:\n  karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}\n  \
          scenes: {folder}world/scenes.json\nvocabulary: corpus\n\
-         evaluator: {{ weights: {checkpoint}, prefix: \"\" }}\ncaptioner: {{ weights: {checkpoint}, dropout: 0.0 }}\n\
+         evaluator: {{ weights: {checkpoint}, prefix: \"\" }}\nevaluators:\n  \
+         clip_s: {{ weights: {folder}clip.safetensors }}\n  \
+         pac_s_again: {{ weights: {checkpoint}, prefix: \"\" }}\n\
+         captioner: {{ weights: {checkpoint}, dropout: 0.0 }}\n\
          decoding: {{ beams: 3, max_length: 12 }}\nstages:\n  \
          - {{ name: dico, objective: dico, steps: {steps}, batch: 6, evaluate_first: true, evaluate_every: 1, \
+             dico: {{ reward: {{ pac_s: 0.5, clip_s: 0.5 }} }}, \
              optimizer: {{ learning_rate: 1.0e-4 }} }}\n"
     );
     let path = place.path(&format!("{name}.yaml"));
@@ -74,6 +80,17 @@ fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let metrics: serde_json::Value = serde_json::from_str(&evaluated[0].0).unwrap();
     assert_eq!(report["corpus"], metrics);
+    for name in ["pac_s", "ref_pac_s", "retrieval_r1", "retrieval_mrr"] {
+        let again = match name.strip_prefix("retrieval") {
+            Some(rest) => format!("pac_s_again_retrieval{rest}"),
+            None => format!("{name}_again"),
+        };
+        assert!(metrics[name].is_number() && metrics[&again] == metrics[name], "{again}: {metrics}");
+    }
+    for name in ["clip_s", "ref_clip_s", "clip_s_retrieval_r5"] {
+        assert!(metrics[name].is_number(), "{name} is missing in {metrics}");
+    }
+    assert_ne!(metrics["clip_s"], metrics["pac_s"]);
     for metric in ["pac_s", "ref_pac_s", "cider", "meteor", "rouge_l", "rep_1", "retrieval_r10", "grammatical"] {
         assert!(metrics[metric].is_number(), "{metric} is missing in {metrics}");
     }

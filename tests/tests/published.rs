@@ -42,8 +42,10 @@ fn encode(place: &Place, run_file: &Path, split: &str) -> std::process::Output {
 #[test]
 fn training_from_stored_features_gives_what_training_from_images_does() {
     let (place, scratch) = place();
-    let vocabulary = "vocabulary: corpus\n";
-    let without = run_file(&place, "without", vocabulary, &scratch);
+    // A second evaluator, which the captioner sees through: each row has its embedding, too.
+    let second = place.path("eyes.safetensors");
+    let vocabulary = format!("vocabulary: corpus\nevaluators: {{ clip_s: {{ weights: {} }} }}\n", second.display());
+    let without = run_file(&place, "without", &vocabulary, &scratch);
     for split in ["train", "val"] {
         assert!(encode(&place, &without, split).status.success());
     }
@@ -63,6 +65,18 @@ fn training_from_stored_features_gives_what_training_from_images_does() {
             assert!((a - b).abs() < 2e-5, "{name}: {a} and {b}");
         }
     }
+    let evaluated = ["without", "with"].map(|run| {
+        let query = "SELECT metrics_json FROM evaluations ORDER BY stage DESC LIMIT 1";
+        let metrics: String = place.journal(run).query_row(query, [], |row| row.get(0)).unwrap();
+        serde_json::from_str::<std::collections::BTreeMap<String, f64>>(&metrics).unwrap()
+    });
+    for name in ["pac_s", "ref_pac_s", "clip_s", "ref_clip_s"] {
+        let [without, with] = evaluated.each_ref().map(|metrics| metrics[name]);
+        assert!((without - with).abs() < 1e-3, "{name}: {without} and {with}");
+    }
+    let other = run_file(&place, "other", &features.replace("clip_s", "clip_s_2").replace("eyes", "evaluator"), &scratch);
+    let error = error_line(&run("coordinator", &["validate", "--config", &other.to_string_lossy()]));
+    assert!(error.contains("data.features") && error.contains("evaluators"), "{error}");
 }
 
 #[test]
@@ -311,15 +325,20 @@ fn captions_from_anywhere_are_scored_as_an_evaluation_scores_them() {
     // Two evaluators at once, each under its name.
     let clip_s = format!("clip_s={other}");
     let both = score(&["--evaluator", &file, "--evaluator", &clip_s]);
-    assert_eq!(both["corpus"]["pac_s/pac_s"], by_own["corpus"]["pac_s"]);
+    assert_eq!(both["corpus"]["pac_s"], by_own["corpus"]["pac_s"]);
     let alone = score(&["--evaluator", &clip_s]);
-    for name in ["clip_s", "ref_clip_s", "retrieval_r1", "retrieval_mrr"] {
-        assert_eq!(both["corpus"][format!("clip_s/{name}")], alone["corpus"][name], "{name}");
+    for (name, named) in [
+        ("clip_s", "clip_s"),
+        ("ref_clip_s", "ref_clip_s"),
+        ("retrieval_r1", "clip_s_retrieval_r1"),
+        ("retrieval_mrr", "clip_s_retrieval_mrr"),
+    ] {
+        assert!(alone["corpus"][name].is_number() && both["corpus"][named] == alone["corpus"][name], "{name}");
     }
     // The other form of an evaluator.
     std::fs::write(place.path("judge.yaml"), "weights: evaluator.safetensors\nscore: clip_s\nprefix: \"\"\n").unwrap();
     let judge = format!("mine={}", text(&place.path("judge.yaml")));
-    assert!(score(&["--evaluator", &judge])["corpus"]["clip_s"].is_number());
+    assert!(score(&["--evaluator", &judge])["corpus"]["ref_mine"].is_number());
 
     let refused = |more: &[&str]| {
         let basis = ["score", "--config", &config, "--split", "val", "--candidates", &captions];

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 
 use dataset::{DataSet, Item, Split};
 use proto::v1;
-use runfile::RunFile;
-use tch::{Device, Kind, Tensor, no_grad};
+use runfile::{RunFile, TextReading};
+use tch::Tensor;
 
+use crate::caption_scorer::{Scorer, TextEmbeddings, floats};
 use crate::captioner::Search;
-use crate::clip;
 use crate::data::Batch;
 use crate::models::{Models, Origins};
 
@@ -24,11 +24,11 @@ pub enum Writer {
 
 /// Examines models on a split.
 pub struct Examiner<'a> {
-    /// Says what the evaluator scores, and how.
+    /// Says how captions are searched.
     pub run: &'a RunFile,
-    /// Captioner and evaluator.
+    /// Captioner and evaluators.
     pub models: &'a Models,
-    /// Their vocabularies.
+    /// The evaluators' settings, and all vocabularies.
     pub origins: &'a Origins,
     /// Images and captions.
     pub data: &'a DataSet,
@@ -40,11 +40,8 @@ pub struct Examiner<'a> {
     pub writer: Writer,
 }
 
-/// A caption to be judged and the human ones to judge it by.
-struct Written {
-    caption: String,
-    references: Vec<String>,
-}
+/// What an evaluator makes of a text depends on this: the model by number, the prefix, and how texts are read.
+type Reading<'a> = (usize, &'a str, TextReading);
 
 impl Examiner<'_> {
     /// The items of one prepared batch of the split. They depend on which images are in a batch together, if only in their last
@@ -58,66 +55,65 @@ impl Examiner<'_> {
         let items: Vec<(usize, &Item)> =
             batch.samples.iter().map(|sample| (sample.image, &self.data.split(self.split)[sample.image])).collect();
         let hidden = self.models.hidden(batch, 0..count);
-        let images = self.models.embeddings(batch, 0..count, &hidden);
         let written = self.written(&items, &hidden);
-        let texts = self.embed(written.iter().map(|written| &written.caption));
-        let references = self.embed(written.iter().flat_map(|written| &written.references));
-        let mut references = references
-            .split_with_sizes(written.iter().map(|written| written.references.len() as i64).collect::<Vec<_>>(), 0);
-        let rows = items.into_iter().zip(written).zip(references.drain(..)).enumerate();
-        rows.map(|(row, (((_, item), written), references))| {
-            let (image, text) = (images.get(row as i64), texts.get(row as i64));
-            let mut scores = self.evaluator_scores(&image, &text, &references);
-            scores.extend(self.judged(item, &written.caption));
-            finite(v1::EvaluationItem {
-                image: item.name.clone(),
-                image_id: item.id,
-                caption: written.caption,
-                references: written.references,
-                scores,
-                image_embedding: numbers(&image),
-                text_embedding: numbers(&text),
-                continued: false,
-            })
-        })
-        .collect()
+        let item = |((_, item), written): (&(usize, &Item), &scoring::Item)| v1::EvaluationItem {
+            image: item.name.clone(),
+            image_id: item.id,
+            caption: written.candidate.clone(),
+            references: written.references.clone(),
+            scores: self.judged(item, &written.candidate).into_iter().collect(),
+            ..Default::default()
+        };
+        let mut found: Vec<v1::EvaluationItem> = items.iter().zip(&written).map(item).collect();
+        self.add_scores(batch, &hidden, &written, &mut found);
+        found.into_iter().map(finite).collect()
     }
 
-    fn written(&self, items: &[(usize, &Item)], hidden: &Tensor) -> Vec<Written> {
+    /// Adds what each evaluator says. Models, and texts that two evaluators read alike, are computed once.
+    fn add_scores(
+        &self,
+        batch: &Batch,
+        hidden: &Tensor,
+        written: &[scoring::Item],
+        found: &mut [v1::EvaluationItem],
+    ) {
+        let mut images: HashMap<usize, Vec<f32>> = HashMap::new();
+        let mut texts: HashMap<Reading<'_>, TextEmbeddings> = HashMap::new();
+        for evaluator in &self.origins.evaluators {
+            let clip = self.models.clip(evaluator.clip);
+            let (settings, vocabulary) = (&evaluator.settings, &*evaluator.vocabulary);
+            let scorer = Scorer { clip, vocabulary, settings, score: evaluator.score };
+            let embed = || floats(&self.models.embeddings(batch, 0..written.len(), hidden, evaluator.clip));
+            let images = &*images.entry(evaluator.clip).or_insert_with(embed);
+            let reading = (evaluator.clip, settings.prefix.as_str(), settings.text);
+            let texts = &*texts.entry(reading).or_insert_with(|| scorer.read(written, |_| {}));
+            let scores = scorer.score(images, texts);
+            let width = clip.architecture().embedding;
+            let rows = images.chunks_exact(width).zip(texts.captions()).zip(scores);
+            for (item, ((image, text), (own, with_references))) in found.iter_mut().zip(rows) {
+                item.scores.insert(evaluator.name.clone(), own);
+                if let Some(score) = with_references {
+                    item.scores.insert(evaluator.reference_metric.clone(), score);
+                }
+                let prefix = evaluator.retrieval_prefix.clone();
+                item.embeddings.push(v1::Embeddings { prefix, image: image.to_vec(), text: text.to_vec() });
+            }
+        }
+    }
+
+    /// A caption of each item, with the references to score it by.
+    fn written(&self, items: &[(usize, &Item)], hidden: &Tensor) -> Vec<scoring::Item> {
         if self.writer == Writer::People {
-            return items.iter().map(|&(number, item)| Written::by_people(item, number)).collect();
+            return items.iter().map(|&(number, item)| by_people(item, number)).collect();
         }
         let vocabulary = &self.origins.captioner_vocabulary;
         let found = self.models.captioner.search(hidden, &Search::new(&self.run.decoding, vocabulary));
         let captions = found.iter().map(|beams| vocabulary.decode(&beams[0].tokens));
-        captions.zip(items).map(|(caption, (_, item))| Written { caption, references: item.captions.clone() }).collect()
-    }
-
-    /// The evaluator's unit embeddings of some texts, `[texts, embedding]`; `[0, 0]` of none.
-    fn embed<'t>(&self, texts: impl Iterator<Item = &'t String>) -> Tensor {
-        let (evaluator, vocabulary) = (&self.models.evaluator, &self.origins.evaluator_vocabulary);
-        let most = evaluator.architecture().text.context_length;
-        let runfile::Evaluator { prefix, text: reading, .. } = &self.run.evaluator;
-        let encode = |text: &'t String| clip::read(vocabulary, *reading, &format!("{prefix}{text}"), most);
-        let texts: Vec<Vec<i64>> = texts.map(encode).collect();
-        if texts.is_empty() {
-            return Tensor::zeros([0, 0], (Kind::Float, Device::Cpu));
-        }
-        no_grad(|| evaluator.text.embed(&texts, 1))
-    }
-
-    /// The evaluator's score of a caption, and the variant that also looks at the references: the harmonic mean with the best
-    /// cosine to one of them (Hessel et al. 2021, section 3); without references there is no such variant. `references` is
-    /// `[references, embedding]`.
-    fn evaluator_scores(&self, image: &Tensor, text: &Tensor, references: &Tensor) -> HashMap<String, f64> {
-        let score = self.run.evaluator.score;
-        let own = clip::score(image, text, score.factor()).double_value(&[]);
-        if references.size()[0] == 0 {
-            return HashMap::from([(score.name().to_owned(), own)]);
-        }
-        let nearest = references.matmul(text).max().double_value(&[]).max(0.0);
-        let with_references = if own + nearest > 0.0 { 2.0 * own * nearest / (own + nearest) } else { 0.0 };
-        HashMap::from([(score.name().to_owned(), own), (score.reference_name().to_owned(), with_references)])
+        let item = |(candidate, (_, item)): (String, &(usize, &Item))| scoring::Item {
+            candidate,
+            references: item.captions.clone(),
+        };
+        captions.zip(items).map(item).collect()
     }
 
     fn judged(&self, item: &Item, caption: &str) -> Vec<(String, f64)> {
@@ -133,16 +129,14 @@ impl Examiner<'_> {
     }
 }
 
-impl Written {
-    /// One of the image's own captions, against the others (or itself where there is no other).
-    fn by_people(item: &Item, number: usize) -> Self {
-        let mut references = item.captions.clone();
-        let caption = references.swap_remove(number % references.len());
-        if references.is_empty() {
-            references.push(caption.clone());
-        }
-        Self { caption, references }
+/// One of the image's own captions, against the others (or itself where there is no other).
+fn by_people(item: &Item, number: usize) -> scoring::Item {
+    let mut references = item.captions.clone();
+    let candidate = references.swap_remove(number % references.len());
+    if references.is_empty() {
+        references.push(candidate.clone());
     }
+    scoring::Item { candidate, references }
 }
 
 /// An item without what is not a number, as an evaluator with damaged weights or too short a precision computes. Without the score
@@ -156,15 +150,14 @@ fn finite(mut item: v1::EvaluationItem) -> v1::EvaluationItem {
         }
         is_number
     });
-    if item.image_embedding.iter().chain(&item.text_embedding).any(|number| !number.is_finite()) {
-        tracing::warn!(image, "the evaluator's embeddings of this image are not numbers: there is no retrieval");
-        (item.image_embedding, item.text_embedding) = (Vec::new(), Vec::new());
-    }
+    item.embeddings.retain(|embeddings| {
+        let are_numbers = embeddings.image.iter().chain(&embeddings.text).all(|number| number.is_finite());
+        if !are_numbers {
+            tracing::warn!(image, "the evaluator's embeddings of this image are not numbers: there is no retrieval");
+        }
+        are_numbers
+    });
     item
-}
-
-fn numbers(vector: &Tensor) -> Vec<f32> {
-    Vec::try_from(vector.to_kind(Kind::Float)).expect("a vector of floats")
 }
 
 #[cfg(test)]
@@ -175,15 +168,14 @@ mod tests {
     fn what_is_not_a_number_is_not_reported() {
         let item = |score: f64, number: f32| v1::EvaluationItem {
             scores: [("pac_s".to_owned(), score), ("details".to_owned(), 3.0)].into(),
-            image_embedding: vec![1.0, number],
-            text_embedding: vec![0.5, 0.5],
+            embeddings: vec![v1::Embeddings { image: vec![1.0, number], text: vec![0.5, 0.5], ..Default::default() }],
             ..Default::default()
         };
         assert_eq!(finite(item(0.5, 0.5)), item(0.5, 0.5));
         for (score, number) in [(f64::NAN, f32::NAN), (f64::INFINITY, f32::NEG_INFINITY)] {
             let found = finite(item(score, number));
             assert_eq!(found.scores, HashMap::from([("details".to_owned(), 3.0)]));
-            assert!(found.image_embedding.is_empty() && found.text_embedding.is_empty());
+            assert!(found.embeddings.is_empty());
         }
     }
 }

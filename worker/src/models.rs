@@ -1,9 +1,9 @@
 //! The models of a run: which there are, what they start from, and what the frozen towers see of a batch.
 //!
 //! ```text
-//!   images --> eyes or evaluator.vision --> hidden states --> captioner --> candidates
-//!      \-----> evaluator.vision, pool ---> embeddings ---\                     |
-//!                                     rewards <--- evaluator.text <--- text <--+
+//!   images --> vision encoder ------------> hidden states --> captioner --> candidates
+//!      \-----> each evaluator's vision ---> embeddings ---\                     |
+//!                                     rewards <--- evaluator's text <-- text <--+
 //! ```
 
 use std::ops::Range;
@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use features::Tower;
-use runfile::{Objective, Precision, Preset, RunFile};
+use runfile::{EvaluatorScore, NamedEvaluator, Precision, Preset, RunFile};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
-use weights::VisionArchitecture;
+use weights::{Conventions, VisionArchitecture};
 use weights::clip::LoraReading;
 use weights::folder::{self, Folder};
 
@@ -44,6 +44,50 @@ pub fn open_folder(path: &Path) -> Result<Folder, String> {
     Ok(folder)
 }
 
+/// Opens the CLIP at `path`, a file or a checkpoint of a run, which must be what was written, every byte of it; and its vocabulary.
+///
+/// # Errors
+/// It is none, does not say how it computes, or is damaged.
+pub fn open_evaluator(path: &Path, said: &Conventions) -> Result<(weights::Clip, Vocabulary), String> {
+    let (clip, vocabulary) = folder::open_evaluator(path, said).map_err(|error| error.to_string())?;
+    if path.is_dir() && path.join(folder::MANIFEST).is_file() {
+        storage::verify(path).map_err(|error| error.to_string())?;
+    }
+    Ok((clip, Vocabulary::stored(&vocabulary)))
+}
+
+/// An evaluator of a run, with its vocabulary.
+pub struct Evaluator {
+    /// Its name in rewards, and its metric.
+    pub name: String,
+    /// Its metric that also looks at references.
+    pub reference_metric: String,
+    /// What the names of its retrieval metrics begin with.
+    pub retrieval_prefix: String,
+    /// The score that its cosines are converted to.
+    pub score: EvaluatorScore,
+    /// How it reads texts.
+    pub settings: runfile::Evaluator,
+    /// Its vocabulary.
+    pub vocabulary: Arc<Vocabulary>,
+    /// Number of its model, for [`Models::clip`]: evaluators with the same weights share one.
+    pub clip: usize,
+}
+
+impl Evaluator {
+    fn new(evaluator: &NamedEvaluator<'_>, vocabulary: Arc<Vocabulary>, clip: usize) -> Self {
+        Self {
+            name: evaluator.name.to_owned(),
+            reference_metric: evaluator.reference_metric(),
+            retrieval_prefix: evaluator.retrieval_prefix(),
+            score: evaluator.score(),
+            settings: evaluator.settings.clone(),
+            vocabulary,
+            clip,
+        }
+    }
+}
+
 /// The vocabulary that a run begins with, if these are its training captions.
 pub fn vocabulary<'a>(run: &RunFile, captions: impl Iterator<Item = &'a str>) -> Vocabulary {
     match run.vocabulary {
@@ -56,14 +100,17 @@ pub fn vocabulary<'a>(run: &RunFile, captions: impl Iterator<Item = &'a str>) ->
 pub struct Origins {
     seed: u64,
     precision: Precision,
+    /// The primary evaluator.
     evaluator: Origin<weights::Clip>,
+    /// Models of the other evaluators, each once; all are frozen.
+    further: Vec<weights::Clip>,
     captioner: Origin<Folder>,
     /// CLIP weights of the captioner's own vision tower.
     vision: Option<weights::Clip>,
     /// Of the captioner.
     pub captioner_vocabulary: Arc<Vocabulary>,
-    /// Of the evaluator.
-    pub evaluator_vocabulary: Arc<Vocabulary>,
+    /// All evaluators, the primary one first.
+    pub evaluators: Vec<Evaluator>,
     /// What the captioner sees through, where that is a file and stays as it is.
     vision_tower: Option<Tower>,
     /// The evaluator, where that is a file and stays as it is.
@@ -78,13 +125,11 @@ impl Origins {
     pub fn open(run: &RunFile, vocabulary: Vocabulary) -> Result<Self, String> {
         let text = |error: weights::Error| error.to_string();
         let clip = |path: &Path| weights::Clip::open(path, &run.captioner.vision_clip).map_err(text);
-        let (evaluator, evaluator_vocabulary) = match (&run.evaluator.weights, run.evaluator.preset) {
+        let primary = run.primary_evaluator();
+        let (evaluator, evaluator_vocabulary) = match (&primary.settings.weights, primary.settings.preset) {
             (Some(path), _) => {
-                let (clip, vocabulary) = folder::open_evaluator(path, &run.evaluator.clip).map_err(text)?;
-                if path.is_dir() {
-                    storage::verify(path).map_err(|error| error.to_string())?;
-                }
-                (Origin::Weights(clip), Some(Arc::new(Vocabulary::stored(&vocabulary))))
+                let (clip, vocabulary) = open_evaluator(path, &primary.settings.clip)?;
+                (Origin::Weights(clip), Some(Arc::new(vocabulary)))
             }
             (None, preset) => (Origin::Seed(preset.ok_or("evaluator needs either `preset` or `weights`")?), None),
         };
@@ -99,11 +144,30 @@ impl Origins {
         };
         let evaluator_vocabulary = evaluator_vocabulary.unwrap_or(of_run);
         let vision = run.captioner.vision.as_deref().map(clip).transpose()?;
-        let trained = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
         let evaluator_tower = match &evaluator {
-            Origin::Weights(clip) if !trained => Some(of_clip(clip)),
+            Origin::Weights(clip) if !run.trains_evaluator() => Some(of_clip(clip)),
             _ => None,
         };
+        let mut evaluators = vec![Evaluator::new(&primary, evaluator_vocabulary, 0)];
+        let mut further: Vec<weights::Clip> = Vec::new();
+        for named in &run.named_evaluators()[1..] {
+            let path = named.settings.weights.as_deref().ok_or_else(|| format!("{} needs weights", named.key()))?;
+            let (clip, vocabulary) =
+                open_evaluator(path, &named.settings.clip).map_err(|problem| format!("{}: {problem}", named.key()))?;
+            let frozen = match &evaluator {
+                Origin::Weights(primary) if !run.trains_evaluator() => Some(primary),
+                _ => None,
+            };
+            let shared = match frozen.filter(|primary| primary.is_same_model(&clip)) {
+                Some(_) => Some(0),
+                None => further.iter().position(|other| other.is_same_model(&clip)).map(|number| number + 1),
+            };
+            let number = shared.unwrap_or_else(|| {
+                further.push(clip);
+                further.len()
+            });
+            evaluators.push(Evaluator::new(named, Arc::new(vocabulary), number));
+        }
         let vision_tower = match (&vision, &captioner) {
             (Some(clip), _) => Some(of_clip(clip)),
             (None, Origin::Weights(folder)) => {
@@ -117,19 +181,34 @@ impl Origins {
             seed: run.seed,
             precision: run.precision,
             evaluator,
+            further,
             captioner,
             vision,
             captioner_vocabulary,
-            evaluator_vocabulary,
+            evaluators,
             vision_tower,
             evaluator_tower,
         })
     }
 
-    /// Where the towers' weights came from; none unless both stay as they were read.
+    /// The primary evaluator's vocabulary.
     #[must_use]
-    pub fn towers(&self) -> Option<[Tower; 2]> {
-        Some([self.vision_tower.clone()?, self.evaluator_tower.clone()?])
+    pub fn evaluator_vocabulary(&self) -> &Arc<Vocabulary> {
+        &self.evaluators[0].vocabulary
+    }
+
+    /// Where the weights of the captioner's tower and of the evaluators' models came from; none unless all stay as they were read.
+    #[must_use]
+    pub fn towers(&self) -> Option<(Tower, Vec<Tower>)> {
+        let primary = self.evaluator_tower.clone()?;
+        let evaluators = std::iter::once(primary).chain(self.further.iter().map(of_clip));
+        Some((self.vision_tower.clone()?, evaluators.collect()))
+    }
+
+    /// Numbers of an image's embeddings by all evaluators together, those that share a model counted apart.
+    #[must_use]
+    pub fn embedding_numbers(&self, models: &Models) -> usize {
+        self.evaluators.iter().map(|evaluator| models.clip(evaluator.clip).architecture().embedding).sum()
     }
 
     /// SHA-256 (hex) over what every worker finds for itself and what therefore has to be the same for all: frozen weights, and
@@ -137,11 +216,13 @@ impl Origins {
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
-        for tower in [&self.vision_tower, &self.evaluator_tower].into_iter().flatten() {
+        let further: Vec<Tower> = self.further.iter().map(of_clip).collect();
+        for tower in [&self.vision_tower, &self.evaluator_tower].into_iter().flatten().chain(&further) {
             hash.update(&tower.sha256);
             hash.update(&tower.computation);
         }
-        for vocabulary in [&self.captioner_vocabulary, &self.evaluator_vocabulary] {
+        let of_evaluators = self.evaluators.iter().map(|evaluator| &evaluator.vocabulary);
+        for vocabulary in std::iter::once(&self.captioner_vocabulary).chain(of_evaluators) {
             hash.update(serde_json::to_vec(&vocabulary.to_stored()).expect("a vocabulary is plain data"));
         }
         format!("{:x}", hash.finalize())
@@ -170,7 +251,7 @@ impl Origins {
         let captioner = models.captioner.architecture().clone();
         let evaluator = self.evaluator_is_own().then(|| folder::Evaluator {
             architecture: models.evaluator.architecture().clone(),
-            vocabulary: self.evaluator_vocabulary.to_stored(),
+            vocabulary: self.evaluator_vocabulary().to_stored(),
         });
         folder::Manifest::new(self.captioner_vocabulary.to_stored(), captioner, vision, evaluator)
     }
@@ -190,41 +271,54 @@ impl Origins {
     /// Weights do not fit their architecture, or the models do not fit each other.
     pub fn models(&self, device: Device) -> Result<Models, String> {
         let backend = Backend { device, precision: self.precision };
-        let (evaluator, eyes) = (self.evaluator(backend)?, self.eyes(backend)?);
-        let seen = eyes.as_ref().map_or_else(|| evaluator.architecture().tower(), |eyes| eyes.architecture().clone());
+        let evaluator = self.evaluator(backend)?;
+        let further = self.further.iter().map(|clip| build(clip, backend)).collect::<Result<Vec<Clip>, _>>()?;
+        let vision = match self.shared_tower() {
+            Some(number) => VisionEncoder::OfEvaluator(number),
+            None => VisionEncoder::Own(self.eyes(backend)?),
+        };
+        let seen = match &vision {
+            VisionEncoder::Own(eyes) => eyes.architecture().clone(),
+            VisionEncoder::OfEvaluator(0) => evaluator.architecture().tower(),
+            VisionEncoder::OfEvaluator(number) => further[number - 1].architecture().tower(),
+        };
         let captioner = self.captioner(&seen, backend)?;
-        Ok(Models { evaluator, eyes, captioner })
+        Ok(Models { evaluator, further, vision, captioner })
     }
 
     fn evaluator(&self, backend: Backend) -> Result<Clip, String> {
         match &self.evaluator {
             Origin::Seed(preset) => {
-                let architecture = clip::preset(*preset, self.evaluator_vocabulary.pad() as usize);
+                let architecture = clip::preset(*preset, self.evaluator_vocabulary().pad() as usize);
                 Ok(Clip::new(architecture, seeds::derive(self.seed, "evaluator"), backend))
             }
-            Origin::Weights(clip) => {
-                let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
-                let made = Clip::with(clip.architecture().clone(), &values, backend);
-                made.map_err(|mismatch| wrong(clip.path(), &mismatch))
-            }
+            Origin::Weights(clip) => build(clip, backend),
         }
     }
 
-    fn eyes(&self, backend: Backend) -> Result<Option<Eyes>, String> {
-        if let Some([vision, evaluator]) = self.towers()
-            && (&vision.sha256, &vision.computation) == (&evaluator.sha256, &evaluator.computation)
-        {
-            // One file for both: what the evaluator sees need not be computed twice.
-            return Ok(None);
+    /// The number of the evaluator whose tower the captioner uses: the primary one unless it has a vision encoder of its own, or
+    /// else one whose weights are the same, so that what it sees need not be computed twice.
+    fn shared_tower(&self) -> Option<usize> {
+        let own = match (&self.vision, &self.captioner) {
+            (None, Origin::Seed(_)) => return Some(0),
+            _ => self.vision_tower.as_ref()?,
+        };
+        let is_own = |tower: &Tower| (&tower.sha256, &tower.computation) == (&own.sha256, &own.computation);
+        if self.evaluator_tower.as_ref().is_some_and(is_own) {
+            return Some(0);
         }
+        self.further.iter().position(|clip| is_own(&of_clip(clip))).map(|number| number + 1)
+    }
+
+    fn eyes(&self, backend: Backend) -> Result<Eyes, String> {
         match (&self.vision, &self.captioner) {
             (Some(clip), _) => {
                 let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
                 let made = Eyes::new(clip.architecture().tower(), &values, backend);
-                made.map(Some).map_err(|mismatch| wrong(clip.path(), &mismatch))
+                made.map_err(|mismatch| wrong(clip.path(), &mismatch))
             }
-            (None, Origin::Weights(folder)) => open_eyes(folder, backend).map(Some),
-            (None, Origin::Seed(_)) => Ok(None),
+            (None, Origin::Weights(folder)) => open_eyes(folder, backend),
+            (None, Origin::Seed(_)) => unreachable!("such a captioner uses the primary evaluator's tower"),
         }
     }
 
@@ -238,6 +332,11 @@ impl Origins {
             Origin::Weights(folder) => open_captioner(folder, backend),
         }
     }
+}
+
+fn build(clip: &weights::Clip, backend: Backend) -> Result<Clip, String> {
+    let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
+    Clip::with(clip.architecture().clone(), &values, backend).map_err(|mismatch| wrong(clip.path(), &mismatch))
 }
 
 fn of_clip(clip: &weights::Clip) -> Tower {
@@ -275,30 +374,58 @@ fn wrong(path: &Path, mismatch: &Mismatch) -> String {
     format!("{}: {mismatch}", path.display())
 }
 
+/// What the captioner sees through.
+pub enum VisionEncoder {
+    /// A tower of its own.
+    Own(Eyes),
+    /// The tower of the evaluators' model of this number.
+    OfEvaluator(usize),
+}
+
 /// The models of a run.
 pub struct Models {
-    /// Judges captions.
+    /// The primary evaluator's.
     pub evaluator: Clip,
-    /// The captioner's own vision tower; none where it sees through the evaluator's.
-    pub eyes: Option<Eyes>,
+    /// Those of the other evaluators.
+    pub further: Vec<Clip>,
+    /// The captioner's vision tower.
+    pub vision: VisionEncoder,
     /// Writes captions.
     pub captioner: Captioner,
 }
 
 impl Models {
+    /// The evaluators' model of this number: 0 is the primary one.
+    #[must_use]
+    pub fn clip(&self, number: usize) -> &Clip {
+        number.checked_sub(1).map_or(&self.evaluator, |number| &self.further[number])
+    }
+
+    /// All models of evaluators, in the order of their numbers.
+    fn clips(&self) -> impl Iterator<Item = &Clip> {
+        std::iter::once(&self.evaluator).chain(&self.further)
+    }
+
+    /// Numbers of an image's embeddings by all models of evaluators together.
+    #[must_use]
+    pub fn embedding_numbers(&self) -> usize {
+        self.clips().map(|clip| clip.architecture().embedding).sum()
+    }
+
     /// Sizes of the vision tower that the captioner sees through.
     #[must_use]
     pub fn seen(&self) -> VisionArchitecture {
-        match &self.eyes {
-            Some(eyes) => eyes.architecture().clone(),
-            None => self.evaluator.architecture().tower(),
+        match &self.vision {
+            VisionEncoder::Own(eyes) => eyes.architecture().clone(),
+            VisionEncoder::OfEvaluator(number) => self.clip(*number).architecture().tower(),
         }
     }
 
-    /// Pixels that the two vision towers want.
+    /// Pixels that the vision towers want.
     #[must_use]
     pub fn sizes(&self) -> Sizes {
-        Sizes { captioner: self.seen().image_size as u32, evaluator: self.evaluator.architecture().image_size as u32 }
+        let all = self.clips().map(image_size).chain([self.seen().image_size as u32]).collect();
+        Sizes { all, generated: image_size(&self.evaluator) }
     }
 
     /// What the captioner sees of samples `range` of a batch: hidden states `[images, tokens, width]`.
@@ -306,35 +433,33 @@ impl Models {
         let device = self.captioner.parameters().flat().device();
         match &batch.views {
             Views::Features { hidden, .. } => part(hidden, range, device),
-            Views::Pixels { captioner, .. } => {
-                let images = normalise(captioner, range, device, &self.seen().normalization);
-                no_grad(|| match &self.eyes {
-                    Some(eyes) => eyes.hidden(&images),
-                    None => self.evaluator.vision.hidden(&images),
+            Views::Pixels(pixels) => {
+                let seen = self.seen();
+                let images = normalise(&pixels[&(seen.image_size as u32)], range, device, &seen.normalization);
+                no_grad(|| match &self.vision {
+                    VisionEncoder::Own(eyes) => eyes.hidden(&images),
+                    VisionEncoder::OfEvaluator(number) => self.clip(*number).vision.hidden(&images),
                 })
             }
         }
     }
 
-    /// The evaluator's unit embeddings of samples `range` of a batch, `[images, embedding]`. `hidden` is what the captioner
-    /// sees of them.
-    pub fn embeddings(&self, batch: &Batch, range: Range<usize>, hidden: &Tensor) -> Tensor {
-        match &batch.views {
-            Views::Features { embeddings, .. } => part(embeddings, range, hidden.device()),
-            Views::Pixels { captioner, evaluator } => no_grad(|| match &self.eyes {
-                None => self.evaluator.embed(hidden),
-                Some(_) => {
-                    let pixels = evaluator.as_ref().unwrap_or(captioner);
-                    let images = self.normalise_for_evaluator(pixels, range);
-                    self.evaluator.embed(&self.evaluator.vision.hidden(&images))
-                }
+    /// Unit embeddings of samples `range` of a batch by the evaluators' model of this number, `[images, embedding]`. `hidden` is what
+    /// the captioner sees of them.
+    pub fn embeddings(&self, batch: &Batch, range: Range<usize>, hidden: &Tensor, number: usize) -> Tensor {
+        let clip = self.clip(number);
+        match (&batch.views, &self.vision) {
+            (Views::Features { embeddings, .. }, _) => {
+                let before: usize = self.clips().take(number).map(|clip| clip.architecture().embedding).sum();
+                let own = embeddings.narrow(1, before as i64, clip.architecture().embedding as i64);
+                part(&own, range, hidden.device())
+            }
+            (Views::Pixels(_), VisionEncoder::OfEvaluator(shared)) if *shared == number => no_grad(|| clip.embed(hidden)),
+            (Views::Pixels(pixels), _) => no_grad(|| {
+                let images = normalise_for(clip, &pixels[&image_size(clip)], range);
+                clip.embed(&clip.vision.hidden(&images))
             }),
         }
-    }
-
-    fn normalise_for_evaluator(&self, pixels: &Tensor, range: Range<usize>) -> Tensor {
-        let device = self.evaluator.parameters().flat().device();
-        normalise(pixels, range, device, &self.evaluator.architecture().normalization)
     }
 
     /// Normalised pixels `[images, 3, size, size]` of the generated pictures of samples `range` of a batch.
@@ -343,7 +468,7 @@ impl Models {
     /// The batch was prepared without them.
     pub fn generated_pixels(&self, batch: &Batch, range: Range<usize>) -> Result<Tensor, String> {
         let generated = batch.generated.as_ref().ok_or("the batch was prepared without generated pictures")?;
-        Ok(self.normalise_for_evaluator(generated, range))
+        Ok(normalise_for(&self.evaluator, generated, range))
     }
 
     /// What the evaluator is trained on: normalised pixels `[images, 3, size, size]` of samples `range` of a batch.
@@ -353,11 +478,20 @@ impl Models {
     pub fn evaluator_pixels(&self, batch: &Batch, range: Range<usize>) -> Result<Tensor, String> {
         match &batch.views {
             Views::Features { .. } => Err("data.features cannot be used in a contrastive stage".to_owned()),
-            Views::Pixels { captioner, evaluator } => {
-                Ok(self.normalise_for_evaluator(evaluator.as_ref().unwrap_or(captioner), range))
+            Views::Pixels(pixels) => {
+                Ok(normalise_for(&self.evaluator, &pixels[&image_size(&self.evaluator)], range))
             }
         }
     }
+}
+
+fn image_size(clip: &Clip) -> u32 {
+    clip.architecture().image_size as u32
+}
+
+/// Images `range` of bytes `[batch, size, size, 3]`, normalised as `clip` wants them, `[images, 3, size, size]`.
+fn normalise_for(clip: &Clip, pixels: &Tensor, range: Range<usize>) -> Tensor {
+    normalise(pixels, range, clip.parameters().flat().device(), &clip.architecture().normalization)
 }
 
 /// Rows of a store's tensor in the type that models compute in.

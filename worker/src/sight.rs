@@ -19,11 +19,11 @@ pub fn manifest(
     models: &Models,
     dtype: Dtype,
 ) -> Result<Manifest, String> {
-    let towers: [Tower; 2] = origins.towers().ok_or(
+    let towers: (Tower, Vec<Tower>) = origins.towers().ok_or(
         "features can only be stored of frozen towers: give evaluator.weights, and captioner.vision if it differs",
     )?;
     let seen = models.seen();
-    let shape = [seen.tokens(), seen.width(), models.evaluator.architecture().embedding].map(|size| size as u64);
+    let shape = [seen.tokens(), seen.width(), models.embedding_numbers()].map(|size| size as u64);
     let images = (data.split(split).len() as u64, data.names_sha256(split));
     Ok(Manifest::new(split.name().to_owned(), images, data.preprocessing().to_owned(), towers, Rows { shape, dtype }))
 }

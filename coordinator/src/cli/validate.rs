@@ -100,17 +100,27 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
     data.complete(file).context("data")?;
     let mut opened = Vec::new();
     let mut found: Vec<String> = data.notes().iter().map(|note| format!("data: {note}")).collect();
-    let evaluator = file
-        .evaluator
-        .weights
-        .as_deref()
-        .map(|path| evaluator(path, &file.evaluator.clip).context("evaluator.weights"))
-        .transpose()?;
-    if let Some(clip) = &evaluator {
-        found.push(format!("evaluator: {}, sees {}", clip.path().display(), tower(&clip.architecture().tower())));
+    let mut evaluators: Vec<Clip> = Vec::new();
+    let mut embedding = 0;
+    for named in file.named_evaluators() {
+        embedding += named.settings.preset.map_or(0, runfile::Preset::evaluator_embedding);
+        let Some(path) = &named.settings.weights else { continue };
+        let clip = evaluator(path, &named.settings.clip).with_context(|| format!("{}.weights", named.key()))?;
+        embedding += clip.architecture().embedding;
+        let (name, score) = (named.name, named.score().name());
+        found.push(format!(
+            "evaluator {name} ({score}): {}, sees {}",
+            clip.path().display(),
+            tower(&clip.architecture().tower())
+        ));
         found.extend(clip.description().map(|line| format!("  {line}")));
+        if !evaluators.iter().any(|other| other.is_same_model(&clip)) {
+            evaluators.push(clip);
+        }
     }
-    let mut vision = evaluator.as_ref().map(|clip| (clip.architecture().tower(), of_clip(clip)));
+    let is_primary = file.primary_evaluator().settings.weights.is_some();
+    let primary = evaluators.first().filter(|_| is_primary);
+    let mut vision = primary.map(|clip| (clip.architecture().tower(), of_clip(clip)));
     if let Some(path) = &file.captioner.vision {
         let clip = clip(path, &file.captioner.vision_clip).context("captioner.vision")?;
         found.push(format!("captioner: sees {} through {}", tower(&clip.architecture().tower()), path.display()));
@@ -123,12 +133,10 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
         vision = Some((architecture, seen));
         vocabulary = known;
     }
-    let presets_embedding = file.evaluator.preset.map_or(0, runfile::Preset::evaluator_embedding);
-    let embedding = evaluator.as_ref().map_or(presets_embedding, |clip| clip.architecture().embedding);
     data.check_evaluation(embedding, file.decoding.max_length as usize * MAX_TOKEN_BYTES).context("data")?;
     found.extend(sizes::lines(file, data, &vocabulary));
-    if let (Some(folder), Some(evaluator), Some(vision)) = (&file.data.features, &evaluator, &vision) {
-        opened = stores(folder, data, evaluator, vision).context("data.features")?;
+    if let (Some(folder), Some(vision)) = (&file.data.features, &vision) {
+        opened = stores(folder, data, &evaluators, vision).context("data.features")?;
         found.push(format!("features: {}", folder.display()));
     }
     Ok((opened, found))
@@ -136,7 +144,7 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
 
 fn evaluator(path: &Path, said: &Conventions) -> anyhow::Result<Clip> {
     let (clip, _) = folder::open_evaluator(path, said)?;
-    if path.is_dir() {
+    if path.is_dir() && path.join(folder::MANIFEST).is_file() {
         storage::verify(path)?;
     }
     clip.tensors()?;
@@ -171,14 +179,15 @@ fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture,
 fn stores(
     folder: &Path,
     data: &DataSet,
-    evaluator: &Clip,
+    evaluators: &[Clip],
     (architecture, vision): &(VisionArchitecture, Tower),
 ) -> anyhow::Result<Stores> {
     let open = |split: Split| -> anyhow::Result<(Split, Store)> {
         let images = (data.split(split).len() as u64, data.names_sha256(split));
-        let shape = [architecture.tokens(), architecture.width(), evaluator.architecture().embedding];
+        let embedding = evaluators.iter().map(|clip| clip.architecture().embedding).sum();
+        let shape = [architecture.tokens(), architecture.width(), embedding];
         let rows = Rows { shape: shape.map(|size| size as u64), dtype: Dtype::F32 };
-        let towers = [vision.clone(), of_clip(evaluator)];
+        let towers = (vision.clone(), evaluators.iter().map(of_clip).collect());
         let wanted = Manifest::new(split.name().to_owned(), images, data.preprocessing().to_owned(), towers, rows);
         Ok((split, Store::open(&folder.join(split.name()), &wanted)?))
     };

@@ -68,8 +68,7 @@ pub fn captions(range: v1::ImageRange) -> Vec<v1::EvaluationItem> {
         references: vec!["a red ball lies on the grass".to_owned(); 5],
         scores: [("pac_s".to_owned(), 0.75)].into(),
         image_id: Some(image),
-        image_embedding: unit(image),
-        text_embedding: unit(image),
+        embeddings: vec![v1::Embeddings { prefix: String::new(), image: unit(image), text: unit(image) }],
         continued: false,
     };
     (range.begin..range.end).map(item).collect()

@@ -21,7 +21,7 @@ use std::{
 
 use runfile::{Objective, RunFile};
 use serde::{Deserialize, Serialize};
-use statistics::names::{self, Better};
+use statistics::names::Better;
 
 pub use captions::{Captioned, Captions};
 pub use curves::{Curve, Curves};
@@ -378,9 +378,9 @@ fn evaluated(settings: &RunFile, stages: &[Stage], evaluations: &[Evaluation]) -
         stage.and_then(|stage| stage.end.as_ref()).is_some_and(|end| end.step == place.step)
     };
     let of_model = || evaluations.iter().filter(|evaluation| captioner(evaluation.place.stage) == Captioner::Model);
-    let mut best: BTreeMap<&str, f64> = BTreeMap::new();
-    for (name, better) in names::EVALUATION {
-        let scores = of_model().filter_map(|evaluation| evaluation.scores.get(name)).copied();
+    let mut best: BTreeMap<String, f64> = BTreeMap::new();
+    for (name, better) in settings.scores() {
+        let scores = of_model().filter_map(|evaluation| evaluation.scores.get(&name)).copied();
         let best_score = match better {
             Better::Higher => scores.reduce(f64::max),
             Better::Lower => scores.reduce(f64::min),

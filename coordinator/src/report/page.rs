@@ -37,7 +37,7 @@ pub fn page(report: &Report) -> Markup {
                 main {
                     (course(report))
                     @for stage in &report.stages { (stage_section(stage)) }
-                    @if !report.evaluations.is_empty() { (evaluations(&report.evaluations)) }
+                    @if !report.evaluations.is_empty() { (evaluations(report)) }
                     @if let Some(captions) = &report.captions { (captions_section(report, captions)) }
                     (faults(report))
                     (happenings("Guard", "Rules that were broken.", &report.guard))
@@ -208,10 +208,12 @@ fn stage_section(stage: &Stage) -> Markup {
     }
 }
 
-fn evaluations(evaluations: &[Evaluated]) -> Markup {
+fn evaluations(report: &Report) -> Markup {
+    let evaluations = &report.evaluations;
     let known = |name: &&str| evaluations.iter().any(|evaluation| evaluation.scores.contains_key(*name));
     let mut metrics: Vec<&str> = LEADING.into_iter().filter(known).collect();
-    let more = statistics::names::EVALUATION.into_iter().map(|(name, _)| name);
+    let scores = report.settings.scores();
+    let more = scores.iter().map(|(name, _)| name.as_str());
     let more: Vec<&str> = more.filter(known).filter(|name| !metrics.contains(name)).collect();
     metrics.extend(more);
     html! {

@@ -7,12 +7,28 @@ use std::collections::{BTreeMap, HashSet};
 
 use dataset::limits::{MAX_CAPTIONS, MAX_EMBEDDING, MAX_EVALUATION_BYTES, MAX_TEXT_BYTES, evaluation_item_bytes};
 use proto::{EVALUATION_RANGE, v1};
+use runfile::{NamedEvaluator, RunFile};
+use scoring::Embeddings;
 
 use super::shares;
 
-/// The scores that workers may report of a caption, because they need the models or the scenes; a bounded set, because they
-/// become metric labels.
-const SCORES: [&str; 7] = ["pac_s", "ref_pac_s", "clip_s", "ref_clip_s", "grammatical", "truthful", "details"];
+/// What workers may report of a caption: bounded sets, because scores become metric labels.
+#[derive(Clone, Debug)]
+pub struct Reportable {
+    /// Names of the scores that need the models or the scenes.
+    scores: Vec<String>,
+    /// What the names of each evaluator's retrieval metrics begin with.
+    prefixes: Vec<String>,
+}
+
+impl Reportable {
+    /// What the evaluations of `run` have.
+    #[must_use]
+    pub fn of(run: &RunFile) -> Self {
+        let prefixes = run.named_evaluators().iter().map(NamedEvaluator::retrieval_prefix).collect();
+        Self { scores: run.scores_by_workers(), prefixes }
+    }
+}
 
 /// Images `begin..end` of the validation split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,45 +77,44 @@ pub struct Item {
     pub references: Vec<String>,
     /// Scores by name.
     pub scores: BTreeMap<String, f64>,
-    /// The evaluator's embedding of the image, if it has one, of unit length.
-    pub image_embedding: Vec<f32>,
-    /// The evaluator's embedding of the caption, as long as that of the image.
-    pub text_embedding: Vec<f32>,
+    /// The evaluators' embeddings, by what the names of their retrieval metrics begin with.
+    pub embeddings: BTreeMap<String, Embeddings>,
 }
 
 impl Item {
     /// Reads an item; says what is wrong with it if a worker cannot have meant it. Workers check their data against the same
     /// [limits](dataset::limits).
-    fn read(item: v1::EvaluationItem) -> Result<Self, String> {
-        let v1::EvaluationItem {
-            image,
-            caption,
-            references,
-            scores,
-            image_id,
-            image_embedding,
-            text_embedding,
-            continued: _,
-        } = item;
+    fn read(item: v1::EvaluationItem, reportable: &Reportable) -> Result<Self, String> {
+        let v1::EvaluationItem { image, caption, references, scores, image_id, embeddings, continued: _ } = item;
         if [&image, &caption].into_iter().any(|text| text.len() > MAX_TEXT_BYTES) {
             return Err(format!("a text of more than {MAX_TEXT_BYTES} bytes in an evaluation"));
         }
-        let odd = |(name, score): &(&String, &f64)| !SCORES.contains(&name.as_str()) || !score.is_finite();
+        let odd = |(name, score): &(&String, &f64)| !reportable.scores.contains(name) || !score.is_finite();
         if let Some((name, score)) = scores.iter().find(odd) {
             return Err(format!("score `{}` = {score}: unknown or not finite", name.escape_debug()));
         }
-        let (width, other) = (image_embedding.len(), text_embedding.len());
-        if width != other || width > MAX_EMBEDDING {
-            return Err(format!(
-                "embeddings of {width} and {other} numbers: they must be equally long, with {MAX_EMBEDDING} at most"
-            ));
+        let mut by_evaluator = BTreeMap::new();
+        for v1::Embeddings { prefix, image, text } in embeddings {
+            if !reportable.prefixes.contains(&prefix) {
+                return Err(format!("embeddings of the unknown evaluator `{}`", prefix.escape_debug()));
+            }
+            let (width, other) = (image.len(), text.len());
+            if width != other || width == 0 {
+                return Err(format!("embeddings of {width} and {other} numbers: they must be equally long"));
+            }
+            if image.iter().chain(&text).any(|x| !x.is_finite()) {
+                return Err("an embedding that is not finite".into());
+            }
+            if by_evaluator.insert(prefix, Embeddings { image, text }).is_some() {
+                return Err("embeddings of one evaluator twice".into());
+            }
         }
-        if image_embedding.iter().chain(&text_embedding).any(|x| !x.is_finite()) {
-            return Err("an embedding that is not finite".into());
+        let numbers: usize = by_evaluator.values().map(|embeddings| embeddings.image.len()).sum();
+        if numbers > MAX_EMBEDDING {
+            return Err(format!("embeddings of {numbers} numbers, {MAX_EMBEDDING} at most"));
         }
         let scores = scores.into_iter().collect();
-        let mut item =
-            Self { image, image_id, caption, references: Vec::new(), scores, image_embedding, text_embedding };
+        let mut item = Self { image, image_id, caption, references: Vec::new(), scores, embeddings: by_evaluator };
         item.refer(references)?;
         Ok(item)
     }
@@ -120,7 +135,8 @@ impl Item {
     fn bytes(&self) -> usize {
         // The name is in the set of names, too.
         let texts = [&self.image, &self.image, &self.caption].into_iter().chain(&self.references);
-        evaluation_item_bytes(texts.map(String::len), self.image_embedding.len() + self.text_embedding.len())
+        let numbers = self.embeddings.values().map(|embeddings| embeddings.image.len() + embeddings.text.len()).sum();
+        evaluation_item_bytes(texts.map(String::len), numbers)
     }
 }
 
@@ -135,16 +151,17 @@ pub struct Captions {
     names: HashSet<String>,
     /// What the items of both take in memory.
     bytes: usize,
-    /// Numbers of an embedding; the first item that has one says.
-    width: Option<usize>,
+    /// Numbers of an evaluator's embeddings, by prefix; the first item that has one says.
+    widths: BTreeMap<String, usize>,
+    reportable: Reportable,
 }
 
 impl Captions {
     /// Captions of a split of so many images, none of them reported yet.
     #[must_use]
-    pub fn new(images: u64) -> Self {
+    pub fn new(images: u64, reportable: Reportable) -> Self {
         let (reported, partial, names) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
-        Self { images, reported, partial, names, bytes: 0, width: None }
+        Self { images, reported, partial, names, bytes: 0, widths: BTreeMap::new(), reportable }
     }
 
     /// Forgets what is there of ranges that are not whole: they will be reported from the start.
@@ -175,7 +192,7 @@ impl Captions {
                 let before = whole.last_mut().ok_or("references of no item")?;
                 before.refer(item.references)?;
             } else {
-                whole.push(Item::read(item)?);
+                whole.push(Item::read(item, &self.reportable)?);
             }
         }
         if whole.len() as u64 > range.end - range.begin {
@@ -185,10 +202,11 @@ impl Captions {
         if bytes > MAX_EVALUATION_BYTES {
             return Err(format!("an evaluation of more than {MAX_EVALUATION_BYTES} bytes"));
         }
-        let mut width = self.width;
+        let mut widths = self.widths.clone();
         // An item whose embeddings are no numbers has none.
-        for other in whole.iter().map(|item| item.text_embedding.len()).filter(|width| *width > 0) {
-            let width = *width.get_or_insert(other);
+        for (prefix, embeddings) in whole.iter().flat_map(|item| &item.embeddings) {
+            let other = embeddings.text.len();
+            let width = *widths.entry(prefix.clone()).or_insert(other);
             if other != width {
                 return Err(format!("an embedding of {other} numbers where others of the evaluation have {width}"));
             }
@@ -198,7 +216,7 @@ impl Captions {
         if let Some(Item { image, .. }) = again {
             return Err(format!("the image `{}` twice in an evaluation", image.escape_debug()));
         }
-        (self.bytes, self.width) = (bytes, width);
+        (self.bytes, self.widths) = (bytes, widths);
         if more {
             self.partial.insert(range, whole);
         } else {
@@ -228,19 +246,22 @@ mod tests {
     }
 
     fn embedded(width: usize) -> v1::EvaluationItem {
-        let embedding = vec![0.5; width];
-        v1::EvaluationItem { image_embedding: embedding.clone(), text_embedding: embedding, ..item("a", 1.0) }
+        embedded_by("", vec![0.5; width], vec![0.5; width])
     }
 
-    #[test]
-    fn every_score_of_a_caption_is_one_of_an_evaluation() {
-        let known = statistics::names::EVALUATION.map(|(name, _)| name);
-        assert!(SCORES.iter().all(|score| known.contains(score)));
+    fn embedded_by(prefix: &str, image: Vec<f32>, text: Vec<f32>) -> v1::EvaluationItem {
+        let embeddings = vec![v1::Embeddings { prefix: prefix.into(), image, text }];
+        v1::EvaluationItem { embeddings, ..item("a", 1.0) }
+    }
+
+    fn of(images: u64) -> Captions {
+        let reportable = Reportable { scores: vec!["pac_s".into()], prefixes: vec![String::new(), "clip_s_".into()] };
+        Captions::new(images, reportable)
     }
 
     #[test]
     fn items_are_sorted_and_every_image_is_there_once() {
-        let mut captions = Captions::new(EVALUATION_RANGE + 2);
+        let mut captions = of(EVALUATION_RANGE + 2);
         let [first, second] = captions.missing()[..] else { panic!("two ranges") };
         assert_eq!(second, Images { begin: EVALUATION_RANGE, end: EVALUATION_RANGE + 2 });
         // Whoever is first to report.
@@ -264,12 +285,18 @@ mod tests {
         let orphan = v1::EvaluationItem { continued: true, ..Default::default() };
         let unknown = v1::EvaluationItem { scores: [("mean_length".into(), 1.0)].into(), ..Default::default() };
         let wide = embedded(MAX_EMBEDDING + 1);
-        let lame = v1::EvaluationItem { text_embedding: vec![1.0], ..embedded(2) };
-        let infinite = v1::EvaluationItem { image_embedding: vec![f32::INFINITY], ..embedded(1) };
-        for item in [long, many, wordy, orphan, unknown, item("a", f64::NAN), wide, lame, infinite] {
-            Captions::new(1).add(Images { begin: 0, end: 1 }, vec![item], false).unwrap_err();
+        let lame = embedded_by("", vec![0.5; 2], vec![1.0]);
+        let empty = embedded_by("", vec![], vec![]);
+        let infinite = embedded_by("", vec![f32::INFINITY], vec![0.5]);
+        let stranger = embedded_by("judge_", vec![0.5], vec![0.5]);
+        let [mut twice, mut broad] = [1, MAX_EMBEDDING].map(embedded);
+        twice.embeddings.extend(embedded(1).embeddings);
+        broad.embeddings.extend(embedded_by("clip_s_", vec![0.5], vec![0.5]).embeddings);
+        let odd = [long, many, wordy, orphan, unknown, item("a", f64::NAN), wide, lame, empty, infinite, stranger];
+        for item in odd.into_iter().chain([twice, broad]) {
+            of(1).add(Images { begin: 0, end: 1 }, vec![item], false).unwrap_err();
         }
-        let mut captions = Captions::new(EVALUATION_RANGE * 2);
+        let mut captions = of(EVALUATION_RANGE * 2);
         let [first, second] = captions.missing()[..] else { panic!("two ranges") };
         let crowd = (0..EVALUATION_RANGE).map(|number| item(&number.to_string(), 1.0));
         captions.add(first, crowd.collect(), true).unwrap();
@@ -291,14 +318,14 @@ mod tests {
     #[test]
     fn what_data_may_hold_is_taken_in_and_parts_of_a_range_count_when_the_last_is_there() {
         let text = |number: usize| format!("{number:04}{}", "x".repeat(MAX_TEXT_BYTES - 4));
-        let of = |references: usize| v1::EvaluationItem {
+        let with = |references: usize| v1::EvaluationItem {
             image: text(0),
             caption: text(1),
             references: (0..references).map(text).collect(),
             ..item("", 1.0)
         };
-        for items in [vec![of(33)], vec![item("a", 1.0), of(MAX_CAPTIONS), item("b", 1.0)]] {
-            let mut captions = Captions::new(EVALUATION_RANGE);
+        for items in [vec![with(33)], vec![item("a", 1.0), with(MAX_CAPTIONS), item("b", 1.0)]] {
+            let mut captions = of(EVALUATION_RANGE);
             let range = captions.missing()[0];
             let mut parts = proto::parts(items.clone());
             let last = parts.pop().unwrap();
@@ -322,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_range_may_have_no_numbers_of_some_images() {
-        let mut captions = Captions::new(EVALUATION_RANGE);
+        let mut captions = of(EVALUATION_RANGE);
         let range = captions.missing()[0];
         let blind = v1::EvaluationItem { image: "b".into(), ..Default::default() };
         let last = v1::EvaluationItem { image: "c".into(), ..embedded(4) };
@@ -333,7 +360,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_range_falls_to_one_rank(images in 0..5_000_u64, world in 1..40_u32) {
-            let all = Captions::new(images).missing();
+            let all = of(images).missing();
             let shares: Vec<&[Images]> = (0..world).map(|rank| share(&all, world, rank)).collect();
             prop_assert_eq!(shares.concat(), all.clone());
             prop_assert!(shares.iter().all(|share| share.len() - all.len() / world as usize <= 1));

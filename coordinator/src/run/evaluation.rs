@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{
     Action, Run, Violation,
-    captions::{self, Captions, Images, Item},
+    captions::{self, Captions, Images, Item, Reportable},
     plan::{Boundary, Place},
     progress::Awaiting,
     record::{Happening, Record},
@@ -35,7 +35,7 @@ impl Run {
     pub(super) fn evaluate(&mut self, place: Place) {
         if self.evaluation.is_none() {
             let images = self.data_set.as_ref().map_or(0, |known| known.data_set.validation_images);
-            let captions = Some(Captions::new(images));
+            let captions = Some(Captions::new(images, Reportable::of(&self.file)));
             self.evaluation = Some(Evaluation { number: self.next_directive(), place, captions, unsaved: None });
         }
         let Some(evaluation) = &mut self.evaluation else { return };

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use scoring::{Examined, Metrics};
-use statistics::names;
 
 use crate::run::captions::Item;
 
@@ -23,19 +22,17 @@ pub fn score(metrics: &Metrics, items: Vec<Item>) -> (BTreeMap<String, f64>, Vec
 }
 
 fn examined(mut item: Item) -> (Item, Examined) {
-    let known = names::EVALUATION.into_iter().map(|(name, _)| name);
     let examined = Examined {
         item: scoring::Item { candidate: item.caption.clone(), references: item.references.clone() },
-        scores: known.filter_map(|name| Some((name, *item.scores.get(name)?))).collect(),
-        image: std::mem::take(&mut item.image_embedding),
-        text: std::mem::take(&mut item.text_embedding),
+        scores: item.scores.clone(),
+        embeddings: std::mem::take(&mut item.embeddings),
     };
     (item, examined)
 }
 
 #[cfg(test)]
 mod tests {
-    use scoring::Files;
+    use scoring::{Embeddings, Files};
 
     use super::*;
 
@@ -45,8 +42,7 @@ mod tests {
             caption: "a red ball on the green grass".into(),
             references: vec!["a red ball on the green grass".into()],
             scores: [("pac_s".to_owned(), pac_s)].into(),
-            image_embedding: embedding.into(),
-            text_embedding: embedding.into(),
+            embeddings: [(String::new(), Embeddings { image: embedding.into(), text: embedding.into() })].into(),
             ..Item::default()
         };
         let metrics = Metrics::open(&Files::default()).unwrap();
@@ -54,7 +50,7 @@ mod tests {
         assert_eq!((scores["pac_s"], scores["retrieval_r1"]), (0.75, 1.0));
         assert!(scores["bleu_4"] > 0.999, "{scores:?}");
         assert_eq!((items[1].scores["pac_s"], items[1].scores["retrieval_mrr"]), (1.0, 1.0));
-        assert!(items.iter().all(|item| item.text_embedding.is_empty() && item.image_embedding.is_empty()));
+        assert!(items.iter().all(|item| item.embeddings.is_empty()));
         assert!(score(&metrics, vec![]).1.is_empty());
     }
 }

@@ -219,8 +219,7 @@ fn replies(output: &Path, generation: u64, directive: Directive) -> Vec<Message>
                 references: vec!["a red ball on the green grass".into()],
                 scores: [("pac_s".to_owned(), 0.75)].into(),
                 image_id: Some(42),
-                image_embedding: vec![1.0],
-                text_embedding: vec![1.0],
+                embeddings: vec![v1::Embeddings { prefix: String::new(), image: vec![1.0], text: vec![1.0] }],
                 continued: false,
             };
             let (range, items) = (ranges.first().copied(), vec![item]);

@@ -3,7 +3,7 @@
 use statistics::names::{self, Better};
 
 use super::{
-    Baseline, Captioner, Contrastive, Control, Data, Dico, Evaluator, EvaluatorScore, MAX_WORKERS, Objective, Reward,
+    Baseline, Captioner, Contrastive, Control, Data, Dico, MAX_WORKERS, Objective, Reward,
     Rule, RunFile, Scst, Stage, Workers,
 };
 use crate::error::unknown;
@@ -47,12 +47,10 @@ impl RunFile {
         )?;
         let said_of_nothing = "is of the weights beside it, and there are none";
         need(vision.is_some() || vision_clip.is_empty(), "captioner.vision_clip", said_of_nothing)?;
-        let Evaluator { preset, weights, clip, .. } = &self.evaluator;
-        need(preset.is_some() != weights.is_some(), "evaluator", "needs either `preset` or `weights`")?;
-        need(weights.is_some() || clip.is_empty(), "evaluator.clip", said_of_nothing)?;
-        let trains_evaluator = self.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
+        self.check_evaluators()?;
+        let is_frozen = self.primary_evaluator().settings.weights.is_some() && !self.trains_evaluator();
         need(
-            self.data.features.is_none() || (self.evaluator.weights.is_some() && !trains_evaluator),
+            self.data.features.is_none() || is_frozen,
             "data.features",
             "can only be of frozen towers: give evaluator.weights and no contrastive stage",
         )?;
@@ -157,14 +155,15 @@ impl Stage {
 
     /// Checks what the stage needs of the rest of the run.
     fn check_against(&self, run: &RunFile) -> Result<(), Problem> {
-        let RunFile { data, evaluator, .. } = run;
-        let scores: Vec<(&str, Better)> = run.scores().collect();
+        let RunFile { data, .. } = run;
+        let scores = run.scores();
         if let Some(metric) = &self.metric {
             let best = scores.iter().filter(|(_, better)| *better == Better::Higher);
-            let best: Vec<&str> = best.map(|(name, _)| *name).collect();
+            let best: Vec<&str> = best.map(|(name, _)| name.as_str()).collect();
             need(best.contains(&metric.as_str()), "metric", &unknown("metric", metric, &best))?;
         }
-        let watched: Vec<&str> = self.statistics().chain(scores.iter().map(|(name, _)| *name)).collect();
+        let mut watched: Vec<&str> = self.statistics().collect();
+        watched.extend(scores.iter().map(|(name, _)| name.as_str()));
         for (i, rule) in self.guard.iter().enumerate() {
             rule.check(&watched).map_err(|(key, problem)| (format!("guard[{i}].{key}"), problem))?;
         }
@@ -181,13 +180,15 @@ impl Stage {
         let penalty = rewards.get(&Reward::MissingEnd);
         let problem = "`missing_end` is a penalty: give it a weight below 0, such as -0.1";
         need(penalty.is_none_or(|&weight| weight < 0.0), key, problem)?;
-        let given = evaluator.score;
-        let other = match given {
-            EvaluatorScore::PacS => Reward::ClipS,
-            EvaluatorScore::ClipS => Reward::PacS,
-        };
-        let problem = format!("the evaluator gives {}: reward that, or set evaluator.score", given.name());
-        need(!rewards.contains_key(&other), key, &problem)
+        let evaluators = run.named_evaluators();
+        let known: Vec<&str> =
+            evaluators.iter().map(|evaluator| evaluator.name).chain(["cider", "missing_end"]).collect();
+        for reward in rewards.keys() {
+            let name = reward.name();
+            let problem = format!("there is no evaluator `{name}`: the rewards are {}", known.join(", "));
+            need(known.contains(&name), key, &problem)?;
+        }
+        Ok(())
     }
 }
 
@@ -211,20 +212,6 @@ impl Stage {
             Objective::Dico => true,
             Objective::Scst => !of_preferences(name),
             Objective::Contrastive | Objective::CrossEntropy => false,
-        })
-    }
-}
-
-impl RunFile {
-    /// The scores that its evaluations report.
-    fn scores(&self) -> impl Iterator<Item = (&'static str, Better)> {
-        let (score, scenes) = (self.evaluator.score, self.data.scenes.is_some());
-        let spice = self.scoring.spice_jar.is_some();
-        names::EVALUATION.into_iter().filter(move |(name, _)| match *name {
-            "pac_s" | "ref_pac_s" | "clip_s" | "ref_clip_s" => [score.name(), score.reference_name()].contains(name),
-            "grammatical" | "truthful" | "details" => scenes,
-            "spice" => spice,
-            _ => true,
         })
     }
 }
@@ -389,7 +376,7 @@ stages:
             ("dico", "guard: [{ metric: kl, below: .inf, action: warn }]", "stages[3].guard[0].below: must be finite"),
             ("dico", "patience: 0, metric: cider", "stages[3].patience: must be at least 1"),
             ("dico", "dico: { reward: {} }", "stages[3].dico.reward: needs at least one reward"),
-            ("dico", "dico: { reward: { clip_s: 1 } }", "stages[3].dico.reward: the evaluator gives pac_s"),
+            ("dico", "dico: { reward: { clip_s: 1 } }", "stages[3].dico.reward: there is no evaluator `clip_s`: the rewards are pac_s, cider"),
             ("scst", "scst: { reward: { cider: .nan } }", "stages[2].scst.reward: needs finite weights"),
             ("scst", "scst: { reward: { missing_end: -1 } }", "stages[2].scst.reward: needs at least one reward"),
             (

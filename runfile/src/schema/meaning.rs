@@ -2,8 +2,8 @@
 //! nobody means are refused, others are warned about.
 
 use super::check::{Problem, need};
-use super::{Data, GuardAction, Objective, Positives, Reward, Rewards, Rule, RunFile, Stage};
-use crate::metrics::{Metric, Source, metric};
+use super::{Data, GuardAction, NamedEvaluator, Objective, Positives, Rewards, Rule, RunFile, Stage};
+use crate::metrics::{Metric, Source};
 
 const NEEDS_CAPTIONER: &str = "nothing has trained the captioner: put a stage with `objective: cross_entropy` before it, or set \
                                captioner.weights";
@@ -13,21 +13,23 @@ const NEEDS_EVALUATOR: &str = "nothing has trained the evaluator: put a stage wi
 /// A stage, and what the run has when it begins.
 struct Begun<'a> {
     stage: &'a Stage,
+    run: &'a RunFile,
     captioner_is_trained: bool,
-    evaluator_is_trained: bool,
+    /// Whether the primary evaluator has been trained by an earlier stage.
+    has_trained_evaluator: bool,
 }
 
 impl Begun<'_> {
-    /// Whether the scores of the evaluator say something in the stage's evaluations.
-    fn evaluator_can_judge(&self) -> bool {
-        self.evaluator_is_trained || self.stage.objective == Objective::Contrastive
+    fn is_trained(&self, evaluator: &NamedEvaluator<'_>) -> bool {
+        evaluator.settings.weights.is_some() || self.has_trained_evaluator
     }
 
-    /// Whether evaluations of the stage can measure `metric`, and training can change it.
-    fn check_metric(&self, key: &str, metric: &Metric) -> Result<(), Problem> {
-        let Metric { name, source, .. } = metric;
+    /// Whether evaluations of the stage can measure the metric `name`, and training can change it.
+    fn check_metric(&self, key: &str, name: &str) -> Result<(), Problem> {
+        let Some((Metric { source, .. }, evaluator)) = self.run.metric(name) else { return Ok(()) };
         let unable = format!("`{name}` comes from the evaluator, and {NEEDS_EVALUATOR}");
-        need(*source != Source::Evaluator || self.evaluator_can_judge(), key, &unable)?;
+        let trains = self.stage.objective == Objective::Contrastive;
+        need(trains || evaluator.is_none_or(|evaluator| self.is_trained(&evaluator)), key, &unable)?;
         let of_captions = matches!(source, Source::References | Source::Captions | Source::Scenes);
         let constant = format!(
             "evaluations of a contrastive stage score captions that people wrote: `{name}` never changes; choose a score of the \
@@ -37,12 +39,12 @@ impl Begun<'_> {
     }
 
     fn check_rule(&self, rule: &Rule) -> Result<(), Problem> {
-        let Some(metric) = metric(&rule.metric) else { return Ok(()) };
-        self.check_metric("metric", metric)?;
+        let Some((metric, _)) = self.run.metric(&rule.metric) else { return Ok(()) };
+        self.check_metric("metric", &rule.metric)?;
         let [low, high] = metric.range;
         let never_above = rule.above.zip(high).is_some_and(|(bound, high)| bound >= high);
         let never_below = rule.below.zip(low).is_some_and(|(bound, low)| bound <= low);
-        let Metric { name, unit, .. } = metric;
+        let (name, Metric { unit, .. }) = (&rule.metric, metric);
         let range = |of: Option<f64>| of.map(|bound| format!("{bound:.2}")).unwrap_or_default();
         need(!never_above, "above", &format!("`{name}` ({unit}) is never above {}", range(high)))?;
         need(!never_below, "below", &format!("`{name}` ({unit}) is never below {}", range(low)))?;
@@ -57,17 +59,14 @@ impl Begun<'_> {
         let untrained = format!("`{name}` fine-tunes the captioner, and {NEEDS_CAPTIONER}");
         need(!objective.is_rewarded() || self.captioner_is_trained, "objective", &untrained)?;
         if let Some((key, rewards)) = self.stage.rewards() {
-            let by_evaluator = rewards
-                .iter()
-                .find(|(reward, weight)| matches!(reward, Reward::PacS | Reward::ClipS) && **weight != 0.0);
-            let reward = match by_evaluator {
-                Some((Reward::ClipS, _)) => "clip_s",
-                _ => "pac_s",
-            };
-            let problem = format!("the reward `{reward}` comes from the evaluator, and {NEEDS_EVALUATOR}");
-            need(by_evaluator.is_none() || self.evaluator_is_trained, key, &problem)?;
+            for (reward, _) in rewards.iter().filter(|(_, weight)| **weight != 0.0) {
+                let name = reward.name();
+                let problem = format!("the reward `{name}` comes from the evaluator, and {NEEDS_EVALUATOR}");
+                let evaluator = self.run.named_evaluator(name);
+                need(evaluator.is_none_or(|evaluator| self.is_trained(&evaluator)), key, &problem)?;
+            }
         }
-        if let Some(metric) = selects.as_deref().and_then(metric) {
+        if let Some(metric) = selects {
             self.check_metric("metric", metric)?;
         }
         for (i, rule) in guard.iter().enumerate() {
@@ -116,7 +115,8 @@ impl Begun<'_> {
     }
 
     fn rule_warnings(&self, rule: &Rule) -> Vec<(&'static str, String)> {
-        let Some(Metric { name, source, range: [low, high], .. }) = metric(&rule.metric) else { return Vec::new() };
+        let name = &rule.metric;
+        let Some((Metric { source, range: [low, high], .. }, _)) = self.run.metric(name) else { return Vec::new() };
         let mut found = Vec::new();
         let always_above = rule.above.zip(*low).is_some_and(|(bound, low)| bound < low);
         let always_below = rule.below.zip(*high).is_some_and(|(bound, high)| bound > high);
@@ -170,14 +170,13 @@ impl RunFile {
             let before = &self.stages[..i];
             let captioner_is_trained = self.captioner.weights.is_some()
                 || has_trained(before, |objective| objective == Objective::CrossEntropy);
-            let evaluator_is_trained = self.evaluator.weights.is_some()
-                || has_trained(before, |objective| objective == Objective::Contrastive);
-            (i, Begun { stage, captioner_is_trained, evaluator_is_trained })
+            let has_trained_evaluator = has_trained(before, |objective| objective == Objective::Contrastive);
+            (i, Begun { stage, run: self, captioner_is_trained, has_trained_evaluator })
         })
     }
 
     /// Whether the captioner uses the evaluator's vision encoder.
-    fn shares_vision_encoder(&self) -> bool {
+    pub(super) fn shares_vision_encoder(&self) -> bool {
         self.captioner.weights.is_none() && self.captioner.vision.is_none()
     }
 
@@ -214,14 +213,14 @@ impl RunFile {
 
     fn model_warnings(&self) -> Vec<Problem> {
         let mut found = Vec::new();
-        let trains = |objective| self.stages.iter().any(|stage| stage.objective == objective);
-        if self.evaluator.preset.is_some() && !trains(Objective::Contrastive) {
+        let evaluator = self.primary_evaluator();
+        if evaluator.settings.preset.is_some() && !self.trains_evaluator() {
             let sees = if self.shares_vision_encoder() { ", and the captioner's vision encoder is random" } else { "" };
             let problem = format!(
                 "no stage trains the evaluator: its scores in evaluations say nothing{sees}; add a `contrastive` stage, or set \
                  evaluator.weights"
             );
-            found.push(("evaluator.preset".to_owned(), problem));
+            found.push((format!("{}.preset", evaluator.key()), problem));
         }
         found
     }

@@ -2,12 +2,14 @@
 
 mod check;
 mod data;
+mod evaluators;
 mod guard;
 mod meaning;
 mod models;
 mod objective;
 mod stage;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use check::Problem;
 pub use data::{Coco, CocoSplit, Data, Karpathy, Positives, WebDataset};
+pub use evaluators::NamedEvaluator;
 pub use guard::{GuardAction, Rule};
 pub use models::{Captioner, CutCandidates, Decoding, Evaluator, EvaluatorScore, Preset, TextReading, Vocabulary};
 pub use objective::{Baseline, Candidates, Contrastive, Dico, Objective, Reward, Rewards, Scst, Weights};
@@ -42,8 +45,14 @@ pub struct RunFile {
     pub vocabulary: Vocabulary,
     /// The model that writes captions.
     pub captioner: Captioner,
-    /// The model that scores captions against images.
-    pub evaluator: Evaluator,
+    /// The model that scores captions against images. It may be left out where `evaluators` has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluator: Option<Evaluator>,
+    /// Evaluators by name, each with the keys of `evaluator`: further ones beside `evaluator`, or all of them. Rewards
+    /// and metrics refer to them by name: an evaluator `NAME` gives `NAME`, `ref_NAME`, `NAME_retrieval_r1` and so on.
+    /// `contrastive` stages train `evaluator`, or else the one with `preset`; all others are frozen. 8 at most.
+    #[serde(default)]
+    pub evaluators: BTreeMap<String, Evaluator>,
     /// Beam search, in rewarded stages and in evaluations.
     #[serde(default)]
     pub decoding: Decoding,

@@ -90,9 +90,10 @@ pub struct Evaluator {
     /// How the model of `weights` computes, where its file does not say.
     #[serde(default, skip_serializing_if = "Conventions::is_empty")]
     pub clip: Conventions,
-    /// Score that the evaluator's cosines are converted to, in rewards and evaluations.
+    /// Score that the evaluator's cosines are converted to, in rewards and evaluations. If absent, `pac_s`; in
+    /// `evaluators`, the one that the evaluator's name begins with.
     #[serde(default)]
-    pub score: EvaluatorScore,
+    pub score: Option<EvaluatorScore>,
     /// Text before captions and references that are scored in evaluations.
     #[serde(default = "default_prefix")]
     pub prefix: String,
@@ -111,7 +112,7 @@ pub struct Evaluator {
 }
 
 /// How a text is read before it becomes tokens. Ordinary captions are read alike.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TextReading {
     /// As OpenAI's `clip.tokenize`, which published scores are computed with: broken encodings are
@@ -200,7 +201,7 @@ impl Default for Evaluator {
             preset: None,
             weights: None,
             clip: Conventions::default(),
-            score: EvaluatorScore::default(),
+            score: None,
             prefix: default_prefix(),
             reward_prefix: String::new(),
             text: default_text(),

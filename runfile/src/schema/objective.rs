@@ -4,6 +4,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::EvaluatorScore;
+
 /// Objective of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -50,35 +52,82 @@ pub struct Contrastive {
 }
 
 /// A reward of a candidate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum Reward {
-    /// CIDEr-D against the image's captions, 0 to 10, with document frequencies of the training
-    /// split. The end token counts as a word of captions and candidates, unlike in the metric
-    /// `cider`.
+    /// CIDEr-D against the image's captions.
     Cider,
-    /// The evaluator's score, 0 to 2.5. Needs `evaluator.score: clip_s`.
-    ClipS,
-    /// The evaluator's score, 0 to 2. Needs `evaluator.score: pac_s`.
-    PacS,
-    /// A penalty: 1 for a candidate that was cut at `decoding.max_length`, without an end token,
-    /// else 0. Its weight is below 0, and another reward is given as well.
+    /// The score of the evaluator of this name.
+    Evaluator(String),
+    /// 1 for a candidate without an end token.
     MissingEnd,
+}
+
+impl Reward {
+    /// The name used in run files.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Cider => "cider",
+            Self::Evaluator(name) => name,
+            Self::MissingEnd => "missing_end",
+        }
+    }
+}
+
+impl From<String> for Reward {
+    fn from(name: String) -> Self {
+        match name.as_str() {
+            "cider" => Self::Cider,
+            "missing_end" => Self::MissingEnd,
+            _ => Self::Evaluator(name),
+        }
+    }
+}
+
+impl From<Reward> for String {
+    fn from(reward: Reward) -> Self {
+        reward.name().to_owned()
+    }
+}
+
+impl From<EvaluatorScore> for Reward {
+    fn from(score: EvaluatorScore) -> Self {
+        Self::Evaluator(score.name().to_owned())
+    }
 }
 
 /// Rewards and their weights. A candidate's reward is the weighted sum.
 pub type Rewards = BTreeMap<Reward, f64>;
 
-/// A map that has a key for each [`Reward`], with its description.
-fn rewards_schema(generator: &mut SchemaGenerator) -> Schema {
-    let rewards = Reward::json_schema(generator);
-    let values = rewards.get("oneOf").and_then(Value::as_array).into_iter().flatten();
-    let property = |value: &Value| {
-        let name = value["const"].as_str().unwrap_or_default().to_owned();
-        (name, json!({ "type": "number", "description": value["description"] }))
+/// A map from names of rewards to weights.
+fn rewards_schema(_: &mut SchemaGenerator) -> Schema {
+    let properties = [
+        (
+            "cider",
+            "CIDEr-D against the image's captions, 0 to 10, with document frequencies of the training split. The end token counts \
+             as a word of captions and candidates, unlike in the metric `cider`.",
+        ),
+        (
+            "missing_end",
+            "A penalty: 1 for a candidate that was cut at `decoding.max_length`, without an end token, else 0. Its weight is \
+             below 0, and another reward is given as well.",
+        ),
+        ("pac_s", "PAC-S, 0 to 2: the score of `evaluator` unless `evaluator.score` says otherwise."),
+        ("clip_s", "CLIP-S, 0 to 2.5: the score of `evaluator` where `evaluator.score` is `clip_s`."),
+    ];
+    let of = |(name, description): (&str, &str)| {
+        (name.to_owned(), json!({ "type": "number", "description": description }))
     };
-    let properties: serde_json::Map<String, Value> = values.map(property).collect();
-    json_schema!({ "type": "object", "additionalProperties": false, "properties": properties })
+    let properties: serde_json::Map<String, Value> = properties.into_iter().map(of).collect();
+    json_schema!({
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": {
+            "type": "number",
+            "description": "The score of the evaluator of this name in `evaluators`: 0 to 2 for `score: pac_s`, 0 to 2.5 for `clip_s`."
+        }
+    })
 }
 
 /// Settings of `objective: dico` (arXiv 2408.14547, section 3).
@@ -149,14 +198,14 @@ pub enum Candidates {
 
 impl Default for Dico {
     fn default() -> Self {
-        let reward = [(Reward::PacS, 1.0)].into();
+        let reward = [(EvaluatorScore::PacS.into(), 1.0)].into();
         Self { beta: 0.2, tau: 300.0, weights: Weights::Softmax, reference: true, reward }
     }
 }
 
 impl Default for Scst {
     fn default() -> Self {
-        let reward = [(Reward::PacS, 1.0)].into();
+        let reward = [(EvaluatorScore::PacS.into(), 1.0)].into();
         Self { reward, baseline: Baseline::default(), candidates: Candidates::default() }
     }
 }

@@ -145,6 +145,13 @@ impl Clip {
         self.archive.path()
     }
 
+    /// Whether the two compute the same.
+    #[must_use]
+    pub fn is_same_model(&self, other: &Self) -> bool {
+        let same = self.architecture == other.architecture && self.lora() == other.lora();
+        same && self.sha256() == other.sha256()
+    }
+
     /// See [`Archive::sha256`].
     #[must_use]
     pub fn sha256(&self) -> String {

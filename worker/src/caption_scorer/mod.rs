@@ -1,6 +1,7 @@
-//! Scores of any captions by an evaluator: CLIP-S, PAC-S and their variants with references, and retrieval.
+//! Scores of captions by an evaluator: CLIP-S, PAC-S and their variants with references.
 //!
-//! `worker score` uses it. A run's evaluations compute the same on the captions that the run's captioner writes.
+//! [`Scorer`] is what a run's evaluations and `worker score` have in common. [`CaptionScorer`] is an evaluator opened by itself, which
+//! embeds any images and keeps the embeddings in a cache.
 
 mod cache;
 
@@ -10,15 +11,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dataset::{DataSet, Split};
-use runfile::{Evaluator, EvaluatorScore, TextReading};
+use runfile::{EvaluatorScore, NamedEvaluator};
 use scoring::{Item, Report, Scores, retrieval};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
 use tokenizer::Vocabulary;
-use weights::{Architecture, folder};
+use weights::Architecture;
 
 use crate::clip::{self, Clip};
 use crate::data::{Loader, Sizes, Source, Views, normalise};
+use crate::models::open_evaluator;
 use crate::tensors;
 
 pub use cache::Cache;
@@ -26,34 +28,107 @@ pub use cache::Cache;
 /// Images, and texts, that are embedded at once.
 const BATCH: usize = 64;
 
-/// An evaluator that scores captions.
+/// Reads captions with an evaluator and scores them.
+#[derive(Clone, Copy)]
+pub struct Scorer<'a> {
+    /// Its model.
+    pub clip: &'a Clip,
+    /// Its vocabulary.
+    pub vocabulary: &'a Vocabulary,
+    /// How it reads texts.
+    pub settings: &'a runfile::Evaluator,
+    /// The score that its cosines are converted to.
+    pub score: EvaluatorScore,
+}
+
+impl Scorer<'_> {
+    /// Unit embeddings of all captions and references, each different text once. `done` is told how many there are so far.
+    pub fn read(&self, items: &[Item], mut done: impl FnMut(usize)) -> TextEmbeddings {
+        let Architecture { text, embedding, .. } = self.clip.architecture();
+        let mut texts = Texts::default();
+        let numbers = items
+            .iter()
+            .map(|item| {
+                (texts.number(&item.candidate), item.references.iter().map(|text| texts.number(text)).collect())
+            })
+            .collect();
+        let runfile::Evaluator { prefix, text: reading, .. } = self.settings;
+        let encode =
+            |caption: &&str| clip::read(self.vocabulary, *reading, &format!("{prefix}{caption}"), text.context_length);
+        let tokens: Vec<Vec<i64>> = texts.texts.iter().map(encode).collect();
+        let mut embeddings = Vec::with_capacity(tokens.len() * embedding);
+        for group in tokens.chunks(BATCH * 4) {
+            embeddings.extend(floats(&no_grad(|| self.clip.text.embed(group, 1))));
+            done(embeddings.len() / embedding);
+        }
+        TextEmbeddings { width: *embedding, numbers, embeddings }
+    }
+
+    /// The score of each caption, and the variant that also looks at the references: the harmonic mean with the highest cosine to one
+    /// of them (Hessel et al. 2021, section 3); none of a caption without references. `images` has the embeddings of the captions'
+    /// images, one after the other.
+    #[must_use]
+    pub fn score(&self, images: &[f32], texts: &TextEmbeddings) -> Vec<(f64, Option<f64>)> {
+        let score = |(image, (candidate, references)): (&[f32], &(usize, Vec<usize>))| {
+            let text = texts.row(*candidate);
+            let own = self.score.factor() * dot(image, text).max(0.0);
+            let nearest = references.iter().map(|number| dot(texts.row(*number), text)).fold(0.0, f64::max);
+            let harmonic = if own + nearest > 0.0 { 2.0 * own * nearest / (own + nearest) } else { own + nearest };
+            (own, (!references.is_empty()).then_some(harmonic))
+        };
+        images.chunks_exact(texts.width).zip(&texts.numbers).map(score).collect()
+    }
+}
+
+/// Embeddings of captions and their references.
+pub struct TextEmbeddings {
+    width: usize,
+    /// Of each caption: its number among the embeddings, and those of its references.
+    numbers: Vec<(usize, Vec<usize>)>,
+    /// One after the other.
+    embeddings: Vec<f32>,
+}
+
+impl TextEmbeddings {
+    fn row(&self, number: usize) -> &[f32] {
+        &self.embeddings[number * self.width..][..self.width]
+    }
+
+    /// The embeddings of the captions, in their order.
+    pub fn captions(&self) -> impl Iterator<Item = &[f32]> {
+        self.numbers.iter().map(|(caption, _)| self.row(*caption))
+    }
+}
+
+/// An evaluator that scores any captions.
 pub struct CaptionScorer {
     clip: Clip,
     vocabulary: Vocabulary,
+    settings: runfile::Evaluator,
     score: EvaluatorScore,
-    prefix: String,
-    text: TextReading,
     /// Of what its embeddings of images depend on.
     fingerprint: String,
 }
 
 impl CaptionScorer {
-    /// Opens the evaluator that a run file describes so.
+    /// Opens an evaluator.
     ///
     /// # Errors
     /// It has no weights, or they are not those of a CLIP.
-    pub fn open(evaluator: &Evaluator, device: Device) -> Result<Self, String> {
-        let path = evaluator.weights.as_deref().ok_or("the evaluator has no weights: nothing has trained it")?;
-        let (read, vocabulary) = folder::open_evaluator(path, &evaluator.clip).map_err(|error| error.to_string())?;
-        if path.is_dir() && path.join(folder::MANIFEST).is_file() {
-            storage::verify(path).map_err(|error| error.to_string())?;
-        }
+    pub fn open(evaluator: &NamedEvaluator<'_>, device: Device) -> Result<Self, String> {
+        let settings = evaluator.settings.clone();
+        let path = settings.weights.as_deref().ok_or("the evaluator has no weights: nothing has trained it")?;
+        let (read, vocabulary) = open_evaluator(path, &settings.clip)?;
         let values = tensors::from_weights(read.tensors().map_err(|error| error.to_string())?);
         let clip = Clip::with(read.architecture().clone(), &values, device)
             .map_err(|mismatch| format!("{}: {mismatch}", path.display()))?;
         let fingerprint = format!("{} {}", read.sha256(), read.architecture().tower().computation(read.lora()));
-        let Evaluator { score, prefix, text, .. } = evaluator.clone();
-        Ok(Self { clip, vocabulary: Vocabulary::stored(&vocabulary), score, prefix, text, fingerprint })
+        Ok(Self { clip, vocabulary, settings, score: evaluator.score(), fingerprint })
+    }
+
+    fn scorer(&self) -> Scorer<'_> {
+        let Self { clip, vocabulary, settings, score, .. } = self;
+        Scorer { clip, vocabulary, settings, score: *score }
     }
 
     /// Unit embeddings of all images of the test split of `data`, in their order: `[images, embedding]`, one after the other. Those
@@ -85,7 +160,7 @@ impl CaptionScorer {
         let size = self.clip.architecture().image_size as u32;
         let source = Source {
             data: Arc::new(data.select(Split::Test, &missing)),
-            sizes: Sizes { captioner: size, evaluator: size },
+            sizes: Sizes::of_one(size),
             stores: None,
             skip_corrupt: false,
         };
@@ -93,10 +168,10 @@ impl CaptionScorer {
         let loader = Loader::new(source, threads);
         let ranges = (0..missing.len()).step_by(BATCH).map(|from| from..missing.len().min(from + BATCH));
         for (range, batch) in loader.ranges(Split::Test, ranges) {
-            let Views::Pixels { captioner: pixels, .. } = batch?.views else { unreachable!("there are no stores") };
+            let Views::Pixels(pixels) = batch?.views else { unreachable!("there are no stores") };
             let device = self.clip.parameters().flat().device();
             let by = &self.clip.architecture().normalization;
-            let images = normalise(&pixels, 0..range.len(), device, by);
+            let images = normalise(&pixels[&size], 0..range.len(), device, by);
             let found = floats(&no_grad(|| self.clip.embed(&self.clip.vision.hidden(&images))));
             for (row, &number) in found.chunks_exact(width).zip(&missing[range.clone()]) {
                 embeddings[number * width..][..width].copy_from_slice(row);
@@ -111,67 +186,42 @@ impl CaptionScorer {
 
     /// Scores of `items`; `images` has the embedding of each one's image. `done` is told how many different texts are embedded so far.
     pub fn score(&self, images: &[f32], items: &[Item], done: impl FnMut(usize)) -> CaptionScores {
-        let width = self.clip.architecture().embedding;
-        let mut texts = Texts::default();
-        let numbers: Vec<(usize, Vec<usize>)> = items
-            .iter()
-            .map(|item| {
-                (texts.number(&item.candidate), item.references.iter().map(|text| texts.number(text)).collect())
-            })
-            .collect();
-        let embedded = self.embed_texts(&texts.texts, done);
-        let row = |number: usize| &embedded[number * width..][..width];
-        let (mut candidates, mut own, mut with_references) = (Vec::with_capacity(images.len()), vec![], vec![]);
-        for (image, (candidate, references)) in images.chunks_exact(width).zip(&numbers) {
-            let text = row(*candidate);
-            let score = self.score.factor() * dot(image, text).max(0.0);
-            let nearest = references.iter().map(|number| dot(row(*number), text)).fold(0.0, f64::max);
-            candidates.extend_from_slice(text);
-            own.push(score);
-            with_references.push(if score + nearest > 0.0 { 2.0 * score * nearest / (score + nearest) } else { 0.0 });
+        let scorer = self.scorer();
+        let texts = scorer.read(items, done);
+        let (own, with_references): (Vec<f64>, Vec<Option<f64>>) = scorer.score(images, &texts).into_iter().unzip();
+        CaptionScores {
+            width: texts.width,
+            own,
+            with_references: with_references.into_iter().collect(),
+            captions: texts.captions().flatten().copied().collect(),
         }
-        let have_references = items.iter().all(|item| !item.references.is_empty());
-        let by_references = have_references.then_some((self.score.reference_name(), with_references));
-        CaptionScores { width, own: (self.score.name(), own), by_references, candidates }
-    }
-
-    /// Unit embeddings of texts, one after the other.
-    fn embed_texts(&self, texts: &[&str], mut done: impl FnMut(usize)) -> Vec<f32> {
-        let Architecture { text, embedding, .. } = self.clip.architecture();
-        let most = text.context_length;
-        let encode = |text: &&str| clip::read(&self.vocabulary, self.text, &format!("{}{text}", self.prefix), most);
-        let texts: Vec<Vec<i64>> = texts.iter().map(encode).collect();
-        let mut embedded = Vec::with_capacity(texts.len() * embedding);
-        for group in texts.chunks(BATCH * 4) {
-            embedded.extend(floats(&no_grad(|| self.clip.text.embed(group, 1))));
-            done(embedded.len() / embedding);
-        }
-        embedded
     }
 }
 
 /// Scores of captions by an evaluator.
 pub struct CaptionScores {
     width: usize,
-    own: (&'static str, Vec<f64>),
+    own: Vec<f64>,
     /// The variant that also looks at references, where all captions have some.
-    by_references: Option<(&'static str, Vec<f64>)>,
+    with_references: Option<Vec<f64>>,
     /// Unit embeddings of the captions, one after the other.
-    candidates: Vec<f32>,
+    captions: Vec<f32>,
 }
 
 impl CaptionScores {
-    /// Adds them to a report, each under its name after `before`.
-    pub fn add(&self, before: &str, report: &mut Report) {
-        for (name, scores) in [Some(&self.own), self.by_references.as_ref()].into_iter().flatten() {
-            report.add(format!("{before}{name}"), Scores::mean(scores.clone()));
+    /// Adds them to a report under the names of the evaluator's metrics.
+    pub fn add(&self, evaluator: &NamedEvaluator<'_>, report: &mut Report) {
+        report.add(evaluator.metric().to_owned(), Scores::mean(self.own.clone()));
+        if let Some(scores) = &self.with_references {
+            report.add(evaluator.reference_metric(), Scores::mean(scores.clone()));
         }
     }
 
     /// Adds how well each caption finds its image among all of them. Takes time quadratic in their number.
-    pub fn add_retrieval(&self, images: &[f32], before: &str, report: &mut Report) {
-        for (name, scores) in retrieval::scores(&retrieval::ranks(&self.candidates, images, self.width)) {
-            report.add(format!("{before}{name}"), scores);
+    pub fn add_retrieval(&self, evaluator: &NamedEvaluator<'_>, images: &[f32], report: &mut Report) {
+        let prefix = evaluator.retrieval_prefix();
+        for (name, scores) in retrieval::scores(&retrieval::ranks(&self.captions, images, self.width)) {
+            report.add(format!("{prefix}{name}"), scores);
         }
     }
 }
@@ -201,7 +251,8 @@ fn keys(data: &DataSet) -> Result<Vec<cache::Key>, String> {
     data.split(Split::Test).iter().map(key).collect()
 }
 
-fn floats(tensor: &Tensor) -> Vec<f32> {
+/// The values of a tensor, in order.
+pub fn floats(tensor: &Tensor) -> Vec<f32> {
     let flat = tensor.to_device(Device::Cpu).to_kind(tch::Kind::Float).flatten(0, -1);
     Vec::try_from(flat).expect("a tensor of numbers")
 }

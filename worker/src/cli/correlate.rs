@@ -10,7 +10,7 @@ use scoring::{Files, Item, Metrics, Report};
 use serde_json::{Value, json};
 
 use super::device::Compute;
-use super::evaluator::EvaluatorArgument;
+use super::evaluator::{self, EvaluatorArgument};
 use crate::caption_scorer::CaptionScorer;
 
 /// The category of all pairs together.
@@ -100,12 +100,9 @@ impl Correlate {
                 files.push((judged.image.clone(), path.to_owned()));
             }
         }
-        for argument in &self.evaluators {
-            let EvaluatorArgument::Named(name, evaluator) = argument else {
-                return Err("--evaluator run is of a run file, which there is none".to_owned());
-            };
-            let scorer =
-                CaptionScorer::open(evaluator, device).map_err(|problem| format!("evaluator {name}: {problem}"))?;
+        for evaluator in evaluator::named(&self.evaluators, None)? {
+            let scorer = CaptionScorer::open(&evaluator, device)
+                .map_err(|problem| format!("evaluator {}: {problem}", evaluator.name))?;
             let bar = terminal::bar(files.len() as u64, "images");
             let data = DataSet::of_images(files.clone());
             let embedded = scorer.embed_images(data, self.cache.as_deref(), |done| bar.set_position(done as u64));
@@ -115,8 +112,7 @@ impl Correlate {
             let of_caption = |judged: &&Judged| &embedded[numbers[judged.image.as_str()] * width..][..width];
             let images: Vec<f32> = captions.iter().flat_map(of_caption).copied().collect();
             let progress = terminal::spinner("reading captions");
-            let before = if self.evaluators.len() == 1 { String::new() } else { format!("{name}/") };
-            scorer.score(&images, items, |_| {}).add(&before, report);
+            scorer.score(&images, items, |_| {}).add(&evaluator, report);
             progress.finish_and_clear();
         }
         Ok(())

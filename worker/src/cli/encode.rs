@@ -109,8 +109,9 @@ fn rows(models: &Models, manifest: &Manifest, batch: &Batch, range: std::ops::Ra
         return rows;
     }
     let hidden = models.hidden(batch, 0..count);
-    let embeddings = models.embeddings(batch, 0..count, &hidden);
-    let numbers = Tensor::cat(&[hidden.flatten(1, -1), embeddings], 1).to_kind(kind(manifest.dtype));
+    let embeddings = (0..=models.further.len()).map(|number| models.embeddings(batch, 0..count, &hidden, number));
+    let parts: Vec<Tensor> = std::iter::once(hidden.flatten(1, -1)).chain(embeddings).collect();
+    let numbers = Tensor::cat(&parts, 1).to_kind(kind(manifest.dtype));
     let bytes = tensors::bytes(&numbers.to_device(Device::Cpu));
     for (sample, row) in batch.samples.iter().zip(bytes.chunks(length)) {
         rows[(sample.image - range.start) * length..][..length].copy_from_slice(row);

@@ -1,13 +1,12 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use dataset::{DataSet, Split};
 use proto::{EVALUATION_RANGE, v1};
-use runfile::{Captioner, Objective, RunFile};
+use runfile::{Captioner, RunFile};
 use scoring::results::{self, Captioned};
 use scoring::{Examined, Files, Item, Metrics};
-use statistics::names;
 use tch::Device;
 use weights::Conventions;
 
@@ -80,10 +79,11 @@ impl Evaluate {
         let weights = Some(self.checkpoint.clone());
         run.captioner =
             Captioner { preset: None, weights, vision: None, vision_clip: Conventions::default(), ..run.captioner };
-        let trained = run.stages.iter().any(|stage| stage.objective == Objective::Contrastive);
-        if run.evaluator.preset.take().is_some() || trained {
-            run.evaluator.weights = Some(self.checkpoint.clone());
-            run.evaluator.clip = Conventions::default();
+        let trained = run.trains_evaluator();
+        let evaluator = run.primary_evaluator_mut();
+        if evaluator.preset.take().is_some() || trained {
+            evaluator.weights = Some(self.checkpoint.clone());
+            evaluator.clip = Conventions::default();
         }
         run.stages.clear();
         run.data.positives = None;
@@ -145,9 +145,10 @@ impl Evaluate {
 }
 
 fn examined(item: v1::EvaluationItem) -> (String, Examined) {
-    let known = names::EVALUATION.into_iter().map(|(name, _)| name);
-    let scores: BTreeMap<_, _> = known.filter_map(|name| Some((name, *item.scores.get(name)?))).collect();
-    let v1::EvaluationItem { image, caption, references, image_embedding, text_embedding, .. } = item;
+    let v1::EvaluationItem { image, caption, references, scores, embeddings, .. } = item;
     let item = Item { candidate: caption, references };
-    (image, Examined { item, scores, image: image_embedding, text: text_embedding })
+    let by_evaluator =
+        |v1::Embeddings { prefix, image, text }: v1::Embeddings| (prefix, scoring::Embeddings { image, text });
+    let embeddings = embeddings.into_iter().map(by_evaluator).collect();
+    (image, Examined { item, scores: scores.into_iter().collect(), embeddings })
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use runfile::{Evaluator, EvaluatorScore};
+use runfile::{Evaluator, EvaluatorScore, NamedEvaluator, RunFile};
 use weights::Conventions;
 
 /// An evaluator as `--evaluator` names it.
@@ -35,13 +35,8 @@ impl FromStr for EvaluatorArgument {
             let evaluator = Evaluator::load(&file).map_err(|error| error.to_string())?;
             return Ok(Self::Named(name.to_owned(), Box::new(evaluator)));
         }
-        let score = match name {
-            _ if name.starts_with("pac_s") => EvaluatorScore::PacS,
-            _ if name.starts_with("clip_s") => EvaluatorScore::ClipS,
-            _ => {
-                return Err(format!("the name `{name}` does not say which score it is: begin it with pac_s or clip_s"));
-            }
-        };
+        let unclear = || format!("the name `{name}` does not say which score it is: begin it with pac_s or clip_s");
+        let score = Some(EvaluatorScore::of_name(name).ok_or_else(unclear)?);
         let said = parts.map(|part| {
             let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
             Ok((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
@@ -53,13 +48,37 @@ impl FromStr for EvaluatorArgument {
     }
 }
 
+/// The evaluators that arguments name, in their order. `run` is the run file of `run`.
+///
+/// # Errors
+/// There is no run file.
+pub fn named<'a>(
+    arguments: &'a [EvaluatorArgument],
+    run: Option<&'a RunFile>,
+) -> Result<Vec<NamedEvaluator<'a>>, String> {
+    let mut all = Vec::new();
+    for argument in arguments {
+        match (argument, run) {
+            (EvaluatorArgument::Named(name, settings), _) => all.push(NamedEvaluator::named(name, settings)),
+            (EvaluatorArgument::OfRun, Some(run)) => all.extend(run.named_evaluators()),
+            (EvaluatorArgument::OfRun, None) => return Err("--evaluator run needs --config".to_owned()),
+        }
+    }
+    // One alone needs no name before its retrieval.
+    match &mut all[..] {
+        [one] => *one = one.alone(),
+        several => several.iter_mut().for_each(|one| *one = NamedEvaluator::named(one.name, one.settings)),
+    }
+    Ok(all)
+}
+
 #[cfg(test)]
 mod tests {
     use weights::clip::{Family, LoraReading};
 
     use super::*;
 
-    fn named(text: &str) -> (String, Evaluator) {
+    fn parsed(text: &str) -> (String, Evaluator) {
         match text.parse() {
             Ok(EvaluatorArgument::Named(name, evaluator)) => (name, *evaluator),
             other => panic!("{text}: {other:?}"),
@@ -69,14 +88,14 @@ mod tests {
     #[test]
     fn a_file_is_followed_by_what_it_does_not_say() {
         assert!(matches!("run".parse(), Ok(EvaluatorArgument::OfRun)));
-        let (name, evaluator) = named("pac_s_plus_plus=PAC++_clip_ViT-L-14.pth,family=openai,lora=merged");
-        assert_eq!((name.as_str(), evaluator.score), ("pac_s_plus_plus", EvaluatorScore::PacS));
+        let (name, evaluator) = parsed("pac_s_plus_plus=PAC++_clip_ViT-L-14.pth,family=openai,lora=merged");
+        assert_eq!((name.as_str(), evaluator.score), ("pac_s_plus_plus", Some(EvaluatorScore::PacS)));
         assert_eq!(evaluator.weights, Some("PAC++_clip_ViT-L-14.pth".into()));
         let said =
             Conventions { family: Some(Family::Openai), lora: Some(LoraReading::Merged), ..Conventions::default() };
         assert_eq!(evaluator.clip, said);
-        let (_, evaluator) = named("clip_s=ViT-H-14.bin,activation=gelu,vision_heads=16");
-        assert_eq!((evaluator.score, evaluator.clip.vision_heads), (EvaluatorScore::ClipS, Some(16)));
+        let (_, evaluator) = parsed("clip_s=ViT-H-14.bin,activation=gelu,vision_heads=16");
+        assert_eq!((evaluator.score, evaluator.clip.vision_heads), (Some(EvaluatorScore::ClipS), Some(16)));
         for (text, expected) in [
             ("x.pt", "expected NAME=FILE"),
             ("mine=x.pt", "begin it with pac_s or clip_s"),

@@ -9,7 +9,7 @@ use scoring::{Files, Metrics, Report};
 use tch::Device;
 
 use super::device::Compute;
-use super::evaluator::EvaluatorArgument;
+use super::evaluator::{self, EvaluatorArgument};
 use super::report::Print;
 use crate::caption_scorer::CaptionScorer;
 
@@ -108,25 +108,18 @@ impl Score {
         device: Device,
         report: &mut Report,
     ) -> Result<(), String> {
-        for argument in &self.evaluators {
-            let (name, evaluator) = match (argument, run) {
-                (EvaluatorArgument::Named(name, evaluator), _) => (name.as_str(), &**evaluator),
-                (EvaluatorArgument::OfRun, Some(run)) => ("run", &run.evaluator),
-                (EvaluatorArgument::OfRun, None) => return Err("--evaluator run needs --config".to_owned()),
-            };
-            let scorer =
-                CaptionScorer::open(evaluator, device).map_err(|problem| format!("evaluator {name}: {problem}"))?;
+        for evaluator in evaluator::named(&self.evaluators, run)? {
+            let scorer = CaptionScorer::open(&evaluator, device)
+                .map_err(|problem| format!("evaluator {}: {problem}", evaluator.name))?;
             let data = self.pictures(captions, run)?;
             let bar = terminal::bar(captions.ids.len() as u64, "images");
             let images = scorer.embed_images(data, self.cache.as_deref(), |done| bar.set_position(done as u64));
             bar.finish_and_clear();
             let images = images?;
             let progress = terminal::spinner("reading captions");
-            // One alone needs no name before its scores.
-            let before = if self.evaluators.len() == 1 { String::new() } else { format!("{name}/") };
             let scores = scorer.score(&images, &captions.items, |_| {});
-            scores.add(&before, report);
-            scores.add_retrieval(&images, &before, report);
+            scores.add(&evaluator, report);
+            scores.add_retrieval(&evaluator, &images, report);
             progress.finish_and_clear();
         }
         Ok(())

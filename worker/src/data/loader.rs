@@ -1,6 +1,6 @@
 //! Prepares batches ahead of the training thread, on threads of its own: decodes images, or reads rows of a feature store.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,13 +23,21 @@ pub struct Sample {
     pub caption: usize,
 }
 
-/// Pixels on a side that the two vision towers want.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Pixels on a side that vision towers want.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Of the captioner's.
-    pub captioner: u32,
-    /// Of the evaluator's.
-    pub evaluator: u32,
+    /// Of every tower that looks at images, each size once.
+    pub all: BTreeSet<u32>,
+    /// Of the evaluator that is trained on generated pictures.
+    pub generated: u32,
+}
+
+impl Sizes {
+    /// Of one tower.
+    #[must_use]
+    pub fn of_one(size: u32) -> Self {
+        Self { all: BTreeSet::from([size]), generated: size }
+    }
 }
 
 /// Where batches come from.
@@ -60,18 +68,13 @@ pub struct Batch {
 
 /// What is there of a batch's images.
 pub enum Views {
-    /// Bytes `[batch, size, size, 3]`.
-    Pixels {
-        /// As the captioner's tower wants them.
-        captioner: Tensor,
-        /// As the evaluator's does, where that is another size.
-        evaluator: Option<Tensor>,
-    },
+    /// Bytes `[batch, size, size, 3]` by size.
+    Pixels(BTreeMap<u32, Tensor>),
     /// What the frozen towers made of them, in a store's type.
     Features {
         /// Hidden states of the captioner's tower, `[batch, tokens, width]`.
         hidden: Tensor,
-        /// Unit embeddings of the evaluator, `[batch, embedding]`.
+        /// Unit embeddings of all evaluators side by side, `[batch, embeddings]`.
         embeddings: Tensor,
     },
 }
@@ -244,8 +247,7 @@ impl Reader {
     }
 
     fn decode(&self, job: &Job) -> Result<Batch, String> {
-        let Sizes { captioner, evaluator } = self.source.sizes;
-        let sizes = if captioner == evaluator { vec![captioner] } else { vec![captioner, evaluator] };
+        let Sizes { all: sizes, generated: generated_size } = &self.source.sizes;
         let mut pixels = vec![Vec::new(); sizes.len()];
         let mut generated = job.generated.then(Vec::new);
         let mut samples = Vec::with_capacity(job.samples.len());
@@ -253,7 +255,7 @@ impl Reader {
             let item = &self.source.data.split(job.split)[sample.image];
             let real: Result<Vec<_>, _> = sizes.iter().map(|&size| self.source.data.pixels(item, size)).collect();
             let drawn = || {
-                let drawn = job.generated.then(|| self.source.data.generated_pixels(sample.image, evaluator));
+                let drawn = job.generated.then(|| self.source.data.generated_pixels(sample.image, *generated_size));
                 drawn.transpose()
             };
             match real.and_then(|real| Ok((real, drawn()?))) {
@@ -269,10 +271,9 @@ impl Reader {
             let side = i64::from(size);
             Tensor::from_slice(pixels).view([samples.len() as i64, side, side, 3])
         };
-        let mut tensors = pixels.iter().zip(&sizes).map(|(pixels, &size)| tensor(pixels, size));
-        let captioner = tensors.next().expect("there is always one size");
-        let views = Views::Pixels { captioner, evaluator: tensors.next() };
-        let generated = generated.map(|pixels| tensor(&pixels, evaluator));
+        let views = pixels.iter().zip(sizes).map(|(pixels, &size)| (size, tensor(pixels, size)));
+        let views = Views::Pixels(views.collect());
+        let generated = generated.map(|pixels| tensor(&pixels, *generated_size));
         let skipped = (job.samples.len() - samples.len()) as u64;
         Ok(Batch { views, generated, samples, skipped })
     }
@@ -339,7 +340,7 @@ mod tests {
     }
 
     fn loader(data: &Arc<DataSet>, stores: Option<[Store; 2]>, skip_corrupt: bool) -> Loader {
-        let sizes = Sizes { captioner: 4, evaluator: 6 };
+        let sizes = Sizes { all: BTreeSet::from([4, 6]), generated: 6 };
         Loader::new(Source { data: Arc::clone(data), sizes, stores, skip_corrupt }, 1)
     }
 
@@ -348,8 +349,9 @@ mod tests {
         let (_folder, data) = undecodable(true);
         let batch = loader(&data, None, true).train(samples()).wait().unwrap();
         assert_eq!((batch.samples.len(), batch.skipped), (0, 2));
-        let Views::Pixels { captioner, evaluator } = batch.views else { panic!("not pixels") };
-        assert_eq!((captioner.size(), evaluator.unwrap().size()), (vec![0, 4, 4, 3], vec![0, 6, 6, 3]));
+        let Views::Pixels(pixels) = batch.views else { panic!("not pixels") };
+        let sizes: Vec<Vec<i64>> = pixels.values().map(Tensor::size).collect();
+        assert_eq!(sizes, [[0, 4, 4, 3], [0, 6, 6, 3]]);
     }
 
     #[test]
@@ -368,7 +370,7 @@ mod tests {
                     Tower { weights: "w".into(), sha256: "aa".into(), image_size: 4, computation: String::new() };
                 let rows = Rows { shape: [3, 2, 5], dtype: Dtype::F16 };
                 let names = (images, data.names_sha256(split));
-                let towers = [tower.clone(), tower];
+                let towers = (tower.clone(), vec![tower]);
                 let manifest = Manifest::new(split.name().to_owned(), names, "as it is".to_owned(), towers, rows);
                 let path = folder.path().join(split.name());
                 let mut writer = Writer::open(&path, manifest.clone()).unwrap();

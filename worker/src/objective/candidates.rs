@@ -8,7 +8,7 @@ use statistics::{Summary, names};
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
 
-use super::reward::Judge;
+use super::reward::RewardModel;
 use crate::captioner::beam::Hypothesis;
 use crate::captioner::{Captioner, Captions, Search};
 use crate::laps::{Lap, Laps};
@@ -19,8 +19,8 @@ use crate::nn::Mode;
 pub struct Images<'a> {
     /// What the captioner sees of them, `[images, vision tokens, vision width]`.
     pub hidden: &'a Tensor,
-    /// The evaluator's unit embeddings of them, `[images, embedding]`.
-    pub embeddings: &'a Tensor,
+    /// Unit embeddings of them by each evaluator that is rewarded, `[images, embedding]`.
+    pub embeddings: &'a [Tensor],
     /// Their numbers in the training split.
     pub numbers: &'a [usize],
 }
@@ -31,7 +31,7 @@ pub struct Context<'a> {
     /// The policy as it was when the stage began.
     pub reference: &'a Captioner,
     /// Rewards candidates.
-    pub judge: Judge<'a>,
+    pub reward_model: RewardModel<'a>,
     /// Of policy and reference.
     pub vocabulary: &'a Vocabulary,
     /// How candidates are searched.
@@ -43,7 +43,7 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// What each image's candidates are worth, `[images, candidates]`.
     pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<Hypothesis>]) -> Tensor {
-        self.laps.time(Lap::Reward, || no_grad(|| self.judge.rewards(images, &self.decode(candidates))))
+        self.laps.time(Lap::Reward, || no_grad(|| self.reward_model.rewards(images, &self.decode(candidates))))
     }
 
     /// What each image's candidates say, and whether they ended.

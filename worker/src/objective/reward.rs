@@ -1,5 +1,5 @@
-//! What a candidate is worth: a weighted sum of the evaluator's score of it, its CIDEr-D against
-//! the image's captions, and a penalty for a missing end token.
+//! What a candidate is worth: a weighted sum of evaluators' scores of it, its CIDEr-D against the
+//! image's captions, and a penalty for a missing end token.
 
 use runfile::{CutCandidates, EvaluatorScore, Reward, Rewards, TextReading};
 use scoring::cider::{Candidate, Cider};
@@ -8,48 +8,56 @@ use tokenizer::Vocabulary;
 
 use super::candidates::Images;
 use crate::clip::{self, Clip};
+use crate::models::{Evaluator, Models};
 
 /// Rewards candidates.
 #[derive(Clone, Copy)]
-pub struct Judge<'a> {
-    /// Scores a text against an image.
-    pub evaluator: &'a Clip,
-    /// Of the evaluator.
-    pub vocabulary: &'a Vocabulary,
-    /// Which score that is.
-    pub score: EvaluatorScore,
-    /// Put before every candidate that the evaluator reads.
-    pub prefix: &'a str,
-    /// How it reads them.
-    pub text: TextReading,
-    /// How it reads candidates without an end token.
-    pub cut_candidates: CutCandidates,
+pub struct RewardModel<'a> {
+    /// The evaluators that are rewarded, in the order of [`Images::embeddings`].
+    pub evaluators: &'a [EvaluatorReward<'a>],
     /// The training captions; there where CIDEr-D is rewarded.
     pub cider: Option<&'a Cider>,
-    /// What is rewarded.
+    /// What is rewarded. Evaluators that are not there have weight 0.
     pub weights: &'a Rewards,
 }
 
-impl Judge<'_> {
-    /// The rewards of each image's candidates, equally many for all, `[images, candidates]`.
-    pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<Candidate>]) -> Tensor {
-        let count = images.numbers.len() as i64;
-        let each = candidates.first().map_or(0, Vec::len) as i64;
-        let mut total = Tensor::zeros([count, each], (Kind::Float, images.embeddings.device()));
-        for (reward, &weight) in self.weights {
-            let value = match reward {
-                Reward::ClipS | Reward::PacS => self.evaluator_scores(images.embeddings, candidates),
-                Reward::Cider => self.cider(images, candidates),
-                Reward::MissingEnd => missing_end(candidates).to_device(total.device()),
-            };
-            total += value.view([count, each]) * weight;
+/// Rewards candidates by an evaluator.
+#[derive(Clone, Copy)]
+pub struct EvaluatorReward<'a> {
+    /// The reward's name.
+    pub name: &'a str,
+    /// Scores a text against an image.
+    pub clip: &'a Clip,
+    /// Its vocabulary.
+    pub vocabulary: &'a Vocabulary,
+    /// The score that its cosines are converted to.
+    pub score: EvaluatorScore,
+    /// Put before every candidate.
+    pub prefix: &'a str,
+    /// How it reads candidates.
+    pub text: TextReading,
+    /// How it reads candidates without an end token.
+    pub cut_candidates: CutCandidates,
+}
+
+impl<'a> EvaluatorReward<'a> {
+    /// By an evaluator of a run.
+    pub fn of(evaluator: &'a Evaluator, models: &'a Models) -> Self {
+        Self {
+            name: &evaluator.name,
+            clip: models.clip(evaluator.clip),
+            vocabulary: &evaluator.vocabulary,
+            score: evaluator.score,
+            prefix: &evaluator.settings.reward_prefix,
+            text: evaluator.settings.reward_text,
+            cut_candidates: evaluator.settings.cut_candidates,
         }
-        total
     }
 
-    /// `[images, candidates]`.
-    fn evaluator_scores(&self, embeddings: &Tensor, candidates: &[Vec<Candidate>]) -> Tensor {
-        let most = self.evaluator.architecture().text.context_length;
+    /// Scores of candidates, equally many for each image, `[images, candidates]`. `embeddings` are those of the images,
+    /// `[images, embedding]`.
+    fn scores(&self, embeddings: &Tensor, candidates: &[Vec<Candidate>]) -> Tensor {
+        let most = self.clip.architecture().text.context_length;
         // Through text, as any evaluator would read it: its tokens need not be the captioner's.
         let encode = |Candidate { text, ended }: &Candidate| match (ended, self.cut_candidates) {
             // The text is read at its begin token, which sees none of the others.
@@ -59,8 +67,32 @@ impl Judge<'_> {
         let texts: Vec<Vec<i64>> = candidates.iter().flatten().map(encode).collect();
         let (images, width) = embeddings.size2().expect("embeddings are [images, embedding]");
         let each = candidates.first().map_or(1, Vec::len);
-        let texts = self.evaluator.text.embed(&texts, each).view([images, -1, width]);
+        let texts = self.clip.text.embed(&texts, each).view([images, -1, width]);
         clip::score(&embeddings.unsqueeze(1), &texts, self.score.factor())
+    }
+}
+
+impl RewardModel<'_> {
+    /// The rewards of each image's candidates, equally many for all, `[images, candidates]`.
+    pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<Candidate>]) -> Tensor {
+        let count = images.numbers.len() as i64;
+        let each = candidates.first().map_or(0, Vec::len) as i64;
+        let mut total = Tensor::zeros([count, each], (Kind::Float, images.hidden.device()));
+        for (reward, &weight) in self.weights {
+            let value = match reward {
+                Reward::Evaluator(name) => {
+                    let mut evaluators = self.evaluators.iter().zip(images.embeddings);
+                    let Some((evaluator, embeddings)) = evaluators.find(|(evaluator, _)| evaluator.name == name) else {
+                        continue;
+                    };
+                    evaluator.scores(embeddings, candidates)
+                }
+                Reward::Cider => self.cider(images, candidates),
+                Reward::MissingEnd => missing_end(candidates).to_device(total.device()),
+            };
+            total += value.view([count, each]) * weight;
+        }
+        total
     }
 
     fn cider(&self, images: &Images<'_>, candidates: &[Vec<Candidate>]) -> Tensor {
@@ -68,7 +100,7 @@ impl Judge<'_> {
         let of_image = |(&image, candidates): (&usize, &Vec<Candidate>)| cider.rewards(image, candidates);
         let rewards = images.numbers.iter().zip(candidates).flat_map(of_image);
         let rewards: Vec<f32> = rewards.map(|reward| reward as f32).collect();
-        Tensor::from_slice(&rewards).to_device(images.embeddings.device())
+        Tensor::from_slice(&rewards).to_device(images.hidden.device())
     }
 }
 
@@ -85,6 +117,10 @@ mod tests {
     use tch::Device;
 
     use super::*;
+
+    fn by_pac_s() -> Reward {
+        EvaluatorScore::PacS.into()
+    }
 
     fn candidate(text: &str, ended: bool) -> Candidate {
         Candidate { text: text.to_owned(), ended }
@@ -105,19 +141,22 @@ mod tests {
         let embedding = architecture.embedding as i64;
         let evaluator = Clip::new(architecture, 1, Device::Cpu);
         let cider = Cider::new(&[vec!["a red circle".to_owned()], vec!["a blue star".to_owned()]]);
-        let judge = Judge {
-            evaluator: &evaluator,
+        let by = |name, score| EvaluatorReward {
+            name,
+            clip: &evaluator,
             vocabulary: &vocabulary,
-            score: EvaluatorScore::PacS,
+            score,
             prefix: "",
             text: TextReading::AsIs,
             cut_candidates,
-            cider: Some(&cider),
-            weights,
         };
-        let embeddings = Tensor::ones([2, embedding], (Kind::Float, Device::Cpu)) / (embedding as f64).sqrt();
-        let images = Images { hidden: &embeddings, embeddings: &embeddings, numbers: &[0, 1] };
-        Vec::try_from(tch::no_grad(|| judge.rewards(&images, candidates))).expect("rewards are [images, candidates]")
+        let evaluators = [by("pac_s", EvaluatorScore::PacS), by("judge", EvaluatorScore::ClipS)];
+        let model = RewardModel { evaluators: &evaluators, cider: Some(&cider), weights };
+        let embeddings = || Tensor::ones([2, embedding], (Kind::Float, Device::Cpu)) / (embedding as f64).sqrt();
+        // What the second sees is the other way round.
+        let embeddings = [embeddings(), -embeddings()];
+        let images = Images { hidden: &embeddings[0], embeddings: &embeddings, numbers: &[0, 1] };
+        Vec::try_from(tch::no_grad(|| model.rewards(&images, candidates))).expect("rewards are [images, candidates]")
     }
 
     #[test]
@@ -126,7 +165,7 @@ mod tests {
             vec![candidate("a red circle", true), candidate("a blue star and a", false)],
             vec![candidate("a red", false), candidate("", true)],
         ];
-        for other in [Reward::PacS, Reward::Cider] {
+        for other in [by_pac_s(), Reward::Cider] {
             let without = rewards(&Rewards::from([(other, 2.0)]), &candidates);
             let with = rewards(&Rewards::from([(other, 2.0), (Reward::MissingEnd, -0.5)]), &candidates);
             for (image, penalties) in [[0.0, 0.5], [0.5, 0.0]].into_iter().enumerate() {
@@ -139,8 +178,28 @@ mod tests {
     }
 
     #[test]
+    fn each_evaluator_has_its_own_weight_and_its_own_embeddings() {
+        let candidates = [
+            vec![candidate("a red circle", true), candidate("a blue star", true)],
+            vec![candidate("a red star", true), candidate("a circle", true)],
+        ];
+        let of = |weights: &[(&str, f64)]| {
+            let weights = weights.iter().map(|(name, weight)| (Reward::from((*name).to_owned()), *weight)).collect();
+            rewards(&weights, &candidates).concat()
+        };
+        let (pac_s, judge) = (of(&[("pac_s", 1.0)]), of(&[("judge", 1.0)]));
+        // Opposite embeddings: where one finds a likeness, the other finds none.
+        assert!(pac_s.iter().zip(&judge).all(|(one, other)| (*one > 0.0) != (*other > 0.0)), "{pac_s:?}, {judge:?}");
+        let both = of(&[("pac_s", 0.5), ("judge", 2.0), ("cider", 0.0)]);
+        for (both, (pac_s, judge)) in both.iter().zip(pac_s.iter().zip(&judge)) {
+            assert!((both - (0.5 * pac_s + 2.0 * judge)).abs() < 1e-6);
+        }
+        assert_eq!(of(&[("nobody", 1.0)]), [0.0; 4]);
+    }
+
+    #[test]
     fn the_release_rewards_all_cut_candidates_alike() {
-        let weights = Rewards::from([(Reward::PacS, 1.0)]);
+        let weights = Rewards::from([(by_pac_s(), 1.0)]);
         let candidates = |ended: bool| {
             [
                 vec![candidate("a red circle", true), candidate("a blue star and a", ended)],

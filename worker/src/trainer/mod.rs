@@ -198,7 +198,7 @@ impl Trainer {
         let state = State::new(&run, &origins, device)?;
         run.check_positions(state.models.captioner.architecture().positions)?;
         let longest_caption = run.decoding.max_length as usize * MAX_TOKEN_BYTES;
-        let embedding = state.models.evaluator.architecture().embedding;
+        let embedding = origins.embedding_numbers(&state.models);
         data.check_evaluation(embedding, longest_caption).map_err(|error| error.to_string())?;
         let stores = sight::stores(&run, &data, &origins, &state.models)?;
         let skip_corrupt = run.data.skip_corrupt;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use dataset::Split;
 use proto::v1;
-use runfile::{Objective, Precision, Stage};
+use runfile::{Objective, Precision, Reward, Stage};
 use statistics::Summary;
 use tch::{Kind, Tensor};
 
@@ -16,7 +16,8 @@ use crate::data::{Batch, Pending, Sample, permutation};
 use crate::laps::{Lap, Laps};
 use crate::nn::{Gradient, Mode};
 use crate::objective::candidates::{Context, Images};
-use crate::objective::reward::Judge;
+use crate::models::Evaluator;
+use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::objective::{Example, Outcome, contrastive, cross_entropy, dico, scst};
 use crate::optimizer::{Slope, rate};
 use crate::seeds;
@@ -217,7 +218,7 @@ impl Trainer {
     }
 
     fn contrastive(&self, settings: &Stage, batch: &Batch, range: Range<usize>) -> Result<Outcome, Stop> {
-        let (models, vocabulary) = (&self.state.models, &self.origins.evaluator_vocabulary);
+        let (models, vocabulary) = (&self.state.models, self.origins.evaluator_vocabulary());
         let evaluator = &models.evaluator;
         let most = evaluator.architecture().text.context_length;
         let encode = |text: &str| vocabulary.encode(text, most);
@@ -265,25 +266,25 @@ impl Trainer {
             Objective::Scst => &settings.scst.reward,
             _ => &settings.dico.reward,
         };
-        let judge = Judge {
-            evaluator: &models.evaluator,
-            vocabulary: &self.origins.evaluator_vocabulary,
-            score: self.run.evaluator.score,
-            prefix: &self.run.evaluator.reward_prefix,
-            text: self.run.evaluator.reward_text,
-            cut_candidates: self.run.evaluator.cut_candidates,
-            cider: self.cider.as_ref(),
-            weights: rewards,
-        };
+        let rewarded = self.origins.evaluators.iter().filter(|evaluator| {
+            let weight = rewards.get(&Reward::Evaluator(evaluator.name.clone()));
+            weight.is_some_and(|weight| *weight != 0.0)
+        });
+        let rewarded: Vec<&Evaluator> = rewarded.collect();
+        let evaluators: Vec<EvaluatorReward<'_>> =
+            rewarded.iter().map(|evaluator| EvaluatorReward::of(evaluator, models)).collect();
+        let reward_model =
+            RewardModel { evaluators: &evaluators, cider: self.cider.as_ref(), weights: rewards };
         let context = Context {
             reference: reference.as_ref().expect("such a stage begins with a reference"),
-            judge,
+            reward_model,
             vocabulary: &self.origins.captioner_vocabulary,
             search: self.search(),
             laps,
         };
         let hidden = laps.time(Lap::Vision, || models.hidden(batch, range.clone()));
-        let embeddings = laps.time(Lap::Vision, || models.embeddings(batch, range.clone(), &hidden));
+        let embed = |evaluator: &&Evaluator| models.embeddings(batch, range.clone(), &hidden, evaluator.clip);
+        let embeddings: Vec<Tensor> = laps.time(Lap::Vision, || rewarded.iter().map(embed).collect());
         let numbers: Vec<usize> = batch.samples[range].iter().map(|sample| sample.image).collect();
         let images = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
         match settings.objective {

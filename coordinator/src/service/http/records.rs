@@ -1,6 +1,9 @@
 //! Events, evaluations and captions, as the journal has them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use serde::{Deserialize, Serialize};
@@ -33,7 +36,7 @@ pub async fn events(State(desk): State<Arc<Desk>>) -> Result<impl IntoResponse, 
 pub struct Evaluations {
     evaluations: Vec<Evaluation>,
     /// Which scores are good: `higher`, `lower`; the others only describe.
-    better: BTreeMap<&'static str, &'static str>,
+    better: BTreeMap<String, &'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,13 +61,15 @@ pub async fn evaluations(State(desk): State<Arc<Desk>>) -> Result<impl IntoRespo
         metrics: evaluated.metrics,
         not_selected: evaluated.fate == Fate::NotSelected,
     };
-    let better = names::EVALUATION.into_iter().filter_map(|(name, better)| match better {
-        Better::Higher => Some((name, "higher")),
-        Better::Lower => Some((name, "lower")),
+    let names: BTreeSet<&String> = evaluations.iter().flat_map(|evaluated| evaluated.metrics.keys()).collect();
+    let better = names.into_iter().filter_map(|name| match names::better(name) {
+        Better::Higher => Some((name.clone(), "higher")),
+        Better::Lower => Some((name.clone(), "lower")),
         Better::Neither => None,
     });
+    let better = better.collect();
     let evaluations = evaluations.into_iter().map(evaluation).collect();
-    Ok(Json(Evaluations { evaluations, better: better.collect() }))
+    Ok(Json(Evaluations { evaluations, better }))
 }
 
 /// Which captions are asked for.

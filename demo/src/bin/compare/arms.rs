@@ -1,4 +1,4 @@
-use runfile::{Contrastive, Dico, GuardAction, Objective, Reward, Rewards, Rule, Scst, Stage, Weights};
+use runfile::{Contrastive, Dico, EvaluatorScore, GuardAction, Objective, Reward, Rewards, Rule, Scst, Stage, Weights};
 
 /// Below this share of grammatical captions the guarded arm goes back.
 pub const GRAMMATICAL: f64 = 0.97;
@@ -59,14 +59,14 @@ pub const ARMS: [Arm; 8] = [
         title: "SCST, CLIP-S",
         judge: Judge::Clip,
         reward: "clip_s",
-        objective: |stage| scst(stage, Reward::ClipS),
+        objective: |stage| scst(stage, EvaluatorScore::ClipS.into()),
     },
     Arm {
         name: "scst_pac_s",
         title: "SCST, PAC-S",
         judge: Judge::Pac,
         reward: "pac_s",
-        objective: |stage| scst(stage, Reward::PacS),
+        objective: |stage| scst(stage, EvaluatorScore::PacS.into()),
     },
     Arm { name: "dico", title: "DiCO", judge: Judge::Pac, reward: "pac_s", objective: |_| {} },
     Arm {
@@ -100,7 +100,7 @@ fn scst(stage: &mut Stage, reward: Reward) {
 
 /// Back to the best state that was still fluent.
 fn guarded(stage: &mut Stage) {
-    scst(stage, Reward::PacS);
+    scst(stage, EvaluatorScore::PacS.into());
     stage.metric = Some("pac_s".to_owned());
     stage.guard = vec![Rule {
         metric: "grammatical".to_owned(),

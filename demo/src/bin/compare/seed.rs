@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use dico_demo::cluster::{self, Cluster};
 use dico_demo::journal::Journal;
 use dico_demo::progress::Progress;
-use runfile::{EvaluatorScore, Karpathy, Positives, RunFile};
+use runfile::{Evaluator, EvaluatorScore, Karpathy, Positives, RunFile};
 use serde::{Deserialize, Serialize};
 
 use crate::arms::{ARMS, Arm, Judge};
@@ -116,9 +116,9 @@ impl Seed {
             // Teacher forcing leaves the evaluator as it is, and the captioner sees through the same.
             Judge::Pac => (2, EvaluatorScore::PacS),
         };
-        run.evaluator.preset = None;
-        run.evaluator.weights = Some(self.checkpoint_of_base(stage));
-        run.evaluator.score = score;
+        let weights = Some(self.checkpoint_of_base(stage));
+        let evaluator = run.primary_evaluator_mut();
+        *evaluator = Evaluator { preset: None, weights, score: Some(score), ..evaluator.clone() };
         run
     }
 

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use runfile::{CutCandidates, Dico, EvaluatorScore, Optimizer, Precision, Preset, Reward, TextReading};
+use runfile::{CutCandidates, Dico, EvaluatorScore, Optimizer, Precision, Preset, TextReading};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -23,7 +23,7 @@ use crate::laps::Laps;
 use crate::nn::{Backend, Gradient, Mode};
 use crate::objective::candidates::{Context, Images};
 use crate::objective::dico;
-use crate::objective::reward::Judge;
+use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::optimizer::{Adam, Slope};
 
 /// Steps that are not counted: the first ones find memory and kernels.
@@ -252,7 +252,7 @@ impl Step {
             end: if self.min_length.is_some() { -1 } else { vocabulary.end() },
         };
         let numbers = (0..self.batch.into()).collect();
-        let settings = Dico { reward: BTreeMap::from([(Reward::PacS, 1.0)]), ..Dico::default() };
+        let settings = Dico { reward: BTreeMap::from([(EvaluatorScore::PacS.into(), 1.0)]), ..Dico::default() };
         let mut bench = Bench {
             device,
             collective,
@@ -285,20 +285,23 @@ impl Bench<'_> {
         no_grad(|| (self.eyes.vision.hidden(&images), self.evaluator.embed(&self.evaluator.vision.hidden(&images))))
     }
 
-    fn context(&self) -> Context<'_> {
-        let judge = Judge {
-            evaluator: &self.evaluator,
+    /// PAC-S by this evaluator.
+    fn pac_s<'b>(&'b self, evaluator: &'b Clip) -> [EvaluatorReward<'b>; 1] {
+        [EvaluatorReward {
+            name: EvaluatorScore::PacS.name(),
+            clip: evaluator,
             vocabulary: &self.judge_vocabulary,
             score: EvaluatorScore::PacS,
             prefix: "",
             text: TextReading::AsIs,
             cut_candidates: CutCandidates::Closed,
-            cider: None,
-            weights: &self.settings.reward,
-        };
+        }]
+    }
+
+    fn context<'b>(&'b self, evaluators: &'b [EvaluatorReward<'b>]) -> Context<'b> {
         Context {
             reference: &self.reference,
-            judge,
+            reward_model: RewardModel { evaluators, cider: None, weights: &self.settings.reward },
             vocabulary: &self.vocabulary,
             search: self.search,
             laps: &self.laps,
@@ -307,11 +310,12 @@ impl Bench<'_> {
 
     fn step(&mut self, number: u64) -> Result<(), String> {
         let (hidden, embeddings) = self.look();
-        let images = Images { hidden: &hidden, embeddings: &embeddings, numbers: &self.numbers };
+        let images = Images { hidden: &hidden, embeddings: &[embeddings], numbers: &self.numbers };
         let Gradient { whole, values: mut gradient, .. } = self.gradient();
         _ = gradient.zero_();
         let mode = Mode::Train { dropout: DROPOUT };
-        let outcome = dico::outcome(&self.policy, &images, &self.context(), &self.settings, mode);
+        let evaluators = self.pac_s(&self.evaluator);
+        let outcome = dico::outcome(&self.policy, &images, &self.context(&evaluators), &self.settings, mode);
         outcome.loss.backward();
         self.collective.all_reduce(&whole).map_err(|broken| broken.to_string())?;
         let slope = Slope::new(&gradient, outcome.weight * self.collective.world_size() as f64);
@@ -354,9 +358,9 @@ impl Bench<'_> {
 
     /// `[images, candidates]`.
     fn rewards(&self, evaluator: &Clip, embeddings: &Tensor, found: &[Vec<Hypothesis>]) -> Tensor {
-        let mut context = self.context();
-        context.judge.evaluator = evaluator;
-        context.rewards(&Images { hidden: embeddings, embeddings, numbers: &self.numbers }, found)
+        let embeddings = [embeddings.shallow_clone()];
+        let images = Images { hidden: &embeddings[0], embeddings: &embeddings, numbers: &self.numbers };
+        self.context(&self.pac_s(evaluator)).rewards(&images, found)
     }
 
     /// The share of images whose candidates an evaluator in 32 bits ranks alike.

@@ -15,7 +15,7 @@ use crate::captioner::{Captions, Search};
 use crate::clip::golden as clip;
 use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
 use crate::laps::Laps;
-use crate::objective::reward::Judge;
+use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::optimizer::{Adam, Slope};
 use crate::testing;
 
@@ -81,7 +81,7 @@ fn check_step() {
     let hidden = captioner::hidden(sizes, (0..images).map(|number| format!("dico.image{number}")));
     let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix, backend);
     let pixels = clip::pixels(&golden.evaluator.architecture, "dico", images);
-    let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
+    let embeddings = [no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)))];
     let reference = captioner::by_formula(sizes, &golden.reference, &golden.gains, backend);
     let words = golden.words.iter().map(|word| word.clip).collect();
     let captioner_vocabulary = Vocabulary::stored(&folder::Vocabulary::Tokens(words));
@@ -96,18 +96,18 @@ fn check_step() {
             end: sizes.end,
         };
         let settings = Dico { beta: golden.beta, tau: *tau, ..Dico::default() };
-        let judge = Judge {
-            evaluator: &evaluator,
+        let evaluators = [EvaluatorReward {
+            name: EvaluatorScore::PacS.name(),
+            clip: &evaluator,
             vocabulary: &Vocabulary::full(),
             score: EvaluatorScore::PacS,
             prefix: "",
             text: TextReading::AsIs,
             cut_candidates: CutCandidates::Closed,
-            cider: None,
-            weights: &settings.reward,
-        };
+        }];
+        let reward_model = RewardModel { evaluators: &evaluators, cider: None, weights: &settings.reward };
         let laps = Laps::default();
-        let context = Context { reference: &reference, judge, vocabulary: &captioner_vocabulary, search, laps: &laps };
+        let context = Context { reference: &reference, reward_model, vocabulary: &captioner_vocabulary, search, laps: &laps };
         let numbers: Vec<usize> = (0..images as usize).collect();
         let seen = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
         let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, backend);
@@ -115,7 +115,7 @@ fn check_step() {
         let tokens: Vec<Vec<_>> =
             candidates.iter().map(|found| found.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
         assert_eq!(tokens, golden.candidates);
-        let rewards = no_grad(|| context.judge.rewards(&seen, &context.decode(&candidates)));
+        let rewards = no_grad(|| context.reward_model.rewards(&seen, &context.decode(&candidates)));
         let expected = Tensor::from_slice2(&golden.rewards);
         assert_close("rewards", &rewards, &expected, 1e-5);
 
@@ -163,18 +163,18 @@ fn check_sixteen_bits() {
     let vocabulary = Vocabulary::stored(&folder::Vocabulary::Tokens(words));
     let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix, backend);
     let pixels = clip::pixels(&golden.evaluator.architecture, "dico", images as i64);
-    let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
+    let embeddings = [no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)))];
     let settings = Dico { beta: golden.beta, ..Dico::default() };
-    let judge = Judge {
-        evaluator: &evaluator,
+    let evaluators = [EvaluatorReward {
+        name: EvaluatorScore::PacS.name(),
+        clip: &evaluator,
         vocabulary: &Vocabulary::full(),
         score: EvaluatorScore::PacS,
         prefix: "",
         text: TextReading::AsIs,
         cut_candidates: CutCandidates::Closed,
-        cider: None,
-        weights: &settings.reward,
-    };
+    }];
+    let reward_model = RewardModel { evaluators: &evaluators, cider: None, weights: &settings.reward };
     let numbers: Vec<usize> = (0..images).collect();
     let seen = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
     let candidate = |tokens: &Vec<i64>| Candidate {
@@ -182,7 +182,7 @@ fn check_sixteen_bits() {
         ended: tokens.last() == Some(&vocabulary.end()),
     };
     let candidates = golden.candidates.iter().map(|found| found.iter().map(candidate).collect());
-    let rewards = no_grad(|| judge.rewards(&seen, &candidates.collect::<Vec<_>>()));
+    let rewards = no_grad(|| reward_model.rewards(&seen, &candidates.collect::<Vec<_>>()));
     let expected = Tensor::from_slice2(&golden.rewards);
     // Twice a cosine of two vectors of length 1, each of a tower with two layers.
     let allowed = 2.0 * sixteen_bit_tolerance(&expected.ones_like(), 2 + 2);
