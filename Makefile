@@ -59,7 +59,7 @@ test-page: programs
 test-docs: programs
 	tests/documents/run
 
-## Exported captioners in transformers, beside `worker caption`. Needs 2 GB of disk.
+## Exported captioners and evaluators in transformers, beside `worker caption` and `worker score`. Needs 2 GB of disk.
 test-export: programs
 	tests/export/run
 
