@@ -65,7 +65,7 @@ test-page: programs
 test-docs: programs
 	tests/documents/run
 
-## Test exported captioners in transformers against `worker caption`. Needs 2 GB of disk.
+## Test exported captioners and evaluators in transformers against `worker caption` and `worker score`. Needs 2 GB of disk.
 test-export: programs
 	tests/export/run
 

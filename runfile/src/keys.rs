@@ -1,7 +1,8 @@
 //! Every key of a run file: its unit, and whether it may change while a run is under way.
 //!
 //! Paths have `[]` for the elements of a list. The order is that of the reference,
-//! `docs/run-file.md`.
+//! `docs/run-file.md`. A value that is a word or has keys of its own, such as
+//! `stages[].contrastive.trainable`, changes as a whole.
 
 use serde::Serialize;
 
@@ -136,6 +137,10 @@ pub const KEYS: &[Key] = &[
     key("stages[].schedule.warmup", NextStep, "fraction"),
     key("stages[].contrastive.generated_images", Fixed, ""),
     key("stages[].contrastive.generated_captions", Fixed, ""),
+    key("stages[].contrastive.trainable", Fixed, ""),
+    key("stages[].contrastive.trainable.lora.rank", Fixed, ""),
+    key("stages[].contrastive.trainable.lora.alpha", Fixed, ""),
+    key("stages[].contrastive.trainable.lora.targets", Fixed, ""),
     key("stages[].dico.beta", Fixed, ""),
     key("stages[].dico.tau", Fixed, ""),
     key("stages[].dico.weights", Fixed, ""),

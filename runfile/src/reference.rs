@@ -120,6 +120,8 @@ fn walk_below<'a>(root: &'a Value, object: &'a Value, path: &str, visit: &mut dy
         let of_type = resolve(root, own);
         if key_at(&path).is_some() {
             visit(&path, Property { own, of_type, required: required(name) });
+            // A value that is a word or has keys of its own.
+            alternatives(of_type).for_each(|one| walk_below(root, one, &path, visit));
         } else if of_type["items"].is_object() {
             walk_below(root, resolve(root, &of_type["items"]), &format!("{path}[]"), visit);
         } else if of_type["properties"].is_object() {
@@ -128,6 +130,17 @@ fn walk_below<'a>(root: &'a Value, object: &'a Value, path: &str, visit: &mut dy
             visit(&path, Property { own, of_type, required: required(name) });
         }
     }
+}
+
+/// What a value can be, of one that is listed.
+fn alternatives(of_type: &Value) -> impl Iterator<Item = &Value> {
+    of_type["oneOf"].as_array().into_iter().flatten()
+}
+
+/// The schema of a key in an object, or in one of the objects that a value can be.
+fn property<'a>(object: &'a Value, name: &str) -> &'a Value {
+    let has_it = |one: &&Value| one["properties"].get(name).is_some();
+    &std::iter::once(object).chain(alternatives(object)).find(has_it).unwrap_or(&Value::Null)["properties"][name]
 }
 
 /// The schema that a reference leads to; of alternatives, the one that is not null.
@@ -153,7 +166,7 @@ pub fn reference() -> String {
         let (parent, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
         let containers = parent.match_indices('.').map(|(end, _)| &parent[..end]);
         for group in containers.chain([parent]) {
-            if groups.insert(group) {
+            if key_at(group).is_none() && groups.insert(group) {
                 text.truncate(text.trim_end().len());
                 text.push('\n');
                 text.push_str(&heading(&schema, group));
@@ -182,7 +195,7 @@ fn heading(schema: &Value, path: &str) -> String {
     let mut object = schema;
     for part in path.split('.') {
         let name = part.trim_end_matches("[]");
-        object = resolve(schema, &object["properties"][name]);
+        object = resolve(schema, property(object, name));
         if part.ends_with("[]") {
             object = resolve(schema, &object["items"]);
         }
@@ -213,8 +226,8 @@ fn entry(key: &Key, name: &str, property: Property<'_>) -> String {
     let facts = [facts.join(", "), necessity, mutability.to_owned()].join("; ");
     let mut text = wrap(&format!("- **`{name}`**: {facts}.\\"), "", "  ");
     text.push_str(&wrap(description(own), "  ", "  "));
-    for value in of_type["oneOf"].as_array().into_iter().flatten() {
-        let line = format!("- `{}`: {}", value["const"].as_str().unwrap_or_default(), description(value));
+    for value in alternatives(of_type).chain(alternatives(&of_type["items"])) {
+        let line = format!("- `{}`: {}", written(value), description(value));
         text.push_str(&wrap(&line, "  ", "    "));
     }
     for (name, value) in of_type["properties"].as_object().into_iter().flatten() {
@@ -225,6 +238,17 @@ fn entry(key: &Key, name: &str, property: Property<'_>) -> String {
         text.push_str(&wrap(&format!("- another name: {others}"), "  ", "    "));
     }
     text
+}
+
+/// A listed value as it is written: a word, or an object with one key.
+fn written(value: &Value) -> String {
+    match value["const"].as_str() {
+        Some(word) => word.to_owned(),
+        None => {
+            let key = value["properties"].as_object().and_then(|keys| keys.keys().next());
+            format!("{{ {}: ... }}", key.map_or("", String::as_str))
+        }
+    }
 }
 
 /// The name of a type, for people; none of one whose values are listed.
@@ -239,7 +263,14 @@ fn type_name(schema: &Value) -> Option<&'static str> {
         ("boolean", "`true` or `false`"),
         ("integer", "integer"),
         ("number", "number"),
-        ("array", if schema["minItems"] == 3 { "list of three numbers" } else { "list of two numbers" }),
+        (
+            "array",
+            match schema["minItems"].as_u64() {
+                Some(3) => "list of three numbers",
+                Some(_) => "list of two numbers",
+                None => "list of the values below",
+            },
+        ),
         ("object", if schema["additionalProperties"]["type"] == "number" { "map to numbers" } else { "map" }),
     ];
     names.into_iter().find(|(name, _)| of(name)).map(|(_, name)| name)

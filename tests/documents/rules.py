@@ -69,6 +69,7 @@ RULES = [
         why="COCO and OpenAI's weights are not here",
     ),
     Rule(r"worker export --from runs/coco", "fail", says=r"runs/coco", why="nobody has trained it here"),
+    Rule(r"worker export-evaluator --from runs/pac", "fail", says=r"runs/pac", why="nobody has trained it here"),
     Rule(
         r"dico-ViTL14|models/dico-vit-l14",
         "fail",

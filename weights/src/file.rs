@@ -1,5 +1,6 @@
-//! Files as bytes: mapped where they are large, read where they are small.
+//! Files as bytes: mapped where they are large, read where they are small, and written whole or not at all.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -53,4 +54,23 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
         return Err(Error::format(path, format!("is longer than {LONGEST_JSON} bytes")));
     }
     serde_json::from_slice(&bytes).map_err(|error| Error::format(path, error))
+}
+
+/// Writes the file `path`, which appears under its name only when it is complete and safe: `fill` writes it under the name that it
+/// is given, and what it wrote is renamed.
+pub(crate) fn write_whole(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), Error> {
+    let mut partial = OsString::from(path);
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let write = || {
+        fill(&partial)?;
+        File::open(&partial)?.sync_all()?;
+        std::fs::rename(&partial, path)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(Error::file(path)).inspect_err(|_| {
+        // What led here is the error to report; that the remains stay is not.
+        let _ = std::fs::remove_file(&partial);
+    })
 }

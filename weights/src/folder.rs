@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `models.json` | [`Manifest`]: vocabulary, architectures, and where the vision tower is |
 //! | `captioner.safetensors` | encoder and decoder under the published names |
-//! | `evaluator.safetensors` | in checkpoints of runs that train their evaluator: both its towers under OpenAI's names |
+//! | `evaluator.safetensors` | in checkpoints of runs that train their evaluator: both its towers under OpenAI's names, and its LoRA factors |
 //! | `vision.safetensors` | in imports: the vision tower under OpenAI's names |
 //! | `released.safetensors`, `config.json` | in imports: what no computation uses, for an exact export |
 //!
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::captioner::{WRAPPED_VISION_PREFIX, complete};
-use crate::clip::LoraReading;
+use crate::clip::{LoraReading, is_lora_factor};
 use crate::file::read_json;
 use crate::shapes::compare;
 use crate::{
@@ -301,7 +301,14 @@ impl Folder {
             if path.components().count() != 1 {
                 return Err(Error::setting(&self.path.join(MANIFEST), "vision.path", "must be a file of the folder"));
             }
-            return self.own_tower(Archive::open(&self.path.join(path))?);
+            let archive = Archive::open(&self.path.join(path))?;
+            let has_factors = archive.names().any(is_lora_factor);
+            return match &self.manifest.evaluator {
+                Some(Evaluator { architecture, .. }) if has_factors => {
+                    self.tower_of_clip(Clip::of(archive.path(), architecture.clone())?)
+                }
+                _ => self.own_tower(archive),
+            };
         };
         let archive = Archive::open(path)?;
         let found = archive.sha256();
@@ -316,12 +323,16 @@ impl Folder {
         }
         let VisionArchitecture { activation, normalization, vision, .. } = &self.manifest.vision.architecture;
         let said = Conventions { lora, ..Conventions::of_vision(*activation, *normalization, vision) };
-        let clip = Clip::open(path, &said)?;
+        self.tower_of_clip(Clip::open(path, &said)?)
+    }
+
+    /// The tower of a CLIP whose tensors have other names than the captioner's, or LoRA factors beside them.
+    fn tower_of_clip(&self, clip: Clip) -> Result<VisionWeights, Error> {
         if clip.architecture().tower() != self.manifest.vision.architecture {
             let problem = format!("is of another architecture than {} says", self.path.join(MANIFEST).display());
-            return Err(Error::format(path, problem));
+            return Err(Error::format(clip.path(), problem));
         }
-        Ok(VisionWeights::Elsewhere(Box::new(clip)))
+        Ok(VisionWeights::Clip(Box::new(clip)))
     }
 
     /// A tower, perhaps with the rest of a CLIP beside it, whose sizes the manifest says.
@@ -349,10 +360,10 @@ impl Folder {
 
 /// The file of a vision tower.
 pub enum VisionWeights {
-    /// Of a model folder, under OpenAI's names.
+    /// Under OpenAI's names, to be read as it is.
     Own(Archive),
-    /// CLIP weights that other programs wrote.
-    Elsewhere(Box<Clip>),
+    /// CLIP weights in another layout, or with LoRA factors.
+    Clip(Box<Clip>),
 }
 
 impl VisionWeights {
@@ -363,7 +374,16 @@ impl VisionWeights {
     pub fn tensors(&self) -> Result<Vec<(String, Tensor<'_>)>, Error> {
         match self {
             Self::Own(archive) => Ok(archive.tensors()),
-            Self::Elsewhere(clip) => clip.tensors(),
+            Self::Clip(clip) => clip.tensors(),
+        }
+    }
+
+    /// Which of its LoRA factors are added; none if it has none.
+    #[must_use]
+    pub fn lora(&self) -> Option<LoraReading> {
+        match self {
+            Self::Own(_) => None,
+            Self::Clip(clip) => clip.lora(),
         }
     }
 
@@ -372,7 +392,7 @@ impl VisionWeights {
     pub fn sha256(&self) -> String {
         match self {
             Self::Own(archive) => archive.sha256(),
-            Self::Elsewhere(clip) => clip.sha256(),
+            Self::Clip(clip) => clip.sha256(),
         }
     }
 
@@ -381,7 +401,7 @@ impl VisionWeights {
     pub fn path(&self) -> &Path {
         match self {
             Self::Own(archive) => archive.path(),
-            Self::Elsewhere(clip) => clip.path(),
+            Self::Clip(clip) => clip.path(),
         }
     }
 }

@@ -23,12 +23,12 @@ mod tensor;
 #[cfg(test)]
 mod testing;
 
-pub use archive::Archive;
+pub use archive::{Archive, write_torch};
 pub use captioner::{
     CaptionerArchitecture, MODELING_MODULE, Released, VISION_PREFIX, VisionArchitecture, config_json,
     safetensors_start, vision_to_released, write_safetensors,
 };
-pub use clip::{Activation, Architecture, Clip, Conventions, Normalization, Text, Vision};
+pub use clip::{Activation, Architecture, Clip, Conventions, Lora, Normalization, Text, Vision};
 pub use error::Error;
 pub use shapes::Shapes;
 pub use tensor::{Dtype, Tensor};

@@ -15,12 +15,12 @@ use runfile::{EvaluatorScore, NamedEvaluator, Precision, Preset, RunFile};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
-use weights::{Conventions, VisionArchitecture};
-use weights::clip::LoraReading;
+use weights::clip::{LoraReading, is_lora_factor};
 use weights::folder::{self, Folder};
+use weights::{Conventions, VisionArchitecture};
 
 use crate::captioner::{self, Captioner};
-use crate::clip::{self, Clip, Eyes};
+use crate::clip::{self, Clip, Eyes, Trainables};
 use crate::data::{Batch, Sizes, Views, normalise};
 use crate::nn::{Backend, Mismatch};
 use crate::seeds;
@@ -104,9 +104,13 @@ pub struct Origins {
     evaluator: Origin<weights::Clip>,
     /// Models of the other evaluators, each once; all are frozen.
     further: Vec<weights::Clip>,
+    /// What the run trains of the evaluator besides all of it.
+    trainables: Trainables,
     captioner: Origin<Folder>,
     /// CLIP weights of the captioner's own vision tower.
     vision: Option<weights::Clip>,
+    /// Which of the LoRA factors of the captioner's vision tower are added, if it has some.
+    vision_lora: Option<LoraReading>,
     /// Of the captioner.
     pub captioner_vocabulary: Arc<Vocabulary>,
     /// All evaluators, the primary one first.
@@ -168,22 +172,25 @@ impl Origins {
             });
             evaluators.push(Evaluator::new(named, Arc::new(vocabulary), number));
         }
-        let vision_tower = match (&vision, &captioner) {
-            (Some(clip), _) => Some(of_clip(clip)),
-            (None, Origin::Weights(folder)) => {
-                let weights = folder.vision().map_err(text)?;
-                let folder::VisionTower { architecture, lora, .. } = &folder.manifest().vision;
-                Some(tower(weights.path(), weights.sha256(), architecture, *lora))
+        let (vision_tower, vision_lora) = match (&vision, &captioner, &evaluator) {
+            (Some(clip), ..) => (Some(of_clip(clip)), clip.lora()),
+            (None, Origin::Weights(folder), _) => {
+                let (weights, architecture) = (folder.vision().map_err(text)?, &folder.manifest().vision.architecture);
+                let lora = weights.lora();
+                (Some(tower(weights.path(), weights.sha256(), architecture, lora)), lora)
             }
-            (None, Origin::Seed(_)) => evaluator_tower.clone(),
+            (None, Origin::Seed(_), Origin::Weights(clip)) => (evaluator_tower.clone(), clip.lora()),
+            (None, Origin::Seed(_), Origin::Seed(_)) => (None, None),
         };
         Ok(Self {
             seed: run.seed,
             precision: run.precision,
             evaluator,
             further,
+            trainables: Trainables::of(run),
             captioner,
             vision,
+            vision_lora,
             captioner_vocabulary,
             evaluators,
             vision_tower,
@@ -245,7 +252,7 @@ impl Origins {
             architecture: models.seen(),
             path,
             sha256,
-            lora: self.vision_lora(),
+            lora: self.vision_lora,
             published_prefix: None,
         };
         let captioner = models.captioner.architecture().clone();
@@ -254,15 +261,6 @@ impl Origins {
             vocabulary: self.evaluator_vocabulary().to_stored(),
         });
         folder::Manifest::new(self.captioner_vocabulary.to_stored(), captioner, vision, evaluator)
-    }
-
-    /// Which of the LoRA factors of the captioner's vision tower are added, if it has some.
-    fn vision_lora(&self) -> Option<LoraReading> {
-        match (&self.vision, &self.captioner, &self.evaluator) {
-            (Some(clip), ..) | (None, Origin::Seed(_), Origin::Weights(clip)) => clip.lora(),
-            (None, Origin::Weights(folder), _) => folder.manifest().vision.lora,
-            (None, Origin::Seed(_), Origin::Seed(_)) => None,
-        }
     }
 
     /// The models as they are before any training.
@@ -287,12 +285,23 @@ impl Origins {
     }
 
     fn evaluator(&self, backend: Backend) -> Result<Clip, String> {
+        let (seed, parts) = (seeds::derive(self.seed, "evaluator"), &self.trainables);
         match &self.evaluator {
             Origin::Seed(preset) => {
                 let architecture = clip::preset(*preset, self.evaluator_vocabulary().pad() as usize);
-                Ok(Clip::new(architecture, seeds::derive(self.seed, "evaluator"), backend))
+                Ok(Clip::trainable(architecture, seed, backend, parts))
             }
-            Origin::Weights(clip) => build(clip, backend),
+            Origin::Weights(clip) => {
+                let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
+                let made = Clip::trainable_with(clip.architecture().clone(), &values, seed, backend, parts);
+                let made = made.map_err(|mismatch| wrong(clip.path(), &mismatch))?;
+                let has_factors = made.parameters().named().any(|(name, _)| is_lora_factor(name));
+                if parts.lora.is_some() && !has_factors {
+                    let path = clip.path().display();
+                    return Err(format!("{path}: has none of the weights that trainable.lora.targets names"));
+                }
+                Ok(made)
+            }
         }
     }
 

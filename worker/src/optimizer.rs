@@ -1,4 +1,4 @@
-//! Adam and AdamW over a model's flat buffer, and the learning rate's schedule.
+//! Adam and AdamW over what a model trains of its flat buffer, and the learning rate's schedule.
 
 use runfile::{Schedule, Shape};
 use tch::{Tensor, no_grad};
@@ -8,16 +8,16 @@ use crate::nn::{self, Parameters, Update};
 /// Adam (Kingma and Ba 2015), with decoupled weight decay (Loshchilov and Hutter 2019) on matrices.
 pub struct Adam {
     settings: runfile::Optimizer,
-    /// First moment, `[total]`.
+    /// First moment, `[trained]`.
     pub first: Tensor,
-    /// Second moment, `[total]`.
+    /// Second moment, `[trained]`.
     pub second: Tensor,
     decayed: Option<Tensor>,
 }
 
 /// The gradient of a step.
 pub struct Slope<'a> {
-    /// What all samples say, added up, `[total]`.
+    /// What all samples say, added up, `[trained]`.
     sum: &'a Tensor,
     /// How many they are, or whatever the gradient is an average over.
     weight: f64,
@@ -34,13 +34,14 @@ impl<'a> Slope<'a> {
 }
 
 impl Adam {
-    /// Moments at zero.
+    /// Moments at zero of the parameters that are trained.
     #[must_use]
     pub fn new(parameters: &Parameters, settings: &runfile::Optimizer) -> Self {
+        let trained = parameters.trained();
         Self {
             settings: settings.clone(),
-            first: parameters.flat().zeros_like(),
-            second: parameters.flat().zeros_like(),
+            first: trained.zeros_like(),
+            second: trained.zeros_like(),
             decayed: (settings.weight_decay > 0.0).then(|| parameters.matrices()),
         }
     }
@@ -54,14 +55,14 @@ impl Adam {
     /// Update number `step` (from 1). A gradient that is longer than allowed is scaled down. Its memory is used for the computation.
     pub fn update(&mut self, parameters: &Parameters, gradient: &Slope<'_>, step: u64, learning_rate: f64) {
         let runfile::Optimizer { betas, epsilon, weight_decay, clip_norm, .. } = self.settings;
+        let mut trained = parameters.trained();
         if let Some(matrices) = &self.decayed {
-            let mut flat = parameters.flat().shallow_clone();
-            no_grad(|| flat -= (&flat * matrices) * (learning_rate * weight_decay));
+            no_grad(|| trained -= (&trained * matrices) * (learning_rate * weight_decay));
         }
         let excess = clip_norm.filter(|&most| gradient.norm > most).map_or(1.0, |most| (gradient.norm + 1e-6) / most);
         let divisor = gradient.weight * excess;
         let moments = [&self.first, &self.second];
-        nn::adam(parameters.flat(), gradient.sum, &Update { moments, step, learning_rate, betas, epsilon, divisor });
+        nn::adam(&trained, gradient.sum, &Update { moments, step, learning_rate, betas, epsilon, divisor });
         parameters.changed();
     }
 }
@@ -94,7 +95,8 @@ mod tests {
         let mut builder = Builder::new(3, testing::device());
         _ = builder.normal("matrix", &[2, 2], 1.0);
         _ = builder.normal("vector", &[2], 1.0);
-        let parameters = builder.finish();
+        let mut parameters = builder.finish();
+        parameters.start_training(|_| true);
         let settings = runfile::Optimizer {
             learning_rate: 0.1,
             betas: [0.9, 0.99],

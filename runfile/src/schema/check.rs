@@ -3,8 +3,8 @@
 use statistics::names::{self, Better};
 
 use super::{
-    Baseline, Captioner, Contrastive, Control, Data, Dico, MAX_WORKERS, Objective, Reward,
-    Rule, RunFile, Scst, Stage, Workers,
+    Baseline, Captioner, Contrastive, Control, Data, Dico, MAX_WORKERS, Objective, Reward, Rule, RunFile, Scst, Stage,
+    Trainable, Workers,
 };
 use crate::error::unknown;
 
@@ -16,6 +16,8 @@ const MAX_STEPS: u64 = 1 << 40;
 const MAX_BATCH: u32 = 1 << 20;
 /// Most steps that workers may take beyond the last one that all have reported.
 const MAX_WINDOW: u32 = 10_000;
+/// Largest rank of LoRA factors. A weight of rank 768 gains nothing from a larger one.
+const MAX_LORA_RANK: u32 = 256;
 /// Shortest and longest timeout, in seconds; the longest is 30 days.
 const TIMEOUTS: std::ops::RangeInclusive<f64> = 0.01..=2_592_000.0;
 
@@ -81,7 +83,25 @@ impl RunFile {
             let repeated = self.stages[..i].iter().any(|other| other.name == stage.name);
             need(!repeated, &format!("stages[{i}].name"), "is the name of an earlier stage")?;
         }
+        self.check_factors()?;
         self.check_meaning()
+    }
+
+    /// Checks that all stages that train LoRA factors train the same ones: a run has them from its beginning.
+    fn check_factors(&self) -> Result<(), Problem> {
+        let stages = self.stages.iter().enumerate();
+        let mut trained = stages.filter_map(|(i, stage)| match &stage.contrastive.trainable {
+            Trainable::Lora(lora) => Some((i, &stage.name, lora)),
+            Trainable::All | Trainable::Projections => None,
+        });
+        let Some((_, first, factors)) = trained.next() else { return Ok(()) };
+        match trained.find(|(_, _, other)| *other != factors) {
+            None => Ok(()),
+            Some((i, ..)) => {
+                let problem = format!("differs from that of stage {first}: the evaluator has one set of LoRA factors");
+                Err((format!("stages[{i}].contrastive.trainable.lora"), problem))
+            }
+        }
     }
 
     /// Checks that a captioner with so many positions, such as one from `captioner.weights`, can be
@@ -134,6 +154,13 @@ impl Stage {
             "contrastive.generated_captions",
             "must be 0 or above",
         )?;
+        if let Trainable::Lora(lora) = &self.contrastive.trainable {
+            let key = |name: &str| format!("contrastive.trainable.lora.{name}");
+            let range = format!("must be in 1..={MAX_LORA_RANK}");
+            need((1..=MAX_LORA_RANK).contains(&lora.rank), &key("rank"), &range)?;
+            need(positive(lora.alpha), &key("alpha"), "must be above 0")?;
+            need(!lora.targets.is_empty(), &key("targets"), "must name at least one target")?;
+        }
         need(self.patience != Some(0), "patience", "must be at least 1")?;
         need(self.patience.is_none() || self.metric.is_some(), "patience", "needs `metric`, to tell what is better")?;
         let counted = self.patience.is_none() || self.evaluate_every.is_some();
@@ -167,7 +194,7 @@ impl Stage {
         for (i, rule) in self.guard.iter().enumerate() {
             rule.check(&watched).map_err(|(key, problem)| (format!("guard[{i}].{key}"), problem))?;
         }
-        let Contrastive { generated_images, generated_captions } = self.contrastive;
+        let Contrastive { generated_images, generated_captions, .. } = self.contrastive;
         let positives = data.positives.as_ref();
         let images = positives.is_some_and(|positives| positives.images.is_some());
         let captions = positives.is_some_and(|positives| positives.captions.is_some());
@@ -360,6 +387,28 @@ stages:
     }
 
     #[test]
+    fn a_run_has_one_set_of_lora_factors() {
+        let stage = RUN.lines().find(|line| line.contains("name: clip")).unwrap();
+        let with = |name: &str, trainable: &str| {
+            let contrastive = format!("name: {name}, contrastive: {{ trainable: {trainable} }}");
+            stage.replace("name: clip", &contrastive)
+        };
+        let run =
+            |stages: &[String]| match RunFile::parse(Path::new("run.yaml"), &RUN.replace(stage, &stages.join("\n"))) {
+                Ok(_) => String::new(),
+                Err(error) => error.to_string(),
+            };
+        let factors = "{ lora: { targets: [mlp, attention] } }";
+        let same = "{ lora: { targets: [attention, mlp], rank: 4 } }";
+        assert_eq!(run(&[with("a", factors), with("b", "all"), with("c", "projections"), with("d", same)]), "");
+        for other in ["{ lora: { rank: 8 } }", "{ lora: { targets: [mlp] } }", "{ lora: { alpha: 2 } }"] {
+            let found = run(&[with("a", factors), with("b", "all"), with("c", other)]);
+            let expected = "stages[2].contrastive.trainable.lora: differs from that of stage a";
+            assert!(found.contains(expected), "{found}");
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_together_is_named() {
         assert_eq!(problem("dico", "evaluate_first: true"), "");
         for (stage, addition, expected) in [
@@ -424,6 +473,23 @@ stages:
             let problem = problem(stage, addition);
             assert!(problem.contains(expected), "{addition}: {problem}");
         }
+        for trainable in ["all", "projections", "{ lora: {} }", "{ lora: { rank: 8, alpha: 16, targets: [mlp] } }"] {
+            assert_eq!(problem("clip", &format!("contrastive: {{ trainable: {trainable} }}")), "");
+        }
+        for (lora, expected) in [
+            ("rank: 0", "stages[0].contrastive.trainable.lora.rank: must be in 1..=256"),
+            ("rank: 257", "trainable.lora.rank: must be in 1..=256"),
+            ("alpha: 0", "trainable.lora.alpha: must be above 0"),
+            ("alpha: .inf", "trainable.lora.alpha: must be above 0"),
+            ("targets: []", "trainable.lora.targets: must name at least one target"),
+            ("targets: [attn]", "unknown value `attn`: did you mean `attention`?"),
+            ("ranks: 4", "unknown key `ranks`: did you mean `rank`?"),
+        ] {
+            let found = problem("clip", &format!("contrastive: {{ trainable: {{ lora: {{ {lora} }} }} }}"));
+            assert!(found.contains(expected), "{lora}: {found}");
+        }
+        let found = problem("xe", "contrastive: { trainable: projections }");
+        assert!(found.contains("stages[1].contrastive: is for `objective: contrastive` only"), "{found}");
         assert_eq!(problem("dico", "dico: { reward: { pac_s: 1, missing_end: -0.1 } }"), "");
         assert_eq!(problem("scst", "scst: { reward: { cider: 1, missing_end: -1 } }"), "");
         let good = "evaluate_every: 3, metric: cider, patience: 3, \

@@ -2,7 +2,7 @@
 //! nobody means are refused, others are warned about.
 
 use super::check::{Problem, need};
-use super::{Data, GuardAction, NamedEvaluator, Objective, Positives, Rewards, Rule, RunFile, Stage};
+use super::{Data, GuardAction, NamedEvaluator, Objective, Positives, Rewards, Rule, RunFile, Stage, Trainable};
 use crate::metrics::{Metric, Source};
 
 const NEEDS_CAPTIONER: &str = "nothing has trained the captioner: put a stage with `objective: cross_entropy` before it, or set \
@@ -106,6 +106,10 @@ impl Begun<'_> {
         warn(warmup > 0.0 && warmup * (steps as f64) < 1.0, "schedule.warmup", problem);
         let problem = "is a fraction: 1 means that the learning rate only rises, up to the last step".to_owned();
         warn(warmup >= 1.0, "schedule.warmup", problem);
+        let adapts = stage.contrastive.trainable != Trainable::All;
+        let problem = "trains a part of an evaluator that nothing has trained: set evaluator.weights, or put a stage before it that \
+                       trains all";
+        warn(adapts && !self.evaluator_is_trained, "contrastive.trainable", problem.to_owned());
         for (i, rule) in stage.guard.iter().enumerate() {
             for (key, problem) in self.rule_warnings(rule) {
                 warn(true, &format!("guard[{i}].{key}"), problem);
@@ -185,8 +189,10 @@ impl RunFile {
         for (i, begun) in self.begun() {
             begun.check().map_err(|(key, problem)| (format!("stages[{i}].{key}"), problem))?;
             let earlier = self.stages[..i].iter().find(|stage| stage.objective != Objective::Contrastive);
+            // The last projections come after what the captioner sees.
             if let Some(earlier) = earlier
                 && begun.stage.objective == Objective::Contrastive
+                && begun.stage.contrastive.trainable != Trainable::Projections
                 && self.shares_vision_encoder()
             {
                 let problem = format!(
@@ -357,6 +363,9 @@ stages:
         );
         let own = RUN.replace("captioner: { preset: tiny }", "captioner: { preset: tiny, vision: clip.pt }");
         assert_eq!(problem(&run(&own, &stages)), "");
+        let trainable = |what: &str| with(CLIP, &format!("contrastive: {{ trainable: {what} }}"));
+        assert_eq!(problem(&run(RUN, &[XE.to_owned(), trainable("projections")])), "");
+        assert!(problem(&run(RUN, &[XE.to_owned(), trainable("{ lora: {} }")])).contains("changes the vision encoder"));
     }
 
     #[test]
@@ -425,6 +434,16 @@ stages:
         }
         let untrained = warnings(&run(RUN, &[XE.to_owned()]));
         assert!(untrained.len() == 1 && untrained[0].contains("evaluator.preset: no stage trains the evaluator"));
+        for trainable in ["projections", "{ lora: {} }"] {
+            let stage = with(CLIP, &format!("contrastive: {{ trainable: {trainable} }}"));
+            let alone = warnings(&run(RUN, std::slice::from_ref(&stage)));
+            assert!(
+                alone.len() == 1 && alone[0].contains("stages[0].contrastive.trainable: trains a part of an evaluator"),
+                "{alone:?}"
+            );
+            let second = stage.replace("name: clip", "name: part");
+            assert_eq!(warnings(&run(RUN, &[CLIP.to_owned(), second])), Vec::<String>::new());
+        }
         let tars = RUN.replace(
             "karpathy: { annotations: annotations.json, images: images }",
             "webdataset: { train: a.tar, validation: a.tar }, positives: { images: more }",

@@ -20,7 +20,7 @@ pub use data::{Coco, CocoSplit, Data, Karpathy, Positives, WebDataset};
 pub use evaluators::NamedEvaluator;
 pub use guard::{GuardAction, Rule};
 pub use models::{Captioner, CutCandidates, Decoding, Evaluator, EvaluatorScore, Preset, TextReading, Vocabulary};
-pub use objective::{Baseline, Candidates, Contrastive, Dico, Objective, Reward, Rewards, Scst, Weights};
+pub use objective::{Baseline, Candidates, Contrastive, Dico, Objective, Reward, Rewards, Scst, Trainable, Weights};
 pub use stage::{Optimizer, Schedule, Shape, Stage};
 
 /// One run: its data, models and stages.

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use weights::Lora;
 
 use super::EvaluatorScore;
 
@@ -41,7 +42,8 @@ impl Objective {
 }
 
 /// Settings of `objective: contrastive`: weights of the loss's extra pairs (Sarto et al. 2023,
-/// "Positive-Augmented Contrastive Learning"). With weights of 0 the loss is plain InfoNCE.
+/// "Positive-Augmented Contrastive Learning"), and what is trained. With weights of 0 the loss is plain
+/// InfoNCE.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Contrastive {
@@ -49,6 +51,23 @@ pub struct Contrastive {
     pub generated_images: f64,
     /// Weight of real images with generated captions, 0 or above. Needs `data.positives.captions`.
     pub generated_captions: f64,
+    /// What the stage trains of the evaluator. The rest is frozen: it is neither all-reduced nor kept
+    /// with moments of the optimizer.
+    pub trainable: Trainable,
+}
+
+/// What a contrastive stage trains of the evaluator.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Trainable {
+    /// All of its weights.
+    #[default]
+    All,
+    /// The last projections of both encoders, as PAC-S was trained.
+    Projections,
+    /// LoRA factors beside its weights, as PAC-S++ was trained. All stages of a run that train factors
+    /// give the same settings.
+    Lora(Lora),
 }
 
 /// A reward of a candidate.

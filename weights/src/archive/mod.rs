@@ -6,6 +6,7 @@ mod folder;
 mod pickle;
 mod safetensors;
 mod torch;
+mod torch_file;
 mod view;
 
 use std::borrow::Cow;
@@ -20,6 +21,7 @@ use crate::file::MappedFile;
 use crate::shapes::Shapes;
 use crate::tensor::{Dtype, Tensor, byte_length};
 pub(crate) use safetensors::stored;
+pub use torch_file::write_torch;
 use view::Layout;
 
 /// How many times their files' bytes all tensors may have: tensors can share memory, and a hostile file could have them share

@@ -1,9 +1,7 @@
 //! The published layout, written.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsString;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Metadata, TensorInfo, TensorView};
@@ -11,6 +9,7 @@ use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 use crate::archive::stored;
 use crate::clip::names::{Returned, vision_to_hugging_face};
 use crate::error::Error;
+use crate::file::write_whole;
 use crate::tensor::{Dtype, Tensor};
 
 /// The vision tower's tensors under their published names, which begin with `prefix` ([`super::VISION_PREFIX`], or what
@@ -51,10 +50,11 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor<'_>)]) -> Resul
             return Err(Error::tensor(path, name, "is there twice"));
         }
     }
-    let partial = partial(path);
-    write(&views, &partial, path).map_err(|source| Error::File { path: path.to_owned(), source }).inspect_err(|_| {
-        // What led here is the error to report; that the remains stay is not.
-        let _ = std::fs::remove_file(&partial);
+    write_whole(path, |partial| {
+        safetensors::serialize_to_file(&views, Some(written_by()), partial).map_err(|error| match error {
+            SafeTensorError::IoError(error) => error,
+            other => std::io::Error::other(other),
+        })
     })
 }
 
@@ -88,21 +88,4 @@ pub fn safetensors_start(tensors: impl IntoIterator<Item = (String, Vec<usize>)>
 /// transformers refuses a file that does not say by whom its tensors are meant to be read.
 fn written_by() -> HashMap<String, String> {
     HashMap::from([("format".to_owned(), "pt".to_owned())])
-}
-
-fn write(views: &BTreeMap<&str, TensorView<'_>>, partial: &Path, path: &Path) -> std::io::Result<()> {
-    safetensors::serialize_to_file(views, Some(written_by()), partial).map_err(|error| match error {
-        SafeTensorError::IoError(error) => error,
-        other => std::io::Error::other(other),
-    })?;
-    File::open(partial)?.sync_all()?;
-    std::fs::rename(partial, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
-}
-
-fn partial(path: &Path) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(".partial");
-    PathBuf::from(name)
 }

@@ -119,6 +119,8 @@ impl Conventions {
             mean: Some(normalization.mean),
             std: Some(normalization.std),
             vision_heads: Some(vision.heads()),
+            // One head fits every width, and the text tower is not computed.
+            text_heads: Some(1),
             ..Self::openai()
         }
     }
@@ -166,6 +168,34 @@ impl Conventions {
         architecture.vision.set_heads(vision_heads);
         architecture.text.heads = heads("text", self.text_heads, architecture.text.width)?;
         Ok(())
+    }
+}
+
+impl Architecture {
+    /// What a reader has to be told of a bare state dict of this architecture.
+    #[must_use]
+    pub fn conventions(&self) -> Conventions {
+        let Normalization { mean, std } = self.normalization;
+        let is_openai = self.activation == Activation::default() && self.normalization == Normalization::default();
+        let said = if is_openai {
+            Conventions::openai()
+        } else {
+            Conventions {
+                activation: Some(self.activation),
+                mean: Some(mean),
+                std: Some(std),
+                ..Conventions::default()
+            }
+        };
+        let unusual = |heads: usize, width: usize| {
+            let is_common = heads.checked_mul(HEAD_WIDTH) == Some(width) && (is_openai || width <= MAX_COMMON_WIDTH);
+            (!is_common).then_some(heads)
+        };
+        Conventions {
+            vision_heads: unusual(self.vision.heads(), self.vision_width()),
+            text_heads: unusual(self.text.heads, self.text.width),
+            ..said
+        }
     }
 }
 

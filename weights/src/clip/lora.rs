@@ -1,15 +1,58 @@
-//! LoRA factors, as loralib writes them and PAC-S++ was published with.
+//! LoRA factors (Hu et al. 2022), as loralib writes them and PAC-S++ was published with.
 //!
 //! A weight W `[outputs, ..]` has factors A `[rank, inputs]` and B `[outputs, rank]`, and stands for
-//! W + B A / rank: the released models have alpha 1. Of a convolution with a square kernel of side k the
-//! factors are `[rank k, inputs k]` and `[outputs k, rank k]`, and B A is read as the weight's shape
-//! (`loralib/layers.py`, `Conv2d`).
+//! W + alpha/rank B A. Of a convolution with a square kernel of side k the factors are
+//! `[rank k, inputs k]` and `[outputs k, rank k]`, and B A is read as the weight's shape
+//! (`loralib/layers.py`, `Conv2d`). The released models do not say alpha, and have loralib's default,
+//! [`PUBLISHED_ALPHA`]; checkpoints of this project have it beside the factors, as [`LORA_ALPHA`].
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::conventions::LoraReading;
 use crate::tensor::{Dtype, Tensor};
+
+/// loralib's default, which PAC-S++ was trained with.
+const PUBLISHED_ALPHA: f64 = 1.0;
+/// Name of the number alpha in checkpoints, a scalar.
+pub const LORA_ALPHA: &str = "lora_alpha";
+
+/// LoRA factors beside weights of an evaluator: a weight W becomes W + alpha/rank B A. The defaults are
+/// those of PAC-S++.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lora {
+    /// Rank of the factors, 1 to 256.
+    pub rank: u32,
+    /// Scale of B A, above 0: `alpha` over `rank`.
+    pub alpha: f64,
+    /// Weights that have factors. At least one.
+    pub targets: BTreeSet<LoraTarget>,
+}
+
+impl Default for Lora {
+    /// As in pacscore's `models/clip_lora`.
+    fn default() -> Self {
+        let targets = [LoraTarget::Attention, LoraTarget::Mlp, LoraTarget::PatchEmbedding].into();
+        Self { rank: 4, alpha: PUBLISHED_ALPHA, targets }
+    }
+}
+
+/// Weights of a CLIP that can have LoRA factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum LoraTarget {
+    /// The projections of attention in the transformers of both encoders.
+    Attention,
+    /// The two layers of the MLPs of the same transformers.
+    Mlp,
+    /// The patch embedding of a vision transformer. A ResNet has none.
+    PatchEmbedding,
+}
 
 /// Ends of the names of factors, of a module's weight and of a tensor's own.
 const ENDS: [(&str, &str); 4] = [(".lora_A", ".weight"), (".lora_B", ".weight"), ("_lora_A", ""), ("_lora_B", "")];
@@ -28,6 +71,34 @@ pub(super) struct Factors(BTreeMap<String, Pair>);
 /// The weight that a factor of this name belongs to.
 pub(super) fn weight_of(name: &str) -> Option<String> {
     ENDS.iter().find_map(|(end, weight)| name.strip_suffix(end).map(|module| format!("{module}{weight}")))
+}
+
+/// The alpha of the factors in a file, of which `get` reads tensors.
+///
+/// # Errors
+/// It is there, and is no positive number.
+pub(super) fn alpha<'a>(get: impl Fn(&str) -> Option<Tensor<'a>>) -> Result<f64, String> {
+    let Some(tensor) = get(LORA_ALPHA) else { return Ok(PUBLISHED_ALPHA) };
+    match floats(&tensor).as_deref() {
+        Some(&[alpha]) if alpha > 0.0 && alpha.is_finite() => Ok(f64::from(alpha)),
+        _ => Err("is no number above 0".to_owned()),
+    }
+}
+
+/// Whether a parameter of this name is a LoRA factor.
+#[must_use]
+pub fn is_lora_factor(name: &str) -> bool {
+    weight_of(name).is_some()
+}
+
+/// The published names of the factors A and B of a weight.
+#[must_use]
+pub fn lora_factor_names(weight: &str) -> [String; 2] {
+    let stem = match weight.strip_suffix(".weight") {
+        Some(module) => format!("{module}."),
+        None => format!("{weight}_"),
+    };
+    ["lora_A", "lora_B"].map(|factor| format!("{stem}{factor}"))
 }
 
 impl Factors {
@@ -60,11 +131,11 @@ impl Pair {
     }
 }
 
-/// W + B A / rank.
+/// W + alpha/rank B A.
 ///
 /// # Errors
 /// The shapes do not fit.
-pub(super) fn merge(weight: &Tensor<'_>, [a, b]: &[Tensor<'_>; 2]) -> Result<Tensor<'static>, String> {
+pub(super) fn merge(weight: &Tensor<'_>, [a, b]: &[Tensor<'_>; 2], alpha: f64) -> Result<Tensor<'static>, String> {
     let misfit = || format!("its LoRA factors {:?} and {:?} do not fit {:?}", a.shape, b.shape, weight.shape);
     let (&[rows, columns], &[outputs, inner]) = (a.shape.as_slice(), b.shape.as_slice()) else { return Err(misfit()) };
     // The side of a convolution's kernel; 1 of a matrix.
@@ -79,7 +150,7 @@ pub(super) fn merge(weight: &Tensor<'_>, [a, b]: &[Tensor<'_>; 2]) -> Result<Ten
     {
         return Err(misfit());
     }
-    let scale = side as f32 / rows as f32;
+    let scale = alpha as f32 * side as f32 / rows as f32;
     let numbers = |tensor: &Tensor<'_>| floats(tensor).ok_or_else(|| format!("is of {:?}", tensor.dtype));
     let (a, b, mut merged) = (numbers(a)?, numbers(b)?, numbers(weight)?);
     for (out, b) in merged.chunks_exact_mut(columns).zip(b.chunks_exact(rows)) {
@@ -88,8 +159,22 @@ pub(super) fn merge(weight: &Tensor<'_>, [a, b]: &[Tensor<'_>; 2]) -> Result<Ten
             out.iter_mut().zip(a).for_each(|(out, a)| *out += factor * a);
         }
     }
-    let bytes = merged.into_iter().flat_map(f32::to_le_bytes).collect();
-    Ok(Tensor { dtype: Dtype::F32, shape: weight.shape.clone(), bytes: Cow::Owned(bytes) })
+    Ok(of_floats(weight.shape.clone(), merged))
+}
+
+/// B with alpha in it: a reader that knows only [`PUBLISHED_ALPHA`] finds the same weights with it.
+///
+/// # Errors
+/// B has no floating-point numbers.
+pub(super) fn scaled(b: &Tensor<'_>, alpha: f64) -> Result<Tensor<'static>, String> {
+    let numbers = floats(b).ok_or_else(|| format!("is of {:?}", b.dtype))?;
+    let factor = (alpha / PUBLISHED_ALPHA) as f32;
+    Ok(of_floats(b.shape.clone(), numbers.into_iter().map(|number| number * factor).collect()))
+}
+
+fn of_floats(shape: Vec<usize>, numbers: Vec<f32>) -> Tensor<'static> {
+    let bytes = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
+    Tensor { dtype: Dtype::F32, shape, bytes: Cow::Owned(bytes) }
 }
 
 /// The numbers of a tensor of floating-point numbers.
@@ -125,8 +210,7 @@ mod tests {
     use crate::testing::values;
 
     fn tensor(shape: &[usize], numbers: &[f32]) -> Tensor<'static> {
-        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        Tensor { dtype: Dtype::F32, shape: shape.to_vec(), bytes: Cow::Owned(bytes) }
+        of_floats(shape.to_vec(), numbers.to_vec())
     }
 
     #[test]
@@ -134,13 +218,16 @@ mod tests {
         let weight = tensor(&[2, 3], &[1.0; 6]);
         let a = tensor(&[2, 3], &[1.0, 2.0, 3.0, 0.0, 0.0, 4.0]);
         let b = tensor(&[2, 2], &[2.0, 0.0, 1.0, 1.0]);
-        let merged = merge(&weight, &[a.clone(), b.clone()]).unwrap();
+        let merged = merge(&weight, &[a.clone(), b.clone()], 1.0).unwrap();
         assert_eq!(values(&merged), [2.0, 3.0, 4.0, 1.5, 2.0, 4.5]);
+        let with_alpha = merge(&weight, &[a.clone(), b.clone()], 4.0).unwrap();
+        assert_eq!(values(&with_alpha), [5.0, 9.0, 13.0, 3.0, 5.0, 15.0]);
+        assert_eq!(merge(&weight, &[a.clone(), scaled(&b, 4.0).unwrap()], 1.0).unwrap(), with_alpha);
         for wrong in [tensor(&[3, 2], &[0.0; 6]), tensor(&[2], &[0.0; 2]), tensor(&[0, 3], &[])] {
-            assert!(merge(&weight, &[wrong, b.clone()]).unwrap_err().contains("do not fit [2, 3]"));
+            assert!(merge(&weight, &[wrong, b.clone()], 1.0).unwrap_err().contains("do not fit [2, 3]"));
         }
         let whole = Tensor { dtype: Dtype::I64, shape: vec![2, 2], bytes: Cow::Owned(vec![0; 32]) };
-        assert!(merge(&weight, &[a, whole]).unwrap_err().contains("is of I64"));
+        assert!(merge(&weight, &[a, whole], 1.0).unwrap_err().contains("is of I64"));
     }
 
     #[test]
@@ -148,7 +235,7 @@ mod tests {
         // One output, one input, a kernel of 2 x 2, rank 1: A [2, 2], B [2, 2].
         let weight = tensor(&[1, 1, 2, 2], &[0.0; 4]);
         let (a, b) = (tensor(&[2, 2], &[1.0, 2.0, 3.0, 4.0]), tensor(&[2, 2], &[1.0, 0.0, 0.0, 1.0]));
-        assert_eq!(values(&merge(&weight, &[a, b]).unwrap()), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(values(&merge(&weight, &[a, b], 1.0).unwrap()), [1.0, 2.0, 3.0, 4.0]);
     }
 
     #[test]
@@ -167,5 +254,9 @@ mod tests {
         assert_eq!(of(&format!("{block}.attn.in_proj_weight_lora_B")), Some(format!("{block}.attn.in_proj_weight")));
         assert_eq!(of("visual.conv1.lora_B"), Some("visual.conv1.weight".to_owned()));
         assert_eq!(of("visual.conv1.weight"), None);
+        for weight in ["visual.conv1.weight", "transformer.resblocks.1.attn.in_proj_weight"] {
+            let weight = weight.to_owned();
+            assert_eq!(lora_factor_names(&weight).map(|factor| of(&factor)), [Some(weight.clone()), Some(weight)]);
+        }
     }
 }

@@ -12,6 +12,7 @@ use std::path::Path;
 pub use architecture::{Architecture, Text, Vision};
 pub use conventions::{Activation, Conventions, Family, LoraReading, Normalization};
 use lora::Factors;
+pub use lora::{LORA_ALPHA, Lora, LoraTarget, is_lora_factor, lora_factor_names};
 
 use crate::archive::Archive;
 use crate::error::Error;
@@ -61,7 +62,7 @@ impl Clip {
         Ok(clip)
     }
 
-    /// Opens a file with OpenAI's names whose architecture is known.
+    /// Opens a file with OpenAI's names whose architecture is known. All of its LoRA factors are added.
     ///
     /// # Errors
     /// As [`Archive::open`], and where the tensors are not those of `architecture`.
@@ -84,6 +85,11 @@ impl Clip {
             }
             None => Ok(()),
         }
+    }
+
+    /// Of its LoRA factors.
+    fn alpha(&self) -> Result<f64, Error> {
+        lora::alpha(|name| self.archive.get(name)).map_err(|problem| Error::tensor(self.path(), LORA_ALPHA, problem))
     }
 
     /// Where its activation, normalisation and heads are said.
@@ -166,11 +172,29 @@ impl Clip {
     /// Names tensors that do not fit together.
     pub fn tensors(&self) -> Result<Vec<(String, Tensor<'_>)>, Error> {
         let mut tensors = self.renaming.tensors(&self.archive)?;
+        let alpha = self.alpha()?;
         for (weight, pair) in self.factors.added(self.lora) {
             let problem = |problem: String| Error::tensor(self.path(), weight, problem);
             let Ok(place) = tensors.binary_search_by(|(name, _)| name.as_str().cmp(weight)) else { continue };
             let factors = pair.read(|name| self.archive.get(name)).map_err(problem)?;
-            tensors[place].1 = lora::merge(&tensors[place].1, &factors).map_err(problem)?;
+            tensors[place].1 = lora::merge(&tensors[place].1, &factors, alpha).map_err(problem)?;
+        }
+        Ok(tensors)
+    }
+
+    /// Every parameter under OpenAI's name, with nothing added, and its LoRA factors under their published names. B has alpha in
+    /// it, so that loralib finds the same weights with its default alpha.
+    ///
+    /// # Errors
+    /// As [`Clip::tensors`].
+    pub fn tensors_and_factors(&self) -> Result<Vec<(String, Tensor<'_>)>, Error> {
+        let mut tensors = self.renaming.tensors(&self.archive)?;
+        let alpha = self.alpha()?;
+        for (weight, pair) in self.factors.added(LoraReading::Merged) {
+            let problem = |problem: String| Error::tensor(self.path(), weight, problem);
+            let [a, b] = pair.read(|name| self.archive.get(name)).map_err(problem)?;
+            let b = lora::scaled(&b, alpha).map_err(problem)?;
+            tensors.extend(lora_factor_names(weight).into_iter().zip([a, b]));
         }
         Ok(tensors)
     }
@@ -206,7 +230,7 @@ fn rename(archive: &Archive) -> Result<Tensors, Error> {
         }
         let renamed = match layout {
             Layout::HuggingFace => names::from_hugging_face(bare),
-            Layout::OpenAi if names::is_bookkeeping(bare) => Renamed::Dropped,
+            Layout::OpenAi if names::is_bookkeeping(bare) || bare == LORA_ALPHA => Renamed::Dropped,
             Layout::OpenAi => Renamed::Whole(bare.to_owned()),
         };
         renaming.add(archive.path(), name, renamed)?;

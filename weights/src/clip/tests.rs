@@ -392,6 +392,43 @@ fn heads_of_wide_towers_are_never_guessed() {
 }
 
 #[test]
+fn factors_apart_have_alpha_in_them() {
+    let module = "transformer.resblocks.0.mlp.c_proj";
+    let weight = format!("{module}.weight");
+    let mut shapes = named(&small());
+    shapes.extend([(format!("{module}.lora_A"), vec![2, 256]), (format!("{module}.lora_B"), vec![64, 2])]);
+    let mut tensors: Vec<_> =
+        shapes.iter().enumerate().map(|(i, (name, shape))| (name.clone(), counting(shape, i))).collect();
+    tensors.push((LORA_ALPHA.to_owned(), counting(&[], 8)));
+    let folder = tempfile::tempdir().unwrap();
+    let [trained, apart] = ["trained.safetensors", "apart.safetensors"].map(|name| folder.path().join(name));
+    write_safetensors(&trained, &tensors).unwrap();
+    let trained = Clip::of(&trained, small()).unwrap();
+    write_safetensors(&apart, &trained.tensors_and_factors().unwrap()).unwrap();
+    assert!(Archive::open(&apart).unwrap().shape(LORA_ALPHA).is_none());
+    let merged = Conventions { lora: Some(LoraReading::Merged), ..Conventions::openai() };
+    let apart = Clip::open(&apart, &merged).unwrap();
+    let of = |clip: &Clip| {
+        let tensors = clip.tensors().unwrap();
+        tensors.iter().find(|(name, _)| *name == weight).map(|(_, tensor)| values(tensor)).unwrap()
+    };
+    let (found, expected) = (of(&apart), of(&trained));
+    assert!(found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() <= 1e-6 * expected.abs()));
+    let (_, plain) = tensors.iter().find(|(name, _)| *name == weight).unwrap();
+    // W[0][0] + alpha / rank (B[0][0] A[0][0] + B[0][1] A[1][0]).
+    let [a, b] = [&tensors[tensors.len() - 3].1, &tensors[tensors.len() - 2].1].map(values);
+    assert_eq!(expected[0], values(plain)[0] + 8.0 / 2.0 * (b[0] * a[0] + b[1] * a[256]));
+
+    for wrong in [counting(&[], 0), counting(&[2], 1)] {
+        let path = folder.path().join("wrong.safetensors");
+        tensors.last_mut().unwrap().1 = wrong;
+        write_safetensors(&path, &tensors).unwrap();
+        let problem = Clip::of(&path, small()).unwrap().tensors().unwrap_err().to_string();
+        assert!(problem.contains("lora_alpha: is no number above 0"), "{problem}");
+    }
+}
+
+#[test]
 fn lora_factors_are_added_as_the_reading_says() {
     let block = "transformer.resblocks.0";
     let mut shapes = named(&small());

@@ -8,6 +8,7 @@ mod encode;
 mod evaluate;
 mod evaluator;
 mod export;
+mod export_evaluator;
 mod import;
 mod inspect;
 mod join;
@@ -54,6 +55,8 @@ enum Command {
     Import(import::Import),
     /// Make a folder that transformers loads, in the published layout, of a checkpoint or model folder.
     Export(export::Export),
+    /// Write the evaluator that a run trained as a PyTorch file with OpenAI's names, as PAC-S is published.
+    ExportEvaluator(export_evaluator::ExportEvaluator),
     /// Draw the built-in world: images, captions and scene graphs.
     Synthesize(synthesize::Synthesize),
     Bench(bench::Bench),
@@ -90,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Correlate(correlate) => correlate.run().map(done),
         Command::Import(import) => import.run().map(done),
         Command::Export(export) => export.run().map(done),
+        Command::ExportEvaluator(export) => export.run().map(done),
         Command::Synthesize(synthesize) => synthesize.run().map(done),
         Command::Completions(completions) => {
             completions.print(Cli::command()).map(done).map_err(|error| error.to_string())

@@ -73,7 +73,7 @@ impl Sizes {
 
 /// A model by formula.
 pub fn by_formula(sizes: &Sizes, prefix: &str, backend: impl Into<Backend>) -> Clip {
-    let clip = Clip::build(sizes.architecture(), Builder::blank(backend));
+    let clip = Clip::build(sizes.architecture(), Builder::blank(backend), &Trainables::default());
     golden::fill(clip.parameters(), prefix, &Gains::new());
     clip
 }

@@ -5,18 +5,22 @@
 #[cfg(test)]
 pub(crate) mod golden;
 mod text;
+mod trainable;
 mod transformer;
 mod vision;
 
 use std::collections::BTreeMap;
 
-use runfile::{Preset, TextReading};
+use runfile::{Preset, TextReading, Trainable};
 use tch::{Kind, Tensor};
 use tokenizer::Vocabulary;
-use weights::clip::{Text as TextArchitecture, Vision as VisionKind};
+use weights::Lora;
+use weights::clip::{LORA_ALPHA, Text as TextArchitecture, Vision as VisionKind};
 pub use weights::{Architecture, VisionArchitecture};
 
 pub use text::Text;
+use trainable::Group;
+pub use trainable::Trainables;
 pub use vision::{Pool, Vision};
 
 use crate::nn::{Backend, Builder, Mismatch, Parameters};
@@ -99,7 +103,34 @@ impl Clip {
     /// A model with parameters drawn from `seed`.
     #[must_use]
     pub fn new(architecture: Architecture, seed: u64, backend: impl Into<Backend>) -> Self {
-        Self::build(architecture, Builder::new(seed, backend))
+        Self::build(architecture, Builder::new(seed, backend), &Trainables::default())
+    }
+
+    /// The same, laid out for a run that trains these parts of it.
+    #[must_use]
+    pub fn trainable(architecture: Architecture, seed: u64, backend: impl Into<Backend>, parts: &Trainables) -> Self {
+        let builder = Builder::new(seed, backend).with_lora(parts.lora.as_ref(), seed);
+        Self::build(architecture, builder, parts)
+    }
+
+    /// A model with the parameters `values`, laid out for a run that trains these parts of it. LoRA factors are drawn from `seed`.
+    ///
+    /// # Errors
+    /// Everything missing, extra or misshapen, at once.
+    pub fn trainable_with(
+        architecture: Architecture,
+        values: &BTreeMap<String, Tensor>,
+        seed: u64,
+        backend: impl Into<Backend>,
+        parts: &Trainables,
+    ) -> Result<Self, Mismatch> {
+        let builder = Builder::blank(backend).with_lora(parts.lora.as_ref(), seed);
+        let clip = Self::build(architecture, builder, parts);
+        let adaptation = clip.parameters.named().filter(|(name, _)| Group::of(name) >= Group::LoraFactors);
+        let adaptation = adaptation.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
+        let values = values.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).chain(adaptation);
+        clip.parameters.load(&values.collect())?;
+        Ok(clip)
     }
 
     /// A model with the parameters `values`.
@@ -111,18 +142,25 @@ impl Clip {
         values: &BTreeMap<String, Tensor>,
         backend: impl Into<Backend>,
     ) -> Result<Self, Mismatch> {
-        let clip = Self::build(architecture, Builder::blank(backend));
-        clip.parameters.load(values)?;
-        Ok(clip)
+        Self::trainable_with(architecture, values, 0, backend, &Trainables::default())
     }
 
-    fn build(architecture: Architecture, mut builder: Builder) -> Self {
+    fn build(architecture: Architecture, mut builder: Builder, parts: &Trainables) -> Self {
         let vision = Vision::new(&mut builder, &architecture.tower());
         let pool = Pool::new(&mut builder, &architecture);
         let text = Text::new(&mut builder, &architecture);
         // The authors start at a temperature of 0.07.
         let logit_scale = builder.constant("logit_scale", &[], (1.0_f64 / 0.07).ln());
-        Self { architecture, vision, pool, text, logit_scale, parameters: builder.finish() }
+        if let Some(Lora { alpha, .. }) = parts.lora {
+            _ = builder.constant(LORA_ALPHA, &[], alpha);
+        }
+        let parameters = builder.finish_in_groups(|name| parts.group(name) as u8);
+        Self { architecture, vision, pool, text, logit_scale, parameters }
+    }
+
+    /// Trains what a stage trains of it; the rest is frozen.
+    pub fn start_training(&mut self, trainable: &Trainable) {
+        self.parameters.start_training(|name| Group::of(name).is_trained(trainable));
     }
 
     /// Its sizes.

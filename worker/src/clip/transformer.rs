@@ -1,8 +1,9 @@
 use tch::Tensor;
 use weights::Activation;
+use weights::clip::LoraTarget::{Attention, Mlp};
 
 use crate::nn::{
-    Builder, LayerNorm, Linear, Mode, Parameter, attention, attention_mask, linear, merge_heads, split_parts,
+    Builder, LayerNorm, Linear, Mode, Parameter, Weight, attention, attention_mask, linear, merge_heads, split_parts,
 };
 
 /// A stack of pre-norm residual blocks, `{name}.resblocks.*`.
@@ -13,7 +14,7 @@ pub struct Transformer {
 struct Block {
     heads: i64,
     ln_1: LayerNorm,
-    in_proj_weight: Parameter,
+    in_proj_weight: Weight,
     in_proj_bias: Parameter,
     out_proj: Linear,
     ln_2: LayerNorm,
@@ -39,7 +40,7 @@ impl Transformer {
     /// `[batch, length, width]`, shape kept; `mask` is added to the attention scores.
     pub fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
         let mask = mask.zip(self.blocks.first());
-        let mask = mask.map(|(mask, block)| attention_mask(mask, block.in_proj_weight.working.kind()));
+        let mask = mask.map(|(mask, block)| attention_mask(mask, block.in_proj_bias.working.kind()));
         self.blocks.iter().fold(x, |x, block| block.forward(x, mask.as_ref()))
     }
 }
@@ -52,18 +53,21 @@ impl Block {
         Self {
             heads,
             ln_1: LayerNorm::new(builder, &format!("{name}.ln_1"), width, 1e-5),
-            in_proj_weight: builder.matrix(&format!("{name}.attn.in_proj_weight"), &[3 * width, width], into),
+            in_proj_weight: {
+                let name = format!("{name}.attn.in_proj_weight");
+                builder.adapted_matrix(&name, [3 * width, width], into, Attention)
+            },
             in_proj_bias: builder.bias(&format!("{name}.attn.in_proj_bias"), 3 * width, 0.0),
-            out_proj: Linear::new(builder, &format!("{name}.attn.out_proj"), width, width, out),
+            out_proj: Linear::adapted(builder, &format!("{name}.attn.out_proj"), width, width, out, Attention),
             ln_2: LayerNorm::new(builder, &format!("{name}.ln_2"), width, 1e-5),
-            c_fc: Linear::new(builder, &format!("{name}.mlp.c_fc"), width, 4 * width, hidden),
-            c_proj: Linear::new(builder, &format!("{name}.mlp.c_proj"), 4 * width, width, out),
+            c_fc: Linear::adapted(builder, &format!("{name}.mlp.c_fc"), width, 4 * width, hidden, Mlp),
+            c_proj: Linear::adapted(builder, &format!("{name}.mlp.c_proj"), 4 * width, width, out, Mlp),
             activation,
         }
     }
 
     fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
-        let projected = linear(&self.ln_1.forward(&x), &self.in_proj_weight, &self.in_proj_bias);
+        let projected = linear(&self.ln_1.forward(&x), &self.in_proj_weight.parameter(), &self.in_proj_bias);
         let [query, key, value] = split_parts(&projected, self.heads);
         let x = x + self.out_proj.forward(&merge_heads(&attention(&query, &key, &value, mask, Mode::Evaluate)));
         let hidden = self.c_fc.forward(&self.ln_2.forward(&x));

@@ -1,6 +1,8 @@
 use tch::{Device, Kind, Tensor};
+use weights::clip::LoraTarget;
 
 use super::Builder;
+use super::lora::Weight;
 use super::operators::{self, Parameter};
 use super::takes_gpu_path;
 
@@ -34,7 +36,7 @@ impl Mode {
 
 /// y = x W^T + b, with W `[outputs, inputs]`.
 pub struct Linear {
-    weight: Parameter,
+    weight: Weight,
     bias: Parameter,
 }
 
@@ -42,14 +44,29 @@ impl Linear {
     /// Parameters `{name}.weight` and `{name}.bias`.
     pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
-            weight: builder.matrix(&format!("{name}.weight"), &[outputs, inputs], deviation),
+            weight: builder.matrix(&format!("{name}.weight"), &[outputs, inputs], deviation).into(),
+            bias: builder.bias(&format!("{name}.bias"), outputs, 0.0),
+        }
+    }
+
+    /// The same, whose weight has LoRA factors if the builder's model has them of `target`.
+    pub fn adapted(
+        builder: &mut Builder,
+        name: &str,
+        inputs: i64,
+        outputs: i64,
+        deviation: f64,
+        target: LoraTarget,
+    ) -> Self {
+        Self {
+            weight: builder.adapted_matrix(&format!("{name}.weight"), [outputs, inputs], deviation, target),
             bias: builder.bias(&format!("{name}.bias"), outputs, 0.0),
         }
     }
 
     /// `[.., inputs]` to `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        operators::linear(x, &self.weight, &self.bias)
+        operators::linear(x, &self.weight.parameter(), &self.bias)
     }
 }
 

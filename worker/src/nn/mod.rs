@@ -2,6 +2,7 @@
 
 mod code_path;
 mod layers;
+mod lora;
 mod operators;
 mod parameters;
 mod replay;
@@ -13,6 +14,7 @@ pub use layers::{
     BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, attention_length, attention_mask, merge_heads,
     split_heads, split_parts, stack_parts,
 };
+pub use lora::Weight;
 pub use operators::{Parameter, Update, adam, guarded, linear, log_normalisers, logits, token_log_probabilities};
 pub use parameters::{Backend, Builder, Gradient, Mismatch, Parameters};
 pub use replay::{GraphPool, Replay, ReplayedFunction};

@@ -53,6 +53,12 @@ pub struct Parameter {
 }
 
 impl Parameter {
+    /// The same parameter, in the same memory.
+    pub fn shallow_clone(&self) -> Self {
+        let [master, working] = [&self.master, &self.working].map(Tensor::shallow_clone);
+        Self { master, working }
+    }
+
     /// With its two dimensions exchanged, in the same memory.
     pub fn transposed(&self) -> Self {
         let [master, working] = [&self.master, &self.working].map(|tensor| tensor.transpose(0, 1));
@@ -76,7 +82,7 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Tensor {
 
 /// What an update of Adam is made with.
 pub struct Update<'a> {
-    /// First and second moment, `[total]`.
+    /// First and second moment, `[trained]`.
     pub moments: [&'a Tensor; 2],
     /// Number of the update, from 1.
     pub step: u64,
@@ -90,7 +96,7 @@ pub struct Update<'a> {
     pub divisor: f64,
 }
 
-/// Updates `parameters` `[total]` and the moments in place.
+/// Updates `parameters` `[trained]` and the moments in place.
 pub fn adam(parameters: &Tensor, gradient: &Tensor, update: &Update<'_>) {
     let &Update { moments: [first, second], step, learning_rate, betas: [beta_1, beta_2], epsilon, divisor } = update;
     let (rate, step) = (learning_rate, step as f64);

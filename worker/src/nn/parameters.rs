@@ -1,9 +1,13 @@
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use runfile::Precision;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
+use weights::Lora;
+use weights::clip::{LoraTarget, lora_factor_names};
 
+use super::lora::Weight;
 use super::operators::Parameter;
 
 /// Where a model computes, and in how many bits.
@@ -30,7 +34,11 @@ pub struct Builder {
     /// None where the values do not matter because others will be copied over them.
     seed: Option<u64>,
     backend: Backend,
+    /// The LoRA factors of the model, and the seed that they are drawn from.
+    lora: Option<(Lora, u64)>,
     made: Vec<Made>,
+    /// Weights that have factors.
+    adapted: Vec<Weight>,
 }
 
 struct Made {
@@ -44,18 +52,30 @@ impl Builder {
     /// A builder for a model of this backend.
     #[must_use]
     pub fn new(seed: u64, backend: impl Into<Backend>) -> Self {
-        Self { seed: Some(seed), backend: backend.into(), made: Vec::new() }
+        Self { seed: Some(seed), ..Self::blank(backend) }
     }
 
     /// A builder for a model whose parameters will be overwritten: drawing hundreds of millions of them takes seconds.
     #[must_use]
     pub fn blank(backend: impl Into<Backend>) -> Self {
-        Self { seed: None, backend: backend.into(), made: Vec::new() }
+        Self { seed: None, backend: backend.into(), lora: None, made: Vec::new(), adapted: Vec::new() }
+    }
+
+    /// Gives those weights LoRA factors that `lora` names. Factors are drawn from `seed` even where all else will be overwritten.
+    #[must_use]
+    pub fn with_lora(self, lora: Option<&Lora>, seed: u64) -> Self {
+        Self { lora: lora.map(|lora| (lora.clone(), seed)), ..self }
     }
 
     /// A parameter drawn from a normal distribution around 0.
     pub fn normal(&mut self, name: &str, shape: &[i64], deviation: f64) -> Tensor {
-        let Some(seed) = self.seed else { return self.constant(name, shape, 0.0) };
+        match self.seed {
+            Some(seed) => self.draw(seed, name, shape, deviation),
+            None => self.constant(name, shape, 0.0),
+        }
+    }
+
+    fn draw(&mut self, seed: u64, name: &str, shape: &[i64], deviation: f64) -> Tensor {
         tch::manual_seed(crate::seeds::derive(seed, name) as i64);
         let values = Tensor::randn(shape, (Kind::Float, Device::Cpu)) * deviation;
         self.add(name, values)
@@ -76,6 +96,45 @@ impl Builder {
     pub fn bias(&mut self, name: &str, size: i64, value: f64) -> Parameter {
         let master = self.constant(name, &[size], value);
         self.with_working_copy(master)
+    }
+
+    /// A matrix drawn from a normal distribution around 0, with LoRA factors if the model has them of `target`.
+    pub fn adapted_matrix(&mut self, name: &str, shape: [i64; 2], deviation: f64, target: LoraTarget) -> Weight {
+        let base = self.matrix(name, &shape, deviation);
+        self.with_factors(name, base, [shape[0], shape[1], 1], target)
+    }
+
+    /// A square kernel `[outputs, inputs, side, side]` of a convolution, which computes in 32 bits, drawn from a normal distribution
+    /// around 0, with LoRA factors if the model has them of `target`.
+    pub fn adapted_convolution(&mut self, name: &str, shape: [i64; 4], deviation: f64, target: LoraTarget) -> Weight {
+        let master = self.normal(name, &shape, deviation);
+        let base = Parameter { working: master.shallow_clone(), master };
+        self.with_factors(name, base, [shape[0], shape[1], shape[2]], target)
+    }
+
+    /// Adds the factors of the weight `base`.
+    fn with_factors(
+        &mut self,
+        name: &str,
+        base: Parameter,
+        [outputs, inputs, side]: [i64; 3],
+        target: LoraTarget,
+    ) -> Weight {
+        let Some((Lora { rank, alpha, targets }, seed)) = &self.lora else { return base.into() };
+        if !targets.contains(&target) {
+            return base.into();
+        }
+        let (rows, columns, scale, seed) = (side * i64::from(*rank), side * inputs, alpha / f64::from(*rank), *seed);
+        let [a, b] = lora_factor_names(name);
+        // loralib draws A uniformly within 1 / sqrt(columns); this is the normal distribution of the same variance.
+        let a = self.draw(seed, &a, &[rows, columns], (3.0 * columns as f64).powf(-0.5));
+        let b = self.constant(&b, &[side * outputs, rows], 0.0);
+        let Parameter { master, working } = base;
+        let shares_memory = working.kind() == Kind::Float;
+        let working = if shares_memory { master.zeros_like() } else { working };
+        let weight = Weight::with_factors(Parameter { master, working }, [a, b], scale);
+        self.adapted.push(weight.shallow_clone());
+        weight
     }
 
     /// What was made last, with room for the copy that products read.
@@ -100,7 +159,14 @@ impl Builder {
     /// Moves all parameters made so far into one buffer; the tensors handed out become views of it.
     #[must_use]
     pub fn finish(self) -> Parameters {
-        let Self { backend: Backend { device, precision }, made, .. } = self;
+        self.finish_in_groups(|_| 0)
+    }
+
+    /// The same, with parameters of a lower `group` before those of a higher one, so that each group is one range.
+    #[must_use]
+    pub fn finish_in_groups(self, group: impl Fn(&str) -> u8) -> Parameters {
+        let Self { backend: Backend { device, precision }, mut made, adapted, .. } = self;
+        made.sort_by_key(|made| group(&made.name));
         let total = made.iter().map(|made| made.tensor.numel() as i64).sum();
         let flat = Tensor::zeros([total], (Kind::Float, device));
         let working = (precision == Precision::Bf16).then(|| Tensor::zeros([total], (Kind::BFloat16, device)));
@@ -118,7 +184,7 @@ impl Builder {
             entries.push(Entry { name, offset, length, tensor });
             offset += length;
         }
-        let parameters = Parameters { flat, working, gradient: None, entries };
+        let parameters = Parameters { flat, working, adapted, entries, training: None };
         parameters.changed();
         parameters
     }
@@ -131,14 +197,50 @@ struct Entry {
     tensor: Tensor,
 }
 
+impl Entry {
+    /// Its part of a buffer that is laid out like the parameters from offset `begin` on.
+    fn view_of(&self, buffer: &Tensor, begin: i64) -> Tensor {
+        buffer.narrow(0, self.offset - begin, self.length).view(self.tensor.size().as_slice())
+    }
+}
+
+/// Where the parameters of a range begin, and how many values they have.
+fn span(entries: &[Entry]) -> (i64, i64) {
+    let begin = entries.first().map_or(0, |first| first.offset);
+    (begin, entries.last().map_or(0, |last| last.offset + last.length - begin))
+}
+
+/// Copies `values` into `buffer`, which is laid out like `entries`.
+fn copy(entries: &[Entry], buffer: &Tensor, values: &BTreeMap<String, Tensor>) -> Result<(), Mismatch> {
+    let mut mismatch = Mismatch::default();
+    for entry in entries {
+        match values.get(&entry.name) {
+            None => mismatch.missing.push(entry.name.clone()),
+            Some(value) if value.size() != entry.tensor.size() => {
+                let (found, needed) = (value.size(), entry.tensor.size());
+                mismatch.misshapen.push(format!("{} {found:?}, not {needed:?}", entry.name));
+            }
+            Some(_) => {}
+        }
+    }
+    let known = |name: &str| entries.iter().any(|entry| entry.name == name);
+    mismatch.extra.extend(values.keys().filter(|name| !known(name)).cloned());
+    if !mismatch.is_empty() {
+        return Err(mismatch);
+    }
+    let (begin, _) = span(entries);
+    no_grad(|| entries.iter().for_each(|entry| entry.view_of(buffer, begin).copy_(&values[&entry.name])));
+    Ok(())
+}
+
 /// Values that the ranks sum together with the gradients.
 pub const EXTRA: i64 = 2;
 
 /// The gradients of a model, as views of one buffer.
 pub struct Gradient {
-    /// All of the buffer, `[total + EXTRA]`.
+    /// All of the buffer, `[trained + EXTRA]`.
     pub whole: Tensor,
-    /// The gradients, `[total]`.
+    /// The gradients, `[trained]`.
     pub values: Tensor,
     /// What is summed with them, `[EXTRA]`.
     pub extra: Tensor,
@@ -146,15 +248,24 @@ pub struct Gradient {
 
 /// All parameters of a model, as views of one contiguous buffer, in a fixed order.
 ///
-/// While a model is trained its gradients are views of a second such buffer, so an all-reduce, a norm or an optimizer
-/// step is a handful of operations whatever the number of layers.
+/// Training is of all of them or of a range. The gradients of that range are views of a second buffer, so an all-reduce, a norm or
+/// an optimizer step is a handful of operations whatever the number of layers, and what is frozen takes no part in them.
 pub struct Parameters {
     flat: Tensor,
     /// What products read, where that is another type, `[total]`.
     working: Option<Tensor>,
-    /// Every gradient, then what else the ranks sum, `[total + EXTRA]`.
-    gradient: Option<Tensor>,
+    /// Weights whose sum with their LoRA factors is kept for products.
+    adapted: Vec<Weight>,
     entries: Vec<Entry>,
+    /// None while the model is frozen.
+    training: Option<Training>,
+}
+
+/// A range of the parameters that is trained.
+struct Training {
+    entries: Range<usize>,
+    /// Every gradient, then what else the ranks sum, `[trained + EXTRA]`.
+    gradient: Tensor,
 }
 
 impl Parameters {
@@ -168,6 +279,7 @@ impl Parameters {
         if let Some(working) = &self.working {
             no_grad(|| working.shallow_clone().copy_(&self.flat));
         }
+        self.adapted.iter().for_each(Weight::refresh);
     }
 
     /// Whether what products read is what the values are.
@@ -186,66 +298,86 @@ impl Parameters {
     /// Overwrites the model with `values`; all names and shapes must fit.
     ///
     /// # Errors
-    /// As for [`Parameters::copy_into`].
+    /// Everything missing, extra or misshapen, at once; then nothing was copied.
     pub fn load(&self, values: &BTreeMap<String, Tensor>) -> Result<(), Mismatch> {
-        self.copy_into(&self.flat, values)?;
+        copy(&self.entries, &self.flat, values)?;
         self.changed();
         Ok(())
     }
 
-    /// While the model is trained: its gradients `[total]`, and behind them, in the same memory, room for [`EXTRA`] further values,
+    /// The values that are trained, `[trained]`; none of a frozen model. Writing to it changes the model, which has to be told by
+    /// [`Parameters::changed`].
+    pub fn trained(&self) -> Tensor {
+        let (offset, length) = span(self.trained_entries());
+        self.flat.narrow(0, offset, length)
+    }
+
+    fn trained_entries(&self) -> &[Entry] {
+        self.training.as_ref().map_or(&[], |training| &self.entries[training.entries.clone()])
+    }
+
+    /// While the model is trained: its gradients `[trained]`, and behind them, in the same memory, room for [`EXTRA`] further values,
     /// so that one all-reduce sums all of it over the ranks.
     #[must_use]
     pub fn gradient(&self) -> Option<Gradient> {
-        let whole = self.gradient.as_ref()?;
-        let total = self.flat.size()[0];
-        let [values, extra] = [(0, total), (total, EXTRA)].map(|(from, length)| whole.narrow(0, from, length));
+        let whole = &self.training.as_ref()?.gradient;
+        let (_, trained) = span(self.trained_entries());
+        let [values, extra] = [(0, trained), (trained, EXTRA)].map(|(from, length)| whole.narrow(0, from, length));
         Some(Gradient { whole: whole.shallow_clone(), values, extra })
     }
 
-    /// Lets backward passes add to the gradients, which start at zero.
-    pub fn start_training(&mut self) {
-        if self.gradient.is_some() {
-            return;
-        }
-        let gradient = Tensor::zeros([self.flat.size()[0] + EXTRA], (Kind::Float, self.flat.device()));
-        for entry in &self.entries {
+    /// Lets backward passes add to the gradients of the parameters that are `selected` by name, which start at zero. The others are
+    /// frozen.
+    ///
+    /// # Panics
+    /// The selected parameters do not follow one upon the other: see [`Builder::finish_in_groups`].
+    pub fn start_training(&mut self, selected: impl Fn(&str) -> bool) {
+        let is_selected = |entry: &Entry| selected(&entry.name);
+        let first = self.entries.iter().position(is_selected).unwrap_or(0);
+        let end = self.entries.iter().rposition(is_selected).map_or(first, |last| last + 1);
+        assert!(self.entries[first..end].iter().all(is_selected), "the trained parameters are no range");
+        self.train(first..end);
+    }
+
+    fn train(&mut self, range: Range<usize>) {
+        self.stop_training();
+        let entries = &self.entries[range.clone()];
+        let (begin, trained) = span(entries);
+        let gradient = Tensor::zeros([trained + EXTRA], (Kind::Float, self.flat.device()));
+        for entry in entries {
             let leaf = entry.tensor.set_requires_grad(true);
             // A backward pass defines the leaf's gradient; from then on autograd adds to that tensor in place, so it can
             // be given the buffer as its memory.
             if !leaf.grad().defined() {
                 (&leaf * 0.0).sum(Kind::Float).backward();
             }
-            let view = gradient.narrow(0, entry.offset, entry.length).view(leaf.size().as_slice());
-            leaf.grad().set_data(&view);
+            leaf.grad().set_data(&entry.view_of(&gradient, begin));
         }
-        self.gradient = Some(gradient);
+        self.training = Some(Training { entries: range, gradient });
     }
 
     /// Takes fresh memory for the gradients: a collective that was given up may write to the present one at any time.
     pub fn renew_gradient(&mut self) {
-        if self.gradient.is_some() {
-            self.stop_training();
-            self.start_training();
+        if let Some(training) = &self.training {
+            self.train(training.entries.clone());
         }
     }
 
     /// Freezes the model and gives the gradients' memory back.
     pub fn stop_training(&mut self) {
-        if self.gradient.take().is_none() {
-            return;
-        }
-        for entry in &mut self.entries {
+        let Some(training) = self.training.take() else { return };
+        for entry in &mut self.entries[training.entries] {
             entry.tensor.grad().set_data(&Tensor::zeros([0], (Kind::Float, self.flat.device())));
             entry.tensor = entry.tensor.set_requires_grad(false);
         }
     }
 
-    /// 1 where a value belongs to a matrix (which weight decay applies to) and 0 where to a vector, `[total]`.
+    /// 1 where a trained value belongs to a matrix (which weight decay applies to) and 0 where to a vector, `[trained]`.
     pub fn matrices(&self) -> Tensor {
-        let mask = self.flat.zeros_like();
-        for entry in self.entries.iter().filter(|entry| entry.tensor.dim() > 1) {
-            _ = mask.narrow(0, entry.offset, entry.length).fill_(1.0);
+        let mask = self.trained().zeros_like();
+        let (begin, _) = span(self.trained_entries());
+        for entry in self.trained_entries().iter().filter(|entry| entry.tensor.dim() > 1) {
+            _ = entry.view_of(&mask, begin).fill_(1.0);
         }
         mask
     }
@@ -255,45 +387,23 @@ impl Parameters {
         self.entries.iter().map(|entry| (entry.name.as_str(), &entry.tensor))
     }
 
-    /// Views of a buffer laid out like the parameters (an optimizer moment, say), by name.
-    pub fn views<'a>(&'a self, buffer: &'a Tensor) -> impl Iterator<Item = (&'a str, Tensor)> {
-        self.entries.iter().map(|entry| {
-            let view = buffer.narrow(0, entry.offset, entry.length).view(entry.tensor.size().as_slice());
-            (entry.name.as_str(), view)
-        })
+    /// Trained parameters by name, in order.
+    pub fn named_trained(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.trained_entries().iter().map(|entry| (entry.name.as_str(), &entry.tensor))
     }
 
-    /// Copies `values` into `buffer`, which is laid out like the parameters; all names and shapes must fit.
+    /// Views of a buffer laid out like the trained parameters (a gradient, or a moment of the optimizer), by name.
+    pub fn trained_views<'a>(&'a self, buffer: &'a Tensor) -> impl Iterator<Item = (&'a str, Tensor)> {
+        let (begin, _) = span(self.trained_entries());
+        self.trained_entries().iter().map(move |entry| (entry.name.as_str(), entry.view_of(buffer, begin)))
+    }
+
+    /// Copies `values` into `buffer`, which is laid out like the trained parameters; all names and shapes must fit.
     ///
     /// # Errors
-    /// Everything missing, extra or misshapen, at once; then nothing was copied.
-    pub fn copy_into(&self, buffer: &Tensor, values: &BTreeMap<String, Tensor>) -> Result<(), Mismatch> {
-        let mut mismatch = Mismatch::default();
-        for entry in &self.entries {
-            match values.get(&entry.name) {
-                None => mismatch.missing.push(entry.name.clone()),
-                Some(value) if value.size() != entry.tensor.size() => {
-                    mismatch.misshapen.push(format!(
-                        "{} {:?}, not {:?}",
-                        entry.name,
-                        value.size(),
-                        entry.tensor.size()
-                    ));
-                }
-                Some(_) => {}
-            }
-        }
-        let known = |name: &str| self.entries.iter().any(|entry| entry.name == name);
-        mismatch.extra.extend(values.keys().filter(|name| !known(name)).cloned());
-        if !mismatch.is_empty() {
-            return Err(mismatch);
-        }
-        no_grad(|| {
-            for (name, mut view) in self.views(buffer) {
-                view.copy_(&values[name]);
-            }
-        });
-        Ok(())
+    /// As for [`Parameters::load`].
+    pub fn copy_trained(&self, buffer: &Tensor, values: &BTreeMap<String, Tensor>) -> Result<(), Mismatch> {
+        copy(self.trained_entries(), buffer, values)
     }
 
     /// Feeds every value, in order, to a hash.
@@ -373,7 +483,7 @@ mod tests {
     #[test]
     fn gradients_accumulate_in_the_buffer() {
         let (weight, bias, mut parameters) = model();
-        parameters.start_training();
+        parameters.start_training(|_| true);
         for _ in 0..2 {
             (weight.sum(Kind::Float) * 2.0 + bias.sum(Kind::Float)).backward();
         }
@@ -383,7 +493,7 @@ mod tests {
         assert_eq!(Vec::<f32>::try_from(&gradient.values).unwrap(), expected[..8]);
         parameters.stop_training();
         assert!(!weight.requires_grad());
-        parameters.start_training();
+        parameters.start_training(|_| true);
         (weight.sum(Kind::Float) * 2.0).backward();
         assert_eq!(parameters.gradient().unwrap().values.sum(Kind::Float).double_value(&[]), 12.0);
     }
@@ -393,7 +503,7 @@ mod tests {
         let (weight, bias, mut parameters) = model();
         parameters.renew_gradient();
         assert!(parameters.gradient().is_none());
-        parameters.start_training();
+        parameters.start_training(|_| true);
         let mut old = parameters.gradient().unwrap().whole;
         parameters.renew_gradient();
         _ = old.fill_(7.0);
@@ -402,11 +512,47 @@ mod tests {
     }
 
     #[test]
+    fn only_the_selected_range_is_trained() {
+        let mut builder = Builder::new(1, testing::device());
+        let names = ["a", "b", "c", "d"];
+        let tensors = names.map(|name| builder.normal(name, &[3, 2], 1.0));
+        // Grouped, `b` and `d` come first.
+        let mut parameters = builder.finish_in_groups(|name| u8::from(!["b", "d"].contains(&name)));
+        assert_eq!(parameters.named().map(|(name, _)| name).collect::<Vec<_>>(), ["b", "d", "a", "c"]);
+        assert_eq!(parameters.trained().size(), [0], "nothing is trained yet");
+        parameters.start_training(|name| ["a", "d"].contains(&name));
+        assert_eq!(tensors.each_ref().map(Tensor::requires_grad), [true, false, false, true]);
+        assert_eq!(parameters.named_trained().map(|(name, _)| name).collect::<Vec<_>>(), ["d", "a"]);
+        let gradient = parameters.gradient().unwrap();
+        assert_eq!([gradient.whole.size(), gradient.values.size()], [[14], [12]]);
+        (&tensors[0] * 2.0 + &tensors[1] * 3.0 + &tensors[3] * 5.0).sum(Kind::Float).backward();
+        let of =
+            |name| parameters.trained_views(&gradient.values).find(|(found, _)| *found == name).map(|(_, view)| view);
+        let filled = |name, value: f64| of(name).unwrap().eq(value).all().int64_value(&[]) == 1;
+        assert!(filled("a", 2.0) && filled("d", 5.0) && of("b").is_none());
+        assert_eq!(parameters.matrices().size(), [12]);
+        _ = no_grad(|| parameters.trained().fill_(7.0));
+        assert_eq!(tensors.each_ref().map(|tensor| tensor.double_value(&[0, 0]) == 7.0), [true, false, false, true]);
+        // Another selection gives all of the first one's memory back.
+        parameters.start_training(|name| name == "b");
+        assert_eq!(tensors.each_ref().map(Tensor::requires_grad), [false, true, false, false]);
+        assert_eq!(parameters.gradient().unwrap().values.size(), [6]);
+    }
+
+    #[test]
+    #[should_panic(expected = "no range")]
+    fn parameters_that_are_scattered_cannot_be_trained_alone() {
+        let mut builder = Builder::new(1, testing::device());
+        _ = ["a", "b", "c"].map(|name| builder.normal(name, &[2], 1.0));
+        builder.finish().start_training(|name| name != "b");
+    }
+
+    #[test]
     fn everything_that_does_not_fit_is_listed_at_once() {
         let (_, _, parameters) = model();
         let values = [("weight", [3, 2]), ("other", [1, 1])];
         let values = values.map(|(name, shape)| (name.to_owned(), Tensor::zeros(shape, testing::floats())));
-        let error = parameters.copy_into(parameters.flat(), &values.into()).unwrap_err().to_string();
+        let error = parameters.load(&values.into()).unwrap_err().to_string();
         assert_eq!(error, "missing: bias; extra: other; misshapen: weight [3, 2], not [2, 3]");
     }
 }

@@ -122,7 +122,7 @@ fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path, s
     let mut moments = read_tensors(&folder.join(OPTIMIZER))?;
     let trained = state.trained(objective);
     for (moment, buffer) in MOMENTS.into_iter().zip([&state.optimizer.first, &state.optimizer.second]) {
-        let copied = trained.copy_into(buffer, &take_prefix(&mut moments, moment));
+        let copied = trained.copy_trained(buffer, &take_prefix(&mut moments, moment));
         copied.map_err(|mismatch| format!("{OPTIMIZER}: {mismatch}"))?;
     }
     let found = state.parameters_sha256();

@@ -14,7 +14,6 @@ use weights::folder;
 use super::checkpoint::{MOMENTS, OPTIMIZER, file_name};
 use super::state::State;
 use crate::models::Origins;
-use crate::nn::Parameters;
 use crate::tensors;
 
 /// Values that are turned into bytes at a time.
@@ -62,7 +61,7 @@ impl Snapshot {
     pub fn take(state: &State, run: &RunFile, origins: &Origins, origin: Option<Origin>) -> Result<Self, String> {
         let text = |error: weights::Error| error.to_string();
         let models = state.own().map(|(model, parameters)| {
-            let start = weights::safetensors_start(shapes(parameters, "")).map_err(text)?;
+            let start = weights::safetensors_start(shapes(parameters.named(), "")).map_err(text)?;
             Ok::<_, String>(Values { file: file_name(model), start, buffers: vec![copy(parameters.flat())] })
         });
         let models = models.collect::<Result<_, _>>()?;
@@ -72,7 +71,7 @@ impl Snapshot {
         let position = state.position.unwrap_or_default();
         let stage = &run.stages[position.stage as usize];
         let trained = state.trained(stage.objective);
-        let named = MOMENTS.into_iter().flat_map(|moment| shapes(trained, moment));
+        let named = MOMENTS.into_iter().flat_map(|moment| shapes(trained.named_trained(), moment));
         let moments = Values {
             file: OPTIMIZER.to_owned(),
             start: weights::safetensors_start(named).map_err(text)?,
@@ -133,11 +132,11 @@ impl Values {
     }
 }
 
-/// Of the buffer of `parameters`, or of one that is laid out like it, whose names begin with `prefix` and a dot.
-fn shapes(parameters: &Parameters, prefix: &str) -> Vec<(String, Vec<usize>)> {
+/// Names and shapes of a buffer that is laid out like `parameters`, whose names begin with `prefix` and a dot.
+fn shapes<'a>(parameters: impl Iterator<Item = (&'a str, &'a Tensor)>, prefix: &str) -> Vec<(String, Vec<usize>)> {
     let full = |name: &str| if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
     let shape = |tensor: &Tensor| tensor.size().iter().map(|&side| side as usize).collect();
-    parameters.named().map(|(name, tensor)| (full(name), shape(tensor))).collect()
+    parameters.map(|(name, tensor)| (full(name), shape(tensor))).collect()
 }
 
 /// Of its own, in this machine's memory, whatever device the buffer is on.

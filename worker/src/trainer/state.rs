@@ -32,6 +32,7 @@ impl State {
     /// The models do not fit their weights or each other.
     pub fn new(run: &RunFile, origins: &Origins, device: Device) -> Result<Self, String> {
         let models = origins.models(device)?;
+        // The first stage has another, whose model is in training.
         let optimizer = Adam::new(models.captioner.parameters(), &run.stages[0].optimizer);
         let evaluator_is_own = origins.evaluator_is_own();
         let mut state =
@@ -41,7 +42,7 @@ impl State {
         Ok(state)
     }
 
-    /// Begins stage `stage` at step 0: its model is trained, with fresh moments, and all else is frozen.
+    /// Begins stage `stage` at step 0: what it trains of its model has fresh moments, and all else is frozen.
     pub fn enter_stage(&mut self, run: &RunFile, stage: usize) {
         let settings = &run.stages[stage];
         self.models.evaluator.parameters_mut().stop_training();
@@ -51,8 +52,8 @@ impl State {
         let generation = self.position.unwrap_or_default().generation;
         self.position = Some(v1::Position { stage: stage as u32, step: 0, generation });
         match settings.objective {
-            Objective::Contrastive => self.models.evaluator.parameters_mut().start_training(),
-            _ => self.models.captioner.parameters_mut().start_training(),
+            Objective::Contrastive => self.models.evaluator.start_training(&settings.contrastive.trainable),
+            _ => self.models.captioner.parameters_mut().start_training(|_| true),
         }
         self.optimizer = Adam::new(self.trained(settings.objective), &settings.optimizer);
     }
@@ -67,7 +68,7 @@ impl State {
         self.optimizer.configure(trained, &settings.optimizer);
     }
 
-    /// The parameters that `objective` trains.
+    /// The model that `objective` trains, all of it or a part.
     pub fn trained(&self, objective: Objective) -> &Parameters {
         match objective {
             Objective::Contrastive => self.models.evaluator.parameters(),
@@ -206,6 +207,27 @@ stages:
         state.enter_stage(&run, 1);
         assert_eq!(current(&state), [true; 3]);
         assert!(state.models.captioner.parameters().flat().eq(0.5).all().int64_value(&[]) == 1);
+    }
+
+    #[test]
+    fn who_joins_a_stage_that_trains_a_part_has_moments_of_that_part() {
+        let stage = "stages:\n  - { name: part, objective: contrastive, contrastive: { trainable: { lora: { rank: 2 } } }, \
+                     steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }\n";
+        let run = RunFile::parse(Path::new("test.yaml"), &RUN.replace("stages:\n", stage)).unwrap();
+        let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
+        let mut state = State::new(&run, &origins, testing::device()).unwrap();
+        let moments = |state: &State| [&state.optimizer.first, &state.optimizer.second].map(Tensor::numel);
+        let of_factors = moments(&state);
+        state.enter_stage(&run, 1);
+        assert_eq!(moments(&state), [state.models.captioner.parameters().flat().numel(); 2]);
+        let target = v1::Position { stage: 0, step: 3, generation: 4 };
+        state.adopt(&run, target, 0, &Dying(Cell::new(100))).unwrap();
+        assert_eq!((state.position, moments(&state)), (Some(target), of_factors));
+        let evaluator = state.models.evaluator.parameters();
+        assert_eq!(evaluator.trained().numel(), of_factors[0]);
+        assert!(of_factors[0] > 0 && of_factors[0] < evaluator.flat().numel() / 2);
+        let is_filled = |buffer: &Tensor| buffer.eq(0.5).all().int64_value(&[]) == 1;
+        assert!(is_filled(evaluator.flat()) && is_filled(&state.optimizer.first));
     }
 
     #[test]

@@ -187,7 +187,10 @@ impl Trainer {
         for part in parts(settings, batch.samples.len()) {
             self.not_abandoned()?;
             let outcome = self.outcome(stage, batch, part, laps)?;
-            outcome.loss.backward();
+            // A share without images has no gradient where the temperature of the contrastive loss is frozen.
+            if outcome.loss.requires_grad() {
+                outcome.loss.backward();
+            }
             total.add(outcome);
         }
         Ok(total)
@@ -231,7 +234,7 @@ impl Trainer {
             0 => nothing(),
             _ => evaluator.embed(&evaluator.vision.hidden(pixels)),
         };
-        let runfile::Contrastive { generated_images, generated_captions } = settings.contrastive;
+        let runfile::Contrastive { generated_images, generated_captions, .. } = settings.contrastive;
         let texts: Vec<Vec<i64>> = self.captions(batch, range.clone()).map(encode).collect();
         let pairs = contrastive::Pairs {
             tokens: texts.iter().map(|text| text.len() as u64).sum(),
@@ -414,7 +417,7 @@ mod tests {
             let mut builder = Builder::new(1, Device::Cpu);
             _ = builder.normal("vector", &[3], 1.0);
             let mut parameters = builder.finish();
-            parameters.start_training();
+            parameters.start_training(|_| true);
             let mut gradient = parameters.gradient().unwrap();
             gradient.values.copy_(&Tensor::from_slice(&values));
             gradient.extra.copy_(&Tensor::from_slice(&[1_000_003.0_f32, 1.0]));

@@ -1,4 +1,4 @@
-//! Writes pickles for tests, as PyTorch does.
+//! Writes pickles as PyTorch does (`torch/serialization.py`): of state dicts, and for tests of whatever else a file may hold.
 
 use super::opcode as op;
 

@@ -5,15 +5,14 @@
 //! of Python's `pickletools`; how tensors are put into them is PyTorch's `torch/serialization.py`, `torch/_utils.py` and
 //! `torch/csrc/jit/serialization/pickler.cpp`.
 
+pub mod assembler;
 mod global;
 mod machine;
-mod opcode;
+pub mod opcode;
 mod reader;
 mod search;
 mod value;
 
-#[cfg(test)]
-pub mod assembler;
 #[cfg(test)]
 mod tests;
 

@@ -230,7 +230,7 @@ impl Step {
         let architecture = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
         let mut policy = Captioner::new(architecture, 3, backend);
         let reference = policy.copy();
-        policy.parameters_mut().start_training();
+        policy.parameters_mut().start_training(|_| true);
         let settings = Optimizer {
             learning_rate: LEARNING_RATE,
             betas: [0.9, 0.999],

@@ -1,13 +1,14 @@
 use tch::Tensor;
 use weights::Activation;
+use weights::clip::LoraTarget;
 
 use crate::clip::transformer::Transformer;
-use crate::nn::{Builder, LayerNorm, ReplayedFunction};
+use crate::nn::{Builder, LayerNorm, ReplayedFunction, Weight};
 
 /// A vision transformer up to its last block.
 pub struct VisionTransformer {
     patch_size: i64,
-    conv1: Tensor,
+    conv1: Weight,
     class_embedding: Tensor,
     positional_embedding: Tensor,
     ln_pre: LayerNorm,
@@ -30,7 +31,12 @@ impl VisionTransformer {
         let fan_in = (3 * patch * patch) as f64;
         Self {
             patch_size: patch,
-            conv1: builder.normal("visual.conv1.weight", &[width, 3, patch, patch], (3.0 * fan_in).powf(-0.5)),
+            conv1: builder.adapted_convolution(
+                "visual.conv1.weight",
+                [width, 3, patch, patch],
+                (3.0 * fan_in).powf(-0.5),
+                LoraTarget::PatchEmbedding,
+            ),
             class_embedding: builder.normal("visual.class_embedding", &[width], scale),
             positional_embedding: builder.normal("visual.positional_embedding", &[tokens, width], scale),
             ln_pre: LayerNorm::new(builder, "visual.ln_pre", width, 1e-5),
@@ -44,8 +50,10 @@ impl VisionTransformer {
     }
 
     fn compute(&self, images: &Tensor) -> Tensor {
-        let patches =
-            images.conv2d(&self.conv1, None::<&Tensor>, self.patch_size, 0, 1, 1).flatten(2, -1).transpose(1, 2);
+        let patches = images
+            .conv2d(&self.conv1.value(), None::<&Tensor>, self.patch_size, 0, 1, 1)
+            .flatten(2, -1)
+            .transpose(1, 2);
         let (batch, _, width) = patches.size3().expect("patches are [batch, patches, width]");
         let class = self.class_embedding.expand([batch, 1, width], false);
         let x = Tensor::cat(&[class, patches], 1) + &self.positional_embedding;

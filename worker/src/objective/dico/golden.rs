@@ -119,7 +119,7 @@ fn check_step() {
         let expected = Tensor::from_slice2(&golden.rewards);
         assert_close("rewards", &rewards, &expected, 1e-5);
 
-        policy.parameters_mut().start_training();
+        policy.parameters_mut().start_training(|_| true);
         let outcome = outcome(&policy, &seen, &context, &settings, Mode::Train { dropout: 0.0 });
         assert!((outcome.loss_sum / outcome.weight - loss).abs() < 1e-4, "{} is not {loss}", outcome.loss_sum);
         let example = outcome.example.as_ref().unwrap();
@@ -131,7 +131,7 @@ fn check_step() {
         let parameters = policy.parameters();
         let gradient = parameters.gradient().unwrap().values / outcome.weight;
         let expected = golden::tensors(&format!("dico/tau{tau}.safetensors"));
-        compare(parameters.views(&gradient), &expected, "gradient", sizes, |_, difference| difference);
+        compare(parameters.trained_views(&gradient), &expected, "gradient", sizes, |_, difference| difference);
 
         let Settings { lr, betas, eps } = golden.adam;
         let settings =
@@ -197,7 +197,7 @@ fn check_sixteen_bits() {
     };
     for Step { tau, margin, .. } in &golden.steps {
         let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, backend);
-        policy.parameters_mut().start_training();
+        policy.parameters_mut().start_training(|_| true);
         let rewards = expected.to_kind(Kind::Float).to_device(testing::device());
         let preference = Preference::new(&rewards, &Dico { tau: *tau, ..settings.clone() });
         let difference = log_probabilities(&policy) - no_grad(|| log_probabilities(&reference));
@@ -214,7 +214,7 @@ fn check_sixteen_bits() {
         let expected = golden::tensors(&format!("dico/tau{tau}.safetensors"));
         let largest = expected.iter().filter(|(name, _)| name.starts_with("gradient."));
         let largest = largest.map(|(_, value)| value.abs().max().double_value(&[])).fold(0.0, f64::max);
-        for (name, found) in policy.parameters().views(&gradient) {
+        for (name, found) in policy.parameters().trained_views(&gradient) {
             let expected = &expected[&format!("gradient.{name}")];
             let found = found.narrow(0, 0, expected.size()[0]);
             // There and back. Some gradients, as of the keys' biases, are nothing but rounding of larger ones.

@@ -32,7 +32,11 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
+        Self::of(RUN)
+    }
+
+    fn of(run: &str) -> Self {
+        let run = RunFile::parse(Path::new("test.yaml"), run).unwrap();
         let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::open(folder.path().to_str().unwrap(), &Access::environment()).unwrap();
@@ -180,5 +184,53 @@ fn what_is_whole_but_another_state_is_seen() {
     ] {
         let reason = difference(&saved, &order).unwrap();
         assert!(reason.contains(expected), "{reason}");
+    }
+}
+
+#[test]
+fn of_what_a_stage_does_not_train_no_moments_are_saved() {
+    let stage = |name: &str, trainable: &str| {
+        format!(
+            "  - {{ name: {name}, objective: contrastive, contrastive: {{ trainable: {trainable} }}, steps: 9, batch: 4, \
+             optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
+        )
+    };
+    let stages = [("all", "all"), ("parts", "projections"), ("factors", "{ lora: { rank: 2, targets: [mlp] } }")];
+    let stages: String = stages.map(|(name, trainable)| stage(name, trainable)).concat();
+    let head = RUN.split_once("stages:\n").unwrap().0;
+    let place = Place::of(&format!("{head}stages:\n{stages}"));
+    let is_factor = |name: &str| weights::clip::is_lora_factor(name);
+    let is_projection = |name: &str| ["visual.proj", "text_projection"].contains(&name);
+    for (at, is_trained) in [
+        (0, &(|name: &str| !is_factor(name) && name != weights::clip::LORA_ALPHA) as &dyn Fn(&str) -> bool),
+        (1, &is_projection),
+        (2, &is_factor),
+    ] {
+        let mut state = place.start();
+        state.enter_stage(&place.run, at);
+        state.position = Some(v1::Position { stage: at as u32, step: 3, generation: 4 });
+        buffers(&state).into_iter().enumerate().for_each(|(at, buffer)| fill(buffer, at as f64 + 0.25));
+        let name = format!("{at}-00000003");
+        let snapshot = Snapshot::take(&state, &place.run, &place.origins, Some(origin())).unwrap();
+        snapshot.write(&place.checkpoints, &name, &snapshot.parameters_sha256()).unwrap();
+
+        let fetched = place.checkpoints.read(&name).unwrap();
+        let evaluator = Archive::open(&fetched.path().join(file_name("evaluator"))).unwrap();
+        let moments = Archive::open(&fetched.path().join(OPTIMIZER)).unwrap();
+        let all: Vec<&str> = evaluator.names().collect();
+        let expected = MOMENTS
+            .into_iter()
+            .flat_map(|moment| all.iter().filter(|name| is_trained(name)).map(move |name| format!("{moment}.{name}")));
+        let expected: Vec<String> = expected.collect();
+        assert!(expected.len() >= 4 && all.len() > expected.len() / 2);
+        assert_eq!(moments.names().collect::<Vec<_>>(), expected);
+
+        let mut back = place.start();
+        let stamp = place.checkpoints.stamp(&name).unwrap();
+        restore(&mut back, &place.run, &place.origins, fetched.path(), &stamp).unwrap();
+        assert_eq!(back.parameters_sha256(), state.parameters_sha256());
+        for (back, was) in buffers(&back).into_iter().zip(buffers(&state)) {
+            assert_eq!(back, was);
+        }
     }
 }

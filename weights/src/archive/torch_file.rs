@@ -1,0 +1,123 @@
+//! PyTorch's ZIP format, written: what `torch.save({"state_dict": ...})` writes.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+use super::pickle::assembler::{Assembler, Piece};
+use super::pickle::opcode as op;
+use crate::error::Error;
+use crate::file::write_whole;
+use crate::tensor::{Dtype, Tensor, byte_length};
+
+/// The archive's folder; readers take whatever name it has.
+const FOLDER: &str = "archive";
+/// PyTorch's version of the format (`caffe2/serialize/versions.h`).
+const VERSION: &[u8] = b"3\n";
+/// Files of more bytes need ZIP64.
+const MAX_SHORT_FILE: usize = u32::MAX as usize;
+
+/// Writes tensors of 32-bit numbers as a state dict under the key `state_dict`, as PAC-S is published:
+/// `torch.load(path)["state_dict"]` reads it. It appears under its name only when it is complete.
+///
+/// # Errors
+/// Names the file, or the tensor that has other numbers, whose bytes do not fit its shape, or whose name is there twice.
+pub fn write_torch(path: &Path, tensors: &[(String, Tensor<'_>)]) -> Result<(), Error> {
+    for (at, (name, Tensor { dtype, shape, bytes })) in tensors.iter().enumerate() {
+        if *dtype != Dtype::F32 {
+            return Err(Error::tensor(path, name, format!("is of {dtype:?}, not of 32-bit numbers")));
+        }
+        if byte_length(*dtype, shape) != Some(bytes.len()) {
+            let problem = format!("has {} bytes, which {shape:?} does not take", bytes.len());
+            return Err(Error::tensor(path, name, problem));
+        }
+        if tensors.iter().take(at).any(|(other, _)| other == name) {
+            return Err(Error::tensor(path, name, "is there twice"));
+        }
+    }
+    let pickle = pickle(tensors);
+    write_whole(path, |partial| {
+        let mut archive = ZipWriter::new(BufWriter::new(File::create(partial)?));
+        let mut add = |name: &str, content: &[u8]| {
+            let options = SimpleFileOptions::default()
+                .compression_method(CompressionMethod::Stored)
+                .large_file(content.len() > MAX_SHORT_FILE);
+            archive.start_file(format!("{FOLDER}/{name}"), options)?;
+            archive.write_all(content)
+        };
+        add("data.pkl", &pickle)?;
+        add("byteorder", b"little")?;
+        for (key, (_, tensor)) in tensors.iter().enumerate() {
+            add(&format!("data/{key}"), &tensor.bytes)?;
+        }
+        add("version", VERSION)?;
+        archive.finish()?.flush()
+    })
+}
+
+/// The pickle: each tensor has a storage of its own, named by its place.
+fn pickle(tensors: &[(String, Tensor<'_>)]) -> Vec<u8> {
+    let integers = |sizes: &[usize]| sizes.iter().map(|&size| size as i64).collect::<Vec<_>>();
+    let parts: Vec<_> = tensors
+        .iter()
+        .enumerate()
+        .map(|(key, (_, tensor))| (key.to_string(), integers(&tensor.shape), integers(&strides(&tensor.shape))))
+        .collect();
+    let pieces: Vec<_> = tensors
+        .iter()
+        .zip(&parts)
+        .map(|((name, tensor), (key, shape, strides))| {
+            let elements = (tensor.bytes.len() / Dtype::F32.size()) as i64;
+            (name.as_str(), Piece { class: "FloatStorage", key, elements, offset: 0, shape, strides })
+        })
+        .collect();
+    Assembler::new().op(op::EMPTY_DICT).text("state_dict").state_dict(&pieces).op(op::SETITEM).end()
+}
+
+/// Elements from one index of each dimension to the next, row by row.
+fn strides(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for (at, &side) in shape.iter().enumerate().skip(1).rev() {
+        for stride in strides.iter_mut().take(at) {
+            *stride *= side;
+        }
+    }
+    strides
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::Archive;
+    use crate::testing::counting;
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("evaluator.pth");
+        let shapes: [&[usize]; 4] = [&[2, 3, 4], &[5], &[], &[0, 7]];
+        let tensors: Vec<_> =
+            shapes.iter().zip(["a", "b.weight", "c", "d"]).map(|(s, n)| (n.to_owned(), counting(s, 7))).collect();
+        write_torch(&path, &tensors).unwrap();
+        assert_eq!(Archive::open(&path).unwrap().tensors(), tensors);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something else was left");
+        assert_eq!(strides(&[2, 3, 4]), [12, 4, 1]);
+    }
+
+    #[test]
+    fn what_is_no_state_dict_of_32_bit_numbers_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("evaluator.pth");
+        let one = || ("a".to_owned(), counting(&[2], 0));
+        let problem = |tensors: &[(String, Tensor<'_>)]| write_torch(&path, tensors).unwrap_err().to_string();
+        assert!(problem(&[one(), one()]).contains("a: is there twice"));
+        let short = Tensor { shape: vec![3], ..one().1 };
+        assert!(problem(&[("b".to_owned(), short)]).contains("b: has 8 bytes, which [3] does not take"));
+        let half = Tensor { dtype: Dtype::F16, shape: vec![4], ..one().1 };
+        assert!(problem(&[("c".to_owned(), half)]).contains("c: is of F16"));
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,228 @@
+//! Which parameters of an evaluator a contrastive stage trains, and how they lie in memory.
+
+use runfile::{RunFile, Trainable};
+use weights::Lora;
+use weights::clip::{LORA_ALPHA, is_lora_factor};
+
+/// What a run trains of its evaluator besides all of it. The parameters are laid out so that each is one range.
+#[derive(Clone, Debug, Default)]
+pub struct Trainables {
+    /// The last projections alone.
+    pub projections: bool,
+    /// These LoRA factors, which the model then has for the whole run.
+    pub lora: Option<Lora>,
+}
+
+impl Trainables {
+    /// Of the stages of a run, which agree on the factors.
+    #[must_use]
+    pub fn of(run: &RunFile) -> Self {
+        let all = || run.stages.iter().map(|stage| &stage.contrastive.trainable);
+        let lora = all().find_map(|trainable| match trainable {
+            Trainable::Lora(lora) => Some(lora.clone()),
+            _ => None,
+        });
+        Self { projections: all().any(|trainable| *trainable == Trainable::Projections), lora }
+    }
+
+    /// Where a parameter lies. Where no stage trains the projections alone, they stay between the layers.
+    pub(super) fn group(&self, name: &str) -> Group {
+        match Group::of(name) {
+            Group::Projections if !self.projections => Group::Body,
+            group => group,
+        }
+    }
+}
+
+/// Groups of parameters, in the order in which they lie in memory.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Group {
+    /// All that is not in another group.
+    Body,
+    /// The last projections of both encoders.
+    Projections,
+    /// LoRA factors.
+    LoraFactors,
+    /// The scale of the factors, which nothing trains.
+    LoraAlpha,
+}
+
+impl Group {
+    pub fn of(name: &str) -> Self {
+        match name {
+            LORA_ALPHA => Self::LoraAlpha,
+            "visual.proj" | "visual.attnpool.c_proj.weight" | "visual.attnpool.c_proj.bias" | "text_projection" => {
+                Self::Projections
+            }
+            name if is_lora_factor(name) => Self::LoraFactors,
+            _ => Self::Body,
+        }
+    }
+
+    /// Whether a stage that trains this part of the evaluator trains the group.
+    pub fn is_trained(self, trainable: &Trainable) -> bool {
+        match trainable {
+            Trainable::All => self <= Self::Projections,
+            Trainable::Projections => self == Self::Projections,
+            Trainable::Lora(_) => self == Self::LoraFactors,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use runfile::Preset;
+    use tch::{Kind, Tensor, no_grad};
+    use weights::write_safetensors;
+
+    use super::*;
+    use crate::clip::{Clip, preset};
+    use crate::collective::Solo;
+    use crate::objective::contrastive::{self, Pairs};
+    use crate::optimizer::{Adam, Slope};
+    use crate::{tensors, testing};
+
+    fn lora() -> Lora {
+        Lora { rank: 3, alpha: 6.0, ..Lora::default() }
+    }
+
+    fn parts() -> Trainables {
+        Trainables { projections: true, lora: Some(lora()) }
+    }
+
+    fn evaluator() -> Clip {
+        Clip::trainable(preset(Preset::Tiny, 50), 1, testing::device(), &parts())
+    }
+
+    fn pixels() -> Tensor {
+        tch::manual_seed(3);
+        Tensor::randn([4, 3, 64, 64], testing::floats())
+    }
+
+    fn texts() -> Vec<Vec<i64>> {
+        (0..4).map(|i| vec![48, i, i + 1, 49]).collect()
+    }
+
+    fn embeddings(clip: &Clip) -> [Tensor; 2] {
+        [clip.embed(&clip.vision.hidden(&pixels())), clip.text.embed(&texts(), 1)]
+    }
+
+    fn values(clip: &Clip) -> BTreeMap<String, Tensor> {
+        clip.parameters().named().map(|(name, tensor)| (name.to_owned(), tensor.detach().copy())).collect()
+    }
+
+    /// Some steps of a stage that trains this part. The loss of each.
+    fn train(clip: &mut Clip, trainable: &Trainable, learning_rate: f64) -> Vec<f64> {
+        let settings = runfile::Optimizer {
+            learning_rate,
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: None,
+        };
+        clip.start_training(trainable);
+        let mut adam = Adam::new(clip.parameters(), &settings);
+        let trained: usize = clip.parameters().named_trained().map(|(_, tensor)| tensor.numel()).sum();
+        assert_eq!([adam.first.numel(), adam.second.numel()], [trained; 2], "only what is trained has moments");
+        assert_eq!(clip.parameters().gradient().unwrap().values.numel(), trained);
+        let losses = (1..=4).map(|step| {
+            let mut gradient = clip.parameters().gradient().unwrap().values;
+            _ = gradient.zero_();
+            let [images, texts] = embeddings(clip);
+            let pairs = Pairs { tokens: 0, images, texts, generated_images: None, generated_texts: None };
+            let outcome = contrastive::outcome(&pairs, &clip.logit_scale(), &Solo).unwrap();
+            outcome.loss.backward();
+            adam.update(clip.parameters(), &Slope::new(&gradient, outcome.weight), step, learning_rate);
+            outcome.loss_sum
+        });
+        let losses = losses.collect();
+        clip.parameters_mut().stop_training();
+        losses
+    }
+
+    fn check(trainable: &Trainable, is_trained: fn(&str) -> bool) {
+        let mut clip = evaluator();
+        let before = values(&clip);
+        let losses = train(&mut clip, trainable, 1e-3);
+        assert!(losses.last() < losses.first(), "{losses:?}");
+        let mut changed = 0;
+        for (name, value) in values(&clip) {
+            let is_same = value.equal(&before[&name]);
+            assert!(!is_trained(&name) || !is_same, "{name} has not changed");
+            assert!(is_trained(&name) || is_same, "{name} is frozen and has changed");
+            changed += usize::from(!is_same);
+        }
+        assert!(changed > 0);
+    }
+
+    #[test]
+    fn each_part_is_trained_and_what_is_frozen_keeps_every_bit() {
+        testing::each_code_path(|| {
+            check(&Trainable::Projections, |name| ["visual.proj", "text_projection"].contains(&name));
+            check(&Trainable::Lora(lora()), is_lora_factor);
+            check(&Trainable::All, |name| !is_lora_factor(name) && name != LORA_ALPHA);
+        });
+    }
+
+    #[test]
+    fn a_run_that_trains_all_has_the_parameters_in_the_order_of_the_layers() {
+        let names = |parts: &Trainables| -> Vec<String> {
+            let clip = Clip::trainable(preset(Preset::Tiny, 50), 1, testing::device(), parts);
+            clip.parameters().named().map(|(name, _)| name.to_owned()).collect()
+        };
+        let plain = Clip::new(preset(Preset::Tiny, 50), 1, testing::device());
+        let layers: Vec<String> = plain.parameters().named().map(|(name, _)| name.to_owned()).collect();
+        assert_eq!(names(&Trainables::default()), layers);
+        // The values do not depend on what else the run trains.
+        let all = values(&evaluator());
+        assert!(values(&plain).iter().all(|(name, value)| value.equal(&all[name])));
+        let with_projections = names(&Trainables { projections: true, lora: None });
+        assert_eq!(with_projections[layers.len() - 2..], ["visual.proj", "text_projection"]);
+        assert_eq!(names(&parts()).last().unwrap(), LORA_ALPHA);
+    }
+
+    #[test]
+    fn trained_factors_are_read_from_a_file_as_they_were_trained() {
+        for backend in [testing::device().into(), testing::sixteen_bits()] {
+            let mut clip = Clip::trainable(preset(Preset::Tiny, 50), 1, backend, &parts());
+            train(&mut clip, &Trainable::Lora(lora()), 1e-2);
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("evaluator.safetensors");
+            let trained: Vec<_> = clip
+                .parameters()
+                .named()
+                .map(|(name, tensor)| (name.to_owned(), tensors::to_weights(tensor)))
+                .collect();
+            write_safetensors(&path, &trained).unwrap();
+            let read = weights::Clip::of(&path, clip.architecture().clone()).unwrap();
+            let merged = tensors::from_weights(read.tensors().unwrap());
+            let plain = Clip::with(clip.architecture().clone(), &merged, backend).unwrap();
+            let tolerance = if backend == testing::sixteen_bits() { 2e-2 } else { 1e-5 };
+            for (found, expected) in no_grad(|| embeddings(&plain)).iter().zip(no_grad(|| embeddings(&clip))) {
+                let apart = (found - &expected).abs().max().to_kind(Kind::Double).double_value(&[]);
+                assert!(apart < tolerance, "{apart}");
+            }
+            // Without them it is another model.
+            let without: BTreeMap<_, _> =
+                values(&clip).into_iter().filter(|(name, _)| Group::of(name) < Group::LoraFactors).collect();
+            let without = Clip::with(clip.architecture().clone(), &without, backend).unwrap();
+            let [found, expected] = [&without, &clip].map(|clip| no_grad(|| embeddings(clip))[0].shallow_clone());
+            assert!((found - expected).abs().max().double_value(&[]) > 5.0 * tolerance);
+        }
+    }
+
+    #[test]
+    fn factors_are_drawn_from_the_seed_whatever_the_model_starts_from() {
+        let plain = values(&Clip::new(preset(Preset::Tiny, 50), 7, testing::device()));
+        let start =
+            |seed| Clip::trainable_with(preset(Preset::Tiny, 50), &plain, seed, testing::device(), &parts()).unwrap();
+        let [one, same, other] = [1, 1, 2].map(|seed| values(&start(seed)));
+        let a = "visual.transformer.resblocks.0.mlp.c_fc.lora_A";
+        assert!(one[a].equal(&same[a]) && !one[a].equal(&other[a]));
+        assert!(one[a].equal(&values(&evaluator())[a]));
+        let b = &one["visual.transformer.resblocks.0.mlp.c_fc.lora_B"];
+        assert!(b.eq(0.0).all().int64_value(&[]) == 1);
+    }
+}

@@ -1,0 +1,218 @@
+//! Weights that may have LoRA factors (Hu et al. 2022) beside them.
+
+use tch::{Tensor, no_grad};
+
+use super::operators::{Parameter, records_gradients};
+
+/// A weight W, or W + scale B A where it has LoRA factors.
+///
+/// Products read the sum from memory of its own, which [`super::Parameters::changed`] refreshes: a frozen weight costs no more than
+/// one without factors. While gradients are recorded they go through the sum, to W or to the factors, whichever are trained.
+pub struct Weight {
+    /// W, and what products read.
+    base: Parameter,
+    /// Boxed because most weights have none.
+    factors: Option<Box<Factors>>,
+}
+
+struct Factors {
+    /// A: `[rank, inputs]`, or `[rank k, inputs k]` of a convolution with a kernel of side k.
+    a: Tensor,
+    /// B: `[outputs, rank]`, or `[outputs k, rank k]`.
+    b: Tensor,
+    /// alpha / rank.
+    scale: f64,
+}
+
+impl Factors {
+    fn added_to(&self, weight: &Tensor) -> Tensor {
+        weight + (self.b.matmul(&self.a) * self.scale).view(weight.size().as_slice())
+    }
+}
+
+impl From<Parameter> for Weight {
+    /// A weight without factors.
+    fn from(base: Parameter) -> Self {
+        Self { base, factors: None }
+    }
+}
+
+impl Weight {
+    /// A weight with the factors A and B. `base.working` is memory that nothing else uses.
+    pub(super) fn with_factors(base: Parameter, [a, b]: [Tensor; 2], scale: f64) -> Self {
+        Self { base, factors: Some(Box::new(Factors { a, b, scale })) }
+    }
+
+    /// The same weight, in the same memory.
+    pub(super) fn shallow_clone(&self) -> Self {
+        let factors = self.factors.as_deref().map(|Factors { a, b, scale }| {
+            let [a, b] = [a, b].map(Tensor::shallow_clone);
+            Box::new(Factors { a, b, scale: *scale })
+        });
+        Self { base: self.base.shallow_clone(), factors }
+    }
+
+    /// For a product: the sum as gradients go through it, and as the product reads it.
+    pub fn parameter(&self) -> Parameter {
+        match &self.factors {
+            Some(factors) if records_gradients() => {
+                let Parameter { master, working } = &self.base;
+                Parameter { master: factors.added_to(master), working: working.shallow_clone() }
+            }
+            _ => self.base.shallow_clone(),
+        }
+    }
+
+    /// The sum, for a convolution: in 32 bits, and gradients go through it.
+    pub fn value(&self) -> Tensor {
+        match &self.factors {
+            Some(factors) if records_gradients() => factors.added_to(&self.base.master),
+            _ => self.base.working.shallow_clone(),
+        }
+    }
+
+    /// Writes the sum to where products read it.
+    pub(super) fn refresh(&self) {
+        if let Some(factors) = &self.factors {
+            no_grad(|| self.base.working.shallow_clone().copy_(&factors.added_to(&self.base.master)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tch::Kind;
+    use weights::Lora;
+    use weights::clip::{LoraTarget, is_lora_factor};
+
+    use super::*;
+    use crate::nn::{Backend, Builder, Linear, Parameters};
+    use crate::testing;
+
+    const LORA_SEED: u64 = 5;
+
+    fn lora(alpha: f64) -> Lora {
+        Lora { rank: 2, alpha, ..Lora::default() }
+    }
+
+    /// A linear layer and a convolution with factors, both filled at random.
+    fn model(backend: impl Into<Backend>, alpha: f64) -> (Linear, Weight, Parameters) {
+        let mut builder = Builder::new(1, backend).with_lora(Some(&lora(alpha)), LORA_SEED);
+        let layer = Linear::adapted(&mut builder, "mlp.c_fc", 6, 4, 0.5, LoraTarget::Mlp);
+        let kernel = builder.adapted_convolution("visual.conv1.weight", [4, 3, 2, 2], 0.5, LoraTarget::PatchEmbedding);
+        let parameters = builder.finish();
+        tch::manual_seed(2);
+        no_grad(|| _ = parameters.flat().shallow_clone().normal_(0.0, 0.5));
+        parameters.changed();
+        (layer, kernel, parameters)
+    }
+
+    fn named(parameters: &Parameters) -> BTreeMap<&str, &Tensor> {
+        parameters.named().collect()
+    }
+
+    #[test]
+    fn factors_start_without_effect_and_have_the_published_names_and_shapes() {
+        let mut builder = Builder::blank(testing::device()).with_lora(Some(&lora(3.0)), LORA_SEED);
+        let weight = builder.adapted_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
+        _ = builder.adapted_convolution("visual.conv1.weight", [4, 3, 2, 2], 0.5, LoraTarget::PatchEmbedding);
+        let parameters = builder.finish();
+        let sizes: Vec<_> = parameters.named().map(|(name, tensor)| (name, tensor.size())).collect();
+        assert_eq!(
+            sizes,
+            [
+                ("attn.in_proj_weight", vec![12, 4]),
+                ("attn.in_proj_weight_lora_A", vec![2, 4]),
+                ("attn.in_proj_weight_lora_B", vec![12, 2]),
+                ("visual.conv1.weight", vec![4, 3, 2, 2]),
+                ("visual.conv1.lora_A", vec![4, 6]),
+                ("visual.conv1.lora_B", vec![8, 4]),
+            ]
+        );
+        assert_eq!(weight.parameter().working, weight.parameter().master);
+        // A is drawn although the rest of the model is to be overwritten.
+        let a = named(&parameters)["attn.in_proj_weight_lora_A"];
+        assert!(a.abs().min().double_value(&[]) > 0.0 && a.abs().max().double_value(&[]) < 2.0);
+        // Targets that are not asked for have none.
+        let few = Lora { targets: [LoraTarget::Mlp].into(), ..lora(1.0) };
+        let mut builder = Builder::blank(testing::device()).with_lora(Some(&few), LORA_SEED);
+        _ = builder.adapted_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
+        assert_eq!(builder.finish().named().count(), 1);
+    }
+
+    #[test]
+    fn frozen_products_read_the_sum_that_the_weights_crate_reads_too() {
+        let (layer, kernel, parameters) = model(testing::device(), 3.0);
+        let found = named(&parameters);
+        let sum = |weight: &str, a: &str, b: &str| {
+            found[weight] + (found[b].matmul(found[a]) * (3.0 / 2.0)).view(found[weight].size().as_slice())
+        };
+        let x = Tensor::randn([5, 6], testing::floats());
+        let weight = sum("mlp.c_fc.weight", "mlp.c_fc.lora_A", "mlp.c_fc.lora_B");
+        let expected = x.matmul(&weight.transpose(0, 1)) + found["mlp.c_fc.bias"];
+        assert!(no_grad(|| layer.forward(&x)).allclose(&expected, 1e-5, 1e-6, false));
+        let expected = sum("visual.conv1.weight", "visual.conv1.lora_A", "visual.conv1.lora_B");
+        assert!(no_grad(|| kernel.value()).allclose(&expected, 1e-6, 1e-7, false));
+        assert!(kernel.value().allclose(&expected, 1e-6, 1e-7, false), "while gradients are recorded");
+    }
+
+    #[test]
+    fn gradients_of_factors_are_those_of_differences() {
+        testing::each_code_path(|| {
+            check_gradients(is_lora_factor);
+            // The weights themselves learn in other stages of the same run.
+            check_gradients(|name| !is_lora_factor(name));
+        });
+    }
+
+    fn check_gradients(is_trained: fn(&str) -> bool) {
+        let (layer, kernel, parameters) = model(testing::device(), 3.0);
+        let x = Tensor::randn([5, 6], testing::floats());
+        let image = Tensor::randn([2, 3, 4, 4], testing::floats());
+        let loss = || {
+            let convolved = image.conv2d(&kernel.value(), None::<&Tensor>, 2, 0, 1, 1);
+            layer.forward(&x).tanh().square().sum(Kind::Float) + convolved.tanh().square().sum(Kind::Float)
+        };
+        for (name, tensor) in parameters.named() {
+            _ = tensor.shallow_clone().set_requires_grad(is_trained(name));
+        }
+        loss().backward();
+        let step = 1e-2;
+        for (name, tensor) in parameters.named() {
+            let gradient = tensor.grad();
+            assert_eq!(gradient.defined(), is_trained(name), "{name}");
+            if !gradient.defined() {
+                continue;
+            }
+            let values = tensor.detach().view(-1);
+            for at in 0..tensor.numel().min(6) as i64 {
+                let at_step = |step: f64| {
+                    no_grad(|| _ = values.narrow(0, at, 1).g_add_scalar_(step));
+                    parameters.changed();
+                    no_grad(loss).double_value(&[])
+                };
+                let (above, below) = (at_step(step), at_step(-2.0 * step));
+                _ = at_step(step);
+                let (found, expected) = (gradient.view(-1).double_value(&[at]), (above - below) / (2.0 * step));
+                assert!((found - expected).abs() < 2e-2 * expected.abs().max(0.1), "{name}[{at}]: {found}, {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn sixteen_bit_products_read_the_rounded_sum() {
+        let [(exact, ..), (rounded, kernel, parameters)] =
+            [Backend::from(testing::device()), testing::sixteen_bits()].map(|backend| model(backend, 3.0));
+        let x = Tensor::randn([5, 6], testing::floats());
+        let [expected, found] = [&exact, &rounded].map(|layer| no_grad(|| layer.forward(&x)).to_kind(Kind::Float));
+        assert!(found.allclose(&expected, 5e-2, 5e-2, false), "{found} is not {expected}");
+        // Without its factors it is another layer.
+        no_grad(|| _ = named(&parameters)["mlp.c_fc.lora_B"].shallow_clone().zero_());
+        parameters.changed();
+        let without = no_grad(|| rounded.forward(&x)).to_kind(Kind::Float);
+        assert!(!without.allclose(&expected, 5e-2, 5e-2, false));
+        assert_eq!(kernel.value().kind(), Kind::Float);
+    }
+}
