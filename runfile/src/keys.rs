@@ -65,6 +65,7 @@ pub const KEYS: &[Key] = &[
     key("data.features", NextStep, "path"),
     key("data.skip_corrupt", NextStep, ""),
     key("data.exif", NextStep, ""),
+    key("data.crop_offset", NextStep, ""),
     key("data.karpathy.annotations", Free, "path"),
     key("data.karpathy.images", Free, "path"),
     key("data.coco.train.annotations", Free, "path"),

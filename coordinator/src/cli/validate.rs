@@ -179,7 +179,7 @@ fn stores(
         let shape = [architecture.tokens(), architecture.width(), evaluator.architecture().embedding];
         let rows = Rows { shape: shape.map(|size| size as u64), dtype: Dtype::F32 };
         let towers = [vision.clone(), of_clip(evaluator)];
-        let wanted = Manifest::new(split.name().to_owned(), images, data.preprocessing().to_owned(), towers, rows);
+        let wanted = Manifest::new(split.name().to_owned(), images, data.preprocessing().description(), towers, rows);
         Ok((split, Store::open(&folder.join(split.name()), &wanted)?))
     };
     [Split::Train, Split::Validation].into_iter().map(open).collect()

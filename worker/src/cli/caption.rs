@@ -4,7 +4,9 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use dataset::{preprocess, read_file};
+use dataset::preprocess::{self, Preprocessing};
+use dataset::read_file;
+use runfile::CropOffset;
 use serde::Serialize;
 use storage::Stamp;
 use tch::{Device, Tensor};
@@ -50,6 +52,9 @@ pub struct Caption {
     #[arg(long)]
     exif: bool,
     #[command(flatten)]
+    /// How the offset of the centre crop is rounded, like `data.crop_offset` of the run file.
+    #[arg(long, default_value = "half_to_even", value_parser = crop_offset, value_name = "half_to_even|floor")]
+    crop_offset: CropOffset,
     compute: Compute,
     /// Image files; `-` reads their paths from standard input, one a line.
     #[arg(required = true, value_name = "IMAGE")]
@@ -97,7 +102,7 @@ impl Caption {
             search,
             device,
             json: self.json,
-            exif: self.exif,
+            preprocessing: Preprocessing { exif: self.exif, crop_offset: self.crop_offset },
         };
         // How many there are is known unless they come from standard input. What is printed on the same terminal is progress enough.
         let known = !self.images.iter().any(|path| path.as_os_str() == "-");
@@ -122,6 +127,14 @@ impl Caption {
 }
 
 /// Says on stderr that no captions are to be expected of a captioner as it was drawn from a seed.
+fn crop_offset(text: &str) -> Result<CropOffset, String> {
+    match text {
+        "half_to_even" => Ok(CropOffset::HalfToEven),
+        "floor" => Ok(CropOffset::Floor),
+        _ => Err("expected half_to_even or floor".to_owned()),
+    }
+}
+
 /// `stamp` says where in a run it was saved.
 pub fn warn_if_untrained(folder: &Folder, stamp: Option<&Stamp>) {
     if !folder.captioner_is_untrained() {
@@ -158,7 +171,7 @@ struct Writer {
     search: Search,
     device: Device,
     json: bool,
-    exif: bool,
+    preprocessing: Preprocessing,
 }
 
 impl Writer {
@@ -167,12 +180,9 @@ impl Writer {
         let size = self.eyes.architecture().image_size as u32;
         let read = |path: &Path| {
             let encoded = read_file(path).map_err(|error| error.to_string())?;
-            let pixels = match self.exif {
-                true => preprocess::upright(&encoded, size),
-                false => preprocess::square(&encoded, size),
-            };
+            let pixels = self.preprocessing.square(&encoded, size);
             let orientation = preprocess::orientation(&encoded).to_exif();
-            if pixels.is_ok() && orientation != 1 && !self.exif {
+            if pixels.is_ok() && orientation != 1 && !self.preprocessing.exif {
                 super::warn(format_args!(
                     "warning: {}: its EXIF orientation ({orientation}) is not applied, so the model sees the photo turned: --exif \
                      applies it",
