@@ -84,6 +84,7 @@ pub const KEYS: &[Key] = &[
     key("captioner.vision", Fixed, "path"),
     key("captioner.dropout", NextStep, "probability"),
     key("captioner.max_target_length", NextStep, "tokens"),
+    key("captioner.projection_init", Fixed, ""),
     key("captioner.vision_clip.family", Fixed, ""),
     key("captioner.vision_clip.activation", Fixed, ""),
     key("captioner.vision_clip.mean", Fixed, "red, green, blue"),
@@ -112,6 +113,7 @@ pub const KEYS: &[Key] = &[
     key("decoding.max_length", Fixed, "tokens"),
     key("decoding.length_penalty", Fixed, ""),
     key("decoding.begin_counts_when_cut", Fixed, ""),
+    key("decoding.candidate_dropout", Fixed, ""),
     // METEOR with other tables is another metric of the same name.
     key("scoring.meteor_jar", Fixed, "path"),
     key("scoring.meteor_paraphrases", Fixed, "path"),
@@ -134,6 +136,7 @@ pub const KEYS: &[Key] = &[
     key("stages[].optimizer.clip_norm", NextStep, ""),
     key("stages[].schedule.shape", NextStep, ""),
     key("stages[].schedule.warmup", NextStep, "fraction"),
+    key("stages[].schedule.warmup_from_zero", NextStep, ""),
     key("stages[].contrastive.generated_images", Fixed, ""),
     key("stages[].contrastive.generated_captions", Fixed, ""),
     key("stages[].dico.beta", Fixed, ""),

@@ -12,6 +12,7 @@ use crate::captioner::Search;
 use crate::clip;
 use crate::data::Batch;
 use crate::models::{Models, Origins};
+use crate::nn::Mode;
 
 /// Whose captions are examined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,7 @@ impl Examiner<'_> {
             return items.iter().map(|&(number, item)| Written::by_people(item, number)).collect();
         }
         let vocabulary = &self.origins.captioner_vocabulary;
-        let found = self.models.captioner.search(hidden, &Search::new(&self.run.decoding, vocabulary));
+        let found = self.models.captioner.search(hidden, &Search::new(&self.run.decoding, vocabulary), Mode::Evaluate);
         let captions = found.iter().map(|beams| vocabulary.decode(&beams[0].tokens));
         captions.zip(items).map(|(caption, (_, item))| Written { caption, references: item.captions.clone() }).collect()
     }

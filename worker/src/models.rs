@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use features::Tower;
-use runfile::{Objective, Precision, Preset, RunFile};
+use runfile::{Objective, Precision, Preset, ProjectionInit, RunFile};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
@@ -58,6 +58,8 @@ pub struct Origins {
     precision: Precision,
     evaluator: Origin<weights::Clip>,
     captioner: Origin<Folder>,
+    /// Of a captioner that starts from the seed.
+    projection_init: ProjectionInit,
     /// CLIP weights of the captioner's own vision tower.
     vision: Option<weights::Clip>,
     /// Of the captioner.
@@ -118,6 +120,7 @@ impl Origins {
             precision: run.precision,
             evaluator,
             captioner,
+            projection_init: run.captioner.projection_init,
             vision,
             captioner_vocabulary,
             evaluator_vocabulary,
@@ -233,7 +236,7 @@ impl Origins {
             Origin::Seed(preset) => {
                 let vocabulary = self.captioner_vocabulary.size() as usize;
                 let architecture = captioner::preset(*preset, seen.width(), seen.tokens(), vocabulary);
-                Ok(Captioner::new(architecture, seeds::derive(self.seed, "captioner"), backend))
+                Ok(Captioner::new(architecture, self.projection_init, seeds::derive(self.seed, "captioner"), backend))
             }
             Origin::Weights(folder) => open_captioner(folder, backend),
         }
@@ -391,7 +394,7 @@ mod tests {
             assert_eq!(shapes(eyes.parameters()), architecture.tower().shapes().unwrap());
         }
         let architecture = captioner::preset(Preset::Tiny, 64, 65, 50);
-        let captioner = Captioner::new(architecture.clone(), 1, Device::Cpu);
+        let captioner = Captioner::new(architecture.clone(), ProjectionInit::default(), 1, Device::Cpu);
         assert_eq!(shapes(captioner.parameters()), architecture.shapes().unwrap());
     }
 }

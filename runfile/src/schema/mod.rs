@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) use check::Problem;
 pub use data::{Coco, CocoSplit, CropOffset, Data, Karpathy, Positives, WebDataset};
 pub use guard::{GuardAction, Rule};
-pub use models::{Captioner, CutCandidates, Decoding, Evaluator, EvaluatorScore, Preset, TextReading, Vocabulary};
+pub use models::{
+    Captioner, CutCandidates, Decoding, Evaluator, EvaluatorScore, Preset, ProjectionInit, TextReading, Vocabulary,
+};
 pub use objective::{Baseline, Candidates, Contrastive, Dico, Objective, Reward, Rewards, Scst, Weights};
 pub use stage::{Optimizer, Schedule, Shape, Stage};
 

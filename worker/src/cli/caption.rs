@@ -19,6 +19,7 @@ use crate::captioner::{Captioner, Search};
 use crate::clip::Eyes;
 use crate::data::normalise;
 use crate::models::{open_captioner, open_eyes, open_folder};
+use crate::nn::Mode;
 use crate::trainer::stamp;
 
 /// Images captioned at once.
@@ -51,10 +52,10 @@ pub struct Caption {
     /// this command otherwise.
     #[arg(long)]
     exif: bool,
-    #[command(flatten)]
     /// How the offset of the centre crop is rounded, like `data.crop_offset` of the run file.
     #[arg(long, default_value = "half_to_even", value_parser = crop_offset, value_name = "half_to_even|floor")]
     crop_offset: CropOffset,
+    #[command(flatten)]
     compute: Compute,
     /// Image files; `-` reads their paths from standard input, one a line.
     #[arg(required = true, value_name = "IMAGE")]
@@ -126,7 +127,6 @@ impl Caption {
     }
 }
 
-/// Says on stderr that no captions are to be expected of a captioner as it was drawn from a seed.
 fn crop_offset(text: &str) -> Result<CropOffset, String> {
     match text {
         "half_to_even" => Ok(CropOffset::HalfToEven),
@@ -135,6 +135,7 @@ fn crop_offset(text: &str) -> Result<CropOffset, String> {
     }
 }
 
+/// Says on stderr that no captions are to be expected of a captioner as it was drawn from a seed.
 /// `stamp` says where in a run it was saved.
 pub fn warn_if_untrained(folder: &Folder, stamp: Option<&Stamp>) {
     if !folder.captioner_is_untrained() {
@@ -206,7 +207,7 @@ impl Writer {
             let pixels = Tensor::from_slice(&pixels).view([count as i64, side, side, 3]);
             let by = &self.eyes.architecture().normalization;
             let hidden = tch::no_grad(|| self.eyes.hidden(&normalise(&pixels, 0..count, self.device, by)));
-            let found = self.captioner.search(&hidden, &self.search);
+            let found = self.captioner.search(&hidden, &self.search, Mode::Evaluate);
             let mut out = terminal::out();
             for (path, beams) in readable.iter().zip(found) {
                 writeln!(out, "{}", self.line(path, &beams)).map_err(|error| error.to_string())?;

@@ -47,6 +47,15 @@ impl Linear {
         }
     }
 
+    /// The same, but starts as `torch.nn.Linear` does: weights and bias uniform within 1 / sqrt(inputs) of 0.
+    pub fn uniform(builder: &mut Builder, name: &str, inputs: i64, outputs: i64) -> Self {
+        let bound = (inputs as f64).powf(-0.5);
+        Self {
+            weight: builder.uniform(&format!("{name}.weight"), &[outputs, inputs], bound),
+            bias: builder.uniform(&format!("{name}.bias"), &[outputs], bound),
+        }
+    }
+
     /// `[.., inputs]` to `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         operators::linear(x, &self.weight, &self.bias)

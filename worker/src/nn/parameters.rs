@@ -55,10 +55,20 @@ impl Builder {
 
     /// A parameter drawn from a normal distribution around 0.
     pub fn normal(&mut self, name: &str, shape: &[i64], deviation: f64) -> Tensor {
+        self.drawn(name, shape, || Tensor::randn(shape, (Kind::Float, Device::Cpu)) * deviation)
+    }
+
+    /// A matrix or a bias drawn uniformly from -bound..bound, for products.
+    pub fn uniform(&mut self, name: &str, shape: &[i64], bound: f64) -> Parameter {
+        let draw = || Tensor::rand(shape, (Kind::Float, Device::Cpu)) * (2.0 * bound) - bound;
+        let master = self.drawn(name, shape, draw);
+        self.with_working_copy(master)
+    }
+
+    fn drawn(&mut self, name: &str, shape: &[i64], draw: impl FnOnce() -> Tensor) -> Tensor {
         let Some(seed) = self.seed else { return self.constant(name, shape, 0.0) };
         tch::manual_seed(crate::seeds::derive(seed, name) as i64);
-        let values = Tensor::randn(shape, (Kind::Float, Device::Cpu)) * deviation;
-        self.add(name, values)
+        self.add(name, draw())
     }
 
     /// A parameter that starts at `value`.

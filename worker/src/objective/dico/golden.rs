@@ -107,11 +107,18 @@ fn check_step() {
             weights: &settings.reward,
         };
         let laps = Laps::default();
-        let context = Context { reference: &reference, judge, vocabulary: &captioner_vocabulary, search, laps: &laps };
+        let context = Context {
+            reference: &reference,
+            judge,
+            vocabulary: &captioner_vocabulary,
+            search,
+            candidate_dropout: None,
+            laps: &laps,
+        };
         let numbers: Vec<usize> = (0..images as usize).collect();
         let seen = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
         let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, backend);
-        let candidates = policy.search(&hidden, &context.search);
+        let candidates = policy.search(&hidden, &context.search, Mode::Evaluate);
         let tokens: Vec<Vec<_>> =
             candidates.iter().map(|found| found.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
         assert_eq!(tokens, golden.candidates);
