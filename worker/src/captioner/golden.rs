@@ -203,7 +203,8 @@ fn a_uniform_projection_starts_like_a_linear_layer_of_torch() {
         named.map(|(name, value)| (name.to_owned(), value.shallow_clone())).collect::<BTreeMap<_, _>>()
     };
     let (uniform, normal) = (parameters(&uniform), parameters(&normal));
-    // Between two distributions, in units of the largest value: chance leaves less, another distribution more.
+    // Largest difference of two quantiles, in units of the largest value: chance leaves less,
+    // another distribution more.
     for (part, expected, allowed) in [("weight", &golden.weight, 0.03), ("bias", &golden.bias, 0.3)] {
         let name = format!("encoder.vis_enc_to_enc_proj.{part}");
         let largest = expected.last().unwrap();
@@ -279,7 +280,7 @@ fn check_dropout() {
             let values = Tensor::from_slice(&found.iter().map(value).collect::<Vec<_>>());
             let [found_mean, found_deviation] =
                 [values.mean(Kind::Double), values.std(true)].map(|moment| moment.double_value(&[]));
-            // Four standard errors of the difference between two means, and about as much of two deviations.
+            // Four standard errors of the difference of two means, and almost six of two deviations.
             let error = deviation * (1.0 / DRAWS as f64 + 1.0 / golden.draws as f64).sqrt();
             println!("image {image}, {name}: {:.1} standard errors apart", (found_mean - mean) / error);
             assert!((found_mean - mean).abs() < 4.0 * error, "image {image}, {name}: {found_mean} is not {mean}");
@@ -289,8 +290,8 @@ fn check_dropout() {
     }
 }
 
-/// Of one token there is one step, which draws the same masks as training in the same order. On a GPU captions are padded,
-/// for which masks are drawn as well.
+/// A search of one token is one step. It draws the same masks as training, in the same order. On a
+/// GPU it does not: there training pads captions, and draws masks for the padding.
 #[test]
 fn a_step_with_dropout_drops_what_training_drops() {
     const TEST: &str = "captioner::golden::a_step_with_dropout_drops_what_training_drops";

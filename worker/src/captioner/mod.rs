@@ -209,8 +209,8 @@ impl Captioner {
         self.generate(vision, search, mode, sample::sample)
     }
 
-    /// The k best captions of each image, best first. With dropout, masks are drawn with libtorch's generator: one for
-    /// what the encoder sees of an image, one for each token of each beam.
+    /// The k best captions of each image, best first. With dropout, libtorch's generator draws the
+    /// masks: of the encoder once for each image, of the decoder for each token of each beam.
     #[must_use]
     pub fn search(&self, vision: &Tensor, search: &Search, mode: Mode) -> Vec<Vec<Hypothesis>> {
         self.generate(vision, search, mode, beam::search)

@@ -47,7 +47,8 @@ impl Linear {
         }
     }
 
-    /// The same, but starts as `torch.nn.Linear` does: weights and bias uniform within 1 / sqrt(inputs) of 0.
+    /// The same parameters, which start as those of `torch.nn.Linear`: weights and bias uniform
+    /// within 1 / sqrt(inputs) of 0.
     pub fn uniform(builder: &mut Builder, name: &str, inputs: i64, outputs: i64) -> Self {
         let bound = (inputs as f64).powf(-0.5);
         Self {

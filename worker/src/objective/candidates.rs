@@ -209,7 +209,8 @@ mod tests {
     use super::*;
     use crate::{captioner, testing};
 
-    /// Candidates of images with these numbers, of which each looks like its number; and what is drawn next.
+    /// Candidates of images with these numbers, and the number that is drawn next. Images whose
+    /// numbers end with the same digit look the same.
     fn with_dropout(policy: &Captioner, seed: u64, numbers: &[usize], generate: Generate) -> (Vec<Vec<Vec<i64>>>, f64) {
         let hidden = numbers.iter().map(|&number| {
             tch::manual_seed(number as i64 % 10);

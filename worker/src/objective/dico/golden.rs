@@ -1,5 +1,6 @@
-//! One whole step against PyTorch: candidates, rewards, loss, every gradient and every updated parameter. Under the settings
-//! of the release, under the default, and with cut candidates that are rewarded as if they had ended.
+//! One whole step against PyTorch: candidates, rewards, loss, every gradient and every updated
+//! parameter. By the settings of the release, by the default ones, and by the default ones with cut
+//! candidates rewarded as if they had ended.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -82,8 +83,8 @@ struct Step {
     tensors: String,
 }
 
-/// The run whose settings are called `name`: that of the release, or one that says nothing of what is compared but how
-/// cut candidates are rewarded.
+/// The run whose settings are called `name`: `configs/release/coco-dico.yaml`, or that file with the
+/// defaults of all settings that the comparison depends on; `closed` differs in `cut_candidates`.
 fn run(name: &str) -> RunFile {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/release/coco-dico.yaml");
     let mut run = RunFile::load(&path).unwrap();
