@@ -33,7 +33,7 @@ use sha2::{Digest, Sha256};
 
 pub use error::{Error, UnknownSplit};
 use positives::Positives;
-use preprocess::Oddities;
+use preprocess::{Oddities, Preprocessing};
 use shards::{Member, Shards};
 
 /// Encoded images above this many bytes are refused: no photograph comes near.
@@ -193,8 +193,7 @@ pub struct DataSet {
     odd: OddImages,
     shards: Option<Shards>,
     positives: Positives,
-    /// Whether photos are turned as their EXIF orientation says.
-    applies_exif: bool,
+    preprocessing: Preprocessing,
 }
 
 /// How far images are looked at when a data set is loaded.
@@ -285,7 +284,7 @@ impl DataSet {
             return Err(Error::format("data", "needs exactly one of `karpathy`, `coco` and `webdataset`"));
         };
         data.check_texts(|split| source(settings, split))?;
-        data.applies_exif = settings.exif;
+        data.preprocessing = settings.into();
         Ok(data)
     }
 
@@ -421,7 +420,7 @@ impl DataSet {
     /// What people should know of odd images, naming some of them.
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         let OddImages { turned, grey_of_16_bits } = &self.odd;
-        let turned = if self.applies_exif { &[][..] } else { turned };
+        let turned = if self.preprocessing.exif { &[][..] } else { turned };
         let of = |images: &[String], what: &str| {
             let first = images.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
             let more = if images.len() > NAMED { ", ..." } else { "" };
@@ -484,10 +483,10 @@ impl DataSet {
         self
     }
 
-    /// What is done to images before models see them; see [`preprocess::description`].
+    /// How images become the pixels that models see.
     #[must_use]
-    pub fn preprocessing(&self) -> &'static str {
-        preprocess::description(self.applies_exif)
+    pub fn preprocessing(&self) -> Preprocessing {
+        self.preprocessing
     }
 
     /// Decodes some images of a split, by number, on so many threads, and those generated of them.
@@ -538,7 +537,7 @@ impl DataSet {
     /// There is none, or it is damaged.
     pub fn generated_pixels(&self, image: usize, size: u32) -> Result<Vec<u8>, Error> {
         let path = self.positives.image(&self.splits.train[image])?;
-        self.square(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
+        self.preprocessing.square(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
     }
 
     /// SHA-256 over the ordered names and captions of the training split, and generated captions; equal where two workers train on
@@ -587,11 +586,7 @@ impl DataSet {
     /// Like [`read`](Self::read), or the image is damaged or absurdly large.
     pub fn pixels(&self, item: &Item, size: u32) -> Result<Vec<u8>, Error> {
         let encoded = self.read(item)?;
-        self.square(&encoded, size).map_err(|problem| Error::image(self.place(item), problem))
-    }
-
-    fn square(&self, encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
-        if self.applies_exif { preprocess::upright(encoded, size) } else { preprocess::square(encoded, size) }
+        self.preprocessing.square(&encoded, size).map_err(|problem| Error::image(self.place(item), problem))
     }
 
     /// Names an item's image for people.

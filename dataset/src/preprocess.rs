@@ -1,6 +1,6 @@
 //! An encoded image to the pixels that CLIP sees, as its authors prepare them: Pillow's decoding and `convert("RGB")`,
-//! torchvision's `Resize(size, BICUBIC)` of the short side and `CenterCrop(size)`. CLIP's own
-//! preprocessing ignores EXIF orientation, and so does [`square`]; [`upright`] applies it first.
+//! torchvision's `Resize(size, BICUBIC)` of the short side and `CenterCrop(size)`. [`Preprocessing`]
+//! says what can be done otherwise.
 
 mod buffer;
 mod jpeg;
@@ -10,6 +10,7 @@ use std::io::{BufRead, Cursor, Read, Seek, SeekFrom};
 
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use runfile::CropOffset;
 use serde::{Deserialize, Serialize};
 
 use resize::{Columns, Plan};
@@ -22,14 +23,47 @@ const MOST_BYTES: u64 = 512 << 20;
 /// Last bytes of every PNG: the chunk `IEND`.
 const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xAE\x42\x60\x82";
 
-/// What [`square`] does to an image, or [`upright`] where EXIF orientation is applied; in words
-/// that change when it does. Feature stores record it.
-#[must_use]
-pub const fn description(applies_exif: bool) -> &'static str {
-    if applies_exif {
-        "EXIF orientation applied; RGB; bicubic, short side to image size; centre crop"
-    } else {
-        "RGB; bicubic, short side to image size; centre crop"
+/// How an encoded image becomes pixels. The default is CLIP's own preprocessing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Preprocessing {
+    /// Whether the image is turned as its EXIF orientation says, which CLIP's own preprocessing
+    /// ignores.
+    pub exif: bool,
+    /// How the offset of the centre crop is rounded.
+    pub crop_offset: CropOffset,
+}
+
+impl From<&runfile::Data> for Preprocessing {
+    fn from(settings: &runfile::Data) -> Self {
+        Self { exif: settings.exif, crop_offset: settings.crop_offset }
+    }
+}
+
+impl Preprocessing {
+    /// What is done to an image, in words that change when it does. Feature stores record it.
+    #[must_use]
+    pub fn description(self) -> String {
+        let exif = if self.exif { "EXIF orientation applied; " } else { "" };
+        let crop_offset = match self.crop_offset {
+            CropOffset::HalfToEven => "",
+            CropOffset::Floor => ", offset rounded down",
+        };
+        format!("{exif}RGB; bicubic, short side to image size; centre crop{crop_offset}")
+    }
+
+    /// An encoded image as `size` x `size` pixels: red, green and blue interleaved, row by row.
+    ///
+    /// # Errors
+    /// It is no JPEG, PNG or WebP, damaged or truncated, or has more pixels or bytes than Pillow would decode; says which.
+    pub fn square(self, encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
+        let orientation = if self.exif { orientation(encoded) } else { Orientation::NoTransforms };
+        if orientation == Orientation::NoTransforms {
+            return as_it_is(encoded, size, self.crop_offset);
+        }
+        // Pillow's `ImageOps.exif_transpose` comes first.
+        let picture = decode(encoded)?.turned(orientation)?;
+        let plan = Plan::new(picture.width, picture.height, size as usize, self.crop_offset)?;
+        Ok(resize::square(&plan, &Columns::of(&picture, &plan)))
     }
 }
 
@@ -37,7 +71,7 @@ pub const fn description(applies_exif: bool) -> &'static str {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Oddities {
-    /// Its EXIF orientation is other than 1: [`square`] and [`upright`] differ.
+    /// Its EXIF orientation is other than 1.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_turned: bool,
     /// It is greyscale of 16 bits: whatever is above 255 becomes white, as in Pillow.
@@ -72,49 +106,39 @@ impl Picture {
     }
 }
 
-/// An encoded image as `size` x `size` pixels: red, green and blue interleaved, row by row.
+/// Like [`Preprocessing::square`], by CLIP's own preprocessing.
 ///
 /// # Errors
-/// It is no JPEG, PNG or WebP, damaged or truncated, or has more pixels or bytes than Pillow would decode; says which.
+/// As for [`Preprocessing::square`].
 pub fn square(encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
+    Preprocessing::default().square(encoded, size)
+}
+
+/// Without a look at its EXIF orientation.
+fn as_it_is(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, String> {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") {
         // SAFETY: the processor has what the function is compiled for.
-        return unsafe { square_with_wide_vectors(encoded, size) };
+        return unsafe { as_it_is_with_wide_vectors(encoded, size, crop_offset) };
     }
-    square_anywhere(encoded, size)
+    as_it_is_anywhere(encoded, size, crop_offset)
 }
 
 /// As below, compiled for processors since about 2015.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,bmi2")]
-fn square_with_wide_vectors(encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
-    square_anywhere(encoded, size)
+fn as_it_is_with_wide_vectors(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, String> {
+    as_it_is_anywhere(encoded, size, crop_offset)
 }
 
 #[inline(always)]
-fn square_anywhere(encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
+fn as_it_is_anywhere(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, String> {
     let size = size as usize;
-    if let Some((plan, columns)) = jpeg::columns(encoded, size) {
+    if let Some((plan, columns)) = jpeg::columns(encoded, size, crop_offset) {
         return Ok(resize::square(&plan, &columns));
     }
     let picture = decode(encoded)?;
-    let plan = Plan::new(picture.width, picture.height, size)?;
-    Ok(resize::square(&plan, &Columns::of(&picture, &plan)))
-}
-
-/// Like [`square`], of the image turned as its EXIF orientation says: Pillow's
-/// `ImageOps.exif_transpose` comes first.
-///
-/// # Errors
-/// As for [`square`].
-pub fn upright(encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
-    let orientation = orientation(encoded);
-    if orientation == Orientation::NoTransforms {
-        return square(encoded, size);
-    }
-    let picture = decode(encoded)?.turned(orientation)?;
-    let plan = Plan::new(picture.width, picture.height, size as usize)?;
+    let plan = Plan::new(picture.width, picture.height, size, crop_offset)?;
     Ok(resize::square(&plan, &Columns::of(&picture, &plan)))
 }
 

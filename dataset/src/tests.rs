@@ -309,6 +309,17 @@ fn odd_images_are_counted_and_photos_turned_if_that_is_wanted() {
 }
 
 #[test]
+fn each_preprocessing_has_a_description_of_its_own() {
+    let offsets = [runfile::CropOffset::HalfToEven, runfile::CropOffset::Floor];
+    let all = [false, true].into_iter().flat_map(|exif| offsets.map(|crop_offset| Preprocessing { exif, crop_offset }));
+    let descriptions: Vec<String> = all.map(Preprocessing::description).collect();
+    let distinct: std::collections::BTreeSet<_> = descriptions.iter().collect();
+    assert_eq!(distinct.len(), 4, "{descriptions:?}");
+    // Feature stores that exist say this.
+    assert_eq!(descriptions[0], "RGB; bicubic, short side to image size; centre crop");
+}
+
+#[test]
 fn settings_without_a_source_are_refused() {
     assert!(DataSet::load(&Data::default()).unwrap_err().to_string().contains("exactly one of"));
 }

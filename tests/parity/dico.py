@@ -1,10 +1,12 @@
 """One whole step of DiCO: candidates, rewards, loss, gradients, and parameters after Adam.
 
-Writes dico.json and, for each tau, tau<TAU>.safetensors with ``gradient.NAME``, for the first tau also
-``updated.NAME``.
+In each of three settings: what the release does (configs/release), our default, and the default with cut candidates
+rewarded as if they had ended. Writes dico.json and, for each setting and tau, SETTING.tau<TAU>.safetensors with
+``gradient.NAME``, for the first of all also ``updated.NAME``.
 """
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -33,17 +35,35 @@ class Case:
     images: int
     search: beams.Search
     beta: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What differs between the steps: ``begin_counts_when_cut``, ``cut_candidates`` and ``tau`` of the run file.
+
+    ``cut_candidates`` says what CLIP reads of a candidate without an end token: ``as_released``, its tokens without an
+    end; ``closed``, the same with an end.
+    """
+
+    name: str
+    cut_counts_begin: bool
+    cut_candidates: str
     taus: tuple[float, ...]
 
 
 NARROW = published.Sizes(48, 2, 2, 48, 16, 32, 4, 2, 64, 2, 77, 67)
-TAUS = (300.0, 3.0)
-# Narrow, because all gradients are kept; the prefix is one under which some candidates end and none contains a pad.
-GOLDEN = Case(
-    NARROW, "policy1168.", "reference.", clip.SMALL["vit"], "evaluator.", 3, beams.Search(5, 20, 1.0), 0.2, TAUS
-)
+# Narrow, because all gradients are kept; the policy's prefix is one under which some candidates end and none contains a
+# pad, the evaluator's one under which no text is worth more than the ended candidate of the first image and less than
+# those of the second.
+GOLDEN = Case(NARROW, "policy1168.", "reference.", clip.SMALL["vit"], "evaluator44.", 3, beams.Search(5, 20, 1.0), 0.2)
 # The evaluator's prefix is one under which most cosines are positive, so that rewards are not all 0.
 FULL = replace(GOLDEN, evaluator=clip.PUBLISHED["vit_b_32"], evaluator_prefix="evaluator1.")
+
+SETTINGS = (
+    Setting("release", True, "as_released", (300.0,)),
+    Setting("default", False, "as_released", (300.0, 3.0)),
+    Setting("closed", False, "closed", (300.0,)),
+)
 
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 
@@ -71,19 +91,27 @@ def vision(case: Case) -> Tensor:
     return torch.stack([formula.inputs(f"dico.image{number}", shape) for number in range(case.images)])
 
 
-def texts_of(case: Case, candidates: list[list[int]], words: list[tuple[int, str]]) -> list[list[int]]:
+def texts_of(
+    case: Case, setting: Setting, candidates: list[list[int]], words: list[tuple[int, str]]
+) -> list[list[int]]:
     """CLIP's tokens of each candidate: begin and pad are no words, and nothing follows an end."""
     begin = case.evaluator.vocabulary_size - 2
     known = [[words[token][0] for token in candidate if token < case.sizes.begin] for candidate in candidates]
-    return [[begin, *ids, begin + 1] for ids in known]
+    closes = [setting.cut_candidates == "closed" or candidate[-1] == case.sizes.end for candidate in candidates]
+    return [[begin, *ids, *[begin + 1] * closed] for ids, closed in zip(known, closes)]
 
 
 def rewards(case: Case, texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """PAC-S [images, k], 2 max(cosine, 0), and the cosines."""
+    """PAC-S [images, k], 2 max(cosine, 0), and the cosines.
+
+    open_clip pools a text at its highest token, as OpenAI's model does; transformers at the first end token. Without an
+    end token both pool at the first token of all, which is the begin token.
+    """
     state = clip_model.openai_state(case.evaluator, case.evaluator_prefix)
-    evaluator = clip_model.with_transformers(case.evaluator, state)
     seen = clip.pixels(case.evaluator, "dico", case.images)
-    outputs = clip_model.by_transformers(evaluator, seen, clip.padded(texts, case.evaluator.context_length))
+    read = clip.padded(texts, case.evaluator.context_length)
+    outputs = clip_model.by_transformers(clip_model.with_transformers(case.evaluator, state), seen, read)
+    clip.agree(outputs, clip_model.by_open_clip(clip_model.with_open_clip(case.evaluator, state), seen, read))
     cosines = (outputs.images.unsqueeze(1) * outputs.texts.view(case.images, case.search.beams, -1)).sum(-1)
     return 2 * cosines.clamp(min=0), cosines
 
@@ -150,37 +178,33 @@ def step(
     return described, gradients | updated
 
 
-def main() -> None:
-    arguments = cases.arguments(__doc__)
-    case = FULL if arguments.size == "full" else GOLDEN
-    words = vocabulary(case.sizes.begin)
+def computed(case: Case, setting: Setting, words: list[tuple[int, str]], out: Path, updates: bool) -> dict:
+    """The step in one of the settings, for each tau; the tensors are written, with the updated ones for the first tau."""
     policy = published.by_formula(case.sizes, case.policy, captioner.GAINS)
-    found = beams.search(policy, vision(case), case.search)
+    search = replace(case.search, cut_counts_begin=setting.cut_counts_begin)
+    found = beams.search(policy, vision(case), search)
     candidates = [tokens for image in found for tokens in image.tokens]
-    texts = texts_of(case, candidates, words)
+    texts = texts_of(case, setting, candidates, words)
     scores, cosines = rewards(case, texts)
     with torch.no_grad():
         model = published.by_formula(case.sizes, case.reference, captioner.GAINS)
         reference = log_probabilities(model, candidates, case)
         summed = log_probabilities(policy, candidates, case)
     steps = []
-    for tau in case.taus:
+    for tau in setting.taus:
         described, tensors = step(case, tau, candidates, reference, scores)
-        steps.append(described)
-        if steps[1:]:
+        if steps or not updates:
             tensors = {name: value for name, value in tensors.items() if name.startswith("gradient.")}
-        cases.write_tensors(arguments.out / f"tau{tau:g}.safetensors", tensors)
-    expected = {
-        "versions": cases.versions(),
-        "sizes": case.sizes.described(),
-        "gains": captioner.GAINS,
-        "policy": case.policy,
-        "reference": case.reference,
-        "evaluator": {"prefix": case.evaluator_prefix, "architecture": asdict(case.evaluator)},
-        "search": asdict(case.search),
-        "beta": case.beta,
-        "adam": ADAM,
-        "words": [{"clip": number, "word": word} for number, word in words],
+        described["tensors"] = f"{setting.name}.tau{tau:g}.safetensors"
+        cases.write_tensors(out / described["tensors"], tensors)
+        steps.append(described)
+    ended = [[tokens[-1] == case.sizes.end for tokens in image.tokens] for image in found]
+    gap = min(image.gap for image in found)
+    print(f"{setting.name}: ended {ended}; rewards {scores.tolist()}; least gap of the searches {gap:.1e}; {steps}")
+    return {
+        "name": setting.name,
+        "cut_candidates": setting.cut_candidates,
+        "search": asdict(search),
         "candidates": [image.tokens for image in found],
         "scores": [image.scores for image in found],
         "gaps": [image.gap for image in found],
@@ -190,10 +214,26 @@ def main() -> None:
         "log_probabilities": {"policy": summed.tolist(), "reference": reference.tolist()},
         "steps": steps,
     }
+
+
+def main() -> None:
+    arguments = cases.arguments(__doc__)
+    case = FULL if arguments.size == "full" else GOLDEN
+    words = vocabulary(case.sizes.begin)
+    settings = [computed(case, setting, words, arguments.out, setting is SETTINGS[0]) for setting in SETTINGS]
+    expected = {
+        "versions": cases.versions(),
+        "sizes": case.sizes.described(),
+        "gains": captioner.GAINS,
+        "policy": case.policy,
+        "reference": case.reference,
+        "evaluator": {"prefix": case.evaluator_prefix, "architecture": asdict(case.evaluator)},
+        "beta": case.beta,
+        "adam": ADAM,
+        "words": [{"clip": number, "word": word} for number, word in words],
+        "settings": settings,
+    }
     cases.write_json(arguments.out / "dico.json", expected)
-    best = scores.sort(1, descending=True).values
-    print(f"rewards {scores.tolist()}; first over second {(best[:, 0] - best[:, 1]).tolist()}")
-    print(f"least gap of the searches {min(image.gap for image in found):.1e}; steps {steps}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Expected pixels of odd images: decoded and converted by Pillow, scaled and cropped by torchvision.
 
-Writes the inputs, for each of them and each size NAME.SIZE.png, and images.json.
+Writes the inputs, for each of them and each size NAME.SIZE.png, and images.json. Where transformers' CLIPImageProcessor
+crops elsewhere, because it rounds the offset down, NAME.SIZE.floor.png has what it makes.
 """
 
 import io
@@ -16,6 +17,7 @@ import skimage.data
 import torchvision
 from PIL import Image, ImageDraw
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+from transformers import CLIPImageProcessor
 
 import cases
 
@@ -146,16 +148,33 @@ def prepared(path: Path, side: int) -> Image.Image:
         return chain(image.convert("RGB"))
 
 
+def extracted(path: Path, side: int) -> Image.Image:
+    """What CLIP sees in transformers, whose extractor rounds the offset of the crop down; 8-bit pixels."""
+    extractor = CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        do_rescale=False,
+        do_normalize=False,
+    )
+    with Image.open(path) as image:
+        pixels = extractor(image, input_data_format="channels_last", data_format="channels_last")["pixel_values"][0]
+    return Image.fromarray(pixels.astype(numpy.uint8))
+
+
 def case(given: Input, targets: tuple[int, ...], out: Path) -> dict:
     path = out / given.name
     path.write_bytes(given.data)
-    expected = {}
+    expected, floor = {}, {}
     for side in targets:
+        square, other = prepared(path, side), extracted(path, side)
         expected[str(side)] = f"{path.stem}.{side}.png"
-        prepared(path, side).save(out / expected[str(side)], optimize=True)
+        square.save(out / expected[str(side)], optimize=True)
+        if square.tobytes() != other.tobytes():
+            floor[str(side)] = f"{path.stem}.{side}.floor.png"
+            other.save(out / floor[str(side)], optimize=True)
     with Image.open(path) as image:
         described = {"mode": image.mode, "width": image.width, "height": image.height}
-    return {"file": given.name} | described | {"expected": expected}
+    return {"file": given.name} | described | {"expected": expected, "floor": floor}
 
 
 def main() -> None:

@@ -239,6 +239,9 @@ fn exif_orientation_is_applied_where_it_is_asked_for_and_never_mixed() {
     assert!(encode(&ignoring).status.success());
     let error = error_line(&encode(&applying));
     assert!(error.contains("another preprocessing") && error.contains("EXIF orientation applied"), "{error}");
+    // Nor is another crop.
+    let error = error_line(&encode(&config("floor", "  crop_offset: floor\n")));
+    assert!(error.contains("another preprocessing") && error.contains("offset rounded down"), "{error}");
 
     complete(&place, &applying, 1);
     let (checkpoint, photo) = (place.last_checkpoint("applying").display().to_string(), photo.display().to_string());

@@ -12,6 +12,7 @@ use crate::caption_scorer::{Scorer, TextEmbeddings, floats};
 use crate::captioner::Search;
 use crate::data::Batch;
 use crate::models::{Models, Origins};
+use crate::nn::Mode;
 
 /// Whose captions are examined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +108,7 @@ impl Examiner<'_> {
             return items.iter().map(|&(number, item)| by_people(item, number)).collect();
         }
         let vocabulary = &self.origins.captioner_vocabulary;
-        let found = self.models.captioner.search(hidden, &Search::new(&self.run.decoding, vocabulary));
+        let found = self.models.captioner.search(hidden, &Search::new(&self.run.decoding, vocabulary), Mode::Evaluate);
         let captions = found.iter().map(|beams| vocabulary.decode(&beams[0].tokens));
         let item = |(candidate, (_, item)): (String, &(usize, &Item))| scoring::Item {
             candidate,

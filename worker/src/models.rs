@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use features::Tower;
-use runfile::{EvaluatorScore, NamedEvaluator, Precision, Preset, RunFile};
+use runfile::{EvaluatorScore, NamedEvaluator, Precision, Preset, ProjectionInit, RunFile};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
@@ -107,6 +107,8 @@ pub struct Origins {
     /// What the run trains of the evaluator besides all of it.
     trainables: Trainables,
     captioner: Origin<Folder>,
+    /// Of a captioner that starts from the seed.
+    projection_init: ProjectionInit,
     /// CLIP weights of the captioner's own vision tower.
     vision: Option<weights::Clip>,
     /// Which of the LoRA factors of the captioner's vision tower are added, if it has some.
@@ -189,6 +191,7 @@ impl Origins {
             further,
             trainables: Trainables::of(run),
             captioner,
+            projection_init: run.captioner.projection_init,
             vision,
             vision_lora,
             captioner_vocabulary,
@@ -336,7 +339,7 @@ impl Origins {
             Origin::Seed(preset) => {
                 let vocabulary = self.captioner_vocabulary.size() as usize;
                 let architecture = captioner::preset(*preset, seen.width(), seen.tokens(), vocabulary);
-                Ok(Captioner::new(architecture, seeds::derive(self.seed, "captioner"), backend))
+                Ok(Captioner::new(architecture, self.projection_init, seeds::derive(self.seed, "captioner"), backend))
             }
             Origin::Weights(folder) => open_captioner(folder, backend),
         }
@@ -534,7 +537,7 @@ mod tests {
             assert_eq!(shapes(eyes.parameters()), architecture.tower().shapes().unwrap());
         }
         let architecture = captioner::preset(Preset::Tiny, 64, 65, 50);
-        let captioner = Captioner::new(architecture.clone(), 1, Device::Cpu);
+        let captioner = Captioner::new(architecture.clone(), ProjectionInit::default(), 1, Device::Cpu);
         assert_eq!(shapes(captioner.parameters()), architecture.shapes().unwrap());
     }
 }

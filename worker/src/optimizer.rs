@@ -72,8 +72,10 @@ impl Adam {
 pub fn rate(schedule: &Schedule, step: u64, steps: u64) -> f64 {
     let (step, steps) = (step as f64, steps as f64);
     let warmup = schedule.warmup * steps;
-    if step < warmup {
-        return step / warmup;
+    // From zero as transformers does it, over whole steps.
+    let (risen, warmup) = if schedule.warmup_from_zero { (step - 1.0, warmup.ceil()) } else { (step, warmup) };
+    if risen < warmup {
+        return risen / warmup;
     }
     match schedule.shape {
         Shape::Constant => 1.0,
@@ -86,9 +88,11 @@ pub fn rate(schedule: &Schedule, step: u64, steps: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
     use crate::nn::Builder;
-    use crate::testing;
+    use crate::{golden, testing};
 
     #[test]
     fn updates_are_those_of_a_double_precision_adam() {
@@ -142,11 +146,79 @@ mod tests {
         }
     }
 
+    #[derive(Deserialize)]
+    struct Golden {
+        schedules: Vec<OfStage>,
+        updates: Updates,
+    }
+
+    #[derive(Deserialize)]
+    struct OfStage {
+        steps: u64,
+        warmup: f64,
+        rates: Vec<(u64, f64)>,
+    }
+
+    #[derive(Deserialize)]
+    struct Updates {
+        steps: u64,
+        warmup: f64,
+        adam: Settings,
+        rates: Vec<f64>,
+        /// After each step.
+        parameters: Vec<Vec<f32>>,
+    }
+
+    #[derive(Deserialize)]
+    struct Settings {
+        lr: f64,
+        betas: [f64; 2],
+        eps: f64,
+    }
+
+    fn from_zero(warmup: f64) -> Schedule {
+        Schedule { warmup, warmup_from_zero: true, ..Schedule::default() }
+    }
+
+    #[test]
+    fn a_warm_up_from_zero_is_that_of_transformers() {
+        let Golden { schedules, .. } = golden::json("schedule.json");
+        assert!(schedules.iter().any(|stage| stage.rates.contains(&(1, 0.0))));
+        for OfStage { steps, warmup, rates } in schedules {
+            for (step, expected) in rates {
+                let found = rate(&from_zero(warmup), step, steps);
+                assert!((found - expected).abs() < 1e-12, "step {step} of {steps}: {found} is not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn updates_at_the_rates_of_a_warm_up_from_zero_are_those_of_pytorch() {
+        let Golden { updates, .. } = golden::json("schedule.json");
+        let Settings { lr, betas, eps } = updates.adam;
+        let count = updates.parameters[0].len() as i64;
+        let mut builder = Builder::blank(testing::device());
+        _ = builder.normal("parameters", &[count], 1.0);
+        let parameters = builder.finish();
+        let input = |name: &str| golden::input(&format!("schedule.{name}"), &[count]);
+        tch::no_grad(|| parameters.flat().shallow_clone().copy_(&input("parameters")));
+        let settings =
+            runfile::Optimizer { learning_rate: lr, betas, epsilon: eps, weight_decay: 0.0, clip_norm: None };
+        let mut adam = Adam::new(&parameters, &settings);
+        for (step, (of_peak, expected)) in (1..).zip(updates.rates.iter().zip(&updates.parameters)) {
+            let found = rate(&from_zero(updates.warmup), step, updates.steps);
+            assert!((found - of_peak).abs() < 1e-12, "step {step}: {found} is not {of_peak}");
+            let gradient = input(&format!("gradient{step}"));
+            adam.update(&parameters, &Slope::new(&gradient, 1.0), step, lr * found);
+            golden::assert_close("parameters", parameters.flat(), &Tensor::from_slice(expected), 1e-6);
+        }
+    }
+
     #[test]
     fn schedules_warm_up_and_fall() {
-        let constant = Schedule { shape: Shape::Constant, warmup: 0.1 };
+        let constant = Schedule { warmup: 0.1, ..Schedule::default() };
         assert_eq!([1, 5, 10, 100].map(|step| rate(&constant, step, 100)), [0.1, 0.5, 1.0, 1.0]);
-        let cosine = Schedule { shape: Shape::Cosine, warmup: 0.0 };
+        let cosine = Schedule { shape: Shape::Cosine, ..Schedule::default() };
         let rates: Vec<f64> = (1..=100).map(|step| rate(&cosine, step, 100)).collect();
         assert!(rates.windows(2).all(|pair| pair[0] > pair[1]) && rates[99] > 0.0 && rates[0] > 0.99);
     }

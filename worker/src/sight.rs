@@ -25,7 +25,13 @@ pub fn manifest(
     let seen = models.seen();
     let shape = [seen.tokens(), seen.width(), models.embedding_numbers()].map(|size| size as u64);
     let images = (data.split(split).len() as u64, data.names_sha256(split));
-    Ok(Manifest::new(split.name().to_owned(), images, data.preprocessing().to_owned(), towers, Rows { shape, dtype }))
+    Ok(Manifest::new(
+        split.name().to_owned(),
+        images,
+        data.preprocessing().description(),
+        towers,
+        Rows { shape, dtype },
+    ))
 }
 
 /// The stores that `run` names, of the training and the validation split.

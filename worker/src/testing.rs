@@ -3,6 +3,8 @@
 //! `tests/gpu/run` sets the variable. Without a GPU [`each_code_path`] repeats a check by the code path of GPUs on the CPU, so that
 //! every test run executes it.
 
+use std::process::Command;
+
 use runfile::Precision;
 use tch::{Device, Kind};
 
@@ -41,6 +43,19 @@ pub fn sixteen_bits() -> Backend {
 /// 32-bit numbers on the device that tests compute on.
 pub fn floats() -> (Kind, Device) {
     (Kind::Float, device())
+}
+
+/// Runs a check in a process of its own: libtorch's generator belongs to the whole process, and other
+/// tests draw from it. `test` is the path of the calling test, as the test harness prints it.
+pub fn alone(test: &str, check: impl FnOnce()) {
+    const ALONE: &str = "DICO_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return check();
+    }
+    let mut command = Command::new(std::env::current_exe().expect("the test's program has a path"));
+    let output = command.args(["--exact", test]).env(ALONE, "1").output().expect("the test's program runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Runs a check on the device that tests compute on and, where that is a CPU, again by the code path of GPUs.

@@ -188,7 +188,7 @@ fn stores(
         let shape = [architecture.tokens(), architecture.width(), embedding];
         let rows = Rows { shape: shape.map(|size| size as u64), dtype: Dtype::F32 };
         let towers = (vision.clone(), evaluators.iter().map(of_clip).collect());
-        let wanted = Manifest::new(split.name().to_owned(), images, data.preprocessing().to_owned(), towers, rows);
+        let wanted = Manifest::new(split.name().to_owned(), images, data.preprocessing().description(), towers, rows);
         Ok((split, Store::open(&folder.join(split.name()), &wanted)?))
     };
     [Split::Train, Split::Validation].into_iter().map(open).collect()

@@ -20,6 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
 use mozjpeg::{ColorSpace, Decompress};
+use runfile::CropOffset;
 
 use super::resize::{Columns, Plan};
 use super::{MOST_BYTES, Picture, within_pixels};
@@ -66,10 +67,10 @@ fn exif(reader: &mut (impl Read + Seek)) -> Option<Vec<u8>> {
 
 /// What `size` x `size` pixels are made of, without libjpeg; nothing for images that need it.
 #[inline(always)]
-pub fn columns(encoded: &[u8], size: usize) -> Option<(Plan, Columns)> {
+pub fn columns(encoded: &[u8], size: usize, crop_offset: CropOffset) -> Option<(Plan, Columns)> {
     let header = header::header(encoded)?;
     let is_small = 3 * header.width as u64 * header.height as u64 <= MOST_BYTES;
-    let plan = Plan::new(header.width, header.height, size).ok().filter(|_| is_small)?;
+    let plan = Plan::new(header.width, header.height, size, crop_offset).ok().filter(|_| is_small)?;
     let columns = baseline::decode(&header, &plan)?;
     Some((plan, columns))
 }

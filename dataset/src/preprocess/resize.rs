@@ -10,6 +10,8 @@
 
 use std::ops::Range;
 
+use runfile::CropOffset;
+
 use super::Picture;
 use super::buffer::Buffer;
 
@@ -44,12 +46,12 @@ pub struct Plan {
 
 impl Plan {
     /// To scale an image until its short side has `size` pixels, and to crop it to the centre.
-    pub fn new(width: usize, height: usize, size: usize) -> Result<Self, String> {
+    pub fn new(width: usize, height: usize, size: usize, offset: CropOffset) -> Result<Self, String> {
         let short = width.min(height);
         if size == 0 || short == 0 {
             return Err("image without pixels".to_owned());
         }
-        Ok(Self { size, across: crop(width, short, size), down: crop(height, short, size) })
+        Ok(Self { size, across: crop(width, short, size, offset), down: crop(height, short, size, offset) })
     }
 
     /// The columns that are looked at.
@@ -134,10 +136,13 @@ pub fn square(plan: &Plan, columns: &Columns) -> Vec<u8> {
 }
 
 /// The weights of the middle `size` pixels of a side of `length`, when the side of `short` pixels is scaled to `size`.
-fn crop(length: usize, short: usize, size: usize) -> Vec<Taps> {
+fn crop(length: usize, short: usize, size: usize, offset: CropOffset) -> Vec<Taps> {
     // torchvision: `int(size * long / short)`.
     let scaled = (size as u128 * length as u128 / short as u128) as usize;
-    let start = half_to_even(scaled - size);
+    let start = match offset {
+        CropOffset::HalfToEven => half_to_even(scaled - size),
+        CropOffset::Floor => (scaled - size) / 2,
+    };
     (start..start + size).map(|at| taps(length, scaled, at)).collect()
 }
 
@@ -197,7 +202,7 @@ mod tests {
     use super::*;
 
     fn square(picture: &Picture, size: usize) -> Result<Vec<u8>, String> {
-        let plan = Plan::new(picture.width, picture.height, size)?;
+        let plan = Plan::new(picture.width, picture.height, size, CropOffset::default())?;
         Ok(super::square(&plan, &Columns::of(picture, &plan)))
     }
 

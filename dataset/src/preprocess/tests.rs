@@ -77,6 +77,11 @@ fn with_orientation(plain: &[u8], orientation: u8) -> Vec<u8> {
     [&plain[..2], &segment(b"http://ns.adobe.com/xap/1.0/\0"), &segment(&exif), &plain[2..]].concat()
 }
 
+/// Turned as its EXIF orientation says, 16 x 16 pixels.
+fn upright(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    Preprocessing { exif: true, ..Preprocessing::default() }.square(bytes, 16)
+}
+
 #[test]
 fn orientation_is_ignored_or_applied_as_asked_for() {
     let picture = noise(41, 24);
@@ -93,14 +98,14 @@ fn orientation_is_ignored_or_applied_as_asked_for() {
         let mut upright_picture = DynamicImage::from(RgbImage::from_raw(41, 24, decoded.pixels).unwrap());
         upright_picture.apply_orientation(orientation);
         let expected = square(&encoded(upright_picture, ImageFormat::Png), 16).unwrap();
-        assert_eq!(upright(&turned, 16).unwrap(), expected, "{number}");
+        assert_eq!(upright(&turned).unwrap(), expected, "{number}");
     }
     for strange in [0, 9, 255] {
         let strange = with_orientation(&plain, strange);
         assert!(!checked(&strange).unwrap().is_turned);
-        assert_eq!(upright(&strange, 16), square(&plain, 16));
+        assert_eq!(upright(&strange), square(&plain, 16));
     }
-    assert_eq!(upright(b"text", 8), square(b"text", 8));
+    assert_eq!(upright(b"text"), square(b"text", 16));
 }
 
 #[test]
@@ -218,18 +223,23 @@ fn usual_jpeg(image: &RgbImage, quality: f32, (across, down): (u8, u8)) -> Vec<u
     started.finish().unwrap()
 }
 
+/// What is decoded without libjpeg, for CLIP's own preprocessing.
+fn columns(bytes: &[u8], size: usize) -> Option<(Plan, Columns)> {
+    jpeg::columns(bytes, size, CropOffset::default())
+}
+
 fn by_libjpeg(bytes: &[u8], size: usize) -> Vec<u8> {
     let picture = jpeg::decode(bytes).unwrap();
-    let plan = Plan::new(picture.width, picture.height, size).unwrap();
+    let plan = Plan::new(picture.width, picture.height, size, CropOffset::default()).unwrap();
     resize::square(&plan, &Columns::of(&picture, &plan))
 }
 
 #[test]
 fn unusual_and_damaged_jpegs_are_left_to_libjpeg() {
     let usual = usual_jpeg(&noise(40, 30), 90.0, (2, 2));
-    assert!(jpeg::columns(&usual, 16).is_some());
+    assert!(columns(&usual, 16).is_some());
     for length in 0..usual.len() {
-        assert!(jpeg::columns(&usual[..length], 16).is_none(), "{length} bytes");
+        assert!(columns(&usual[..length], 16).is_none(), "{length} bytes");
     }
     let progressive = {
         let mut encoder = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
@@ -239,32 +249,32 @@ fn unusual_and_damaged_jpegs_are_left_to_libjpeg() {
         started.write_scanlines(&noise(40, 30)).unwrap();
         started.finish().unwrap()
     };
-    assert!(jpeg::columns(&progressive, 16).is_none());
+    assert!(columns(&progressive, 16).is_none());
     assert_eq!(square(&progressive, 16).unwrap(), by_libjpeg(&progressive, 16));
     // A segment twice: quantisation steps, which are replaced; the frame and codes.
     for (marker, is_usual) in [(0xDB, true), (0xC0, false), (0xC4, false)] {
         let start = usual.windows(2).position(|pair| pair == [0xFF, marker]).unwrap();
         let end = start + 2 + usize::from(u16::from_be_bytes([usual[start + 2], usual[start + 3]]));
         let twice = [&usual[..end], &usual[start..]].concat();
-        assert_eq!(jpeg::columns(&twice, 16).is_some(), is_usual, "{marker:X}");
+        assert_eq!(columns(&twice, 16).is_some(), is_usual, "{marker:X}");
     }
     // Wider than libjpeg allows.
     let mut wide = usual_jpeg(&noise(65_500, 1), 90.0, (1, 1));
-    assert!(jpeg::columns(&wide, 16).is_some());
+    assert!(columns(&wide, 16).is_some());
     let frame = wide.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
     wide[frame + 7..frame + 9].copy_from_slice(&65_501_u16.to_be_bytes());
-    assert!(jpeg::columns(&wide, 16).is_none() && jpeg::decode(&wide).is_err());
+    assert!(columns(&wide, 16).is_none() && jpeg::decode(&wide).is_err());
     // Much brighter than white.
     let mut bright = usual_jpeg(&RgbImage::from_pixel(40, 30, Rgb([255; 3])), 25.0, (2, 2));
-    assert!(jpeg::columns(&bright, 16).is_some());
+    assert!(columns(&bright, 16).is_some());
     let steps = bright.windows(2).position(|pair| pair == [0xFF, 0xDB]).unwrap() + 5;
     bright[steps..steps + 64].fill(255);
-    assert!(jpeg::columns(&bright, 16).is_none());
+    assert!(columns(&bright, 16).is_none());
     // Another marker than the end behind the scan.
     let end = usual.len() - 1;
-    assert!(jpeg::columns(&[&usual[..end], &[0xD0]].concat(), 16).is_none());
+    assert!(columns(&[&usual[..end], &[0xD0]].concat(), 16).is_none());
     // Extra bits behind the last block.
-    assert!(jpeg::columns(&[&usual[..end - 1], &[0, 0xFF, 0xD9]].concat(), 16).is_none());
+    assert!(columns(&[&usual[..end - 1], &[0, 0xFF, 0xD9]].concat(), 16).is_none());
 }
 
 proptest! {
@@ -283,7 +293,7 @@ proptest! {
             noise(width, height)
         };
         let bytes = usual_jpeg(&picture, quality, sampling);
-        prop_assert_eq!(jpeg::columns(&bytes, size).is_some(), width > 4 || sampling == (1, 1));
+        prop_assert_eq!(columns(&bytes, size).is_some(), width > 4 || sampling == (1, 1));
         prop_assert_eq!(square(&bytes, size as u32).unwrap(), by_libjpeg(&bytes, size));
     }
 
@@ -298,7 +308,7 @@ proptest! {
             let place = place.index(bytes.len());
             bytes[place] ^= 1u8 << bit;
         }
-        if let Some((plan, columns)) = jpeg::columns(&bytes, 8) {
+        if let Some((plan, columns)) = columns(&bytes, 8) {
             prop_assert_eq!(resize::square(&plan, &columns), by_libjpeg(&bytes, 8));
         }
     }

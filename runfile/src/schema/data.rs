@@ -37,6 +37,22 @@ pub struct Data {
     /// orientation.
     #[serde(default)]
     pub exif: bool,
+    /// How the offset of the centre crop is rounded where the margin is odd. The two differ by one
+    /// pixel.
+    #[serde(default)]
+    pub crop_offset: CropOffset,
+}
+
+/// How the offset of the centre crop, half of the margin, becomes a whole number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CropOffset {
+    /// To the nearest even number, as torchvision's `CenterCrop`, which OpenAI's CLIP and pacscore
+    /// use.
+    #[default]
+    HalfToEven,
+    /// Down, as the CLIP feature extractor of Hugging Face, which the DiCO release uses.
+    Floor,
 }
 
 /// Karpathy's splits of COCO, Flickr8k and Flickr30k.

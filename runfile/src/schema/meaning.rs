@@ -2,7 +2,9 @@
 //! nobody means are refused, others are warned about.
 
 use super::check::{Problem, need};
-use super::{Data, GuardAction, NamedEvaluator, Objective, Positives, Rewards, Rule, RunFile, Stage, Trainable};
+use super::{
+    Data, GuardAction, NamedEvaluator, Objective, Positives, ProjectionInit, Rewards, Rule, RunFile, Stage, Trainable,
+};
 use crate::metrics::{Metric, Source};
 
 const NEEDS_CAPTIONER: &str = "nothing has trained the captioner: put a stage with `objective: cross_entropy` before it, or set \
@@ -106,10 +108,12 @@ impl Begun<'_> {
         warn(warmup > 0.0 && warmup * (steps as f64) < 1.0, "schedule.warmup", problem);
         let problem = "is a fraction: 1 means that the learning rate only rises, up to the last step".to_owned();
         warn(warmup >= 1.0, "schedule.warmup", problem);
+        let problem = "has no effect: `warmup` is 0".to_owned();
+        warn(stage.schedule.warmup_from_zero && warmup == 0.0, "schedule.warmup_from_zero", problem);
         let adapts = stage.contrastive.trainable != Trainable::All;
         let problem = "trains a part of an evaluator that nothing has trained: set evaluator.weights, or put a stage before it that \
                        trains all";
-        warn(adapts && !self.evaluator_is_trained, "contrastive.trainable", problem.to_owned());
+        warn(adapts && !self.is_trained(&self.run.primary_evaluator()), "contrastive.trainable", problem.to_owned());
         for (i, rule) in stage.guard.iter().enumerate() {
             for (key, problem) in self.rule_warnings(rule) {
                 warn(true, &format!("guard[{i}].{key}"), problem);
@@ -227,6 +231,15 @@ impl RunFile {
                  evaluator.weights"
             );
             found.push((format!("{}.preset", evaluator.key()), problem));
+        }
+        if self.captioner.weights.is_some() && self.captioner.projection_init != ProjectionInit::default() {
+            let problem = "has no effect: the projection comes with captioner.weights";
+            found.push(("captioner.projection_init".to_owned(), problem.to_owned()));
+        }
+        let is_rewarded = self.stages.iter().any(|stage| stage.objective.is_rewarded());
+        if self.decoding.candidate_dropout && (!is_rewarded || self.captioner.dropout == 0.0) {
+            let reason = if is_rewarded { "captioner.dropout is 0" } else { "no stage generates candidates" };
+            found.push(("decoding.candidate_dropout".to_owned(), format!("has no effect: {reason}")));
         }
         found
     }
@@ -411,6 +424,10 @@ stages:
             ),
             ("schedule: { warmup: 1 }", "stages[2].schedule.warmup: is a fraction: 1 means"),
             (
+                "schedule: { warmup_from_zero: true }",
+                "stages[2].schedule.warmup_from_zero: has no effect: `warmup` is 0",
+            ),
+            (
                 "guard: [{ metric: caption_length, above: -1, action: warn }]",
                 "guard[0].above: `caption_length` is always",
             ),
@@ -428,6 +445,7 @@ stages:
             "evaluate_every: 9, checkpoint_every: 9",
             "metric: cider, evaluate_every: 4, patience: 2",
             "metric: cider, evaluate_first: true",
+            "schedule: { warmup: 0.5, warmup_from_zero: true }",
             "guard: [{ metric: kl, above: 1, action: rollback }], checkpoint_every: 3",
         ] {
             assert_eq!(warnings(&stages(good)), Vec::<String>::new(), "{good}");
@@ -444,6 +462,33 @@ stages:
             let second = stage.replace("name: clip", "name: part");
             assert_eq!(warnings(&run(RUN, &[CLIP.to_owned(), second])), Vec::<String>::new());
         }
+        let head =
+            RUN.replace("captioner: { preset: tiny }", "captioner: { weights: folder, projection_init: uniform }");
+        let trained = [CLIP.to_owned(), DICO.to_owned()];
+        let found = warnings(&run(&head, &trained));
+        assert!(
+            found.len() == 1 && found[0].contains("captioner.projection_init: has no effect: the projection comes"),
+            "{found:?}"
+        );
+        let dropout = |probability: &str| {
+            RUN.replace(
+                "captioner: { preset: tiny }",
+                &format!("captioner: {{ preset: tiny, dropout: {probability} }}"),
+            )
+            .replace("stages:", "decoding: { candidate_dropout: true }\nstages:")
+        };
+        for (head, stages, expected) in [
+            (dropout("0"), &[CLIP, XE, DICO][..], "has no effect: captioner.dropout is 0"),
+            (dropout("0.1"), &[CLIP, XE], "has no effect: no stage generates candidates"),
+        ] {
+            let found = warnings(&run(&head, &stages.iter().map(|&stage| stage.to_owned()).collect::<Vec<_>>()));
+            assert!(
+                found.len() == 1 && found[0].contains(&format!("decoding.candidate_dropout: {expected}")),
+                "{found:?}"
+            );
+        }
+        let all = [CLIP, XE, SCST].map(str::to_owned);
+        assert_eq!(warnings(&run(&dropout("0.1"), &all)), Vec::<String>::new());
         let tars = RUN.replace(
             "karpathy: { annotations: annotations.json, images: images }",
             "webdataset: { train: a.tar, validation: a.tar }, positives: { images: more }",

@@ -16,10 +16,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use check::Problem;
-pub use data::{Coco, CocoSplit, Data, Karpathy, Positives, WebDataset};
+pub use data::{Coco, CocoSplit, CropOffset, Data, Karpathy, Positives, WebDataset};
 pub use evaluators::NamedEvaluator;
 pub use guard::{GuardAction, Rule};
-pub use models::{Captioner, CutCandidates, Decoding, Evaluator, EvaluatorScore, Preset, TextReading, Vocabulary};
+pub use models::{
+    Captioner, CutCandidates, Decoding, Evaluator, EvaluatorScore, Preset, ProjectionInit, TextReading, Vocabulary,
+};
 pub use objective::{Baseline, Candidates, Contrastive, Dico, Objective, Reward, Rewards, Scst, Trainable, Weights};
 pub use stage::{Optimizer, Schedule, Shape, Stage};
 

@@ -74,6 +74,22 @@ pub struct Captioner {
     /// captions instead.
     #[serde(default = "default_max_target_length")]
     pub max_target_length: u32,
+    /// How the projection from the vision encoder starts, with `preset`.
+    #[serde(default)]
+    pub projection_init: ProjectionInit,
+}
+
+/// How the projection from the vision encoder starts in a captioner that is trained from scratch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProjectionInit {
+    /// Like the layers around it: weights from the normal distribution that BERT starts with, a
+    /// bias of 0.
+    #[default]
+    Normal,
+    /// As `torch.nn.Linear` starts and as in the DiCO release: weights and bias uniform between
+    /// -1/sqrt(n) and 1/sqrt(n), where n is the width of the vision encoder.
+    Uniform,
 }
 
 /// The model that scores captions against images: a CLIP. Either `preset` or `weights` is given.
@@ -192,6 +208,11 @@ pub struct Decoding {
     /// Count the begin token in the length of captions that were cut at `max_length`, as the DiCO
     /// release does.
     pub begin_counts_when_cut: bool,
+    /// Generate the candidates of rewarded stages with dropout (`captioner.dropout`), as the DiCO
+    /// release does. The masks of an image follow from `seed`, stage, step and image. Each image is
+    /// searched by itself, which takes longer. Evaluations and the baseline `greedy` have no
+    /// dropout.
+    pub candidate_dropout: bool,
 }
 
 impl Default for Evaluator {
@@ -230,6 +251,6 @@ fn default_prefix() -> String {
 
 impl Default for Decoding {
     fn default() -> Self {
-        Self { beams: 5, max_length: 30, length_penalty: 1.0, begin_counts_when_cut: false }
+        Self { beams: 5, max_length: 30, length_penalty: 1.0, begin_counts_when_cut: false, candidate_dropout: false }
     }
 }

@@ -143,7 +143,7 @@ impl CaptionScorer {
         mut done: impl FnMut(usize),
     ) -> Result<Vec<f32>, String> {
         let (width, images) = (self.clip.architecture().embedding, data.split(Split::Test).len());
-        let name = format!("{} {}", self.fingerprint, data.preprocessing());
+        let name = format!("{} {}", self.fingerprint, data.preprocessing().description());
         let mut cache = cache.map(|folder| Cache::open(folder, &name, width)).transpose()?;
         let keys = cache.as_ref().map(|_| keys(&data)).transpose()?;
         let mut embeddings = vec![0.0; images * width];

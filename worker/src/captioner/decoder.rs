@@ -79,13 +79,14 @@ impl Decoder {
     }
 
     /// Prepares step-by-step decoding of `beams` captions for each image of `memory`, of at most `max_length` tokens.
-    pub fn begin(&self, memory: &Tensor, beams: i64, max_length: i64) -> Box<dyn Steps + '_> {
-        if takes_gpu_path(memory.device()) {
+    pub fn begin(&self, memory: &Tensor, beams: i64, max_length: i64, mode: Mode) -> Box<dyn Steps + '_> {
+        // A replayed step draws no random numbers.
+        if takes_gpu_path(memory.device()) && mode.dropout() == 0.0 {
             return Box::new(Replayed::new(self, memory, beams, max_length));
         }
         let rows = (memory.size()[0] * beams) as usize;
         let cache = self.cache(memory, max_length * beams);
-        Box::new(Incremental { decoder: self, cache, beams, seen: vec![Vec::new(); rows], length: 0 })
+        Box::new(Incremental { decoder: self, cache, beams, mode, seen: vec![Vec::new(); rows], length: 0 })
     }
 
     /// A cache with room for trees of `nodes` each, and the keys and values of `memory`.
@@ -101,18 +102,19 @@ impl Decoder {
     /// Adds a node at `position` for each of `tokens` `[images, beams]` to the images' trees. `mask`
     /// `[images, 1, beams, nodes]` is added to the attention scores of all nodes up to these.
     /// Returns hidden states `[images * beams, width]`.
-    fn step(&self, tokens: &Tensor, position: i64, mask: &Tensor, cache: &Cache) -> Tensor {
+    fn step(&self, tokens: &Tensor, position: i64, mask: &Tensor, cache: &Cache, mode: Mode) -> Tensor {
         let beams = tokens.size()[1];
-        let mut x = self.tokens.forward(tokens) + self.positions.table().master.narrow(0, position, 1);
+        let embedded = self.tokens.forward(tokens) + self.positions.table().master.narrow(0, position, 1);
+        let mut x = mode.drop(embedded);
         for (layer, (block, memory)) in self.blocks.iter().zip(&cache.memory).enumerate() {
             let inputs = stack_parts(&block.self_attention_inputs(&x), 3, block.heads);
             let own = cache.own.get(layer as i64);
             own.narrow(3, position * beams, beams).copy_(&inputs.narrow(0, 1, 2));
             let own = own.narrow(3, 0, (position + 1) * beams);
-            let attended = attention(&inputs.get(0), &own.get(0), &own.get(1), Some(mask), Mode::Evaluate);
-            x = block.after_attention(x, &attended, Mode::Evaluate);
-            x = block.cross_attention(x, memory, Mode::Evaluate);
-            x = block.feed_forward(x, Mode::Evaluate);
+            let attended = attention(&inputs.get(0), &own.get(0), &own.get(1), Some(mask), mode);
+            x = block.after_attention(x, &attended, mode);
+            x = block.cross_attention(x, memory, mode);
+            x = block.feed_forward(x, mode);
         }
         self.norm.forward(&x).flatten(0, 1)
     }
@@ -198,11 +200,12 @@ impl Cache {
     }
 }
 
-/// Decoding in progress on a CPU.
+/// Decoding in progress on a CPU, and on any device with dropout.
 struct Incremental<'a> {
     decoder: &'a Decoder,
     cache: Cache,
     beams: i64,
+    mode: Mode,
     /// Of each beam, what is added to its scores of its image's nodes: 0 for those that it has gone through.
     seen: Vec<Vec<f32>>,
     length: i64,
@@ -227,8 +230,10 @@ impl Incremental<'_> {
 impl Steps for Incremental<'_> {
     fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
         let position = self.length;
-        let mask = self.grow(origins).to_kind(self.cache.own.kind());
-        let tokens = Tensor::from_slice(tokens).view([-1, self.beams]);
-        self.decoder.logits(&self.decoder.step(&tokens, position, &mask, &self.cache))
+        let own = &self.cache.own;
+        let (kind, device) = (own.kind(), own.device());
+        let mask = self.grow(origins).to_device(device).to_kind(kind);
+        let tokens = Tensor::from_slice(tokens).view([-1, self.beams]).to_device(device);
+        self.decoder.logits(&self.decoder.step(&tokens, position, &mask, &self.cache, self.mode))
     }
 }

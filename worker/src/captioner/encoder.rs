@@ -1,3 +1,4 @@
+use runfile::ProjectionInit;
 use tch::Tensor;
 
 use super::{CaptionerArchitecture, Initial};
@@ -36,8 +37,12 @@ impl Encoder {
         };
         let position = table("position_embeddings", positions, initial.positions);
         let token_type = table("token_type_embeddings", 2, initial.weights);
+        let name = "encoder.vis_enc_to_enc_proj";
         Self {
-            projection: Linear::new(builder, "encoder.vis_enc_to_enc_proj", vision_width, width, initial.weights),
+            projection: match initial.projection {
+                ProjectionInit::Normal => Linear::new(builder, name, vision_width, width, initial.weights),
+                ProjectionInit::Uniform => Linear::uniform(builder, name, vision_width, width),
+            },
             position,
             token_type,
             norm: LayerNorm::new(builder, "encoder.encoder.embeddings.LayerNorm", width, EPSILON),

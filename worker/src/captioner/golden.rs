@@ -18,7 +18,7 @@ struct Golden {
     searches: Vec<Searched>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 pub struct Sizes {
     pub vision_width: i64,
     pub vision_tokens: i64,
@@ -65,7 +65,7 @@ pub fn by_formula(sizes: &Sizes, prefix: &str, gains: &Gains, backend: impl Into
         positions: sizes.positions,
         vocabulary_size: sizes.vocabulary,
     };
-    let captioner = Captioner::build(architecture, Builder::blank(backend));
+    let captioner = Captioner::blank(architecture, backend);
     golden::fill(captioner.parameters(), prefix, gains);
     captioner
 }
@@ -167,7 +167,7 @@ fn check_beams() {
             let images: Vec<&Found> = images.iter().cycle().skip(round).take(images.len()).collect();
             // All at once: images that end early beside others that do not.
             let hidden = hidden(&sizes, images.iter().map(|found| format!("image{}", found.image)));
-            let found = captioner.search(&hidden, &settings);
+            let found = captioner.search(&hidden, &settings, Mode::Evaluate);
             for (expected, found) in images.iter().zip(found) {
                 let place = format!("{settings:?}, image {}, round {round}", expected.image);
                 let tokens: Vec<_> = found.iter().map(|hypothesis| hypothesis.tokens.clone()).collect();
@@ -178,6 +178,146 @@ fn check_beams() {
             }
         }
         println!("k = {beams}, at most {max_length}, penalty {length_penalty}: {} images alike", images.len());
+    }
+}
+
+#[derive(Deserialize)]
+struct ProjectionGolden {
+    inputs: usize,
+    outputs: i64,
+    weight: Vec<f64>,
+    bias: Vec<f64>,
+}
+
+#[test]
+fn a_uniform_projection_starts_like_a_linear_layer_of_torch() {
+    let golden: ProjectionGolden = golden::json("captioner/projection.json");
+    let new = |projection| {
+        let architecture = preset(Preset::Tiny, golden.inputs, 50, 100);
+        assert_eq!(architecture.width as i64, golden.outputs);
+        Captioner::new(architecture, projection, 7, testing::device())
+    };
+    let [uniform, normal] = [ProjectionInit::Uniform, ProjectionInit::Normal].map(new);
+    let parameters = |captioner: &Captioner| {
+        let named = captioner.parameters().named();
+        named.map(|(name, value)| (name.to_owned(), value.shallow_clone())).collect::<BTreeMap<_, _>>()
+    };
+    let (uniform, normal) = (parameters(&uniform), parameters(&normal));
+    // Largest difference of two quantiles, in units of the largest value: chance leaves less,
+    // another distribution more.
+    for (part, expected, allowed) in [("weight", &golden.weight, 0.03), ("bias", &golden.bias, 0.3)] {
+        let name = format!("encoder.vis_enc_to_enc_proj.{part}");
+        let largest = expected.last().unwrap();
+        let furthest = |values: &Tensor| {
+            let ascending = Vec::<f64>::try_from(values.flatten(0, -1).sort(0, false).0.to_kind(Kind::Double)).unwrap();
+            let last = (ascending.len() - 1) as f64;
+            let shares = (expected.len() - 1) as f64;
+            let at = |i: usize| ascending[(i as f64 * last / shares).round() as usize];
+            let differences = expected.iter().enumerate().map(|(i, expected)| (at(i) - expected).abs());
+            differences.fold(0.0, f64::max) / largest
+        };
+        assert!(furthest(&uniform[&name]) < allowed, "{name}: {}", furthest(&uniform[&name]));
+        assert!(furthest(&normal[&name]) > allowed, "{name}: {}", furthest(&normal[&name]));
+        assert!(uniform[&name].abs().max().double_value(&[]) <= 1.001 * largest);
+    }
+    let differing = uniform.iter().filter(|(name, value)| **value != normal[*name]);
+    assert!(
+        differing.clone().all(|(name, _)| name.starts_with("encoder.vis_enc_to_enc_proj.")) && differing.count() == 2
+    );
+}
+
+#[derive(Deserialize)]
+struct DropoutGolden {
+    sizes: Sizes,
+    prefix: String,
+    gains: Gains,
+    probability: f64,
+    search: DropoutSearch,
+    draws: usize,
+    images: Vec<BTreeMap<String, Moments>>,
+}
+
+#[derive(Deserialize)]
+struct DropoutSearch {
+    beams: usize,
+    max_length: usize,
+    length_penalty: f64,
+    cut_counts_begin: bool,
+}
+
+/// Of a statistic over many draws of the masks.
+#[derive(Deserialize)]
+struct Moments {
+    mean: f64,
+    deviation: f64,
+}
+
+#[test]
+fn searches_with_dropout_are_distributed_as_those_of_transformers_in_training_mode() {
+    const TEST: &str =
+        "captioner::golden::searches_with_dropout_are_distributed_as_those_of_transformers_in_training_mode";
+    testing::alone(TEST, || testing::each_code_path(check_dropout));
+}
+
+fn check_dropout() {
+    const DRAWS: i64 = 1000;
+    let golden: DropoutGolden = golden::json("captioner/dropout.json");
+    let captioner = by_formula(&golden.sizes, &golden.prefix, &golden.gains, testing::device());
+    let DropoutSearch { beams, max_length, length_penalty, cut_counts_begin } = golden.search;
+    let (begin_counts_when_cut, begin, end) = (cut_counts_begin, golden.sizes.begin, golden.sizes.end);
+    let settings = Search { beams, max_length, length_penalty, begin_counts_when_cut, begin, end };
+    for (image, expected) in golden.images.iter().enumerate() {
+        let hidden = hidden(&golden.sizes, std::iter::once(format!("image{image}"))).repeat([DRAWS, 1, 1]);
+        tch::manual_seed(image as i64);
+        let found = captioner.search(&hidden, &settings, Mode::Train { dropout: golden.probability });
+        for (name, Moments { mean, deviation }) in expected {
+            let value = |found: &Vec<Hypothesis>| match name.as_str() {
+                "best" => found[0].score,
+                "last" => found[beams - 1].score,
+                "length" => found[0].tokens.len() as f64,
+                _ => panic!("{name} is no statistic"),
+            };
+            let values = Tensor::from_slice(&found.iter().map(value).collect::<Vec<_>>());
+            let [found_mean, found_deviation] =
+                [values.mean(Kind::Double), values.std(true)].map(|moment| moment.double_value(&[]));
+            // Four standard errors of the difference of two means, and almost six of two deviations.
+            let error = deviation * (1.0 / DRAWS as f64 + 1.0 / golden.draws as f64).sqrt();
+            println!("image {image}, {name}: {:.1} standard errors apart", (found_mean - mean) / error);
+            assert!((found_mean - mean).abs() < 4.0 * error, "image {image}, {name}: {found_mean} is not {mean}");
+            let difference = (found_deviation - deviation).abs();
+            assert!(difference < 4.0 * error, "image {image}, {name}: {found_deviation} is not {deviation}");
+        }
+    }
+}
+
+/// A search of one token is one step. It draws the same masks as training, in the same order. On a
+/// GPU it does not: there training pads captions, and draws masks for the padding.
+#[test]
+fn a_step_with_dropout_drops_what_training_drops() {
+    const TEST: &str = "captioner::golden::a_step_with_dropout_drops_what_training_drops";
+    if !testing::device().is_cuda() {
+        testing::alone(TEST, check_dropout_of_a_step);
+    }
+}
+
+fn check_dropout_of_a_step() {
+    let (Golden { sizes, .. }, captioner) = case(testing::device().into());
+    let hidden = hidden(&sizes, std::iter::once("image0".to_owned()));
+    let (decoder, memory) = (&captioner.decoder, no_grad(|| captioner.encoder.forward(&hidden, Mode::Evaluate)));
+    let (caption, ..) = whole(&[vec![sizes.begin]]);
+    let in_training = |mode| {
+        let hidden = no_grad(|| decoder.forward(&caption, &memory, mode)).flatten(0, 1);
+        nn::logits(&hidden, decoder.output())
+    };
+    let in_search = |mode| no_grad(|| decoder.begin(&memory, 1, 2, mode).next(&[sizes.begin], None));
+    let mode = Mode::Train { dropout: 0.5 };
+    for seed in 0..4 {
+        let [trained, searched] = [&in_training as &dyn Fn(Mode) -> Tensor, &in_search].map(|logits| {
+            tch::manual_seed(seed);
+            logits(mode)
+        });
+        assert_close("logits", &searched, &trained, 1e-4);
+        assert!((searched - in_search(Mode::Evaluate)).abs().max().double_value(&[]) > 0.1, "nothing is dropped");
     }
 }
 
@@ -192,7 +332,7 @@ fn sixteen_bit_beams_are_those_of_generate_wherever_that_is_clear() {
             let (begin_counts_when_cut, begin, end) = (cut_counts_begin, sizes.begin, sizes.end);
             let settings = Search { beams, max_length, length_penalty, begin_counts_when_cut, begin, end };
             let hidden = hidden(&sizes, images.iter().map(|found| format!("image{}", found.image)));
-            let found = captioner.search(&hidden, &settings);
+            let found = captioner.search(&hidden, &settings, Mode::Evaluate);
             // A caption has the probability that it is found with, token by token, when all of it is read at once.
             let sequence = |tokens: &Vec<i64>| std::iter::once(begin).chain(tokens.iter().copied()).collect();
             let read: Vec<Vec<i64>> = found.iter().flatten().map(|found| sequence(&found.tokens)).collect();

@@ -14,7 +14,7 @@ mod sample;
 
 use std::collections::BTreeMap;
 
-use runfile::{Decoding, Preset};
+use runfile::{Decoding, Preset, ProjectionInit};
 use tch::{Tensor, no_grad};
 use tokenizer::Vocabulary;
 pub use weights::CaptionerArchitecture;
@@ -22,7 +22,7 @@ pub use weights::CaptionerArchitecture;
 pub use captions::{Captions, Packed};
 
 use crate::nn::{self, Backend, Builder, Mismatch, Mode, Parameters};
-use beam::Hypothesis;
+use beam::{Hypothesis, Steps};
 use decoder::Decoder;
 use encoder::Encoder;
 
@@ -33,6 +33,7 @@ struct Initial {
     weights: f64,
     /// Deviation of the encoder's position embeddings.
     positions: f64,
+    projection: ProjectionInit,
 }
 
 /// The architecture of a captioner that is trained from scratch, to see `vision_tokens` hidden states of `vision_width`.
@@ -74,13 +75,13 @@ pub fn preset(
 
 impl Initial {
     /// 0.02 at the width of the published captioner, as BERT and GPT-2 begin, and more where it is narrower.
-    fn of(architecture: &CaptionerArchitecture) -> Self {
+    fn of(architecture: &CaptionerArchitecture, projection: ProjectionInit) -> Self {
         if architecture.width >= 512 {
-            return Self { weights: 0.02, positions: 0.02 };
+            return Self { weights: 0.02, positions: 0.02, projection };
         }
         // Positions as loud as the hidden states that they are added to, so that where things are is not drowned out by
         // what they are: a tower trained for minutes keeps places less well than the published ones.
-        Self { weights: 0.06, positions: 0.5 }
+        Self { weights: 0.06, positions: 0.5, projection }
     }
 }
 
@@ -128,8 +129,20 @@ pub struct Captioner {
 impl Captioner {
     /// A model with parameters drawn from `seed`.
     #[must_use]
-    pub fn new(architecture: CaptionerArchitecture, seed: u64, backend: impl Into<Backend>) -> Self {
-        Self::build(architecture, Builder::new(seed, backend))
+    pub fn new(
+        architecture: CaptionerArchitecture,
+        projection: ProjectionInit,
+        seed: u64,
+        backend: impl Into<Backend>,
+    ) -> Self {
+        let initial = Initial::of(&architecture, projection);
+        Self::build(architecture, initial, Builder::new(seed, backend))
+    }
+
+    /// A model whose parameters will be overwritten.
+    fn blank(architecture: CaptionerArchitecture, backend: impl Into<Backend>) -> Self {
+        let initial = Initial::of(&architecture, ProjectionInit::default());
+        Self::build(architecture, initial, Builder::blank(backend))
     }
 
     /// A model with the parameters `values`.
@@ -141,7 +154,7 @@ impl Captioner {
         values: &BTreeMap<String, Tensor>,
         backend: impl Into<Backend>,
     ) -> Result<Self, Mismatch> {
-        let captioner = Self::build(architecture, Builder::blank(backend));
+        let captioner = Self::blank(architecture, backend);
         captioner.parameters.load(values)?;
         Ok(captioner)
     }
@@ -149,14 +162,13 @@ impl Captioner {
     /// A frozen model with this one's parameters as they are now.
     #[must_use]
     pub fn copy(&self) -> Self {
-        let copy = Self::build(self.architecture.clone(), Builder::blank(self.parameters.backend()));
+        let copy = Self::blank(self.architecture.clone(), self.parameters.backend());
         no_grad(|| copy.parameters.flat().shallow_clone().copy_(self.parameters.flat()));
         copy.parameters.changed();
         copy
     }
 
-    fn build(architecture: CaptionerArchitecture, mut builder: Builder) -> Self {
-        let initial = Initial::of(&architecture);
+    fn build(architecture: CaptionerArchitecture, initial: Initial, mut builder: Builder) -> Self {
         let encoder = Encoder::new(&mut builder, &architecture, initial);
         let decoder = Decoder::new(&mut builder, &architecture, initial);
         Self { architecture, encoder, decoder, parameters: builder.finish() }
@@ -193,22 +205,28 @@ impl Captioner {
 
     /// `search.beams` captions of each image, drawn from the model with libtorch's generator.
     #[must_use]
-    pub fn sample(&self, vision: &Tensor, search: &Search) -> Vec<Vec<Hypothesis>> {
-        no_grad(|| {
-            let memory = self.encoder.forward(vision, Mode::Evaluate);
-            let mut steps = self.decoder.begin(&memory, search.beams as i64, search.max_length as i64);
-            sample::sample(&mut *steps, vision.size()[0] as usize, search)
-        })
+    pub fn sample(&self, vision: &Tensor, search: &Search, mode: Mode) -> Vec<Vec<Hypothesis>> {
+        self.generate(vision, search, mode, sample::sample)
     }
 
-    /// The k best captions of each image, best first.
+    /// The k best captions of each image, best first. With dropout, libtorch's generator draws the
+    /// masks: of the encoder once for each image, of the decoder for each token of each beam.
     #[must_use]
-    pub fn search(&self, vision: &Tensor, search: &Search) -> Vec<Vec<Hypothesis>> {
+    pub fn search(&self, vision: &Tensor, search: &Search, mode: Mode) -> Vec<Vec<Hypothesis>> {
+        self.generate(vision, search, mode, beam::search)
+    }
+
+    fn generate(
+        &self,
+        vision: &Tensor,
+        search: &Search,
+        mode: Mode,
+        find: fn(&mut dyn Steps, usize, &Search) -> Vec<Vec<Hypothesis>>,
+    ) -> Vec<Vec<Hypothesis>> {
         no_grad(|| {
-            let memory = self.encoder.forward(vision, Mode::Evaluate);
-            let images = vision.size()[0];
-            let mut steps = self.decoder.begin(&memory, search.beams as i64, search.max_length as i64);
-            beam::search(&mut *steps, images as usize, search)
+            let memory = self.encoder.forward(vision, mode);
+            let mut steps = self.decoder.begin(&memory, search.beams as i64, search.max_length as i64, mode);
+            find(&mut *steps, vision.size()[0] as usize, search)
         })
     }
 }

@@ -4,7 +4,9 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use dataset::{preprocess, read_file};
+use dataset::preprocess::{self, Preprocessing};
+use dataset::read_file;
+use runfile::CropOffset;
 use serde::Serialize;
 use storage::Stamp;
 use tch::{Device, Tensor};
@@ -17,6 +19,7 @@ use crate::captioner::{Captioner, Search};
 use crate::clip::Eyes;
 use crate::data::normalise;
 use crate::models::{open_captioner, open_eyes, open_folder};
+use crate::nn::Mode;
 use crate::trainer::stamp;
 
 /// Images captioned at once.
@@ -49,6 +52,9 @@ pub struct Caption {
     /// this command otherwise.
     #[arg(long)]
     exif: bool,
+    /// How the offset of the centre crop is rounded, like `data.crop_offset` of the run file.
+    #[arg(long, default_value = "half_to_even", value_parser = crop_offset, value_name = "half_to_even|floor")]
+    crop_offset: CropOffset,
     #[command(flatten)]
     compute: Compute,
     /// Image files; `-` reads their paths from standard input, one a line.
@@ -97,7 +103,7 @@ impl Caption {
             search,
             device,
             json: self.json,
-            exif: self.exif,
+            preprocessing: Preprocessing { exif: self.exif, crop_offset: self.crop_offset },
         };
         // How many there are is known unless they come from standard input. What is printed on the same terminal is progress enough.
         let known = !self.images.iter().any(|path| path.as_os_str() == "-");
@@ -118,6 +124,14 @@ impl Caption {
         failed += writer.caption(&batch)?;
         bar.finish_and_clear();
         if failed > 0 { Err(format!("{failed} images could not be captioned")) } else { Ok(()) }
+    }
+}
+
+fn crop_offset(text: &str) -> Result<CropOffset, String> {
+    match text {
+        "half_to_even" => Ok(CropOffset::HalfToEven),
+        "floor" => Ok(CropOffset::Floor),
+        _ => Err("expected half_to_even or floor".to_owned()),
     }
 }
 
@@ -158,7 +172,7 @@ struct Writer {
     search: Search,
     device: Device,
     json: bool,
-    exif: bool,
+    preprocessing: Preprocessing,
 }
 
 impl Writer {
@@ -167,12 +181,9 @@ impl Writer {
         let size = self.eyes.architecture().image_size as u32;
         let read = |path: &Path| {
             let encoded = read_file(path).map_err(|error| error.to_string())?;
-            let pixels = match self.exif {
-                true => preprocess::upright(&encoded, size),
-                false => preprocess::square(&encoded, size),
-            };
+            let pixels = self.preprocessing.square(&encoded, size);
             let orientation = preprocess::orientation(&encoded).to_exif();
-            if pixels.is_ok() && orientation != 1 && !self.exif {
+            if pixels.is_ok() && orientation != 1 && !self.preprocessing.exif {
                 super::warn(format_args!(
                     "warning: {}: its EXIF orientation ({orientation}) is not applied, so the model sees the photo turned: --exif \
                      applies it",
@@ -196,7 +207,7 @@ impl Writer {
             let pixels = Tensor::from_slice(&pixels).view([count as i64, side, side, 3]);
             let by = &self.eyes.architecture().normalization;
             let hidden = tch::no_grad(|| self.eyes.hidden(&normalise(&pixels, 0..count, self.device, by)));
-            let found = self.captioner.search(&hidden, &self.search);
+            let found = self.captioner.search(&hidden, &self.search, Mode::Evaluate);
             let mut out = terminal::out();
             for (path, beams) in readable.iter().zip(found) {
                 writeln!(out, "{}", self.line(path, &beams)).map_err(|error| error.to_string())?;

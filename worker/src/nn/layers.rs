@@ -64,6 +64,16 @@ impl Linear {
         }
     }
 
+    /// The same parameters, which start as those of `torch.nn.Linear`: weights and bias uniform
+    /// within 1 / sqrt(inputs) of 0.
+    pub fn uniform(builder: &mut Builder, name: &str, inputs: i64, outputs: i64) -> Self {
+        let bound = (inputs as f64).powf(-0.5);
+        Self {
+            weight: builder.uniform(&format!("{name}.weight"), &[outputs, inputs], bound),
+            bias: builder.uniform(&format!("{name}.bias"), &[outputs], bound),
+        }
+    }
+
     /// `[.., inputs]` to `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         operators::linear(x, &self.weight.parameter(), &self.bias)

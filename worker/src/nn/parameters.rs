@@ -69,16 +69,27 @@ impl Builder {
 
     /// A parameter drawn from a normal distribution around 0.
     pub fn normal(&mut self, name: &str, shape: &[i64], deviation: f64) -> Tensor {
+        self.drawn(name, shape, || Tensor::randn(shape, (Kind::Float, Device::Cpu)) * deviation)
+    }
+
+    /// A matrix or a bias drawn uniformly from -bound..bound, for products.
+    pub fn uniform(&mut self, name: &str, shape: &[i64], bound: f64) -> Parameter {
+        let values = || Tensor::rand(shape, (Kind::Float, Device::Cpu)) * (2.0 * bound) - bound;
+        let master = self.drawn(name, shape, values);
+        self.with_working_copy(master)
+    }
+
+    /// A parameter with `values` drawn from its own generator; 0 where they do not matter.
+    fn drawn(&mut self, name: &str, shape: &[i64], values: impl FnOnce() -> Tensor) -> Tensor {
         match self.seed {
-            Some(seed) => self.draw(seed, name, shape, deviation),
+            Some(seed) => self.draw(seed, name, values),
             None => self.constant(name, shape, 0.0),
         }
     }
 
-    fn draw(&mut self, seed: u64, name: &str, shape: &[i64], deviation: f64) -> Tensor {
+    fn draw(&mut self, seed: u64, name: &str, values: impl FnOnce() -> Tensor) -> Tensor {
         tch::manual_seed(crate::seeds::derive(seed, name) as i64);
-        let values = Tensor::randn(shape, (Kind::Float, Device::Cpu)) * deviation;
-        self.add(name, values)
+        self.add(name, values())
     }
 
     /// A parameter that starts at `value`.
@@ -127,7 +138,9 @@ impl Builder {
         let (rows, columns, scale, seed) = (side * i64::from(*rank), side * inputs, alpha / f64::from(*rank), *seed);
         let [a, b] = lora_factor_names(name);
         // loralib draws A uniformly within 1 / sqrt(columns); this is the normal distribution of the same variance.
-        let a = self.draw(seed, &a, &[rows, columns], (3.0 * columns as f64).powf(-0.5));
+        let a = self.draw(seed, &a, || {
+            Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)) * (3.0 * columns as f64).powf(-0.5)
+        });
         let b = self.constant(&b, &[side * outputs, rows], 0.0);
         let Parameter { master, working } = base;
         let shares_memory = working.kind() == Kind::Float;

@@ -13,6 +13,7 @@ use crate::captioner::beam::Hypothesis;
 use crate::captioner::{Captioner, Captions, Search};
 use crate::laps::{Lap, Laps};
 use crate::nn::Mode;
+use crate::seeds;
 
 /// The images of a batch.
 #[derive(Clone, Copy)]
@@ -36,11 +37,56 @@ pub struct Context<'a> {
     pub vocabulary: &'a Vocabulary,
     /// How candidates are searched.
     pub search: Search,
+    /// Dropout while they are; none where they are generated as captions are in evaluations.
+    pub candidate_dropout: Option<CandidateDropout>,
     /// Where the time goes.
     pub laps: &'a Laps,
 }
 
+/// Dropout while candidates are generated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CandidateDropout {
+    /// That an activation is dropped; above 0 and below 1.
+    pub probability: f64,
+    /// The step's. The masks of an image follow from this seed and its number, whichever rank has
+    /// the image.
+    pub seed: u64,
+}
+
+/// [`Captioner::search`] or [`Captioner::sample`].
+type Generate = fn(&Captioner, &Tensor, &Search, Mode) -> Vec<Vec<Hypothesis>>;
+
+impl CandidateDropout {
+    /// Each image by itself, after seeding libtorch's generators for it. What is drawn afterwards
+    /// follows from what was drawn before, whatever the images.
+    fn candidates(
+        self,
+        policy: &Captioner,
+        images: &Images<'_>,
+        search: &Search,
+        generate: Generate,
+    ) -> Vec<Vec<Hypothesis>> {
+        let mode = Mode::Train { dropout: self.probability };
+        let next_seed = Tensor::randint(i64::MAX, [1], (Kind::Int64, Device::Cpu)).int64_value(&[0]);
+        let of_image = |(at, &number): (usize, &usize)| {
+            tch::manual_seed(seeds::combine(self.seed, &[number as u64]) as i64);
+            generate(policy, &images.hidden.narrow(0, at as i64, 1), search, mode)
+        };
+        let found = images.numbers.iter().enumerate().flat_map(of_image).collect();
+        tch::manual_seed(next_seed);
+        found
+    }
+}
+
 impl Context<'_> {
+    /// The captions that the policy proposes for each image.
+    pub fn candidates(&self, policy: &Captioner, images: &Images<'_>, generate: Generate) -> Vec<Vec<Hypothesis>> {
+        self.laps.time(Lap::Search, || match self.candidate_dropout {
+            None => generate(policy, images.hidden, &self.search, Mode::Evaluate),
+            Some(dropout) => dropout.candidates(policy, images, &self.search, generate),
+        })
+    }
+
     /// What each image's candidates are worth, `[images, candidates]`.
     pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<Hypothesis>]) -> Tensor {
         self.laps.time(Lap::Reward, || no_grad(|| self.reward_model.rewards(images, &self.decode(candidates))))
@@ -158,7 +204,49 @@ fn repetition(candidate: &Hypothesis) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use runfile::{Preset, ProjectionInit};
+
     use super::*;
+    use crate::{captioner, testing};
+
+    /// Candidates of images with these numbers, and the number that is drawn next. Images whose
+    /// numbers end with the same digit look the same.
+    fn with_dropout(policy: &Captioner, seed: u64, numbers: &[usize], generate: Generate) -> (Vec<Vec<Vec<i64>>>, f64) {
+        let hidden = numbers.iter().map(|&number| {
+            tch::manual_seed(number as i64 % 10);
+            Tensor::randn([4, 8], testing::floats())
+        });
+        let hidden = Tensor::stack(&hidden.collect::<Vec<_>>(), 0);
+        let images = Images { hidden: &hidden, embeddings: &hidden, numbers };
+        let decoding = runfile::Decoding { beams: 3, max_length: 8, ..runfile::Decoding::default() };
+        let search = Search { begin: 38, end: 39, ..Search::new(&decoding, &Vocabulary::full()) };
+        tch::manual_seed(5);
+        let found = CandidateDropout { probability: 0.5, seed }.candidates(policy, &images, &search, generate);
+        let tokens = found.into_iter().map(|of_image| of_image.into_iter().map(|found| found.tokens).collect());
+        (tokens.collect(), Tensor::rand([1], testing::floats()).double_value(&[0]))
+    }
+
+    #[test]
+    fn dropout_follows_from_step_and_image_whichever_rank_has_the_image() {
+        const TEST: &str =
+            "objective::candidates::tests::dropout_follows_from_step_and_image_whichever_rank_has_the_image";
+        testing::alone(TEST, || testing::each_code_path(check_dropout));
+    }
+
+    fn check_dropout() {
+        let policy = captioner::preset(Preset::Tiny, 8, 4, 40);
+        let policy = Captioner::new(policy, ProjectionInit::default(), 1, testing::device());
+        for generate in [Captioner::search, Captioner::sample] as [Generate; 2] {
+            let candidates = |seed, numbers: &[usize]| with_dropout(&policy, seed, numbers, generate);
+            let (together, drawn) = candidates(1, &[3, 4, 5]);
+            let (other_share, drawn_there) = candidates(1, &[5, 3]);
+            assert_eq!(other_share, [together[2].clone(), together[0].clone()]);
+            assert_eq!(drawn, drawn_there, "what is drawn next does not follow from the images");
+            // Another step, and another image that looks the same.
+            assert_ne!(candidates(2, &[3]).0[0], together[0]);
+            assert_ne!(candidates(1, &[13]).0[0], together[0]);
+        }
+    }
 
     #[test]
     fn a_candidate_has_ended_if_its_last_token_is_the_end_token() {

@@ -20,7 +20,7 @@ pub fn outcome(captioner: &Captioner, vision: &Tensor, captions: &Captions, mode
 
 #[cfg(test)]
 mod tests {
-    use runfile::Preset;
+    use runfile::{Preset, ProjectionInit};
     use tch::{Device, no_grad};
     use tokenizer::Vocabulary;
 
@@ -30,7 +30,8 @@ mod tests {
     const CAPTION: &str = "a red circle and a blue square above a green star and a small grey cross";
 
     fn captioner(vocabulary: &Vocabulary) -> Captioner {
-        Captioner::new(preset(Preset::Tiny, 8, 4, vocabulary.size() as usize), 1, Device::Cpu)
+        let architecture = preset(Preset::Tiny, 8, 4, vocabulary.size() as usize);
+        Captioner::new(architecture, ProjectionInit::default(), 1, Device::Cpu)
     }
 
     fn vision() -> Tensor {

@@ -20,16 +20,17 @@ use crate::nn::Mode;
 /// The loss of some images under the current policy.
 #[must_use]
 pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, settings: &Scst, mode: Mode) -> Outcome {
-    let found = context.laps.time(Lap::Search, || match settings.candidates {
-        Source::Beams => policy.search(images.hidden, &context.search),
-        Source::Samples => policy.sample(images.hidden, &context.search),
-    });
+    let generate = match settings.candidates {
+        Source::Beams => Captioner::search,
+        Source::Samples => Captioner::sample,
+    };
+    let found = context.candidates(policy, images, generate);
     let candidates = Candidates::new(found, policy, images, context, mode);
     let baseline = match settings.baseline {
         Baseline::Mean => candidates.rewards.mean_dim(1, true, Kind::Float),
         Baseline::Greedy => {
             let one = Search { beams: 1, ..context.search };
-            let greedy = context.laps.time(Lap::Search, || policy.search(images.hidden, &one));
+            let greedy = context.laps.time(Lap::Search, || policy.search(images.hidden, &one, Mode::Evaluate));
             context.rewards(images, &greedy)
         }
     };

@@ -15,8 +15,8 @@ use crate::collective::{Broken, Collective};
 use crate::data::{Batch, Pending, Sample, permutation};
 use crate::laps::{Lap, Laps};
 use crate::nn::{Gradient, Mode};
-use crate::objective::candidates::{Context, Images};
 use crate::models::Evaluator;
+use crate::objective::candidates::{CandidateDropout, Context, Images};
 use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::objective::{Example, Outcome, contrastive, cross_entropy, dico, scst};
 use crate::optimizer::{Slope, rate};
@@ -262,6 +262,14 @@ impl Trainer {
         Ok(outcome?)
     }
 
+    /// Dropout while this step's candidates are generated.
+    fn candidate_dropout(&self) -> Option<CandidateDropout> {
+        let probability = self.run.captioner.dropout;
+        let v1::Position { stage, step, .. } = self.state.position.unwrap_or_default();
+        let seed = seeds::combine(seeds::derive(self.run.seed, "candidates"), &[u64::from(stage), step]);
+        (self.run.decoding.candidate_dropout && probability > 0.0).then_some(CandidateDropout { probability, seed })
+    }
+
     /// An objective that rewards the policy's own captions.
     fn rewarded(&self, settings: &Stage, batch: &Batch, range: Range<usize>, mode: Mode, laps: &Laps) -> Outcome {
         let State { models, reference, .. } = &self.state;
@@ -283,6 +291,7 @@ impl Trainer {
             reward_model,
             vocabulary: &self.origins.captioner_vocabulary,
             search: self.search(),
+            candidate_dropout: self.candidate_dropout(),
             laps,
         };
         let hidden = laps.time(Lap::Vision, || models.hidden(batch, range.clone()));

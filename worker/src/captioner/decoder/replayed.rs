@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::{Cache, Decoder};
 use crate::captioner::beam::{Likeliest, Steps, likeliest};
-use crate::nn::{GraphPool, Replay, attention_length};
+use crate::nn::{GraphPool, Mode, Replay, attention_length};
 
 /// Workspaces that are kept: for training, for evaluation, and for the last batch of an evaluation.
 const MAX_WORKSPACES: usize = 3;
@@ -79,7 +79,7 @@ impl Tensors {
         }
         self.mask.narrow(3, before, beams).copy_(&self.mask_of_added);
         let mask = self.mask.narrow(3, 0, before + beams);
-        decoder.step(&self.inputs.get(0).view([images, beams]), position, &mask, &self.cache)
+        decoder.step(&self.inputs.get(0).view([images, beams]), position, &mask, &self.cache, Mode::Evaluate)
     }
 
     /// Adds a node to each beam, and writes the likeliest tokens after it to `likeliest`.

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use runfile::{CutCandidates, Dico, EvaluatorScore, Optimizer, Precision, Preset, TextReading};
+use runfile::{CutCandidates, Dico, EvaluatorScore, Optimizer, Precision, Preset, ProjectionInit, TextReading};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -228,7 +228,7 @@ impl Step {
         let evaluator = evaluator(&judge_vocabulary, backend);
         let (width, tokens) = (eyes.architecture().vision_width(), eyes.architecture().vision_tokens());
         let architecture = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
-        let mut policy = Captioner::new(architecture, 3, backend);
+        let mut policy = Captioner::new(architecture, ProjectionInit::default(), 3, backend);
         let reference = policy.copy();
         policy.parameters_mut().start_training(|_| true);
         let settings = Optimizer {
@@ -304,6 +304,7 @@ impl Bench<'_> {
             reward_model: RewardModel { evaluators, cider: None, weights: &self.settings.reward },
             vocabulary: &self.vocabulary,
             search: self.search,
+            candidate_dropout: None,
             laps: &self.laps,
         }
     }
@@ -338,7 +339,7 @@ impl Bench<'_> {
 
     fn phases(&mut self, step: f64) -> Result<Phases, String> {
         let (vision, (hidden, embeddings)) = self.timed(|bench| bench.look());
-        let (beam_search, found) = self.timed(|bench| bench.policy.search(&hidden, &bench.search));
+        let (beam_search, found) = self.timed(|bench| bench.policy.search(&hidden, &bench.search, Mode::Evaluate));
         let begin = self.vocabulary.begin();
         let sequences: Vec<Vec<i64>> = found
             .iter()
@@ -371,7 +372,7 @@ impl Bench<'_> {
         let batches = RANKED.div_ceil(images);
         for _ in 0..batches {
             let pixels = normalise(&self.pixels.randint_like(256), 0..images, self.device, &Normalization::default());
-            let found = no_grad(|| self.policy.search(&self.eyes.vision.hidden(&pixels), &self.search));
+            let found = no_grad(|| self.policy.search(&self.eyes.vision.hidden(&pixels), &self.search, Mode::Evaluate));
             let order = |evaluator: &Clip| {
                 let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
                 self.rewards(evaluator, &embeddings, &found).argsort_stable(true, 1, true)

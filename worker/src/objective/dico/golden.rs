@@ -1,9 +1,11 @@
-//! One whole step against PyTorch: candidates, rewards, loss, every gradient and every updated parameter.
+//! One whole step against PyTorch: candidates, rewards, loss, every gradient and every updated
+//! parameter. By the settings of the release, by the default ones, and by the default ones with cut
+//! candidates rewarded as if they had ended.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use runfile::EvaluatorScore;
-use runfile::{CutCandidates, TextReading};
+use runfile::{CutCandidates, Decoding, EvaluatorScore, Objective, RunFile, Stage};
 use scoring::cider::Candidate;
 use serde::Deserialize;
 use tokenizer::Vocabulary;
@@ -12,11 +14,12 @@ use weights::folder;
 use super::*;
 use crate::captioner::golden as captioner;
 use crate::captioner::{Captions, Search};
-use crate::clip::golden as clip;
+use crate::clip::{Clip, golden as clip};
 use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
 use crate::laps::Laps;
+use crate::nn::Backend;
 use crate::objective::reward::{EvaluatorReward, RewardModel};
-use crate::optimizer::{Adam, Slope};
+use crate::optimizer::{Adam, Slope, rate};
 use crate::testing;
 
 #[derive(Deserialize)]
@@ -26,10 +29,18 @@ struct Golden {
     policy: String,
     reference: String,
     evaluator: Evaluator,
-    search: Searched,
     beta: f64,
-    adam: Settings,
+    adam: AdamSettings,
     words: Vec<Word>,
+    settings: Vec<Setting>,
+}
+
+/// What the settings called `name` lead to.
+#[derive(Deserialize)]
+struct Setting {
+    name: String,
+    cut_candidates: CutCandidates,
+    search: Searched,
     candidates: Vec<Vec<Vec<i64>>>,
     rewards: Vec<Vec<f64>>,
     steps: Vec<Step>,
@@ -50,7 +61,7 @@ struct Searched {
 }
 
 #[derive(Deserialize)]
-struct Settings {
+struct AdamSettings {
     lr: f64,
     betas: [f64; 2],
     eps: f64,
@@ -64,79 +75,189 @@ struct Word {
 #[derive(Deserialize)]
 struct Step {
     tau: f64,
+    chosen: Vec<usize>,
+    gamma: Vec<Vec<f64>>,
     margin: Vec<f64>,
     loss: f64,
+    /// The file of the gradients.
+    tensors: String,
+}
+
+/// The run whose settings are called `name`: `configs/release/coco-dico.yaml`, or that file with the
+/// defaults of all settings that the comparison depends on; `closed` differs in `cut_candidates`.
+fn run(name: &str) -> RunFile {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/release/coco-dico.yaml");
+    let mut run = RunFile::load(&path).unwrap();
+    if name != "release" {
+        run.decoding = Decoding::default();
+        *run.primary_evaluator_mut() = runfile::Evaluator { score: Some(EvaluatorScore::PacS), ..Default::default() };
+        let stage = Stage { optimizer: plain_adam(), ..stage(&run).clone() };
+        run.stages = vec![Stage { dico: Dico::default(), schedule: runfile::Schedule::default(), ..stage }];
+    }
+    if name == "closed" {
+        run.primary_evaluator_mut().cut_candidates = CutCandidates::Closed;
+    }
+    run
+}
+
+/// Its stage of DiCO.
+fn stage(run: &RunFile) -> &Stage {
+    run.stages.iter().find(|stage| stage.objective == Objective::Dico).unwrap()
+}
+
+/// What an optimizer is of which only the rate is given.
+fn plain_adam() -> runfile::Optimizer {
+    serde_json::from_str(r#"{ "learning_rate": 1.0 }"#).unwrap()
+}
+
+/// The models and images of the golden step.
+struct Case {
+    sizes: captioner::Sizes,
+    hidden: Tensor,
+    evaluator: Clip,
+    embeddings: [Tensor; 1],
+    numbers: Vec<usize>,
+    reference: Captioner,
+    vocabulary: Vocabulary,
+    evaluator_vocabulary: Vocabulary,
+}
+
+impl Case {
+    fn new(golden: &Golden, backend: Backend) -> Self {
+        let sizes = golden.sizes;
+        let images = golden.settings[0].candidates.len();
+        let hidden = captioner::hidden(&sizes, (0..images).map(|number| format!("dico.image{number}")));
+        let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix, backend);
+        let pixels = clip::pixels(&golden.evaluator.architecture, "dico", images as i64);
+        let embeddings = [no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)))];
+        let words = golden.words.iter().map(|word| word.clip).collect();
+        Self {
+            sizes,
+            hidden,
+            evaluator,
+            embeddings,
+            numbers: (0..images).collect(),
+            reference: captioner::by_formula(&sizes, &golden.reference, &golden.gains, backend),
+            vocabulary: Vocabulary::stored(&folder::Vocabulary::Tokens(words)),
+            evaluator_vocabulary: Vocabulary::full(),
+        }
+    }
+
+    fn images(&self) -> Images<'_> {
+        Images { hidden: &self.hidden, embeddings: &self.embeddings, numbers: &self.numbers }
+    }
+
+    /// As the trainer makes it.
+    fn evaluators<'a>(&'a self, run: &'a RunFile) -> [EvaluatorReward<'a>; 1] {
+        let evaluator = run.primary_evaluator();
+        [EvaluatorReward {
+            name: evaluator.name,
+            clip: &self.evaluator,
+            vocabulary: &self.evaluator_vocabulary,
+            score: evaluator.score(),
+            prefix: &evaluator.settings.reward_prefix,
+            text: evaluator.settings.reward_text,
+            cut_candidates: evaluator.settings.cut_candidates,
+        }]
+    }
+
+    /// The rewards of candidates with these tokens, `[images, candidates]`.
+    fn rewards(&self, run: &RunFile, candidates: &[Vec<Vec<i64>>]) -> Tensor {
+        let evaluators = self.evaluators(run);
+        let model = RewardModel { evaluators: &evaluators, cider: None, weights: &stage(run).dico.reward };
+        no_grad(|| model.rewards(&self.images(), &self.decode(candidates)))
+    }
+
+    /// As the trainer makes it, but without dropout, which draws other masks than PyTorch's.
+    fn context<'a>(
+        &'a self,
+        run: &'a RunFile,
+        evaluators: &'a [EvaluatorReward<'a>],
+        laps: &'a Laps,
+    ) -> Context<'a> {
+        Context {
+            reference: &self.reference,
+            reward_model: RewardModel { evaluators, cider: None, weights: &stage(run).dico.reward },
+            vocabulary: &self.vocabulary,
+            search: Search::new(&run.decoding, &self.vocabulary),
+            candidate_dropout: None,
+            laps,
+        }
+    }
+
+    /// What candidates with these tokens say.
+    fn decode(&self, candidates: &[Vec<Vec<i64>>]) -> Vec<Vec<Candidate>> {
+        let candidate = |tokens: &Vec<i64>| Candidate {
+            text: self.vocabulary.decode(tokens),
+            ended: tokens.last() == Some(&self.vocabulary.end()),
+        };
+        candidates.iter().map(|found| found.iter().map(candidate).collect()).collect()
+    }
 }
 
 #[test]
 fn a_whole_step_is_that_of_pytorch() {
-    testing::each_code_path(check_step);
+    testing::each_code_path(|| {
+        let golden: Golden = golden::json("dico/dico.json");
+        let case = Case::new(&golden, testing::device().into());
+        let names: Vec<&str> = golden.settings.iter().map(|setting| setting.name.as_str()).collect();
+        assert_eq!(names, ["release", "default", "closed"]);
+        for setting in &golden.settings {
+            check_step(&golden, &case, setting);
+        }
+    });
 }
 
-fn check_step() {
-    let backend = testing::device();
-    let golden: Golden = golden::json("dico/dico.json");
-    let sizes = &golden.sizes;
-    let images = golden.candidates.len() as i64;
-    let hidden = captioner::hidden(sizes, (0..images).map(|number| format!("dico.image{number}")));
-    let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix, backend);
-    let pixels = clip::pixels(&golden.evaluator.architecture, "dico", images);
-    let embeddings = [no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)))];
-    let reference = captioner::by_formula(sizes, &golden.reference, &golden.gains, backend);
-    let words = golden.words.iter().map(|word| word.clip).collect();
-    let captioner_vocabulary = Vocabulary::stored(&folder::Vocabulary::Tokens(words));
-    let Searched { beams, max_length, length_penalty, cut_counts_begin } = golden.search;
-    for Step { tau, margin, loss } in &golden.steps {
-        let search = Search {
-            beams,
-            max_length,
-            length_penalty,
-            begin_counts_when_cut: cut_counts_begin,
-            begin: sizes.begin,
-            end: sizes.end,
-        };
-        let settings = Dico { beta: golden.beta, tau: *tau, ..Dico::default() };
-        let evaluators = [EvaluatorReward {
-            name: EvaluatorScore::PacS.name(),
-            clip: &evaluator,
-            vocabulary: &Vocabulary::full(),
-            score: EvaluatorScore::PacS,
-            prefix: "",
-            text: TextReading::AsIs,
-            cut_candidates: CutCandidates::Closed,
-        }];
-        let reward_model = RewardModel { evaluators: &evaluators, cider: None, weights: &settings.reward };
+fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
+    let sizes = &case.sizes;
+    let Searched { beams, max_length, length_penalty, cut_counts_begin } = setting.search;
+    let mut run = run(&setting.name);
+    // The golden captioner is small: its captions are cut earlier.
+    run.decoding.max_length = max_length as u32;
+    let Decoding { beams: of_run, length_penalty: penalty, begin_counts_when_cut, .. } = run.decoding;
+    assert_eq!((of_run as usize, penalty, begin_counts_when_cut), (beams, length_penalty, cut_counts_begin));
+    assert_eq!((run.primary_evaluator().settings.cut_candidates, stage(&run).dico.beta), (setting.cut_candidates, golden.beta));
+    let is_cut = |tokens: &&Vec<i64>| tokens.last() != Some(&sizes.end);
+    let cut = setting.candidates.iter().flatten().filter(is_cut).count();
+    assert!(cut > 0 && cut < setting.candidates.iter().flatten().count(), "some candidates are cut, others end");
+
+    for Step { tau, chosen, gamma, margin, loss, tensors } in &setting.steps {
         let laps = Laps::default();
-        let context = Context { reference: &reference, reward_model, vocabulary: &captioner_vocabulary, search, laps: &laps };
-        let numbers: Vec<usize> = (0..images as usize).collect();
-        let seen = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
-        let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, backend);
-        let candidates = policy.search(&hidden, &context.search);
+        let evaluators = case.evaluators(&run);
+        let context = case.context(&run, &evaluators, &laps);
+        let settings = Dico { tau: *tau, ..stage(&run).dico.clone() };
+        let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, testing::device());
+        let candidates = context.candidates(&policy, &case.images(), Captioner::search);
         let tokens: Vec<Vec<_>> =
             candidates.iter().map(|found| found.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
-        assert_eq!(tokens, golden.candidates);
-        let rewards = no_grad(|| context.reward_model.rewards(&seen, &context.decode(&candidates)));
-        let expected = Tensor::from_slice2(&golden.rewards);
-        assert_close("rewards", &rewards, &expected, 1e-5);
+        assert_eq!(tokens, setting.candidates);
+        let rewards = context.rewards(&case.images(), &candidates);
+        assert_close("rewards", &rewards, &Tensor::from_slice2(&setting.rewards), 1e-5);
+        let preference = Preference::new(&rewards, &settings);
+        assert_eq!(values(&preference.chosen), chosen.iter().map(|&number| number as f64).collect::<Vec<_>>());
+        // A difference of rewards is multiplied by tau.
+        assert_close("gamma", &preference.gamma, &Tensor::from_slice2(gamma), 1e-6 * tau);
 
         policy.parameters_mut().start_training(|_| true);
-        let outcome = outcome(&policy, &seen, &context, &settings, Mode::Train { dropout: 0.0 });
+        let outcome = outcome(&policy, &case.images(), &context, &settings, Mode::Train { dropout: 0.0 });
         assert!((outcome.loss_sum / outcome.weight - loss).abs() < 1e-4, "{} is not {loss}", outcome.loss_sum);
         let example = outcome.example.as_ref().unwrap();
         let weights: f64 = example.candidates.iter().map(|(.., gamma)| gamma).sum();
-        assert!((weights - 1.0).abs() < 1e-6 && example.candidates.len() == golden.rewards[0].len(), "{weights}");
+        assert!((weights - 1.0).abs() < 1e-6 && example.candidates.len() == beams, "{weights}");
         let accuracy = outcome.summaries[names::IMPLICIT_ACCURACY].mean();
         assert!((accuracy - share(margin, |margin| margin > 0.0)).abs() < 1e-9, "{accuracy}");
         outcome.loss.backward();
         let parameters = policy.parameters();
         let gradient = parameters.gradient().unwrap().values / outcome.weight;
-        let expected = golden::tensors(&format!("dico/tau{tau}.safetensors"));
-        compare(parameters.trained_views(&gradient), &expected, "gradient", sizes, |_, difference| difference);
+        let expected = golden::tensors(&format!("dico/{tensors}"));
+        compare(parameters.views(&gradient), &expected, "gradient", sizes, |_, difference| difference);
 
-        let Settings { lr, betas, eps } = golden.adam;
-        let settings =
-            runfile::Optimizer { learning_rate: lr, betas, epsilon: eps, weight_decay: 0.0, clip_norm: None };
-        Adam::new(parameters, &settings).update(parameters, &Slope::new(&gradient, 1.0), 1, lr);
+        // The release's optimizer and warm-up, at a rate whose updates are larger than rounding.
+        let AdamSettings { lr, betas, eps } = golden.adam;
+        let optimizer = runfile::Optimizer { learning_rate: lr, ..stage(&run).optimizer.clone() };
+        assert_eq!(optimizer, runfile::Optimizer { learning_rate: lr, betas, epsilon: eps, ..plain_adam() });
+        let rate = lr * rate(&stage(&run).schedule, 1, stage(&run).steps);
+        Adam::new(parameters, &optimizer).update(parameters, &Slope::new(&gradient, 1.0), 1, rate);
         if expected.keys().any(|name| name.starts_with("updated.")) {
             let updated = parameters.named().map(|(name, value)| (name, value.shallow_clone()));
             // Adam's first step is nearly the sign of the gradient: where that is nothing but rounding, as of the keys'
@@ -148,73 +269,78 @@ fn check_step() {
     }
 }
 
+/// Otherwise the comparisons above could not tell the readings apart.
+#[test]
+fn the_other_reading_of_cut_candidates_gives_other_rewards_and_other_weights() {
+    let golden: Golden = golden::json("dico/dico.json");
+    let case = Case::new(&golden, testing::device().into());
+    for setting in &golden.settings {
+        let mut run = run(&setting.name);
+        run.primary_evaluator_mut().cut_candidates = match setting.cut_candidates {
+            CutCandidates::AsReleased => CutCandidates::Closed,
+            CutCandidates::Closed => CutCandidates::AsReleased,
+        };
+        let rewards = case.rewards(&run, &setting.candidates);
+        let furthest = |found: &Tensor, expected: &[Vec<f64>]| {
+            let expected = Tensor::from_slice2(expected).to_device(testing::device());
+            (found - expected).abs().max().double_value(&[])
+        };
+        assert!(furthest(&rewards, &setting.rewards) > 0.1, "{}", setting.name);
+        for Step { tau, gamma, .. } in &setting.steps {
+            let settings = Dico { tau: *tau, ..Dico::default() };
+            assert!(furthest(&Preference::new(&rewards, &settings).gamma, gamma) > 0.1, "{}", setting.name);
+        }
+    }
+}
+
 /// Of the same candidates, as rounding may lead to others, and with the same rewards, which `tau` multiplies by 300.
 #[test]
 fn sixteen_bit_rewards_and_gradients_are_as_near_as_rounding_lets_them_be() {
-    testing::each_code_path(check_sixteen_bits);
+    testing::each_code_path(|| {
+        let golden: Golden = golden::json("dico/dico.json");
+        let case = Case::new(&golden, testing::sixteen_bits());
+        for setting in &golden.settings {
+            check_sixteen_bits(&golden, &case, setting);
+        }
+    });
 }
 
-fn check_sixteen_bits() {
-    let golden: Golden = golden::json("dico/dico.json");
-    let (sizes, backend) = (&golden.sizes, testing::sixteen_bits());
-    let (images, each) = (golden.candidates.len(), golden.rewards[0].len());
-    let hidden = captioner::hidden(sizes, (0..images).map(|number| format!("dico.image{number}")));
-    let words = golden.words.iter().map(|word| word.clip).collect();
-    let vocabulary = Vocabulary::stored(&folder::Vocabulary::Tokens(words));
-    let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix, backend);
-    let pixels = clip::pixels(&golden.evaluator.architecture, "dico", images as i64);
-    let embeddings = [no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)))];
-    let settings = Dico { beta: golden.beta, ..Dico::default() };
-    let evaluators = [EvaluatorReward {
-        name: EvaluatorScore::PacS.name(),
-        clip: &evaluator,
-        vocabulary: &Vocabulary::full(),
-        score: EvaluatorScore::PacS,
-        prefix: "",
-        text: TextReading::AsIs,
-        cut_candidates: CutCandidates::Closed,
-    }];
-    let reward_model = RewardModel { evaluators: &evaluators, cider: None, weights: &settings.reward };
-    let numbers: Vec<usize> = (0..images).collect();
-    let seen = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
-    let candidate = |tokens: &Vec<i64>| Candidate {
-        text: vocabulary.decode(tokens),
-        ended: tokens.last() == Some(&vocabulary.end()),
-    };
-    let candidates = golden.candidates.iter().map(|found| found.iter().map(candidate).collect());
-    let rewards = no_grad(|| reward_model.rewards(&seen, &candidates.collect::<Vec<_>>()));
-    let expected = Tensor::from_slice2(&golden.rewards);
+fn check_sixteen_bits(golden: &Golden, case: &Case, setting: &Setting) {
+    let (sizes, run) = (&case.sizes, run(&setting.name));
+    let (images, each) = (setting.candidates.len(), setting.rewards[0].len());
+    let rewards = case.rewards(&run, &setting.candidates);
+    let expected = Tensor::from_slice2(&setting.rewards);
     // Twice a cosine of two vectors of length 1, each of a tower with two layers.
     let allowed = 2.0 * sixteen_bit_tolerance(&expected.ones_like(), 2 + 2);
     assert_close("rewards", &rewards, &expected, allowed);
 
-    let reference = captioner::by_formula(sizes, &golden.reference, &golden.gains, backend);
     let sequence = |tokens: &Vec<i64>| std::iter::once(sizes.begin).chain(tokens.iter().copied()).collect();
-    let sequences: Vec<Vec<i64>> = golden.candidates.iter().flatten().map(sequence).collect();
+    let sequences: Vec<Vec<i64>> = setting.candidates.iter().flatten().map(sequence).collect();
     let captions = Captions::new(&sequences, each, testing::device());
     let log_probabilities = |captioner: &Captioner| {
-        captioner.token_log_probabilities(&hidden, &captions, Mode::Evaluate).sums().view([images as i64, each as i64])
+        let packed = captioner.token_log_probabilities(&case.hidden, &captions, Mode::Evaluate);
+        packed.sums().view([images as i64, each as i64])
     };
-    for Step { tau, margin, .. } in &golden.steps {
-        let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, backend);
+    for Step { tau, margin, tensors, .. } in &setting.steps {
+        let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, testing::sixteen_bits());
         policy.parameters_mut().start_training(|_| true);
         let rewards = expected.to_kind(Kind::Float).to_device(testing::device());
-        let preference = Preference::new(&rewards, &Dico { tau: *tau, ..settings.clone() });
-        let difference = log_probabilities(&policy) - no_grad(|| log_probabilities(&reference));
+        let preference = Preference::new(&rewards, &Dico { tau: *tau, ..stage(&run).dico.clone() });
+        let difference = log_probabilities(&policy) - no_grad(|| log_probabilities(&case.reference));
         let found = preference.margin(&difference);
         let expected = Tensor::from_slice(margin);
         // A difference of differences between sums over tokens, of which the reference's are far larger than the margin.
-        let summed = no_grad(|| log_probabilities(&reference));
+        let summed = no_grad(|| log_probabilities(&case.reference));
         let longest = sequences.iter().map(Vec::len).max().unwrap() as f64;
         assert_close("margin", &found, &expected, 2.0 * sixteen_bit_tolerance(&summed, 2 + 2) / longest.sqrt());
         // The slope of the loss depends on the margin: with the expected one only what is behind it is compared.
         let slope = (&expected * -golden.beta).sigmoid().to_device(testing::device()) * -golden.beta;
         (found * slope.detach()).sum(Kind::Float).backward();
         let gradient = policy.parameters().gradient().unwrap().values / images as f64;
-        let expected = golden::tensors(&format!("dico/tau{tau}.safetensors"));
+        let expected = golden::tensors(&format!("dico/{tensors}"));
         let largest = expected.iter().filter(|(name, _)| name.starts_with("gradient."));
         let largest = largest.map(|(_, value)| value.abs().max().double_value(&[])).fold(0.0, f64::max);
-        for (name, found) in policy.parameters().trained_views(&gradient) {
+        for (name, found) in policy.parameters().views(&gradient) {
             let expected = &expected[&format!("gradient.{name}")];
             let found = found.narrow(0, 0, expected.size()[0]);
             // There and back. Some gradients, as of the keys' biases, are nothing but rounding of larger ones.

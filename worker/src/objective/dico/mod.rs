@@ -19,13 +19,12 @@ use tch::{Kind, Tensor, no_grad};
 use super::candidates::{Candidates, Context, Images, values};
 use super::{Example, Outcome};
 use crate::captioner::Captioner;
-use crate::laps::Lap;
 use crate::nn::Mode;
 
 /// The loss of some images under the current policy.
 #[must_use]
 pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, settings: &Dico, mode: Mode) -> Outcome {
-    let found = context.laps.time(Lap::Search, || policy.search(images.hidden, &context.search));
+    let found = context.candidates(policy, images, Captioner::search);
     let candidates = Candidates::new(found, policy, images, context, mode);
     let preference = Preference::new(&candidates.rewards, settings);
     let margin = preference.margin(&match settings.reference {
