@@ -7,8 +7,7 @@ use crate::Split;
 
 /// Scores of evaluations that compare captions with references.
 /// Those of evaluators begin with `ref_`.
-const AGAINST_REFERENCES: [&str; 8] =
-    ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice"];
+const AGAINST_REFERENCES: [&str; 8] = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice"];
 
 /// Why a run cannot do without the captions of `split`, if it cannot.
 #[must_use]

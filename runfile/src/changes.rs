@@ -91,7 +91,9 @@ pub fn continuation(run: &RunFile, checkpoint: &str) -> String {
         _ => checkpoint.clone(),
     };
     let key = match primary.key().split_once('.') {
-        Some((all, name)) => format!("{all}: {{ {name}: {{ weights: {evaluator} }} }} # instead of `preset`; other keys, and other evaluators, as before"),
+        Some((all, name)) => format!(
+            "{all}: {{ {name}: {{ weights: {evaluator} }} }} # instead of `preset`; other keys, and other evaluators, as before"
+        ),
         None => format!("evaluator: {{ weights: {evaluator} }} # instead of `preset`; other keys as before"),
     };
     let [name, output] =

@@ -141,7 +141,10 @@ stages:
         for run_file in [runs.join("run.yaml"), runs.join("../runs/./run.yaml")] {
             let run = RunFile::load(&run_file).unwrap();
             let tars = run.data.webdataset.clone().unwrap();
-            assert_eq!((run.output.clone(), run.primary_evaluator().settings.weights.clone()), (runs.join("out"), Some(runs.join("weights/pac.pth"))));
+            assert_eq!(
+                (run.output.clone(), run.primary_evaluator().settings.weights.clone()),
+                (runs.join("out"), Some(runs.join("weights/pac.pth")))
+            );
             assert_eq!(tars.train, folder.path().join("tars/{a..c}.tar").to_string_lossy());
             assert_eq!((tars.validation.as_str(), tars.test.as_deref()), ("s3://bucket/v.tar", Some("/t.tar")));
         }

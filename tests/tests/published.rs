@@ -74,7 +74,8 @@ fn training_from_stored_features_gives_what_training_from_images_does() {
         let [without, with] = evaluated.each_ref().map(|metrics| metrics[name]);
         assert!((without - with).abs() < 1e-3, "{name}: {without} and {with}");
     }
-    let other = run_file(&place, "other", &features.replace("clip_s", "clip_s_2").replace("eyes", "evaluator"), &scratch);
+    let other =
+        run_file(&place, "other", &features.replace("clip_s", "clip_s_2").replace("eyes", "evaluator"), &scratch);
     let error = error_line(&run("coordinator", &["validate", "--config", &other.to_string_lossy()]));
     assert!(error.contains("data.features") && error.contains("evaluators"), "{error}");
 }

@@ -71,13 +71,7 @@ impl Examiner<'_> {
     }
 
     /// Adds what each evaluator says. Models, and texts that two evaluators read alike, are computed once.
-    fn add_scores(
-        &self,
-        batch: &Batch,
-        hidden: &Tensor,
-        written: &[scoring::Item],
-        found: &mut [v1::EvaluationItem],
-    ) {
+    fn add_scores(&self, batch: &Batch, hidden: &Tensor, written: &[scoring::Item], found: &mut [v1::EvaluationItem]) {
         let mut images: HashMap<usize, Vec<f32>> = HashMap::new();
         let mut texts: HashMap<Reading<'_>, TextEmbeddings> = HashMap::new();
         for evaluator in &self.origins.evaluators {

@@ -466,7 +466,9 @@ impl Models {
                 let own = embeddings.narrow(1, before as i64, clip.architecture().embedding as i64);
                 part(&own, range, hidden.device())
             }
-            (Views::Pixels(_), VisionEncoder::OfEvaluator(shared)) if *shared == number => no_grad(|| clip.embed(hidden)),
+            (Views::Pixels(_), VisionEncoder::OfEvaluator(shared)) if *shared == number => {
+                no_grad(|| clip.embed(hidden))
+            }
             (Views::Pixels(pixels), _) => no_grad(|| {
                 let images = normalise_for(clip, &pixels[&image_size(clip)], range);
                 clip.embed(&clip.vision.hidden(&images))
@@ -490,9 +492,7 @@ impl Models {
     pub fn evaluator_pixels(&self, batch: &Batch, range: Range<usize>) -> Result<Tensor, String> {
         match &batch.views {
             Views::Features { .. } => Err("data.features cannot be used in a contrastive stage".to_owned()),
-            Views::Pixels(pixels) => {
-                Ok(normalise_for(&self.evaluator, &pixels[&image_size(&self.evaluator)], range))
-            }
+            Views::Pixels(pixels) => Ok(normalise_for(&self.evaluator, &pixels[&image_size(&self.evaluator)], range)),
         }
     }
 }

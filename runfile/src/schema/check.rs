@@ -425,7 +425,11 @@ stages:
             ("dico", "guard: [{ metric: kl, below: .inf, action: warn }]", "stages[3].guard[0].below: must be finite"),
             ("dico", "patience: 0, metric: cider", "stages[3].patience: must be at least 1"),
             ("dico", "dico: { reward: {} }", "stages[3].dico.reward: needs at least one reward"),
-            ("dico", "dico: { reward: { clip_s: 1 } }", "stages[3].dico.reward: there is no evaluator `clip_s`: the rewards are pac_s, cider"),
+            (
+                "dico",
+                "dico: { reward: { clip_s: 1 } }",
+                "stages[3].dico.reward: there is no evaluator `clip_s`: the rewards are pac_s, cider",
+            ),
             ("scst", "scst: { reward: { cider: .nan } }", "stages[2].scst.reward: needs finite weights"),
             ("scst", "scst: { reward: { missing_end: -1 } }", "stages[2].scst.reward: needs at least one reward"),
             (

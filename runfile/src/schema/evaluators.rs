@@ -242,7 +242,8 @@ impl RunFile {
         let problem = "has several with weights, and which of them `contrastive` stages train is not said: name that one under \
                        `evaluator` instead";
         need(!unclear || !self.trains_evaluator(), "evaluators", problem)?;
-        let problem = "has several with weights, and the captioner has no vision encoder of its own: set captioner.vision";
+        let problem =
+            "has several with weights, and the captioner has no vision encoder of its own: set captioner.vision";
         need(!unclear || !self.shares_vision_encoder(), "evaluators", problem)
     }
 }
@@ -299,7 +300,10 @@ stages:
     fn a_run_file_with_one_evaluator_means_what_it_meant() {
         let run = parse("evaluator: { weights: pac.pth }", "{ pac_s: 1 }", "retrieval_r1").unwrap();
         let evaluator = run.primary_evaluator();
-        assert_eq!((evaluator.name, evaluator.score(), evaluator.key().as_str()), ("pac_s", EvaluatorScore::PacS, "evaluator"));
+        assert_eq!(
+            (evaluator.name, evaluator.score(), evaluator.key().as_str()),
+            ("pac_s", EvaluatorScore::PacS, "evaluator")
+        );
         let fixed = names::EVALUATION.map(|(name, _)| name);
         let absent = ["clip_s", "ref_clip_s", "spice", "grammatical", "truthful", "details"];
         let expected: Vec<&str> = fixed.into_iter().filter(|name| !absent.contains(name)).collect();
@@ -322,7 +326,12 @@ stages:
                 "evaluators.pac_s: its score `pac_s` has the name of another",
             ),
             ("evaluators: { judge: { weights: a.pt } }", "{ judge: 1 }", "cider", "does not say which score it gives"),
-            ("evaluators: { cider: { weights: a.pt, score: pac_s } }", "{ cider: 1 }", "cider", "`cider` has the name of"),
+            (
+                "evaluators: { cider: { weights: a.pt, score: pac_s } }",
+                "{ cider: 1 }",
+                "cider",
+                "`cider` has the name of",
+            ),
             ("evaluators: { kl: { weights: a.pt, score: pac_s } }", "{ kl: 1 }", "cider", "`kl` has the name of"),
             ("evaluators: { PAC: { weights: a.pt, score: pac_s } }", "{ PAC: 1 }", "cider", "lower-case letter"),
             (BOTH, "{ judge: 1 }", "cider", "stages[0].dico.reward: there is no evaluator `judge`: the rewards are"),
@@ -333,7 +342,12 @@ stages:
                 "cider",
                 "evaluators.clip_s_2: has no weights, and stages train one evaluator only",
             ),
-            ("evaluators: { pac_s: {} }", "{ pac_s: 1 }", "cider", "evaluators.pac_s: needs either `preset` or `weights`"),
+            (
+                "evaluators: { pac_s: {} }",
+                "{ pac_s: 1 }",
+                "cider",
+                "evaluators.pac_s: needs either `preset` or `weights`",
+            ),
         ] {
             let error = parse(evaluators, reward, metric).unwrap_err();
             assert!(error.contains(expected), "{evaluators}, {reward}: {error}");
@@ -344,7 +358,8 @@ stages:
     fn the_primary_evaluator_is_said() {
         let clip = "{ name: clip, objective: contrastive, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }";
         let with_stage = |evaluators: &str| {
-            let text = RUN.replace("EVALUATORS", evaluators).replace("REWARD", "{ clip_s: 1 }").replace("METRIC", "cider");
+            let text =
+                RUN.replace("EVALUATORS", evaluators).replace("REWARD", "{ clip_s: 1 }").replace("METRIC", "cider");
             let text = text.replace("stages:", &format!("stages:\n  - {clip}"));
             RunFile::parse(Path::new("run.yaml"), &text).map_err(|error| error.to_string())
         };

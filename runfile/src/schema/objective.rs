@@ -135,9 +135,8 @@ fn rewards_schema(_: &mut SchemaGenerator) -> Schema {
         ("pac_s", "PAC-S, 0 to 2: the score of `evaluator` unless `evaluator.score` says otherwise."),
         ("clip_s", "CLIP-S, 0 to 2.5: the score of `evaluator` where `evaluator.score` is `clip_s`."),
     ];
-    let of = |(name, description): (&str, &str)| {
-        (name.to_owned(), json!({ "type": "number", "description": description }))
-    };
+    let of =
+        |(name, description): (&str, &str)| (name.to_owned(), json!({ "type": "number", "description": description }));
     let properties: serde_json::Map<String, Value> = properties.into_iter().map(of).collect();
     json_schema!({
         "type": "object",

@@ -69,7 +69,7 @@ impl Linear {
     pub fn uniform(builder: &mut Builder, name: &str, inputs: i64, outputs: i64) -> Self {
         let bound = (inputs as f64).powf(-0.5);
         Self {
-            weight: builder.uniform(&format!("{name}.weight"), &[outputs, inputs], bound),
+            weight: builder.uniform(&format!("{name}.weight"), &[outputs, inputs], bound).into(),
             bias: builder.uniform(&format!("{name}.bias"), &[outputs], bound),
         }
     }

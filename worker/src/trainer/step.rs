@@ -14,8 +14,8 @@ use crate::captioner::Captions;
 use crate::collective::{Broken, Collective};
 use crate::data::{Batch, Pending, Sample, permutation};
 use crate::laps::{Lap, Laps};
-use crate::nn::{Gradient, Mode};
 use crate::models::Evaluator;
+use crate::nn::{Gradient, Mode};
 use crate::objective::candidates::{CandidateDropout, Context, Images};
 use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::objective::{Example, Outcome, contrastive, cross_entropy, dico, scst};
@@ -284,8 +284,7 @@ impl Trainer {
         let rewarded: Vec<&Evaluator> = rewarded.collect();
         let evaluators: Vec<EvaluatorReward<'_>> =
             rewarded.iter().map(|evaluator| EvaluatorReward::of(evaluator, models)).collect();
-        let reward_model =
-            RewardModel { evaluators: &evaluators, cider: self.cider.as_ref(), weights: rewards };
+        let reward_model = RewardModel { evaluators: &evaluators, cider: self.cider.as_ref(), weights: rewards };
         let context = Context {
             reference: reference.as_ref().expect("such a stage begins with a reference"),
             reward_model,

@@ -169,12 +169,7 @@ impl Case {
     }
 
     /// As the trainer makes it, but without dropout, which draws other masks than PyTorch's.
-    fn context<'a>(
-        &'a self,
-        run: &'a RunFile,
-        evaluators: &'a [EvaluatorReward<'a>],
-        laps: &'a Laps,
-    ) -> Context<'a> {
+    fn context<'a>(&'a self, run: &'a RunFile, evaluators: &'a [EvaluatorReward<'a>], laps: &'a Laps) -> Context<'a> {
         Context {
             reference: &self.reference,
             reward_model: RewardModel { evaluators, cider: None, weights: &stage(run).dico.reward },
@@ -216,7 +211,10 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
     run.decoding.max_length = max_length as u32;
     let Decoding { beams: of_run, length_penalty: penalty, begin_counts_when_cut, .. } = run.decoding;
     assert_eq!((of_run as usize, penalty, begin_counts_when_cut), (beams, length_penalty, cut_counts_begin));
-    assert_eq!((run.primary_evaluator().settings.cut_candidates, stage(&run).dico.beta), (setting.cut_candidates, golden.beta));
+    assert_eq!(
+        (run.primary_evaluator().settings.cut_candidates, stage(&run).dico.beta),
+        (setting.cut_candidates, golden.beta)
+    );
     let is_cut = |tokens: &&Vec<i64>| tokens.last() != Some(&sizes.end);
     let cut = setting.candidates.iter().flatten().filter(is_cut).count();
     assert!(cut > 0 && cut < setting.candidates.iter().flatten().count(), "some candidates are cut, others end");
