@@ -217,7 +217,7 @@ mod tests {
             Tensor::randn([4, 8], testing::floats())
         });
         let hidden = Tensor::stack(&hidden.collect::<Vec<_>>(), 0);
-        let images = Images { hidden: &hidden, embeddings: &hidden, numbers };
+        let images = Images { hidden: &hidden, embeddings: &[], numbers };
         let decoding = runfile::Decoding { beams: 3, max_length: 8, ..runfile::Decoding::default() };
         let search = Search { begin: 38, end: 39, ..Search::new(&decoding, &Vocabulary::full()) };
         tch::manual_seed(5);

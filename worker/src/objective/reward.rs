@@ -166,8 +166,8 @@ mod tests {
             vec![candidate("a red", false), candidate("", true)],
         ];
         for other in [by_pac_s(), Reward::Cider] {
-            let without = rewards(&Rewards::from([(other, 2.0)]), &candidates);
-            let with = rewards(&Rewards::from([(other, 2.0), (Reward::MissingEnd, -0.5)]), &candidates);
+            let without = rewards(&Rewards::from([(other.clone(), 2.0)]), &candidates);
+            let with = rewards(&Rewards::from([(other.clone(), 2.0), (Reward::MissingEnd, -0.5)]), &candidates);
             for (image, penalties) in [[0.0, 0.5], [0.5, 0.0]].into_iter().enumerate() {
                 for (number, penalty) in penalties.into_iter().enumerate() {
                     let difference = without[image][number] - with[image][number];

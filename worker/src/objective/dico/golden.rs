@@ -248,7 +248,7 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
         let parameters = policy.parameters();
         let gradient = parameters.gradient().unwrap().values / outcome.weight;
         let expected = golden::tensors(&format!("dico/{tensors}"));
-        compare(parameters.views(&gradient), &expected, "gradient", sizes, |_, difference| difference);
+        compare(parameters.trained_views(&gradient), &expected, "gradient", sizes, |_, difference| difference);
 
         // The release's optimizer and warm-up, at a rate whose updates are larger than rounding.
         let AdamSettings { lr, betas, eps } = golden.adam;
@@ -338,7 +338,7 @@ fn check_sixteen_bits(golden: &Golden, case: &Case, setting: &Setting) {
         let expected = golden::tensors(&format!("dico/{tensors}"));
         let largest = expected.iter().filter(|(name, _)| name.starts_with("gradient."));
         let largest = largest.map(|(_, value)| value.abs().max().double_value(&[])).fold(0.0, f64::max);
-        for (name, found) in policy.parameters().views(&gradient) {
+        for (name, found) in policy.parameters().trained_views(&gradient) {
             let expected = &expected[&format!("gradient.{name}")];
             let found = found.narrow(0, 0, expected.size()[0]);
             // There and back. Some gradients, as of the keys' biases, are nothing but rounding of larger ones.
