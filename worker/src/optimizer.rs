@@ -199,7 +199,8 @@ mod tests {
         let count = updates.parameters[0].len() as i64;
         let mut builder = Builder::blank(testing::device());
         _ = builder.normal("parameters", &[count], 1.0);
-        let parameters = builder.finish();
+        let mut parameters = builder.finish();
+        parameters.start_training(|_| true);
         let input = |name: &str| golden::input(&format!("schedule.{name}"), &[count]);
         tch::no_grad(|| parameters.flat().shallow_clone().copy_(&input("parameters")));
         let settings =

@@ -221,8 +221,13 @@ impl RunFile {
             let NamedEvaluator { name, settings, .. } = evaluator;
             let letters = name.len() <= 32
                 && name.starts_with(|first: char| first.is_ascii_lowercase())
+                && !name.starts_with(REFERENCE)
                 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-            need(letters, &key, "is named by a lower-case letter, then such letters, digits or `_`; 32 at most")?;
+            need(
+                letters,
+                &key,
+                "must have a name of lower-case letters, digits and `_`, with a letter first and without `ref_`; 32 at most",
+            )?;
             let names = evaluator.own_metrics().into_iter().chain(evaluator.retrieval_metrics());
             for name in names {
                 let taken = format!("its score `{name}` has the name of another: give it another name");
@@ -333,7 +338,13 @@ stages:
                 "`cider` has the name of",
             ),
             ("evaluators: { kl: { weights: a.pt, score: pac_s } }", "{ kl: 1 }", "cider", "`kl` has the name of"),
-            ("evaluators: { PAC: { weights: a.pt, score: pac_s } }", "{ PAC: 1 }", "cider", "lower-case letter"),
+            (
+                "evaluators: { PAC: { weights: a.pt, score: pac_s } }",
+                "{ PAC: 1 }",
+                "cider",
+                "a name of lower-case letters",
+            ),
+            ("evaluators: { ref_pac: { weights: a.pt, score: pac_s } }", "{ ref_pac: 1 }", "cider", "without `ref_`"),
             (BOTH, "{ judge: 1 }", "cider", "stages[0].dico.reward: there is no evaluator `judge`: the rewards are"),
             (BOTH, "{ pac_s: 1 }", "retrieval_r1", "unknown metric `retrieval_r1`"),
             (

@@ -126,37 +126,51 @@ mod tests {
         Candidate { text: text.to_owned(), ended }
     }
 
-    /// Rewards of two images with two candidates each, by `weights`.
-    fn rewards(weights: &Rewards, candidates: &[Vec<Candidate>]) -> Vec<Vec<f64>> {
-        rewards_reading(CutCandidates::Closed, weights, candidates)
+    /// Two evaluators of one model, and the images that they look at.
+    struct Fixture {
+        vocabulary: Vocabulary,
+        clip: Clip,
+        cider: Cider,
     }
 
-    fn rewards_reading(
-        cut_candidates: CutCandidates,
-        weights: &Rewards,
-        candidates: &[Vec<Candidate>],
-    ) -> Vec<Vec<f64>> {
-        let vocabulary = Vocabulary::of_corpus(["a red circle and a blue star"]);
-        let architecture = clip::preset(Preset::Tiny, vocabulary.pad() as usize);
-        let embedding = architecture.embedding as i64;
-        let evaluator = Clip::new(architecture, 1, Device::Cpu);
-        let cider = Cider::new(&[vec!["a red circle".to_owned()], vec!["a blue star".to_owned()]]);
-        let by = |name, score| EvaluatorReward {
-            name,
-            clip: &evaluator,
-            vocabulary: &vocabulary,
-            score,
-            prefix: "",
-            text: TextReading::AsIs,
-            cut_candidates,
-        };
-        let evaluators = [by("pac_s", EvaluatorScore::PacS), by("judge", EvaluatorScore::ClipS)];
-        let model = RewardModel { evaluators: &evaluators, cider: Some(&cider), weights };
-        let embeddings = || Tensor::ones([2, embedding], (Kind::Float, Device::Cpu)) / (embedding as f64).sqrt();
-        // What the second sees is the other way round.
-        let embeddings = [embeddings(), -embeddings()];
-        let images = Images { hidden: &embeddings[0], embeddings: &embeddings, numbers: &[0, 1] };
-        Vec::try_from(tch::no_grad(|| model.rewards(&images, candidates))).expect("rewards are [images, candidates]")
+    impl Fixture {
+        fn new() -> Self {
+            let vocabulary = Vocabulary::of_corpus(["a red circle and a blue star"]);
+            let clip = Clip::new(clip::preset(Preset::Tiny, vocabulary.pad() as usize), 1, Device::Cpu);
+            let cider = Cider::new(&[vec!["a red circle".to_owned()], vec!["a blue star".to_owned()]]);
+            Self { vocabulary, clip, cider }
+        }
+
+        /// Rewards of two images with two candidates each, by `weights`.
+        fn rewards(&self, weights: &Rewards, candidates: &[Vec<Candidate>]) -> Vec<Vec<f64>> {
+            self.rewards_reading(CutCandidates::Closed, weights, candidates)
+        }
+
+        fn rewards_reading(
+            &self,
+            cut_candidates: CutCandidates,
+            weights: &Rewards,
+            candidates: &[Vec<Candidate>],
+        ) -> Vec<Vec<f64>> {
+            let by = |name, score| EvaluatorReward {
+                name,
+                clip: &self.clip,
+                vocabulary: &self.vocabulary,
+                score,
+                prefix: "",
+                text: TextReading::AsIs,
+                cut_candidates,
+            };
+            let evaluators = [by("pac_s", EvaluatorScore::PacS), by("judge", EvaluatorScore::ClipS)];
+            let model = RewardModel { evaluators: &evaluators, cider: Some(&self.cider), weights };
+            let embedding = self.clip.architecture().embedding as i64;
+            let embeddings = || Tensor::ones([2, embedding], (Kind::Float, Device::Cpu)) / (embedding as f64).sqrt();
+            // The second evaluator has the opposite embeddings.
+            let embeddings = [embeddings(), -embeddings()];
+            let images = Images { hidden: &embeddings[0], embeddings: &embeddings, numbers: &[0, 1] };
+            let rewards = tch::no_grad(|| model.rewards(&images, candidates));
+            Vec::try_from(rewards).expect("rewards are [images, candidates]")
+        }
     }
 
     #[test]
@@ -165,9 +179,10 @@ mod tests {
             vec![candidate("a red circle", true), candidate("a blue star and a", false)],
             vec![candidate("a red", false), candidate("", true)],
         ];
+        let fixture = Fixture::new();
         for other in [by_pac_s(), Reward::Cider] {
-            let without = rewards(&Rewards::from([(other.clone(), 2.0)]), &candidates);
-            let with = rewards(&Rewards::from([(other.clone(), 2.0), (Reward::MissingEnd, -0.5)]), &candidates);
+            let without = fixture.rewards(&Rewards::from([(other.clone(), 2.0)]), &candidates);
+            let with = fixture.rewards(&Rewards::from([(other.clone(), 2.0), (Reward::MissingEnd, -0.5)]), &candidates);
             for (image, penalties) in [[0.0, 0.5], [0.5, 0.0]].into_iter().enumerate() {
                 for (number, penalty) in penalties.into_iter().enumerate() {
                     let difference = without[image][number] - with[image][number];
@@ -183,9 +198,10 @@ mod tests {
             vec![candidate("a red circle", true), candidate("a blue star", true)],
             vec![candidate("a red star", true), candidate("a circle", true)],
         ];
+        let fixture = Fixture::new();
         let of = |weights: &[(&str, f64)]| {
             let weights = weights.iter().map(|(name, weight)| (Reward::from((*name).to_owned()), *weight)).collect();
-            rewards(&weights, &candidates).concat()
+            fixture.rewards(&weights, &candidates).concat()
         };
         let (pac_s, judge) = (of(&[("pac_s", 1.0)]), of(&[("judge", 1.0)]));
         // Opposite embeddings: where one finds a likeness, the other finds none.
@@ -194,7 +210,7 @@ mod tests {
         for (both, (pac_s, judge)) in both.iter().zip(pac_s.iter().zip(&judge)) {
             assert!((both - (0.5 * pac_s + 2.0 * judge)).abs() < 1e-6);
         }
-        assert_eq!(of(&[("nobody", 1.0)]), [0.0; 4]);
+        assert_eq!(of(&[("another", 1.0)]), [0.0; 4]);
     }
 
     #[test]
@@ -206,12 +222,13 @@ mod tests {
                 vec![candidate("a red", ended), candidate("a blue star", true)],
             ]
         };
-        let closed = rewards(&weights, &candidates(false));
-        assert_eq!(closed, rewards(&weights, &candidates(true)), "as if they had ended");
-        let released = rewards_reading(CutCandidates::AsReleased, &weights, &candidates(false));
+        let fixture = Fixture::new();
+        let closed = fixture.rewards(&weights, &candidates(false));
+        assert_eq!(closed, fixture.rewards(&weights, &candidates(true)), "as if they had ended");
+        let released = fixture.rewards_reading(CutCandidates::AsReleased, &weights, &candidates(false));
         assert_eq!(released[0][1], released[1][0], "the images are the same, and so is no text");
         assert_eq!((released[0][0], released[1][1]), (closed[0][0], closed[1][1]));
-        let ended = rewards_reading(CutCandidates::AsReleased, &weights, &candidates(true));
+        let ended = fixture.rewards_reading(CutCandidates::AsReleased, &weights, &candidates(true));
         assert_eq!(ended, closed);
     }
 
@@ -221,7 +238,7 @@ mod tests {
             vec![candidate("a red circle", true), candidate("a red circle", false)],
             vec![candidate("a blue star", true), candidate("a blue star", false)],
         ];
-        let found = rewards(&Rewards::from([(Reward::Cider, 1.0)]), &candidates);
+        let found = Fixture::new().rewards(&Rewards::from([(Reward::Cider, 1.0)]), &candidates);
         for of_image in found {
             assert!((of_image[0] - 10.0).abs() < 1e-5 && of_image[1] < 9.0, "{of_image:?}");
         }
