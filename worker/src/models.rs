@@ -276,7 +276,7 @@ impl Origins {
         let further = self.further.iter().map(|clip| build(clip, backend)).collect::<Result<Vec<Clip>, _>>()?;
         let vision = match self.shared_tower() {
             Some(number) => VisionEncoder::OfEvaluator(number),
-            None => VisionEncoder::Own(self.eyes(backend)?),
+            None => VisionEncoder::Own(Box::new(self.eyes(backend)?)),
         };
         let seen = match &vision {
             VisionEncoder::Own(eyes) => eyes.architecture().clone(),
@@ -389,7 +389,7 @@ fn wrong(path: &Path, mismatch: &Mismatch) -> String {
 /// What the captioner sees through.
 pub enum VisionEncoder {
     /// A tower of its own.
-    Own(Eyes),
+    Own(Box<Eyes>),
     /// The tower of the evaluators' model of this number.
     OfEvaluator(usize),
 }
