@@ -56,7 +56,8 @@ impl TlsFiles {
         Ok(Arc::new(config))
     }
 
-    /// The client's side: shows its certificate, and speaks to nobody whom the authority has not signed.
+    /// The client's TLS settings: presents its certificate, and accepts only servers that the
+    /// authority has signed.
     pub(crate) fn client(&self) -> Result<ClientTlsConfig, Error> {
         // tonic reads the files for itself, but does not say which of them is wrong.
         let Contents { chain, key, .. } = self.read()?;

@@ -13,7 +13,7 @@ use crate::members::{Forward, Found, Members};
 use crate::preprocess::{self, Oddities};
 use crate::store::Version;
 
-/// Of the index files; indices of other numbers are built anew.
+/// The format version of index files; indices of other versions are rebuilt.
 const FORMAT: u32 = 3;
 /// Longest `.txt` member, in bytes.
 const LONGEST_TEXT: u64 = 1 << 20;

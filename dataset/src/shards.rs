@@ -12,7 +12,7 @@ use crate::{Error, index};
 const AT_ONCE: usize = 8;
 /// The index of a tar is beside it, under its name with this ending.
 const ENDING: &str = ".index.json";
-/// Indices above this many bytes are not read but built anew.
+/// Indices above this many bytes are not read but rebuilt.
 const LARGEST_INDEX: u64 = 256 << 20;
 
 /// An image in a tar.

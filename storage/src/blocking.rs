@@ -23,7 +23,7 @@ impl Blocking {
         self.handle.block_on(future)
     }
 
-    /// For those who wait for what this one started.
+    /// The handle of the runtime, to wait for tasks that it runs.
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.handle

@@ -66,7 +66,8 @@ impl Checkpoints {
                 std::fs::create_dir_all(&folder).map_err(failed)?;
                 let folder = std::fs::canonicalize(folder).map_err(failed)?;
                 let store = LocalFileSystem::new_with_prefix(&folder);
-                // A file is safe before the seal speaks of it, and the seal before anybody hears of it.
+                // A file is on disk before the seal lists it, and the seal before the write is
+                // reported.
                 let store = store.map_err(|error| Error::store(place, &error))?.with_fsync(true);
                 (Arc::new(store), Key::default(), Some(folder))
             }

@@ -89,7 +89,7 @@ impl Error {
         }
     }
 
-    /// Whether the checkpoint itself is of no use, so that an earlier one has to serve.
+    /// Whether the checkpoint itself is unusable, so that an earlier one has to be used.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::Unsealed { .. } | Self::Damaged { .. })

@@ -1,4 +1,4 @@
-//! Seals of model folders on this machine, whoever made them.
+//! Seals of model folders on this machine, whichever program made them.
 
 use std::fs::File;
 use std::io::Read;

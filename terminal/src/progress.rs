@@ -17,7 +17,7 @@ pub fn bar(length: u64, unit: &str) -> ProgressBar {
     ProgressBar::with_draw_target(Some(length), target()).with_style(style)
 }
 
-/// Says what takes long where nobody knows how long; drawn as [`bar`] is.
+/// A spinner for an operation of unknown duration; drawn as [`bar`] is.
 #[must_use]
 pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let spinner = ProgressBar::with_draw_target(None, target()).with_message(message);

@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
-    /// None where whoever started this process had it ignored, as `nohup` does.
+    /// None if the parent process has set SIGHUP to be ignored, as `nohup` does.
     hangup: Option<Signal>,
 }
 
@@ -41,7 +41,8 @@ impl EndSignals {
         }
     }
 
-    /// Waits until it is asked again, by somebody who will not wait. A closed terminal may say so more than once, and is none.
+    /// Waits for a second request to end, as from an impatient user. A closed terminal may send
+    /// SIGHUP more than once, which does not count.
     pub async fn asked_again(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

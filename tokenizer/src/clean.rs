@@ -55,7 +55,7 @@ fn unescape(text: &str) -> String {
     REFERENCES.replace_all(text, |found: &Captures<'_>| character(&found[1])).into_owned()
 }
 
-/// What a reference stands for; itself where nobody knows it.
+/// The character of an HTML character reference; the reference itself if it is unknown.
 fn character(reference: &str) -> String {
     if let Some(digits) = reference.strip_prefix('#') {
         return match number(digits) {

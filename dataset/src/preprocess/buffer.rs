@@ -1,9 +1,10 @@
-//! Large buffers that a thread uses again for the next image: getting pages from the kernel anew takes longer than to fill them.
+//! Large buffers that a thread reuses for the next image: getting fresh pages from the kernel takes
+//! longer than filling them.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-/// A thread keeps so many.
+/// Maximal number of buffers that a thread keeps.
 const MOST: usize = 8;
 /// Larger ones are given back: such images are rare.
 const LARGEST: usize = 8 << 20;

@@ -223,7 +223,7 @@ fn names_do_not_lead_elsewhere() {
     assert_eq!(checkpoints.list().unwrap(), Listing::default());
 }
 
-/// The seal is nobody else's file, and no file comes twice.
+/// A file may not have the seal's name, and no two files may have the same name.
 fn named_twice(checkpoints: &Checkpoints) {
     for files in [["a", "a"], ["a", seal::FILE]] {
         let written = checkpoints.write("a", |to| files.iter().try_for_each(|file| to.add(file, [vec![1]])));

@@ -70,7 +70,7 @@ impl Cluster {
         }
     }
 
-    /// Starts whoever has ended and is due.
+    /// Restarts the workers that have ended and are due.
     pub fn tend(&mut self) {
         let ended = |(rank, worker): (&u32, &mut Process)| worker.ended().then_some(*rank);
         let ended: Vec<u32> = self.workers.iter_mut().filter_map(ended).collect();
@@ -108,7 +108,7 @@ impl Cluster {
         let log = coordinator.log();
         assert!(coordinator.finish().0, "{log}");
         let workers = std::mem::take(&mut self.workers).into_values();
-        // Whoever came too late to be told is refused, and says so.
+        // A worker that joined after the end is refused, and prints no hash.
         workers.filter_map(|worker| printed_hash(&worker.finish().1)).collect()
     }
 }

@@ -63,7 +63,8 @@ impl Record {
         serde_json::from_str(&text).expect("scores are JSON")
     }
 
-    /// How long after each join the worker took part in a step, in seconds; of those who lived to see it.
+    /// For each join of a worker that took part in a step afterwards: the time until that step, in
+    /// seconds.
     pub fn rejoins(&self) -> Vec<f64> {
         let rows = |query: &str, first: usize| -> Vec<(f64, String)> {
             let mut statement = self.0.prepare(query).expect("the journal has these tables");

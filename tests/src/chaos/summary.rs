@@ -59,7 +59,8 @@ impl Summary {
         let audit = audit(run_file);
         let samples = |key: &str| audit["samples"][key].as_u64().expect("an audit counts samples");
         let generations = audit["generations"].as_array().expect("an audit lists generations");
-        // The step in flight is begun again; if whoever is gone had already applied it, it is on record as given up.
+        // The step in flight is repeated; if the failed worker had already applied it, it is
+        // recorded as given up.
         let given_up = generations.iter().filter_map(|generation| generation["given_up"].as_u64());
         let mut by_kind: BTreeMap<Fault, Vec<f64>> = BTreeMap::new();
         for (fault, seconds) in &costs {

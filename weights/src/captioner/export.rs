@@ -58,8 +58,8 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor<'_>)]) -> Resul
     })
 }
 
-/// What a safetensors file begins with whose tensors, of 32-bit numbers, follow one upon the other without gaps: for those who
-/// write a file without having it in memory.
+/// The header of a safetensors file with consecutive 32-bit tensors, for writing a file without
+/// having it in memory.
 ///
 /// # Errors
 /// A name is there twice, or a tensor is larger than a file can be.
@@ -85,7 +85,7 @@ pub fn safetensors_start(tensors: impl IntoIterator<Item = (String, Vec<usize>)>
     Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())
 }
 
-/// transformers refuses a file that does not say by whom its tensors are meant to be read.
+/// transformers refuses a file whose metadata do not name the framework of its tensors.
 fn written_by() -> HashMap<String, String> {
     HashMap::from([("format".to_owned(), "pt".to_owned())])
 }

@@ -238,8 +238,8 @@ fn rename(archive: &Archive) -> Result<Tensors, Error> {
     Ok(Tensors { layout, renaming, factors })
 }
 
-/// OpenAI's files are TorchScript archives with these numbers beside the parameters, which nobody else writes: its
-/// `build_model` takes them out.
+/// Whether it is a file of OpenAI: a TorchScript archive with these numbers beside the parameters,
+/// which no other program writes. OpenAI's `build_model` removes them.
 fn is_openais_own(archive: &Archive) -> bool {
     ["input_resolution", "context_length", "vocab_size"].iter().all(|name| archive.shape(name).is_some())
 }

@@ -146,7 +146,7 @@ fn of(tensor: &Tensor) -> *const c_void {
 /// Calls an operator.
 ///
 /// # Panics
-/// If it fails, e.g. for tensors of unsuitable shapes or lack of memory. tch's operators panic, too.
+/// If it fails, e.g. for tensors of unsuitable shapes or lack of memory, as tch's operators do.
 fn called(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Tensor {
     let pointer = guarded(call).unwrap_or_else(|problem| panic!("{problem}"));
     // SAFETY: a new at::Tensor that nothing else owns.

@@ -80,7 +80,7 @@ impl Saving {
         self.0.1.notify_all();
     }
 
-    /// Waits until no save is in progress, for [`LAST_SAVE`] at most.
+    /// Waits until no save is in progress, for `LAST_SAVE` at most.
     pub fn wait(&self) {
         let (under_way, changed) = &*self.0;
         let guard = under_way.lock().unwrap_or_else(PoisonError::into_inner);

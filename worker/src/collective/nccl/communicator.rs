@@ -55,7 +55,7 @@ impl Communicator {
     /// finalizing takes longer than [`FAREWELL`].
     pub fn end(self, is_sound: bool) {
         let Self { api, pointer } = self;
-        // SAFETY: as for `is_ready`; nobody else has the communicator any more.
+        // SAFETY: as for `is_ready`; nothing else uses the communicator any more.
         let finalized = is_sound && self.accepted(unsafe { (api.comm_finalize)(pointer) }).is_ok();
         let until = Instant::now() + FAREWELL;
         let is_over = finalized
