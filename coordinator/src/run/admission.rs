@@ -171,8 +171,8 @@ impl Run {
     }
 }
 
-/// Whether a position is that of a state in which a generation has trained. Other members have read
-/// theirs from a checkpoint or the seed.
+/// Whether a generation has agreed on the state at this position. Other positions are those of
+/// states that were read from a checkpoint.
 pub(super) fn is_held(position: &v1::Position) -> bool {
     position.generation > 0
 }

@@ -110,7 +110,7 @@ impl State {
         models.chain([&self.optimizer.first, &self.optimizer.second]).collect()
     }
 
-    /// Receives the state of rank `source`, which is at `position`, by broadcast. Does nothing if
+    /// Receives the state of rank `source`, which is at `position`, by broadcast. Sends nothing if
     /// all ranks are there already.
     pub fn adopt(
         &mut self,

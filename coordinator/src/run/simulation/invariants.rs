@@ -240,7 +240,7 @@ impl World {
 
     // -------------------------------------------------------------------------------------------------- coordinator
 
-    /// Asserts that a paused run sends no directives to train or evaluate.
+    /// Asserts that a paused run sends no directives to train, evaluate, advance or finish.
     pub fn check_sent(&self, directive: &v1::Directive) {
         let goes_on = matches!(
             directive.directive,
@@ -344,7 +344,7 @@ impl World {
         (self.invariants.given_up, self.invariants.rolled_back) = (None, false);
     }
 
-    /// Asserts that a worker which is not evicted does not write a checkpoint in vain.
+    /// Asserts that a checkpoint written by a member is the one that the run saves.
     pub fn check_awaited(&self, session: Option<SessionId>, name: &str) {
         let Some(run) = self.coordinator.run.as_ref().filter(|run| !matches!(run.phase, Phase::Over { .. })) else {
             return;
