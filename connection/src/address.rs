@@ -18,18 +18,18 @@ pub struct Address {
 }
 
 impl Address {
-    /// The way there, with the token that lets workers in.
+    /// The connection settings, with the join token if there is one.
     ///
     /// # Errors
-    /// It leads nowhere.
+    /// The address is invalid, or a file cannot be used.
     pub fn link(&self) -> Result<Link, Error> {
         self.link_with(None)
     }
 
-    /// The way there with another token, if there is one.
+    /// The same with another token, if one is given.
     ///
     /// # Errors
-    /// It leads nowhere.
+    /// The address is invalid, or a file cannot be used.
     pub fn link_with(&self, token: Option<Token>) -> Result<Link, Error> {
         let token = match token {
             None => Token::find(self.join_token_file.as_deref(), JOIN_TOKEN)?,

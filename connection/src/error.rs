@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use crate::token::{LEAST, MOST};
 
-/// Why there is no way to the coordinator, or into it.
+/// Why connection settings are invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read.
@@ -10,7 +10,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A file is longer than any token, certificate or key.
@@ -18,7 +18,7 @@ pub enum Error {
     TooLong {
         /// The file.
         path: PathBuf,
-        /// How long it may be.
+        /// The maximal length.
         max_bytes: u64,
     },
     /// A file is not text.
@@ -27,49 +27,49 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A file is not what it should be.
+    /// A file does not have the expected content.
     #[error("{}: no {what} in PEM: {problem}", path.display())]
     Pem {
         /// The file.
         path: PathBuf,
-        /// What it should hold.
+        /// The expected content.
         what: &'static str,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
-    /// Certificate and key cannot be used, or not together.
+    /// Certificate and key are invalid, or do not belong together.
     #[error("{} and {}: {problem}", certificate.display(), key.display())]
     Identity {
         /// The certificate's file.
         certificate: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// What is wrong with them.
+        /// The problem with them.
         problem: String,
     },
-    /// Nothing can be checked against the certificates of a file.
+    /// A file's certificates are unusable as trust roots.
     #[error("{}: not the certificate of an authority: {problem}", path.display())]
     Authority {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
-    /// A token that is none.
+    /// A token is invalid.
     #[error(
         "{origin}: a token has {LEAST} to {MOST} visible ASCII characters; `openssl rand -hex 32` prints a good one"
     )]
     Token {
-        /// Where it is from.
+        /// The source of the token.
         origin: String,
     },
-    /// An address that is none.
+    /// An address is invalid.
     #[error("{0}: not a URL like http://host:port or https://host:port")]
     Url(String),
-    /// Certificates for a connection that does not use them.
+    /// Certificates are given for a connection without TLS.
     #[error("{0}: certificates are given, so the URL must begin with https://")]
     NotTls(String),
-    /// No certificates for a connection that needs them.
+    /// No certificates are given for a connection with TLS.
     #[error("{0}: an https:// URL needs --tls-ca, --tls-cert and --tls-key")]
     NoCertificates(String),
 }

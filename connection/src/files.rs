@@ -1,4 +1,5 @@
-//! Files of tokens, certificates and keys: read within bounds, and secrets with a warning where everybody can read them.
+//! Reading of files with tokens, certificates and keys: limits their size, and warns about secrets
+//! that all users can read.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,7 +8,7 @@ use std::path::Path;
 
 use crate::Error;
 
-/// Permission bits of users who neither own a file nor are in its group.
+/// The permission bits of users who neither own a file nor are in its group.
 const OTHERS: u32 = 0o007;
 
 /// Reads a file of at most `max_bytes`.
@@ -19,7 +20,7 @@ pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
     read_to_end(&open, path, max_bytes)
 }
 
-/// The same of a secret; says so in the log if every user of this machine can read it.
+/// As [`read`], for a secret. Logs a warning if every user of this machine can read the file.
 ///
 /// # Errors
 /// As for [`read`].
@@ -35,7 +36,7 @@ pub fn read_secret(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
 
 fn read_to_end(open: &File, path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    // One byte more tells a file that is too long from one that is not.
+    // One byte more than allowed, to detect files that are too long.
     open.take(max_bytes + 1).read_to_end(&mut bytes).map_err(failed(path))?;
     if bytes.len() as u64 > max_bytes {
         return Err(Error::TooLong { path: path.to_owned(), max_bytes });

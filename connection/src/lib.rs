@@ -1,4 +1,4 @@
-//! How programs reach the coordinator, and how it knows them.
+//! Connections of programs to the coordinator, with TLS and tokens.
 //!
 //! ```text
 //!   command line --> Address --> Link ====TLS, token====> coordinator

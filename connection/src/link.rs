@@ -9,20 +9,20 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::{Error, TlsFiles, Token, probe};
 
-/// How long an attempt to connect may take.
+/// Time limit of an attempt to connect.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long the coordinator may take to answer a question.
+/// Time limit of the coordinator's answer to a unary call.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Of the time after which silence is death, the part after which the other side is asked whether it is there.
+/// Keepalive pings are sent after `lost_after` divided by this, without traffic.
 const ASKS: u32 = 5;
-/// How tonic says that an answer is not of gRPC, before the HTTP status.
+/// The text by which tonic reports an answer that is not gRPC, before the HTTP status.
 const HTTP_STATUS: &str = "mapped from HTTP status code ";
-/// How tonic says that a server chose no protocol, or another, in the TLS handshake.
+/// The text by which tonic reports that a server did not negotiate HTTP/2 in the TLS handshake.
 const NO_HTTP_2: &str = "HTTP/2 was not negotiated";
-/// How rustls begins to say that the other side does not go on.
+/// The text with which rustls begins to report that the peer has aborted the handshake.
 const ALERT: &str = "received fatal alert: ";
 
-/// The way to a coordinator: its address, certificates and a token.
+/// The connection settings for a coordinator: its address, certificates and a token.
 #[derive(Clone)]
 pub struct Link {
     url: String,
@@ -33,14 +33,14 @@ pub struct Link {
     bearer: Bearer,
 }
 
-/// A connection on which every call carries the token.
+/// A connection that adds the token to each call.
 pub type Channel = InterceptedService<transport::Channel, Bearer>;
 
 impl Link {
-    /// Checks that an address, certificates and token go together; connects to nobody yet.
+    /// Checks that address, certificates and token are consistent. Does not connect.
     ///
     /// # Errors
-    /// They do not, or a file is not what it should be.
+    /// They are inconsistent, or a file cannot be used.
     pub fn new(url: String, tls: Option<&TlsFiles>, token: Option<&Token>) -> Result<Self, Error> {
         let invalid = || Error::Url(url.clone());
         let uri: Uri = url.parse().map_err(|_| invalid())?;
@@ -70,24 +70,25 @@ impl Link {
         Ok(Self { url, host, port, tls: secure, endpoint, bearer: Bearer::new(token) })
     }
 
-    /// Where the coordinator is.
+    /// The URL of the coordinator.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The coordinator's host name or address, and its port.
+    /// The host name or IP address of the coordinator, and its port.
     #[must_use]
     pub fn host_and_port(&self) -> (&str, u16) {
         (&self.host, self.port)
     }
 
-    /// Asks something on a connection of its own. The answer, or the begin of a stream of answers, comes soon or not at all;
-    /// a stream breaks when the coordinator falls silent.
+    /// Makes a call on a new connection. Fails if the answer, or the beginning of a stream of
+    /// answers, takes too long; a stream fails when the coordinator is silent.
     ///
     /// # Errors
-    /// [`Code::Unavailable`] if nobody answers, [`Code::Unauthenticated`] if a certificate is not
-    /// good, [`Code::Internal`] if what answers is no coordinator, else what the coordinator says.
+    /// [`Code::Unavailable`] if there is no answer, [`Code::Unauthenticated`] for an invalid
+    /// certificate, [`Code::Internal`] if the server is no coordinator, otherwise the status of the
+    /// coordinator.
     pub async fn ask<T>(
         &self,
         question: impl AsyncFnOnce(Channel) -> Result<Response<T>, Status>,
@@ -103,29 +104,29 @@ impl Link {
             Ok(answer) => return Ok(answer.into_inner()),
             Err(status) => status,
         };
-        // Under TLS 1.3 the coordinator looks at certificates when the connection already stands on
-        // this side.
+        // Under TLS 1.3 the server checks the client's certificate only when the connection is
+        // established for the client.
         if let Some(problem) = certificate_problem(&status).or_else(|| foreign_answer(&status)) {
             return Err(problem);
         }
-        // What a server says has no cause; what happens to a connection has.
+        // tonic's errors from servers have no source; those about connections have one.
         if status.source().is_none() {
             return Err(status);
         }
         Err(self.mismatch().await.unwrap_or_else(|| Status::unavailable(format!("no answer: {}", status.message()))))
     }
 
-    /// A connection for a stream that stays open, until nothing was heard for `lost_after`.
+    /// A connection for a long-lived stream. It fails when nothing is received for `lost_after`.
     ///
     /// # Errors
-    /// [`Code::Unavailable`] if nobody answers, [`Code::Unauthenticated`] if
-    /// a certificate is not good.
+    /// [`Code::Unavailable`] if there is no answer, [`Code::Unauthenticated`] for an invalid
+    /// certificate.
     pub async fn stay(&self, lost_after: Duration) -> Result<Channel, Status> {
         let endpoint = self.endpoint.clone().http2_keep_alive_interval(lost_after / ASKS);
         self.connect(&endpoint.keep_alive_timeout(lost_after).keep_alive_while_idle(true)).await
     }
 
-    /// What is wrong with the address, if something else than a coordinator listens there.
+    /// The error message if something other than a coordinator listens at the address; else none.
     async fn mismatch(&self) -> Option<Status> {
         probe::mismatch(&self.host, self.port, self.tls).await.map(Status::internal)
     }
@@ -148,14 +149,14 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// What is wrong with a certificate, if that is what an error is about. Trying again would not help.
+/// The error for an invalid certificate, if the cause of `error` is one. Retries would not help.
 fn certificate_problem(error: &(dyn StdError + 'static)) -> Option<Status> {
     let problem = |error: &(dyn StdError + 'static)| {
         let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
         if let Some(rustls::Error::InvalidCertificate(problem)) = inner.downcast_ref() {
             return Some(format!("the coordinator's certificate is not good: {problem:?}; --tls-ca says whose are"));
         }
-        // Of what comes after the handshake, HTTP/2 keeps no more than the text.
+        // Of errors after the handshake, HTTP/2 keeps only the text.
         let text = inner.to_string();
         let alert = text.strip_prefix(ALERT)?;
         Some(format!("the coordinator takes no such certificate as that of --tls-cert: {alert}"))
@@ -163,8 +164,8 @@ fn certificate_problem(error: &(dyn StdError + 'static)) -> Option<Status> {
     std::iter::successors(Some(error), |&error| error.source()).find_map(problem).map(Status::unauthenticated)
 }
 
-/// An answer over HTTP/2 that is not of gRPC, if it is one that will not be better later: a proxy
-/// says 429 or 5xx while its backend is away.
+/// The error for an answer over HTTP/2 that is not gRPC, if retries would not help: a proxy answers
+/// with 429 or 5xx while its backend is unavailable.
 fn foreign_answer(status: &Status) -> Option<Status> {
     let http = status.message().split_once(HTTP_STATUS)?.1;
     let is_final = http.starts_with('4') && http != "429";
@@ -172,7 +173,7 @@ fn foreign_answer(status: &Status) -> Option<Status> {
     is_final.then(|| Status::internal(reason))
 }
 
-/// An error and its causes, in one line.
+/// An error and its sources, in one line.
 fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -183,7 +184,7 @@ fn chain(error: &dyn StdError) -> String {
     text
 }
 
-/// Adds the token to a call.
+/// Adds the token to each call.
 #[derive(Clone)]
 pub struct Bearer(Option<MetadataValue<Ascii>>);
 

@@ -1,4 +1,4 @@
-//! What listens at an address where a coordinator should, when it does not answer as one.
+//! Identifies the server at an address where a coordinator is expected but does not answer.
 
 use std::time::Duration;
 
@@ -8,37 +8,37 @@ use tokio::time::timeout;
 
 use crate::GRPC_PORT_HEADER;
 
-/// What an HTTP/2 client says first: the preface, and an empty SETTINGS frame.
+/// The first bytes of an HTTP/2 client: the preface, and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
-/// How long a server may take to answer.
+/// Time limit of the server's answer.
 const MAX_WAIT: Duration = Duration::from_secs(3);
-/// Most bytes that are read of an answer: the head of an HTTP/1 response.
+/// Maximal number of bytes read of an answer: the head of an HTTP/1 response.
 const MAX_ANSWER: u64 = 4096;
-/// Most bytes of an unknown protocol that are shown.
+/// Maximal number of bytes of an unknown protocol that are shown.
 const MAX_SHOWN: usize = 40;
-/// HTTP statuses of a proxy whose backend is away for the moment.
+/// HTTP statuses of a proxy whose backend is temporarily unavailable.
 const AWAY: [u16; 4] = [429, 502, 503, 504];
 
 /// The protocol of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Protocol {
-    /// HTTP/2 without TLS, as coordinators without certificates speak it.
+    /// HTTP/2 without TLS, as coordinators without certificates.
     Http2,
     Tls,
     Http1 {
         status: u16,
     },
-    /// A coordinator's port for the page and metrics, and its port for gRPC.
+    /// A coordinator's HTTP port, with the number of its gRPC port.
     CoordinatorHttp {
         grpc_port: String,
     },
-    /// Any other: the beginning of what it says, escaped.
+    /// Any other protocol: the beginning of the answer, escaped.
     Unknown(String),
 }
 
-/// Why no coordinator can be reached at `host:port` by a client that uses TLS or does not, and what
-/// to do; `None` where it might answer later: nothing listens, nothing is said, or a proxy says
-/// that its backend is away.
+/// Why there can be no coordinator at `host:port` for a client with or without TLS, with a remedy.
+/// `None` if a coordinator might answer later: nothing listens or answers, or a proxy reports that
+/// its backend is unavailable.
 pub async fn mismatch(host: &str, port: u16, tls: bool) -> Option<String> {
     Some(match protocol(host, port).await? {
         Protocol::Http2 if !tls => return None,
@@ -72,21 +72,21 @@ async fn protocol(host: &str, port: u16) -> Option<Protocol> {
     if !answer.is_empty() {
         return Some(classify(&answer));
     }
-    // It hung up, as HTTP/1 servers may, and as proxies do whose backend is away.
+    // The server closed the connection, as HTTP/1 servers may, and proxies without a backend.
     let request = format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     let answer = exchange(host, port, request.as_bytes()).await?;
     (!answer.is_empty()).then(|| classify(&answer))
 }
 
-/// Says something to a server on a connection of its own, and returns the beginning of its answer,
-/// which is empty if it hangs up.
+/// Sends bytes on a new connection. Returns the beginning of the answer, which is empty if the
+/// server closes the connection.
 async fn exchange(host: &str, port: u16, said: &[u8]) -> Option<Vec<u8>> {
     let mut answer = Vec::new();
     let talk = async {
         let mut stream = TcpStream::connect((host, port)).await?;
         stream.write_all(said).await?;
         let mut rest = stream.take(MAX_ANSWER);
-        // A frame's head, or the head of an HTTP/1 response.
+        // The head of a frame, or of an HTTP/1 response.
         while answer.len() < 9 || (answer.starts_with(b"HTTP/1.") && !has_whole_head(&answer)) {
             if rest.read_buf(&mut answer).await? == 0 {
                 break;
@@ -95,7 +95,7 @@ async fn exchange(host: &str, port: u16, said: &[u8]) -> Option<Vec<u8>> {
         std::io::Result::Ok(())
     };
     match timeout(MAX_WAIT, talk).await {
-        // A server that hangs up before it has read everything resets the connection.
+        // A server that closes the connection before it has read everything resets it.
         Ok(Err(error)) if error.kind() != std::io::ErrorKind::ConnectionReset => return None,
         Err(_) if answer.is_empty() => return None,
         _ => {}
@@ -107,12 +107,12 @@ fn has_whole_head(answer: &[u8]) -> bool {
     answer.windows(4).any(|window| window == b"\r\n\r\n")
 }
 
-/// The protocol of a server that answers like this.
+/// The protocol of a server with this answer.
 fn classify(answer: &[u8]) -> Protocol {
     match answer {
         // A frame of at most 16,384 bytes on stream 0: SETTINGS, or GOAWAY.
         [0, 0..=0x40, _, 4 | 7, _, 0, 0, 0, 0, ..] => return Protocol::Http2,
-        // A record: alert or handshake.
+        // A TLS record: alert or handshake.
         [0x15 | 0x16, 3, ..] => return Protocol::Tls,
         _ => {}
     }
@@ -162,7 +162,7 @@ mod tests {
         }
     }
 
-    /// What is said of a server that answers every connection with this, once it has heard
+    /// The message about a server that sends this answer on every connection, after it has received
     /// something.
     async fn said_of(answer: &'static [u8], tls: bool) -> Option<String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -9,7 +9,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::{Error, files};
 
-/// Most bytes of a file of certificates or of a key.
+/// Maximal size of a file with certificates or a key, in bytes.
 const MAX_PEM_BYTES: u64 = 1 << 20;
 
 /// What both ends of a connection over mutual TLS need.
@@ -35,10 +35,10 @@ struct Contents {
 }
 
 impl TlsFiles {
-    /// The server's side: nobody gets in without a certificate that the authority has signed.
+    /// The server's TLS settings: a client needs a certificate that the authority has signed.
     ///
     /// # Errors
-    /// A file that is missing, or not what it should be.
+    /// A file is missing, or does not have the expected content.
     pub fn server(&self) -> Result<Arc<ServerConfig>, Error> {
         let Contents { authorities, chain, key } = self.read()?;
         let provider = Arc::new(ring::default_provider());
@@ -56,9 +56,10 @@ impl TlsFiles {
         Ok(Arc::new(config))
     }
 
-    /// The client's side: shows its certificate, and speaks to nobody whom the authority has not signed.
+    /// The client's TLS settings: presents its certificate, and accepts only servers that the
+    /// authority has signed.
     pub(crate) fn client(&self) -> Result<ClientTlsConfig, Error> {
-        // tonic reads the files for itself, but does not say which of them is wrong.
+        // tonic reads the files by itself, but does not report which of them is invalid.
         let Contents { chain, key, .. } = self.read()?;
         let signing = ring::default_provider().key_provider.load_private_key(key);
         let fits = signing.and_then(|key| rustls::sign::CertifiedKey::new(chain, key).keys_match());

@@ -4,20 +4,20 @@ use subtle::ConstantTimeEq;
 
 use crate::{Error, files};
 
-/// Environment variable with the token that lets workers in.
+/// The environment variable with the token of workers.
 pub const JOIN_TOKEN: &str = "DICO_JOIN_TOKEN";
-/// Environment variable with the token that lets people and scripts in.
+/// The environment variable with the token of operators.
 pub const ADMIN_TOKEN: &str = "DICO_ADMIN_TOKEN";
 
-/// Fewer characters can be guessed.
+/// Minimal length of a token in characters: shorter ones can be guessed.
 pub(crate) const LEAST: usize = 16;
-/// More do not fit into a header.
+/// Maximal length of a token in characters: longer ones do not fit into a header.
 pub(crate) const MOST: usize = 1024;
 
-/// Most bytes of a token's file, space around the token included.
+/// Maximal size of a token's file, including white space, in bytes.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 
-/// How a token is announced in the header `authorization`.
+/// The scheme in the header `authorization`.
 const SCHEME: &str = "Bearer ";
 
 /// A shared secret. It has no `Debug`, so that it cannot end up in a log.
@@ -25,10 +25,10 @@ const SCHEME: &str = "Bearer ";
 pub struct Token(String);
 
 impl Token {
-    /// The token in a file, else in an environment variable, if either is given.
+    /// The token from a file, or else from an environment variable; none if neither is given.
     ///
     /// # Errors
-    /// The file cannot be read, or it is no token.
+    /// The file cannot be read, or the token is invalid.
     pub fn find(file: Option<&Path>, variable: &str) -> Result<Option<Self>, Error> {
         match (file, std::env::var_os(variable)) {
             (Some(path), _) => {
@@ -43,10 +43,11 @@ impl Token {
         }
     }
 
-    /// Reads a token; space around it is not part of it, nor is a byte-order mark in front.
+    /// Parses a token. Removes white space around it, and a leading byte-order mark.
     ///
     /// # Errors
-    /// It is too short, too long, or has characters that a header cannot carry. `origin` says where it is from.
+    /// It is too short, too long, or has characters that a header cannot carry. `origin` names its
+    /// source.
     pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
         let text = text.trim_start_matches('\u{feff}').trim();
         if !(LEAST..=MOST).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -55,19 +56,19 @@ impl Token {
         Ok(Self(text.to_owned()))
     }
 
-    /// Whether this is what somebody presented. The time it takes says nothing but whether the lengths differ.
+    /// Compares with a presented token. The duration reveals only whether the lengths differ.
     #[must_use]
     pub fn equals(&self, presented: &str) -> bool {
         self.0.as_bytes().ct_eq(presented.as_bytes()).into()
     }
 
-    /// What the header `authorization` says.
+    /// The value of the header `authorization`.
     pub(crate) fn authorization(&self) -> String {
         format!("{SCHEME}{}", self.0)
     }
 }
 
-/// The token that a header `authorization` presents.
+/// The token in the value of a header `authorization`.
 #[must_use]
 pub fn bearer(authorization: &str) -> Option<&str> {
     authorization.strip_prefix(SCHEME)

@@ -1,4 +1,4 @@
-//! What the journal says of checkpoints, held against what is kept.
+//! Compares the journal's checkpoints with those on disk.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +12,9 @@ use crate::{
     run::{plan::Place, record::Restored},
 };
 
-/// Forgets checkpoints that are not there, and remembers what is there but is no checkpoint that the journal knows: what was
-/// being written when the last coordinator ended, or was to be deleted.
+/// Removes checkpoints from the restored state that do not exist, and adds unknown ones as
+/// unfinished: those that were being written or about to be deleted when the last coordinator
+/// ended.
 pub fn reconcile(file: &RunFile, restored: &mut Restored, found: Listing) {
     let place = file.checkpoint_place();
     for checkpoints in [&mut restored.checkpoints, &mut restored.passed_over] {
@@ -44,12 +45,12 @@ fn known(restored: &Restored) -> BTreeSet<String> {
     restored.checkpoints.iter().chain(&restored.passed_over).map(|checkpoint| checkpoint.name.clone()).collect()
 }
 
-/// The names of sealed checkpoints that the run of this file can have written.
+/// The names of sealed checkpoints that may belong to the run of this file.
 pub fn own<'a>(file: &RunFile, found: &'a Listing) -> Vec<&'a String> {
     found.sealed.iter().filter(|name| place_of(file, name).is_some()).collect()
 }
 
-/// A journal that has not come to where a checkpoint was saved.
+/// The journal does not have the record under which a checkpoint was saved.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the journal is not the one that checkpoint {name} was saved under, in generation {generation} at record {head}: it is another \
@@ -57,20 +58,21 @@ pub fn own<'a>(file: &RunFile, found: &'a Listing) -> Vec<&'a String> {
      checkpoint, or choose another output"
 )]
 pub struct Disagreement {
-    /// The checkpoint.
+    /// The name of the checkpoint.
     name: String,
     /// The generation that saved it.
     generation: u64,
-    /// The journal's last record then.
+    /// The journal's head at that time.
     head: JournalHead,
 }
 
-/// Checks that the journal has come as far as each of the run's checkpoints says. One that it does not know of is what was saved last
-/// before a coordinator died, or was to be deleted; or else the journal is another one, or an older copy. Returns the names of those
-/// that a journal before this one has left, which are nobody's business.
+/// Checks that the journal has the record that each of the run's checkpoints names. A checkpoint
+/// that the journal does not know is the last save before a coordinator died, or one about to be
+/// deleted; or else the journal is another one, or an older copy. Returns the names of checkpoints
+/// from before a recovery, which are ignored.
 ///
 /// # Errors
-/// Which checkpoint says something else.
+/// The checkpoint that contradicts the journal.
 pub fn agree(
     file: &RunFile,
     journal: &Journal,
@@ -83,7 +85,7 @@ pub fn agree(
     for name in own(file, found).into_iter().filter(|name| !known.contains(*name)) {
         let stamp = match stamp(name) {
             Ok(stamp) => stamp,
-            // It can never be used, and nothing follows from it.
+            // It can never be used, so it proves nothing.
             Err(error) if error.is_damage() => continue,
             Err(error) => return Err(error).context("checkpoints"),
         };
@@ -97,10 +99,10 @@ pub fn agree(
     Ok(left)
 }
 
-/// What a run can be recovered from, of which there is no journal that could be used.
+/// The checkpoints from which a run without a usable journal can be recovered.
 ///
 /// # Errors
-/// There is nothing that it could go on from.
+/// There is no checkpoint to resume from.
 pub fn recovery(
     file: &RunFile,
     found: &Listing,
@@ -118,7 +120,7 @@ pub fn recovery(
             Err(error) => return Err(error).context("checkpoints"),
         }
     }
-    // Generations go on from those before, also where a run was recovered.
+    // Numbers of generations increase, also over a recovery.
     let age = |stamp: &&Stamp| (stamp.generation, stamp.stage, stamp.step);
     let Some(newest) = stamps.iter().max_by_key(age).cloned() else {
         bail!("there is no sealed checkpoint of run {} in {place} to go on from: choose another output", file.name);
@@ -136,7 +138,7 @@ pub fn recovery(
     Ok(Recovery { checkpoints, newest, run_ids })
 }
 
-/// The point of the run that a checkpoint of this name is of, if one of this run can be called so.
+/// The point of a checkpoint with this name; none if it is not a name of this run.
 fn place_of(file: &RunFile, name: &str) -> Option<Place> {
     let (number, rest) = name.split_once('-')?;
     let stage = file.stages.get(number.parse::<usize>().ok()?)?;

@@ -1,5 +1,5 @@
-//! What happened in a run, in words: for `coordinator events` and the report. The page says the same in
-//! `service/http/page/events.js`.
+//! Descriptions of events in words, for `coordinator events` and the report. The page has the same
+//! in `service/http/page/events.js`.
 
 use serde_json::Value;
 
@@ -8,13 +8,13 @@ use crate::{
     text::{number, plural},
 };
 
-/// The rule of the guard that was broken.
+/// The kind of event for a guard rule that has fired.
 pub const GUARD: &str = "guard";
-/// A generation was formed.
+/// The kind of event for a generation that was formed.
 pub const GENERATION: &str = "generation";
-/// A checkpoint was completed.
+/// The kind of event for a checkpoint that was completed.
 pub const CHECKPOINT: &str = "checkpoint";
-/// A state was evaluated.
+/// The kind of event for an evaluation.
 pub const EVALUATION: &str = "evaluation";
 
 /// Names of all kinds of events.
@@ -67,7 +67,7 @@ pub fn describe(kind: &str, detail: &Value) -> String {
     }
 }
 
-/// Who, why and where, and whatever else there is.
+/// A description from the worker, the reason, the place and all other details.
 fn general(detail: &Value) -> String {
     let Value::Object(fields) = detail else { return plain(detail) };
     let field = |key: &str| fields.get(key).filter(|value| !value.is_null()).map(plain);

@@ -1,4 +1,4 @@
-//! Names and numbers that nobody can guess and that nothing else has.
+//! Random names and numbers that are unique and cannot be guessed.
 
 /// 128 random bits as hex.
 ///

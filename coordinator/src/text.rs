@@ -1,20 +1,20 @@
-//! Numbers, times and the like as people read them.
+//! Formatting of numbers, times and so on for people.
 
 use chrono::{DateTime, Local, Utc};
 use proto::v1;
 
-/// What a worker is doing, in a word.
+/// The activity of a worker, in a word.
 #[must_use]
 pub fn phase(phase: v1::Phase) -> String {
     let name = phase.as_str_name();
     name.strip_prefix("PHASE_").unwrap_or(name).to_lowercase()
 }
 
-/// A number with four digits or so.
+/// A number with about four significant digits.
 #[must_use]
 pub fn number(value: f64) -> String {
     let magnitude = value.abs();
-    // What is left of a sum that should be nothing.
+    // The rounding error of a sum that should be zero.
     if magnitude < 1e-12 {
         return "0".to_owned();
     }
@@ -32,14 +32,14 @@ pub fn number(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// A count with its digits in groups.
+/// A count with grouped digits.
 #[must_use]
 pub fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (n, digit) in digits.chars().enumerate() {
         if n > 0 && (digits.len() - n).is_multiple_of(3) {
-            // A space that does not break.
+            // A non-breaking space.
             text.push('\u{a0}');
         }
         text.push(digit);
@@ -47,7 +47,7 @@ pub fn count(value: u64) -> String {
     text
 }
 
-/// So many of something.
+/// A count with the singular or plural of its noun.
 #[must_use]
 pub fn plural(n: u64, one: &str, several: &str) -> String {
     format!("{}\u{a0}{}", count(n), if n == 1 { one } else { several })
@@ -72,13 +72,14 @@ pub fn duration(seconds: f64) -> String {
     parts.into_iter().map(|(n, unit)| format!("{n}\u{a0}{unit}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Unix seconds as a date and a time of day, UTC: `2026-11-27 18:20:01 UTC`.
+/// A Unix time as date and time in UTC: `2026-11-27 18:20:01 UTC`.
 #[must_use]
 pub fn time(at: f64) -> String {
     instant(at).map_or_else(|| "?".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%S UTC").to_string())
 }
 
-/// Unix seconds as a date and a time of day in this machine's time zone, with its offset: `2026-11-27 19:20:01 +01:00`.
+/// A Unix time as date and time in the local time zone, with its offset: `2026-11-27 19:20:01
+/// +01:00`.
 #[must_use]
 pub fn local_time(at: f64) -> String {
     let local = instant(at).map(|at| at.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S %:z").to_string());

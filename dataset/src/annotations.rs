@@ -1,4 +1,5 @@
-//! What the annotation formats have in common: JSON files, captions, and image paths that must stay in their folder.
+//! Code shared by the annotation formats: JSON files, captions, and image paths that must stay in
+//! their folder.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,15 +11,16 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::Error;
 
-/// Annotation files have hundreds of megabytes: read in pieces, straight into what is kept of them.
+/// The size of the read buffer, in bytes. Annotation files have hundreds of megabytes: they are
+/// parsed while they are read, without being in memory as a whole.
 const BUFFER: usize = 1 << 20;
-/// Keys of a file that are named where none of them is the right one.
+/// Maximal number of a file's keys that an error names.
 const MAX_NAMED_KEYS: usize = 8;
 
 /// Reads a JSON file in UTF-8, with or without a byte-order mark.
 ///
 /// # Errors
-/// The file cannot be read, or is not of this form; then with line and column.
+/// The file cannot be read, or does not have this form; then with line and column.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let failed = |source| Error::Read { place: path.display().to_string(), source };
     let mut reader = BufReader::with_capacity(BUFFER, File::open(path).map_err(failed)?);
@@ -51,7 +53,7 @@ pub fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// A value whose type differs between data sets, or that another data set uses for something else.
+/// A value whose type differs between data sets, or that another data set uses differently.
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub enum Loose {
@@ -67,7 +69,7 @@ impl Loose {
         matches!(self, Self::Flag(true)) || matches!(self, Self::Number(number) if *number != 0)
     }
 
-    /// The whole number from 0 on that it is, or that its digits are.
+    /// Its value as a non-negative integer; also of a string of digits.
     pub fn number(&self) -> Option<u64> {
         match self {
             Self::Number(number) => u64::try_from(*number).ok(),
@@ -81,7 +83,7 @@ impl Loose {
     }
 }
 
-/// Captions without the white space and byte-order marks around them and without blank ones.
+/// Captions without surrounding white space and byte-order marks, and without empty ones.
 pub fn tidy(captions: impl IntoIterator<Item = String>) -> Vec<String> {
     let is_space = |c: char| c.is_whitespace() || c == '\u{feff}';
     let trimmed = captions.into_iter().map(|caption| match caption.trim_matches(is_space) {
@@ -91,7 +93,7 @@ pub fn tidy(captions: impl IntoIterator<Item = String>) -> Vec<String> {
     trimmed.filter(|caption| !caption.is_empty()).collect()
 }
 
-/// `file` below `folder`; none if it would lead out of it.
+/// `file` below `folder`; none if it would be outside.
 pub fn below(folder: &Path, file: &Path) -> Option<PathBuf> {
     let inside = file.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     inside.then(|| folder.join(file))

@@ -1,14 +1,15 @@
-//! Brace patterns as bash expands them: `coco-{000..113}.tar`, `{train,val}/{a..c}.tar`, nested at will.
+//! Brace expansion as in bash: `coco-{000..113}.tar`, `{train,val}/{a..c}.tar`, with nesting.
 //!
-//! There is no escaping, and braces that do not match are errors, where bash would take them as they are: in a pattern they
-//! are a slip.
+//! There is no escaping. Unmatched braces are errors, where bash would leave them unchanged: in a
+//! pattern they are a mistake.
 
-/// More names than any data set has tars.
+/// Maximal number of names; more than the tars of any data set.
 const MOST_NAMES: usize = 100_000;
-/// Longer than any path.
+/// Maximal length of a pattern in bytes; longer than any path.
 const LONGEST_PATTERN: usize = 4096;
 
-/// All names that `pattern` stands for, the leftmost group varying slowest; itself if it has no braces.
+/// All names that `pattern` expands to, the leftmost group varying slowest; itself if it has no
+/// braces.
 ///
 /// # Errors
 /// The braces do not match, or there are more than 100,000 names.
@@ -19,7 +20,7 @@ pub fn expand(pattern: &str) -> Result<Vec<String>, String> {
     sequence(pattern)
 }
 
-/// Text and groups, one after another.
+/// Expands a sequence of text and groups.
 fn sequence(text: &str) -> Result<Vec<String>, String> {
     let Some((before, rest)) = text.split_once('{') else {
         return if text.contains('}') { Err(unmatched('}')) } else { Ok(vec![text.to_owned()]) };
@@ -35,7 +36,7 @@ fn sequence(text: &str) -> Result<Vec<String>, String> {
     Ok(middles.iter().flat_map(|middle| ends.iter().map(move |end| format!("{before}{middle}{end}"))).collect())
 }
 
-/// Where the brace closes that was open before `text`.
+/// The position of the brace that closes the one before `text`.
 fn closing(text: &str) -> Option<usize> {
     let mut open = 1usize;
     text.bytes().position(|byte| {
@@ -48,7 +49,7 @@ fn closing(text: &str) -> Option<usize> {
     })
 }
 
-/// What stands between matching braces: alternatives, a range, or neither; then the braces stay.
+/// Expands the content of matching braces: alternatives, a range, or neither; then the braces stay.
 fn group(inside: &str) -> Result<Vec<String>, String> {
     let alternatives = alternatives(inside);
     if alternatives.len() > 1 {
@@ -65,7 +66,7 @@ fn group(inside: &str) -> Result<Vec<String>, String> {
     Ok(sequence(inside)?.into_iter().map(|name| format!("{{{name}}}")).collect())
 }
 
-/// Split at the commas that no inner braces hold.
+/// Splits at the commas that are not inside inner braces.
 fn alternatives(inside: &str) -> Vec<&str> {
     let mut depth = 0usize;
     let separates = |c: char| {
@@ -79,7 +80,8 @@ fn alternatives(inside: &str) -> Vec<&str> {
     inside.split(separates).collect()
 }
 
-/// `first..last` or `first..last..step`, of whole numbers or of letters; none if it is not of this form.
+/// A range `first..last` or `first..last..step` of integers or letters; none if it is not of this
+/// form.
 fn range(inside: &str) -> Result<Option<Vec<String>>, String> {
     let parts: Vec<&str> = inside.split("..").collect();
     let (first, last, step) = match parts[..] {
@@ -106,13 +108,13 @@ fn letter(text: &str) -> Option<u8> {
     }
 }
 
-/// Whether a number was written with leading zeros, to be kept.
+/// Whether a number has leading zeros, which are kept.
 fn padded(number: &str) -> bool {
     let digits = number.trim_start_matches(['-', '+']);
     digits.len() > 1 && digits.starts_with('0')
 }
 
-/// From `first` to `last`, up or down; a step's sign does not matter, and 0 is 1.
+/// The values from `first` to `last`, up or down. The sign of a step is ignored, and 0 means 1.
 fn steps(first: i64, last: i64, step: i64) -> Result<impl Iterator<Item = i64>, String> {
     let step = step.unsigned_abs().max(1);
     let count = first.abs_diff(last) / step;
@@ -204,7 +206,7 @@ mod tests {
         assert_eq!(joined("{-9223372036854775808..9223372036854775807..9223372036854775807}").split(' ').count(), 3);
     }
 
-    /// A pattern, and what it stands for by construction.
+    /// A pattern, and its expansion by construction.
     fn patterns() -> impl Strategy<Value = (String, Vec<String>)> {
         let literal = "[a-z/.]{0,4}".prop_map(|text| (text.clone(), vec![text]));
         let range = (0u32..30, 0u32..30, 1usize..4).prop_map(|(first, last, width)| {

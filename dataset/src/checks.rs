@@ -1,4 +1,4 @@
-//! Looks at a hundred thousand image files before a run relies on them.
+//! Checks of image files, a hundred thousand or more, before a run relies on them.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::preprocess::{self, Oddities};
 
-/// Waiting for disks and file servers, not computing: more than there are cores.
+/// The number of threads: more than cores, because they wait for disks and file servers.
 const THREADS: usize = 16;
 
-/// What a look at each of these files finds: see [`preprocess::check`].
+/// The results of checking each of these files: see [`preprocess::check`].
 pub fn look(files: &[&Path]) -> Vec<Result<Oddities, String>> {
     in_parallel(files.len(), THREADS, |at| {
         let file = File::open(files[at]).map_err(|error| error.to_string())?;
@@ -18,7 +18,7 @@ pub fn look(files: &[&Path]) -> Vec<Result<Oddities, String>> {
     })
 }
 
-/// Does something for each of `0..count` on so many threads; what came of it, in order.
+/// Calls `work` for each of `0..count` on this number of threads. Returns the results in order.
 pub fn in_parallel<T: Send>(count: usize, threads: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let run = || -> Vec<(usize, T)> {

@@ -1,8 +1,9 @@
-//! COCO's caption annotations, one file a split (<https://cocodataset.org/#format-data>, section 4).
+//! COCO's caption annotations, one file per split (<https://cocodataset.org/#format-data>, section
+//! 4).
 //!
-//! VizWiz and nocaps use the same form. In VizWiz, captions that are marked as rejected or precanned ("quality issues are too
-//! severe ...") describe no image and are left out. In nocaps, images have a `domain`. Images for an evaluation server come
-//! without `annotations`.
+//! VizWiz and nocaps use the same format. In VizWiz, captions that are marked as rejected or
+//! precanned ("quality issues are too severe ...") describe no image and are skipped. In nocaps,
+//! images have a `domain`. Images for an evaluation server have no `annotations`.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -48,7 +49,7 @@ impl Annotation {
     }
 }
 
-/// Those of the splits that `settings` names which are `wanted`.
+/// Reads the `wanted` splits that `settings` names.
 ///
 /// # Errors
 /// A file cannot be read or is not in its format.
@@ -69,8 +70,8 @@ pub fn read_splits(settings: &Coco, wanted: &[Split]) -> Result<Splits, Error> {
     Ok(splits)
 }
 
-/// The images of one file in the order of its `images`: those with captions, or all where there are no captions at all. And
-/// what was left out.
+/// The images of one file in the order of its `images`: those with captions, or all if there are no
+/// captions at all. Also returns notes on what was skipped.
 fn read_split(settings: &CocoSplit) -> Result<(Vec<Item>, Vec<String>), Error> {
     let file = settings.annotations.display();
     let format = |problem: String| Error::format(&file, problem);

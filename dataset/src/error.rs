@@ -1,6 +1,6 @@
 use std::fmt::Display;
 
-/// What is wrong with the data, in one line that names the file or URL.
+/// An error in the data, in one line that names the file or URL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read.
@@ -8,7 +8,7 @@ pub enum Error {
     Read {
         /// The file.
         place: String,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A tar could not be read from its folder or bucket.
@@ -16,26 +16,26 @@ pub enum Error {
     Store {
         /// Path or URL.
         place: String,
-        /// What the store said.
+        /// The error of the store.
         problem: String,
     },
-    /// Annotations, patterns, tars or indices are not in their format.
+    /// Annotations, patterns, tars or indices have a wrong format.
     #[error("{place}: {problem}")]
     Format {
         /// Path, URL or pattern.
         place: String,
-        /// What is wrong, and where.
+        /// The problem, and its position.
         problem: String,
     },
-    /// Images of the annotations are missing or are none, and may not be left out; the first of
-    /// them.
+    /// Images of the annotations are missing or invalid, and may not be skipped; names the first
+    /// one.
     #[error("{place}: {problem}{} ({REMEDY})", others(*more))]
     Unusable {
         /// The image file, or the tar and the key in it.
         place: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
-        /// How many more such images there are.
+        /// The number of further such images.
         more: usize,
     },
     /// An image cannot be decoded.
@@ -43,12 +43,12 @@ pub enum Error {
     Image {
         /// The image file, or the tar and the key in it.
         place: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
 }
 
-/// What to do about an image that cannot be used.
+/// The remedy for an image that cannot be used.
 const REMEDY: &str = "replace the image, or set data.skip_corrupt to leave such images out";
 
 fn others(more: usize) -> String {
@@ -67,8 +67,8 @@ impl Error {
         Self::Image { place: place.to_string(), problem: problem.to_string() }
     }
 
-    /// Whether a single image is to blame, so that the others are of use without it. Where a bucket
-    /// cannot be reached, say, none is.
+    /// Whether the error concerns a single image, so that the others can be used. An unreachable
+    /// bucket, for instance, does not.
     #[must_use]
     pub fn is_of_image(&self) -> bool {
         match self {
@@ -77,7 +77,7 @@ impl Error {
         }
     }
 
-    /// The error in one line, with what to do about it.
+    /// The error in one line, with a remedy.
     #[must_use]
     pub fn with_remedy(&self) -> String {
         match self {
@@ -87,7 +87,7 @@ impl Error {
     }
 }
 
-/// A name that is no split's.
+/// A name that is not that of a split.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown split `{0}`: expected one of `train`, `val` (or `validation`, `dev`), `test`")]
 pub struct UnknownSplit(pub(crate) String);

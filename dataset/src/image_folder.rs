@@ -1,4 +1,4 @@
-//! Images in a folder, found by whatever names others have for them.
+//! A folder of images, which are found by any of their usual names.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 use crate::names::{self, file_name};
 
-/// Endings of the files that are taken for images.
+/// The extensions of image files.
 const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
-/// Folders below the folder that are looked into.
+/// Maximal depth of folders that are searched.
 const MAX_DEPTH: usize = 8;
 
-/// The images of a folder and of those below it.
+/// The images of a folder and of its subfolders.
 #[derive(Debug, Default)]
 pub struct ImageFolder {
     paths: Vec<PathBuf>,
-    /// By path below the folder, file name, file name without extension, and COCO's number in that; none where several images
-    /// have it.
+    /// Indices of images by relative path, file name, file name without extension, and COCO's
+    /// number in it; none for a name of several images.
     numbers: HashMap<String, Option<usize>>,
 }
 
@@ -24,7 +24,7 @@ impl ImageFolder {
     /// Lists the folder.
     ///
     /// # Errors
-    /// It cannot be read, or there is no image in it.
+    /// It cannot be read, or contains no image.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let mut found = Self::default();
         found.list(folder, 0)?;
@@ -69,8 +69,8 @@ impl ImageFolder {
         Ok(())
     }
 
-    /// The image that has one of these names: paths, file names with or without extension, or COCO's numbers; the first name that
-    /// only one image has.
+    /// The image with one of these names: paths, file names with or without extension, or COCO's
+    /// numbers. The first name that belongs to exactly one image counts.
     #[must_use]
     pub fn find<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Option<&Path> {
         let number = names.into_iter().find_map(|name| {

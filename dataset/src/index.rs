@@ -1,4 +1,5 @@
-//! What is in a tar: its samples, with the place of each image. Found in one pass, kept as JSON.
+//! The index of a tar: its samples, with the position of each image. Built in one pass, stored as
+//! JSON.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -13,78 +14,77 @@ use crate::members::{Forward, Found, Members};
 use crate::preprocess::{self, Oddities};
 use crate::store::Version;
 
-/// Of the index files; indices of other numbers are built anew.
+/// The format version of index files; indices of other versions are rebuilt.
 const FORMAT: u32 = 3;
-/// Longest `.txt` member, in bytes.
+/// Maximal size of a `.txt` member, in bytes.
 const LONGEST_TEXT: u64 = 1 << 20;
-/// Longest `.json` member, in bytes: as many captions as an image may have, each as long as may be.
+/// Maximal size of a `.json` member, in bytes: the maximal number of captions of maximal length.
 const LONGEST_JSON: u64 = 128 << 20;
-/// Unknown extensions that are counted one by one; what has others is counted together.
+/// Maximal number of unknown extensions that are counted separately; others are counted together.
 const MAX_UNKNOWN: usize = 16;
-/// What is kept of an unknown extension, or of the path of a member that has it, in characters.
+/// Maximal length of an unknown extension, or of a path with one, that is stored, in characters.
 const MAX_SHOWN: usize = 200;
 /// Stands for all extensions beyond [`MAX_UNKNOWN`], and for all keys beyond [`MAX_KEYS`].
 const OTHERS: &str = "...";
-/// Keys of a `.json` member that may have the captions. The first one that has some counts.
+/// The keys of a `.json` member that may have captions, in order of preference.
 pub const CAPTION_KEYS: [&str; 3] = ["captions", "caption", "text"];
-/// Keys of a `.json` member without captions that are kept for messages.
+/// Maximal number of keys of a `.json` member without captions that are stored for messages.
 const MAX_KEYS: usize = 8;
-/// Longest part of such a key that is kept, in characters.
+/// Maximal length of such a key, in characters.
 const MAX_KEY: usize = 40;
 
-/// A tar's samples, in the order in which their keys first appear.
+/// The samples of a tar, in the order in which their keys first appear.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Index {
     format: u32,
     size: u64,
     tag: String,
-    /// Sound and broken ones.
+    /// The samples, valid or not.
     pub samples: Vec<Sample>,
     /// Members that are neither images nor captions nor hidden, by extension.
     #[serde(default)]
     pub unknown: BTreeMap<String, Unknown>,
 }
 
-/// Members of an extension that means nothing here.
+/// The members with an unknown extension.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unknown {
-    /// How many there are.
+    /// The number of members.
     pub members: u64,
-    /// Path of the first.
+    /// The path of the first one.
     pub first: String,
 }
 
-/// All members of a tar that share a key.
+/// A sample: all members of a tar with the same key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Path of the members up to the first dot of the file name: WebDataset's rule.
+    /// The path of the members up to the first dot of the file name, as in WebDataset.
     pub key: String,
-    /// The image.
+    /// The position of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Extent>,
-    /// What people said of it; may be nothing.
+    /// The captions; may be empty.
     pub captions: Vec<String>,
-    /// What is odd about the image.
+    /// Oddities of the image.
     #[serde(default, skip_serializing_if = "Oddities::is_empty")]
     pub oddities: Oddities,
-    /// The image's number in its data set, as the `.json` member says it.
+    /// The image's number in its data set, from the `.json` member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
-    /// The keys of the `.json` member, where there are no captions: one of them may have been
-    /// meant.
+    /// The keys of the `.json` member, if there are no captions, for messages.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
-    /// Why the sample cannot be used.
+    /// Why the sample cannot be used; none if it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
-/// Where in the tar something is.
+/// A range of bytes in the tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
-    /// First byte.
+    /// The first byte.
     pub offset: u64,
-    /// Bytes.
+    /// The number of bytes.
     pub length: u64,
 }
 
@@ -96,10 +96,11 @@ enum Role {
 }
 
 impl Index {
-    /// Reads a tar's headers and captions, and the first bytes of its images.
+    /// Reads the headers and captions of a tar, and the first bytes of its images.
     ///
     /// # Errors
-    /// The tar is truncated, no tar, or cannot be read. What is wrong with single samples is noted with them.
+    /// The tar is truncated, invalid or cannot be read. Problems of single samples are stored with
+    /// them.
     pub fn build(reader: impl Forward, version: &Version) -> Result<Self, String> {
         let mut members = Members::new(reader, version.size);
         let mut samples = Gathered::default();
@@ -113,7 +114,7 @@ impl Index {
                         Err(problem) => sample.broken(&found.path, &problem),
                     }
                 }
-                // Folders and the like have no content that could be missed.
+                // Directories and the like have no content.
                 Kind::Unknown { extension } if found.plain => count(&mut unknown, extension, &found.path),
                 Kind::Unknown { .. } | Kind::Hidden => {}
             }
@@ -122,10 +123,10 @@ impl Index {
         Ok(Self { format: FORMAT, size: version.size, tag: version.tag.clone(), samples, unknown })
     }
 
-    /// The index of `bytes`, if it is one of this version of the tar.
+    /// Parses an index; none if it is not of this version of the tar.
     ///
     /// # Errors
-    /// It is, and says what cannot be true.
+    /// It is, but its content is invalid.
     pub fn parse(bytes: &[u8], version: &Version) -> Result<Option<Self>, String> {
         let Ok(index) = serde_json::from_slice::<Self>(bytes) else { return Ok(None) };
         if (index.format, index.size, &index.tag) != (FORMAT, version.size, &version.tag) {
@@ -145,25 +146,26 @@ impl Index {
         Ok(Some(index))
     }
 
-    /// The bytes that [`parse`](Self::parse) reads.
+    /// The index as JSON, for [`parse`](Self::parse).
     pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec(self)
     }
 }
 
-/// What a member's path says of it.
+/// The role of a member, by its path.
 #[derive(Debug, PartialEq, Eq)]
 enum Kind<'p> {
-    /// The name of a file that begins with a dot, or of a folder.
+    /// A file whose name begins with a dot, or a directory.
     Hidden,
-    /// Of no use here. The extension is all that follows the first dot of the file name: WebDataset's rule.
+    /// Not used. The extension is everything after the first dot of the file name, as in
+    /// WebDataset.
     Unknown { extension: &'p str },
-    /// Part of the sample with this key.
+    /// A part of the sample with this key.
     Part { key: &'p str, role: Role },
 }
 
 fn classify(path: &str) -> Kind<'_> {
-    // `tar -C FOLDER .` puts it before every path.
+    // `tar -C FOLDER .` adds it to all paths.
     let path = path.strip_prefix("./").unwrap_or(path);
     let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
     let (stem, extension) = name.split_once('.').unwrap_or((name, ""));
@@ -180,7 +182,7 @@ fn classify(path: &str) -> Kind<'_> {
     Kind::Part { key: &path[..folder + stem.len()], role }
 }
 
-/// Counts a member of no use, in bounded memory.
+/// Counts an unused member, in bounded memory.
 fn count(unknown: &mut BTreeMap<String, Unknown>, extension: &str, path: &str) {
     let shown = |text: &str| text.chars().take(MAX_SHOWN).collect::<String>();
     let mut extension = shown(extension).to_ascii_lowercase();
@@ -196,19 +198,18 @@ enum Content {
     Json(Json),
 }
 
-/// Content of a `.json` member.
+/// The content of a `.json` member.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Json {
     captions: Option<Vec<String>>,
     id: Option<u64>,
-    /// The keys that there are, where none has captions.
+    /// Its keys, if none has captions.
     keys: Vec<String>,
 }
 
 impl Json {
-    /// Reads a text, a list of texts, or an object that has one of the two under one of
-    /// [`CAPTION_KEYS`]. Other keys are not looked at; an object without captions is taken for
-    /// metadata.
+    /// Parses a string, a list of strings, or an object with one of these under one of
+    /// [`CAPTION_KEYS`]. Ignores other keys; an object without captions counts as metadata.
     fn parse(bytes: &[u8]) -> Result<Self, String> {
         let value: Value = serde_json::from_slice(without_byte_order_mark(bytes)).map_err(|error| error.to_string())?;
         if let Value::Object(object) = &value {
@@ -232,7 +233,7 @@ impl Json {
     }
 }
 
-/// The texts that a value is, if it is one or a list of them.
+/// The strings of a value that is a string or a list of strings.
 fn texts(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::String(text) => Some(vec![text.clone()]),
@@ -241,7 +242,8 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// What a member has to say; the inner error is the member's, the outer one the tar's.
+/// Reads the content of a member. The inner error is that of the member, the outer one that of the
+/// tar.
 fn take<R: Forward>(members: &mut Members<R>, found: &Found, role: Role) -> Result<Result<Content, String>, String> {
     let most = match role {
         Role::Image => LARGEST_IMAGE,
@@ -267,7 +269,7 @@ fn take<R: Forward>(members: &mut Members<R>, found: &Found, role: Role) -> Resu
     })
 }
 
-/// A sample that is not complete yet.
+/// A sample that may not be complete yet.
 #[derive(Default)]
 struct Pieces {
     key: String,
@@ -299,7 +301,7 @@ impl Pieces {
         self.problem.get_or_insert_with(|| format!("{path}: {problem}"));
     }
 
-    /// The captions of the `.json`, or else the lines of the `.txt`.
+    /// The sample with the captions of the `.json`, or else the lines of the `.txt`.
     fn finish(self) -> Sample {
         let Self { key, image, text, json, id, keys, problem } = self;
         let lines = || text.iter().flat_map(|text| text.split(['\n', '\r'])).map(str::to_owned).collect();

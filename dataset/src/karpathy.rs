@@ -1,4 +1,4 @@
-//! Karpathy's `dataset_coco.json` and its relatives for Flickr8k and Flickr30k
+//! Karpathy's `dataset_coco.json` and the same format for Flickr8k and Flickr30k
 //! (<https://cs.stanford.edu/people/karpathy/deepimagesent/>).
 
 use std::collections::BTreeMap;
@@ -9,9 +9,9 @@ use serde::Deserialize;
 use crate::annotations::{below, read, tidy};
 use crate::{BadImage, Error, ImageRef, Item, Split, Splits, names};
 
-/// The validation images of COCO that Karpathy leaves over, which are trained on.
+/// The split of COCO's remaining validation images, which are used for training.
 const RESTVAL: &str = "restval";
-/// Splits that are named when they are not used.
+/// Maximal number of unused splits that are named.
 const MAX_NAMED: usize = 5;
 
 #[derive(Deserialize)]
@@ -39,8 +39,8 @@ struct Sentence {
     raw: String,
 }
 
-/// Those of the splits of `annotations` which are `wanted`; the images lie below `images`. As is usual, `restval` belongs to
-/// training. Images without sentences are unusable where others of their split have some.
+/// Reads the `wanted` splits of `annotations`; the images are below `images`. As usual, `restval`
+/// belongs to training. Images without sentences are unusable if others of their split have some.
 ///
 /// # Errors
 /// The file cannot be read or is not in its format.

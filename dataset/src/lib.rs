@@ -1,7 +1,8 @@
-//! Images and what people said of them: annotation formats, tars in folders or buckets, and the pixels that CLIP sees.
+//! Data sets of images and captions: annotation formats, tars in folders or buckets, and the
+//! preprocessing of images for CLIP.
 //!
-//! Both sides use this: the coordinator to check a run's data before it starts, the workers to train on it. Everything here
-//! blocks; call it from plain threads, never from asynchronous code.
+//! Used by the coordinator to check a run's data before it starts, and by workers to train on it.
+//! All functions block: call them from synchronous threads, never from asynchronous code.
 
 mod annotations;
 mod braces;
@@ -36,21 +37,21 @@ use positives::Positives;
 use preprocess::{Oddities, Preprocessing};
 use shards::{Member, Shards};
 
-/// Encoded images above this many bytes are refused: no photograph comes near.
+/// Maximal size of an encoded image, in bytes; photographs are far smaller.
 const LARGEST_IMAGE: u64 = 256 << 20;
-/// So many odd images are named in a line.
+/// Maximal number of odd images that are named in a line.
 const NAMED: usize = 20;
-/// Side at which images are decoded to see whether they can be.
+/// The size to which images are decoded in a test.
 const TRIAL_SIZE: u32 = 224;
 
-/// A part of a data set.
+/// A split of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Split {
-    /// Trained on.
+    /// For training.
     Train,
-    /// Evaluated on, never trained on.
+    /// For evaluation, never for training.
     Validation,
-    /// Neither trained on nor looked at while training; may be empty.
+    /// Not used by a run; may be empty.
     Test,
 }
 
@@ -75,7 +76,7 @@ impl Display for Split {
     }
 }
 
-/// From any of the names that [`statistics::names::split`] knows.
+/// Parses any of the names that [`statistics::names::split`] knows.
 impl FromStr for Split {
     type Err = UnknownSplit;
 
@@ -85,19 +86,21 @@ impl FromStr for Split {
     }
 }
 
-/// An image and what people said of it.
+/// An image with its captions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// Identifies the image within its split, in the journal, reports and result files: its file name, or the key in its tar.
-    /// Where these are not unique, the path or the tar is part of it.
+    /// The name of the image, unique within its split, in the journal, reports and result files:
+    /// its file name, or the key in its tar. If these are not unique, the path or the tar is part
+    /// of it.
     pub name: String,
-    /// The image's number in its data set (COCO's, where it is known). All images of a split have one of their own, or none has.
+    /// The image's number in its data set (COCO's, if known). All images of a split have different
+    /// ones, or none has one.
     pub id: Option<u64>,
-    /// Human captions. All images of a split have at least one, or none of them has any.
+    /// The reference captions. All images of a split have at least one, or none has any.
     pub captions: Vec<String>,
-    /// Which of nocaps' domains the image belongs to; see [`statistics::names::DOMAINS`].
+    /// The image's domain in nocaps; see [`statistics::names::DOMAINS`].
     pub domain: Option<&'static str>,
-    /// Path below the images' folder, or key in the tar, where that is not `name`.
+    /// The path below the images' folder, or the key in the tar, if that is not `name`.
     path: Option<String>,
     /// Whether another image of the split has the same path (in another tar).
     shares_path: bool,
@@ -113,7 +116,7 @@ impl Item {
         Self { name, id: None, captions, domain: None, path: None, shares_path, shares_file_name, image }
     }
 
-    /// The image's file; none where it is in a tar.
+    /// The image's file; none if it is in a tar.
     fn file(&self) -> Option<&Path> {
         match &self.image {
             ImageRef::File(path) => Some(path),
@@ -122,14 +125,14 @@ impl Item {
     }
 }
 
-/// An image that cannot be used, named for people.
+/// An image that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadImage {
-    /// The split that lists it.
+    /// The split that contains it.
     pub split: Split,
     /// Its file, or its tar and its key in it.
     pub place: String,
-    /// What is wrong with it.
+    /// The problem with it.
     pub problem: String,
 }
 
@@ -139,31 +142,31 @@ impl Display for BadImage {
     }
 }
 
-/// Images whose pixels may surprise people, by their places; of those that were looked at.
+/// Images whose pixels may be unexpected, among those that were checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OddImages {
-    /// Photos whose EXIF orientation is other than 1.
+    /// Photos with an EXIF orientation other than 1.
     pub turned: Vec<String>,
-    /// Greyscale images of 16 bits.
+    /// 16-bit greyscale images.
     pub grey_of_16_bits: Vec<String>,
 }
 
-/// Where an image's bytes are.
+/// The location of an image's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ImageRef {
     File(PathBuf),
     Member(Member),
 }
 
-/// Items of each split, in the order of their annotations.
+/// The items of each split, in the order of their annotations.
 #[derive(Debug, Default)]
 struct Splits {
     train: Vec<Item>,
     validation: Vec<Item>,
     test: Vec<Item>,
-    /// Images whose annotations are of no use.
+    /// Images with unusable annotations.
     unusable: Vec<BadImage>,
-    /// What was left out or not understood, a line each.
+    /// Notes on what was skipped or not understood, one line each.
     notes: Vec<String>,
 }
 
@@ -196,24 +199,24 @@ pub struct DataSet {
     preprocessing: Preprocessing,
 }
 
-/// How far images are looked at when a data set is loaded.
+/// Which checks of images are made when a data set is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
-    /// Every image's header and end, unless a feature store stands in for the images.
+    /// The header and end of each image, unless a feature store replaces the images.
     Images,
-    /// Annotations only.
+    /// None: only annotations are read.
     Nothing,
 }
 
 impl DataSet {
-    /// Reads the annotations of all splits and looks at every image's header and end, unless a
-    /// feature store stands in for them; tars are indexed instead, once, and their index is kept
-    /// beside them. Logs which images are left out or odd.
+    /// Reads the annotations of all splits, and checks the header and end of each image, unless a
+    /// feature store replaces the images. Tars are indexed instead, once, and the index is stored
+    /// beside them. Logs which images are skipped or odd.
     ///
     /// # Errors
-    /// Annotations cannot be read or are not in their format; an image is missing or no image while
-    /// `skip_corrupt` is unset; nothing is left of the split for training or validation; or there
-    /// is more of something than [`limits`] allow.
+    /// Annotations cannot be read or have a wrong format; an image is missing or invalid while
+    /// `skip_corrupt` is unset; the training or validation split is empty; or a limit of [`limits`]
+    /// is exceeded.
     pub fn load(settings: &runfile::Data) -> Result<Self, Error> {
         let data = Self::survey(settings)?;
         data.report(settings)?;
@@ -221,20 +224,21 @@ impl DataSet {
         Ok(data)
     }
 
-    /// Like [`load`](Self::load), for a run that is to train on the data.
+    /// As [`load`](Self::load), for a run that will train on the data.
     ///
     /// # Errors
-    /// Like `load`, or a split is without captions that the run needs.
+    /// As for `load`; or a split has no captions although the run needs them.
     pub fn load_for(run: &runfile::RunFile) -> Result<Self, Error> {
         let data = Self::load(&run.data)?;
         data.captioned(run)?;
         Ok(data)
     }
 
-    /// Like [`load`](Self::load), of one split alone, which may be without captions; the other splits are empty.
+    /// As [`load`](Self::load), for a single split, which may have no captions; the other splits
+    /// are empty.
     ///
     /// # Errors
-    /// Like `load`.
+    /// As for `load`.
     pub fn load_split(settings: &runfile::Data, split: Split) -> Result<Self, Error> {
         let data = Self::read_splits(settings, &[split], Look::Images)?;
         data.report(settings)?;
@@ -242,19 +246,19 @@ impl DataSet {
         Ok(data)
     }
 
-    /// Like [`load`](Self::load), but images that cannot be used are always left out, all of them
-    /// may be, and nothing is logged.
+    /// As [`load`](Self::load), but unusable images are always skipped, even all of them, and
+    /// nothing is logged.
     ///
     /// # Errors
-    /// Annotations cannot be read or are not in their format.
+    /// Annotations cannot be read or have a wrong format.
     pub fn survey(settings: &runfile::Data) -> Result<Self, Error> {
         Self::survey_splits(settings, &Split::ALL)
     }
 
-    /// Like [`survey`](Self::survey), of some splits alone; the others are empty.
+    /// As [`survey`](Self::survey), for some splits; the others are empty.
     ///
     /// # Errors
-    /// Like `survey`.
+    /// As for `survey`.
     pub fn survey_splits(settings: &runfile::Data, wanted: &[Split]) -> Result<Self, Error> {
         let mut data = Self::read_splits(settings, wanted, Look::Images)?;
         if let Some(positives) = settings.positives.as_ref().filter(|_| wanted.contains(&Split::Train)) {
@@ -263,16 +267,16 @@ impl DataSet {
         Ok(data)
     }
 
-    /// Like [`load_split`](Self::load_split), but no image is looked at; the split may be empty.
+    /// As [`load_split`](Self::load_split), but without checks of images; the split may be empty.
     ///
     /// # Errors
-    /// Annotations or tars cannot be read or are not in their format.
+    /// Annotations or tars cannot be read or have a wrong format.
     pub fn annotated(settings: &runfile::Data, split: Split) -> Result<Self, Error> {
         Self::read_splits(settings, &[split], Look::Nothing)
     }
 
     fn read_splits(settings: &runfile::Data, wanted: &[Split], look: Look) -> Result<Self, Error> {
-        // A feature store stands in for the images, unless they say which of them it left out.
+        // A feature store replaces the images, unless skipped images have to be known.
         let looks = look == Look::Images && (settings.features.is_none() || settings.skip_corrupt);
         let mut data = if let Some(tars) = &settings.webdataset {
             webdataset::load(tars, wanted, storage::Access::environment().streaming())?
@@ -304,7 +308,7 @@ impl DataSet {
         data
     }
 
-    /// Takes an item in, or leaves it out.
+    /// Adds an item, or skips it.
     fn add(&mut self, split: Split, item: Item, found: Result<Oddities, String>) {
         let place = || self.place(&item);
         match found {
@@ -321,8 +325,8 @@ impl DataSet {
         }
     }
 
-    /// Finds generated images and captions of the training split. Images whose generated image
-    /// cannot be used are left out.
+    /// Finds generated images and captions of the training split. Skips images whose generated
+    /// image cannot be used.
     fn find_positives(&mut self, settings: &runfile::Positives) -> Result<(), Error> {
         if let Some(folder) = &settings.images {
             let items = std::mem::take(&mut self.splits.train);
@@ -344,10 +348,10 @@ impl DataSet {
         Ok(())
     }
 
-    /// Logs which images are left out or odd, and what was not understood.
+    /// Logs which images are skipped or odd, and the notes.
     ///
     /// # Errors
-    /// An image would have to be left out while `skip_corrupt` is unset.
+    /// An image would have to be skipped while `skip_corrupt` is unset.
     fn report(&self, settings: &runfile::Data) -> Result<(), Error> {
         if let ([first, rest @ ..], false) = (&self.left_out[..], settings.skip_corrupt) {
             let BadImage { place, problem, .. } = first.clone();
@@ -360,11 +364,11 @@ impl DataSet {
         Ok(())
     }
 
-    /// Checks that there is something to train on and something to evaluate on, with captions where
-    /// `run` needs them.
+    /// Checks that there are images for training and evaluation, with captions where `run` needs
+    /// them.
     ///
     /// # Errors
-    /// There is not.
+    /// There are not.
     pub fn complete(&self, run: &runfile::RunFile) -> Result<(), Error> {
         self.trainable(&run.data)?;
         self.captioned(run)
@@ -381,7 +385,7 @@ impl DataSet {
         }
     }
 
-    /// Why `run` cannot go on without captions of a split that has none, if it is so.
+    /// The error that `run` needs captions of a split that has none; none if it does not.
     #[must_use]
     pub fn missing_captions(&self, run: &runfile::RunFile, split: Split) -> Option<Error> {
         if !self.lacks_captions(split) {
@@ -410,14 +414,14 @@ impl DataSet {
         Err(Error::format(source(settings, split), format!("no usable image in split `{split}`{why}")))
     }
 
-    /// What was left out or not understood, a line each, for people. Images that are left out because they are damaged are
-    /// not among it; see [`left_out`](Self::left_out).
+    /// Notes on what was skipped or not understood, one line each. Damaged images are not included;
+    /// see [`left_out`](Self::left_out).
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.splits.notes
     }
 
-    /// What people should know of odd images, naming some of them.
+    /// Warnings about odd images, with some of their names.
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         let OddImages { turned, grey_of_16_bits } = &self.odd;
         let turned = if self.preprocessing.exif { &[][..] } else { turned };
@@ -443,20 +447,20 @@ impl DataSet {
         self.splits.get(split)
     }
 
-    /// Images left out because their file is missing, no image or cut off; found without decoding
-    /// the others.
+    /// Images that are skipped because their file is missing, invalid or truncated, as far as that
+    /// is visible without decoding.
     #[must_use]
     pub fn left_out(&self) -> &[BadImage] {
         &self.left_out
     }
 
-    /// Images whose pixels may surprise people.
+    /// Images whose pixels may be unexpected.
     #[must_use]
     pub fn odd(&self) -> &OddImages {
         &self.odd
     }
 
-    /// These files as images of the test split, each with its name, without captions.
+    /// A data set of these files as the test split, each with its name, without captions.
     #[must_use]
     pub fn of_images(files: Vec<(String, PathBuf)>) -> Self {
         let item = |(name, path): (String, PathBuf)| Item::new(&name, Vec::new(), ImageRef::File(path));
@@ -464,10 +468,10 @@ impl DataSet {
         Self { splits, ..Self::default() }
     }
 
-    /// The same with only these items of a split, by number, in this order.
+    /// The same data set with only these items of a split, by index, in this order.
     ///
     /// # Panics
-    /// The split has no item of such a number.
+    /// If the split has no item with such an index.
     #[must_use]
     pub fn select(mut self, split: Split, numbers: &[usize]) -> Self {
         let items = self.splits.get_mut(split);
@@ -475,7 +479,7 @@ impl DataSet {
         self
     }
 
-    /// The same with the items of `split` as the test split, and no others.
+    /// A data set with the items of `split` as the test split, and no others.
     #[must_use]
     pub fn as_test(mut self, split: Split) -> Self {
         let items = std::mem::take(self.splits.get_mut(split));
@@ -483,17 +487,17 @@ impl DataSet {
         self
     }
 
-    /// How images become the pixels that models see.
+    /// The preprocessing of images.
     #[must_use]
     pub fn preprocessing(&self) -> Preprocessing {
         self.preprocessing
     }
 
-    /// Decodes some images of a split, by number, on so many threads, and those generated of them.
-    /// Returns which cannot be decoded; `done` is called after each.
+    /// Decodes some images of a split, by index, on this number of threads, and their generated
+    /// images. Returns which cannot be decoded; calls `done` after each.
     ///
     /// # Errors
-    /// A tar cannot be read, or has changed since the set was loaded.
+    /// A tar cannot be read, or has changed since the data set was loaded.
     pub fn try_decoding(
         &self,
         split: Split,
@@ -519,19 +523,19 @@ impl DataSet {
         checks::in_parallel(images.len(), threads, attempt).into_iter().filter_map(Result::transpose).collect()
     }
 
-    /// Captions of the training split.
+    /// The number of captions of the training split.
     #[must_use]
     pub fn train_captions(&self) -> u64 {
         self.splits.train.iter().map(|item| item.captions.len() as u64).sum()
     }
 
-    /// Generated captions of a training image, if there are any.
+    /// The generated captions of a training image; may be empty.
     #[must_use]
     pub fn generated_captions(&self, image: usize) -> &[String] {
         self.positives.captions(image)
     }
 
-    /// A generated picture of what training image `image` shows, as CLIP sees it; see [`pixels`](Self::pixels).
+    /// The preprocessed generated image for training image `image`; see [`pixels`](Self::pixels).
     ///
     /// # Errors
     /// There is none, or it is damaged.
@@ -540,14 +544,15 @@ impl DataSet {
         self.preprocessing.square(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
     }
 
-    /// SHA-256 over the ordered names and captions of the training split, and generated captions; equal where two workers train on
-    /// the same data.
+    /// The SHA-256 of the ordered names and captions of the training split, and of generated
+    /// captions: equal on two workers with the same training data.
     #[must_use]
     pub fn training_sha256(&self) -> String {
         sha256_of(self.named(Split::Train).chain(self.positives.all_captions().map(|captions| (None, captions))))
     }
 
-    /// SHA-256 over the ordered names and captions of the validation split; equal where two workers evaluate on the same data.
+    /// The SHA-256 of the ordered names and captions of the validation split: equal on two workers
+    /// with the same validation data.
     #[must_use]
     pub fn validation_sha256(&self) -> String {
         sha256_of(self.named(Split::Validation))
@@ -557,7 +562,7 @@ impl DataSet {
         self.split(split).iter().map(|item| (Some(&item.name), &item.captions[..]))
     }
 
-    /// SHA-256 over the ordered names of a split's images.
+    /// The SHA-256 of the ordered names of a split's images.
     #[must_use]
     pub fn names_sha256(&self, split: Split) -> String {
         let mut hash = Sha256::new();
@@ -568,10 +573,10 @@ impl DataSet {
         format!("{:x}", hash.finalize())
     }
 
-    /// The image's encoded bytes. May be called from many threads at once.
+    /// The encoded bytes of an image. Thread-safe.
     ///
     /// # Errors
-    /// The file or tar cannot be read, or has changed since the set was loaded.
+    /// The file or tar cannot be read, or has changed since the data set was loaded.
     pub fn read(&self, item: &Item) -> Result<Bytes, Error> {
         match (&item.image, &self.shards) {
             (ImageRef::File(path), _) => read_file(path),
@@ -580,16 +585,16 @@ impl DataSet {
         }
     }
 
-    /// The image as CLIP sees it: `size` x `size` pixels, red, green and blue interleaved, row by row.
+    /// The preprocessed image: `size` x `size` pixels, RGB interleaved, row by row.
     ///
     /// # Errors
-    /// Like [`read`](Self::read), or the image is damaged or absurdly large.
+    /// As for [`read`](Self::read); or the image is damaged or too large.
     pub fn pixels(&self, item: &Item, size: u32) -> Result<Vec<u8>, Error> {
         let encoded = self.read(item)?;
         self.preprocessing.square(&encoded, size).map_err(|problem| Error::image(self.place(item), problem))
     }
 
-    /// Names an item's image for people.
+    /// The file, or the key and tar, of an item's image, for messages.
     #[must_use]
     pub fn place(&self, item: &Item) -> String {
         match (&item.image, &self.shards) {
@@ -600,7 +605,7 @@ impl DataSet {
     }
 }
 
-/// SHA-256 over texts in order, each group of which ends with a line feed.
+/// The SHA-256 of texts in order; each group ends with a line feed.
 fn sha256_of<'a>(groups: impl Iterator<Item = (Option<&'a String>, &'a [String])>) -> String {
     let mut hash = Sha256::new();
     for (name, captions) in groups {
@@ -613,7 +618,7 @@ fn sha256_of<'a>(groups: impl Iterator<Item = (Option<&'a String>, &'a [String])
     format!("{:x}", hash.finalize())
 }
 
-/// The file or pattern that the captions of a split come from.
+/// The file or pattern of a split's captions.
 fn source(settings: &runfile::Data, split: Split) -> String {
     let runfile::Data { karpathy, coco, webdataset, .. } = settings;
     let karpathy = karpathy.as_ref().map(|karpathy| karpathy.annotations.display().to_string());
@@ -631,10 +636,11 @@ fn source(settings: &runfile::Data, split: Split) -> String {
     karpathy.or_else(coco).or_else(|| webdataset.as_ref().and_then(of_tars)).unwrap_or_else(|| "data".to_owned())
 }
 
-/// The files of the validation split's images, by name, where they are in a folder. Only annotations are read.
+/// The paths of the validation split's images, by name; empty if they are in tars. Reads only
+/// annotations.
 ///
 /// # Errors
-/// They cannot be read or are not in their format.
+/// They cannot be read or have a wrong format.
 pub fn validation_files(settings: &runfile::Data) -> Result<HashMap<String, PathBuf>, Error> {
     if settings.webdataset.is_some() {
         return Ok(HashMap::new());
@@ -647,10 +653,10 @@ pub fn validation_files(settings: &runfile::Data) -> Result<HashMap<String, Path
     Ok(data.splits.validation.into_iter().filter_map(file).collect())
 }
 
-/// The bytes of an image file, of any size that an image may have.
+/// The bytes of an image file, up to the maximal size of an image.
 ///
 /// # Errors
-/// It cannot be read, or no image is as large.
+/// It cannot be read, or is too large.
 pub fn read_file(path: &Path) -> Result<Bytes, Error> {
     let failed = |source| Error::Read { place: path.display().to_string(), source };
     let mut encoded = Vec::new();

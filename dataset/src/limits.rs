@@ -1,36 +1,38 @@
-//! What a data set may hold at most.
+//! Limits of a data set.
 //!
-//! The bounds are far beyond any real data. They are here because the coordinator keeps what workers send it, and must not keep
-//! without bounds. Both sides check them when the data are loaded, and `coordinator validate` does, too: so no worker sends
-//! more, and a peer that does is none of ours.
+//! They are far above any real data. The coordinator stores what workers send, so it needs bounds.
+//! Both sides check them when the data are loaded, and so does `coordinator validate`: a correct
+//! worker never exceeds them.
 
 use crate::{DataSet, Error, Split};
 
-/// Most captions of an image, which are the references of an evaluation.
+/// Maximal number of captions of an image, which are the references of an evaluation.
 pub const MAX_CAPTIONS: usize = 1_000;
-/// Longest name of an image or caption, in bytes.
+/// Maximal length of an image's name or a caption, in bytes.
 pub const MAX_TEXT_BYTES: usize = 64 << 10;
-/// Most images of the validation split.
+/// Maximal number of images in the validation split.
 pub const MAX_VALIDATION_IMAGES: u64 = 1 << 22;
-/// Longest embedding of the evaluator.
+/// Maximal width of an evaluator's embeddings.
 pub const MAX_EMBEDDING: usize = 1 << 16;
-/// What the items of one evaluation may take in the coordinator's memory, in bytes; see [`evaluation_item_bytes`].
+/// Maximal size of one evaluation's items in the coordinator's memory, in bytes; see
+/// [`evaluation_item_bytes`].
 pub const MAX_EVALUATION_BYTES: usize = 4 << 30;
 
-/// What an item takes besides its texts and numbers: names and values of all scores, and the structure itself.
+/// The size of an item without its texts and numbers: names and values of all scores, and the
+/// structure.
 const ITEM_BYTES: usize = 1 << 10;
-/// What a text takes besides its bytes.
+/// The size of a text without its content.
 const TEXT_BYTES: usize = size_of::<String>();
 
-/// What an item of an evaluation takes in the coordinator's memory, in bytes: `texts` are the lengths of its texts, `numbers` is how
-/// many numbers its embeddings have.
+/// The size of an evaluation's item in the coordinator's memory, in bytes: `texts` are the lengths
+/// of its texts, `numbers` is the number of values in its embeddings.
 #[must_use]
 pub fn evaluation_item_bytes(texts: impl Iterator<Item = usize>, numbers: usize) -> usize {
     ITEM_BYTES + texts.map(|bytes| TEXT_BYTES + bytes).sum::<usize>() + numbers * size_of::<f32>()
 }
 
 impl DataSet {
-    /// Checks names and captions. `source` names the file that an image of a split comes from.
+    /// Checks names and captions. `source` is the file of a split, for messages.
     pub(crate) fn check_texts(&self, source: impl Fn(Split) -> String) -> Result<(), Error> {
         for split in Split::ALL {
             for item in self.split(split) {
@@ -63,11 +65,11 @@ impl DataSet {
         Ok(())
     }
 
-    /// Checks that the coordinator can keep an evaluation of the validation split: captions of at most `longest_caption` bytes, with
-    /// the embeddings of an evaluator of `embedding` numbers.
+    /// Checks that an evaluation of the validation split fits into the coordinator's memory limit:
+    /// captions of at most `longest_caption` bytes, and embeddings of `embedding` values in all.
     ///
     /// # Errors
-    /// It cannot; says how much it would be.
+    /// It does not; the message has its size.
     pub fn check_evaluation(&self, embedding: usize, longest_caption: usize) -> Result<(), Error> {
         if embedding > MAX_EMBEDDING {
             let problem = format!("embeddings of {embedding} numbers, {MAX_EMBEDDING} at most");
@@ -133,7 +135,7 @@ mod tests {
     #[test]
     fn a_range_of_the_longest_texts_can_be_evaluated_and_too_large_a_split_is_refused_with_its_size() {
         let whole = item("a.jpg", vec!["x".repeat(MAX_TEXT_BYTES); MAX_CAPTIONS]);
-        // Of one image, and of as many as there are: the text is counted, not held.
+        // For one image, and for the maximal number: texts are counted, not stored.
         let one = evaluation_item_bytes(whole.captions.iter().map(String::len), 2 * MAX_EMBEDDING);
         assert!(50 * (one + 2 * MAX_TEXT_BYTES) <= MAX_EVALUATION_BYTES);
         set(vec![whole.clone()]).check_evaluation(MAX_EMBEDDING, MAX_TEXT_BYTES).unwrap();

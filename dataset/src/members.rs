@@ -1,55 +1,55 @@
-//! Walks through a tar from header to header without unpacking it: POSIX pax and ustar, GNU and old formats.
+//! Reads a tar's headers without unpacking it: POSIX pax and ustar, GNU and old formats.
 //!
-//! Headers are read by the crate `tar`. Its own iterator is not used: it takes names of any length into memory, and a file
-//! that ends between two members for a whole one.
+//! The crate `tar` parses headers. Its own iterator is not used: it reads names of any length into
+//! memory, and accepts a file that ends between two members.
 
 use std::io::{ErrorKind, Read};
 
 use tar::{EntryType, Header};
 
-/// Tars consist of blocks of this many bytes.
+/// The block size of tars, in bytes.
 const BLOCK: u64 = 512;
-/// Long names and pax records above this many bytes are refused.
+/// Maximal size of long names and pax records, in bytes.
 const LONGEST_RECORD: u64 = 1 << 20;
 
-/// Something that is read forwards only.
+/// A reader that only moves forward.
 pub trait Forward: Read {
-    /// Goes on by so many bytes; past the end nothing can be read any more.
+    /// Skips this number of bytes. Beyond the end, further reads return nothing.
     fn skip(&mut self, bytes: u64) -> std::io::Result<()>;
 }
 
 /// A member of a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Its path; what is not UTF-8 in it is replaced.
+    /// The path of the member, with invalid UTF-8 replaced.
     pub path: String,
-    /// Whether its bytes lie in the tar as they are.
+    /// Whether its content is stored as it is.
     pub plain: bool,
-    /// Where they start.
+    /// The position of its content.
     pub offset: u64,
-    /// How many there are; never more than the tar has after `offset`.
+    /// The size of its content; never more than the tar has after `offset`.
     pub length: u64,
 }
 
-/// A tar that is being walked through.
+/// A tar that is being read.
 pub struct Members<R> {
     reader: R,
     size: u64,
     at: u64,
-    /// Where the next header starts.
+    /// The position of the next header.
     next: u64,
 }
 
 impl<R: Forward> Members<R> {
-    /// Of a tar of `size` bytes.
+    /// A tar of `size` bytes.
     pub fn new(reader: R, size: u64) -> Self {
         Self { reader, size, at: 0, next: 0 }
     }
 
-    /// The next member, with none at the tar's end.
+    /// The next member; none at the tar's end.
     ///
     /// # Errors
-    /// The bytes are no tar's, the tar is truncated, or it cannot be read.
+    /// The data are not a tar, the tar is truncated, or it cannot be read.
     pub fn advance(&mut self) -> Result<Option<Found>, String> {
         let mut told = Told::default();
         loop {
@@ -75,7 +75,7 @@ impl<R: Forward> Members<R> {
         }
     }
 
-    /// The first bytes of the member that `advance` found last.
+    /// The first bytes of the member that `advance` returned last.
     pub fn start(&mut self, found: &Found, most: u64) -> Result<Vec<u8>, String> {
         let length = found.length.min(most);
         self.read(length, length)
@@ -91,7 +91,7 @@ impl<R: Forward> Members<R> {
         if read as u64 == length { Ok(bytes) } else { Err(self.truncated()) }
     }
 
-    /// The header at `next`; none if the mark of the end is there instead.
+    /// The header at `next`; none for the end-of-archive mark.
     fn header(&mut self) -> Result<Option<Header>, String> {
         let start = self.next;
         if start.checked_add(BLOCK).is_none_or(|end| end > self.size) {
@@ -123,7 +123,8 @@ impl<R: Forward> Members<R> {
         }
     }
 
-    /// Bytes that follow a header. Only files and kinds unknown have any, whatever their headers say.
+    /// The size of the data after a header. Only files and unknown types have any, whatever their
+    /// headers say.
     fn length(&self, header: &Header, told: &Told, start: u64) -> Result<u64, String> {
         use EntryType::{Block, Char, Directory, Fifo, Link, Symlink};
         if matches!(header.entry_type(), Link | Symlink | Char | Block | Directory | Fifo) {
@@ -135,7 +136,7 @@ impl<R: Forward> Members<R> {
         }
     }
 
-    /// Goes over the further maps of a sparse file in GNU's old format.
+    /// Skips the further maps of a sparse file in GNU's old format.
     fn extensions(&mut self, header: &Header) -> Result<(), String> {
         let mut more =
             header.entry_type() == EntryType::GNUSparse && header.as_gnu().is_some_and(|gnu| gnu.is_extended());
@@ -152,14 +153,14 @@ impl<R: Forward> Members<R> {
     }
 }
 
-/// The sum of a header's bytes, those of the sum itself taken for spaces, is what the header says.
+/// Whether a header's checksum is right. The checksum's own bytes count as spaces.
 fn sound(header: &Header) -> bool {
     let mut summed = header.clone();
     summed.set_cksum();
     matches!((header.cksum(), summed.cksum()), (Ok(said), Ok(found)) if said == found)
 }
 
-/// What earlier headers say of the next member.
+/// Properties of the next member from preceding headers.
 #[derive(Default)]
 struct Told {
     long_name: Option<Vec<u8>>,
@@ -169,7 +170,7 @@ struct Told {
 }
 
 impl Told {
-    /// Records of the form `length key=value\n`, in which the length counts itself.
+    /// Parses records of the form `length key=value\n`, whose length includes itself.
     fn read(&mut self, mut records: &[u8]) -> Result<(), String> {
         while !records.is_empty() {
             let (record, rest) = split_record(records).ok_or("malformed pax record")?;

@@ -1,7 +1,7 @@
 //! Names and numbers of a split's images.
 //!
-//! A name identifies an image within its split: the journal, reports, the page and result files rely on
-//! that. It is the shortest one that people know and that no other image of the split has.
+//! A name identifies an image within its split: the journal, reports, the page and result files
+//! rely on that. It is the shortest familiar name that no other image of the split has.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -9,13 +9,14 @@ use std::path::Path;
 
 use crate::{ImageRef, Item, Split, Splits};
 
-/// Gives a longer name to an image than the one that it has.
+/// Returns a longer name for an image.
 pub type Longer<'a> = &'a dyn Fn(&Item) -> String;
 
-/// Makes names distinct within each split, and keeps numbers only where they are.
+/// Makes names unique within each split, and keeps numbers only if they are unique.
 ///
-/// Where two images of a split have the same name, all of them take the first naming of `longer` that tells
-/// all apart; a number is appended to what is listed several times. Why ids were taken away is added to the notes of `splits`.
+/// If two images of a split have the same name, all get the first of the `longer` names that is
+/// unique for all; a suffix is added to images that are listed several times. Reasons for dropped
+/// ids are added to the notes of `splits`.
 pub fn settle(splits: &mut Splits, longer: &[Longer<'_>]) {
     for split in Split::ALL {
         let items = splits.get_mut(split);
@@ -49,7 +50,7 @@ fn distinct(items: &[Item]) -> bool {
     items.iter().all(|item| seen.insert(item.name.as_str()))
 }
 
-/// `a.jpg`, `a.jpg #2`, `a.jpg #3`: in time linear in the number of images, whatever they are called.
+/// Appends suffixes: `a.jpg`, `a.jpg #2`, `a.jpg #3`. Takes time linear in the number of images.
 fn append_numbers(items: &mut [Item]) {
     let mut taken: HashSet<String> = items.iter().map(|item| item.name.clone()).collect();
     let mut last: HashMap<String, u64> = HashMap::new();
@@ -69,7 +70,7 @@ fn append_numbers(items: &mut [Item]) {
     }
 }
 
-/// Takes away all numbers unless every image has one of its own; says why.
+/// Drops all numbers unless each image has a unique one. Returns the reason.
 fn settle_numbers(items: &mut [Item]) -> Option<String> {
     let without = items.iter().filter(|item| item.id.is_none()).count();
     if without == items.len() {
@@ -90,7 +91,7 @@ fn settle_numbers(items: &mut [Item]) -> Option<String> {
     Some(problem)
 }
 
-/// Marks images whose path or file name other images have, too.
+/// Marks images whose path or file name is shared with other images.
 fn mark_shared(items: &mut [Item]) {
     let paths = shared(items.iter().map(|item| (item.path(), &item.image)));
     let files = shared(items.iter().map(|item| (file_name(item.path()), &item.image)));
@@ -103,7 +104,7 @@ fn mark_shared(items: &mut [Item]) {
     }
 }
 
-/// The names that several images have. An image that is listed twice is one.
+/// The names of several images. An image that is listed twice counts once.
 fn shared<'a>(names: impl Iterator<Item = (&'a str, &'a ImageRef)>) -> HashSet<String> {
     let mut first = HashMap::new();
     let mut shared = HashSet::new();
@@ -121,15 +122,15 @@ pub fn file_name(path: &str) -> &str {
 }
 
 impl Item {
-    /// Its path below the folder of images, or the key in its tar. Images of several tars may share
+    /// The path below the folder of images, or the key in the tar. Images of several tars may share
     /// it.
     #[must_use]
     pub fn path(&self) -> &str {
         self.path.as_deref().unwrap_or(&self.name)
     }
 
-    /// Names under which other files may list this image, and no other image of its split, the most specific one first: its
-    /// path, its name, its file name.
+    /// Names under which other files may refer to this image and to no other of its split, the most
+    /// specific one first: its path, its name, its file name.
     pub fn known_as(&self) -> impl Iterator<Item = &str> {
         let path = (!self.shares_path).then(|| self.path());
         let file = (!self.shares_file_name).then(|| file_name(self.path()));
@@ -137,8 +138,8 @@ impl Item {
     }
 }
 
-/// The id in COCO of an image that is called as in COCO (`COCO_val2014_000000379613`, `000000379613`), possibly after another
-/// number, as in the keys of DiCO's tars: `177828__COCO_val2014_000000379613`.
+/// The COCO id of an image named as in COCO (`COCO_val2014_000000379613`, `000000379613`), possibly
+/// after another number, as in the keys of DiCO's tars: `177828__COCO_val2014_000000379613`.
 pub fn coco_id(path: &str) -> Option<u64> {
     let stem = file_name(path);
     let stem = stem.split_once('.').map_or(stem, |(stem, _)| stem);

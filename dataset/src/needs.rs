@@ -1,15 +1,14 @@
-//! Tells why a run needs captions. Fine-tuning on an evaluator's score of image and caption needs
-//! none.
+//! Whether and why a run needs captions. Fine-tuning with an evaluator's score of image and caption
+//! needs none.
 
 use runfile::{Objective, Reward, RunFile, Stage};
 
 use crate::Split;
 
-/// Scores of evaluations that compare captions with references.
-/// Those of evaluators begin with `ref_`.
+/// Scores that compare captions with references. Those of evaluators begin with `ref_`.
 const AGAINST_REFERENCES: [&str; 8] = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice"];
 
-/// Why a run cannot do without the captions of `split`, if it cannot.
+/// Why a run needs the captions of `split`; none if it does not.
 #[must_use]
 pub fn reason(run: &RunFile, split: Split) -> Option<String> {
     match split {

@@ -1,4 +1,4 @@
-//! Images that are in several splits, so that evaluations score what was trained on.
+//! Images in several splits, which evaluations would score although they were trained on.
 
 use std::collections::HashSet;
 

@@ -1,5 +1,5 @@
-//! Generated images and captions of training images: the extra positive pairs that PAC-S is trained with (Sarto et al., CVPR
-//! 2023, "Positive-Augmented Contrastive Learning").
+//! Generated images and captions for training images: the additional positive pairs of PAC-S (Sarto
+//! et al., CVPR 2023, "Positive-Augmented Contrastive Learning").
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -7,19 +7,19 @@ use std::path::{Path, PathBuf};
 use crate::annotations::{below, read, tidy};
 use crate::{Error, Item};
 
-/// What there is of them.
+/// The generated images and captions of a training split.
 #[derive(Debug, Default)]
 pub struct Positives {
     images: Option<PathBuf>,
-    /// Of each training image.
+    /// The captions of each training image.
     captions: Vec<Vec<String>>,
 }
 
 impl Positives {
-    /// Those that `settings` names, for the images of the training split.
+    /// Loads those that `settings` names, for the images of the training split.
     ///
     /// # Errors
-    /// The file of captions cannot be read or is not in its format, or has none of an image.
+    /// The file of captions cannot be read, has a wrong format, or lacks an image.
     pub fn load(settings: &runfile::Positives, train: &[Item]) -> Result<Self, Error> {
         let captions = match &settings.captions {
             None => Vec::new(),
@@ -44,17 +44,17 @@ impl Positives {
         self.images.is_some()
     }
 
-    /// Generated captions of a training image.
+    /// The generated captions of a training image.
     pub fn captions(&self, image: usize) -> &[String] {
         self.captions.get(image).map_or(&[], |captions| captions)
     }
 
-    /// Those of all training images, in order.
+    /// The generated captions of all training images, in order.
     pub fn all_captions(&self) -> impl Iterator<Item = &[String]> {
         self.captions.iter().map(Vec::as_slice)
     }
 
-    /// The generated picture of what `item` shows.
+    /// The path of the generated image for `item`.
     pub fn image(&self, item: &Item) -> Result<PathBuf, Error> {
         let folder = self.images.as_deref();
         let folder = folder.ok_or_else(|| Error::format(&item.name, "there are no generated images"))?;
@@ -62,14 +62,14 @@ impl Positives {
     }
 }
 
-/// Where the generated image of what `item` shows lies in a folder of them: under the first of the
-/// item's names that is a file there, or else where it should be.
+/// The path of the generated image for `item` in a folder: the first of the item's names that is a
+/// file there, or else the expected path.
 pub fn image(folder: &Path, item: &Item) -> PathBuf {
     let mut paths = item.known_as().filter_map(|name| below(folder, Path::new(name)));
     paths.find(|path| path.is_file()).unwrap_or_else(|| folder.join(&item.name))
 }
 
-/// Why a file name is not enough to find what belongs to `item`, if it is not.
+/// A hint if a file name is not enough to identify `item`; empty otherwise.
 pub fn ambiguous(item: &Item) -> &'static str {
     if item.shares_file_name { " (other images have its file name, too: use its path)" } else { "" }
 }
@@ -123,7 +123,7 @@ mod tests {
         let settings = runfile::Positives { images: Some(folder.path().into()), captions: None };
         std::fs::write(folder.path().join("0.jpg"), b"").unwrap();
         let positives = Positives::load(&settings, &splits.train).unwrap();
-        // Not the file of that name, which may be another image's.
+        // Not the file of that name, which may belong to another image.
         assert_eq!(positives.image(&splits.train[1]).unwrap(), folder.path().join("b/0.jpg"));
     }
 }

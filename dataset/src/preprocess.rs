@@ -1,6 +1,6 @@
-//! An encoded image to the pixels that CLIP sees, as its authors prepare them: Pillow's decoding and `convert("RGB")`,
-//! torchvision's `Resize(size, BICUBIC)` of the short side and `CenterCrop(size)`. [`Preprocessing`]
-//! says what can be done otherwise.
+//! CLIP's preprocessing of encoded images, as by its authors: Pillow's decoding and
+//! `convert("RGB")`, torchvision's `Resize(size, BICUBIC)` of the short side and
+//! `CenterCrop(size)`. [`Preprocessing`] has variations.
 
 mod buffer;
 mod jpeg;
@@ -15,19 +15,19 @@ use serde::{Deserialize, Serialize};
 
 use resize::{Columns, Plan};
 
-/// Twice Pillow's `MAX_IMAGE_PIXELS`, above which it refuses an image as a decompression bomb.
+/// Maximal number of pixels: twice Pillow's `MAX_IMAGE_PIXELS`, above which it raises
+/// `DecompressionBombError`.
 const MOST_PIXELS: u64 = 178_956_970;
-/// A decoded image takes at most this many bytes.
+/// Maximal size of a decoded image, in bytes.
 const MOST_BYTES: u64 = 512 << 20;
 
-/// Last bytes of every PNG: the chunk `IEND`.
+/// The last bytes of every PNG: the chunk `IEND`.
 const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xAE\x42\x60\x82";
 
-/// How an encoded image becomes pixels. The default is CLIP's own preprocessing.
+/// The preprocessing of encoded images. The default is CLIP's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Preprocessing {
-    /// Whether the image is turned as its EXIF orientation says, which CLIP's own preprocessing
-    /// ignores.
+    /// Whether to apply the EXIF orientation, which CLIP's own preprocessing ignores.
     pub exif: bool,
     /// How the offset of the centre crop is rounded.
     pub crop_offset: CropOffset,
@@ -40,7 +40,7 @@ impl From<&runfile::Data> for Preprocessing {
 }
 
 impl Preprocessing {
-    /// What is done to an image, in words that change when it does. Feature stores record it.
+    /// A description of the preprocessing, different for each variation. Feature stores contain it.
     #[must_use]
     pub fn description(self) -> String {
         let exif = if self.exif { "EXIF orientation applied; " } else { "" };
@@ -51,30 +51,31 @@ impl Preprocessing {
         format!("{exif}RGB; bicubic, short side to image size; centre crop{crop_offset}")
     }
 
-    /// An encoded image as `size` x `size` pixels: red, green and blue interleaved, row by row.
+    /// Preprocesses an encoded image to `size` x `size` pixels: RGB interleaved, row by row.
     ///
     /// # Errors
-    /// It is no JPEG, PNG or WebP, damaged or truncated, or has more pixels or bytes than Pillow would decode; says which.
+    /// It is not a JPEG, PNG or WebP, is damaged or truncated, or has more pixels or bytes than
+    /// Pillow would decode.
     pub fn square(self, encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
         let orientation = if self.exif { orientation(encoded) } else { Orientation::NoTransforms };
         if orientation == Orientation::NoTransforms {
             return as_it_is(encoded, size, self.crop_offset);
         }
-        // Pillow's `ImageOps.exif_transpose` comes first.
+        // As Pillow's `ImageOps.exif_transpose`, before everything else.
         let picture = decode(encoded)?.turned(orientation)?;
         let plan = Plan::new(picture.width, picture.height, size as usize, self.crop_offset)?;
         Ok(resize::square(&plan, &Columns::of(&picture, &plan)))
     }
 }
 
-/// What a header tells of an image whose pixels may surprise people.
+/// Properties of an image that may make its pixels unexpected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Oddities {
     /// Its EXIF orientation is other than 1.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_turned: bool,
-    /// It is greyscale of 16 bits: whatever is above 255 becomes white, as in Pillow.
+    /// It is 16-bit greyscale: values above 255 become white, as in Pillow.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_grey_of_16_bits: bool,
 }
@@ -106,7 +107,7 @@ impl Picture {
     }
 }
 
-/// Like [`Preprocessing::square`], by CLIP's own preprocessing.
+/// As [`Preprocessing::square`], with CLIP's own preprocessing.
 ///
 /// # Errors
 /// As for [`Preprocessing::square`].
@@ -114,7 +115,7 @@ pub fn square(encoded: &[u8], size: u32) -> Result<Vec<u8>, String> {
     Preprocessing::default().square(encoded, size)
 }
 
-/// Without a look at its EXIF orientation.
+/// Without EXIF orientation.
 fn as_it_is(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, String> {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") {
@@ -142,12 +143,12 @@ fn as_it_is_anywhere(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Resu
     Ok(resize::square(&plan, &Columns::of(&picture, &plan)))
 }
 
-/// Looks at the header and the last bytes: there is an image, it is not absurdly large, and it ends
-/// as its format does. An image that ends otherwise may have been cut off, or have other data
-/// behind it: only such a one is decoded.
+/// Checks the header and the last bytes: the file is an image, is not too large, and ends as its
+/// format does. An image that ends otherwise may be truncated, or have trailing data: only such an
+/// image is decoded.
 ///
 /// # Errors
-/// What is wrong with the image.
+/// The problem with the image.
 pub fn check(mut reader: impl BufRead + Seek) -> Result<Oddities, String> {
     let text = |error: std::io::Error| error.to_string();
     let start = reader.fill_buf().map_err(text)?;
@@ -175,7 +176,7 @@ pub fn check(mut reader: impl BufRead + Seek) -> Result<Oddities, String> {
     Ok(oddities)
 }
 
-/// How an image has to be turned, as its EXIF data say; not at all where they say nothing.
+/// The orientation in the EXIF data; the normal one without such data.
 #[must_use]
 pub fn orientation(encoded: &[u8]) -> Orientation {
     if jpeg::is_jpeg(encoded) {
@@ -186,7 +187,7 @@ pub fn orientation(encoded: &[u8]) -> Orientation {
     orientation.unwrap_or(Orientation::NoTransforms)
 }
 
-/// Says what a file is that begins with no image.
+/// Describes the type of a file that is not an image.
 fn recognise(start: &[u8]) -> Result<(), String> {
     match start.trim_ascii_start() {
         _ if start.is_empty() => Err("the file is empty".to_owned()),
@@ -196,7 +197,7 @@ fn recognise(start: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Whether an image is all there, as far as its last bytes tell.
+/// Whether an image is complete, judging by its last bytes.
 fn ends_as_its_format_does(reader: &mut (impl BufRead + Seek)) -> std::io::Result<bool> {
     let length = reader.seek(SeekFrom::End(0))?;
     let (mut start, mut end) = ([0; 12], [0; 12]);
@@ -214,7 +215,7 @@ fn ends_as_its_format_does(reader: &mut (impl BufRead + Seek)) -> std::io::Resul
     })
 }
 
-/// Bytes that a WebP has, as its header says.
+/// The size of a WebP file, from its header.
 fn riff_length(encoded: &[u8]) -> Option<u64> {
     let size = encoded.strip_prefix(b"RIFF")?.first_chunk()?;
     Some(u64::from(u32::from_le_bytes(*size)) + 8)
@@ -253,7 +254,8 @@ fn within_bytes(decoder: &impl ImageDecoder) -> Result<(), String> {
     if bytes > MOST_BYTES { Err(format!("{bytes} bytes when decoded: more than {MOST_BYTES}")) } else { Ok(()) }
 }
 
-/// `convert("RGB")`: alpha is dropped, 16-bit colours lose their low byte, but 16-bit greys are cut off at 255.
+/// `convert("RGB")`: drops alpha, and the low byte of 16-bit colours; but 16-bit greys are clipped
+/// at 255.
 fn as_pillow_converts(decoded: DynamicImage) -> Vec<u8> {
     let high = |value: u16| (value >> 8) as u8;
     match decoded {

@@ -1,4 +1,4 @@
-//! Tars whose samples are known, so that any image can be read without the others.
+//! Tars with known samples, so that each image can be read without the others.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -8,11 +8,11 @@ use crate::index::Index;
 use crate::store::{Object, Stores, Version};
 use crate::{Error, index};
 
-/// Tars that are indexed at once.
+/// Maximal number of tars that are indexed concurrently.
 const AT_ONCE: usize = 8;
-/// The index of a tar is beside it, under its name with this ending.
+/// The suffix of a tar's index file, beside the tar.
 const ENDING: &str = ".index.json";
-/// Indices above this many bytes are not read but built anew.
+/// Indices above this many bytes are not read but rebuilt.
 const LARGEST_INDEX: u64 = 256 << 20;
 
 /// An image in a tar.
@@ -29,7 +29,7 @@ pub struct Shards {
     shards: Vec<Shard>,
 }
 
-/// A tar, as it was when its index was made.
+/// A tar, with its version when it was indexed.
 #[derive(Debug)]
 struct Shard {
     object: Object,
@@ -37,10 +37,10 @@ struct Shard {
 }
 
 impl Shards {
-    /// Finds the samples of these tars: from their indices, or else by reading them once; then the indices are kept.
+    /// Opens these tars: reads their indices, or else builds them in one pass and stores them.
     ///
     /// # Errors
-    /// A tar or index cannot be read, is truncated, or is none.
+    /// A tar or index cannot be read, is truncated or invalid.
     pub fn open(mut stores: Stores, names: &[String]) -> Result<(Self, Vec<Index>), Error> {
         let objects = names.iter().map(|name| stores.locate(name)).collect::<Result<Vec<_>, _>>()?;
         let indexed = Indexer { stores: &stores, unwritable: AtomicBool::new(false) }.all(&objects)?;
@@ -49,24 +49,24 @@ impl Shards {
         Ok((Self { stores, shards }, indices))
     }
 
-    /// The image of a sample of the tar at place `shard` among the names given to [`open`](Self::open).
+    /// The image of a sample in tar number `shard` of the names given to [`open`](Self::open).
     pub fn member(shard: usize, extent: index::Extent) -> Member {
         Member { shard, extent }
     }
 
-    /// At which place among the names given to [`open`](Self::open) the tar of an image is.
+    /// The number of an image's tar among the names given to [`open`](Self::open).
     pub fn tar_of(member: &Member) -> usize {
         member.shard
     }
 
-    /// An image's encoded bytes.
+    /// The encoded bytes of an image.
     pub fn read(&self, member: &Member) -> Result<Bytes, Error> {
         let Shard { object, version } = self.shard(member)?;
         let index::Extent { offset, length } = member.extent;
         self.stores.part(object, version, offset..offset.saturating_add(length))
     }
 
-    /// Names an image for people.
+    /// The key and tar of an image, for messages.
     pub fn place(&self, member: &Member, key: &str) -> String {
         self.shard(member).map_or_else(|_| key.to_owned(), |shard| format!("{} in {}", key, shard.object.place))
     }
@@ -78,12 +78,12 @@ impl Shards {
 
 struct Indexer<'a> {
     stores: &'a Stores,
-    /// Whether people have been told that indices cannot be kept.
+    /// Whether a warning was logged that indices cannot be stored.
     unwritable: AtomicBool,
 }
 
 impl Indexer<'_> {
-    /// In the order of the objects, several at once.
+    /// Indexes the objects, several concurrently. Returns the results in order.
     fn all(&self, objects: &[Object]) -> Result<Vec<(Version, Index)>, Error> {
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
@@ -125,7 +125,7 @@ impl Indexer<'_> {
         Ok((version, index))
     }
 
-    /// The index is worth a warning, not more, when it cannot be kept.
+    /// Stores an index. Failure is only a warning.
     fn keep(&self, kept: &Object, index: &Index) {
         let written = index.to_json().map_err(|error| Error::format(&kept.place, error));
         if let Err(error) = written.and_then(|json| self.stores.write(kept, json))

@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use crate::Error;
 use crate::members::Forward;
 
-/// Opens folders and buckets. All calls block.
+/// Access to folders and buckets. All calls block.
 pub struct Stores {
     access: Access,
     folders: Arc<dyn ObjectStore>,
@@ -45,7 +45,7 @@ pub struct Object {
 }
 
 impl Object {
-    /// The object of the same name with more at its end.
+    /// The object of the same name with a suffix.
     pub fn with_ending(&self, ending: &str) -> Result<Self, Error> {
         let place = format!("{}{ending}", self.place);
         let key = Key::parse(format!("{}{ending}", self.key)).map_err(|error| Error::format(&place, error))?;
@@ -57,30 +57,30 @@ impl Object {
     }
 }
 
-/// What an object was when it was looked at.
+/// The version of an object at the time of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// Bytes.
+    /// The size, in bytes.
     pub size: u64,
-    /// Changes whenever the content does: time of the last change of a file, entity tag of an object.
+    /// Changes with the content: the modification time of a file, or the entity tag of an object.
     pub tag: String,
-    /// To be sent along when the same content is meant.
+    /// The condition to send with requests for the same content.
     condition: Option<String>,
 }
 
 #[cfg(test)]
 impl Version {
-    /// As a store would tell it.
+    /// A version as reported by a store.
     pub fn of(size: u64, tag: &str) -> Self {
         Self { size, tag: tag.to_owned(), condition: None }
     }
 }
 
 impl Stores {
-    /// Nothing is opened before it is needed.
+    /// Access with these settings. Sends no request yet.
     ///
     /// # Errors
-    /// The system gives no threads.
+    /// The operating system cannot create threads.
     pub fn new(access: Access) -> Result<Self, Error> {
         let failed = |source| Error::Read { place: "threads for reading tars".to_owned(), source };
         let blocking = Blocking::new("dataset").map_err(failed)?;
@@ -88,10 +88,11 @@ impl Stores {
         Ok(Self { access, folders, buckets: HashMap::new(), blocking })
     }
 
-    /// The file or object of this path or `s3://bucket/key`; it need not exist.
+    /// The file with this path or object with this URL `s3://bucket/key`; it need not exist.
     ///
     /// # Errors
-    /// The name is not of this form, its folder does not exist, or the settings for buckets are wrong.
+    /// The name is not of this form, its folder does not exist, or the settings for buckets are
+    /// invalid.
     pub fn locate(&mut self, name: &str) -> Result<Object, Error> {
         let place = name.to_owned();
         let Some((scheme, rest)) = name.split_once("://") else {
@@ -115,13 +116,13 @@ impl Stores {
         Ok(Object { place, key, store, local: false })
     }
 
-    /// Size and version.
+    /// The present version of an object, with its size.
     pub fn version(&self, object: &Object) -> Result<Version, Error> {
         let meta = self.blocking.wait(object.store.head(&object.key)).map_err(|error| object.failed(&error))?;
         Ok(version(object, meta))
     }
 
-    /// All of a small object; none if there is none, or none to be seen.
+    /// The content of a small object; none if it does not exist, or is not readable.
     pub fn small(&self, object: &Object, limit: u64) -> Result<Option<Bytes>, Error> {
         let fetched = self.blocking.wait(async {
             let found = object.store.get(&object.key).await?;
@@ -129,19 +130,19 @@ impl Stores {
         });
         match fetched {
             Ok(bytes) => Ok(bytes),
-            // Buckets that must not be listed answer so for what does not exist.
+            // Buckets without permission to list return this for missing objects.
             Err(object_store::Error::NotFound { .. } | object_store::Error::PermissionDenied { .. }) => Ok(None),
             Err(error) => Err(object.failed(&error)),
         }
     }
 
-    /// Writes all of an object at once: readers see the old content or the new one.
+    /// Writes an object atomically.
     pub fn write(&self, object: &Object, content: Vec<u8>) -> Result<(), Error> {
         let written = self.blocking.wait(object.store.put(&object.key, content.into()));
         written.map(|_| ()).map_err(|error| object.failed(&error))
     }
 
-    /// Part of an object, whose version must still be this one.
+    /// A part of an object. Fails if its version has changed.
     pub fn part(&self, object: &Object, version: &Version, range: Range<u64>) -> Result<Bytes, Error> {
         let length = range.end.saturating_sub(range.start);
         let options = GetOptions {
@@ -157,7 +158,7 @@ impl Stores {
         Ok(bytes)
     }
 
-    /// The object from its start, in one pass, whose version must still be this one.
+    /// A sequential reader of an object. Fails if its version has changed.
     pub fn pass(&self, object: &Object, version: &Version) -> Result<Pass, Error> {
         let options = GetOptions { if_match: version.condition.clone(), ..GetOptions::default() };
         let opened = self.blocking.wait(object.store.get_opts(&object.key, options));
@@ -178,7 +179,7 @@ fn version(object: &Object, meta: ObjectMeta) -> Version {
     Version { size: meta.size, tag, condition }
 }
 
-/// Links and `..` in the folder's name are resolved: keys have none.
+/// Resolves links and `..` in the folder's name, which keys cannot contain.
 fn file_key(path: &Path) -> Result<Key, String> {
     let path = std::path::absolute(path).map_err(|error| error.to_string())?;
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
@@ -197,15 +198,15 @@ fn describe(error: &object_store::Error) -> String {
     }
 }
 
-/// An object that is read from its start to its end.
+/// A sequential reader of an object.
 pub enum Pass {
-    /// Skips without reading.
+    /// A file; skips without reading.
     File(BufReader<File>),
-    /// Skips by throwing away.
+    /// A stream; skips by discarding.
     Stream {
-        /// As the network delivers.
+        /// Chunks from the network.
         chunks: BoxStream<'static, object_store::Result<Bytes>>,
-        /// What was delivered and not yet read.
+        /// Received bytes that were not read yet.
         rest: Bytes,
         /// Waits for the network.
         handle: Handle,

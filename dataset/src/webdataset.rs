@@ -1,4 +1,5 @@
-//! WebDataset's tars (<https://github.com/webdataset/webdataset>) of images with captions, in folders or buckets.
+//! WebDataset's tars (<https://github.com/webdataset/webdataset>) of images with captions, in
+//! folders or buckets.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,13 +13,13 @@ use crate::shards::Shards;
 use crate::store::Stores;
 use crate::{BadImage, DataSet, Error, ImageRef, Item, Split, braces, names};
 
-/// Unknown extensions that are named.
+/// Maximal number of unknown extensions that are named.
 const MAX_NAMED: usize = 5;
 
-/// Those of the splits that `settings` names which are `wanted`, without broken samples.
+/// Loads the `wanted` splits that `settings` names, without invalid samples.
 ///
 /// # Errors
-/// A pattern or tar is not in its format or cannot be read.
+/// A pattern or tar has a wrong format, or cannot be read.
 pub fn load(settings: &WebDataset, wanted: &[Split], access: Access) -> Result<DataSet, Error> {
     let patterns = [
         (Split::Train, Some(&settings.train)),
@@ -80,13 +81,13 @@ pub fn load(settings: &WebDataset, wanted: &[Split], access: Access) -> Result<D
     Ok(data)
 }
 
-/// Whether no sound sample of a split has captions.
+/// Whether no valid sample of a split has captions.
 fn without_captions(split: Split, found: &[(Split, usize, Vec<Sample>)]) -> bool {
     let mut samples = found.iter().filter(|(of, ..)| *of == split).flat_map(|(.., samples)| samples);
     samples.all(|sample| sample.captions.is_empty())
 }
 
-/// A line about members whose extensions are unknown, if there are any.
+/// A note on members with unknown extensions; none if there are none.
 fn not_read(split: Split, unknown: &[(&str, &Unknown)]) -> Option<String> {
     if unknown.is_empty() {
         return None;
@@ -104,7 +105,7 @@ fn not_read(split: Split, unknown: &[(&str, &Unknown)]) -> Option<String> {
     Some(format!("split `{split}`: {all} members of its tars are not read: {named}{others}; {rule}"))
 }
 
-/// The image of a sample, or why there is none. `silent`: captions are not expected.
+/// The image of a sample, or the reason why it has none. `silent`: captions are not expected.
 fn item(shard: usize, sample: Sample, silent: bool) -> Result<Item, String> {
     let Sample { key, image, captions, id, keys, problem, .. } = sample;
     match (image, problem) {
@@ -119,7 +120,7 @@ fn item(shard: usize, sample: Sample, silent: bool) -> Result<Item, String> {
     }
 }
 
-/// What is wrong with an image without captions whose `.json`, if there is one, has these keys.
+/// The problem of an image without captions whose `.json`, if there is one, has these keys.
 fn no_captions(keys: &[String]) -> String {
     if keys.is_empty() {
         return "an image without captions".to_owned();

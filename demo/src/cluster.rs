@@ -14,27 +14,27 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::progress::Progress;
 
-/// How often the coordinator is asked how far it is.
+/// Interval of status requests to the coordinator.
 const POLL: Duration = Duration::from_millis(250);
 
 /// A program that was built beside this one.
 ///
 /// # Errors
-/// It was not.
+/// It does not exist.
 pub fn program(name: &str) -> Result<Command> {
     let own = std::env::current_exe().context("this program's own path is unknown")?;
     let path = own.with_file_name(name);
     ensure!(path.exists(), "{} is missing: `cargo build --workspace --bins` builds it", path.display());
     let mut command = Command::new(path);
-    // Whatever happens to this process, its children end with it.
+    // Child processes are killed if this process ends for any reason.
     command.kill_on_drop(true).stdin(Stdio::null());
     Ok(command)
 }
 
-/// Draws the world, with `more` options, unless it is there already.
+/// Synthesizes the data set, with `more` options, unless it exists.
 ///
 /// # Errors
-/// It cannot be drawn, or the one that is there has other images.
+/// It cannot be synthesized, or the existing one has another number of images.
 pub async fn synthesize(world: &Path, images: u32, seed: u64, more: &[&str]) -> Result<()> {
     if world.join("dataset.json").exists() {
         let there = std::fs::read_dir(world.join("images")).with_context(|| world.display().to_string())?.count();
@@ -67,7 +67,7 @@ impl Process {
         Ok(Self { name, child, stdout: BufReader::new(stdout), log })
     }
 
-    /// What the process printed, once it has ended well.
+    /// The output of the process, once it has ended successfully.
     async fn finish(mut self) -> Result<String> {
         let mut printed = String::new();
         self.stdout.read_to_string(&mut printed).await?;
@@ -94,7 +94,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a coordinator on ports of the system's choosing, and as many workers as the run takes.
+    /// Starts a coordinator on free ports, and as many workers as the run takes.
     ///
     /// # Errors
     /// A program is missing or does not start.
@@ -123,10 +123,11 @@ impl Cluster {
         Ok(Self { coordinator, workers, url })
     }
 
-    /// Shows progress until the run is complete. Returns the SHA-256 of every worker's parameters, by rank.
+    /// Shows progress until the run is complete. Returns the SHA-256 of each worker's parameters,
+    /// by worker id.
     ///
     /// # Errors
-    /// A process failed: what it said last.
+    /// A process failed; the message has the end of its log.
     pub async fn watch(mut self, mut progress: Progress) -> Result<BTreeMap<String, String>> {
         let mut admin = AdminClient::connect(self.url.clone()).await.context("cannot reach the coordinator")?;
         let mut tick = tokio::time::interval(POLL);
@@ -142,7 +143,8 @@ impl Cluster {
                             worker.check(status)?;
                         }
                     }
-                    // While it shuts down the coordinator need not answer; how it ended is seen above.
+                    // While it shuts down the coordinator may not answer; its exit is handled
+                    // above.
                     if let Ok(status) = admin.status(StatusRequest {}).await {
                         progress.show(&status.into_inner());
                     }

@@ -6,31 +6,32 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rusqlite::{Connection, OpenFlags};
 
-/// The coordinator's record of a run.
+/// The journal of a run.
 pub struct Journal(Connection);
 
-/// One evaluation as the journal has it.
+/// A recorded evaluation.
 pub struct Evaluation {
-    /// After so many steps of its stage.
+    /// The step of its stage.
     pub step: u64,
-    /// The generation that did it.
+    /// The last generation that took part.
     pub generation: u64,
     /// Scores by name.
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// One step as the journal has it.
+/// A recorded step.
 pub struct Step {
-    /// Which, from 1.
+    /// The number of the step, from 1.
     pub step: u64,
-    /// Per image or token; NaN where it was not finite.
+    /// The loss per image or token; NaN if it was not finite.
     pub loss: f64,
-    /// 5%, 50% and 95% quantile and mean of the chosen candidates' reward, where the stage has rewards.
+    /// The 5 %, 50 % and 95 % quantiles and the mean of the chosen candidates' reward; none without
+    /// rewards.
     pub reward: Option<[f64; 4]>,
 }
 
 impl Journal {
-    /// Opens it; the coordinator may be writing to it.
+    /// Opens a journal, also while a coordinator writes to it.
     ///
     /// # Errors
     /// There is none.
@@ -39,7 +40,7 @@ impl Journal {
         Ok(Self(connection.with_context(|| format!("cannot open {}", path.display()))?))
     }
 
-    /// The steps of a stage, each as the last generation that did it reported.
+    /// The steps of a stage, each from the last generation that trained it.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -61,7 +62,7 @@ impl Journal {
         .collect()
     }
 
-    /// The evaluations of a stage, in order of step, each as the last generation that did it has it.
+    /// The evaluations of a stage, in order of step, each from the last generation.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -77,7 +78,7 @@ impl Journal {
         .collect()
     }
 
-    /// The particulars of all events of a kind, in order.
+    /// The details of all events of a kind, in order.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -87,7 +88,7 @@ impl Journal {
         rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
     }
 
-    /// Captions and references of a stage's last evaluation, by image.
+    /// The captions and references of a stage's last evaluation, by image.
     ///
     /// # Errors
     /// The stage was never evaluated, or the journal cannot be read.

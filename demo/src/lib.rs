@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! cluster.rs   starts and watches the processes
-//! progress.rs  what is seen while they work
-//! journal.rs   reads what came of it
-//! pictures.rs  draws it
+//! progress.rs  shows progress
+//! journal.rs   reads the results
+//! pictures.rs  draws charts
 //! ```
 
 pub mod cluster;
@@ -14,7 +14,7 @@ pub mod progress;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Ends, with an error, when somebody wants this program to end.
+/// Ends with an error when the program gets a signal to end.
 ///
 /// # Errors
 /// Always.

@@ -1,4 +1,4 @@
-//! Pictures of curves.
+//! Charts of curves.
 
 use std::path::Path;
 
@@ -7,15 +7,15 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::register_font;
 
-/// What is drawn on.
+/// The drawing area.
 pub type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
-/// Writes the picture that `fill` draws, as the file type that `path` names.
+/// Writes the chart that `fill` draws, in the file format of `path`'s extension.
 ///
 /// # Errors
 /// It cannot be drawn or written.
 pub fn save(path: &Path, (width, height): (u32, u32), fill: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<()> {
-    // A font of the program's own spares looking for one on the machine.
+    // A built-in font, so that none is needed on the machine.
     let font = epaint_default_fonts::UBUNTU_LIGHT;
     register_font("sans-serif", FontStyle::Normal, font).map_err(|_| anyhow!("the font is not a font"))?;
     let mut pixels = vec![0; (width * height * 3) as usize];

@@ -1,4 +1,4 @@
-//! What is seen while a run goes on.
+//! Progress of a run on the terminal.
 
 use std::time::{Duration, Instant};
 
@@ -6,17 +6,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use proto::v1::StatusResponse;
 use runfile::RunFile;
 
-/// Between lines where there is no terminal to draw bars on.
+/// Interval of lines if there is no terminal for progress bars.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// A bar for the stage under way; plain lines where output is not a terminal.
+/// A progress bar for each stage; plain lines if the output is not a terminal.
 pub struct Progress {
     bars: Vec<ProgressBar>,
     printed: Option<Instant>,
 }
 
 impl Progress {
-    /// One bar a stage.
+    /// One bar per stage.
     #[must_use]
     pub fn new(run: &RunFile) -> Self {
         let template = "{prefix:>10} {bar:32} {pos:>5}/{len:<5} {msg}";
@@ -29,7 +29,7 @@ impl Progress {
         Self { bars: bars.collect(), printed: None }
     }
 
-    /// Brings the bars up to date.
+    /// Updates the bars.
     pub fn show(&mut self, status: &StatusResponse) {
         let stage = status.stage as usize;
         let reward = status.reward.map(|reward| format!("  reward {reward:.3}")).unwrap_or_default();
@@ -50,7 +50,7 @@ impl Progress {
         }
     }
 
-    /// Leaves the bars as they are.
+    /// Leaves the bars on the screen.
     pub fn done(&self) {
         for bar in self.bars.iter().filter(|bar| !bar.is_finished()) {
             bar.abandon();

@@ -1,4 +1,5 @@
-//! The feature store: what the frozen towers see of each image of a split, computed once and read from memory-mapped files.
+//! The feature store: outputs of the frozen encoders for each image of a split, computed once and
+//! read from memory-mapped files.
 //!
 //! A store is a folder:
 //!
@@ -8,8 +9,9 @@
 //! | `features.bin` | a row for each image, in the split's order: hidden states `[tokens, width]`, then the unit embeddings of the evaluators, `[embedding]` together |
 //! | `checksums.bin` | the CRC-32 of each row, little-endian; written after the row is safe, so it says how far a store goes |
 //!
-//! Every row is checked when it is read. A [`Writer`] goes on where an earlier one stopped; a store that was made of other
-//! weights, images or settings is refused by both [`Writer`] and [`Store`], naming what differs.
+//! Each row is checked when it is read. A [`Writer`] continues an incomplete store. A store that
+//! was computed from other weights, images or settings is refused by both [`Writer`] and [`Store`],
+//! with a message that names the difference.
 
 mod manifest;
 mod store;
@@ -21,7 +23,7 @@ pub use writer::Writer;
 
 use std::path::PathBuf;
 
-/// What is wrong with a store, naming it.
+/// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
@@ -29,45 +31,45 @@ pub enum Error {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The manifest is none.
+    /// The manifest is invalid.
     #[error("feature store {}: {problem}", path.display())]
     Manifest {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The problem, and its position.
         problem: String,
     },
-    /// The store was made of something else than what is needed.
+    /// The store was computed from something other than what is required.
     #[error("feature store {} was made with another {what}: {found}, not {wanted}; encode into another folder", path.display())]
     Differs {
         /// The store.
         path: PathBuf,
-        /// What differs.
+        /// The property that differs.
         what: &'static str,
-        /// What the store has.
+        /// The store's value.
         found: String,
-        /// What is needed.
+        /// The required value.
         wanted: String,
     },
     /// Rows are missing.
     #[error("feature store {} has {rows} of {images} images: run `worker encode` again to complete it", path.display())]
     Incomplete {
-        /// The store.
+        /// The path of the store.
         path: PathBuf,
-        /// Rows there are.
+        /// The number of rows in the store.
         rows: u64,
-        /// Rows there should be.
+        /// The number of rows that are required.
         images: u64,
     },
-    /// A row is not what was written.
+    /// A row does not match its checksum.
     #[error("feature store {} is damaged at image {row}: remove it and encode again", path.display())]
     Damaged {
         /// The store.
         path: PathBuf,
-        /// The row, from 0.
+        /// The index of the row.
         row: u64,
     },
     /// Another process writes to the store.
@@ -81,5 +83,5 @@ pub enum Error {
 const MANIFEST: &str = "manifest.json";
 const FEATURES: &str = "features.bin";
 const CHECKSUMS: &str = "checksums.bin";
-/// Bytes of a checksum.
+/// The size of a checksum, in bytes.
 const CHECKSUM: usize = 4;

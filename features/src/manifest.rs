@@ -6,27 +6,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, MANIFEST};
 
-/// Raised when older programs cannot read newer stores.
+/// The version of the format; incremented when older programs cannot read newer stores.
 const FORMAT: u32 = 1;
-/// A manifest is never longer.
+/// Maximal size of a manifest, in bytes.
 const LONGEST: u64 = 1 << 20;
-/// More than any row needs; keeps a wrong manifest from asking for absurd sizes.
+/// More than any row needs; bounds the sizes that an invalid manifest can request.
 const LARGEST_SIDE: u64 = 1 << 24;
 
-/// Type of a store's numbers.
+/// The number type of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// 32-bit: the numbers as they were computed.
+    /// 32-bit floating point, as computed.
     F32,
-    /// IEEE 16-bit.
+    /// IEEE 16-bit floating point.
     F16,
-    /// The upper half of a 32-bit number.
+    /// bfloat16: the upper half of a 32-bit number.
     Bf16,
 }
 
 impl Dtype {
-    /// Bytes of a number.
+    /// The size of a number, in bytes.
     #[must_use]
     pub fn size(self) -> usize {
         match self {
@@ -36,65 +36,67 @@ impl Dtype {
     }
 }
 
-/// A frozen tower.
+/// A frozen encoder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tower {
-    /// Where its weights were read; only for people.
+    /// The path of its weights; informational.
     pub weights: PathBuf,
-    /// SHA-256 of those.
+    /// The SHA-256 of the weights.
     pub sha256: String,
-    /// Pixels on a side of the images that it saw.
+    /// The side of its input images, in pixels.
     pub image_size: u32,
-    /// How it computes otherwise than OpenAI's model of its sizes, in words.
+    /// The differences of its computation from OpenAI's model of the same sizes, in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub computation: String,
 }
 
-/// What the rows of a store are.
+/// The description of a store's rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     format: u32,
-    /// Which split: train, val or test.
+    /// The split: train, val or test.
     pub split: String,
-    /// Images of the split.
+    /// The number of images of the split.
     pub images: u64,
-    /// SHA-256 over their names, in order.
+    /// The SHA-256 of the images' names, in order.
     pub names_sha256: String,
-    /// What was done to the images before the towers saw them.
+    /// The preprocessing of the images.
     pub preprocessing: String,
-    /// Gave the hidden states.
+    /// The encoder of the hidden states.
     pub vision: Tower,
-    /// Gave the embedding, or the first of several.
+    /// The encoder of the first embedding.
     pub evaluator: Tower,
-    /// Gave the other embeddings, in their order.
+    /// The encoders of the other embeddings, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub further_evaluators: Vec<Tower>,
-    /// Hidden states of an image.
+    /// The number of hidden states per image.
     pub tokens: u64,
-    /// Width of a hidden state.
+    /// The width of a hidden state.
     pub width: u64,
-    /// Width of an image's embeddings together.
+    /// The total width of an image's embeddings.
     pub embedding: u64,
-    /// Type of the numbers.
+    /// The number type.
     pub dtype: Dtype,
 }
 
-/// What a run needs a store to be made of.
+/// The rows that a run requires.
 #[derive(Clone, Debug)]
 pub struct Rows {
-    /// Hidden states of an image, their width, and the width of its embeddings together.
+    /// The number of hidden states per image, their width, and the total width of an image's
+    /// embeddings.
     pub shape: [u64; 3],
-    /// Type of the numbers.
+    /// The number type.
     pub dtype: Dtype,
 }
 
 impl Manifest {
-    /// Of `images` images called `names_sha256` of `split`, seen by the captioner's tower and those of evaluators.
+    /// The manifest for `images` images of `split` with the names' hash `names_sha256`, encoded by
+    /// the captioner's vision encoder and by those of evaluators.
     ///
     /// # Panics
-    /// There is no evaluator.
+    /// If there is no evaluator.
     #[must_use]
     pub fn new(
         split: String,
@@ -121,19 +123,19 @@ impl Manifest {
         }
     }
 
-    /// Numbers of a row.
+    /// The number of values per row.
     #[must_use]
     pub fn row_numbers(&self) -> usize {
         (self.tokens * self.width + self.embedding) as usize
     }
 
-    /// Bytes of a row.
+    /// The size of a row, in bytes.
     #[must_use]
     pub fn row_bytes(&self) -> usize {
         self.row_numbers() * self.dtype.size()
     }
 
-    /// Of the store in `folder`, if there is one.
+    /// Reads the manifest of the store in `folder`; none if there is no store.
     pub(crate) fn read(folder: &Path) -> Result<Option<Self>, Error> {
         let path = folder.join(MANIFEST);
         let failed = |source| Error::File { path: path.clone(), source };
@@ -157,7 +159,7 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// Writes it to `folder`, where it appears whole.
+    /// Writes the manifest to `folder` atomically.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), Error> {
         let path = folder.join(MANIFEST);
         let scratch = folder.join(format!("{MANIFEST}.partial"));
@@ -168,7 +170,7 @@ impl Manifest {
         std::fs::rename(&scratch, &path).map_err(failed)
     }
 
-    /// Refuses a store whose rows are not those that `wanted` says. Files may have moved: only their hashes count.
+    /// Refuses a store whose rows differ from `wanted`. Paths may differ: only hashes count.
     pub(crate) fn expect(&self, folder: &Path, wanted: &Self) -> Result<(), Error> {
         let shape = |m: &Self| format!("{} x {} + {}", m.tokens, m.width, m.embedding);
         let size = |tower: &Tower| format!("{} pixels", tower.image_size);

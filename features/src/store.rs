@@ -5,7 +5,7 @@ use memmap2::Mmap;
 
 use crate::{CHECKSUM, CHECKSUMS, Error, FEATURES, Manifest};
 
-/// A complete store, read at random.
+/// A complete store, with random access to its rows.
 pub struct Store {
     folder: PathBuf,
     manifest: Manifest,
@@ -14,10 +14,11 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `folder`, whose rows must be those that `wanted` says; its type of numbers is the store's own.
+    /// Opens the store in `folder`, whose rows have to be those of `wanted`; the number type may
+    /// differ.
     ///
     /// # Errors
-    /// There is none, it is incomplete, or it was made of something else.
+    /// There is no store, it is incomplete, or it was computed from something else.
     pub fn open(folder: &Path, wanted: &Manifest) -> Result<Self, Error> {
         let failed = |name: &str| {
             let path = folder.join(name);
@@ -28,8 +29,8 @@ impl Store {
         manifest.expect(folder, wanted)?;
         let checksums = std::fs::read(folder.join(CHECKSUMS)).map_err(failed(CHECKSUMS))?;
         let file = File::open(folder.join(FEATURES)).map_err(failed(FEATURES))?;
-        // SAFETY: a complete store is never written again by this program (a writer takes rows on only while there are
-        // fewer than images); every row is checked by its sum before it is used.
+        // SAFETY: this program never writes to a complete store (a writer appends rows only while
+        // there are fewer than images); every row is checked by its checksum before it is used.
         let features = unsafe { Mmap::map(&file) }.map_err(failed(FEATURES))?;
         let rows = (checksums.len() / CHECKSUM).min(features.len() / manifest.row_bytes()) as u64;
         if rows != manifest.images {
@@ -38,17 +39,17 @@ impl Store {
         Ok(Self { folder: folder.to_owned(), manifest, features, checksums })
     }
 
-    /// What its rows are.
+    /// The store's manifest.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Whether image `row` could not be decoded when the store was made: its embedding is all zero
-    /// then, which none is.
+    /// Whether image `row` could not be decoded when the store was computed: then its embedding is
+    /// all zeros, which no real one is.
     ///
     /// # Panics
-    /// There is no such row.
+    /// If there is no such row.
     #[must_use]
     pub fn is_blank(&self, row: usize) -> bool {
         let (length, embedding) =
@@ -56,13 +57,13 @@ impl Store {
         self.features[row * length..][..length][length - embedding..].iter().all(|&byte| byte == 0)
     }
 
-    /// The numbers of image `row`: hidden states, then embedding.
+    /// The values of image `row` as bytes: hidden states, then embeddings.
     ///
     /// # Errors
-    /// They are not what was written.
+    /// The row does not match its checksum.
     ///
     /// # Panics
-    /// There is no such row.
+    /// If there is no such row.
     pub fn row(&self, row: usize) -> Result<&[u8], Error> {
         let length = self.manifest.row_bytes();
         let bytes = &self.features[row * length..][..length];

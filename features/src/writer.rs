@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{CHECKSUM, CHECKSUMS, Error, FEATURES, Manifest};
 
-/// Appends rows to a store, new or begun before.
+/// Appends rows to a new or incomplete store.
 pub struct Writer {
     folder: PathBuf,
     manifest: Manifest,
@@ -14,10 +14,11 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins the store that `manifest` describes in `folder`, or goes on with it.
+    /// Creates the store that `manifest` describes in `folder`, or continues it.
     ///
     /// # Errors
-    /// What is in the folder was made of something else, is being written by another process, or cannot be written.
+    /// The folder has a store of something else, another process writes to it, or it cannot be
+    /// written.
     pub fn open(folder: &Path, manifest: Manifest) -> Result<Self, Error> {
         let failed = |name: &str| {
             let path = folder.join(name);
@@ -51,28 +52,28 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Rows that are safe.
+    /// The number of rows that are on disk.
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.rows
     }
 
-    /// Forgets rows after the first `rows`.
+    /// Drops all rows after the first `rows`.
     ///
     /// # Errors
-    /// The files cannot be cut.
+    /// The files cannot be truncated.
     pub fn keep(&mut self, rows: u64) -> Result<(), Error> {
         self.rows = self.rows.min(rows);
         self.seek().map_err(|source| Error::File { path: self.folder.join(FEATURES), source })
     }
 
-    /// Appends whole rows; they are safe when this returns.
+    /// Appends whole rows. They are on disk on return.
     ///
     /// # Errors
-    /// They cannot be written, say because the disk is full; what was safe before stays so.
+    /// They cannot be written, e.g. because the disk is full; earlier rows stay intact.
     ///
     /// # Panics
-    /// `bytes` are no whole rows, or more than images are left.
+    /// If `bytes` is not a number of whole rows, or has more rows than there are images left.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let length = self.manifest.row_bytes();
         assert!(bytes.len().is_multiple_of(length), "{} bytes are no rows of {length}", bytes.len());
@@ -80,15 +81,15 @@ impl Writer {
         assert!(self.rows + count <= self.manifest.images, "more rows than images");
         let sums: Vec<u8> = bytes.chunks(length).flat_map(|row| crc32fast::hash(row).to_le_bytes()).collect();
         let failed = |source| Error::File { path: self.folder.join(FEATURES), source };
-        // A row first, its sum after: a sum says that its row is there.
+        // The row first, then its checksum, which shows that the row is complete.
         self.features.write_all(bytes).and_then(|()| self.features.sync_data()).map_err(failed)?;
         self.checksums.write_all(&sums).and_then(|()| self.checksums.sync_data()).map_err(failed)?;
         self.rows += count;
         Ok(())
     }
 
-    /// Rows from the first on whose sum is there; of those at the end, which a crash may have cut, only such as agree with
-    /// their sum.
+    /// The number of leading rows with a checksum. Rows at the end, which a crash may have damaged,
+    /// count only if they match their checksum.
     fn whole_rows(&mut self) -> std::io::Result<u64> {
         let length = self.manifest.row_bytes();
         let sums = self.checksums.metadata()?.len() / CHECKSUM as u64;
@@ -108,7 +109,7 @@ impl Writer {
         Ok(rows)
     }
 
-    /// Cuts off what follows the last whole row.
+    /// Truncates the files after the last whole row.
     fn seek(&mut self) -> std::io::Result<()> {
         for (file, length) in [(&mut self.features, self.manifest.row_bytes()), (&mut self.checksums, CHECKSUM)] {
             let end = self.rows * length as u64;
@@ -212,7 +213,7 @@ mod tests {
             for (name, length) in [(FEATURES, features), (CHECKSUMS, checksums)] {
                 OpenOptions::new().write(true).open(folder.path().join(name)).unwrap().set_len(length).unwrap();
             }
-            // What a crash leaves of the last row need not be what was written.
+            // After a crash the last row may have any content.
             let last = (features / 16).min(checksums / 4);
             if last > 0 && flip as u64 / 16 == last - 1 {
                 let mut bytes = std::fs::read(folder.path().join(FEATURES)).unwrap();

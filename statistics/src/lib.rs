@@ -1,4 +1,5 @@
-//! Mergeable summaries: what workers say of their share of a step, and the coordinator of the whole.
+//! Mergeable summaries of distributions: workers report them for their shares of a step, the
+//! coordinator merges them for the whole step.
 //!
 //! Count, mean and variance merge exactly (Chan, Golub and LeVeque 1979); quantiles come from a DDSketch (Masson, Rim and
 //! Lee, VLDB 2019) whose answers are within 1% of the true value. The number of buckets is bounded, whatever a peer
@@ -10,16 +11,16 @@ use proto::v1;
 
 pub mod names;
 
-/// Relative accuracy of quantiles.
+/// The relative accuracy of quantiles.
 const ACCURACY: f64 = 0.01;
-/// Values nearer to zero than this count as zero.
+/// Values nearer to zero count as zero.
 const SMALLEST: f64 = 1e-9;
-/// Values farther from zero than this count as this: their squares can still be added up.
+/// Values farther from zero are clamped to this: their squares can still be summed.
 const LARGEST: f64 = 1e100;
 /// Buckets beyond these are clamped, so a sketch never holds more than 2 x 2,000 of them; covers 1e-9 to beyond 1e9.
 const BUCKETS: std::ops::RangeInclusive<i32> = -1040..=1040;
 
-/// A distribution, as count, moments, extremes and a quantile sketch.
+/// A distribution: count, moments, extremes and a quantile sketch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summary {
     count: u64,
@@ -42,13 +43,13 @@ fn bucket(magnitude: f64) -> i32 {
     index.clamp(*BUCKETS.start(), *BUCKETS.end())
 }
 
-/// The value that stands for a bucket: relative distance to both of its ends is the accuracy.
+/// The representative value of a bucket: its relative distance to both ends is the accuracy.
 fn value(bucket: i32) -> f64 {
     2.0 * gamma().powi(bucket) / (gamma() + 1.0)
 }
 
 impl Summary {
-    /// The summary of some values.
+    /// The summary of these values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut summary = Self::default();
         for value in values {
@@ -57,7 +58,7 @@ impl Summary {
         summary
     }
 
-    /// Adds one value; anything not finite is left out.
+    /// Adds a value. Ignores values that are not finite.
     pub fn add(&mut self, x: f64) {
         if !x.is_finite() {
             return;
@@ -72,7 +73,7 @@ impl Summary {
         self.merge(&one);
     }
 
-    /// Takes over all that `other` has seen.
+    /// Merges another summary into this one.
     pub fn merge(&mut self, other: &Self) {
         if other.count == 0 {
             return;
@@ -96,25 +97,25 @@ impl Summary {
         }
     }
 
-    /// Values seen.
+    /// The number of values.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Their mean; 0 of none.
+    /// The mean; 0 if there are no values.
     #[must_use]
     pub fn mean(&self) -> f64 {
         self.mean
     }
 
-    /// Their standard deviation (of the population).
+    /// The standard deviation (of the population).
     #[must_use]
     pub fn deviation(&self) -> f64 {
         if self.count == 0 { 0.0 } else { (self.m2 / self.count as f64).max(0.0).sqrt() }
     }
 
-    /// The value below which a share `q` in 0..=1 of all lies, within 1%; none of no values.
+    /// The `q` quantile for `q` in 0..=1, within 1%; none if there are no values.
     #[must_use]
     pub fn quantile(&self, q: f64) -> Option<f64> {
         if self.count == 0 {
@@ -149,7 +150,7 @@ impl From<&Summary> for v1::Summary {
     }
 }
 
-/// A summary whose parts do not belong together.
+/// A summary with inconsistent parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
@@ -165,7 +166,7 @@ impl TryFrom<&v1::Summary> for Summary {
     type Error = Malformed;
 
     fn try_from(wire: &v1::Summary) -> Result<Self, Malformed> {
-        /// More values than any step has; keeps every later sum far from overflow.
+        /// Maximal number of values, more than any step has; keeps later sums far from overflow.
         const MOST: u64 = 1 << 40;
         let buckets = || wire.positive.iter().chain(&wire.negative);
         let counts = buckets().map(|(_, &n)| n).chain([wire.zero]);

@@ -1,10 +1,10 @@
-//! Names of what is measured. The sets are bounded, because they become metric labels.
+//! The names of measurements. They are fixed sets, because they become metric labels.
 
 /// The reward of each image's best candidate.
 pub const REWARD_CHOSEN: &str = "reward_chosen";
-/// The rewards of the others.
+/// The rewards of the other candidates.
 pub const REWARD_REJECTED: &str = "reward_rejected";
-/// Best minus mean of the others, in reward.
+/// The difference between the best reward and the mean of the others.
 pub const REWARD_MARGIN: &str = "reward_margin";
 /// 1 where the implicit reward prefers the chosen candidate, else 0.
 pub const IMPLICIT_ACCURACY: &str = "implicit_accuracy";
@@ -12,32 +12,32 @@ pub const IMPLICIT_ACCURACY: &str = "implicit_accuracy";
 pub const KL: &str = "kl";
 /// Entropy of the weights over the rejected candidates, in nats.
 pub const GAMMA_ENTROPY: &str = "gamma_entropy";
-/// Tokens of a candidate, end included.
+/// The number of tokens of a candidate, end token included.
 pub const CAPTION_LENGTH: &str = "caption_length";
-/// Share of a candidate's tokens that repeat an earlier one.
+/// The fraction of a candidate's tokens that repeat an earlier one.
 pub const REPETITION: &str = "repetition";
 
-/// The distributions that a step reports.
+/// The summaries that a step reports.
 pub const ALL: [&str; 8] =
     [REWARD_CHOSEN, REWARD_REJECTED, REWARD_MARGIN, IMPLICIT_ACCURACY, KL, GAMMA_ENTROPY, CAPTION_LENGTH, REPETITION];
 
-/// Where the time of a step goes.
+/// The phases of a step.
 pub const PHASES: [&str; 8] = ["load", "vision", "search", "reward", "reference", "learn", "all_reduce", "wait"];
 
-/// In which direction a score gets better.
+/// The better direction of a score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
     /// The higher the better.
     Higher,
     /// The lower the better.
     Lower,
-    /// Neither: it only describes.
+    /// Neither: it is only descriptive.
     Neither,
 }
 
-/// The scores that an evaluation may report, and when they are good.
+/// The scores of evaluations, with their better direction.
 pub const EVALUATION: [(&str, Better); 28] = [
-    // Against the evaluator and against references, by the evaluator.
+    // By the evaluator, from the image and from references.
     ("pac_s", Better::Higher),
     ("ref_pac_s", Better::Higher),
     ("clip_s", Better::Higher),
@@ -51,7 +51,7 @@ pub const EVALUATION: [(&str, Better); 28] = [
     ("rouge_l", Better::Higher),
     ("cider", Better::Higher),
     ("spice", Better::Higher),
-    // Which image a caption finds among all, by the evaluator.
+    // Retrieval of a caption's image among all, by the evaluator.
     ("retrieval_r1", Better::Higher),
     ("retrieval_r5", Better::Higher),
     ("retrieval_r10", Better::Higher),
@@ -66,17 +66,17 @@ pub const EVALUATION: [(&str, Better); 28] = [
     ("distinct_2", Better::Neither),
     ("vocabulary_size", Better::Neither),
     ("mean_length", Better::Neither),
-    // Of the built-in world's judge.
+    // By the judge of the synthetic data set.
     ("grammatical", Better::Higher),
     ("truthful", Better::Higher),
     ("details", Better::Higher),
 ];
 
-/// Those of them that say which image a caption finds among all.
+/// The retrieval scores among them.
 pub const RETRIEVAL: [&str; 4] = ["retrieval_r1", "retrieval_r5", "retrieval_r10", "retrieval_mrr"];
 
-/// In which direction a score of this name gets better. Those that are not in [`EVALUATION`] are of evaluators that have names of
-/// their own, or their retrieval: the higher the better.
+/// The better direction of a score. Scores that are not in [`EVALUATION`] are those of evaluators
+/// with names of their own, or their retrieval scores: higher is better.
 #[must_use]
 pub fn better(name: &str) -> Better {
     EVALUATION.iter().find(|(known, _)| *known == name).map_or(Better::Higher, |(_, better)| *better)
@@ -85,8 +85,8 @@ pub fn better(name: &str) -> Better {
 /// nocaps' domains, as its annotations name them: how near an image's objects are to those of COCO.
 pub const DOMAINS: [&str; 3] = ["in-domain", "near-domain", "out-domain"];
 
-/// The split of a data set that `name` stands for: `train`, `val` or `test`. Data sets have several
-/// names for the same; case does not matter.
+/// The split `train`, `val` or `test` that `name` means; none for other names. Data sets have
+/// several names for the same split; case is ignored.
 #[must_use]
 pub fn split(name: &str) -> Option<&'static str> {
     match name.to_ascii_lowercase().as_str() {

@@ -3,25 +3,26 @@ use std::sync::Arc;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::{ClientConfigKey, ObjectStore};
 
-/// How buckets are reached.
+/// The access settings for buckets.
 #[derive(Clone, Debug)]
 pub struct Access {
     s3: AmazonS3Builder,
 }
 
 impl Access {
-    /// As the environment says: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`,
-    /// `AWS_ALLOW_HTTP` and so on.
+    /// Settings from the environment: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
+    /// `AWS_ENDPOINT`, `AWS_ALLOW_HTTP` and so on.
     #[must_use]
     pub fn environment() -> Self {
         AmazonS3Builder::from_env().into()
     }
 
-    /// For objects that are read in one long request.
+    /// Settings for objects that are read in one long request.
     #[must_use]
     pub fn streaming(mut self) -> Self {
         if std::env::var_os("AWS_TIMEOUT").is_none() {
-            // The default bounds whole requests to 30 seconds, too short to stream a tar; what must not last is silence.
+            // The default limits whole requests to 30 seconds, too short to stream a tar; instead
+            // the time without data is limited.
             let key = |key| AmazonS3ConfigKey::Client(key);
             self.s3 = self.s3.with_config(key(ClientConfigKey::Timeout), "1 day");
             self.s3 = self.s3.with_config(key(ClientConfigKey::ReadTimeout), "30 seconds");
@@ -29,14 +30,14 @@ impl Access {
         self
     }
 
-    /// The bucket of this name; nothing is asked of it yet.
+    /// The bucket of this name. Sends no request yet.
     ///
     /// # Errors
-    /// The settings make no sense.
+    /// The settings are invalid.
     pub fn bucket(&self, name: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
-        // Only the first call can succeed; a provider that the program chose before is as good.
+        // Only the first call succeeds; a provider that the program has chosen before is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        // Deleting several objects by one request is not what every provider can do.
+        // Not every provider supports deleting several objects in one request.
         Ok(Arc::new(self.s3.clone().with_disable_bulk_delete(true).with_bucket_name(name).build()?))
     }
 }

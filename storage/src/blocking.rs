@@ -1,6 +1,6 @@
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Lets plain threads wait for what `object_store` does: a small runtime of its own.
+/// A small tokio runtime that lets synchronous threads wait for `object_store`.
 #[derive(Debug)]
 pub struct Blocking {
     runtime: Option<Runtime>,
@@ -8,10 +8,10 @@ pub struct Blocking {
 }
 
 impl Blocking {
-    /// Its threads carry this name.
+    /// A runtime whose threads have this name.
     ///
     /// # Errors
-    /// The system gives no threads.
+    /// The operating system cannot create threads.
     pub fn new(name: &str) -> std::io::Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build()?;
         let handle = runtime.handle().clone();
@@ -23,7 +23,7 @@ impl Blocking {
         self.handle.block_on(future)
     }
 
-    /// For those who wait for what this one started.
+    /// The handle of the runtime, to wait for tasks that it runs.
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.handle
@@ -32,7 +32,7 @@ impl Blocking {
 
 impl Drop for Blocking {
     fn drop(&mut self) {
-        // Waiting for its threads would panic where the owner is dropped by asynchronous code.
+        // Waiting for its threads would panic if the owner is dropped by asynchronous code.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

@@ -16,29 +16,29 @@ use crate::location::Location;
 use crate::seal::{self, Broken, Entry};
 use crate::{Access, Blocking, Error, Files, names};
 
-/// The checkpoints of a run, in a folder or bucket that it shares with nobody.
+/// The checkpoints of a run, in a folder or bucket prefix of their own.
 #[derive(Debug)]
 pub struct Checkpoints {
     place: String,
     pub(crate) store: Arc<dyn ObjectStore>,
     prefix: Key,
-    /// Where that is no bucket.
+    /// The folder; none for a bucket.
     folder: Option<PathBuf>,
     pub(crate) blocking: Blocking,
 }
 
-/// What is kept at a place.
+/// The content of a checkpoint location.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// Names of checkpoints; whether they are damaged is seen when they are read.
+    /// Names of checkpoints. Damage is detected only when they are read.
     pub sealed: BTreeSet<String>,
-    /// Names of what is being written, or was and never will be complete.
+    /// Names of incomplete checkpoints.
     pub unsealed: BTreeSet<String>,
-    /// What else is there.
+    /// Names of everything else.
     pub foreign: BTreeSet<String>,
 }
 
-/// A checkpoint on this machine, found to be what was written.
+/// A local copy of a checkpoint that has passed all checks.
 #[derive(Debug)]
 pub struct Fetched {
     path: PathBuf,
@@ -47,7 +47,7 @@ pub struct Fetched {
 }
 
 impl Fetched {
-    /// The folder with its files.
+    /// The folder with the files of the checkpoint.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -55,10 +55,12 @@ impl Fetched {
 }
 
 impl Checkpoints {
-    /// Opens a path, `file:///folder` or `s3://bucket/prefix`. Folders are made; of buckets nothing is asked yet.
+    /// Opens a path, `file:///folder` or `s3://bucket/prefix`. Creates a folder; sends no request
+    /// to a bucket.
     ///
     /// # Errors
-    /// The place is none of these, the folder cannot be made, or the settings for buckets make no sense.
+    /// The location is none of these, the folder cannot be created, or the settings for buckets are
+    /// invalid.
     pub fn open(place: &str, access: &Access) -> Result<Self, Error> {
         let failed = |error: std::io::Error| Error::system(place, &error);
         let (store, prefix, folder): (Arc<dyn ObjectStore>, _, _) = match Location::parse(place)? {
@@ -66,7 +68,8 @@ impl Checkpoints {
                 std::fs::create_dir_all(&folder).map_err(failed)?;
                 let folder = std::fs::canonicalize(folder).map_err(failed)?;
                 let store = LocalFileSystem::new_with_prefix(&folder);
-                // A file is safe before the seal speaks of it, and the seal before anybody hears of it.
+                // A file is on disk before the seal lists it, and the seal before the write is
+                // reported.
                 let store = store.map_err(|error| Error::store(place, &error))?.with_fsync(true);
                 (Arc::new(store), Key::default(), Some(folder))
             }
@@ -78,10 +81,10 @@ impl Checkpoints {
         Ok(Self { place: place.trim_end_matches('/').to_owned(), store, prefix, folder, blocking })
     }
 
-    /// As [`open`](Self::open), of a place that must be there.
+    /// As [`open`](Self::open), for a location that has to exist.
     ///
     /// # Errors
-    /// As above; or there is no such folder.
+    /// As above; or the folder does not exist.
     pub fn open_existing(place: &str, access: &Access) -> Result<Self, Error> {
         if let Location::Folder(folder) = Location::parse(place)? {
             std::fs::metadata(folder).map_err(|error| Error::system(place, &error))?;
@@ -89,36 +92,38 @@ impl Checkpoints {
         Self::open(place, access)
     }
 
-    /// The folder, where it is no bucket.
+    /// The folder; none for a bucket.
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
         self.folder.as_deref()
     }
 
-    /// Path or URL.
+    /// The path or URL.
     #[must_use]
     pub fn place(&self) -> &str {
         &self.place
     }
 
-    /// Writes the checkpoint `name`, of the files that `fill` adds; one of the same name is gone from the start. It is a
-    /// checkpoint, and safe, when this returns.
+    /// Writes the checkpoint `name` with the files that `fill` adds. Deletes an existing one of
+    /// that name first. The checkpoint is complete and durable on return.
     ///
     /// # Errors
-    /// The name is none, or a file cannot be written; then nothing of it stays, as far as that can still be brought about.
+    /// The name is invalid, or a file cannot be written; then its files are deleted, as far as
+    /// possible.
     pub fn write(&self, name: &str, fill: impl FnOnce(&mut Files) -> Result<(), Error>) -> Result<(), Error> {
         self.delete(name)?;
         let mut files = Files::new(self, name);
         fill(&mut files).and_then(|()| files.seal()).inspect_err(|_| {
-            // What led here is the error to report; remains without a seal are no checkpoint.
+            // The first error is reported; files without a seal are no checkpoint.
             _ = self.delete(name);
         })
     }
 
-    /// Brings the checkpoint `name` to this machine, unless it is there, and checks every byte.
+    /// Copies the checkpoint `name` to this machine, unless it is local, and verifies all
+    /// checksums.
     ///
     /// # Errors
-    /// See [`Error::is_damage`]; or the place cannot be read.
+    /// See [`Error::is_damage`]; or the location cannot be read.
     pub fn read(&self, name: &str) -> Result<Fetched, Error> {
         names::check(name)?;
         let files = self.files(name)?;
@@ -136,10 +141,10 @@ impl Checkpoints {
         Ok(Fetched { path: copy.path().to_owned(), _copy: Some(copy) })
     }
 
-    /// One file of the checkpoint `name`, every byte of which is checked.
+    /// Reads one file of the checkpoint `name`, and verifies its checksum.
     ///
     /// # Errors
-    /// See [`Error::is_damage`]; or the place cannot be read.
+    /// See [`Error::is_damage`]; or the location cannot be read.
     pub fn read_file(&self, name: &str, file: &str) -> Result<Vec<u8>, Error> {
         names::check(name)?;
         let files = self.files(name)?;
@@ -152,7 +157,7 @@ impl Checkpoints {
         Ok(bytes)
     }
 
-    /// What the seal of `name` lists.
+    /// The files in the seal of `name`.
     fn files(&self, name: &str) -> Result<Vec<Entry>, Error> {
         let place = self.place_of(name, "");
         let damaged = |problem| Error::Damaged { place: place.clone(), problem };
@@ -172,7 +177,7 @@ impl Checkpoints {
         })
     }
 
-    /// Reads a file to its end, and copies it to `to`: it must be what the seal says.
+    /// Copies a file to `to`, and verifies size and checksum.
     fn check(&self, name: &str, file: &Entry, to: &mut impl Write) -> Result<(), Error> {
         let key = self.key(name, &file.name);
         let damaged =
@@ -201,10 +206,10 @@ impl Checkpoints {
         })
     }
 
-    /// What is there.
+    /// Lists the location.
     ///
     /// # Errors
-    /// The place cannot be read.
+    /// The location cannot be read.
     pub fn list(&self) -> Result<Listing, Error> {
         let mut listing = Listing::default();
         for (name, may_be_one) in self.names()? {
@@ -221,10 +226,10 @@ impl Checkpoints {
         Ok(listing)
     }
 
-    /// Names at the place, and whether they are what checkpoints are: folders or prefixes.
+    /// The names at the location, and whether they may be checkpoints: folders or prefixes.
     fn names(&self) -> Result<Vec<(String, bool)>, Error> {
         if let Some(folder) = &self.folder {
-            // Here names may be no text, which `object_store` takes for a failure.
+            // Names in a folder may not be Unicode, for which `object_store` would fail.
             let name = |entry: std::fs::DirEntry| {
                 let name = entry.file_name();
                 (name.to_string_lossy().into_owned(), name.to_str().is_some() && entry.path().is_dir())
@@ -239,11 +244,11 @@ impl Checkpoints {
         Ok(names.filter_map(|(key, is_prefix)| Some((key.filename()?.to_owned(), is_prefix))).collect())
     }
 
-    /// Deletes the checkpoint `name`, or what there is of it; the seal first, so that what is left by a deletion that was
-    /// interrupted is not taken for a checkpoint.
+    /// Deletes the checkpoint `name`, complete or not. Deletes the seal first, so that the rest of
+    /// an interrupted deletion is no checkpoint.
     ///
     /// # Errors
-    /// The name is none, or something stays.
+    /// The name is invalid, or a file cannot be deleted.
     pub fn delete(&self, name: &str) -> Result<(), Error> {
         names::check(name)?;
         match &self.folder {
@@ -274,14 +279,14 @@ impl Checkpoints {
         self.prefix.clone().join(name).join(file)
     }
 
-    /// Names a checkpoint, or a file of it, for people.
+    /// The path or URL of a checkpoint or of a file of it, for messages.
     pub(crate) fn place_of(&self, name: &str, file: &str) -> String {
         let place = format!("{}/{name}/{file}", self.place);
         place.trim_end_matches('/').to_owned()
     }
 }
 
-/// Also what `object_store` does not see, such as the remains of an upload that was cut off.
+/// Also deletes files that `object_store` does not list, such as those of an interrupted upload.
 fn delete_folder(folder: &Path) -> std::io::Result<()> {
     let there = |done: std::io::Result<()>| match done {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
@@ -293,10 +298,10 @@ fn delete_folder(folder: &Path) -> std::io::Result<()> {
     there(std::fs::remove_dir_all(folder)).map(|_| ())
 }
 
-/// Finds out whether checkpoints could be written to a place, without leaving anything there.
+/// Checks whether checkpoints can be written to a location, without leaving anything there.
 ///
 /// # Errors
-/// Why they could not.
+/// Why they cannot.
 pub fn check_writable(place: &str, access: &Access) -> Result<(), Error> {
     if let Location::Folder(folder) = Location::parse(place)? {
         let failed = |error| Error::system(place, &error);

@@ -1,17 +1,17 @@
 use std::io::ErrorKind;
 
-/// Longest text of a store's own message that is shown.
+/// Maximal length of a store's message that is shown.
 const LONGEST_MESSAGE: usize = 400;
 
-/// What is wrong with checkpoints or where they are kept, in one line that names the folder or URL.
+/// An error of checkpoints or their location, in one line that names the folder or URL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The place is named in a way that makes no sense.
+    /// The location is invalid.
     #[error("{place}: {problem}")]
     Place {
-        /// Path or URL.
+        /// The path or URL.
         place: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
     /// A name that no checkpoint and no file of one may have.
@@ -19,26 +19,26 @@ pub enum Error {
         "{name:?} is no name for a checkpoint or a new file of one: it takes 1 to 255 letters, digits, `-`, `_` or `.`"
     )]
     Name {
-        /// The beginning of it.
+        /// The beginning of the name.
         name: String,
     },
     /// The disk or the quota is full.
     #[error("{place}: no room is left ({problem}): make room there")]
     NoRoom {
-        /// Path or URL.
+        /// The path or URL.
         place: String,
-        /// What the system said.
+        /// The error of the operating system.
         problem: String,
     },
-    /// The place cannot be used, now or at all.
+    /// The location cannot be used, temporarily or at all.
     #[error("{place}: {problem}")]
     Store {
-        /// Path or URL.
+        /// The path or URL.
         place: String,
-        /// What the store said.
+        /// The error of the store.
         problem: String,
     },
-    /// There is no checkpoint of this name, or one that was never completed.
+    /// There is no checkpoint of this name, or it is incomplete.
     #[error("{place} is no checkpoint: it has no seal (checkpoint.json)")]
     Missing {
         /// Path or URL of the checkpoint.
@@ -50,33 +50,33 @@ pub enum Error {
         /// Path of the folder.
         place: String,
     },
-    /// The checkpoint is not what was written.
+    /// The checkpoint does not match its seal.
     #[error("{place} is damaged: {problem}")]
     Damaged {
         /// Path or URL of the checkpoint.
         place: String,
-        /// Which file, and what is wrong with it.
+        /// The file and its problem.
         problem: String,
     },
-    /// The checkpoint is whole but was written by another version.
+    /// The checkpoint is intact, but of another format version.
     #[error("{place} has format {found}, this program reads {known}: use the version that wrote it")]
     Version {
         /// Path or URL of the checkpoint.
         place: String,
-        /// Its format.
+        /// The version of its format.
         found: u64,
-        /// The format that can be read.
+        /// The version that this program reads.
         known: u64,
     },
 }
 
 impl Error {
-    /// What the store said of `place`.
+    /// The error for a store's error about `place`.
     pub(crate) fn store(place: impl Into<String>, error: &object_store::Error) -> Self {
         Self::of(place, error, describe(error))
     }
 
-    /// What the system said of `place`.
+    /// The error for an operating system's error about `place`.
     pub(crate) fn system(place: impl Into<String>, error: &std::io::Error) -> Self {
         Self::of(place, error, error.to_string())
     }
@@ -89,14 +89,14 @@ impl Error {
         }
     }
 
-    /// Whether the checkpoint itself is of no use, so that an earlier one has to serve.
+    /// Whether the checkpoint itself is unusable, so that an earlier one has to be used.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::Unsealed { .. } | Self::Damaged { .. })
     }
 }
 
-/// What the system said, if at the bottom of it all a disk or a quota is full.
+/// The message of the innermost cause, if that is a full disk or quota.
 fn full(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     causes.find_map(|cause| {
@@ -105,7 +105,7 @@ fn full(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     })
 }
 
-/// A store's message in one line, with the remedy where there is one.
+/// A store's message in one line, with a remedy if there is one.
 #[must_use]
 pub fn describe(error: &object_store::Error) -> String {
     use object_store::Error as Problem;

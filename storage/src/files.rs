@@ -6,9 +6,10 @@ use crate::checkpoints::Checkpoints;
 use crate::seal::{self, Entry};
 use crate::{Error, names};
 
-/// Bytes of a request: large files are written and read in such parts. (S3 allows for 10,000 of them, here 80 GB.)
+/// The size of a request in bytes: large files are written and read in parts. (S3 allows 10,000
+/// parts, here 80 GB.)
 pub const PART: usize = 8 << 20;
-/// Parts under way at once.
+/// The number of concurrent parts.
 pub const AT_ONCE: usize = 4;
 
 /// The files of a checkpoint that is being written.
@@ -23,11 +24,11 @@ impl<'a> Files<'a> {
         Self { checkpoints, name, written: Vec::new() }
     }
 
-    /// Writes a file, whose content comes in chunks; no more than a few parts of it are in memory at a time. It is safe when
-    /// this returns.
+    /// Writes a file from chunks of content; only a few parts are in memory at a time. The file is
+    /// durable on return.
     ///
     /// # Errors
-    /// The name is taken or none for a file, or the store does not take it.
+    /// The name is taken or invalid, or the store refuses the file.
     pub fn add<B: Into<Bytes>>(&mut self, file: &str, chunks: impl IntoIterator<Item = B>) -> Result<(), Error> {
         names::check(file)?;
         if file == seal::FILE || self.written.iter().any(|entry| entry.name == file) {
@@ -59,7 +60,7 @@ impl<'a> Files<'a> {
         let mut upload = WriteMultipart::new_with_chunk_size(store.put_multipart(&key).await?, PART);
         for chunk in first.into_iter().chain(chunks) {
             if let Err(error) = upload.wait_for_capacity(AT_ONCE).await {
-                // What led here is the error to report; that parts of it stay is not.
+                // The first error is reported; that parts of the file remain is not.
                 _ = upload.abort().await;
                 return Err(error);
             }
@@ -68,7 +69,7 @@ impl<'a> Files<'a> {
         upload.finish().await.map(|_| ())
     }
 
-    /// From here on it is a checkpoint.
+    /// Writes the seal, which completes the checkpoint.
     pub(crate) fn seal(self) -> Result<(), Error> {
         let place = || self.checkpoints.place_of(self.name, seal::FILE);
         let sealed = seal::write(&self.written).map_err(|error| Error::system(place(), &error.into()))?;

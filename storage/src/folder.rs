@@ -1,4 +1,4 @@
-//! Seals of model folders on this machine, whoever made them.
+//! Seals of model folders on this machine, whichever program made them.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 use crate::seal::{self, Broken, Entry};
 use crate::{Error, names};
 
-/// Writes a seal over all files in a folder.
+/// Writes a seal for all files in a folder.
 ///
 /// # Errors
-/// A file cannot be read, or has no name that a seal can list; or the seal cannot be written.
+/// A file cannot be read, or has a name that a seal cannot list; or the seal cannot be written.
 pub fn seal(folder: &Path) -> Result<(), Error> {
     let failed = |path: &Path, error: std::io::Error| Error::system(path.display().to_string(), &error);
     let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
@@ -29,10 +29,10 @@ pub fn seal(folder: &Path) -> Result<(), Error> {
     std::fs::write(&path, sealed).map_err(|error| failed(&path, error))
 }
 
-/// Checks every byte of a sealed folder.
+/// Verifies all checksums of a sealed folder.
 ///
 /// # Errors
-/// It is not what was sealed, or has no seal.
+/// It does not match its seal, or has no seal.
 pub fn verify(folder: &Path) -> Result<(), Error> {
     let place = folder.display().to_string();
     let damaged = |problem: String| Error::Damaged { place: place.clone(), problem };
@@ -69,7 +69,7 @@ pub fn verify(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Size and SHA-256 of a file.
+/// The size and the SHA-256 of a file.
 fn measured(path: &Path) -> std::io::Result<(u64, String)> {
     let (mut hash, mut file) = (Sha256::new(), File::open(path)?);
     let size = std::io::copy(&mut file, &mut hash)?;

@@ -1,10 +1,12 @@
-//! Checkpoints in folders and S3 buckets, and how buckets are reached: all that the project asks of the crate `object_store`.
+//! Checkpoints in folders and S3 buckets, and access to buckets: everything for which the project
+//! uses the crate `object_store`.
 //!
-//! A checkpoint is a prefix with files in it and a *seal*, `checkpoint.json`, which is written last and lists every file with
-//! its size and SHA-256. Without a seal there is no checkpoint; with one, what is read is what was written, or it is damaged.
-//! So nothing has to be renamed, and a bucket, which cannot rename, is as good as a folder.
+//! A checkpoint is a prefix with files and a *seal*, `checkpoint.json`, which is written last and
+//! lists every file with its size and SHA-256. Without a seal there is no checkpoint; with one, its
+//! files match it, or the checkpoint is damaged. So nothing has to be renamed, which a bucket
+//! cannot do.
 //!
-//! Everything here blocks; call it from plain threads, never from asynchronous code.
+//! All functions block: call them from synchronous threads, never from asynchronous code.
 
 mod access;
 mod blocking;

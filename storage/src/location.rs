@@ -5,22 +5,22 @@ use url::Url;
 
 use crate::Error;
 
-/// Where checkpoints are kept.
+/// The location of checkpoints.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Location {
-    /// On a disk.
+    /// A folder on a disk.
     Folder(PathBuf),
-    /// Under a prefix, which may be empty, of an S3 bucket.
+    /// A prefix, which may be empty, of an S3 bucket.
     Bucket {
-        /// Its name.
+        /// The name of the bucket.
         name: String,
-        /// What all keys begin with.
+        /// The prefix of all keys.
         prefix: Key,
     },
 }
 
 impl Location {
-    /// A path, `file:///folder` or `s3://bucket/prefix`.
+    /// Parses a path, `file:///folder` or `s3://bucket/prefix`.
     pub fn parse(place: &str) -> Result<Self, Error> {
         let wrong = |problem: String| Error::Place { place: place.to_owned(), problem };
         let unknown = || wrong("is neither a path nor of the form file:///folder or s3://bucket/prefix".to_owned());

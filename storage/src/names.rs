@@ -1,10 +1,10 @@
 use crate::Error;
 
-/// Longest name, in bytes: that of a file in common file systems.
+/// Maximal length of a name, in bytes: that of file names in common file systems.
 const LONGEST: usize = 255;
 
-/// Lets through what a checkpoint, or a file of one, may be called: one component of a path anywhere, that is not hidden and is written
-/// the same in a folder and in a URL.
+/// Checks the name of a checkpoint or of a file in one: a single path component that is not hidden
+/// and is spelled the same in a folder and in a URL.
 ///
 /// # Errors
 /// It is no such name.

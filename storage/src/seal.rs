@@ -1,5 +1,5 @@
-//! The seal of a checkpoint: what belongs to it. It carries its own sum, so that damage to it is not taken for another
-//! version's format.
+//! The seal of a checkpoint: the list of its files. It has a checksum of its own, so that damage to
+//! it is not mistaken for another format version.
 
 use std::collections::BTreeMap;
 
@@ -9,37 +9,37 @@ use sha2::{Digest, Sha256};
 
 use crate::names;
 
-/// Its file in a checkpoint.
+/// The name of the seal's file in a checkpoint.
 pub const FILE: &str = "checkpoint.json";
-/// Longest that is read, in bytes; those that are written have a few hundred.
+/// Maximal size that is read, in bytes; real seals have a few hundred.
 pub const LARGEST: u64 = 1 << 20;
-/// Raised when older programs cannot read newer checkpoints.
+/// The version of the format; incremented when older programs cannot read newer checkpoints.
 pub const FORMAT: u64 = 1;
-/// Key of the sum over all other keys.
+/// The key of the checksum over all other keys.
 const SUM: &str = "sha256";
 
 /// A file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// Its name.
+    /// The name of the file.
     pub name: String,
-    /// Bytes.
+    /// The size, in bytes.
     pub size: u64,
-    /// Of its content, as hex.
+    /// The SHA-256 of the content, in hex.
     pub sha256: String,
 }
 
-/// Why a seal is not used.
+/// Why a seal cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// It is not what was written.
+    /// It does not match its checksum, or is invalid.
     Damaged(String),
-    /// It is of this format.
+    /// It has this format version.
     Version(u64),
 }
 
-/// A seal for these files.
+/// The seal for these files.
 pub fn write(files: &[Entry]) -> serde_json::Result<Vec<u8>> {
     let mut seal = BTreeMap::from([
         ("format".to_owned(), Value::from(FORMAT)),
@@ -49,7 +49,7 @@ pub fn write(files: &[Entry]) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec_pretty(&seal)
 }
 
-/// The files that a seal lists.
+/// Reads the files that a seal lists.
 pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, Broken> {
     let damaged = |problem: String| Broken::Damaged(format!("{FILE}: {problem}"));
     let unreadable = |error: serde_json::Error| damaged(error.to_string());
@@ -64,7 +64,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, Broken> {
         None => return Err(damaged("it has no format".to_owned())),
     }
     let files: Vec<Entry> = serde_json::from_value(seal.remove("files").unwrap_or_default()).map_err(unreadable)?;
-    // A sum keeps accidents out, not people: names are looked at all the same.
+    // A checksum detects accidents, not attacks: names are checked all the same.
     for file in &files {
         names::check(&file.name).map_err(|error| damaged(error.to_string()))?;
     }

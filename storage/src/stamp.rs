@@ -2,50 +2,52 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Checkpoints, Error};
 
-/// The file of a checkpoint that says which state it holds.
+/// The file of a checkpoint that identifies its state.
 pub const STAMP: &str = "state.json";
-/// Raised when older programs cannot read newer checkpoints.
+/// The version of the format; incremented when older programs cannot read newer checkpoints.
 pub const STAMP_FORMAT: u64 = 3;
 
-/// Which state of which run a checkpoint holds. Its seal covers it like every file; so of two checkpoints that are exchanged for one
-/// another, or of one that is put beside another run's, each is whole, and says that it is not what was looked for.
+/// The identity of a checkpoint's state: run, point and parameters. The seal covers this file like
+/// every other. If two checkpoints are exchanged, or one is copied to another run's folder, each is
+/// intact, but its stamp shows that it is not the expected one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// [`STAMP_FORMAT`], or that of an older program.
+    /// [`STAMP_FORMAT`], or the version of an older program.
     pub format: u64,
-    /// Name of the run.
+    /// The name of the run.
     pub run: String,
-    /// What tells it apart from others of that name; empty in older formats, like all that follows but for the place.
+    /// The unique id of the run. Empty in older formats, as are all following fields but the point
+    /// of the run.
     #[serde(default)]
     pub run_id: String,
-    /// What the checkpoint is called.
+    /// The name of the checkpoint.
     #[serde(default)]
     pub checkpoint: String,
-    /// Position of the stage in the run file.
+    /// The number of the stage in the run file, from 0.
     pub stage: u32,
-    /// Name of the stage.
+    /// The name of the stage.
     pub stage_name: String,
-    /// Steps of the stage that were applied.
+    /// The number of steps of the stage that were applied.
     pub step: u64,
-    /// Over all parameters of the run's own models.
+    /// The SHA-256 of all parameters of the run's own models.
     pub parameters_sha256: String,
     /// The generation that saved it.
     #[serde(default)]
     pub generation: u64,
-    /// Where the journal was when the state was to be saved.
+    /// The head of the journal when the save was ordered.
     #[serde(default)]
     pub journal: JournalHead,
-    /// Where the stage's present sequence of samples begins.
+    /// The start of the stage's current sequence of samples.
     #[serde(default)]
     pub sequence: Sequence,
 }
 
-/// The last of the journal's chained records: it stands for all before it.
+/// The head of the journal's hash chain: it identifies all records up to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalHead {
-    /// Its number, from 1; 0 before the first.
+    /// The number of the last record, from 1; 0 if there is none.
     pub sequence: u64,
-    /// Its SHA-256 in hex.
+    /// The hash of that record, SHA-256 in hex.
     pub hash: String,
 }
 
@@ -55,20 +57,20 @@ impl std::fmt::Display for JournalHead {
     }
 }
 
-/// Where a stage's sequence of samples begins, other than at its first step where training data were exchanged.
+/// The start of a stage's sequence of samples: not at its first step if the training data changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sequence {
-    /// The step whose first sample is the sequence's first.
+    /// The step whose first sample is the first of the sequence.
     pub step: u64,
-    /// The number of its first epoch.
+    /// The number of the first epoch.
     pub epoch: u64,
 }
 
 impl Checkpoints {
-    /// What the checkpoint `name` says of itself.
+    /// The stamp of the checkpoint `name`.
     ///
     /// # Errors
-    /// It is damaged, of a format that is not read here, or cannot be reached.
+    /// It is damaged, of an unknown format, or cannot be read.
     pub fn stamp(&self, name: &str) -> Result<Stamp, Error> {
         let text = self.read_file(name, STAMP)?;
         let damaged = |problem: String| Error::Damaged { place: self.place_of(name, STAMP), problem };

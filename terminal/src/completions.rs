@@ -12,7 +12,7 @@ pub struct Completions {
 }
 
 impl Completions {
-    /// Prints it.
+    /// Prints the script.
     ///
     /// # Errors
     /// Standard output cannot be written.

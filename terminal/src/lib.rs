@@ -1,4 +1,5 @@
-//! What both programs do alike in a terminal: logs, output, progress bars, signals, completions, permissions of new files.
+//! Code for both programs' use of the terminal: logs, output, progress bars, signals, completions,
+//! and permissions of new files.
 
 mod completions;
 mod logs;
@@ -14,7 +15,7 @@ pub use output::{complain, one_line, out, tell};
 pub use progress::{bar, hidden, spinner};
 pub use signals::EndSignals;
 
-/// Whether colours are unwanted: <https://no-color.org>.
+/// Whether `NO_COLOR` is set: <https://no-color.org>.
 #[must_use]
 pub fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())

@@ -20,15 +20,15 @@ enum Format {
 }
 
 impl Logs {
-    /// Starts to write what this process logs.
+    /// Installs the log subscriber of this process.
     ///
     /// # Panics
-    /// It was started before.
+    /// If one is installed already.
     pub fn start(&self) {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
         let colours = std::io::stderr().is_terminal() && !crate::no_color();
         let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).with_ansi(colours);
-        // Where standard error is gone, nobody can be told of it there.
+        // If standard error is closed, errors cannot be reported there.
         let logs = logs.log_internal_errors(false);
         match self.log_format {
             Format::Human => logs.init(),

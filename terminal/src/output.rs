@@ -1,32 +1,32 @@
-//! Standard output and standard error, whose readers may go away, and which may be a terminal: what peers and files bring along must
-//! not steer it.
+//! Standard output and standard error. Readers may close them, and they may be terminals: text from
+//! peers and files must not control the terminal.
 
 use std::borrow::Cow;
 use std::fmt::{Arguments, Write as _};
 use std::io::{ErrorKind, Result, StdoutLock, Write, stderr, stdout};
 
-/// Standard output. Control characters are written as `\u001b`, which JSON reads, too. Once its reader has closed it, as `head` does,
-/// the process ends well: nobody wants to know the rest.
+/// Standard output. Control characters are written as `\u001b`, which is valid in JSON, too. If its
+/// reader has closed it, as `head` does, the process ends without an error.
 ///
-/// Not for processes that have more to do than to print: see [`tell`].
+/// Not for processes that do more than printing: see [`tell`].
 #[must_use]
 pub fn out() -> impl Write {
     Output(stdout().lock())
 }
 
-/// Prints a line if that is possible. For processes that go on in any case.
+/// Prints a line, and ignores failure. For processes that continue in any case.
 pub fn tell(line: Arguments<'_>) {
     let mut out = stdout().lock();
     _ = writeln!(out, "{}", printable(&line.to_string())).and_then(|()| out.flush());
 }
 
-/// Says something on standard error, if that is possible.
+/// Prints to standard error, and ignores failure.
 pub fn complain(text: Arguments<'_>) {
     _ = writeln!(stderr(), "{}", printable(&text.to_string()));
 }
 
-/// What a peer says, as one line that does not steer a terminal: its first `max_chars` characters, of which those that would steer are
-/// spelled out.
+/// A peer's text as one line that is safe for a terminal: its first `max_chars` characters, with
+/// control characters escaped.
 #[must_use]
 pub fn one_line(text: &str, max_chars: usize) -> String {
     let mut chars = text.chars();
@@ -41,7 +41,7 @@ impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> Result<usize> {
         let written = match std::str::from_utf8(bytes) {
             Ok(text) => self.0.write_all(printable(text).as_bytes()).map(|()| bytes.len()),
-            // The name of a file need not be text.
+            // The name of a file need not be Unicode.
             Err(_) => self.0.write(bytes),
         };
         unless_closed(written)
@@ -59,7 +59,8 @@ fn unless_closed<T>(result: Result<T>) -> Result<T> {
     })
 }
 
-/// A text without control characters other than tabs and line breaks, nor such as turn the direction of writing.
+/// The text with control characters escaped, other than tabs and line breaks, and also those that
+/// change the direction of writing.
 fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(steers) {
         return text.into();
@@ -76,7 +77,7 @@ fn printable(text: &str) -> Cow<'_, str> {
     printable.into()
 }
 
-/// Whether a terminal may take a character for an order.
+/// Whether a character may control a terminal.
 fn steers(c: char) -> bool {
     let is_direction = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c != '\n' && c != '\t' && (c.is_control() || is_direction)

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Between two pictures of a spinner.
+/// The interval of a spinner's frames.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A bar over `length` of something, with how fast it goes and how long it is until the end. It is drawn on stderr where that is a
-/// terminal; elsewhere the last line of a program says it all.
+/// A progress bar over `length` units, with rate and remaining time. Drawn on stderr if that is a
+/// terminal; otherwise nothing is drawn.
 #[must_use]
 pub fn bar(length: u64, unit: &str) -> ProgressBar {
     let style =
@@ -17,7 +17,7 @@ pub fn bar(length: u64, unit: &str) -> ProgressBar {
     ProgressBar::with_draw_target(Some(length), target()).with_style(style)
 }
 
-/// Says what takes long where nobody knows how long; drawn as [`bar`] is.
+/// A spinner for an operation of unknown duration; drawn as [`bar`] is.
 #[must_use]
 pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let spinner = ProgressBar::with_draw_target(None, target()).with_message(message);
@@ -25,7 +25,7 @@ pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     spinner
 }
 
-/// A bar that nobody sees.
+/// An invisible bar.
 #[must_use]
 pub fn hidden() -> ProgressBar {
     ProgressBar::hidden()

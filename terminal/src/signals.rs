@@ -2,22 +2,23 @@ use std::io::Result;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals by which a process is asked to end: SIGTERM, SIGINT, and SIGHUP of a terminal that is closed.
+/// The signals that ask a process to end: SIGTERM, SIGINT, and SIGHUP of a closed terminal.
 #[derive(Debug)]
 pub struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
-    /// None where whoever started this process had it ignored, as `nohup` does.
+    /// None if the parent process has set SIGHUP to be ignored, as `nohup` does.
     hangup: Option<Signal>,
 }
 
 impl EndSignals {
-    /// Listens from now on. SIGUSR1 and SIGUSR2, by which batch systems warn their scripts, no longer end this process.
+    /// Installs handlers. SIGUSR1 and SIGUSR2, with which batch systems warn their scripts, no
+    /// longer end this process.
     ///
     /// # Errors
-    /// What the system says.
+    /// A handler cannot be installed.
     pub fn listen() -> Result<Self> {
-        // What was listened for once is never again what ends a process.
+        // Once tokio has installed a handler, the signal never ends the process again.
         for kind in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
             drop(signal(kind)?);
         }
@@ -25,7 +26,7 @@ impl EndSignals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup })
     }
 
-    /// Waits until the process is asked to end.
+    /// Waits for the first signal to end.
     pub async fn asked(&mut self) {
         let Self { terminate, interrupt, hangup } = self;
         let hung_up = async {
@@ -41,7 +42,8 @@ impl EndSignals {
         }
     }
 
-    /// Waits until it is asked again, by somebody who will not wait. A closed terminal may say so more than once, and is none.
+    /// Waits for a second request to end, as from an impatient user. A closed terminal may send
+    /// SIGHUP more than once, which does not count.
     pub async fn asked_again(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -56,7 +58,7 @@ fn is_hangup_ignored() -> bool {
     is_ignored(&status, SignalKind::hangup())
 }
 
-/// Whether the mask of ignored signals in a process's `/proc/PID/status` has this one.
+/// Whether the mask of ignored signals in a process's `/proc/PID/status` contains this signal.
 fn is_ignored(status: &str, kind: SignalKind) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! CLIP weights at random: the layout of the published ones, small.
+//! Random CLIP weights in the layout of the published ones, but small.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -8,7 +8,8 @@ use weights::{Dtype, Tensor};
 const WIDTH: usize = 64;
 const EMBEDDING: usize = 32;
 
-/// Writes weights under OpenAI's names as safetensors: images of 32 x 32, 4 patches, one layer a tower, CLIP's vocabulary.
+/// Writes weights under OpenAI's names as safetensors: images of 32 x 32 pixels, 4 patches, one
+/// layer per encoder, CLIP's vocabulary.
 ///
 /// # Panics
 /// The file cannot be written.
@@ -36,7 +37,7 @@ pub fn write(path: &Path, seed: u64) {
         shapes.extend(with_bias(&part("mlp.c_fc"), vec![4 * WIDTH, WIDTH]));
         shapes.extend(with_bias(&part("mlp.c_proj"), vec![WIDTH, 4 * WIDTH]));
     }
-    // What OpenAI's own files have beside their parameters, by which they are recognised.
+    // Non-parameters by which OpenAI's own files are recognized.
     shapes.extend(["input_resolution", "context_length", "vocab_size"].map(|name| (name.to_owned(), vec![])));
     let mut state = seed;
     let tensors: Vec<_> = shapes.into_iter().map(|(name, shape)| (name, random(shape, &mut state))).collect();
@@ -48,7 +49,7 @@ fn with_bias(name: &str, shape: Vec<usize>) -> [(String, Vec<usize>); 2] {
     [(format!("{name}.weight"), shape), (format!("{name}.bias"), bias)]
 }
 
-/// Numbers in -0.1..0.1, by a linear congruential generator: nothing depends on their quality.
+/// Numbers in -0.1..0.1 from a linear congruential generator, whose quality does not matter here.
 fn random(shape: Vec<usize>, state: &mut u64) -> Tensor<'static> {
     let count = shape.iter().product::<usize>();
     let numbers = (0..count).flat_map(|_| {

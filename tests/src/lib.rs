@@ -1,4 +1,5 @@
-//! What the end-to-end tests share: a small world, a run file, and real processes on loopback that end with the test.
+//! Common code of the end-to-end tests: a small synthetic data set, run files, and real processes
+//! on the loopback that end with the test.
 
 pub mod chaos;
 pub mod clip;
@@ -13,13 +14,13 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
-/// Longer than any wait of these tests on a busy machine; reaching it is a failure, not a measurement.
+/// Longer than any wait of these tests on a busy machine; a failure if reached.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The program called `name`, as built beside these tests.
 ///
 /// # Panics
-/// It was not built: cargo builds the programs when it tests the whole workspace.
+/// If it was not built: cargo builds the programs when it tests the whole workspace.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
     // .../target/PROFILE/deps/TEST, or .../target/PROFILE/PROGRAM
@@ -30,7 +31,7 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// Environment variables that programs listen to.
+/// Environment variables that the programs read.
 const VARIABLES: [&str; 16] = [
     "RANK",
     "WORLD_SIZE",
@@ -50,8 +51,8 @@ const VARIABLES: [&str; 16] = [
     "DICO_LOG_FORMAT",
 ];
 
-/// A command that runs `name` alone on one thread, without the caller's environment variables. It hears of closed terminals, also
-/// where the tests are run by `nohup`.
+/// A command that runs `name` on one thread, without the caller's environment variables. SIGHUP is
+/// not ignored, even if the tests are run by `nohup`.
 #[must_use]
 pub fn command(name: &str) -> Command {
     let mut command = Command::new("env");
@@ -69,7 +70,7 @@ pub fn run(name: &str, arguments: &[&str]) -> Output {
     command(name).args(arguments).output().expect("the program starts")
 }
 
-/// What a program said on stderr in its last line, after `NAME: error: `.
+/// The last line of a program's stderr, after `NAME: error: `.
 #[must_use]
 pub fn error_line(output: &Output) -> String {
     assert!(!output.status.success(), "it should have failed");
@@ -78,12 +79,12 @@ pub fn error_line(output: &Output) -> String {
     line.split_once(": error: ").unwrap_or_else(|| panic!("no error line in {text:?}")).1.to_owned()
 }
 
-/// A folder with a small world and run files in it.
+/// A folder with a small synthetic data set and run files.
 pub struct Place {
     folder: PathBuf,
-    /// Where the folder goes with the test.
+    /// Deletes the folder with the test.
     _temporary: Option<TempDir>,
-    /// What coordinators and workers find in their environment besides the test's own.
+    /// Further environment variables of coordinators and workers.
     pub environment: Vec<(&'static str, String)>,
 }
 
@@ -94,25 +95,27 @@ impl Default for Place {
 }
 
 impl Place {
-    /// Draws a world of 60 images.
+    /// A folder with a data set of 60 images.
     #[must_use]
     pub fn new() -> Self {
         Self::with_images(60)
     }
 
-    /// Draws a world of so many images, a tenth of them for validation.
+    /// A folder with a data set of this number of images, a tenth of them for validation.
     #[must_use]
     pub fn with_images(images: u32) -> Self {
         Self::draw(images, &[])
     }
 
-    /// Draws a world of 60 images, and generated images and captions for the training split.
+    /// A folder with a data set of 60 images, and generated images and captions for the training
+    /// split.
     #[must_use]
     pub fn with_positives() -> Self {
         Self::with_images_and_positives(60)
     }
 
-    /// Draws a world of so many images, and generated images and captions for the training split.
+    /// A folder with a data set of this number of images, and generated images and captions for the
+    /// training split.
     #[must_use]
     pub fn with_images_and_positives(images: u32) -> Self {
         Self::draw(images, &["--positives"])
@@ -124,7 +127,7 @@ impl Place {
         Self { _temporary: Some(folder), ..place }
     }
 
-    /// Draws a world in a folder that stays.
+    /// A data set in a folder that is not deleted.
     #[must_use]
     pub fn kept(folder: &Path, images: u32, more: &[&str]) -> Self {
         let folder = std::path::absolute(folder).expect("the current folder has a path");
@@ -136,13 +139,13 @@ impl Place {
         Self { folder, _temporary: None, environment: Vec::new() }
     }
 
-    /// A path inside it.
+    /// A path inside the folder.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// Writes a run file for `workers` workers: a few steps of each stage, then `more` of YAML.
+    /// Writes a run file for `workers` workers: a few steps of each stage, then `more` YAML.
     #[must_use]
     pub fn run_file(&self, name: &str, workers: u32, more: &str) -> PathBuf {
         let folder = self.folder.display();
@@ -161,7 +164,8 @@ impl Place {
         path
     }
 
-    /// Writes a run file for one worker and one stage: its state is saved often, and all of that is kept.
+    /// Writes a run file for one worker and one stage with frequent checkpoints, all of which are
+    /// kept.
     #[must_use]
     pub fn saving_run_file(&self, name: &str) -> PathBuf {
         let folder = self.folder.display();
@@ -177,13 +181,13 @@ impl Place {
         path
     }
 
-    /// The journal of a run, to read.
+    /// The journal of a run, for reading.
     #[must_use]
     pub fn journal(&self, name: &str) -> Connection {
         self.try_journal(name).expect("the run has a journal")
     }
 
-    /// The journal of a run, to read, once there is one.
+    /// The journal of a run, for reading; none if it does not exist yet.
     #[must_use]
     pub fn try_journal(&self, name: &str) -> Option<Connection> {
         let path = self.path(name).join("coordinator/journal.sqlite");
@@ -192,7 +196,7 @@ impl Place {
         (ready > 0).then_some(connection)
     }
 
-    /// The particulars of the events of a kind in the journal of a run, in order.
+    /// The details of the events of a kind in the journal of a run, in order.
     #[must_use]
     pub fn events(&self, name: &str, kind: &str) -> Vec<serde_json::Value> {
         let journal = self.journal(name);
@@ -234,10 +238,10 @@ pub fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
     tensors.iter().map(|(name, view)| (name.to_owned(), values(view.data()))).collect()
 }
 
-/// Asks again and again until there is something.
+/// Polls until there is a value.
 ///
 /// # Panics
-/// There is nothing for longer than any wait of these tests.
+/// If there is none for longer than any wait of these tests.
 pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -249,7 +253,7 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A process that is killed when the test is over.
+/// A process that is killed when it is dropped.
 pub struct Process {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -266,7 +270,7 @@ impl Process {
         Self { child, stdout, log }
     }
 
-    /// The next line of stdout.
+    /// The next line of its stdout.
     pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).expect("stdout can be read");
@@ -274,7 +278,7 @@ impl Process {
         line
     }
 
-    /// All of stderr so far.
+    /// Its stderr so far.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -285,25 +289,26 @@ impl Process {
         self.signal("TERM");
     }
 
-    /// Sends a signal, by its name without `SIG`. The process may have ended meanwhile.
+    /// Sends a signal, by its name without `SIG`. The process may have ended already.
     pub fn signal(&self, name: &str) {
         let number = self.child.id().to_string();
         let sent = Command::new("kill").arg(format!("-{name}")).arg(number).stderr(Stdio::null()).status();
         sent.expect("kill is there");
     }
 
-    /// Whether it has ended.
+    /// Whether the process has ended.
     pub fn ended(&mut self) -> bool {
         self.child.try_wait().expect("a child can be waited for").is_some()
     }
 
-    /// Whether it ended well, and the rest of its stdout.
+    /// Waits for its end. Returns whether it succeeded, and the rest of its stdout.
     pub fn finish(self) -> (bool, String) {
         let (code, rest) = self.exit();
         (code == Some(0), rest)
     }
 
-    /// Its exit code, none if a signal ended it, and the rest of its stdout.
+    /// Waits for its end. Returns its exit code, none if a signal ended it, and the rest of its
+    /// stdout.
     pub fn exit(mut self) -> (Option<i32>, String) {
         let started = Instant::now();
         let status = loop {
@@ -324,13 +329,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         _ = self.child.kill();
         _ = self.child.wait();
     }
 }
 
-/// A coordinator on ports of the system's choosing.
+/// A coordinator on free ports.
 pub struct Coordinator {
     /// The process.
     pub process: Process,
@@ -341,13 +346,14 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Starts it and waits until it listens.
+    /// Starts a coordinator, and waits until it listens.
     #[must_use]
     pub fn start(place: &Place, run_file: &Path) -> Self {
         Self::start_with(place, run_file, "http", &[])
     }
 
-    /// Starts it with more options, to be reached by this scheme, and waits until it listens.
+    /// Starts a coordinator with more options and this scheme of its URL, and waits until it
+    /// listens.
     #[must_use]
     pub fn start_with(place: &Place, run_file: &Path, scheme: &str, more: &[&str]) -> Self {
         let mut command = command("coordinator");
@@ -360,10 +366,10 @@ impl Coordinator {
         Self { url: format!("{scheme}://{}", address("grpc=")), http: address("http="), process }
     }
 
-    /// How the run stands, as `coordinator status` says it.
+    /// The status, as `coordinator status` prints it.
     ///
     /// # Panics
-    /// It does not answer.
+    /// If it does not answer.
     #[must_use]
     pub fn status(&self) -> serde_json::Value {
         let status = run("coordinator", &["status", "--coordinator", &self.url, "--json"]);
@@ -386,13 +392,13 @@ impl Coordinator {
     }
 }
 
-/// The hash that a worker which finished the run printed.
+/// The hash that a worker prints when it has finished the run.
 #[must_use]
 pub fn printed_hash(printed: &str) -> Option<String> {
     printed.split_whitespace().find_map(|word| word.strip_prefix("parameters_sha256=")).map(str::to_owned)
 }
 
-/// Runs a run file to its end; the hash that each worker says its parameters have.
+/// Runs a run file to its end. Returns the hash of each worker's parameters.
 pub fn complete(place: &Place, run_file: &Path, workers: u32) -> Vec<String> {
     let coordinator = Coordinator::start(place, run_file);
     let workers: Vec<Process> = (0..workers).map(|rank| coordinator.worker(place, rank)).collect();

@@ -1,19 +1,20 @@
-//! Machines of their own on this one: network namespaces on a switch, whose cables can be pulled.
+//! Simulated machines on this one: network namespaces on a switch, whose links can be cut.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Numbers the networks of this process.
+/// Counts the networks of this process.
 static NETWORKS: AtomicU32 = AtomicU32::new(0);
 
-/// A switch and the machines on it, gone with the test.
+/// A switch with the machines on it, removed when dropped.
 pub struct Network {
     name: String,
     machines: u32,
 }
 
 impl Network {
-    /// So many machines, or none where this process may not make network namespaces.
+    /// A network of this number of machines; none if this process may not create network
+    /// namespaces.
     #[must_use]
     pub fn new(machines: u32) -> Option<Self> {
         let name = format!("d{}x{}", std::process::id() % 100_000, NETWORKS.fetch_add(1, Ordering::Relaxed));
@@ -56,7 +57,7 @@ impl Network {
         format!("10.213.7.{}", machine + 1)
     }
 
-    /// The same command, on a machine of its own.
+    /// The same command, on one of the machines.
     #[must_use]
     pub fn on(&self, machine: u32, command: &Command) -> Command {
         let mut there = Command::new("ip");
@@ -71,17 +72,17 @@ impl Network {
         there
     }
 
-    /// Pulls a machine's cable.
+    /// Cuts a machine's link.
     pub fn pull(&self, machine: u32) {
         assert!(ip(&format!("-n {} link set p{machine} down", self.switch())));
     }
 
-    /// Plugs it in again.
+    /// Restores the link.
     pub fn plug(&self, machine: u32) {
         assert!(ip(&format!("-n {} link set p{machine} up", self.switch())));
     }
 
-    /// What two machines send each other is lost from now on.
+    /// Drops all packets between two machines from now on.
     pub fn separate(&self, one: u32, other: u32) {
         for (from, to) in [(one, other), (other, one)] {
             assert!(ip(&format!("-n {} route add blackhole {}/32", self.namespace(from), self.address(to))));

@@ -164,7 +164,8 @@ fn an_exported_evaluator_scores_as_the_checkpoint_does() {
     assert_eq!(with_factors, plain + 2 * (4 * 5 + 1));
     assert!(merged.ends_with("merged.pth,family=openai,text_heads=4,vision_heads=4"), "{merged}");
 
-    // What people say of the images that it learned from: others have cosines below zero, which scores do not show.
+    // The reference captions of the images that it was trained on: for others cosines are below
+    // zero, which scores do not show.
     let captions = text(&place.path("captions.json"));
     let data = std::fs::read_to_string(place.path("world/dataset.json")).unwrap();
     let data: Value = serde_json::from_str(&data).unwrap();

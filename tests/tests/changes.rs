@@ -150,7 +150,8 @@ fn a_worker_that_stays_takes_the_settings_of_the_restarted_coordinator() {
     assert_eq!(count(&journal, "generation = 1"), old);
     assert!(worker.log().contains("continuing with the coordinator's new settings"), "{}", worker.log());
 
-    // What is read with the data needs them anew: then it starts from the last checkpoint.
+    // A setting of data loading takes effect only when data are loaded again: from the last
+    // checkpoint.
     wait_for_checkpoint(&place, 20);
     drop(coordinator);
     replace(&config, "data:\n", "data:\n  skip_corrupt: true\n");

@@ -1,4 +1,5 @@
-//! Workers that come and go, states that cannot be read, disks that are full: the run goes on, and every sample is trained on once.
+//! Workers that join and leave, states that cannot be read, disks that are full: the run continues,
+//! and each sample is trained on once.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! Who may read and write the files that the programs write, whatever umask they inherit, and what is said of secrets that everybody
-//! can read.
+//! Permissions of the files that the programs write, whatever umask they inherit, and warnings
+//! about secrets that all users can read.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

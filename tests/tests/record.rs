@@ -40,7 +40,7 @@ fn printed(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Goes on with a run whose journal is of no use, to its end.
+/// Recovers a run whose journal is unusable, and runs it to its end.
 fn recover(place: &Place, config: &Path) {
     let coordinator = Coordinator::start_with(place, config, "http", &["--recover"]);
     assert!(coordinator.worker(place, 0).finish().0 && coordinator.process.finish().0);

@@ -11,7 +11,7 @@ fn score(references: &str, candidates: &str, more: &[&str]) -> std::process::Out
         path
     });
     let mut command = command("worker");
-    // The tables of whoever runs the tests would change METEOR.
+    // Tables from the environment would change METEOR.
     command.env_remove("DICO_METEOR_JAR").env_remove("DICO_METEOR_PARAPHRASES");
     command.arg("score").arg("--references").arg(refs).arg("--candidates").arg(cands).args(more);
     command.output().unwrap()

@@ -1,4 +1,4 @@
-//! Who is let in, with the programs as an operator runs them.
+//! Access control, with the programs as an operator runs them.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,7 +16,8 @@ fn authority(name: &str) -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// Options with a certificate that is good until then, of one authority, for somebody who believes in another.
+/// Options for a certificate valid until that year, signed by one authority, with another as its
+/// trust root.
 fn certificate(place: &Place, name: &str, until: i32, signed_by: &Authority, believes: &Authority) -> Vec<String> {
     let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
     params.not_after = rcgen::date_time_ymd(until, 1, 1);

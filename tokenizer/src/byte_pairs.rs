@@ -1,9 +1,9 @@
-//! CLIP's tokens as strings, and the merges of its byte-pair encoding, as tokenizer files of other
-//! programs need them.
+//! CLIP's tokens as strings, and the merges of its byte-pair encoding, for tokenizer files of other
+//! programs.
 //!
-//! The crate that encodes does not hand them out, but they follow from what it decodes: token
-//! 512 + i is the result of merge i, and merges apply in order. So the merges before number i reduce
-//! the bytes of token 512 + i to two tokens, and these two are merge i.
+//! The crate for encoding does not export them, but they follow from its decoding: token 512 + i is
+//! the result of merge i, and merges apply in order. So the merges before number i reduce the bytes
+//! of token 512 + i to two tokens, and these two are merge i.
 
 use std::collections::HashMap;
 
@@ -11,27 +11,27 @@ use instant_clip_tokenizer::{Token, Tokenizer};
 
 use super::CLIP_BEGIN;
 
-/// Tokens of one byte: each alone, then each at the end of a word.
+/// The number of single bytes. Each has a token, and another one for the end of a word.
 const BYTES: u16 = 256;
-/// What vocabulary files write after the last token of a word.
+/// The suffix of a word's last token in vocabulary files.
 const WORD_END: &str = "</w>";
-/// A token can begin or end inside a character, and the decoder replaces incomplete characters.
-/// Between these bytes every token is whole: after the first byte of a character of two, three or
-/// four, and before the bytes that its own last character lacks.
+/// A token may begin or end inside a character, and the decoder replaces incomplete characters.
+/// Between these bytes every token is complete: after the first byte of a character of two, three
+/// or four bytes, and before the missing bytes of its own last character.
 const BEFORE: [&[u8]; 4] = [b"", b"\xC3", b"\xE1", b"\xF1"];
 const AFTER: [&[u8]; 7] = [b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xBF", b"\xBF\x80", b"\xBF\x80\x80"];
 
-/// Tokens and merges of a byte-pair encoding.
+/// The tokens and merges of a byte-pair encoding.
 pub struct BytePairs {
-    /// Each of CLIP's tokens but begin and end, in the alphabet of [`letters`], with [`WORD_END`] at
+    /// CLIP's tokens without begin and end, in the alphabet of [`letters`], with [`WORD_END`] at
     /// the end of a word.
     pub tokens: Vec<String>,
-    /// Merge i makes token 512 + i of these two.
+    /// Merge i produces token 512 + i from these two.
     pub merges: Vec<[u16; 2]>,
 }
 
 impl BytePairs {
-    /// Recovers them from the crate's tokenizer.
+    /// Derives them from the crate's tokenizer.
     pub fn of(clip: &Tokenizer) -> Self {
         let letters = letters();
         let mut number = [0; BYTES as usize];
@@ -63,18 +63,18 @@ impl BytePairs {
     }
 }
 
-/// Whether a byte is a character of Latin-1 that leaves a mark on paper.
+/// Whether a byte is a printable character of Latin-1.
 fn prints(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..)
 }
 
-/// Bytes in the order of their tokens: those that print, then the others.
+/// Bytes in the order of their tokens: printable ones, then the others.
 fn bytes_in_order() -> impl Iterator<Item = u8> {
     (0..=u8::MAX).filter(|&byte| prints(byte)).chain((0..=u8::MAX).filter(|&byte| !prints(byte)))
 }
 
-/// The character that stands for each byte: those that print stand for themselves, the others are
-/// U+0100 and following.
+/// The character for each byte: printable ones stand for themselves, the others are U+0100 and
+/// following.
 fn letters() -> [char; BYTES as usize] {
     let mut letters = ['\0'; BYTES as usize];
     for byte in (0..=u8::MAX).filter(|&byte| prints(byte)) {
@@ -100,14 +100,14 @@ fn spell(clip: &Tokenizer, number: &[u16; BYTES as usize], token: u16) -> (Vec<u
             is_whole.then(|| text.as_bytes()[before.len()..text.len() - after.len()].to_vec())
         },
     );
-    // The replacement character has a token of its own.
+    // The replacement character has its own token.
     let mut bytes = whole.unwrap_or_else(|| decode(b"", b"").into_bytes());
-    // The decoder puts a space after words, and words contain none.
+    // The decoder adds a space after words, and words contain none.
     let ends_word = bytes.pop_if(|last| *last == b' ').is_some();
     (bytes, ends_word)
 }
 
-/// Applies merges, the earliest first, until there is none to apply.
+/// Applies merges, the earliest first, until none applies.
 fn reduce(parts: &mut Vec<u16>, results: &HashMap<(u16, u16), u16>) {
     loop {
         let pairs = parts.windows(2).enumerate();
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!((tokens.len(), merges.len()), (49_406, 48_894));
         let lines = merges.iter().map(|pair| pair.map(|part| tokens[usize::from(part)].as_str()).join(" "));
         let lines = lines.collect::<Vec<_>>().join("\n");
-        // Of lines 2 to 48,895 of bpe_simple_vocab_16e6.txt.
+        // The SHA-256 of lines 2 to 48,895 of bpe_simple_vocab_16e6.txt.
         let published = "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a";
         assert_eq!(format!("{:x}", Sha256::digest(lines)), published);
     }

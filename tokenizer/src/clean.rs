@@ -1,6 +1,6 @@
-//! Text as OpenAI's `clip.tokenize` reads it (`clip/simple_tokenizer.py`): broken encodings are repaired
-//! by ftfy, HTML is unescaped twice, white space is folded, letters become small. The fast tokenizer of
-//! Hugging Face does none of the first three.
+//! Text normalization as in OpenAI's `clip.tokenize` (`clip/simple_tokenizer.py`): ftfy repairs
+//! broken encodings, HTML is unescaped twice, white space is collapsed, letters become lower-case.
+//! Hugging Face's fast tokenizer does only the last.
 
 use std::sync::LazyLock;
 
@@ -10,14 +10,15 @@ use regex::{Captures, Regex};
 static REFERENCES: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"&(#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\x0c <&#;]{1,32};?)").expect("the pattern is valid")
 });
-/// Names that HTML knows without a semicolon, too.
+/// Names that HTML also accepts without a semicolon.
 const WITHOUT_SEMICOLON: &str = " AElig AMP Aacute Acirc Agrave Aring Atilde Auml COPY Ccedil ETH Eacute Ecirc Egrave Euml GT \
     Iacute Icirc Igrave Iuml LT Ntilde Oacute Ocirc Ograve Oslash Otilde Ouml QUOT REG THORN Uacute Ucirc Ugrave Uuml Yacute \
     aacute acirc acute aelig agrave amp aring atilde auml brvbar ccedil cedil cent copy curren deg divide eacute ecirc egrave eth \
     euml frac12 frac14 frac34 gt iacute icirc iexcl igrave iquest iuml laquo lt macr micro middot nbsp not ntilde oacute ocirc \
     ograve ordf ordm oslash otilde ouml para plusmn pound quot raquo reg sect shy sup1 sup2 sup3 szlig thorn times uacute ucirc \
     ugrave uml uuml yacute yen yuml ";
-/// What numbers from 0x80 to 0x9F stand for: Windows' characters (HTML, "numeric character reference end state").
+/// The characters for numbers from 0x80 to 0x9F: those of Windows-1252 (HTML, "numeric character
+/// reference end state").
 const WINDOWS: [char; 32] = [
     '\u{20ac}', '\u{81}', '\u{201a}', '\u{192}', '\u{201e}', '\u{2026}', '\u{2020}', '\u{2021}', '\u{2c6}', '\u{2030}',
     '\u{160}', '\u{2039}', '\u{152}', '\u{8d}', '\u{17d}', '\u{8f}', '\u{90}', '\u{2018}', '\u{2019}', '\u{201c}',
@@ -25,19 +26,19 @@ const WINDOWS: [char; 32] = [
     '\u{17e}', '\u{178}',
 ];
 
-/// The text that is merged to tokens.
+/// Normalizes a text for tokenization.
 pub fn clean(text: &str) -> String {
     if is_plain(text) {
         return text.to_ascii_lowercase();
     }
-    // What no reference may stand for is left out by `html.unescape`, but not by the port of ftfy.
+    // `html.unescape` drops invalid references, but the port of ftfy does not.
     let fixed = plsfix::fix_text(&without_invalid(text), None);
     let unescaped = unescape(&unescape(&fixed));
     let words = unescaped.split(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c));
     words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// Whether there is nothing to do but to make letters small: so it is with nearly all captions.
+/// Whether only lower-casing is needed, as for nearly all captions.
 fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'&')
 }
@@ -55,7 +56,7 @@ fn unescape(text: &str) -> String {
     REFERENCES.replace_all(text, |found: &Captures<'_>| character(&found[1])).into_owned()
 }
 
-/// What a reference stands for; itself where nobody knows it.
+/// The character of an HTML character reference; the reference itself if it is unknown.
 fn character(reference: &str) -> String {
     if let Some(digits) = reference.strip_prefix('#') {
         return match number(digits) {
@@ -63,14 +64,14 @@ fn character(reference: &str) -> String {
             0x0d => '\r'.into(),
             value @ 0x80..=0x9f => WINDOWS[value as usize - 0x80].into(),
             value if is_invalid(value) => String::new(),
-            // Surrogates, and what lies beyond Unicode.
+            // Surrogates, and numbers beyond Unicode.
             value => char::from_u32(value).unwrap_or('\u{fffd}').into(),
         };
     }
     if let Some(found) = reference.strip_suffix(';').and_then(named) {
         return found;
     }
-    // The longest name that needs no semicolon; none has fewer than two letters.
+    // The longest name that needs no semicolon; all have at least two letters.
     let ends = (2..=reference.len()).rev().filter(|end| reference.is_char_boundary(*end));
     for (name, rest) in ends.map(|end| reference.split_at(end)) {
         if WITHOUT_SEMICOLON.contains(&format!(" {name} "))
@@ -91,13 +92,13 @@ fn number(digits: &str) -> u32 {
     value.unwrap_or(u32::MAX)
 }
 
-/// Control characters and those that will never be assigned.
+/// Control characters and noncharacters.
 fn is_invalid(value: u32) -> bool {
     matches!(value, 1..=8 | 0x0b | 0x0e..=0x1f | 0x7f | 0xfdd0..=0xfdef)
         || (value <= 0x10_ffff && value & 0xfffe == 0xfffe)
 }
 
-/// What an entity of HTML stands for; `name` is without its semicolon.
+/// The characters of an HTML entity; `name` is without its semicolon.
 fn named(name: &str) -> Option<String> {
     let reference = format!("&{name};");
     let found = html_escape::decode_html_entities(&reference);

@@ -1,18 +1,19 @@
-//! A vocabulary as `tokenizer.json`, which Hugging Face's tokenizers library reads.
+//! A vocabulary as `tokenizer.json` for Hugging Face's tokenizers library.
 
 use serde_json::{Map, Value, json};
 
 use super::byte_pairs::BytePairs;
 use super::{CLIP_BEGIN, Vocabulary, WORDS};
 
-/// Begin, end and pad as that file writes them. The first two are CLIP's.
+/// Begin, end and pad tokens in that file. The first two are CLIP's.
 pub const SPECIAL: [&str; 3] = ["<|startoftext|>", "<|endoftext|>", "<|padding|>"];
 
 impl Vocabulary {
     /// The content of `tokenizer.json`.
     ///
-    /// Tokens have the same numbers as here. Merging needs all of CLIP's tokens, so those that this
-    /// vocabulary lacks follow after the pad. No model of this vocabulary can embed these.
+    /// Tokens have the same numbers as here. Merging needs all of CLIP's tokens, so those outside
+    /// this vocabulary follow after the pad token. No model with this vocabulary has embeddings for
+    /// them.
     #[must_use]
     pub fn tokenizer_json(&self) -> Value {
         let BytePairs { tokens, merges } = BytePairs::of(&self.bpe.merges);

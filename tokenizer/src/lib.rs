@@ -1,5 +1,5 @@
-//! Text to tokens and back: CLIP's byte-pair encoding as Hugging Face's `CLIPTokenizer` does it, and the vocabulary that a
-//! run's own models know.
+//! Tokenization: CLIP's byte-pair encoding as in Hugging Face's `CLIPTokenizer`, and the vocabulary
+//! of a run's own models.
 
 mod byte_pairs;
 mod clean;
@@ -15,25 +15,28 @@ use weights::folder;
 
 pub use hugging_face::SPECIAL;
 
-/// CLIP's begin and end token.
+/// CLIP's begin and end tokens.
 const CLIP_BEGIN: u16 = 49_406;
 const CLIP_END: u16 = 49_407;
-/// The two as they are written, which a text may contain.
+/// Their spelling, which a text may contain.
 const WRITTEN: &str = r"<\|startoftext\|>|<\|endoftext\|>";
 const WRITTEN_BEGIN: &str = "<|startoftext|>";
 const WRITTEN_END: &str = "<|endoftext|>";
-/// What is merged on its own: common contractions, runs of letters, single digits, runs of anything else.
+/// The units of merging: common contractions, runs of letters, single digits, runs of anything
+/// else.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
-/// The same without regard to case, as `clip.tokenize` finds them: the long s is an s, and the small iota below a letter, whose
-/// other case is a letter, is in none of the classes.
+/// The same, case-insensitive, as in `clip.tokenize`: the long s counts as an s, and the combining
+/// iota subscript, whose other case is a letter, is in none of the classes.
 const CLEANED_WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+";
-/// The one contraction that the merges would take apart, and its tokens.
+/// The one contraction that merges would split, and its tokens.
 const LONG_S: &str = "'ſ";
 const LONG_S_TOKENS: [u16; 3] = [6, 129, 379];
-/// Words are looked at this far, in bytes. Merging takes time quadratic in a word's length, and the context ends long before.
+/// Maximal length of a word in bytes. Merging takes time quadratic in it, and the context length is
+/// far below.
 const LONGEST_WORD: usize = 2048;
-/// No token decodes to more bytes than this: the longest has 32, and a byte that is no UTF-8 becomes a mark of three.
+/// Maximal size of a decoded token in bytes: the longest has 32, and an invalid byte becomes a
+/// replacement character of three.
 pub const MAX_TOKEN_BYTES: usize = 96;
 
 /// CLIP's byte-pair encoding.
@@ -51,14 +54,16 @@ impl Bpe {
         Self { merges: Tokenizer::new(), written: regex(WRITTEN), words, cleaned_words }
     }
 
-    /// Hands CLIP's tokens of `text` on, word by word and without begin and end, until `take` wants no more.
+    /// Passes CLIP's tokens of `text` to `take`, word by word and without begin and end, until it
+    /// breaks.
     fn encode(&self, text: &str, take: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) {
         let normalised: String = text.nfc().flat_map(char::to_lowercase).collect();
-        // Ends where `take` does: nothing is left to do then.
+        // Stops when `take` does.
         _ = self.encode_normalised(&normalised, take);
     }
 
-    /// The same of a text that is cleaned first, as `clip.tokenize` does. A run of punctuation may go into a written token there.
+    /// The same with the normalization of `clip.tokenize`. There a run of punctuation may extend
+    /// into a spelled special token.
     fn encode_cleaned(&self, text: &str, take: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) {
         _ = self.encode_words(&clean::clean(text), &self.cleaned_words, take);
     }
@@ -99,10 +104,11 @@ impl Bpe {
     }
 }
 
-/// CLIP's tokens, or those of them that a corpus uses, numbered without gaps; then begin, end and pad.
+/// All of CLIP's tokens, or those that a corpus uses, renumbered without gaps; then begin, end and
+/// pad tokens.
 pub struct Vocabulary {
     bpe: Bpe,
-    /// CLIP's number of each of ours, ascending, without begin, end and pad.
+    /// CLIP's number of each token here, ascending, without begin, end and pad tokens.
     tokens: Vec<u16>,
 }
 
@@ -119,7 +125,7 @@ impl Vocabulary {
         Self { bpe: Bpe::new(), tokens: (0..CLIP_BEGIN).collect() }
     }
 
-    /// Only the tokens of `texts`.
+    /// The tokens of `texts` only.
     pub fn of_corpus<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
         let bpe = Bpe::new();
         let mut used = BTreeSet::new();
@@ -132,7 +138,7 @@ impl Vocabulary {
         Self { bpe, tokens: used.into_iter().filter(|&token| token < CLIP_BEGIN).collect() }
     }
 
-    /// The vocabulary that a model folder names.
+    /// The vocabulary in the manifest of a model folder.
     #[must_use]
     pub fn stored(stored: &folder::Vocabulary) -> Self {
         match stored {
@@ -141,7 +147,7 @@ impl Vocabulary {
         }
     }
 
-    /// How a model folder names it.
+    /// The vocabulary for the manifest of a model folder.
     #[must_use]
     pub fn to_stored(&self) -> folder::Vocabulary {
         if self.tokens.len() == usize::from(CLIP_BEGIN) {
@@ -150,44 +156,45 @@ impl Vocabulary {
         folder::Vocabulary::Tokens(self.tokens.clone())
     }
 
-    /// Tokens, begin, end and pad included.
+    /// The number of tokens, begin, end and pad tokens included.
     #[must_use]
     pub fn size(&self) -> i64 {
         self.tokens.len() as i64 + 3
     }
 
-    /// The token that begins every text.
+    /// The begin token.
     #[must_use]
     pub fn begin(&self) -> i64 {
         self.tokens.len() as i64
     }
 
-    /// The token that ends every text.
+    /// The end token.
     #[must_use]
     pub fn end(&self) -> i64 {
         self.begin() + 1
     }
 
-    /// The token that fills a batch.
+    /// The pad token.
     #[must_use]
     pub fn pad(&self) -> i64 {
         self.begin() + 2
     }
 
-    /// Begin, tokens, end; at most `most` of them, of which the last is always the end. Tokens that the vocabulary lacks
-    /// are left out.
+    /// Begin token, tokens, end token; at most `most` in all, the last of which is always the end
+    /// token. Drops tokens that are not in the vocabulary.
     #[must_use]
     pub fn encode(&self, text: &str, most: usize) -> Vec<i64> {
         self.closed(most, |take| self.bpe.encode(text, take))
     }
 
-    /// The same of a text that is first repaired as OpenAI's `clip.tokenize` does: encodings that were mixed up, HTML, white space.
+    /// The same with the normalization of OpenAI's `clip.tokenize`: broken encodings, HTML, white
+    /// space.
     #[must_use]
     pub fn encode_cleaned(&self, text: &str, most: usize) -> Vec<i64> {
         self.closed(most, |take| self.bpe.encode_cleaned(text, take))
     }
 
-    /// Begin, the tokens that `encode` hands on, end; at most `most` of them.
+    /// Begin token, the tokens from `encode`, end token; at most `most` in all.
     fn closed(&self, most: usize, encode: impl FnOnce(&mut dyn FnMut(&[Token]) -> ControlFlow<()>)) -> Vec<i64> {
         let room = most.saturating_sub(1).max(1);
         let mut ids = vec![self.begin()];
@@ -200,8 +207,8 @@ impl Vocabulary {
         ids
     }
 
-    /// What a captioner learns to write of a caption: begin, tokens, and the end if all of it is within `most` tokens. A longer
-    /// caption is cut without an end: it does not end there.
+    /// The training target of a captioner: begin token, tokens, and the end token if all of them
+    /// are within `most`. A longer caption is truncated without an end token.
     #[must_use]
     pub fn encode_target(&self, text: &str, most: usize) -> Vec<i64> {
         let mut ids = self.encode(text, most + 1);
@@ -209,13 +216,13 @@ impl Vocabulary {
         ids
     }
 
-    /// How many tokens a text has, begin and end included.
+    /// The number of tokens of a text, begin and end tokens included.
     #[must_use]
     pub fn length(&self, text: &str) -> usize {
         self.encode(text, usize::MAX).len()
     }
 
-    /// Our number of one of CLIP's tokens.
+    /// The number here of one of CLIP's tokens.
     fn id(&self, token: u16) -> Option<i64> {
         match token {
             CLIP_BEGIN => Some(self.begin()),
@@ -224,7 +231,7 @@ impl Vocabulary {
         }
     }
 
-    /// The text of some tokens, up to the first end.
+    /// The text of some tokens, up to the first end token.
     #[must_use]
     pub fn decode(&self, ids: &[i64]) -> String {
         let tokens = ids.iter().take_while(|&&id| id != self.end()).filter_map(|&id| {
@@ -287,8 +294,8 @@ mod tests {
 
     #[derive(serde::Deserialize)]
     struct Golden {
-        /// Text, tokens between begin and end, those of the slow tokenizer where it reads otherwise (else null), and those of
-        /// `clip.tokenize` where it does.
+        /// Text, tokens between begin and end, those of the slow tokenizer if they differ (else
+        /// null), and those of `clip.tokenize` if they differ.
         groups: std::collections::BTreeMap<String, Vec<Vec<serde_json::Value>>>,
         /// Text, and the tokens of `clip.tokenize`.
         cleaned: Vec<[serde_json::Value; 2]>,
@@ -304,7 +311,7 @@ mod tests {
     fn golden_tokens_of_cleaned_texts_are_those_of_clips_own_tokenizer() {
         let (golden, vocabulary) = (golden(), Vocabulary::full());
         assert!(golden.cleaned.len() >= 500);
-        // Where nothing is said, it reads as the fast one does.
+        // Without an entry of its own it gives the same as the fast one.
         let others =
             golden.groups.values().flatten().filter(|entry| entry.len() < 4).map(|entry| (&entry[0], &entry[1]));
         let own = golden.groups.values().flatten().filter(|entry| entry.len() == 4).map(|entry| (&entry[0], &entry[3]));

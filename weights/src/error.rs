@@ -1,7 +1,7 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// What is wrong with published weights, in one line.
+/// An error in published weights, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
@@ -9,15 +9,15 @@ pub enum Error {
     File {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file is not what it should be, is damaged, or is of a kind that is not supported.
+    /// A file is damaged, or its kind is not supported.
     #[error("{}: {problem}", path.display())]
     Format {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it and, where there is one, the remedy.
+        /// The problem and, if there is one, the remedy.
         problem: String,
     },
     /// A tensor is missing, malformed or does not fit the others.
@@ -25,17 +25,17 @@ pub enum Error {
     Tensor {
         /// The file or folder.
         path: PathBuf,
-        /// Name of the tensor.
+        /// The name of the tensor.
         tensor: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
-    /// Tensors are not those of the model.
+    /// The tensors are not those of the model.
     #[error("{}: {problem}", path.display())]
     Misfit {
         /// The file or folder.
         path: PathBuf,
-        /// Everything missing, extra or misshapen.
+        /// All tensors that are missing, unknown, or of a wrong shape.
         problem: String,
     },
     /// A setting of a configuration file is malformed or not supported.
@@ -43,17 +43,17 @@ pub enum Error {
     Setting {
         /// The configuration file.
         path: PathBuf,
-        /// Path of the setting, e.g. `decoder.n_layer`.
+        /// The path of the setting, e.g. `decoder.n_layer`.
         key: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
-    /// A tensor of a model in memory has no place in the published layout.
+    /// A tensor in memory is not part of the published layout.
     #[error("{tensor}: {problem}")]
     Export {
-        /// Name of the tensor.
+        /// The name of the tensor.
         tensor: String,
-        /// Why it has none.
+        /// The reason.
         problem: String,
     },
 }
@@ -81,7 +81,7 @@ impl Error {
     }
 }
 
-/// Text that a file chose, fit for a line of a log: without line breaks and terminal sequences, and not endless.
+/// Text from a file, made safe for a log line: without control characters, and of limited length.
 pub(crate) fn printable(text: &str) -> String {
     const LONGEST: usize = 400;
     let mut line: String = text.chars().take(LONGEST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();

@@ -1,4 +1,4 @@
-//! Files as bytes: mapped where they are large, read where they are small, and written whole or not at all.
+//! File access: large files are memory-mapped, small ones read, and files are written atomically.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -9,10 +9,11 @@ use memmap2::Mmap;
 
 use crate::error::Error;
 
-/// Longest JSON file that is read, in bytes: the index of the largest published model has a few hundred thousand.
+/// Maximal size of a JSON file, in bytes: the index of the largest published model has a few
+/// hundred thousand.
 const LONGEST_JSON: u64 = 64 << 20;
 
-/// A file's bytes, brought into memory as they are looked at.
+/// A memory-mapped file.
 pub(crate) struct MappedFile {
     path: PathBuf,
     map: Mmap,
@@ -21,9 +22,10 @@ pub(crate) struct MappedFile {
 impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let file = open(path)?;
-        // SAFETY: the map is read-only and its bytes are only ever looked at as bytes, of which every value is valid. What
-        // remains is that weights must not be written to in place or cut short while they are being read, as with every
-        // reader that maps them; a file that is replaced by renaming, as downloads and `write_safetensors` do, stays whole.
+        // SAFETY: the map is read-only and used only as bytes, of which every value is valid.
+        // Weights must not be overwritten in place or truncated while they are read, as with every
+        // reader that maps them; a file that is replaced by renaming, as downloads and
+        // `write_safetensors` do, stays intact.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::file(path))?;
         Ok(Self { path: path.to_owned(), map })
     }
@@ -38,7 +40,7 @@ impl MappedFile {
 }
 
 fn open(path: &Path) -> Result<File, Error> {
-    // Asked before opening, because opening a pipe waits for its other end.
+    // Checked before opening, because opening a pipe waits for its other end.
     if !std::fs::metadata(path).map_err(Error::file(path))?.is_file() {
         return Err(Error::format(path, "is no regular file"));
     }
@@ -56,8 +58,8 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
     serde_json::from_slice(&bytes).map_err(|error| Error::format(path, error))
 }
 
-/// Writes the file `path`, which appears under its name only when it is complete and safe: `fill` writes it under the name that it
-/// is given, and what it wrote is renamed.
+/// Writes the file `path` atomically and durably: `fill` writes to a temporary path, which is
+/// renamed.
 pub(crate) fn write_whole(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), Error> {
     let mut partial = OsString::from(path);
     partial.push(".partial");
@@ -70,7 +72,7 @@ pub(crate) fn write_whole(path: &Path, fill: impl FnOnce(&Path) -> std::io::Resu
         File::open(folder)?.sync_all()
     };
     write().map_err(Error::file(path)).inspect_err(|_| {
-        // What led here is the error to report; that the remains stay is not.
+        // The first error is reported; a remaining temporary file is not.
         let _ = std::fs::remove_file(&partial);
     })
 }

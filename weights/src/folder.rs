@@ -1,4 +1,5 @@
-//! A model folder: a captioner and what it needs to see and to speak, as checkpoints and imports hold them.
+//! A model folder: a captioner with its vision encoder and vocabulary, as in checkpoints and
+//! imports.
 //!
 //! | file | what is in it |
 //! |---|---|
@@ -8,7 +9,8 @@
 //! | `vision.safetensors` | in imports: the vision tower under OpenAI's names |
 //! | `released.safetensors`, `config.json` | in imports: what no computation uses, for an exact export |
 //!
-//! A vision tower that was never trained stays in the file that it was read from; the manifest names that file and its hash.
+//! A vision encoder that was never trained stays in the file that it was read from; the manifest
+//! has the path and hash of that file.
 
 use std::fs::File;
 use std::io::Write;
@@ -25,11 +27,11 @@ use crate::{
     VisionArchitecture, config_json, vision_to_released,
 };
 
-/// Raised when older programs cannot read newer folders.
+/// The version of the format; incremented when older programs cannot read newer folders.
 const FORMAT: u32 = 1;
-/// CLIP's tokens, and a pad.
+/// The number of CLIP's tokens, and a pad token.
 const FULL: usize = 49_409;
-/// File names in a model folder.
+/// The file names in a model folder.
 pub const MANIFEST: &str = "models.json";
 /// See [`MANIFEST`].
 pub const CAPTIONER: &str = "captioner.safetensors";
@@ -42,18 +44,18 @@ pub const RELEASED: &str = "released.safetensors";
 /// See [`MANIFEST`].
 pub const CONFIG: &str = "config.json";
 
-/// What a model folder holds.
+/// The content of a model folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     format: u32,
-    /// What the captioner's tokens are.
+    /// The captioner's tokens.
     pub vocabulary: Vocabulary,
-    /// Its sizes.
+    /// The captioner's config.
     pub captioner: CaptionerArchitecture,
-    /// What it sees through.
+    /// The captioner's vision encoder.
     pub vision: VisionTower,
-    /// The evaluator of the run, in [`EVALUATOR`], where that is no copy of a file elsewhere.
+    /// The evaluator of the run, in [`EVALUATOR`]; none if it is an unchanged file elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluator: Option<Evaluator>,
 }
@@ -62,24 +64,25 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluator {
-    /// Its sizes.
+    /// Its config.
     pub architecture: Architecture,
-    /// What its tokens are.
+    /// Its tokens.
     pub vocabulary: Vocabulary,
 }
 
-/// What a captioner's tokens are.
+/// The tokens of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Vocabulary {
-    /// CLIP's, then a pad.
+    /// All of CLIP's tokens, then a pad token.
     Full,
-    /// These of CLIP's, ascending and without begin and end, numbered without gaps; then begin, end and pad.
+    /// These of CLIP's tokens, ascending and without begin and end tokens, renumbered without gaps;
+    /// then begin, end and pad tokens.
     Tokens(Vec<u16>),
 }
 
 impl Vocabulary {
-    /// Tokens, begin, end and pad included.
+    /// The number of tokens, begin, end and pad tokens included.
     #[must_use]
     pub fn size(&self) -> usize {
         match self {
@@ -99,27 +102,28 @@ impl Vocabulary {
     }
 }
 
-/// A vision tower in a file.
+/// A vision encoder in a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionTower {
-    /// Its sizes.
+    /// Its config.
     pub architecture: VisionArchitecture,
-    /// A safetensors file of the folder, or the path of CLIP weights elsewhere.
+    /// A safetensors file in the folder, or the path of CLIP weights elsewhere.
     pub path: PathBuf,
-    /// SHA-256 of the latter.
+    /// The SHA-256 of a file elsewhere.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// Which of its LoRA factors are added, if it has some.
+    /// Which of its LoRA factors are added; none if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraReading>,
-    /// In imports: what stood before the names of its tensors.
+    /// In imports: the published prefix of its tensors' names.
     #[serde(default)]
     pub published_prefix: Option<String>,
 }
 
 impl Manifest {
-    /// Of a captioner, its tokens and its tower, and the evaluator that was trained beside it, if one was.
+    /// The manifest of a captioner with its tokens and vision encoder, and of the evaluator that
+    /// was trained with it, if any.
     #[must_use]
     pub fn new(
         vocabulary: Vocabulary,
@@ -130,7 +134,7 @@ impl Manifest {
         Self { format: FORMAT, vocabulary, captioner, vision, evaluator }
     }
 
-    /// Writes it to `folder`.
+    /// Writes the manifest to `folder`.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -141,10 +145,10 @@ impl Manifest {
         written.map_err(Error::file(&path))
     }
 
-    /// The content of its file.
+    /// The manifest as JSON.
     ///
     /// # Errors
-    /// A path in it is no text.
+    /// A path in it is not Unicode.
     pub fn to_json(&self) -> Result<Vec<u8>, Error> {
         serde_json::to_vec_pretty(self).map_err(|error| Error::format(Path::new(MANIFEST), error))
     }
@@ -193,11 +197,11 @@ impl Manifest {
     }
 }
 
-/// Opens what a run file may name as evaluator: CLIP weights, of which `said` says what their tensors do not, or a model folder
-/// that holds an evaluator of its own; and says what its tokens are.
+/// Opens an evaluator of a run file: CLIP weights, with `said` for the properties that tensors do
+/// not show, or a model folder with its own evaluator. Also returns its tokens.
 ///
 /// # Errors
-/// It is neither, or its text tower knows other tokens.
+/// It is neither, or the text encoder's vocabulary does not match.
 pub fn open_evaluator(path: &Path, said: &Conventions) -> Result<(Clip, Vocabulary), Error> {
     let manifest_path = path.join(MANIFEST);
     let (clip, vocabulary) = if manifest_path.is_file() {
@@ -215,7 +219,7 @@ pub fn open_evaluator(path: &Path, said: &Conventions) -> Result<(Clip, Vocabula
     } else {
         (Clip::open(path, said)?, Vocabulary::Full)
     };
-    // Its pad is never run, so it is not counted.
+    // The pad token is never computed, so it is not counted.
     let (known, needed) = (clip.architecture().text.vocabulary_size, vocabulary.size() - 1);
     if known != needed {
         let problem = format!("its text tower knows {known} tokens, not the {needed} of its vocabulary");
@@ -231,7 +235,7 @@ pub struct Folder {
     captioner: Archive,
 }
 
-/// The last model folder in `path`, or among the checkpoints of a run whose output that is.
+/// The last model folder in `path`, or among the checkpoints of a run with that output folder.
 fn newest_below(path: &Path) -> Option<PathBuf> {
     let models_in = |folder: &Path| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -244,7 +248,7 @@ impl Folder {
     /// Opens the folder `path`.
     ///
     /// # Errors
-    /// It is no model folder.
+    /// It is not a model folder.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let manifest_path = path.join(MANIFEST);
         if !manifest_path.is_file() {
@@ -262,26 +266,26 @@ impl Folder {
         Ok(Self { path: path.to_owned(), manifest, captioner })
     }
 
-    /// Where it is.
+    /// The path of the folder.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What it holds.
+    /// The manifest of the folder.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Parameters of encoder and decoder, under the published names.
+    /// The parameters of encoder and decoder under the published names.
     #[must_use]
     pub fn captioner(&self) -> Vec<(String, Tensor<'_>)> {
         self.captioner.tensors()
     }
 
-    /// Whether the captioner is as it was drawn from a seed: its last layer norm has the ones and
-    /// zeros that it begins with, which any step of an optimizer changes.
+    /// Whether the captioner is untrained: its last layer norm has the initial ones and zeros,
+    /// which every optimizer step changes.
     #[must_use]
     pub fn captioner_is_untrained(&self) -> bool {
         let filled_with = |name: &str, value: f32| {
@@ -291,10 +295,10 @@ impl Folder {
         filled_with("decoder.transformer.ln_f.weight", 1.0) && filled_with("decoder.transformer.ln_f.bias", 0.0)
     }
 
-    /// Opens the vision tower.
+    /// Opens the vision encoder.
     ///
     /// # Errors
-    /// It is not where the manifest says, or not what it was.
+    /// It is not where the manifest says, or has changed.
     pub fn vision(&self) -> Result<VisionWeights, Error> {
         let VisionTower { path, sha256, .. } = &self.manifest.vision;
         let Some(sha256) = sha256 else {
@@ -316,7 +320,7 @@ impl Folder {
             let problem = format!("has SHA-256 {found}, {} was trained with {sha256}", self.path.display());
             return Err(Error::format(path, problem));
         }
-        // Under OpenAI's names the tower can be read as it is, whatever is beside it; else it is in another layout.
+        // With OpenAI's names the encoder can be read as it is; otherwise it is in another layout.
         let lora = self.manifest.vision.lora;
         if archive.shape("visual.conv1.weight").is_some() && lora.is_none() {
             return self.own_tower(archive);
@@ -326,7 +330,7 @@ impl Folder {
         self.tower_of_clip(Clip::open(path, &said)?)
     }
 
-    /// The tower of a CLIP whose tensors have other names than the captioner's, or LoRA factors beside them.
+    /// The encoder of a CLIP whose tensors have other names than the captioner's, or LoRA factors.
     fn tower_of_clip(&self, clip: Clip) -> Result<VisionWeights, Error> {
         if clip.architecture().tower() != self.manifest.vision.architecture {
             let problem = format!("is of another architecture than {} says", self.path.join(MANIFEST).display());
@@ -335,7 +339,7 @@ impl Folder {
         Ok(VisionWeights::Clip(Box::new(clip)))
     }
 
-    /// A tower, perhaps with the rest of a CLIP beside it, whose sizes the manifest says.
+    /// An encoder with the config in the manifest, in a file that may contain the rest of a CLIP.
     fn own_tower(&self, archive: Archive) -> Result<VisionWeights, Error> {
         let architecture = &self.manifest.vision.architecture;
         let needed = architecture.shapes().map_err(|problem| Error::format(&self.path.join(MANIFEST), problem))?;
@@ -345,10 +349,11 @@ impl Folder {
         Ok(VisionWeights::Own(archive))
     }
 
-    /// What an import kept for an exact export: the published configuration and the tensors that no computation uses.
+    /// The parts of an import for an exact export: the published config, and the tensors that no
+    /// computation uses.
     ///
     /// # Errors
-    /// They are there but cannot be read.
+    /// They exist but cannot be read.
     pub fn released(&self) -> Result<Option<(serde_json::Value, Archive)>, Error> {
         let (config, tensors) = (self.path.join(CONFIG), self.path.join(RELEASED));
         if !config.is_file() || !tensors.is_file() {
@@ -358,16 +363,16 @@ impl Folder {
     }
 }
 
-/// The file of a vision tower.
+/// The weights of a vision encoder.
 pub enum VisionWeights {
-    /// Under OpenAI's names, to be read as it is.
+    /// With OpenAI's names, read as they are.
     Own(Archive),
     /// CLIP weights in another layout, or with LoRA factors.
     Clip(Box<Clip>),
 }
 
 impl VisionWeights {
-    /// Its tensors under OpenAI's names, perhaps with those of a text tower beside them.
+    /// The tensors under OpenAI's names; may include those of a text encoder.
     ///
     /// # Errors
     /// They are malformed.
@@ -387,7 +392,7 @@ impl VisionWeights {
         }
     }
 
-    /// SHA-256 of the file.
+    /// The SHA-256 of the file.
     #[must_use]
     pub fn sha256(&self) -> String {
         match self {
@@ -396,7 +401,7 @@ impl VisionWeights {
         }
     }
 
-    /// The file.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {
@@ -407,16 +412,16 @@ impl VisionWeights {
 }
 
 impl Folder {
-    /// The published layout of this folder's captioner: config.json and every tensor. Of an import
-    /// the tensors are those that were imported, bit by bit; of a captioner that was trained here,
-    /// what no computation uses is zero.
+    /// The published layout of this folder's captioner: config.json and all tensors. The tensors of
+    /// an import are bitwise those that were imported; for a captioner that was trained here,
+    /// unused tensors are zero.
     ///
-    /// A captioner that knows a corpus's tokens keeps them, numbered as here, and config.json lists
-    /// them. Rows for the other tokens would change its captions: the output has no bias that could
-    /// rule a token out, and whatever a row holds takes part in the softmax.
+    /// A captioner with a corpus vocabulary keeps it, with the same numbers, and config.json lists
+    /// its tokens. Additional rows for the other tokens would change its captions: the output has
+    /// no bias that could exclude a token, and every row takes part in the softmax.
     ///
     /// # Errors
-    /// The vision tower has no place in that layout, or a file cannot be read.
+    /// The vision encoder is not part of that layout, or a file cannot be read.
     pub fn to_released<'a>(
         &'a self,
         vision: &'a VisionWeights,
@@ -441,8 +446,8 @@ impl Folder {
         Ok((config, tensors))
     }
 
-    /// What the published layout has besides: the output, which is tied to the token embedding, and parts of the BERT that
-    /// take no part.
+    /// Further tensors of the published layout: the output, which is tied to the token embedding,
+    /// and unused parts of the BERT.
     fn unused(&self) -> Vec<(String, Tensor<'_>)> {
         let width = self.manifest.captioner.width;
         let zeros = |name: &str, shape: Vec<usize>| {
@@ -462,7 +467,8 @@ impl Folder {
     }
 }
 
-/// Whether a tensor of a CLIP is part of the tower that the published layout has: it ends with the last layer norm.
+/// Whether a CLIP's tensor is part of the published layout's encoder, which ends with the last
+/// layer norm.
 fn in_tower(name: &str) -> bool {
     name.starts_with("visual.") && name != "visual.proj"
 }
@@ -533,7 +539,8 @@ mod tests {
         assert_eq!(config["decoder"]["vocab_size"], 5);
         assert_eq!(config["encoder"].get("vision_model_nested"), None);
 
-        // An import's configuration and tensors come back, and its vision tower keeps its names.
+        // An import's config and tensors are exported unchanged, and its vision encoder keeps its
+        // names.
         let mut manifest = manifest();
         manifest.vision.published_prefix = Some(WRAPPED_VISION_PREFIX.to_owned());
         manifest.write(folder.path()).unwrap();
@@ -550,7 +557,7 @@ mod tests {
         assert!(names.contains(&"encoder.vision_encoder.vision_model.pre_layrnorm.bias"), "{names:?}");
         assert!(names.contains(&unused[0].0.as_str()), "{names:?}");
 
-        // A configuration that is none is left as it is.
+        // An invalid config is left unchanged.
         std::fs::write(folder.path().join(CONFIG), "[]").unwrap();
         let (config, _) = opened.to_released(&vision, opened.released().unwrap().as_ref()).unwrap();
         assert_eq!(config, serde_json::json!([]));
@@ -610,7 +617,7 @@ mod tests {
             mutated[place] = byte;
             for content in [text.into_bytes(), mutated, b"[".repeat(100_000)] {
                 std::fs::write(&path, content).unwrap();
-                // Most are refused; some mutations only rename things.
+                // Most are refused; some mutations only rename tensors.
                 _ = Folder::open(folder.path()).and_then(|folder| folder.vision().map(|_| ()));
             }
         }

@@ -1,14 +1,16 @@
-//! Weights of published models, read without libtorch: the coordinator checks a run file with it, the worker loads models.
+//! Weights of published models, read without libtorch: the coordinator checks a run file with them,
+//! the worker loads models.
 //!
-//! - [`archive`]: files of tensors by name, whatever wrote them: safetensors, PyTorch's ZIP format, TorchScript, and
-//!   Hugging Face folders of these.
-//! - [`clip`]: CLIP in OpenAI's layout, OpenCLIP's and Hugging Face's, its sizes found from the shapes of its tensors, and the
-//!   rest from configurations beside them or from what the user says.
-//! - [`captioner`]: the folder in which DiCO was published, read and written.
-//! - [`folder`]: a captioner with its vision tower and vocabulary, as checkpoints and imports hold it.
+//! - [`archive`]: tensors by name, in files of any format: safetensors, PyTorch's ZIP format,
+//!   TorchScript, and Hugging Face folders of these.
+//! - [`clip`]: CLIP in the layouts of OpenAI, OpenCLIP and Hugging Face. Sizes are derived from the
+//!   tensors' shapes, everything else from configurations or from the user's settings.
+//! - [`captioner`]: the folder in which DiCO was published, for reading and writing.
+//! - [`folder`]: a captioner with its vision encoder and vocabulary, as in checkpoints and imports.
 //!
-//! Every file is untrusted: a pickle is interpreted by a machine that can make tensors and nothing else, every number is
-//! checked against the length of the file before anything is allocated for it, and what is refused is named.
+//! All files are untrusted: pickles are interpreted by a machine that can create only tensors, each
+//! number is checked against the length of the file before memory is allocated for it, and messages
+//! name what is refused.
 
 pub mod archive;
 pub mod captioner;

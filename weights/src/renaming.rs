@@ -1,4 +1,4 @@
-//! Tensors under other names than their file's.
+//! Renaming of tensors: from a file's names to this project's.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,32 +7,32 @@ use crate::archive::Archive;
 use crate::error::Error;
 use crate::tensor::{Tensor, stacked_shape};
 
-/// What becomes of a tensor of a file.
+/// The renaming of a file's tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Renamed {
-    /// It gets another name.
+    /// It gets this name.
     Whole(String),
-    /// It gets another name and its rows become columns.
+    /// It gets this name, and is transposed.
     Transposed(String),
     /// It becomes the first, second or third part (0, 1, 2) of the tensor of this name.
     Third(String, usize),
-    /// It is left out.
+    /// It is dropped.
     Dropped,
 }
 
-/// Where a tensor under a new name comes from.
+/// The source of a renamed tensor.
 enum Source {
     Whole(String),
     Transposed(String),
     Stacked([Option<String>; 3]),
 }
 
-/// New names, and where in an archive each tensor comes from.
+/// The source of each tensor in an archive, by new name.
 #[derive(Default)]
 pub(crate) struct Renaming(BTreeMap<String, Source>);
 
 impl Renaming {
-    /// Notes what becomes of the tensor `old` of the file `path`.
+    /// Adds the tensor `old` of the file `path`.
     pub fn add(&mut self, path: &Path, old: &str, renamed: Renamed) -> Result<(), Error> {
         let (new, source) = match renamed {
             Renamed::Whole(new) => (new, Source::Whole(old.to_owned())),
@@ -58,7 +58,7 @@ impl Renaming {
         }
     }
 
-    /// Shape of every tensor, by its new name.
+    /// The shapes of all tensors, by new name.
     pub fn shapes(&self, archive: &Archive) -> Result<BTreeMap<String, Vec<usize>>, Error> {
         let shapes = self.0.iter().map(|(new, source)| {
             let shape = match source {
@@ -75,7 +75,7 @@ impl Renaming {
         shapes.collect()
     }
 
-    /// Every tensor, under its new name.
+    /// All tensors, under their new names.
     pub fn tensors<'a>(&self, archive: &'a Archive) -> Result<Vec<(String, Tensor<'a>)>, Error> {
         let tensors = self.0.iter().map(|(new, source)| {
             let tensor = match source {

@@ -1,4 +1,4 @@
-//! Settings of a `config.json`, as transformers writes it.
+//! Settings of a `config.json` in transformers' format.
 
 use std::path::Path;
 
@@ -6,13 +6,13 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 
-/// Largest size that is believed; the weights are asked too.
+/// Maximal size in a config; sizes are checked against the weights, too.
 const LARGEST: usize = 1 << 24;
 
 /// An object of the file.
 pub(crate) struct Section<'a> {
     path: &'a Path,
-    /// Keys that lead to it, each with a dot after it.
+    /// The keys that lead to it, each followed by a dot.
     prefix: String,
     settings: &'a Map<String, Value>,
 }
@@ -37,7 +37,7 @@ impl<'a> Section<'a> {
         Error::setting(self.path, &format!("{}{key}", self.prefix), problem)
     }
 
-    /// A setting that may be left out, but not have another value than the supported ones.
+    /// Refuses a setting with an unsupported value; a missing one is fine.
     pub fn require(&self, key: &str, supported: &[Value]) -> Result<(), Error> {
         match self.settings.get(key) {
             Some(found) if !supported.contains(found) => {
@@ -48,7 +48,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Refuses settings of other names than these: they would make for another computation.
+    /// Refuses settings with other names: they could change the computation.
     pub fn only(&self, known: &[&str]) -> Result<(), Error> {
         match self.settings.iter().find(|(key, value)| !known.contains(&key.as_str()) && !value.is_null()) {
             Some((key, _)) => Err(self.wrong(key, "is not supported")),
@@ -74,7 +74,7 @@ impl<'a> Section<'a> {
             .ok_or_else(|| self.wrong(key, format!("is {found}; it has to be from 1 to {LARGEST}")))
     }
 
-    /// Attention heads of a model of the given width.
+    /// The number of attention heads of a model of this width.
     pub fn heads(&self, key: &str, default: usize, width: usize) -> Result<usize, Error> {
         let heads = self.size(key, default)?;
         if width.is_multiple_of(heads) {

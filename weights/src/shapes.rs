@@ -1,5 +1,5 @@
-//! Every parameter that a model has, with its shape: what weights have to be before anything is allocated for them, told all
-//! at once where they are not.
+//! The parameters of models with their shapes. Weights are checked against them before memory is
+//! allocated, and all differences are reported at once.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,15 +9,15 @@ use crate::captioner::{CaptionerArchitecture, VisionArchitecture};
 use crate::clip::{Architecture, Vision};
 use crate::error::{Error, printable};
 
-/// Shapes of tensors by name.
+/// The shapes of tensors by name.
 pub type Shapes = BTreeMap<String, Vec<usize>>;
 
-/// More layers than any such model has; keeps a hostile file from asking for an endless list.
+/// Maximal number of layers; keeps a malicious file from requesting an endless list.
 const MOST_LAYERS: usize = 1024;
-/// Names told of each kind of misfit.
+/// Maximal number of names in a message, for each kind of difference.
 const MOST_TOLD: usize = 500;
 
-/// What a model of some architecture needs.
+/// The parameters that a model of some config needs.
 #[derive(Default)]
 struct Needed(Shapes);
 
@@ -36,7 +36,7 @@ impl Needed {
         self.pair(name, &[width], width);
     }
 
-    /// A block of either tower of a CLIP.
+    /// A block of either encoder of a CLIP.
     fn block(&mut self, name: &str, width: usize) {
         let [three, four] = [3, 4].map(|times| width.saturating_mul(times));
         self.norm(&format!("{name}.ln_1"), width);
@@ -57,10 +57,10 @@ impl Needed {
 }
 
 impl CaptionerArchitecture {
-    /// Parameters of encoder and decoder under the published names.
+    /// The parameters of encoder and decoder under the published names.
     ///
     /// # Errors
-    /// It has absurdly many layers.
+    /// It has too many layers.
     pub fn shapes(&self) -> Result<Shapes, String> {
         let Self { vision_width, width, encoder_inner, encoder_positions, .. } = *self;
         let Self { decoder_inner, positions, vocabulary_size, .. } = *self;
@@ -90,7 +90,7 @@ impl CaptionerArchitecture {
             for norm in ["ln_1", "ln_cross_attn", "ln_2"] {
                 needed.norm(&part(norm), width);
             }
-            // GPT-2's linear layers keep inputs first.
+            // GPT-2's linear layers store inputs first.
             needed.pair(&part("attn.c_attn"), &[width, thrice], thrice);
             needed.pair(&part("attn.c_proj"), &[width, width], width);
             needed.pair(&part("crossattention.c_attn"), &[width, twice], twice);
@@ -104,10 +104,10 @@ impl CaptionerArchitecture {
 }
 
 impl VisionArchitecture {
-    /// Parameters of the tower up to its hidden states, under OpenAI's names.
+    /// The parameters of the encoder up to its hidden states, under OpenAI's names.
     ///
     /// # Errors
-    /// It has absurdly many layers.
+    /// It has too many layers.
     pub fn shapes(&self) -> Result<Shapes, String> {
         let mut needed = Needed::default();
         match self.vision {
@@ -150,10 +150,10 @@ impl VisionArchitecture {
 }
 
 impl Architecture {
-    /// Parameters of both towers under OpenAI's names.
+    /// The parameters of both encoders under OpenAI's names.
     ///
     /// # Errors
-    /// A tower has absurdly many layers.
+    /// An encoder has too many layers.
     pub fn shapes(&self) -> Result<Shapes, String> {
         let mut needed = Needed(self.tower().shapes()?);
         let (embedding, width) = (self.embedding, self.vision_width());
@@ -188,7 +188,8 @@ fn few(layers: usize) -> Result<(), String> {
     if layers > MOST_LAYERS { Err(format!("{layers} layers are more than any such model has")) } else { Ok(()) }
 }
 
-/// Refuses weights that are not `needed`, and tells everything that is missing, extra or misshapen.
+/// Refuses weights that differ from `needed`, and lists all that are missing, unknown, or of a
+/// wrong shape.
 pub(crate) fn compare(path: &Path, needed: &Shapes, found: &Shapes) -> Result<(), Error> {
     let missing = needed.keys().filter(|name| !found.contains_key(*name)).cloned();
     let extra = found.keys().filter(|name| !needed.contains_key(*name)).cloned();

@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 
-/// Type of a tensor's elements.
+/// The type of a tensor's elements.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Dtype {
     /// One byte, 0 or 1.
@@ -26,7 +26,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Bytes of an element.
+    /// The size of an element, in bytes.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
@@ -41,22 +41,22 @@ impl Dtype {
 /// A tensor, row-major and little-endian.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tensor<'a> {
-    /// Type of the elements.
+    /// The type of the elements.
     pub dtype: Dtype,
-    /// Length of each dimension; a scalar has none.
+    /// The length of each dimension; empty for a scalar.
     pub shape: Vec<usize>,
-    /// The elements, borrowed from the file where they lie there in order.
+    /// The elements, borrowed from the file if they are contiguous there.
     pub bytes: Cow<'a, [u8]>,
 }
 
 impl<'a> Tensor<'a> {
-    /// The same tensor, no longer borrowing from its file.
+    /// The same tensor, with a copy of borrowed elements.
     #[must_use]
     pub fn into_owned(self) -> Tensor<'static> {
         Tensor { dtype: self.dtype, shape: self.shape, bytes: Cow::Owned(self.bytes.into_owned()) }
     }
 
-    /// A matrix with rows and columns exchanged, or none if it is no matrix.
+    /// The transposed matrix; none if it is not a matrix.
     pub(crate) fn transposed(&self) -> Option<Tensor<'static>> {
         let &[rows, columns] = self.shape.as_slice() else { return None };
         let row = columns.checked_mul(self.dtype.size())?;
@@ -69,7 +69,7 @@ impl<'a> Tensor<'a> {
         Some(Tensor { dtype: self.dtype, shape: vec![columns, rows], bytes: Cow::Owned(bytes) })
     }
 
-    /// One below the other, or none if they do not fit.
+    /// The concatenation along the first dimension; none if shapes or types differ.
     pub(crate) fn stacked(parts: &[Tensor<'_>; 3]) -> Option<Tensor<'static>> {
         let shape = stacked_shape(parts.each_ref().map(|part| part.shape.as_slice()))?;
         let dtype = parts[0].dtype;
@@ -80,7 +80,7 @@ impl<'a> Tensor<'a> {
         Some(Tensor { dtype, shape, bytes: Cow::Owned(bytes) })
     }
 
-    /// Inverse of [`Tensor::stacked`], or none if the first dimension is no multiple of three.
+    /// The inverse of [`Tensor::stacked`]; none if the first dimension is not a multiple of three.
     pub(crate) fn thirds(&self) -> Option<[Tensor<'static>; 3]> {
         let (&rows, rest) = self.shape.split_first()?;
         if !rows.is_multiple_of(3) || Some(self.bytes.len()) != byte_length(self.dtype, &self.shape) {
@@ -96,7 +96,7 @@ impl<'a> Tensor<'a> {
     }
 }
 
-/// Shape of three tensors one below the other, or none if they do not fit.
+/// The shape of three tensors stacked along the first dimension; none if they differ.
 pub(crate) fn stacked_shape(parts: [&[usize]; 3]) -> Option<Vec<usize>> {
     let (first, rest) = parts[0].split_first()?;
     if parts.iter().any(|part| *part != parts[0]) {
@@ -105,9 +105,9 @@ pub(crate) fn stacked_shape(parts: [&[usize]; 3]) -> Option<Vec<usize>> {
     Some(std::iter::once(first.checked_mul(3)?).chain(rest.iter().copied()).collect())
 }
 
-/// Bytes that a tensor takes, or none if no memory could hold it.
+/// The size of a tensor in bytes; none if it exceeds the address space.
 pub(crate) fn byte_length(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    // A length of zero makes the product zero, but only if the others are looked at in an order that does not overflow.
+    // A length of zero makes the product zero, which an overflow of the others could hide.
     if shape.contains(&0) {
         return Some(0);
     }

@@ -1,8 +1,10 @@
-//! CUDA's part of libtorch. This program is linked against libtorch's CPU part alone; the rest is opened when a GPU is asked for,
-//! from the PyTorch that is on the machine, and finds NVIDIA's libraries by itself.
+//! Loading of libtorch's CUDA part. The program is linked against libtorch's CPU part only; the
+//! CUDA part is opened when a GPU is requested, from the PyTorch on the machine, and finds NVIDIA's
+//! libraries by itself.
 //!
-//! Both parts have to be of one build. Where the CPU part that the process started with lies elsewhere than the CUDA part, the
-//! process therefore starts itself anew with the folder of the latter in front of `LD_LIBRARY_PATH`, before it has done anything.
+//! Both parts have to be of the same build. If the CPU part that the process started with is in
+//! another folder than the CUDA part, the process re-executes itself, before doing anything else,
+//! with the latter's folder in front of `LD_LIBRARY_PATH`.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,11 +15,11 @@ use std::process::Command;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-/// The libtorch that this program is compiled for.
+/// The version of libtorch that this program is compiled for.
 const VERSION: &str = "2.11.0";
 const CPU_PART: &str = "libtorch_cpu.so";
 const CUDA_PART: &str = "libtorch_cuda.so";
-/// Set in a process that was started anew, to the folder that it was to take libtorch from.
+/// Set in a re-executed process, to the folder from which it was to load libtorch.
 const STARTED_ANEW: &str = "DICO_LIBTORCH_CUDA";
 /// Prints the folder of PyTorch without importing it, which takes seconds.
 const ASK_PYTHON: &str = "import importlib.util as u; print(*u.find_spec('torch').submodule_search_locations)";
@@ -27,17 +29,18 @@ unsafe extern "C" {
     fn dico_compute_reproducibly();
 }
 
-/// Makes libtorch able to compute on GPUs. Must be called before the first tensor is made, while there is one thread.
+/// Loads libtorch's CUDA part. Must be called before the first tensor is created, while there is
+/// one thread.
 ///
 /// # Errors
-/// It cannot be found, or not be used; says where it was looked for.
+/// It cannot be found or used; the message lists the folders that were searched.
 pub fn load() -> Result<(), String> {
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(|error| format!("/proc/self/maps: {error}"))?;
     if mapped(&maps, CUDA_PART).is_none() {
         let own = mapped(&maps, CPU_PART);
         let beside = own.as_deref().and_then(Path::parent).map(Path::to_owned);
         let folder = find(&places(|name| env::var_os(name), beside, ask_python()))?;
-        // Links are followed: the memory map names files.
+        // With links resolved: the memory map names files.
         if own != folder.join(CPU_PART).canonicalize().ok() {
             return Err(start_anew(&folder));
         }
@@ -48,7 +51,7 @@ pub fn load() -> Result<(), String> {
     Ok(())
 }
 
-/// Opens a library for as long as the process lives, for all that is in it to see.
+/// Opens a library until the process ends, with its symbols visible to all.
 fn open(path: &Path) -> Result<(), String> {
     // SAFETY: libtorch's initialisers are made to be run so: Python opens the library in the same way.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
@@ -56,15 +59,15 @@ fn open(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// A place where libtorch may be.
+/// A possible location of libtorch.
 struct Place {
-    /// What named it.
+    /// The source of this location, for messages.
     source: &'static str,
-    /// The folder of its libraries, or why there is none.
+    /// The folder of its libraries, or the reason why there is none.
     folder: Result<PathBuf, String>,
 }
 
-/// In the order in which they are looked at.
+/// The locations in the order of the search.
 fn places(
     variable: impl Fn(&str) -> Option<OsString>,
     own: Option<PathBuf>,
@@ -88,7 +91,7 @@ fn places(
     places
 }
 
-/// The first of the places that has CUDA's part of the right version.
+/// The first location that has the CUDA part in the right version.
 fn find(places: &[Place]) -> Result<PathBuf, String> {
     let mut looked = String::new();
     for Place { source, folder } in places {
@@ -115,7 +118,7 @@ fn look(folder: &Path) -> Result<(), String> {
     if found.split('+').next() == Some(VERSION) { Ok(()) } else { Err(format!("version {found}")) }
 }
 
-/// The version of the libtorch whose libraries are in `folder`: libtorch's archives have a file of it, PyTorch a module.
+/// The version of libtorch in `folder`, from a file in libtorch's archives or a module of PyTorch.
 fn version(folder: &Path) -> Option<String> {
     let root = folder.parent()?;
     if let Ok(version) = std::fs::read_to_string(root.join("build-version")) {
@@ -126,7 +129,7 @@ fn version(folder: &Path) -> Option<String> {
     Some(value.trim_matches(['\'', '"']).to_owned())
 }
 
-/// The folder of PyTorch, as python3 has it.
+/// The folder of PyTorch, as python3 reports it.
 fn ask_python() -> Result<PathBuf, String> {
     let output =
         Command::new("python3").args(["-c", ASK_PYTHON]).output().map_err(|error| format!("python3: {error}"))?;
@@ -140,7 +143,7 @@ fn mapped(maps: &str, library: &str) -> Option<PathBuf> {
     maps.lines().filter_map(path).find(|path| path.ends_with(library))
 }
 
-/// Replaces this process by one that takes libtorch from `folder`; returns why that cannot be.
+/// Re-executes this process with libtorch from `folder`. Returns only on failure, with the reason.
 fn start_anew(folder: &Path) -> String {
     if env::var_os(STARTED_ANEW).is_some() {
         let folder = folder.display();
@@ -170,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    /// A PyTorch of this version, in a folder of its own.
+    /// A PyTorch of this version, in a temporary folder.
     fn pytorch(version: &str) -> TempDir {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("lib")).unwrap();

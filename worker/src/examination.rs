@@ -1,5 +1,5 @@
-//! Examinations: what the captioner says of images that it was not trained on, and what can be said of that without the other
-//! images. The rest is up to whoever has all of it.
+//! The caption evaluator: generates captions of images outside the training split, and computes the
+//! scores that need only one image. The coordinator computes the rest from all captions.
 
 use std::collections::HashMap;
 
@@ -14,39 +14,41 @@ use crate::data::Batch;
 use crate::models::{Models, Origins};
 use crate::nn::Mode;
 
-/// Whose captions are examined.
+/// The captions that are evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
-    /// The captioner's.
+    /// Those that the captioner generates.
     Captioner,
-    /// Those that people wrote, each against the others of its image: the level that generated captions are to be compared with.
+    /// The reference captions, each against the others of its image: the human level to compare
+    /// with.
     People,
 }
 
-/// Examines models on a split.
+/// Evaluates models on a split.
 pub struct Examiner<'a> {
-    /// Says how captions are searched.
+    /// The run file, for the settings of generation.
     pub run: &'a RunFile,
-    /// Captioner and evaluators.
+    /// The captioner and the evaluators.
     pub models: &'a Models,
     /// The evaluators' settings, and all vocabularies.
     pub origins: &'a Origins,
-    /// Images and captions.
+    /// The data set.
     pub data: &'a DataSet,
-    /// Which of them.
+    /// The split to evaluate.
     pub split: Split,
-    /// Scenes of the built-in world, if that is what the images show.
+    /// The scenes of the synthetic data set, if the images are from it.
     pub scenes: Option<&'a world::Scenes>,
-    /// Whose captions.
+    /// The captions to evaluate.
     pub writer: Writer,
 }
 
-/// What an evaluator makes of a text depends on this: the model by number, the prefix, and how texts are read.
+/// What the embedding of a text depends on: the index of the model, the prefix, and the
+/// tokenization.
 type Reading<'a> = (usize, &'a str, TextReading);
 
 impl Examiner<'_> {
-    /// The items of one prepared batch of the split. They depend on which images are in a batch together, if only in their last
-    /// bits.
+    /// The items of one prepared batch of the split. Their last bits depend on which images are in
+    /// the batch.
     #[must_use]
     pub fn items(&self, batch: &Batch) -> Vec<v1::EvaluationItem> {
         let count = batch.samples.len();
@@ -70,7 +72,8 @@ impl Examiner<'_> {
         found.into_iter().map(finite).collect()
     }
 
-    /// Adds what each evaluator says. Models, and texts that two evaluators read alike, are computed once.
+    /// Adds the scores of each evaluator. Models, and texts that two evaluators tokenize alike, are
+    /// computed once.
     fn add_scores(&self, batch: &Batch, hidden: &Tensor, written: &[scoring::Item], found: &mut [v1::EvaluationItem]) {
         let mut images: HashMap<usize, Vec<f32>> = HashMap::new();
         let mut texts: HashMap<Reading<'_>, TextEmbeddings> = HashMap::new();
@@ -96,7 +99,7 @@ impl Examiner<'_> {
         }
     }
 
-    /// A caption of each item, with the references to score it by.
+    /// A caption for each item, with the references to score it against.
     fn written(&self, items: &[(usize, &Item)], hidden: &Tensor) -> Vec<scoring::Item> {
         if self.writer == Writer::People {
             return items.iter().map(|&(number, item)| by_people(item, number)).collect();
@@ -124,7 +127,7 @@ impl Examiner<'_> {
     }
 }
 
-/// One of the image's own captions, against the others (or itself where there is no other).
+/// One of the image's own captions, with the others as references (or itself if there is no other).
 fn by_people(item: &Item, number: usize) -> scoring::Item {
     let mut references = item.captions.clone();
     let candidate = references.swap_remove(number % references.len());
@@ -134,8 +137,9 @@ fn by_people(item: &Item, number: usize) -> scoring::Item {
     scoring::Item { candidate, references }
 }
 
-/// An item without what is not a number, as an evaluator with damaged weights or too short a precision computes. Without the score
-/// of one image, the evaluation has no such score.
+/// Removes scores and embeddings that are not finite, as an evaluator with damaged weights or too
+/// low a precision computes them. If one image lacks a score, the evaluation does not have that
+/// score.
 fn finite(mut item: v1::EvaluationItem) -> v1::EvaluationItem {
     let image = item.image.clone();
     item.scores.retain(|name, score| {

@@ -1,24 +1,24 @@
-//! Files and folders that appear under their name only when they are complete.
+//! Atomic files and folders: they appear under their names only when they are complete.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Where `path` is written before it is complete: beside it, under its whole name and `.partial`.
+/// The temporary path for `path`: beside it, with the suffix `.partial`.
 pub fn scratch(path: &Path) -> PathBuf {
     let mut name = path.file_name().map_or_else(OsString::new, OsString::from);
     name.push(".partial");
     path.with_file_name(name)
 }
 
-/// Writes a file that is safe when this returns.
+/// Writes a file and syncs it to disk.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
     let written = File::create(path).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     written.map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Makes the folder `path` with what `fill` writes to it.
+/// Creates the folder `path` with the content that `fill` writes.
 pub fn new_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), String> {
     let scratch = scratch(path);
     if let Some(there) = [path, &scratch].into_iter().find(|path| path.exists()) {
@@ -27,7 +27,7 @@ pub fn new_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<(), String>) -
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
     std::fs::create_dir_all(&scratch).map_err(failed)?;
     fill(&scratch).and_then(|()| std::fs::rename(&scratch, path).map_err(failed)).inspect_err(|_| {
-        // What went wrong is told already; what stays is named by the next attempt.
+        // The error is reported already; the next attempt names a folder that remains.
         _ = std::fs::remove_dir_all(&scratch);
     })
 }

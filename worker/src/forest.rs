@@ -1,4 +1,5 @@
-//! Token sequences as trees: what the captions of an image have in common from their beginning is there once, and computed once.
+//! Prefix trees of token sequences: common prefixes of an image's captions are stored and computed
+//! once.
 //!
 //! ```text
 //! a man on a horse          a - man - on - a - horse
@@ -6,8 +7,8 @@
 //! a man rides a horse             \ rides - a - horse
 //! ```
 //!
-//! A causal transformer gives a token the same hidden state in every sequence that begins alike. So it need only know of each
-//! token how far it is from the beginning, and which others are before it.
+//! A causal transformer gives a token the same hidden state in all sequences with the same prefix.
+//! So a node needs only its position and a mask of the nodes before it.
 
 use std::collections::HashMap;
 
@@ -15,10 +16,10 @@ use tch::{Device, Tensor};
 
 use crate::nn::attention_length;
 
-/// Some sequences that belong together, of which the beginnings may be the same.
+/// The prefix tree of some sequences.
 pub struct Tree {
     nodes: Vec<Node>,
-    /// Of each sequence, the nodes that it goes through.
+    /// The nodes of each sequence, in order.
     pub paths: Vec<Vec<usize>>,
 }
 
@@ -30,7 +31,7 @@ struct Node {
 }
 
 impl Tree {
-    /// The tree of `sequences`. Parents come before their children.
+    /// Builds the tree of `sequences`. Parents come before their children.
     pub fn plant<'a>(sequences: impl IntoIterator<Item = &'a [i64]>) -> Self {
         let mut nodes: Vec<Node> = Vec::new();
         let mut known = HashMap::new();
@@ -50,22 +51,22 @@ impl Tree {
         Self { nodes, paths }
     }
 
-    /// Number of nodes.
+    /// The number of nodes.
     pub fn size(&self) -> usize {
         self.nodes.len()
     }
 }
 
-/// Trees side by side, as a transformer reads them.
+/// A batch of prefix trees, as input of a transformer.
 pub struct Forest {
-    /// Tokens, `[trees, nodes]`, padded with zeros at the end.
+    /// The tokens, `[trees, nodes]`, padded with zeros at the end.
     pub ids: Tensor,
-    /// How far they are from the beginning, `[trees, nodes]`.
+    /// The position of each node in its sequences, `[trees, nodes]`.
     pub positions: Tensor,
-    /// What is added to attention scores, `[trees, 1, nodes, nodes]`: 0 for a node itself and those before it, minus infinity for all
-    /// others.
+    /// The attention mask, `[trees, 1, nodes, nodes]`: 0 for a node itself and for its ancestors,
+    /// minus infinity for all others.
     pub mask: Tensor,
-    /// Nodes of each tree, padding included.
+    /// The number of nodes of each tree, including padding.
     pub length: usize,
 }
 
@@ -87,7 +88,7 @@ impl Forest {
                 }
                 rows[at * length + at] = 0.0;
             }
-            // Padding looks at itself: a softmax over nothing is not a number.
+            // Padding attends to itself: a softmax over nothing would be NaN.
             (tree.size()..length).for_each(|at| rows[at * length + at] = 0.0);
         }
         let (count, nodes) = (trees.len() as i64, length as i64);
@@ -96,7 +97,7 @@ impl Forest {
         Self { ids: tensor(&ids), positions: tensor(&positions), mask, length }
     }
 
-    /// Where node `node` of tree `tree` is among all, `[trees * nodes]`.
+    /// The index of node `node` of tree `tree` in the flattened batch, `[trees * nodes]`.
     pub fn place(&self, tree: usize, node: usize) -> i64 {
         (tree * self.length + node) as i64
     }

@@ -1,7 +1,9 @@
-//! What tests compare with: results that `tests/parity` computed with other libraries, and weights by formula.
+//! Expected results for tests: computed by `tests/parity` with other libraries, for weights given
+//! by a formula.
 //!
-//! The golden files hold inputs and outputs only; the weights follow from names and shapes by the rule that
-//! `tests/parity/formula.py` states. `DICO_PARITY` names another folder, of full-size cases: see `make parity`.
+//! The golden files hold only inputs and outputs; the weights follow from names and shapes by the
+//! rule in `tests/parity/formula.py`. `DICO_PARITY` names another folder, of full-size cases: see
+//! `make parity`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,10 +34,11 @@ pub fn tensors(name: &str) -> BTreeMap<String, Tensor> {
     tensors::from_weights(archive.tensors())
 }
 
-/// Factors of the scales of parameters whose names end so.
+/// Factors for the scales of parameters, by the suffix of their names.
 pub type Gains = BTreeMap<String, f64>;
 
-/// Gives every parameter the value that follows from its name after `prefix`, its shape and `gains`.
+/// Sets each parameter to the value that follows from its name after `prefix`, its shape and
+/// `gains`.
 pub fn fill(parameters: &Parameters, prefix: &str, gains: &Gains) {
     let values = parameters.named().map(|(name, tensor)| {
         let (base, scale) = base_and_scale(name, &tensor.size());
@@ -46,7 +49,7 @@ pub fn fill(parameters: &Parameters, prefix: &str, gains: &Gains) {
     parameters.load(&values.collect()).unwrap();
 }
 
-/// The input called `case`, in -1..1, on the device that tests compute on.
+/// The input `case`, in -1..1, on the device of tests.
 pub fn input(case: &str, shape: &[i64]) -> Tensor {
     values(&format!("input.{case}"), shape, 0.0, 2.0).to_device(testing::device())
 }
@@ -68,7 +71,7 @@ fn base_and_scale(name: &str, shape: &[i64]) -> (f32, f32) {
         [] | [_] if name.ends_with(".weight") => (1.0, 0.25),
         [] | [_] => (0.0, 0.125),
         [first, rest @ ..] => {
-            // GPT-2's linear layers are stored the other way round.
+            // GPT-2's linear layers are stored transposed.
             let transposed = shape.len() == 2 && name.contains("decoder.transformer.h.") && name.ends_with(".weight");
             let inputs = if transposed { *first } else { rest.iter().product() };
             let halvings = (0..).find(|&m| 24 * 4_i64.pow(m) >= inputs).unwrap();
@@ -77,7 +80,7 @@ fn base_and_scale(name: &str, shape: &[i64]) -> (f32, f32) {
     }
 }
 
-/// Fails unless both are alike to `tolerance` everywhere.
+/// Panics unless the tensors differ by at most `tolerance` everywhere.
 #[track_caller]
 pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!(found.size(), expected.size(), "{what}");
@@ -88,15 +91,17 @@ pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f6
     println!("{what}: at most {difference:.1e} apart, {tolerance:.1e} allowed");
 }
 
-/// 16-bit roundings that a value goes through in a layer of a transformer, each once: the four weights of attention and
-/// feed-forward part, what they are multiplied with and what comes of it, scores, probabilities, and the activation.
+/// The 16-bit roundings of a value in a transformer layer, each counted once: the four weights of
+/// attention and feed-forward part, their inputs and outputs, scores, probabilities, and the
+/// activation.
 const ROUNDINGS_IN_A_LAYER: usize = 16;
 
-/// How far what `layers` layers compute with 16-bit products may be from `expected`.
+/// The allowed difference from `expected` after `layers` layers with 16-bit products.
 ///
-/// A rounding to bfloat16 is off by up to 2^-9 of a value, evenly distributed: by 2^-9 / sqrt(3) in the root mean square. Errors of
-/// n roundings are independent of each other, so they add up to sqrt(n) times that. Allowed is 2^-8 sqrt(n) of the largest value:
-/// 3.5 times the root mean square if all values were as large as that one.
+/// A rounding to bfloat16 has an error of up to 2^-9 of a value, evenly distributed: 2^-9 / sqrt(3)
+/// in the root mean square. The errors of n roundings are independent, so they add up to sqrt(n)
+/// times that. Allowed is 2^-8 sqrt(n) of the largest value: 3.5 times the root mean square if all
+/// values were as large.
 pub fn sixteen_bit_tolerance(expected: &Tensor, layers: usize) -> f64 {
     let largest = expected.abs().max().to_kind(Kind::Double).double_value(&[]);
     largest * 2.0_f64.powi(-8) * ((layers * ROUNDINGS_IN_A_LAYER) as f64).sqrt()

@@ -1,5 +1,5 @@
-//! Where the time of a step goes, as the training thread sees it: of work that a GPU does behind its back, the time until it is
-//! waited for.
+//! Phase timer: how long the training thread spends in each phase of a step. The time of
+//! asynchronous GPU work counts in the phase that waits for it.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -7,33 +7,33 @@ use std::time::Instant;
 
 use statistics::names;
 
-/// A part of a step; numbered as in [`names::PHASES`].
+/// A phase of a step; numbered as in [`names::PHASES`].
 #[derive(Clone, Copy, Debug)]
 pub enum Lap {
-    /// Waiting for images.
+    /// Waiting for the data loader.
     Load,
-    /// Frozen towers see them.
+    /// Encoding images with frozen vision encoders.
     Vision,
-    /// Captions are proposed.
+    /// Generating candidates.
     Search,
-    /// They are rewarded.
+    /// Computing rewards.
     Reward,
-    /// The reference says how likely they are.
+    /// Computing log-probabilities under the reference policy.
     Reference,
-    /// Forward, backward, update, and whatever is none of the others.
+    /// Forward and backward pass, update, and everything that is in no other phase.
     Learn,
-    /// Gradients are summed over ranks.
+    /// All-reduce of the gradients.
     AllReduce,
-    /// Nothing was granted.
+    /// Waiting for the coordinator to grant steps.
     Wait,
 }
 
-/// Seconds of each part.
+/// The time of each phase, in seconds.
 #[derive(Debug, Default)]
 pub struct Laps([Cell<f64>; names::PHASES.len()]);
 
 impl Laps {
-    /// Does some work, whose time is of this part.
+    /// Runs `work`, and adds its time to a phase.
     pub fn time<T>(&self, lap: Lap, work: impl FnOnce() -> T) -> T {
         let started = Instant::now();
         let done = work();
@@ -41,13 +41,14 @@ impl Laps {
         done
     }
 
-    /// So many more seconds of this part.
+    /// Adds seconds to a phase.
     pub fn add(&self, lap: Lap, seconds: f64) {
         let known = &self.0[lap as usize];
         known.set(known.get() + seconds);
     }
 
-    /// By name, for a step that took so many seconds: what was not timed otherwise went into learning.
+    /// The times by name, for a step of this duration in seconds: time that was not measured counts
+    /// as learning.
     pub fn of(&self, step: f64) -> HashMap<String, f64> {
         let timed: f64 = self.0.iter().map(Cell::get).sum();
         let waited = self.0[Lap::Wait as usize].get();

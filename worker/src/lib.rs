@@ -3,28 +3,29 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`captioner`] | the model that is trained: encoder, decoder, beam search |
-//! | [`models`] | which models a run has, what they start from, and what the frozen towers see |
-//! | [`clip`] | vision and text towers; the evaluator and the captioner's eyes |
-//! | [`objective`] | what a stage minimises, one file per objective |
-//! | [`optimizer`] | Adam, and the learning rate's schedule |
+//! | [`models`] | the models of a run, their sources, and the frozen encoders |
+//! | [`clip`] | CLIP: the captioner's vision encoder, and the evaluators |
+//! | [`objective`] | the losses of training stages, one file per objective |
+//! | [`optimizer`] | Adam, and the learning rate schedule |
 //! | [`collective`] | all-reduce, broadcast and gather between the ranks of a generation |
 //! | [`cuda`] | the part of libtorch that computes on GPUs, found and opened at run time |
-//! | [`data`] | the order of samples, and the loader that prepares batches ahead |
-//! | [`examination`] | captions of images that were not trained on, and their scores |
-//! | [`export`] | what an exported folder holds besides weights, for transformers |
+//! | [`data`] | the order of samples, and the loader that prefetches batches |
+//! | [`examination`] | the caption evaluator: captions of other images, and their scores |
+//! | [`export`] | the files of an exported folder besides weights, for transformers |
 //! | [`sight`] | the feature stores that a run's models can use |
-//! | [`tensors`] | between the bytes of files and libtorch's tensors |
-//! | [`laps`] | where the time of a step goes |
+//! | [`tensors`] | conversions between the bytes of files and libtorch's tensors |
+//! | [`laps`] | the phase timer of a step |
 //! | [`files`] | files and folders that appear only when they are complete |
-//! | `forest` | captions as trees: what they have in common is computed once |
-//! | `memory` | what the allocator does with memory that is freed |
+//! | `forest` | prefix trees of captions: common prefixes are computed once |
+//! | `memory` | settings of the C allocator |
 //! | [`nn`] | layers, and parameters in one flat buffer |
-//! | [`protocol`] | what a coordinator may tell a worker, and when |
+//! | [`protocol`] | validation of the coordinator's directives |
 //! | [`trainer`] | the training thread, which executes directives |
 //! | [`session`] | the connection to the coordinator |
 //! | [`cli`] | one file per subcommand |
 //!
-//! libtorch lives on the training thread alone; the session lives on tokio; channels are the only bridge.
+//! Only the training thread uses libtorch; the session runs on tokio; they communicate over
+//! channels.
 
 pub mod caption_scorer;
 pub mod captioner;

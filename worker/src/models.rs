@@ -1,4 +1,5 @@
-//! The models of a run: which there are, what they start from, and what the frozen towers see of a batch.
+//! The models of a run: their sources, their construction, and the outputs of the frozen encoders
+//! for a batch.
 //!
 //! ```text
 //!   images --> vision encoder ------------> hidden states --> captioner --> candidates
@@ -26,28 +27,30 @@ use crate::nn::{Backend, Mismatch};
 use crate::seeds;
 use crate::tensors;
 
-/// What a model starts from.
+/// The source of a model's initial parameters.
 enum Origin<T> {
-    /// The run's seed.
+    /// Random initialization from the run's seed.
     Seed(Preset),
-    /// Weights that are there.
+    /// Weights from a file or folder.
     Weights(T),
 }
 
-/// Opens the model folder `path`, which must be what a run or `worker import` has written, every byte of it.
+/// Opens the model folder `path`, written by a run or by `worker import`, and verifies its
+/// checksums.
 ///
 /// # Errors
-/// It is none, or is damaged.
+/// It is not a model folder, or it is damaged.
 pub fn open_folder(path: &Path) -> Result<Folder, String> {
     let folder = Folder::open(path).map_err(|error| error.to_string())?;
     storage::verify(path).map_err(|error| error.to_string())?;
     Ok(folder)
 }
 
-/// Opens the CLIP at `path`, a file or a checkpoint of a run, which must be what was written, every byte of it; and its vocabulary.
+/// Opens the CLIP at `path`, a file or a checkpoint of a run, with its vocabulary. Verifies the
+/// checksums of a checkpoint.
 ///
 /// # Errors
-/// It is none, does not say how it computes, or is damaged.
+/// It is not a CLIP, its conventions are unknown, or it is damaged.
 pub fn open_evaluator(path: &Path, said: &Conventions) -> Result<(weights::Clip, Vocabulary), String> {
     let (clip, vocabulary) = folder::open_evaluator(path, said).map_err(|error| error.to_string())?;
     if path.is_dir() && path.join(folder::MANIFEST).is_file() {
@@ -58,19 +61,19 @@ pub fn open_evaluator(path: &Path, said: &Conventions) -> Result<(weights::Clip,
 
 /// An evaluator of a run, with its vocabulary.
 pub struct Evaluator {
-    /// Its name in rewards, and its metric.
+    /// Its name in rewards, which is also the name of its metric.
     pub name: String,
-    /// Its metric that also looks at references.
+    /// The name of its metric that includes references.
     pub reference_metric: String,
-    /// What the names of its retrieval metrics begin with.
+    /// The name prefix of its retrieval metrics.
     pub retrieval_prefix: String,
     /// The score that its cosines are converted to.
     pub score: EvaluatorScore,
-    /// How it reads texts.
+    /// How it tokenizes texts.
     pub settings: runfile::Evaluator,
     /// Its vocabulary.
     pub vocabulary: Arc<Vocabulary>,
-    /// Number of its model, for [`Models::clip`]: evaluators with the same weights share one.
+    /// The index of its model, for [`Models::clip`]: evaluators with the same weights share one.
     pub clip: usize,
 }
 
@@ -88,7 +91,7 @@ impl Evaluator {
     }
 }
 
-/// The vocabulary that a run begins with, if these are its training captions.
+/// The initial vocabulary of a run with these training captions.
 pub fn vocabulary<'a>(run: &RunFile, captions: impl Iterator<Item = &'a str>) -> Vocabulary {
     match run.vocabulary {
         runfile::Vocabulary::Full => Vocabulary::full(),
@@ -96,38 +99,39 @@ pub fn vocabulary<'a>(run: &RunFile, captions: impl Iterator<Item = &'a str>) ->
     }
 }
 
-/// What the models of a run start from, and stay if they are not trained.
+/// The weight sources of a run's models: their initial parameters, which frozen models keep.
 pub struct Origins {
     seed: u64,
     precision: Precision,
     /// The primary evaluator.
     evaluator: Origin<weights::Clip>,
-    /// Models of the other evaluators, each once; all are frozen.
+    /// The distinct models of the other evaluators; all are frozen.
     further: Vec<weights::Clip>,
-    /// What the run trains of the evaluator besides all of it.
+    /// The parts of the evaluator that the run trains separately.
     trainables: Trainables,
     captioner: Origin<Folder>,
-    /// Of a captioner that starts from the seed.
+    /// The initialization of the projection, for a captioner that starts from the seed.
     projection_init: ProjectionInit,
-    /// CLIP weights of the captioner's own vision tower.
+    /// The CLIP weights of the captioner's own vision encoder; none if it shares an evaluator's.
     vision: Option<weights::Clip>,
-    /// Which of the LoRA factors of the captioner's vision tower are added, if it has some.
+    /// Which LoRA factors of the captioner's vision encoder are added, if it has any.
     vision_lora: Option<LoraReading>,
-    /// Of the captioner.
+    /// The captioner's vocabulary.
     pub captioner_vocabulary: Arc<Vocabulary>,
     /// All evaluators, the primary one first.
     pub evaluators: Vec<Evaluator>,
-    /// What the captioner sees through, where that is a file and stays as it is.
+    /// The captioner's vision encoder, if it is a file and stays frozen.
     vision_tower: Option<Tower>,
-    /// The evaluator, where that is a file and stays as it is.
+    /// The primary evaluator, if it is a file and stays frozen.
     evaluator_tower: Option<Tower>,
 }
 
 impl Origins {
-    /// Opens the weights that `run` names. What they do not bring with them has this `vocabulary`.
+    /// Opens the weights that `run` names. Models without a vocabulary of their own get this
+    /// `vocabulary`.
     ///
     /// # Errors
-    /// A file is missing or holds no such model.
+    /// A file is missing, or does not have such a model.
     pub fn open(run: &RunFile, vocabulary: Vocabulary) -> Result<Self, String> {
         let text = |error: weights::Error| error.to_string();
         let clip = |path: &Path| weights::Clip::open(path, &run.captioner.vision_clip).map_err(text);
@@ -207,7 +211,8 @@ impl Origins {
         &self.evaluators[0].vocabulary
     }
 
-    /// Where the weights of the captioner's tower and of the evaluators' models came from; none unless all stay as they were read.
+    /// The sources of the captioner's vision encoder and of the evaluators' models; none unless all
+    /// of them stay frozen.
     #[must_use]
     pub fn towers(&self) -> Option<(Tower, Vec<Tower>)> {
         let primary = self.evaluator_tower.clone()?;
@@ -215,14 +220,15 @@ impl Origins {
         Some((self.vision_tower.clone()?, evaluators.collect()))
     }
 
-    /// Numbers of an image's embeddings by all evaluators together, those that share a model counted apart.
+    /// The total width of an image's embeddings by all evaluators; a model counts once per
+    /// evaluator.
     #[must_use]
     pub fn embedding_numbers(&self, models: &Models) -> usize {
         self.evaluators.iter().map(|evaluator| models.clip(evaluator.clip).architecture().embedding).sum()
     }
 
-    /// SHA-256 (hex) over what every worker finds for itself and what therefore has to be the same for all: frozen weights, and
-    /// vocabularies.
+    /// The SHA-256 (hex) of everything that each worker loads by itself and that has to be equal on
+    /// all workers: frozen weights, and vocabularies.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
@@ -238,13 +244,14 @@ impl Origins {
         format!("{:x}", hash.finalize())
     }
 
-    /// Whether the evaluator changes, or came from the seed, and so belongs into checkpoints.
+    /// Whether the evaluator changes or was initialized from the seed, and so belongs in
+    /// checkpoints.
     #[must_use]
     pub fn evaluator_is_own(&self) -> bool {
         self.evaluator_tower.is_none()
     }
 
-    /// What a model folder with the captioner of `models` has to say.
+    /// The manifest of a model folder with the captioner of `models`.
     #[must_use]
     pub fn manifest(&self, models: &Models) -> folder::Manifest {
         let (path, sha256) = match &self.vision_tower {
@@ -266,10 +273,10 @@ impl Origins {
         folder::Manifest::new(self.captioner_vocabulary.to_stored(), captioner, vision, evaluator)
     }
 
-    /// The models as they are before any training.
+    /// The models before any training.
     ///
     /// # Errors
-    /// Weights do not fit their architecture, or the models do not fit each other.
+    /// Weights do not fit their config, or the models do not fit each other.
     pub fn models(&self, device: Device) -> Result<Models, String> {
         let backend = Backend { device, precision: self.precision };
         let evaluator = self.evaluator(backend)?;
@@ -308,8 +315,9 @@ impl Origins {
         }
     }
 
-    /// The number of the evaluator whose tower the captioner uses: the primary one unless it has a vision encoder of its own, or
-    /// else one whose weights are the same, so that what it sees need not be computed twice.
+    /// The index of the evaluator whose vision encoder the captioner uses: the primary one unless
+    /// the captioner has its own, or else one with the same weights, so that images are not encoded
+    /// twice.
     fn shared_tower(&self) -> Option<usize> {
         let own = match (&self.vision, &self.captioner) {
             (None, Origin::Seed(_)) => return Some(0),
@@ -360,10 +368,10 @@ fn tower(path: &Path, sha256: String, architecture: &VisionArchitecture, lora: O
     Tower { weights: path.to_owned(), sha256, image_size, computation }
 }
 
-/// The vision tower that a folder's captioner sees through.
+/// The vision encoder of a model folder's captioner.
 ///
 /// # Errors
-/// It is missing, or its tensors are not those of its architecture.
+/// It is missing, or its tensors do not fit its config.
 pub fn open_eyes(folder: &Folder, backend: impl Into<Backend>) -> Result<Eyes, String> {
     let text = |error: weights::Error| error.to_string();
     let weights = folder.vision().map_err(text)?;
@@ -372,10 +380,10 @@ pub fn open_eyes(folder: &Folder, backend: impl Into<Backend>) -> Result<Eyes, S
     made.map_err(|mismatch| wrong(weights.path(), &mismatch))
 }
 
-/// The captioner that a folder holds.
+/// The captioner of a model folder.
 ///
 /// # Errors
-/// Its tensors are not those of its architecture.
+/// Its tensors do not fit its config.
 pub fn open_captioner(folder: &Folder, backend: impl Into<Backend>) -> Result<Captioner, String> {
     let values = tensors::from_weights(folder.captioner());
     let made = Captioner::with(folder.manifest().captioner.clone(), &values, backend);
@@ -386,45 +394,45 @@ fn wrong(path: &Path, mismatch: &Mismatch) -> String {
     format!("{}: {mismatch}", path.display())
 }
 
-/// What the captioner sees through.
+/// The captioner's vision encoder.
 pub enum VisionEncoder {
-    /// A tower of its own.
+    /// An encoder of its own.
     Own(Box<Eyes>),
-    /// The tower of the evaluators' model of this number.
+    /// The encoder of the evaluators' model with this index.
     OfEvaluator(usize),
 }
 
 /// The models of a run.
 pub struct Models {
-    /// The primary evaluator's.
+    /// The primary evaluator's model.
     pub evaluator: Clip,
-    /// Those of the other evaluators.
+    /// The models of the other evaluators.
     pub further: Vec<Clip>,
     /// The captioner's vision tower.
     pub vision: VisionEncoder,
-    /// Writes captions.
+    /// The captioner.
     pub captioner: Captioner,
 }
 
 impl Models {
-    /// The evaluators' model of this number: 0 is the primary one.
+    /// The evaluators' model with this index; 0 is the primary one.
     #[must_use]
     pub fn clip(&self, number: usize) -> &Clip {
         number.checked_sub(1).map_or(&self.evaluator, |number| &self.further[number])
     }
 
-    /// All models of evaluators, in the order of their numbers.
+    /// All models of evaluators, in order of index.
     fn clips(&self) -> impl Iterator<Item = &Clip> {
         std::iter::once(&self.evaluator).chain(&self.further)
     }
 
-    /// Numbers of an image's embeddings by all models of evaluators together.
+    /// The total width of an image's embeddings by all models of evaluators.
     #[must_use]
     pub fn embedding_numbers(&self) -> usize {
         self.clips().map(|clip| clip.architecture().embedding).sum()
     }
 
-    /// Sizes of the vision tower that the captioner sees through.
+    /// The config of the captioner's vision encoder.
     #[must_use]
     pub fn seen(&self) -> VisionArchitecture {
         match &self.vision {
@@ -433,14 +441,14 @@ impl Models {
         }
     }
 
-    /// Pixels that the vision towers want.
+    /// The image sizes that the vision encoders require.
     #[must_use]
     pub fn sizes(&self) -> Sizes {
         let all = self.clips().map(image_size).chain([self.seen().image_size as u32]).collect();
         Sizes { all, generated: image_size(&self.evaluator) }
     }
 
-    /// What the captioner sees of samples `range` of a batch: hidden states `[images, tokens, width]`.
+    /// The captioner's hidden states of the samples `range` of a batch, `[images, tokens, width]`.
     pub fn hidden(&self, batch: &Batch, range: Range<usize>) -> Tensor {
         let device = self.captioner.parameters().flat().device();
         match &batch.views {
@@ -456,8 +464,8 @@ impl Models {
         }
     }
 
-    /// Unit embeddings of samples `range` of a batch by the evaluators' model of this number, `[images, embedding]`. `hidden` is what
-    /// the captioner sees of them.
+    /// Unit embeddings of the samples `range` of a batch by the evaluators' model with this index,
+    /// `[images, embedding]`. `hidden` are their hidden states for the captioner.
     pub fn embeddings(&self, batch: &Batch, range: Range<usize>, hidden: &Tensor, number: usize) -> Tensor {
         let clip = self.clip(number);
         match (&batch.views, &self.vision) {
@@ -476,7 +484,8 @@ impl Models {
         }
     }
 
-    /// Normalised pixels `[images, 3, size, size]` of the generated pictures of samples `range` of a batch.
+    /// Normalized pixels `[images, 3, size, size]` of the generated images of the samples `range`
+    /// of a batch.
     ///
     /// # Errors
     /// The batch was prepared without them.
@@ -485,10 +494,11 @@ impl Models {
         Ok(normalise_for(&self.evaluator, generated, range))
     }
 
-    /// What the evaluator is trained on: normalised pixels `[images, 3, size, size]` of samples `range` of a batch.
+    /// Normalized pixels `[images, 3, size, size]` of the samples `range` of a batch, to train the
+    /// evaluator on.
     ///
     /// # Errors
-    /// The batch comes from a feature store, which only frozen towers can use.
+    /// The batch comes from a feature store, which requires frozen encoders.
     pub fn evaluator_pixels(&self, batch: &Batch, range: Range<usize>) -> Result<Tensor, String> {
         match &batch.views {
             Views::Features { .. } => Err("data.features cannot be used in a contrastive stage".to_owned()),
@@ -501,12 +511,13 @@ fn image_size(clip: &Clip) -> u32 {
     clip.architecture().image_size as u32
 }
 
-/// Images `range` of bytes `[batch, size, size, 3]`, normalised as `clip` wants them, `[images, 3, size, size]`.
+/// Normalizes images `range` of bytes `[batch, size, size, 3]` for `clip`, to `[images, 3, size,
+/// size]`.
 fn normalise_for(clip: &Clip, pixels: &Tensor, range: Range<usize>) -> Tensor {
     normalise(pixels, range, clip.parameters().flat().device(), &clip.architecture().normalization)
 }
 
-/// Rows of a store's tensor in the type that models compute in.
+/// Rows of a feature store's tensor, in the models' type.
 fn part(rows: &Tensor, range: Range<usize>, device: Device) -> Tensor {
     rows.narrow(0, range.start as i64, range.len() as i64).to_device(device).to_kind(Kind::Float)
 }
@@ -516,7 +527,7 @@ mod tests {
     use super::*;
     use weights::{Architecture, Text, Vision};
 
-    /// Names and shapes of a model's parameters.
+    /// The names and shapes of a model's parameters.
     fn shapes(parameters: &crate::nn::Parameters) -> weights::Shapes {
         let size = |tensor: &Tensor| tensor.size().iter().map(|&side| side as usize).collect();
         parameters.named().map(|(name, tensor)| (name.to_owned(), size(tensor))).collect()

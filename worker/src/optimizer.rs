@@ -1,4 +1,4 @@
-//! Adam and AdamW over what a model trains of its flat buffer, and the learning rate's schedule.
+//! Adam and AdamW over the trained range of a model's flat buffer, and the learning rate schedule.
 
 use runfile::{Schedule, Shape};
 use tch::{Tensor, no_grad};
@@ -15,18 +15,18 @@ pub struct Adam {
     decayed: Option<Tensor>,
 }
 
-/// The gradient of a step.
+/// The averaged gradient of a step.
 pub struct Slope<'a> {
-    /// What all samples say, added up, `[trained]`.
+    /// The sum of the gradients of all samples, `[trained]`.
     sum: &'a Tensor,
-    /// How many they are, or whatever the gradient is an average over.
+    /// The divisor of the average: the number of samples or tokens.
     weight: f64,
-    /// The average's length.
+    /// The L2 norm of the average.
     pub norm: f64,
 }
 
 impl<'a> Slope<'a> {
-    /// The average of what adds up to `sum`.
+    /// The average of gradients whose sum is `sum`.
     #[must_use]
     pub fn new(sum: &'a Tensor, weight: f64) -> Self {
         Self { sum, weight, norm: sum.norm().double_value(&[]) / weight }
@@ -34,7 +34,7 @@ impl<'a> Slope<'a> {
 }
 
 impl Adam {
-    /// Moments at zero of the parameters that are trained.
+    /// An optimizer with zero moments for the trained parameters.
     #[must_use]
     pub fn new(parameters: &Parameters, settings: &runfile::Optimizer) -> Self {
         let trained = parameters.trained();
@@ -46,13 +46,14 @@ impl Adam {
         }
     }
 
-    /// Takes other settings; the moments stay.
+    /// Takes other settings; keeps the moments.
     pub fn configure(&mut self, parameters: &Parameters, settings: &runfile::Optimizer) {
         self.decayed = (settings.weight_decay > 0.0).then(|| parameters.matrices());
         self.settings = settings.clone();
     }
 
-    /// Update number `step` (from 1). A gradient that is longer than allowed is scaled down. Its memory is used for the computation.
+    /// Applies update number `step` (from 1). Clips the gradient to the maximal norm. Overwrites
+    /// the memory of the gradient.
     pub fn update(&mut self, parameters: &Parameters, gradient: &Slope<'_>, step: u64, learning_rate: f64) {
         let runfile::Optimizer { betas, epsilon, weight_decay, clip_norm, .. } = self.settings;
         let mut trained = parameters.trained();
@@ -72,7 +73,7 @@ impl Adam {
 pub fn rate(schedule: &Schedule, step: u64, steps: u64) -> f64 {
     let (step, steps) = (step as f64, steps as f64);
     let warmup = schedule.warmup * steps;
-    // From zero as transformers does it, over whole steps.
+    // From zero, in whole steps, as in transformers.
     let (risen, warmup) = if schedule.warmup_from_zero { (step - 1.0, warmup.ceil()) } else { (step, warmup) };
     if risen < warmup {
         return risen / warmup;
@@ -120,7 +121,7 @@ mod tests {
             }
             let gradient: Vec<f64> = (0..6).map(|i| ((i as f64) - 2.5) * step as f64 * 0.25).collect();
             let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
-            // As summed up over so many samples.
+            // A gradient summed over this number of samples.
             let samples = (2 * step + 1) as f64;
             let flat: Vec<f32> = gradient.iter().map(|&g| (samples * g) as f32).collect();
             let flat = Tensor::from_slice(&flat).to_device(testing::device());
@@ -165,7 +166,7 @@ mod tests {
         warmup: f64,
         adam: Settings,
         rates: Vec<f64>,
-        /// After each step.
+        /// The values after each step.
         parameters: Vec<Vec<f32>>,
     }
 

@@ -1,5 +1,5 @@
-//! What a coordinator may tell a worker, and when. Every directive is checked here, against the run file and against what both
-//! sides said before; the rest of the worker relies on that.
+//! Validation of directives: checks each one against the run file, and against the previous
+//! messages of both sides. The rest of the worker relies on it.
 //!
 //! ```text
 //!         Rendezvous                                               Abandon
@@ -12,32 +12,32 @@ use proto::EVALUATION_RANGE;
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
 use runfile::RunFile;
 
-/// Most members that one member may be told to reach before it meets the others. Each takes a thread.
+/// Maximal number of peers that a member may be told to check. Each check takes a thread.
 const MAX_PEERS: usize = 256;
-/// Longest address of a store, in bytes. A coordinator takes no longer ones from workers.
+/// Maximal length of a store's address, in bytes. A coordinator accepts no longer ones.
 const MAX_ADDRESS_BYTES: usize = 512;
-/// Most checkpoints of a generation that are not reported yet. A coordinator has one saved at a time, and asks for another while
-/// some ranks are at it only where rank 0 has failed to write it.
+/// Maximal number of unreported checkpoints of a generation. A coordinator has one saved at a time,
+/// and orders another while some ranks still work on it only if rank 0 has failed to write it.
 const MAX_UNREPORTED_CHECKPOINTS: usize = 1_000;
-/// Hexadecimal digits of a SHA-256.
+/// The number of hexadecimal digits of a SHA-256.
 const SHA256_DIGITS: usize = 64;
-/// Most characters that are shown of a text in a directive.
+/// Maximal number of characters that are shown of a text in a directive.
 const MAX_SHOWN_CHARS: usize = 100;
 
-/// What a coordinator may not say, in one line of bounded length.
+/// How a coordinator has broken the protocol, in one line of limited length.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the coordinator broke the protocol: {0}")]
 pub struct Violation(String);
 
 impl Violation {
-    /// A violation, described in one line of bounded length.
+    /// A violation with this description, of one line.
     #[must_use]
     pub fn new(what: impl Into<String>) -> Self {
         Self(what.into())
     }
 }
 
-/// A directive that makes sense where it came: its numbers are within the run, and in order.
+/// A valid directive: its numbers are within the run, and its order is right.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checked {
     generation: u64,
@@ -45,38 +45,38 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Lets go of a generation, without an order of the coordinator.
+    /// An Abandon for a generation that the worker releases by itself.
     #[must_use]
     pub fn abandon(generation: u64) -> Self {
         Self { generation, kind: Kind::Abandon(v1::Abandon::default()) }
     }
 
-    /// The generation that it is of.
+    /// The generation of the directive.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// What is to be done.
+    /// The content of the directive.
     #[must_use]
     pub fn kind(&self) -> &Kind {
         &self.kind
     }
 
-    /// Its generation, and what is to be done.
+    /// The generation and the content.
     #[must_use]
     pub fn into_parts(self) -> (u64, Kind) {
         (self.generation, self.kind)
     }
 }
 
-/// What a run allows for.
+/// Limits that follow from the run file.
 #[derive(Debug)]
 struct Limits {
-    /// Steps and batch of each stage.
+    /// The steps and the batch size of each stage.
     stages: Vec<(u64, u32)>,
     max_workers: u32,
-    /// Steps that may be granted beyond the last one that was reported.
+    /// Maximal number of granted steps beyond the last reported one.
     window: u32,
     validation_images: u64,
 }
@@ -91,7 +91,7 @@ impl Limits {
         }
     }
 
-    /// Steps and batch of a stage.
+    /// The steps and the batch size of a stage.
     fn stage(&self, stage: u32) -> Result<(u64, u32), String> {
         let stages = self.stages.len();
         let found = self.stages.get(stage as usize).copied();
@@ -99,31 +99,31 @@ impl Limits {
     }
 }
 
-/// A point of the run: stage, and steps of it.
+/// A point of the run: stage and step.
 type Point = (u32, u64);
 
-/// The generation that a worker was told of last.
+/// The last generation that the worker was told of.
 #[derive(Debug)]
 struct Generation {
     number: u64,
-    /// Whether the coordinator gave it up.
+    /// Whether the coordinator has abandoned it.
     abandoned: bool,
-    /// Whether the worker said that it has let go of it.
+    /// Whether the worker has reported that it released it.
     let_go: bool,
-    /// Where the worker stands when all is done that it was told.
+    /// The point that the worker reaches with all granted steps.
     granted: Point,
-    /// Where it said that it stands.
+    /// The last point that the worker has reported.
     reported: Point,
-    /// Ranges of images that it was told to caption and has not reported.
+    /// The number of ranges of images that were assigned and not reported.
     ranges: usize,
-    /// Number of the last checkpoint.
+    /// The number of the last checkpoint.
     checkpoint: Option<u64>,
-    /// Checkpoints that it has not reported.
+    /// The number of checkpoints that were not reported.
     unreported: usize,
 }
 
-/// What a worker and its coordinators have said to each other, as far as it decides what may be said next. It lasts from one session
-/// to the next, like the generations of a run.
+/// The state of the protocol between a worker and its coordinators, which determines the directives
+/// that are valid next. Persists over sessions, as generations do.
 #[derive(Debug)]
 pub struct Protocol {
     limits: Limits,
@@ -132,7 +132,7 @@ pub struct Protocol {
 }
 
 impl Protocol {
-    /// Before the first directive of a run, with so many images to evaluate.
+    /// The state before the first directive of a run with this number of validation images.
     #[must_use]
     pub fn new(run: &RunFile, validation_images: u64) -> Self {
         Self { limits: Limits::new(run, validation_images), generation: None, finished: false }
@@ -143,7 +143,7 @@ impl Protocol {
         self.limits = Limits::new(run, self.limits.validation_images);
     }
 
-    /// Notes what the worker says, which has to be known before the coordinator answers it.
+    /// Records a report of the worker. Called before the report is sent.
     pub fn note(&mut self, message: &Message) {
         let Some(generation) = &mut self.generation else { return };
         let number = generation.number;
@@ -166,16 +166,16 @@ impl Protocol {
         }
     }
 
-    /// Checks a directive. None: it comes too late to matter.
+    /// Checks a directive. Returns none for one that is obsolete.
     ///
     /// # Errors
-    /// It does not fit the run, or does not come where it may.
+    /// The directive does not fit the run, or is not valid at this point.
     pub fn check(&mut self, directive: v1::Directive) -> Result<Option<Checked>, Violation> {
         let v1::Directive { generation, directive } = directive;
         let kind = directive.ok_or_else(|| Violation::new("a directive that says nothing"))?;
         let what = name(&kind);
         let matters = self.check_kind(generation, &kind).map_err(|problem| Violation(format!("{what}: {problem}")))?;
-        // Reasons are for logs.
+        // Reasons are only logged.
         let kind = match kind {
             Kind::Abandon(_) => Kind::Abandon(v1::Abandon::default()),
             Kind::Halt(_) => Kind::Halt(v1::Halt::default()),
@@ -184,11 +184,11 @@ impl Protocol {
         Ok(matters.then_some(Checked { generation, kind }))
     }
 
-    /// Whether it matters.
+    /// Whether the directive is not obsolete.
     fn check_kind(&mut self, number: u64, kind: &Kind) -> Result<bool, String> {
         need(!self.finished, || "after Finish".to_owned())?;
         match kind {
-            // A session ends with it.
+            // The session ends with it.
             Kind::Leave(_) => return Ok(false),
             Kind::Finish(_) => {
                 self.finished = true;
@@ -219,7 +219,8 @@ impl Protocol {
             Kind::Advance(order) => generation.advance(limits, order)?,
             Kind::Rendezvous(_) | Kind::Abandon(_) | Kind::Halt(_) | Kind::Finish(_) | Kind::Leave(_) => {}
         }
-        // What was under way when the worker let go is nothing to complain of.
+        // Directives that were in flight when the worker released the generation are obsolete, not
+        // wrong.
         Ok(!generation.let_go)
     }
 
@@ -252,7 +253,7 @@ impl Protocol {
             }
         }
         let v1::SequenceStart { step: first, epoch } = order.sequence_start.unwrap_or_default();
-        // A step that has a sample begins no more epochs than it has samples.
+        // A step begins at most as many epochs as it has samples.
         need(first <= step && epoch <= first.saturating_mul(batch.into()), || {
             format!("samples from step {first} and epoch {epoch} on, at step {step}")
         })?;

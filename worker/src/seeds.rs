@@ -1,4 +1,5 @@
-//! Everything random follows from the run's seed: each use derives a seed of its own from what it is for.
+//! Random seeds: everything random in a run is derived from the run's seed, with a different seed
+//! for each purpose.
 
 /// SplitMix64's finaliser (Steele, Lea and Flood 2014): every input bit reaches every output bit.
 #[must_use]
@@ -9,13 +10,13 @@ pub fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// A seed for the use called `name`.
+/// A seed for the purpose `name`.
 #[must_use]
 pub fn derive(seed: u64, name: &str) -> u64 {
     name.bytes().fold(mix(seed), |state, byte| mix(state ^ u64::from(byte)))
 }
 
-/// A seed for the use numbered by `numbers`.
+/// A seed for the purpose with these numbers, such as stage and step.
 #[must_use]
 pub fn combine(seed: u64, numbers: &[u64]) -> u64 {
     numbers.iter().fold(mix(seed), |state, number| mix(state ^ number))

@@ -1,4 +1,5 @@
-//! What feature stores a run's models can use: which there have to be, and what they have to be made of.
+//! Feature stores: which stores a run's models need, and from which encoders and images they must
+//! have been computed.
 
 use std::path::Path;
 
@@ -8,10 +9,10 @@ use runfile::RunFile;
 
 use crate::models::{Models, Origins};
 
-/// What the rows of the store of `split` have to be.
+/// The manifest that the store of `split` has to have.
 ///
 /// # Errors
-/// A tower is not frozen, so what it sees changes.
+/// An encoder is not frozen, so its outputs change.
 pub fn manifest(
     data: &DataSet,
     split: Split,
@@ -34,10 +35,11 @@ pub fn manifest(
     ))
 }
 
-/// The stores that `run` names, of the training and the validation split.
+/// Opens the stores that `run` names, for the training and the validation split; none if it names
+/// none.
 ///
 /// # Errors
-/// One is missing, incomplete or made of something else.
+/// A store is missing or incomplete, or was computed from something else.
 pub fn stores(run: &RunFile, data: &DataSet, origins: &Origins, models: &Models) -> Result<Option<[Store; 2]>, String> {
     let Some(folder) = &run.data.features else { return Ok(None) };
     let open = |split: Split| {
@@ -47,7 +49,7 @@ pub fn stores(run: &RunFile, data: &DataSet, origins: &Origins, models: &Models)
     Ok(Some([open(Split::Train)?, open(Split::Validation)?]))
 }
 
-/// Where the store of `split` lies below the folder that a run file names.
+/// The path of the store of `split` in the folder that a run file names.
 #[must_use]
 pub fn path(folder: &Path, split: Split) -> std::path::PathBuf {
     folder.join(split.name())

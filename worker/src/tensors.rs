@@ -1,4 +1,4 @@
-//! Between the bytes of files and libtorch's tensors.
+//! Conversions between the bytes of files and libtorch's tensors.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 use weights::Dtype;
 
-/// Tensors read from a file, by name.
+/// Converts tensors of a file, by name.
 #[must_use]
 pub fn from_weights(tensors: Vec<(String, weights::Tensor<'_>)>) -> BTreeMap<String, Tensor> {
     let tensor = |tensor: &weights::Tensor<'_>| {
@@ -16,7 +16,7 @@ pub fn from_weights(tensors: Vec<(String, weights::Tensor<'_>)>) -> BTreeMap<Str
     tensors.into_iter().map(|(name, read)| (name, tensor(&read))).collect()
 }
 
-/// A tensor of 32-bit numbers, to be written to a file.
+/// Converts a tensor to 32-bit numbers for a file.
 #[must_use]
 pub fn to_weights(tensor: &Tensor) -> weights::Tensor<'static> {
     let tensor = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
@@ -27,7 +27,7 @@ pub fn to_weights(tensor: &Tensor) -> weights::Tensor<'static> {
     }
 }
 
-/// The numbers of a tensor on the CPU, row by row.
+/// The bytes of a tensor's values, row by row.
 #[must_use]
 pub fn bytes(tensor: &Tensor) -> Vec<u8> {
     let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];

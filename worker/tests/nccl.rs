@@ -61,7 +61,7 @@ fn main() {
     survivor.tell("6");
     [&mut survivor, &mut newcomer].into_iter().for_each(|rank| _ = rank.expect("done"));
 
-    // Nobody comes.
+    // The other rank does not join.
     let mut waiting = start("wait", 7, 0, 2);
     println!("nobody came: {}", waiting.expect("broken"));
     let mut waiting = start("wait", 8, 0, 2);

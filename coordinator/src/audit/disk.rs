@@ -1,4 +1,4 @@
-//! Whether the checkpoints that are kept are those that the journal tells of.
+//! Audit of checkpoints: whether the checkpoints on disk are those in the journal.
 
 use storage::{Checkpoints, Error, Stamp};
 
@@ -8,8 +8,8 @@ use crate::{
     run::record::Checkpoint,
 };
 
-/// What is wrong with the checkpoints of a run. Of each of them the stamp is read and what the seal says of it is checked; the other
-/// files are checked when they are used.
+/// The differences between a run's checkpoints and its journal, as messages. Reads the stamp of
+/// each checkpoint and checks it against the seal; the other files are checked when they are used.
 ///
 /// # Errors
 /// Journal or checkpoints cannot be read.
@@ -35,14 +35,14 @@ pub fn compare(history: &History, kept: &Checkpoints) -> anyhow::Result<Vec<Stri
                     stamp.journal
                 ));
             }
-            // What was saved last before a coordinator died, or was to be deleted.
+            // The last save before a coordinator died, or one that was about to be deleted.
             _ => {}
         }
     }
     Ok(problems)
 }
 
-/// In what a checkpoint differs from the journal.
+/// How a checkpoint differs from the journal; none if it does not.
 fn difference(history: &History, known: &Checkpoint, stamp: &Stamp) -> Result<Option<String>, journal::Error> {
     let Checkpoint { place, generation, run_id, name, parameters_sha256 } = known;
     let same = [
@@ -52,7 +52,7 @@ fn difference(history: &History, known: &Checkpoint, stamp: &Stamp) -> Result<Op
         ("step", stamp.step == place.step),
         ("generation", stamp.generation == *generation),
         ("hash of the parameters", stamp.parameters_sha256 == *parameters_sha256),
-        // Of checkpoints from before a recovery the journal is not this one.
+        // Checkpoints from before a recovery were saved under another journal.
         ("journal", *run_id != history.run_id()? || history.contains(&stamp.journal)?),
     ];
     let differs: Vec<&str> = same.into_iter().filter(|(_, same)| !same).map(|(what, _)| what).collect();

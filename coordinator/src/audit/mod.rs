@@ -1,12 +1,15 @@
-//! The audit: does the journal bear out that every sample was trained on exactly once, and what did each fault cost?
+//! The audit: verifies from the journal that each sample was trained on exactly once, and reports
+//! the cost of each fault.
 //!
-//! - The journal's chain ([`journal`](crate::journal)) shows that all records are there, as they were written, and no others.
-//! - `path`: they tell of one way through the plan, up to where the run stands.
-//! - `samples`: a step is a range of samples (see [`plan`](crate::run::plan)), so a step that is missing in the present history is a
-//!   batch that was lost, and one that is in it twice is a batch that was repeated. Steps that were given up count for nothing;
-//!   those that a stage trained beyond its best state count. Steps that turned out to be applied although nobody had reported them
-//!   (`adopted`) count as committed. Where the training data were exchanged for others a sequence of samples ends, and another begins.
-//! - `disk`: the checkpoints that are kept are those that the journal tells of, and were saved under it.
+//! - The journal's hash chain ([`journal`](crate::journal)) shows that all records are unchanged,
+//!   that none is missing, and that there are no others.
+//! - `path`: the records describe one path through the plan, up to the run's present point.
+//! - `samples`: a step is a range of samples (see [`plan`](crate::run::plan)). A step that is
+//!   missing in the present history is a lost batch, and one that is in it twice is a repeated
+//!   batch. Steps that were given up do not count; steps that a stage trained beyond its best state
+//!   do. Steps that were applied although no member had reported them (`adopted`) count as
+//!   committed. Where the training data changed, one sequence of samples ends and another begins.
+//! - `disk`: the checkpoints on disk are those in the journal, and were saved under it.
 
 pub mod disk;
 mod path;
@@ -24,39 +27,41 @@ use crate::journal::{
 };
 use crate::run::{cuts::Fate, plan::Place, record::Happening};
 
-/// What an audit found.
+/// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Audit {
-    /// Whether nothing is missing, nothing repeated, and nothing else wrong.
+    /// Whether no sample is missing or repeated, and no problem was found.
     pub clean: bool,
-    /// What is wrong, besides samples; the first of it.
+    /// The first problems other than samples, as messages to people.
     pub problems: Vec<String>,
-    /// How much is wrong.
+    /// The number of problems.
     pub problem_count: u64,
     /// The last record: its number and hash.
     pub head: String,
-    /// Where the records begin, if that is not the run's beginning.
+    /// The start of the records, if the journal was recovered and does not have the run's
+    /// beginning.
     pub recovered: Option<Recovered>,
     /// Whether the run is complete.
     pub finished: bool,
-    /// Samples over all epochs.
+    /// The samples of all epochs.
     pub samples: Samples,
-    /// Epochs that were begun, in order.
+    /// The epochs that have begun, in order.
     pub epochs: Vec<Epoch>,
-    /// Stages that ended with an earlier state than their last because that was the best one, in order.
+    /// Stages that ended with an earlier state than their last because that was the best one, in
+    /// order.
     pub selections: Vec<Selected>,
-    /// Where the training data were exchanged for others in the middle of a stage or before it, in order.
+    /// Changes of training data during or before a stage, in order.
     pub exchanges: Vec<Exchanged>,
     /// Generations, in order.
     pub generations: Vec<Life>,
 }
 
-/// Samples that were committed, and those that should have been and were not, or were again.
+/// The numbers of samples that were trained on once, never, or again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Samples {
-    /// Trained on, once.
+    /// Trained on exactly once.
     pub committed: u64,
-    /// Before the point where the run stands, and never trained on.
+    /// Before the run's present point, and never trained on.
     pub missing: u64,
     /// Trained on again.
     pub repeated: u64,
@@ -74,14 +79,14 @@ impl Samples {
     }
 }
 
-/// The checkpoint that a run went on from whose journal was lost or damaged. What came before is not on record.
+/// The checkpoint that a run with a recovered journal resumed from. Earlier steps are not recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Recovered {
-    /// Its name.
+    /// The name of the checkpoint.
     pub checkpoint: String,
     /// The generation that saved it.
     pub generation: u64,
-    /// Where in the run that was.
+    /// The point of its state.
     #[serde(skip)]
     pub place: Place,
 }
@@ -91,11 +96,11 @@ pub struct Recovered {
 pub struct Epoch {
     /// Number of the stage, from 0.
     pub stage: u32,
-    /// Its name.
+    /// The name of the stage.
     pub name: String,
-    /// Which pass, from 0.
+    /// The number of the epoch, from 0.
     pub epoch: u64,
-    /// What became of its samples.
+    /// The samples of this epoch.
     #[serde(flatten)]
     pub samples: Samples,
 }
@@ -105,7 +110,7 @@ pub struct Epoch {
 pub struct Selected {
     /// Number of the stage, from 0.
     pub stage: u32,
-    /// Its name.
+    /// The name of the stage.
     pub name: String,
     /// The step of the selected state. The next stage starts from it.
     pub step: u64,
@@ -113,50 +118,50 @@ pub struct Selected {
     pub trained: u64,
 }
 
-/// Training data that others took the place of.
+/// A change of training data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Exchanged {
     /// Number of the stage, from 0.
     pub stage: u32,
-    /// Its name.
+    /// The name of the stage.
     pub name: String,
-    /// The last step that was trained on the data before.
+    /// The last step that was trained on the old data.
     pub step: u64,
-    /// Their images.
+    /// The number of images of the old data.
     pub images_before: u64,
-    /// The images that are trained on from there on.
+    /// The number of images of the new data.
     pub images_after: u64,
-    /// The captions before.
+    /// The number of captions of the old data.
     pub captions_before: u64,
-    /// The captions from there on.
+    /// The number of captions of the new data.
     pub captions_after: u64,
 }
 
-/// What became of a generation.
+/// The record of a generation, from start to end.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Life {
-    /// Its number.
+    /// The number of the generation.
     pub generation: u64,
-    /// Identities of its members.
+    /// The worker ids of its members.
     pub members: Vec<u32>,
-    /// Why the one before it ended.
+    /// Why the previous generation ended.
     pub cause: String,
-    /// Stage and step at which it started.
+    /// The stage and step at which it started.
     pub start: (u32, u64),
-    /// Whose state it started from.
+    /// The source of its initial state.
     pub source: String,
-    /// Steps that it applied.
+    /// The number of steps that it applied.
     pub steps: u64,
-    /// Of those, how many were given up later.
+    /// The number of these that were given up later.
     pub given_up: u64,
-    /// Seconds from the end of the one before it to its first applied step.
+    /// Seconds from the end of the previous generation to its first applied step.
     pub recovery_s: Option<f64>,
 }
 
-/// Problems that are listed.
+/// Maximal number of problems that are listed.
 const MAX_LISTED: usize = 20;
 
-/// Audits a journal, as it is at this moment.
+/// Audits a journal as of this moment.
 ///
 /// # Errors
 /// It cannot be read.
@@ -203,7 +208,7 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
 }
 
 impl Audit {
-    /// Something else is wrong.
+    /// Adds problems that were found elsewhere.
     pub fn add(&mut self, problems: impl IntoIterator<Item = String>) {
         for problem in problems {
             self.problem_count += 1;
@@ -214,7 +219,7 @@ impl Audit {
         self.clean &= self.problem_count == 0;
     }
 
-    /// Holds the journal against a record that was its last once.
+    /// Checks that the journal has a record that was once its last.
     ///
     /// # Errors
     /// It cannot be read.
@@ -226,7 +231,7 @@ impl Audit {
     }
 }
 
-/// The checkpoint that the journal begins with, if it took the place of another one.
+/// The checkpoint that a recovered journal begins with; none if it was not recovered.
 fn recovered(events: &[Event]) -> Option<Recovered> {
     let first = events.first().filter(|event| event.kind == Happening::Recovered.name())?;
     Some(Recovered {
@@ -291,7 +296,7 @@ mod tests {
         Event { at: 0.0, kind: "adopted".into(), detail }
     }
 
-    /// Samples by epoch of a stage with batches of 4 of 10 images.
+    /// The samples by epoch of a stage with batches of 4 of 10 images.
     fn by_epoch(steps: &[Step], events: &[Event]) -> Vec<[u64; 3]> {
         by_epoch_with(steps, events, &Lineage::default())
     }
@@ -330,7 +335,7 @@ mod tests {
         assert_eq!(by_epoch(&gap, &[]), [[8, 2, 0], [8, 2, 0]]);
         let double = [step(1, 1, true), step(2, 1, true), step(2, 2, true), step(3, 2, true)];
         assert_eq!(by_epoch(&double, &[]), [[10, 0, 4], [2, 0, 0]]);
-        // What was given up counts for nothing; what was adopted fills the gap.
+        // Steps that were given up do not count; adopted ones fill the gap.
         let given_up = [step(1, 1, true), step(2, 1, false), step(2, 2, true), step(3, 2, true)];
         assert_eq!(by_epoch(&given_up, &[]), [[10, 0, 0], [2, 0, 0]]);
         assert_eq!(by_epoch(&gap, &[adopted(2, 3)]), [[10, 0, 0], [10, 0, 0]]);
@@ -354,7 +359,8 @@ mod tests {
 
     #[test]
     fn exchanged_data_begin_with_an_epoch_of_their_own() {
-        // Seven images in place of ten from the third generation on, which starts after the third step.
+        // Seven images instead of ten from the third generation on, which starts after the third
+        // step.
         let exchange = Exchange {
             generation: 3,
             from: Some(Place { stage: 0, step: 3 }),
@@ -365,10 +371,11 @@ mod tests {
         let steps = [step(1, 1, true), step(2, 2, true), step(3, 2, true), step(4, 3, true), step(5, 4, true)];
         assert_eq!(audited(&steps, &[]), [[10, 0, 0], [2, 0, 0], [7, 0, 0], [1, 0, 0]]);
         assert_eq!(audited(&steps[..3], &[]), [[10, 0, 0], [2, 0, 0]]);
-        // What was trained in vain beyond the exchange counts for nothing.
+        // Steps beyond the exchange that were given up do not count.
         let given_up = [&steps[..3], &[step(4, 2, false)], &steps[3..]].concat();
         assert_eq!(audited(&given_up, &[]), audited(&steps, &[]));
-        // A step that is missing is one of the data before, and one that a generation adopts of those that the one before it had.
+        // A missing step belongs to the old data, and an adopted step to the data of the generation
+        // before.
         let gap = [&steps[..2], &steps[3..]].concat();
         assert_eq!(audited(&gap, &[]), [[8, 2, 0], [0, 2, 0], [7, 0, 0], [1, 0, 0]]);
         let by_three = Event {

@@ -1,5 +1,6 @@
-//! Whether the records tell of one way through the plan: every generation starts where the run stood, or says what it gave up or
-//! adopted; its steps follow each other; and a run that is finished has come to the plan's end.
+//! Audit of the path: whether the records describe one path through the plan. Each generation
+//! starts at the run's present point, or records what it gave up or adopted; its steps are
+//! consecutive; and a finished run has reached the end of the plan.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use crate::{
     },
 };
 
-/// What is wrong, in the order of the run.
+/// The problems, in the order of the run.
 pub(super) fn problems(
     file: &RunFile,
     generations: &[Generation],
@@ -64,14 +65,14 @@ fn ends(events: &[Event]) -> Ends {
     ended.filter_map(|event| point(&event.detail)).map(|Place { stage, step }| (stage, step)).collect()
 }
 
-/// Where events of a kind have taken place, by generation.
+/// The points of events of a kind, by generation.
 fn of_generations(events: &[Event], what: Happening) -> BTreeMap<u64, Place> {
     let own = events.iter().filter(|event| event.kind == what.name());
     own.filter_map(|event| Some((event.detail["generation"].as_u64()?, point(&event.detail)?))).collect()
 }
 
-/// What generations were to give up or adopt: their numbers, from where, and to where. A coordinator may have died before it put on
-/// record that one of them was formed, and the next of that number may have started elsewhere.
+/// The moves of generations, by giving up or adopting steps: number, from, to. A coordinator may
+/// die before it records the generation itself; the next one with that number may start elsewhere.
 fn moves(events: &[Event]) -> Vec<(u64, Place, Place)> {
     let kinds = [Happening::RolledBack, Happening::Adopted].map(Happening::name);
     let own = events.iter().filter(|event| kinds.contains(&event.kind.as_str()));
@@ -85,13 +86,14 @@ fn moves(events: &[Event]) -> Vec<(u64, Place, Place)> {
 struct Path {
     plan: Plan,
     moves: Vec<(u64, Place, Place)>,
-    /// Where stages were ended, by the last generation before.
+    /// The points at which stages ended, by the last generation before.
     ended: BTreeMap<u64, Place>,
     problems: Vec<String>,
 }
 
 impl Path {
-    /// Whether both are the same state: a stage begins with that with which the one before it ends.
+    /// Whether both points have the same state: a stage begins with the final state of the one
+    /// before.
     fn is_same(&self, one: Place, other: Place) -> bool {
         let (earlier, later) = (one.min(other), one.max(other));
         earlier == later
@@ -106,7 +108,7 @@ impl Path {
         at.step == 0 && !self.plan.contains(at)
     }
 
-    /// A generation starts, where the run stood at a point.
+    /// Checks the start of a generation against the point that the run had reached.
     fn begin(&mut self, generation: &Generation, stood: Place) {
         let Generation { number, start, .. } = generation;
         if !self.plan.contains(*start) {
@@ -122,7 +124,7 @@ impl Path {
         }
     }
 
-    /// Where a generation has come to by its steps, which must follow each other.
+    /// Checks that a generation's steps are consecutive. Returns the point that they reach.
     fn follow(&mut self, generation: &Generation, steps: &[Place]) -> Place {
         let mut at = generation.start;
         for step in steps {
@@ -130,7 +132,7 @@ impl Path {
             if !follows || !self.plan.contains(*step) {
                 let number = generation.number;
                 self.problems.push(format!("generation {number} has {step} after {at}"));
-                // What is wrong with those after it follows from this.
+                // Problems of the later steps follow from this one.
                 return steps.last().copied().filter(|last| self.plan.contains(*last)).unwrap_or(at);
             }
             at = *step;

@@ -1,4 +1,4 @@
-//! What became of every sample.
+//! Audit of samples: which were trained on once, never, or again.
 
 use std::collections::BTreeMap;
 
@@ -16,28 +16,29 @@ use crate::{
     },
 };
 
-/// Steps without a report that are told one by one. There are never as many in truth, and each of them may begin an epoch.
+/// Maximal number of steps without a report that are counted one by one. Real journals have far
+/// fewer, and each of them may begin an epoch.
 const MAX_GAP: u64 = 1_000_000;
 
-/// All that a run has trained on.
+/// All training data of a run.
 pub(super) struct TrainingData {
     pub exchanges: Vec<Exchange>,
-    /// Size of what no exchange has ended.
+    /// The size of the data since the last exchange.
     pub last: Size,
 }
 
 impl TrainingData {
-    /// How many exchanges a generation came after.
+    /// The number of exchanges before a generation.
     fn version(&self, generation: u64) -> usize {
         self.exchanges.partition_point(|exchange| exchange.generation <= generation)
     }
 
-    /// The size after so many exchanges.
+    /// The size of the data after this number of exchanges.
     fn size(&self, version: usize) -> Size {
         self.exchanges.get(version).map_or(self.last, |exchange| exchange.before)
     }
 
-    /// Those exchanges that took effect.
+    /// The exchanges that took effect.
     pub fn exchanged(&self, file: &RunFile) -> Vec<Exchanged> {
         let exchanged = |(version, exchange): (usize, &Exchange)| {
             let (Place { stage, step }, before, after) = (exchange.from?, exchange.before, self.size(version + 1));
@@ -55,17 +56,17 @@ impl TrainingData {
     }
 }
 
-/// A step that was not given up.
+/// The record of a step that was not given up.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Applied {
-    /// How often.
+    /// How often it was applied.
     times: u64,
     /// The last generation that applied it.
     generation: u64,
 }
 
-/// The steps that were applied, but for what was given up. Adoptions count where the generation that they are said to be of has
-/// started from there, and where they are not too long to be true.
+/// The steps that were applied and not given up. An adoption counts if the generation that is said
+/// to adopt started from that point, and if it is not implausibly long.
 pub(super) fn applied(
     steps: &[Step],
     events: &[Event],
@@ -78,8 +79,8 @@ pub(super) fn applied(
         applied.times += 1;
         applied.generation = applied.generation.max(step.generation);
     }
-    // What is adopted was applied, but not reported: unless it was given up later it stands in for the missing report. It comes from
-    // the generation before the one that adopts it.
+    // An adopted step was applied, but not reported: it replaces the missing report unless it was
+    // given up later. It belongs to the generation before the one that adopts it.
     for event in events.iter().filter(|event| event.kind == Happening::Adopted.name()) {
         let [from, to] = ["from", "to"].map(|key| point(&event.detail[key]));
         let (Some(from), Some(to), Some(by)) = (from, to, event.detail["generation"].as_u64()) else { continue };
@@ -97,8 +98,8 @@ pub(super) fn applied(
     all
 }
 
-/// What became of the samples of each epoch, up to the last step of each stage that was applied; what comes before `begin` is not on
-/// record. And what is wrong besides.
+/// The samples of each epoch, up to the last applied step of each stage. Points before `begin` are
+/// not recorded. Also returns further problems.
 pub(super) fn epochs(
     file: &RunFile,
     data: &TrainingData,
@@ -126,19 +127,19 @@ pub(super) fn epochs(
     (epochs, problems)
 }
 
-/// A way through the samples of a stage.
+/// A walk through the samples of a stage.
 struct Walk<'a> {
     data: &'a TrainingData,
     stage: &'a runfile::Stage,
-    /// Where the present sequence of samples begins.
+    /// The start of the present sequence of samples.
     start: v1::SequenceStart,
-    /// How many exchanges came before the data that it goes through.
+    /// The number of exchanges before the present data.
     version: usize,
     own: BTreeMap<u64, Samples>,
 }
 
 impl Walk<'_> {
-    /// The next step.
+    /// Counts the samples of the next step.
     fn add(&mut self, step: u64, Applied { times, generation }: Applied) {
         let batch = u64::from(self.stage.batch);
         if self.data.version(generation) > self.version {

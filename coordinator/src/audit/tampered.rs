@@ -1,4 +1,4 @@
-//! Journals of simulated runs, and what is done to them.
+//! Tests: journals of simulated runs, unchanged and tampered with.
 
 use proptest::prelude::*;
 use proto::v1;
@@ -21,7 +21,7 @@ use crate::{
 const TABLES: [&str; 8] =
     ["run", "generations", "steps", "checkpoints", "evaluations", "evaluation_items", "events", "chain"];
 
-/// A record on disk.
+/// A journal on disk.
 struct Kept {
     folder: tempfile::TempDir,
 }
@@ -34,7 +34,7 @@ impl Kept {
         Self { folder }
     }
 
-    /// A copy that may be written to.
+    /// A writable copy.
     fn copy(&self) -> Connection {
         let [from, to] = ["journal.sqlite", "copy.sqlite"].map(|name| self.folder.path().join(name));
         std::fs::copy(from, &to).unwrap();
@@ -42,7 +42,7 @@ impl Kept {
     }
 }
 
-/// A run of two stages that has lost a generation, and is finished.
+/// A finished run of two stages that has lost a generation.
 fn plain() -> Kept {
     let file = testing::run_file(vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)]);
     let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file).unwrap();
@@ -71,13 +71,13 @@ fn plain() -> Kept {
     Kept::new(&journal.into_history())
 }
 
-/// Everything in a journal.
+/// All content of a journal.
 fn content(of: &Connection) -> Vec<Vec<Value>> {
     let rows = TABLES.into_iter().flat_map(|table| rows(of, table));
     rows.map(|(_, row)| row).collect()
 }
 
-/// All rows of a table, each with what finds it.
+/// All rows of a table, each with the SQL condition that selects it.
 fn rows(of: &Connection, table: &str) -> Vec<(String, Vec<Value>)> {
     let names = columns(of, table);
     let mut statement = of.prepare(&format!("SELECT * FROM {table}")).unwrap();
@@ -99,14 +99,14 @@ fn literal(value: &Value) -> String {
     match value {
         Value::Null => "NULL".to_owned(),
         Value::Integer(number) => number.to_string(),
-        // As many digits as it takes to be the same number again.
+        // As many digits as the exact number needs.
         Value::Real(number) => format!("{number:e}"),
         Value::Text(text) => format!("'{}'", text.replace('\'', "''")),
         Value::Blob(bytes) => format!("x'{}'", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
     }
 }
 
-/// Another value, near the one that is there.
+/// Another value, close to the present one.
 fn other(rng: &mut ChaCha8Rng, value: &Value) -> Value {
     match value {
         Value::Null => Value::Integer(1),
@@ -122,7 +122,7 @@ fn other(rng: &mut ChaCha8Rng, value: &Value) -> Value {
     }
 }
 
-/// Does something to a journal; says what.
+/// Changes something in a journal. Returns the SQL that did.
 fn tamper(rng: &mut ChaCha8Rng, with: &Connection) -> String {
     let table = *TABLES.choose(rng).unwrap();
     let names = columns(with, table);
@@ -144,7 +144,7 @@ fn tamper(rng: &mut ChaCha8Rng, with: &Connection) -> String {
             let value = literal(&other(rng, &row[column]));
             format!("UPDATE OR IGNORE {table} SET {} = {value} WHERE {which}", names[column])
         }
-        // Two rows change places in all but what finds them.
+        // Two rows swap all values but their keys.
         5 => {
             let (which_other, row_other) = rows.choose(rng).unwrap();
             let set = |row: &[Value]| {
@@ -168,7 +168,7 @@ fn tamper(rng: &mut ChaCha8Rng, with: &Connection) -> String {
             insert(&row)
         }
     };
-    // What the tables themselves do not allow is not done.
+    // Changes that the tables' constraints forbid have no effect.
     _ = with.execute_batch(&sql);
     sql
 }
@@ -181,7 +181,7 @@ fn audited(connection: Connection) -> Result<Audit, Error> {
 fn whatever_is_done_to_a_journal_is_found() {
     let mut edits = 0;
     for seed in 0..40 {
-        // Every other one is cut off in the middle of its run.
+        // Every other run is interrupted.
         let whole = Kept::new(&recorded(seed, if seed % 2 == 0 { u64::MAX } else { 2_000 + 100 * seed }));
         let untouched = audited(whole.copy()).unwrap();
         assert!(untouched.clean, "seed {seed}: {untouched:?}");
@@ -223,7 +223,8 @@ fn what_is_cut_off_with_its_end_of_the_chain_is_found_by_whoever_knows_a_later_r
 
 #[test]
 fn records_that_fit_the_chain_but_not_each_other_are_found() {
-    // Whoever writes a journal anew can hash it anew, too: what it tells has to make sense all the same.
+    // An attacker who rewrites a journal can also rehash it: its records have to be consistent all
+    // the same.
     let whole = plain();
     let of = |edit: &str| {
         let connection = whole.copy();

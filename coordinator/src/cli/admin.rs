@@ -29,7 +29,7 @@ impl Admin {
         runtime.block_on(way.ask(question)).map_err(|reason| anyhow!(reason))
     }
 
-    /// The way to it, for who asks often.
+    /// The connection settings for repeated requests.
     pub fn way(&self) -> anyhow::Result<Way> {
         Ok(Way(self.address.link_with(Token::find(self.admin_token_file.as_deref(), ADMIN_TOKEN)?)?))
     }

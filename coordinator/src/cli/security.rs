@@ -1,4 +1,4 @@
-//! What the command line says about who is let in.
+//! Command line options for access control: TLS and tokens.
 
 use std::{net::SocketAddr, path::PathBuf};
 

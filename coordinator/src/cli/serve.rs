@@ -98,7 +98,7 @@ impl Serve {
             Service { file, run, journal, state, checkpoints, scoring, grpc, http, security, stay: self.stay };
         let (stop, served) = service.start();
         tokio::spawn(signals(stop)?);
-        // Whoever started us may not care to read it.
+        // The parent process may not read the output.
         terminal::tell(format_args!("{addresses}"));
         match served.await? {
             Outcome::Finished | Outcome::Stopped => Ok(()),
@@ -218,7 +218,8 @@ fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // As `TcpListener::bind` does: a coordinator that is started anew need not wait for what the last one left.
+    // As `TcpListener::bind` does: a restarted coordinator does not have to wait for the old one's
+    // connections.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(WAITING_CONNECTIONS)

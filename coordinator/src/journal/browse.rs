@@ -1,4 +1,4 @@
-//! What is looked at while a run goes on: pieces of the journal of bounded size, found by its indices.
+//! Queries for a live view of a run: parts of the journal of limited size, found by its indices.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -16,51 +16,51 @@ use crate::{
     run::{cuts::Fate, plan::Place},
 };
 
-/// Checkpoints among the events.
+/// Maximal number of checkpoints among the events.
 const MOST_CHECKPOINTS: usize = 10;
-/// References of an image that are shown, of the thousand that it may have.
+/// Maximal number of references per image that are shown; an image may have a thousand.
 const MAX_SHOWN_REFERENCES: usize = 32;
-/// Bytes of a reference that are shown.
+/// Maximal size of a shown reference, in bytes.
 const MAX_SHOWN_BYTES: usize = 2 << 10;
 
-/// What a step reported.
+/// The report of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recorded {
-    /// The point that it reached.
+    /// The point that the step reached.
     pub place: Place,
-    /// The generation.
+    /// The generation that trained it.
     pub generation: u64,
     /// When it was recorded, in Unix seconds.
     pub at: f64,
-    /// Numbers of the whole step, in the order of [`NUMBERS`]; none where one is not finite.
+    /// The numbers of the whole step, in the order of [`NUMBERS`]; none for one that is not finite.
     pub numbers: [Option<f64>; NUMBERS.len()],
     /// Distributions by name.
     pub summaries: BTreeMap<String, Distribution>,
 }
 
-/// Names of a step's numbers.
+/// The names of a step's numbers.
 pub const NUMBERS: [&str; 7] =
     ["loss", "learning_rate", "gradient_norm", "seconds", "all_reduce_seconds", "images_per_second", "lag_seconds"];
 
-/// What is shown of a distribution.
+/// The mean and quantiles of a distribution.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Distribution {
-    /// Its mean, where it is of anything.
+    /// The mean; none if the distribution is empty.
     pub mean: Option<f64>,
-    /// Quantiles.
+    /// The 5 % quantile.
     pub p05: Option<f64>,
-    /// Quantiles.
+    /// The 25 % quantile.
     pub p25: Option<f64>,
-    /// Quantiles.
+    /// The median.
     pub p50: Option<f64>,
-    /// Quantiles.
+    /// The 75 % quantile.
     pub p75: Option<f64>,
-    /// Quantiles.
+    /// The 95 % quantile.
     pub p95: Option<f64>,
 }
 
-/// How much of each kind the journal holds: what has changed since one looked.
+/// Counters of the journal's rows: they change when there is something new to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Marks {
     /// Events, generations and checkpoints.
@@ -69,11 +69,12 @@ pub struct Marks {
     pub evaluations: u64,
 }
 
-/// How far [`History::happened`] was read: of each of its tables the number or the time of the last row.
+/// A cursor of [`History::happened`]: the number or the time of the last row read from each of its
+/// tables.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Heard([f64; 4]);
 
-/// Which evaluation: `STAGE-STEP-GENERATION`.
+/// The key of an evaluation. As text: `STAGE-STEP-GENERATION`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvaluationId {
     /// The state that was evaluated.
@@ -104,23 +105,23 @@ impl std::fmt::Display for EvaluationId {
     }
 }
 
-/// An evaluation that was not given up.
+/// An evaluation whose state was not given up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluated {
-    /// Which.
+    /// The key.
     pub id: EvaluationId,
-    /// When it was complete, in Unix seconds.
+    /// When it was recorded, in Unix seconds.
     pub at: f64,
     /// Scores by name.
     pub metrics: BTreeMap<String, f64>,
-    /// What became of the state.
+    /// The fate of the evaluated state.
     pub fate: Fate,
 }
 
-/// A caption and its scores.
+/// A caption of an evaluation, with its scores.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Caption {
-    /// What the captioner wrote.
+    /// The captioner's output.
     pub text: String,
     /// Scores by name.
     pub scores: BTreeMap<String, f64>,
@@ -129,20 +130,21 @@ pub struct Caption {
 /// An image in two evaluations.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Compared {
-    /// Its place among the images of the later evaluation.
+    /// Its index among the images of the later evaluation, sorted by name.
     pub index: u64,
-    /// Its name.
+    /// The name of the image.
     pub image: String,
-    /// What people wrote, as far as it is shown.
+    /// The reference captions, as far as they are shown.
     pub references: Vec<String>,
-    /// What the earlier evaluation has, if it has the image.
+    /// The caption of the earlier evaluation; none if it does not have the image.
     pub before: Option<Caption>,
-    /// What the later one has.
+    /// The caption of the later evaluation.
     pub after: Caption,
 }
 
 impl History {
-    /// Steps beyond `after`, in the order of the run, at most so many; also what was given up.
+    /// The first `most` steps beyond `after`, in the order of the run; includes steps that were
+    /// given up.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -170,7 +172,7 @@ impl History {
         Ok(statement.query_map(bounds, recorded)?.collect::<Result<_, _>>()?)
     }
 
-    /// How much there is.
+    /// The present counters of the journal.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -182,8 +184,8 @@ impl History {
         Ok(self.connection.query_row(query, [], marks)?)
     }
 
-    /// The last that happened, the newest first: events, and as such also generations (`generation`) and the last checkpoints
-    /// (`checkpoint`), which would otherwise crowd out the rest; at most so many.
+    /// The latest `most` events, newest first. Includes generations (as `generation`) and the last
+    /// checkpoints (as `checkpoint`; no more, because they would crowd out the rest).
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -214,8 +216,8 @@ impl History {
         Ok(events)
     }
 
-    /// What happened after `known`, in order of time: events, and as such also generations, checkpoints and evaluations, given up
-    /// or not. `known` moves on to what was last.
+    /// The events since `known`, in order of time. Includes generations, checkpoints and
+    /// evaluations, given up or not. Moves `known` to the last of them.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -244,7 +246,7 @@ impl History {
         Ok(happened)
     }
 
-    /// The last evaluations but for what was given up, in the order of the run; at most so many.
+    /// The last `most` evaluations whose states were not given up, in the order of the run.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -262,13 +264,14 @@ impl History {
                 metrics: metrics(&row.get::<_, String>(4)?),
             })
         })?;
-        // Of several of one state the last counts.
+        // If a state was evaluated more than once, the last evaluation counts.
         evaluations.dedup_by_key(|evaluated| evaluated.id.place);
         evaluations.reverse();
         Ok(evaluations)
     }
 
-    /// Images `from..from + most` of an evaluation, beside what an earlier one has of them; and how many images it has.
+    /// The images `from..from + most` of an evaluation, with their captions in an earlier
+    /// evaluation; and the number of images of the evaluation.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -324,7 +327,7 @@ impl History {
         Ok((count, items))
     }
 
-    /// The name of an image of an evaluation, by its place among them.
+    /// The name of an evaluation's image, by its index in the order of names.
     ///
     /// # Errors
     /// SQLite cannot read it.

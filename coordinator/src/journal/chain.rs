@@ -1,18 +1,20 @@
-//! The chain of a journal's records: each is hashed together with the one before, so that none can be changed, moved or removed
-//! without a trace.
+//! The hash chain of a journal's records: the hash of each record covers the one before, so that no
+//! record can be changed, moved or removed unnoticed.
 //!
-//! An entry names a record and the columns that it has written. Its hash is SHA-256 over the hash before it, the entry, and the
-//! content of these columns, each with its type and length. Writing and checking read the content in the same way, from the tables.
-//! The last entry is the head; checkpoints have the one that was there when they were begun. Whoever changes the journal can hash all
-//! of it anew, but not what lies elsewhere.
+//! An entry names a record and the columns that it has written. Its hash is SHA-256 over the hash
+//! of the previous entry, the entry, and the content of these columns, each with its type and
+//! length. Writing and checking read the content in the same way, from the tables. The last entry
+//! is the head; each checkpoint's seal has the head at the time when its save began. A user who can
+//! write to the journal can also rehash all of it, but cannot change the heads that are stored
+//! elsewhere.
 
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, types::ValueRef};
 use sha2::{Digest, Sha256};
 use storage::JournalHead;
 
-/// Of a chain without entries.
+/// The hash before the first entry.
 const START: [u8; 32] = [0; 32];
-/// Problems that are listed; of further ones the number is told.
+/// Maximal number of problems that are listed; further ones are counted.
 const MAX_LISTED: usize = 20;
 
 pub(super) const SCHEMA: &str = "
@@ -21,32 +23,32 @@ CREATE TABLE IF NOT EXISTS chain (
     hash BLOB NOT NULL);
 ";
 
-/// What an entry is of.
+/// The kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A run file, by the number of its row.
     RunFile,
-    /// A generation that was formed, by its number; and so on.
+    /// The start of a generation, by its number. The next two are by number, too.
     Formed,
     Ready,
     Ended,
-    /// A step, by stage, step and generation; and so on.
+    /// A step, by stage, step and generation. The next two are checkpoints, by the same.
     Step,
     Saved,
     Deleted,
-    /// An evaluation and all its items.
+    /// An evaluation with all its items.
     Evaluated,
     /// An event, by the number of its row.
     Event,
 }
 
-/// Where a kind's content is.
+/// The columns in which a kind's content is stored.
 struct Content {
     kind: Kind,
     name: &'static str,
-    /// What selects it. Parameters: stage, step, generation, number.
+    /// The queries for a record's content. Parameters: stage, step, generation, number.
     queries: &'static [&'static str],
-    /// What selects the keys of all content that there is, in the order of the chain's columns.
+    /// The query for the keys of all records of the kind, in the order of the chain's columns.
     all: &'static str,
 }
 
@@ -117,7 +119,7 @@ const CONTENTS: [Content; 9] = [
     },
 ];
 
-/// A record, and how it is found again.
+/// An entry of the chain, with the key of its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub kind: Kind,
@@ -128,17 +130,17 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Of what a generation has as a whole.
+    /// The entry for a record about a whole generation.
     pub fn of_generation(kind: Kind, generation: u64) -> Self {
         Self { kind, stage: None, step: None, generation: Some(generation.cast_signed()), number: None }
     }
 
-    /// Of what a generation has at a point of the run.
+    /// The entry for a record about a generation at a point of the run.
     pub fn at(kind: Kind, (stage, step, generation): (u32, i64, i64)) -> Self {
         Self { kind, stage: Some(stage), step: Some(step), generation: Some(generation), number: None }
     }
 
-    /// Of a numbered row.
+    /// The entry for a row with a number.
     pub fn of_row(kind: Kind, number: i64) -> Self {
         Self { kind, stage: None, step: None, generation: None, number: Some(number) }
     }
@@ -151,7 +153,7 @@ impl Entry {
         [&self.stage, &self.step, &self.generation, &self.number]
     }
 
-    /// The hash of this entry after the one before; none where the tables have nothing of it.
+    /// The hash of this entry, given the previous one's; none if the tables do not have the record.
     fn hash(&self, connection: &Connection, sequence: u64, before: &[u8; 32]) -> rusqlite::Result<Option<[u8; 32]>> {
         let content = self.content();
         let mut hash = Sha256::new();
@@ -167,7 +169,7 @@ impl Entry {
             let mut statement = connection.prepare_cached(query)?;
             let columns = statement.column_count();
             for (number, key) in (1..).zip(self.keys()) {
-                // A query names those that it needs.
+                // A query uses only the parameters that it needs.
                 if number <= statement.parameter_count() {
                     statement.raw_bind_parameter(number, key)?;
                 }
@@ -224,7 +226,7 @@ fn feed(hash: &mut Sha256, value: ValueRef<'_>) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The head of a chain while it grows.
+/// The head of a chain that is being written.
 #[derive(Clone, Debug)]
 pub(super) struct Chain {
     sequence: u64,
@@ -232,7 +234,7 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// The chain of a journal, which is not checked.
+    /// The chain of an open journal. Does not check it.
     pub fn open(connection: &Connection) -> rusqlite::Result<Self> {
         let query = "SELECT sequence, hash FROM chain ORDER BY sequence DESC LIMIT 1";
         let last = connection.query_row(query, [], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?)));
@@ -240,7 +242,7 @@ impl Chain {
         Ok(Self { sequence, hash })
     }
 
-    /// Adds an entry for what was just written.
+    /// Appends an entry for a record that was just written.
     pub fn append(&mut self, connection: &Connection, entry: Entry) -> rusqlite::Result<()> {
         let sequence = self.sequence + 1;
         let hash = entry.hash(connection, sequence, &self.hash)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
@@ -256,14 +258,14 @@ impl Chain {
     }
 }
 
-/// What a check of a whole journal has found.
+/// The result of checking a whole journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// The last entry.
     pub head: JournalHead,
-    /// What is wrong, the first of it.
+    /// The first problems, as messages to people.
     pub problems: Vec<String>,
-    /// How much is wrong.
+    /// The number of problems.
     pub count: u64,
 }
 
@@ -276,7 +278,7 @@ impl Verdict {
     }
 }
 
-/// Checks that each record is what was written, that none is missing, and that there are no others.
+/// Checks that each record is unchanged, that none is missing, and that there are no others.
 ///
 /// # Errors
 /// SQLite cannot read the journal.
@@ -299,7 +301,7 @@ pub(super) fn verify(connection: &Connection) -> rusqlite::Result<Verdict> {
                 Some(_) => {}
             },
         }
-        // Whatever is wrong is told once: what follows is held against what is there.
+        // Each problem is reported once: the following entries are checked against what is stored.
         (before, sequence) = (hash, found);
     }
     for Content { name, all, .. } in &CONTENTS {
@@ -317,7 +319,7 @@ pub(super) fn verify(connection: &Connection) -> rusqlite::Result<Verdict> {
     Ok(verdict)
 }
 
-/// Whether a journal has gone through this head.
+/// Whether this is or was the head of the journal.
 ///
 /// # Errors
 /// SQLite cannot read the journal.

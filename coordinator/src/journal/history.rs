@@ -1,4 +1,4 @@
-//! A journal as others read it, also while its coordinator writes.
+//! Read-only access to a journal, also while its coordinator writes to it.
 
 mod measured;
 
@@ -19,54 +19,54 @@ use crate::run::{
     record::Happening,
 };
 
-/// A journal that is only read.
+/// A journal opened for reading.
 #[derive(Debug)]
 pub struct History {
     pub(super) connection: Connection,
 }
 
-/// A generation, as it was recorded.
+/// A recorded generation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
-    /// Its number.
+    /// The number of the generation.
     pub number: u64,
-    /// Identities of its members.
+    /// The worker ids of its members.
     pub members: Vec<u32>,
-    /// Why the one before it ended.
+    /// Why the previous generation ended.
     pub cause: String,
-    /// Where it started.
+    /// The point at which it started.
     pub start: Place,
-    /// Whose state it started from.
+    /// The source of its initial state: `rank N`, `checkpoint NAME` or `seed`.
     pub source: String,
-    /// When it was formed, in Unix seconds; and so on.
+    /// When it was formed. Times are in Unix seconds.
     pub formed_at: f64,
-    /// When all its members were ready.
+    /// When all members were ready; none if they never were.
     pub ready_at: Option<f64>,
-    /// When it ended.
+    /// When it ended; none if it has not.
     pub ended_at: Option<f64>,
 }
 
-/// A step that a generation reported.
+/// A recorded step of a generation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
-    /// The point that it reached.
+    /// The point that the step reached.
     pub place: Place,
-    /// The generation.
+    /// The generation that trained it.
     pub generation: u64,
     /// When it was recorded, in Unix seconds.
     pub at: f64,
-    /// What became of it.
+    /// The fate of the step's state.
     pub fate: Fate,
 }
 
-/// Something that happened.
+/// A recorded event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// When, in Unix seconds.
+    /// When it was recorded, in Unix seconds.
     pub at: f64,
-    /// What: the name of a [`Happening`], or `guard`.
+    /// The kind: the name of a [`Happening`], or `guard`.
     pub kind: String,
-    /// Its particulars.
+    /// The details; the keys depend on the kind.
     pub detail: Value,
 }
 
@@ -94,7 +94,7 @@ impl History {
         &self.connection
     }
 
-    /// The journal behind a connection.
+    /// A journal with this connection.
     ///
     /// # Errors
     /// Another version wrote it.
@@ -106,7 +106,7 @@ impl History {
         Ok(Self { connection })
     }
 
-    /// From now on the journal is read as it is at the first look.
+    /// Starts a read transaction: from the first query on, the journal is read as of one moment.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -117,7 +117,8 @@ impl History {
         Ok(())
     }
 
-    /// Checks pages and chain: whether all records are there as they were written, and no others.
+    /// Checks the database pages and the hash chain: all records are unchanged, none is missing,
+    /// and there are no others.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -125,7 +126,7 @@ impl History {
         verify(&self.connection)
     }
 
-    /// Whether this was the last record once.
+    /// Whether this is or was the journal's last record.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -133,7 +134,7 @@ impl History {
         Ok(chain::contains(&self.connection, head)?)
     }
 
-    /// Names the run.
+    /// The run's id.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -141,7 +142,7 @@ impl History {
         super::run_id(&self.connection)
     }
 
-    /// What the run was named in journals that this one took the place of.
+    /// The run's ids in journals that this one replaced.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -149,7 +150,7 @@ impl History {
         recovery::former_run_ids(&self.connection)
     }
 
-    /// Checkpoints that were not deleted.
+    /// The checkpoints that were not deleted.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -159,7 +160,7 @@ impl History {
         self.all(query, checkpoint)
     }
 
-    /// The run file.
+    /// The run file in force.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -167,7 +168,7 @@ impl History {
         super::run_file(&self.connection)
     }
 
-    /// Size of the training split, if a worker ever said.
+    /// The size of the training split; none if no worker has joined.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -180,7 +181,7 @@ impl History {
         Ok(images.zip(captions).map(|(images, captions)| Size { images, captions }))
     }
 
-    /// Exchanges of training data, in order.
+    /// The changes of training data, in order.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -245,7 +246,8 @@ impl History {
         self.all(query, event)
     }
 
-    /// Starts of generations and ends of stages, each with the first generation that it does not concern.
+    /// The starts of generations and the ends of stages, each with the first generation whose
+    /// states it does not concern.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -255,7 +257,7 @@ impl History {
         Ok(cuts.into_iter().collect())
     }
 
-    /// Stages that ended with an earlier state than their last, because that was the best one.
+    /// The stages that ended with an earlier state than their last because that was the best one.
     ///
     /// # Errors
     /// SQLite cannot read them.

@@ -1,5 +1,5 @@
-//! The journal: the durable record of a run, in `<state>/journal.sqlite` (SQLite, write-ahead log). Others may read it
-//! while the coordinator writes.
+//! The journal: the durable record of a run, in `<state>/journal.sqlite` (SQLite, write-ahead log).
+//! Other processes may read it while the coordinator writes.
 //!
 //! | table              | a row for every                 | columns                                                        |
 //! |--------------------|---------------------------------|----------------------------------------------------------------|
@@ -68,7 +68,7 @@ use crate::run::{
     terms::TermLog,
 };
 
-/// Raised when the tables change; another version's journal is refused.
+/// The version of the tables. A journal of another version is refused.
 const VERSION: i64 = 6;
 
 const SCHEMA: &str = "
@@ -98,41 +98,42 @@ CREATE VIEW IF NOT EXISTS cuts AS
     FROM events WHERE kind = 'stage_ended';
 ";
 
-/// What can be wrong with a journal.
+/// Why a journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Its folder or file cannot be used.
     #[error("{}: {source}", path.display())]
     Open {
-        /// Folder or file.
+        /// The folder or file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// Another coordinator has it.
+    /// Another coordinator has locked it.
     #[error("another coordinator is using this folder; stop it or choose another --state")]
     InUse,
-    /// Its run has other settings, some of which may not change, or not without being asked.
+    /// Its run has other settings, some of which may not change, or only if the user accepts the
+    /// change.
     #[error("{0}")]
     Settings(Box<Refused>),
-    /// It was written by another version of this program.
+    /// It was written by another version of the program.
     #[error("the journal has version {found}, this program writes version {VERSION}; use another --state or output")]
     OtherVersion {
-        /// Its version.
+        /// The journal's version.
         found: i64,
     },
-    /// The run cannot be given a name of its own.
+    /// No random run id could be made.
     #[error("no random numbers: {0}")]
     Random(getrandom::Error),
-    /// Its run file is not one that this program understands.
+    /// The stored run file is invalid for this program.
     #[error("the journal's run file: {0}")]
     RunFile(String),
-    /// It is not what was written.
+    /// Its content does not match its hash chain.
     #[error(
         "the journal is damaged ({0}); bring a whole copy back, or serve with --recover to go on from the newest sealed checkpoint"
     )]
     Damaged(String),
-    /// SQLite cannot go on.
+    /// SQLite has failed.
     #[error("journal: {0}")]
     Sqlite(rusqlite::Error),
 }
@@ -150,7 +151,7 @@ impl From<rusqlite::Error> for Error {
 }
 
 impl Error {
-    /// Whether it may be gone the next time: a disk that is full, or does not answer.
+    /// Whether a retry may succeed: the disk is full, or does not answer.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = self else { return false };
@@ -159,17 +160,17 @@ impl Error {
     }
 }
 
-/// The journal of one run.
+/// The journal of a run, opened by its coordinator for writing.
 #[derive(Debug)]
 pub struct Journal {
     connection: Connection,
     chain: Chain,
-    /// Locked for as long as the journal is open.
+    /// The file lock, held for as long as the journal is open.
     _lock: Option<std::fs::File>,
 }
 
 impl Journal {
-    /// Opens the journal in the folder `state`, and makes both if need be.
+    /// Opens the journal in the folder `state`. Creates folder and journal if they do not exist.
     ///
     /// # Errors
     /// When another coordinator uses it, or it is of another run.
@@ -177,7 +178,7 @@ impl Journal {
         Self::open_accepting(state, file, Accept::Free)
     }
 
-    /// The same; `accept` says which changed settings are taken.
+    /// As [`Self::open`]; `accept` says which changed settings are taken.
     ///
     /// # Errors
     /// When another coordinator uses it, its run has settings that are not allowed to change, or it is damaged.
@@ -189,13 +190,13 @@ impl Journal {
         Ok(Self { _lock: Some(lock), ..journal })
     }
 
-    /// Whether there is a journal in the folder `state`, whole or not.
+    /// Whether there is a journal in the folder `state`, intact or not.
     #[must_use]
     pub fn exists(state: &Path) -> bool {
         std::fs::metadata(state.join(FILE)).is_ok_and(|found| found.len() > 0)
     }
 
-    /// The journal behind a connection; empty tables are made if there are none.
+    /// A journal with this connection. Creates the tables if they do not exist.
     ///
     /// # Errors
     /// When it is of another run.
@@ -231,10 +232,10 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Writes records, all or none; they are on disk on return.
+    /// Writes records in one transaction. They are on disk on return.
     ///
     /// # Errors
-    /// When SQLite cannot, e.g. because the disk is full.
+    /// When SQLite fails, e.g. because the disk is full.
     pub fn write(&mut self, records: &[Record]) -> Result<(), Error> {
         let (transaction, mut chain) = (self.connection.transaction()?, self.chain.clone());
         for record in records {
@@ -245,7 +246,7 @@ impl Journal {
         Ok(())
     }
 
-    /// What others see of it.
+    /// The same journal, opened for reading.
     #[cfg(test)]
     pub(crate) fn into_history(self) -> history::History {
         history::History { connection: self.connection }
@@ -257,7 +258,7 @@ impl Journal {
         self.chain.head()
     }
 
-    /// Whether this was the last record once.
+    /// Whether this is or was the journal's last record.
     ///
     /// # Errors
     /// When SQLite cannot read it.
@@ -265,7 +266,7 @@ impl Journal {
         Ok(chain::contains(&self.connection, head)?)
     }
 
-    /// What an earlier coordinator left.
+    /// Reads the run's state as an earlier coordinator left it.
     ///
     /// # Errors
     /// When SQLite cannot read it.
@@ -351,8 +352,8 @@ impl Journal {
         })
     }
 
-    /// What the rules of a guard watch in the steps up to `committed`. A rule that was broken in one step more than it takes to
-    /// fire has fired already.
+    /// The metrics of the current stage's guard rules in its last steps up to `committed`, as many
+    /// as the rules need. A rule that was broken in more steps in a row has fired before.
     fn measured(&self, committed: Place) -> Result<Vec<(Place, Means)>, Error> {
         let file = run_file(&self.connection)?;
         let rules = file.stages.get(committed.stage as usize).map_or(&[][..], |stage| &stage.guard);
@@ -375,7 +376,7 @@ impl Journal {
 /// The journal's file in its folder.
 const FILE: &str = "journal.sqlite";
 
-/// Makes the folder `state` this coordinator's, for as long as what is returned lives.
+/// Locks the folder `state` for this coordinator, until the returned file is closed.
 fn lock(state: &Path) -> Result<std::fs::File, Error> {
     let failed = |path: &Path, source| Error::Open { path: path.to_owned(), source };
     std::fs::create_dir_all(state).map_err(|source| failed(state, source))?;
@@ -388,7 +389,8 @@ fn lock(state: &Path) -> Result<std::fs::File, Error> {
     }
 }
 
-/// Checks a journal before anything is written to it: its pages, and every record. One of another version is not looked at.
+/// Checks a journal before anything is written to it: its pages, and every record. Does not check
+/// one of another version.
 fn check(connection: &Connection) -> Result<(), Error> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version != VERSION {
@@ -422,30 +424,30 @@ fn expected_schema() -> rusqlite::Result<Vec<(String, String)>> {
     schema(&fresh)
 }
 
-/// Tables, views and the like, but for what SQLite itself adds.
+/// The names and definitions of tables, views and indices, without those of SQLite itself.
 fn schema(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
     let query = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY name";
     connection.prepare(query)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// Names the run.
+/// The run's id.
 fn run_id(connection: &Connection) -> Result<String, Error> {
     Ok(connection.query_row("SELECT id FROM run ORDER BY number DESC LIMIT 1", [], |row| row.get(0))?)
 }
 
-/// The run file that is in force.
+/// The run file in force.
 fn run_file(connection: &Connection) -> Result<RunFile, Error> {
     let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
     let text: String = connection.query_row(query, [], |row| row.get(0))?;
     serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))
 }
 
-/// Whether the row `own` is of the present history.
+/// SQL: whether the row `own` belongs to the present history.
 const PRESENT: &str = "NOT EXISTS (SELECT 1 FROM cuts
     WHERE cuts.generation >= own.generation AND (cuts.stage, cuts.step) < (own.stage, own.step))";
 
-/// Whether the row `own` was trained, but its stage ended with an earlier state, the best one; where it is not [`PRESENT`].
-/// As [`Lineage::fate`](crate::run::cuts::Lineage::fate).
+/// SQL: whether the row `own`, which is not [`PRESENT`], was trained, but its stage ended with an
+/// earlier state, the best one. As [`Lineage::fate`](crate::run::cuts::Lineage::fate).
 const NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
     AND ended.detail_json ->> 'cause' IN ('best_state', 'early_stopping')
     AND ended.detail_json ->> 'stage' = own.stage AND ended.detail_json ->> 'step' < own.step
@@ -453,12 +455,13 @@ const NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended WHERE ended.ki
     AND NOT EXISTS (SELECT 1 FROM cuts WHERE cuts.generation >= own.generation
         AND cuts.generation < ended.detail_json ->> 'generation' AND (cuts.stage, cuts.step) < (own.stage, own.step)))";
 
-/// Whether the checkpoint `own` is the last of those beyond the state that its stage ended with: that one is kept.
+/// SQL: whether the checkpoint `own` is the last of those beyond the state that its stage ended
+/// with. That one is kept.
 const PASSED_OVER: &str = "(stage, step) IN (SELECT stage, max(step) FROM checkpoints AS other
     WHERE deleted IS NULL AND EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
         AND ended.detail_json ->> 'stage' = other.stage AND ended.detail_json ->> 'step' < other.step) GROUP BY stage)";
 
-/// Whether the row `own` counts for those who look at the run: it is [`PRESENT`] or [`NOT_SELECTED`].
+/// SQL: whether the row `own` belongs in curves and reports: it is [`PRESENT`] or [`NOT_SELECTED`].
 fn is_shown() -> String {
     format!("({PRESENT} OR {NOT_SELECTED})")
 }
@@ -481,19 +484,19 @@ fn checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
     })
 }
 
-/// Scores by name; those that are not finite have none.
+/// Scores by name, without those that are not finite.
 fn metrics(json: &str) -> BTreeMap<String, f64> {
     let metrics: BTreeMap<String, Option<f64>> = serde_json::from_str(json).unwrap_or_default();
     metrics.into_iter().filter_map(|(name, score)| Some((name, score?))).collect()
 }
 
-/// The means of distributions by name, as a step has them.
+/// The means of a step's distributions, by name.
 fn means(json: &str) -> Means {
     let summaries: BTreeMap<String, serde_json::Value> = serde_json::from_str(json).unwrap_or_default();
     summaries.into_iter().filter_map(|(name, summary)| Some((name, summary["mean"].as_f64()?))).collect()
 }
 
-/// Exchanges of training data, in order, with where they took effect.
+/// The changes of training data, in order, with the points at which they took effect.
 fn exchanges(connection: &Connection) -> Result<Vec<Exchange>, Error> {
     let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
     let mut events = connection.prepare(query)?;
@@ -517,7 +520,7 @@ fn data_set(detail: &str) -> Option<v1::DataSet> {
         train_images: number("train_images")?,
         train_captions: number("train_captions")?,
         skipped_images: number("skipped_images")?,
-        // Earlier versions have taken several of them together, and cannot be compared.
+        // Earlier versions hashed several of these together; those cannot be compared.
         training_fingerprint: text("training_fingerprint")?,
         validation_fingerprint: text("validation_fingerprint")?,
         models_fingerprint: text("models_fingerprint")?,
@@ -529,7 +532,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// A run file comes into force.
+/// Records that a run file comes into force.
 fn write_run_file(to: &Transaction<'_>, chain: &mut Chain, file: &RunFile, id: &str) -> rusqlite::Result<()> {
     let text = serde_json::to_string(file).expect("a run file is plain data");
     // SQLite's integers are signed; the seed keeps its bits, and the JSON has its value.
@@ -566,7 +569,7 @@ fn write(to: &Transaction<'_>, chain: &mut Chain, record: &Record) -> rusqlite::
         }
         Record::Saved(checkpoint) => {
             let Checkpoint { place, generation, run_id, name, parameters_sha256 } = checkpoint;
-            // One of the same name was written over.
+            // A checkpoint of the same name was overwritten.
             write_deleted(to, chain, name)?;
             let (stage, step, generation) = keys(*place, *generation);
             let sql = "INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, NULL)";
@@ -610,7 +613,7 @@ fn write_event(
     chain.append(to, Entry::of_row(Kind::Event, to.last_insert_rowid()))
 }
 
-/// The checkpoint of this name, if there is one, is not there any more.
+/// Records that the checkpoint of this name, if there is one, is deleted.
 fn write_deleted(to: &Transaction<'_>, chain: &mut Chain, name: &str) -> rusqlite::Result<()> {
     let sql = "UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL RETURNING stage, step, generation";
     let keys = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
@@ -730,7 +733,7 @@ mod tests {
         assert_eq!(steps, [5, 6, 7]);
         assert!(measured.iter().all(|(_, means)| means["kl"] == 1.0), "{measured:?}");
 
-        // What has fired before does not fire again until the metric was within the bound.
+        // A rule that has fired fires again only after the metric was within the bound.
         let mut run = Run::new(file, journal.restore().unwrap(), TERM);
         let mut fired = |step: u64, kl: f64| {
             run.on_measured(Place { stage: 0, step }, "kl", kl)
@@ -791,7 +794,7 @@ mod tests {
         records.extend((11..=15).map(|s| step(s, 1)));
         records.push(evaluated(15, 1));
         records.push(Record::Ended { generation: 1, reason: "lost".into() });
-        // All state beyond the checkpoint is gone: so is the evaluation at step 15.
+        // All states beyond the checkpoint are lost, and with them the evaluation at step 15.
         records.extend([formed(2, 10, Source::Checkpoint(saved(10, 1).name)), step(11, 2)]);
         records.extend([formed(3, 11, Source::Member(3)), step(12, 3)]);
         let mut journal = Journal::open(folder.path(), &file()).unwrap();
@@ -848,7 +851,7 @@ mod tests {
         assert_eq!((restored.paused.as_deref(), restored.cuts), (Some("kl is 9"), cuts([(1, 0)])));
         assert_eq!((restored.committed, restored.scores.len()), (Place { stage: 0, step: 15 }, 3));
 
-        // It died before anything but the decision was on disk.
+        // The coordinator died when only the decision was on disk.
         let ended = json!({ "stage": 0, "step": 10, "generation": 1, "cause": "early_stopping", "reason": "patience" });
         let decided = [event(Happening::Resumed, json!({})), event(Happening::StageEnded, ended), step(16, 1)];
         journal.write(&decided).unwrap();
@@ -859,7 +862,7 @@ mod tests {
         assert_eq!(restored.checkpoints, [saved(5, 1), saved(10, 1)]);
         assert_eq!(restored.passed_over, [saved(15, 1)], "kept for the user");
         assert_eq!(restored.scores.into_keys().collect::<Vec<_>>(), [at(5), at(10)]);
-        // What comes after it is of the present history again.
+        // Later states belong to the present history again.
         journal.write(&[formed(2, 10, Source::Checkpoint(saved(10, 1).name)), Record::Saved(saved(11, 2))]).unwrap();
         assert_eq!(journal.restore().unwrap().checkpoints.last(), Some(&saved(11, 2)));
     }
@@ -867,8 +870,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Generations of a stage begin where one before them has come to, or earlier; then perhaps the stage ends, and
-        /// generations go on in the next stage. What SQL says of each row is what the lineage says.
+        /// Generations of a stage begin at a point that an earlier one has reached, or before it;
+        /// then the stage may end, and generations continue in the next stage. SQL and lineage
+        /// agree on each row.
         #[test]
         fn sql_and_lineage_agree_on_what_became_of_a_state(
             first in prop::collection::vec((0..9_u64, 0..5_u64), 1..5), end in prop::option::of((0..9_u64, 0..3_usize)),
@@ -901,7 +905,7 @@ mod tests {
                 journal.write(&[Record::Event { what: Happening::StageEnded, detail }]).unwrap();
                 for (start, steps) in then {
                     let place = |step| Place { stage: 1, step };
-                    // Or where the stage before ended, with whose state the next begins.
+                    // Or at the end of the previous stage, whose state the next one begins with.
                     train(&mut journal, start.map_or(Place { stage: 0, step: end }, place), start.map_or(0, |_| steps));
                 }
             }
@@ -933,7 +937,7 @@ mod tests {
     #[test]
     fn restored_scores_are_those_that_were_recorded_to_the_last_bit() {
         let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
-        // Of a thousand roots a parser that is not exact gets many wrong.
+        // A parser that is not exact gets many of a thousand roots wrong.
         let score = |step: u64| [("cider".to_owned(), (step as f64).sqrt() / 7.0)].into();
         let scores: Scores = (1..=1_000).map(|step| (Place { stage: 0, step }, score(step))).collect();
         let evaluated = |(place, metrics): (&Place, &BTreeMap<String, f64>)| Record::Evaluated {

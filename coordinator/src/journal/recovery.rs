@@ -1,4 +1,4 @@
-//! A new journal in place of one that is lost or damaged.
+//! Recovery: a new journal in place of one that is lost or damaged.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -13,23 +13,25 @@ use crate::run::{
     record::{Checkpoint, Happening, Record, Source},
 };
 
-/// What SQLite keeps beside the file.
+/// The suffixes of SQLite's files beside the database.
 const BESIDE: [&str; 2] = ["-wal", "-shm"];
 
-/// The checkpoints that a run can be recovered from.
+/// The checkpoints from which a run can be recovered.
 #[derive(Clone, Debug)]
 pub struct Recovery {
-    /// Those up to the newest, by name.
+    /// All usable checkpoints up to the newest.
     pub checkpoints: Vec<Stamp>,
-    /// The one that the run goes on from.
+    /// The checkpoint that the run resumes from.
     pub newest: Stamp,
-    /// What the run was named when these and later ones were saved.
+    /// The run's ids when these and later checkpoints were saved.
     pub run_ids: BTreeSet<String>,
 }
 
 impl Journal {
-    /// Begins a journal that goes on from the newest of these checkpoints, under another name of the run: whoever has taken part in
-    /// what the old journal may have told of begins anew. The old one is kept under another name in its folder.
+    /// Creates a journal that resumes from the newest of these checkpoints, with a new run id.
+    /// Workers that took part in the run under its old id have to join again without state, because
+    /// the lost journal may have had later records. The old journal is kept under another name in
+    /// its folder.
     ///
     /// # Errors
     /// When another coordinator uses the folder, or it cannot be written to.
@@ -43,7 +45,7 @@ impl Journal {
         Ok(Self { _lock: Some(lock), ..journal })
     }
 
-    /// What the run was named in journals that this one took the place of.
+    /// The run's ids in journals that this one replaced.
     ///
     /// # Errors
     /// When SQLite cannot read it.
@@ -58,7 +60,7 @@ pub(super) fn former_run_ids(connection: &Connection) -> Result<BTreeSet<String>
     Ok(events.query_map([Happening::Recovered.name()], |row| row.get(0))?.collect::<Result<_, _>>()?)
 }
 
-/// What a recovered journal begins with.
+/// The first records of a recovered journal.
 fn records(Recovery { checkpoints, newest, run_ids }: &Recovery, set_aside: Option<&str>) -> Vec<Record> {
     let place = |stamp: &Stamp| Place { stage: stamp.stage, step: stamp.step };
     let detail = json!({
@@ -72,7 +74,7 @@ fn records(Recovery { checkpoints, newest, run_ids }: &Recovery, set_aside: Opti
     });
     let formed = Record::Formed {
         generation: newest.generation,
-        // No worker was told of it: none has taken part in the run under its new name.
+        // No worker was told of it: none has taken part in the run under its new id.
         term: 0,
         members: Vec::new(),
         cause: "the journal was recovered".to_owned(),
@@ -91,14 +93,14 @@ fn records(Recovery { checkpoints, newest, run_ids }: &Recovery, set_aside: Opti
     [Record::Event { what: Happening::Recovered, detail }, formed].into_iter().chain(saved).collect()
 }
 
-/// Gives the journal in a folder another name, if there is one; says which.
+/// Renames the journal in a folder, if there is one. Returns its new name.
 fn set_aside(state: &Path) -> std::io::Result<Option<String>> {
     if !state.join(FILE).exists() {
         return Ok(None);
     }
     let is_free = |name: &String| !state.join(name).exists();
     let name = (1..).map(|number| format!("{FILE}.replaced-{number}")).find(is_free).expect("some number is free");
-    // The file itself last: as long as it is there, a recovery that was interrupted begins again.
+    // The database itself last: as long as it is there, an interrupted recovery is repeated.
     for beside in BESIDE {
         match std::fs::rename(state.join(format!("{FILE}{beside}")), state.join(format!("{name}{beside}"))) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),

@@ -1,5 +1,5 @@
-//! Settings that differ from those in the journal: which are taken and recorded, and which are
-//! refused.
+//! Changed settings: compares the run file with the one in the journal, and records or refuses the
+//! changes.
 
 use std::fmt;
 
@@ -9,32 +9,33 @@ use serde_json::json;
 use super::{Error, Journal, write_event, write_run_file};
 use crate::run::record::{Happening, Restored};
 
-/// Which changed settings a coordinator takes.
+/// The changed settings that a coordinator takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accept {
-    /// Those that may change freely.
+    /// Settings that may change freely.
     Free,
-    /// Those that may change from the next step on as well.
+    /// Also settings that may change from the next step on (`serve --accept-changes`).
     NextStep,
 }
 
-/// A run file that the journal's run cannot continue with.
+/// Why a run file is refused for the journal's run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refused {
     /// All settings that differ.
     pub changes: Vec<Change>,
-    /// The lines of a run file that starts a new run from the last checkpoint, where there is one.
+    /// The lines of a run file that starts a new run from the last checkpoint; none without a
+    /// checkpoint.
     pub continuation: Option<String>,
 }
 
 impl Refused {
-    /// Whether some of the changes make another run.
+    /// Whether some of the changes require a new run.
     #[must_use]
     pub fn is_other_run(&self) -> bool {
         self.changes.iter().any(|change| change.mutability == Mutability::Fixed)
     }
 
-    /// What differs, and what to do about it, in lines.
+    /// The differences and the possible remedies, in lines.
     #[must_use]
     pub fn explanation(&self) -> String {
         let mut lines = vec!["The run file differs from the one in the journal:".to_owned()];
@@ -79,8 +80,8 @@ impl fmt::Display for Refused {
 }
 
 impl Journal {
-    /// Takes a run file in place of the `known` one, if `accept` allows all that differs, and puts
-    /// it on record.
+    /// Replaces the `known` run file by another one and records the changes, if `accept` allows all
+    /// of them.
     pub(super) fn take_settings(&mut self, known: &str, file: &RunFile, accept: Accept) -> Result<(), Error> {
         let known: RunFile = serde_json::from_str(known).map_err(|error| Error::RunFile(error.to_string()))?;
         let changes = changes(&known, file);
@@ -92,7 +93,7 @@ impl Journal {
             Accept::Free => Mutability::Free,
             Accept::NextStep => Mutability::NextStep,
         };
-        // Of a run without a generation nothing was trained yet.
+        // A run without a generation has trained nothing yet.
         let has_begun = restored.last_generation > 0;
         if has_begun && changes.iter().any(|change| change.mutability > allowed) {
             let continuation = last_checkpoint(&known, &restored).map(|path| continuation(&known, &path));
@@ -112,7 +113,7 @@ impl Journal {
     }
 }
 
-/// The folder or URL of the last checkpoint of a run.
+/// The folder or URL of the run's last checkpoint.
 fn last_checkpoint(file: &RunFile, restored: &Restored) -> Option<String> {
     let place = file.checkpoint_place();
     let name = &restored.checkpoints.last()?.name;
@@ -165,7 +166,7 @@ mod tests {
         }
     }
 
-    /// The changes on record, each with its step.
+    /// The recorded changes, each with its step.
     fn recorded(path: &Path) -> Vec<serde_json::Value> {
         let history = History::new(Connection::open(path).unwrap()).unwrap();
         let events = history.events().unwrap();
@@ -198,7 +199,7 @@ mod tests {
             { "key": "stages[0].patience", "old": null, "new": 3, "mutability": "next_step" },
         ] });
         assert_eq!(recorded(&path), [expected]);
-        // From now on the new file is the run's.
+        // From now on the new file is in force.
         drop(open(&path, &slower, Accept::Free).unwrap());
         assert_eq!(recorded(&path).len(), 1);
         let known = History::new(Connection::open(&path).unwrap()).unwrap().run_file().unwrap();
@@ -226,7 +227,7 @@ mod tests {
                 assert!(explanation.contains(words), "{words}: {explanation}");
             }
         }
-        // What is scored with other tables is another metric, although it has the same name.
+        // Scores with other tables are another metric, although it has the same name.
         let mut tables = file();
         tables.scoring.meteor_paraphrases = Some("paraphrase-en.gz".into());
         assert!(refused(&path, &tables, Accept::NextStep).is_other_run());

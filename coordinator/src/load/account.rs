@@ -1,4 +1,4 @@
-//! What the workers and the probe saw.
+//! Measurements of a load test, by the workers and the probe.
 
 use std::{
     collections::BTreeMap,
@@ -11,45 +11,45 @@ use proto::v1;
 
 use super::usage::Usage;
 
-/// Filled by many, read when all are done. Times are since it was made.
+/// Shared by all workers; read when all have finished. Times are relative to its creation.
 pub struct Account {
     started: Instant,
     seen: Mutex<Seen>,
 }
 
-/// What was seen.
+/// The measurements.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// When each worker had joined.
+    /// The time at which each worker had joined.
     pub joined: Vec<Duration>,
-    /// When the last worker heard of its generation.
+    /// When the last worker received its rendezvous.
     pub met: Duration,
     /// `Train` directives, by their first step.
     pub grants: BTreeMap<u64, Grant>,
-    /// When the first worker reported a step.
+    /// When the first worker reported each step.
     pub reported: BTreeMap<u64, Duration>,
-    /// Heartbeats sent.
+    /// The number of heartbeats sent.
     pub heartbeats: u64,
-    /// How long the probe's questions took.
+    /// The response times of the probe's requests.
     pub probed: Vec<Duration>,
-    /// What the coordinator had used when the first worker might train.
+    /// The coordinator's resource usage when the first steps were granted.
     pub joining: Usage,
-    /// What it had used when it was last looked at.
+    /// The coordinator's last known resource usage.
     pub usage: Usage,
-    /// Bytes of one worker's messages to the coordinator, but for captions.
+    /// The size of one worker's messages to the coordinator, without captions, in bytes.
     pub sent: u64,
-    /// Bytes of the messages to that worker.
+    /// The size of the coordinator's messages to that worker, in bytes.
     pub received: u64,
 }
 
-/// The receipt of a `Train` by all workers.
+/// The delivery of a `Train` directive to all workers.
 #[derive(Clone, Copy, Debug)]
 pub struct Grant {
-    /// How many steps it grants.
+    /// The number of steps granted.
     pub steps: u32,
-    /// By the first worker.
+    /// When the first worker received it.
     pub first: Duration,
-    /// By the last so far.
+    /// When the last worker so far received it.
     pub last: Duration,
 }
 
@@ -59,25 +59,25 @@ impl Account {
         Self { started: Instant::now(), seen: Mutex::default() }
     }
 
-    /// What was seen so far.
+    /// The measurements so far.
     pub fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A worker has joined.
+    /// Records that a worker has joined.
     pub fn joined(&self) {
         let now = self.started.elapsed();
         self.seen().joined.push(now);
     }
 
-    /// A worker hears of its generation.
+    /// Records that a worker has received its rendezvous.
     pub fn met(&self) {
         let now = self.started.elapsed();
         let mut seen = self.seen();
         seen.met = seen.met.max(now);
     }
 
-    /// A worker may train.
+    /// Records that a worker has received a `Train` directive.
     pub fn granted(&self, train: &v1::Train) {
         let now = self.started.elapsed();
         let mut seen = self.seen();
@@ -89,33 +89,33 @@ impl Account {
         (grant.first, grant.last) = (grant.first.min(now), grant.last.max(now));
     }
 
-    /// A worker is about to report a step.
+    /// Records that a worker is about to report a step.
     pub fn reported(&self, step: u64) {
         let now = self.started.elapsed();
         self.seen().reported.entry(step).or_insert(now);
     }
 
-    /// A worker has sent a heartbeat.
+    /// Records that a worker has sent a heartbeat.
     pub fn beat(&self) {
         self.seen().heartbeats += 1;
     }
 
-    /// The one worker whose messages are counted sends one.
+    /// Records a message of the worker whose messages are measured.
     pub fn sent(&self, message: &v1::WorkerMessage) {
         self.seen().sent += message.encoded_len() as u64;
     }
 
-    /// The one worker whose messages are counted is sent one.
+    /// Records a message to the worker whose messages are measured.
     pub fn received(&self, directive: &v1::Directive) {
         self.seen().received += directive.encoded_len() as u64;
     }
 
-    /// A question was answered after so long.
+    /// Records the response time of a request.
     pub fn probed(&self, took: Duration) {
         self.seen().probed.push(took);
     }
 
-    /// The coordinator has used so much.
+    /// Records the coordinator's resource usage.
     pub fn used(&self, usage: Usage) {
         self.seen().usage = usage;
     }

@@ -1,4 +1,4 @@
-//! The coordinator under load, as a process of its own.
+//! The coordinator under load, in a separate process.
 
 use std::{path::Path, process::Stdio};
 
@@ -12,7 +12,7 @@ use tokio::{
 
 use super::Load;
 
-/// A running coordinator, and the folder of all that it writes.
+/// A running coordinator, with the folder of its output.
 pub struct Daemon {
     child: Child,
     url: String,
@@ -20,12 +20,12 @@ pub struct Daemon {
     folder: TempDir,
 }
 
-/// What a coordinator recorded of its run.
+/// The content of the coordinator's journal after the test.
 #[derive(Clone, Copy, Debug)]
 pub struct Recorded {
-    /// Generations.
+    /// The number of generations.
     pub generations: u64,
-    /// Steps that all workers reported.
+    /// The number of steps that all workers reported.
     pub steps: u64,
 }
 
@@ -42,10 +42,10 @@ impl Daemon {
         let mut command = Command::new(program);
         command.arg("serve").arg("--config").arg(&config).args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
         if std::env::var_os("RUST_LOG").is_none() {
-            // A line for every worker that joins is not what is looked for here.
+            // Avoids a log line for each worker that joins.
             command.env("RUST_LOG", "warn");
         }
-        // Whatever happens to this process, the coordinator ends with it.
+        // The coordinator is killed if this process ends for any reason.
         command.kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot start the coordinator")?;
         let process = child.id().context("the coordinator is gone")?;
@@ -57,20 +57,20 @@ impl Daemon {
         Ok(Self { child, url: format!("http://{address}"), process, folder })
     }
 
-    /// Where it listens.
+    /// The coordinator's URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The number of its process.
+    /// The id of the coordinator's process.
     pub fn process(&self) -> u32 {
         self.process
     }
 
-    /// Waits until it has ended; what it then has on record.
+    /// Waits until the coordinator has ended. Returns the content of its journal.
     ///
     /// # Errors
-    /// It ended badly.
+    /// It ended with an error.
     pub async fn finish(mut self) -> Result<Recorded> {
         let status = self.child.wait().await?;
         ensure!(status.success(), "the coordinator ended with {status}");
@@ -87,7 +87,7 @@ impl Daemon {
 fn run_file(load: &Load, output: &Path) -> String {
     let Load { workers, steps, .. } = load;
     let half = steps.div_ceil(2);
-    // JSON's strings are YAML's, whatever is in the path.
+    // A JSON string is a valid YAML string, whatever characters are in the path.
     let output = serde_json::Value::from(output.to_string_lossy());
     format!(
         "name: simulated

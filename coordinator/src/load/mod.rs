@@ -1,12 +1,13 @@
-//! Load: a real coordinator in a process of its own, and thousands of light workers in this one.
+//! Load tests: a real coordinator in a separate process, and thousands of light workers in this
+//! one.
 //!
 //! ```text
 //!   daemon    the coordinator's process: its run file, its journal
 //!   usage     CPU and memory of a process
-//!   worker    a light worker: the real protocol, pretended computing
-//!   script    what light workers say: reports of the size that real ones have
-//!   probe     asks the coordinator something, all the time
-//!   account   what all of them saw  -->  report   what that amounts to
+//!   worker    a light worker: the real protocol, simulated computing
+//!   script    the messages of light workers: reports of the same size as real ones
+//!   probe     sends requests to the coordinator continuously
+//!   account   their measurements  -->  report   the results
 //! ```
 
 mod account;
@@ -34,24 +35,24 @@ use script::Script;
 use usage::Usage;
 use worker::Cluster;
 
-/// Load to put on a coordinator.
+/// The parameters of a load test.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Light workers.
+    /// The number of light workers.
     pub workers: u32,
-    /// Steps to train.
+    /// The number of steps to train.
     pub steps: u32,
-    /// What a step takes at least.
+    /// The minimal duration of a step.
     pub step: Duration,
-    /// Connections that the workers share.
+    /// The number of connections that the workers share.
     pub connections: u32,
 }
 
 impl Load {
-    /// Leads a coordinator through a run, and says how it did.
+    /// Runs a coordinator with this load. Returns the results.
     ///
     /// # Errors
-    /// What the coordinator or a worker died of.
+    /// The coordinator or a worker has failed.
     pub async fn run(self) -> anyhow::Result<Report> {
         let daemon = Daemon::start(&self).await?;
         let endpoint = Endpoint::from_shared(daemon.url().to_owned())?.tcp_nodelay(true);

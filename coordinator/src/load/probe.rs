@@ -1,4 +1,4 @@
-//! Asks the coordinator something all the time, in the way of a heartbeat.
+//! The probe: sends requests to the coordinator continuously, through the same queue as heartbeats.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,14 +8,15 @@ use tonic::{Code, transport::Channel};
 
 use super::{account::Account, usage::Usage};
 
-/// Between questions.
+/// Interval of requests.
 const EVERY: Duration = Duration::from_millis(50);
 
-/// Asks whether the run is paused, and looks at what the coordinator's process uses, until it is dropped. (The question is
-/// put as a wish to resume, which is refused: it takes the same way, and its answer is short.)
+/// Sends requests and reads the resource usage of the coordinator's process, until it is dropped.
+/// (The request is to resume the run, which is refused: it takes the same way, and its answer is
+/// short.)
 pub async fn probe(admin: AdminClient<Channel>, process: u32, account: Arc<Account>) {
     let mut ticks = time::interval(EVERY);
-    // Each on a task of its own: no question waits for the answer to the one before it.
+    // Each one in its own task: no request waits for the answer to the one before.
     let mut questions = JoinSet::new();
     loop {
         let due = ticks.tick().await;
@@ -24,7 +25,7 @@ pub async fn probe(admin: AdminClient<Channel>, process: u32, account: Arc<Accou
         }
         let (mut admin, account) = (admin.clone(), Arc::clone(&account));
         questions.spawn(async move {
-            // Any other answer comes from a coordinator that goes.
+            // Any other answer comes from a coordinator that is shutting down.
             let resume = ControlRequest { command: Command::Resume.into(), rank: 0 };
             if let Err(status) = admin.control(resume).await
                 && status.code() == Code::FailedPrecondition

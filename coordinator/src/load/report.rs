@@ -1,4 +1,4 @@
-//! What a simulation amounts to.
+//! The results of a load test.
 
 use std::{fmt, time::Duration};
 
@@ -11,109 +11,109 @@ use super::{
     usage::Usage,
 };
 
-/// How a coordinator did under load. Times are in seconds.
+/// The results. Times are in seconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Light workers.
+    /// The number of light workers.
     pub workers: u32,
-    /// Connections that they shared.
+    /// The number of connections that they shared.
     pub connections: u32,
-    /// Steps to train.
+    /// The number of steps to train.
     pub steps: u32,
-    /// What a step took at least.
+    /// The minimal duration of a step.
     pub step_seconds: f64,
-    /// Steps that the coordinator has on record as reported by all.
+    /// The number of recorded steps that all workers reported.
     pub steps_recorded: u64,
-    /// Generations that it needed.
+    /// The number of generations.
     pub generations: u64,
-    /// How long it was from the first grant to the end.
+    /// The time from the first grant to the end.
     pub training_seconds: f64,
-    /// How all came at once.
+    /// The simultaneous join of all workers.
     pub join_storm: JoinStorm,
-    /// How directives reached everybody.
+    /// The delivery of directives to all workers.
     pub fan_out: FanOut,
-    /// How soon heartbeats are heard.
+    /// The latency of heartbeats.
     pub heartbeat: Heartbeat,
-    /// What the coordinator used.
+    /// The resource usage of the coordinator.
     pub coordinator: Used,
     /// CPU seconds of all workers together.
     pub workers_cpu_seconds: f64,
-    /// What one worker and the coordinator told each other.
+    /// The size of one worker's messages.
     pub messages: Messages,
 }
 
-/// All workers come at once. Counted from when they begin to connect.
+/// The simultaneous join of all workers. Times start when they begin to connect.
 #[derive(Clone, Debug, Serialize)]
 pub struct JoinStorm {
-    /// Workers that joined.
+    /// The number of workers that joined.
     pub joined: usize,
-    /// Until a worker has its place.
+    /// The time until a worker has joined.
     pub join_seconds: Percentiles,
-    /// Until the last one knows of its generation.
+    /// The time until the last worker has its rendezvous.
     pub formed_seconds: f64,
-    /// Until the first one may train.
+    /// The time until the first steps are granted.
     pub training_after_seconds: f64,
 }
 
 /// `Train` directives.
 #[derive(Clone, Debug, Serialize)]
 pub struct FanOut {
-    /// How many there were, to each worker.
+    /// The number of directives to each worker.
     pub directives: usize,
-    /// From the first worker's receipt to the last one's.
+    /// The time from the first worker's receipt to the last one's.
     pub spread_seconds: Percentiles,
-    /// Of these, how many a report of a step let be sent.
+    /// The number of directives that a worker's report of a step triggered.
     pub triggered: usize,
-    /// From that report to the last worker's receipt.
+    /// The time from that report to the last worker's receipt.
     pub from_report_seconds: Percentiles,
 }
 
-/// Heartbeats, and a probe in their way.
+/// Heartbeats, and the requests of a probe in the same queue.
 #[derive(Clone, Debug, Serialize)]
 pub struct Heartbeat {
-    /// Heartbeats that the workers sent.
+    /// The number of heartbeats that the workers sent.
     pub sent: u64,
-    /// Answers to the probe.
+    /// The number of the probe's answers.
     pub probes: usize,
-    /// From when a question was due to its answer.
+    /// The time from when a request was due to its answer.
     pub round_trip_seconds: Percentiles,
 }
 
-/// What a process used.
+/// The resource usage of a process.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Used {
-    /// CPU seconds until the first worker might train.
+    /// CPU seconds until the first steps were granted.
     pub joining_cpu_seconds: f64,
-    /// CPU seconds from then on.
+    /// CPU seconds after that.
     pub training_cpu_seconds: f64,
-    /// The most memory it held.
+    /// The peak memory, in bytes.
     pub peak_memory_bytes: u64,
 }
 
-/// Bytes of the messages of one worker, without what HTTP/2 and TCP add.
+/// The size of one worker's messages, without the overhead of HTTP/2 and TCP.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Messages {
-    /// To the coordinator, but for captions.
+    /// To the coordinator, without captions, in bytes.
     pub sent_bytes: u64,
-    /// From the coordinator.
+    /// From the coordinator, in bytes.
     pub received_bytes: u64,
 }
 
-/// Values of which 50%, 90%, 99% and 100% of all are not above.
+/// The 50th, 90th, 99th and 100th percentile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Percentiles {
     /// The median.
     pub p50: f64,
-    /// 90%.
+    /// The 90th percentile.
     pub p90: f64,
-    /// 99%.
+    /// The 99th percentile.
     pub p99: f64,
-    /// All.
+    /// The maximum.
     pub max: f64,
 }
 
 impl Percentiles {
-    /// Of some durations, in seconds; 0 of none.
+    /// The percentiles of durations, in seconds; 0 if there are none.
     #[must_use]
     pub fn of(durations: impl IntoIterator<Item = Duration>) -> Self {
         let mut sorted: Vec<Duration> = durations.into_iter().collect();
@@ -127,7 +127,7 @@ impl Percentiles {
 }
 
 impl Report {
-    /// What was seen and what was recorded of a load, whose workers used so much.
+    /// The results from the measurements, the journal and the workers' resource usage.
     pub(super) fn new(load: Load, window: u32, seen: &Seen, recorded: Recorded, workers: Usage) -> Self {
         let Load { workers: count, steps, step, connections } = load;
         let training = seen.grants.values().map(|grant| grant.first).min().unwrap_or_default();
@@ -169,8 +169,9 @@ impl Report {
     }
 }
 
-/// How long after the report that let them be sent directives had reached everybody. A grant of half a window, as most are, is
-/// sent when the step is reported that leaves just as much open; others wait for something else, or reach up to a boundary.
+/// The times from a worker's report to the delivery of the directive that it triggered. A grant of
+/// half a window, as most are, is sent when the report of a step leaves that much open; other
+/// grants wait for something else, or reach up to a boundary.
 fn triggered(seen: &Seen, window: u32) -> Vec<Duration> {
     let since_report = |(first_step, grant): (&u64, &Grant)| {
         let report = (first_step + u64::from(grant.steps)).checked_sub(window.into())?;
@@ -247,7 +248,8 @@ mod tests {
     #[test]
     fn a_directive_is_counted_from_the_report_that_let_it_be_sent() {
         let grant = |steps, last| Grant { steps, first: ms(0), last: ms(last) };
-        // A window of 8: eight at first, four more when the fourth is reported, two up to a boundary, eight after it.
+        // A window of 8: eight at first, four more after the fourth report, two up to a boundary,
+        // eight after it.
         let grants = BTreeMap::from([(0, grant(8, 10)), (8, grant(4, 50)), (12, grant(2, 90)), (14, grant(8, 200))]);
         let reported = (1..=14).map(|step| (step, ms(10 * step))).collect();
         let seen = Seen { grants, reported, ..Seen::default() };

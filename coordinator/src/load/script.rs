@@ -1,33 +1,33 @@
-//! What light workers say: reports as large as those of real ones.
+//! The messages of light workers: reports of the same size as real ones.
 
 use std::collections::HashMap;
 
 use proto::{EVALUATION_RANGE, v1};
 use statistics::{Summary, names};
 
-/// Images of the validation split.
+/// The number of validation images.
 const VALIDATION_IMAGES: u64 = 20 * EVALUATION_RANGE;
-/// Captions that each image is given by beam search; one of them is the best.
+/// The number of candidates per image; one of them is the best.
 const CANDIDATES: u32 = 5;
-/// Tokens of a candidate.
+/// The number of tokens per candidate.
 const TOKENS: u64 = 12;
-/// Different reports of a step.
+/// The number of different reports of a step.
 const REPORTS: u32 = 64;
-/// Numbers of an embedding.
+/// The width of an embedding.
 const EMBEDDING: usize = 64;
 
-/// Reports of a step to choose from: to make one costs more than to send it.
+/// Prepared reports of steps: creating one costs more than sending it.
 pub struct Script {
     summaries: Vec<HashMap<String, v1::Summary>>,
 }
 
 impl Script {
-    /// Writes the reports.
+    /// Creates the reports.
     pub fn new() -> Self {
         Self { summaries: (0..REPORTS).map(summaries).collect() }
     }
 
-    /// What a worker says of a step: one image, with all the distributions that DiCO reports.
+    /// The report of a step: one image, with all the summaries of DiCO.
     pub fn step_done(&self, number: u32, position: v1::Position, seconds: f64) -> v1::StepDone {
         let report = (u64::from(number) + position.step) as usize % self.summaries.len();
         v1::StepDone {
@@ -47,7 +47,7 @@ impl Script {
     }
 }
 
-/// The data that all workers say they have.
+/// The data set that all workers report.
 pub fn data_set() -> v1::DataSet {
     v1::DataSet {
         train_images: 100_000,
@@ -60,7 +60,7 @@ pub fn data_set() -> v1::DataSet {
     }
 }
 
-/// Captions of a range of the validation split.
+/// The captions of a range of the validation split.
 pub fn captions(range: v1::ImageRange) -> Vec<v1::EvaluationItem> {
     let item = |image: u64| v1::EvaluationItem {
         image: format!("{image:06}.jpg"),
@@ -74,7 +74,7 @@ pub fn captions(range: v1::ImageRange) -> Vec<v1::EvaluationItem> {
     (range.begin..range.end).map(item).collect()
 }
 
-/// A unit vector that tells images apart a little.
+/// A unit vector that differs slightly between images.
 fn unit(image: u64) -> Vec<f32> {
     let mut vector = vec![0.0; EMBEDDING];
     vector[image as usize % EMBEDDING] = 1.0;
@@ -82,7 +82,7 @@ fn unit(image: u64) -> Vec<f32> {
 }
 
 fn summaries(report: u32) -> HashMap<String, v1::Summary> {
-    // Some different numbers in 0..1 for every report.
+    // Different numbers in 0..1 for each report.
     let value = |k: u32| f64::from((report * 97 + k * 31) % 1000) / 1000.0;
     let values = |name| match name {
         names::REWARD_CHOSEN | names::REWARD_MARGIN | names::IMPLICIT_ACCURACY | names::GAMMA_ENTROPY => 1,

@@ -1,19 +1,20 @@
-//! What a process has used, from /proc.
+//! The resource usage of a process, from /proc.
 
-/// What a process has used so far.
+/// The resource usage of a process so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// Seconds of CPU, in user and in kernel mode.
+    /// CPU seconds in user and kernel mode.
     pub cpu_seconds: f64,
-    /// The most memory it ever held, in bytes.
+    /// The peak memory, in bytes.
     pub peak_memory: u64,
 }
 
 impl Usage {
-    /// Of this process; none if it is gone.
+    /// The usage of this process; none if it has ended.
     pub fn of(process: u32) -> Option<Self> {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{process}/{file}")).ok();
-        // The name of the program, in parentheses, may have spaces; user and system time are the 14th and 15th field of all.
+        // The name of the program, in parentheses, may contain spaces; user and system time are
+        // fields 14 and 15.
         let (stat, status) = (read("stat")?, read("status")?);
         let ticks = stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(2);
         let ticks: u64 = ticks.map_while(|field| field.parse::<u64>().ok()).sum();

@@ -1,4 +1,4 @@
-//! A light worker: joins, and does what it is told, but only pretends to compute.
+//! A light worker: joins and follows directives, but only simulates computing.
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
@@ -23,38 +23,38 @@ use super::{
     script::{self, Script},
 };
 
-/// Messages that may wait for the network before the worker does.
+/// Maximal number of messages that wait for the network.
 const WAITING_MESSAGES: usize = 16;
-/// Directives that may wait for the worker.
+/// Maximal number of directives that wait for the worker.
 const WAITING_DIRECTIVES: usize = 16;
 
-/// Workers that join at once; the coordinator limits how many of one address have yet to attach.
+/// Maximal number of concurrent joins: the coordinator limits the reservations of one address.
 pub const MAX_CONCURRENT_JOINS: usize = 16;
-/// Pause before a worker asks again that was told to.
+/// Pause before a worker retries a join.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// What all workers share.
+/// The state that all workers share.
 pub struct Cluster {
-    /// The load that they are.
+    /// The parameters of the load test.
     pub load: Load,
-    /// The coordinator.
+    /// The endpoint of the coordinator.
     pub endpoint: Endpoint,
-    /// Connections to it.
+    /// The connections to it.
     pub channels: Vec<OnceCell<Channel>>,
-    /// Permits to join, held until the session is open.
+    /// Permits to join, each held until the session is open.
     pub joining: Semaphore,
-    /// Where all wait for each other at the end of a step.
+    /// The simulated all-reduce at the end of a step.
     pub all_reduce: Barrier,
-    /// What they say.
+    /// The prepared messages.
     pub script: Script,
-    /// What they see.
+    /// The measurements.
     pub account: Arc<Account>,
 }
 
 /// Takes part in the run until it is complete.
 ///
 /// # Errors
-/// The coordinator refuses the worker, or does not lead it to the end of the run.
+/// The coordinator refuses the worker, or ends the session before the run is complete.
 pub async fn work(cluster: &Cluster, number: u32) -> Result<()> {
     let channel = &cluster.channels[number as usize % cluster.channels.len()];
     let channel = channel.get_or_try_init(|| cluster.endpoint.connect()).await.context("cannot connect")?;
@@ -99,7 +99,7 @@ pub async fn work(cluster: &Cluster, number: u32) -> Result<()> {
         finished = worker.execute(ordered) => finished?,
         never = worker.beat(heartbeat) => match never {},
     }
-    // Until the coordinator closes or cuts the stream, so that the last message is not lost.
+    // Waits until the coordinator closes the stream, so that the last message is delivered.
     _ = listen.await;
     Ok(())
 }
@@ -111,23 +111,24 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// Whether one worker's messages are counted: as many bytes are sent by and to each.
+    /// Whether this worker's messages are measured: all workers send and receive equally many
+    /// bytes.
     fn is_counted(&self) -> bool {
         self.number == 0
     }
 
     async fn say(&self, message: Message) {
-        // Captions are few workers' business.
+        // Only some workers write captions.
         let is_counted = self.is_counted() && !matches!(message, Message::EvaluationItems(_));
         let message = v1::WorkerMessage { message: Some(message) };
         if is_counted {
             self.cluster.account.sent(&message);
         }
-        // The stream is closed when this fails; whoever listens to it is told why.
+        // Fails if the stream is closed; the task that reads it gets the reason.
         _ = self.outgoing.send(message).await;
     }
 
-    /// Takes in directives until the coordinator closes the stream.
+    /// Reads directives until the coordinator closes the stream.
     async fn listen(
         &self,
         mut directives: Streaming<v1::Directive>,
@@ -143,13 +144,13 @@ impl Worker<'_> {
                 Some(Kind::Train(train)) => account.granted(train),
                 _ => {}
             }
-            // It has finished or failed when this fails.
+            // Fails if the worker has finished or failed.
             _ = orders.send(directive).await;
         }
         Ok(())
     }
 
-    /// Does what it is told, up to the end of the run.
+    /// Executes directives up to the end of the run.
     async fn execute(&self, mut orders: mpsc::Receiver<v1::Directive>) -> Result<()> {
         let mut position = v1::Position::default();
         while let Some(v1::Directive { generation, directive }) = orders.recv().await {

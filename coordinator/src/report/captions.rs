@@ -1,4 +1,4 @@
-//! Captions of the same images before and after a stage, with the images.
+//! The captions of the same images before and after a stage, with the images.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,47 +13,47 @@ use crate::journal::{
     history::{Caption, Evaluation, History},
 };
 
-/// Images that are shown.
+/// Maximal number of images.
 const MOST_IMAGES: u32 = 12;
-/// Pixels of a side of a picture.
+/// The side of an image, in pixels.
 const SIDE: u32 = 224;
-/// Of a JPEG, in percent.
+/// The JPEG quality, in percent.
 const QUALITY: u8 = 82;
 
-/// Captions of two evaluations.
+/// The captions of two evaluations.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Captions {
-    /// Stage and step of the earlier evaluation, if there is one.
+    /// Stage and step of the earlier evaluation; none if there is none.
     pub before: Option<(u32, u64)>,
-    /// Stage and step of the later one.
+    /// Stage and step of the later evaluation.
     pub after: (u32, u64),
-    /// Images, spread evenly over the split.
+    /// The images, spread evenly over the split.
     pub images: Vec<Captioned>,
-    /// Why there are no pictures, if there are none.
+    /// Why there are no images; none if there are.
     pub no_pictures: Option<String>,
 }
 
-/// An image and what was said of it.
+/// An image with its captions.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Captioned {
-    /// Its name.
+    /// The name of the image.
     pub image: String,
     /// The caption of the earlier evaluation.
     pub before: Option<String>,
     /// The caption of the later one.
     pub after: String,
-    /// What people said.
+    /// The reference captions.
     pub references: Vec<String>,
-    /// Scores of the earlier caption.
+    /// The scores of the earlier caption.
     pub scores_before: BTreeMap<String, f64>,
-    /// Scores of the later one.
+    /// The scores of the later caption.
     pub scores_after: BTreeMap<String, f64>,
-    /// The image as CLIP sees it, a JPEG as `data:` URL.
+    /// The image as CLIP gets it, a JPEG as a `data:` URL; none if it cannot be read.
     pub picture: Option<String>,
 }
 
 impl Captions {
-    /// Captions of the images of an evaluation, beside those of an earlier one.
+    /// The captions of an evaluation's images, beside those of an earlier evaluation.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -83,7 +83,7 @@ impl Captions {
     }
 }
 
-/// Finds pictures for the images of the split that evaluations caption. One that cannot be read has none.
+/// Adds pictures to images of the evaluated split. An image that cannot be read has none.
 fn look(data: &Data, images: &mut [Captioned]) -> Result<(), String> {
     let data = DataSet::annotated(data, Split::Validation).map_err(|error| error.to_string())?;
     let wanted: BTreeSet<&str> = images.iter().map(|captioned| captioned.image.as_str()).collect();

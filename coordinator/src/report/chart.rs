@@ -1,4 +1,4 @@
-//! Curves as drawings: SVG, coloured by the page's style.
+//! Line charts in SVG, coloured by the page's style sheet.
 
 use std::fmt::Write;
 
@@ -7,31 +7,31 @@ use maud::{Markup, html};
 use super::curves::Curve;
 use crate::text::number;
 
-/// Size of a drawing, and of the part of it in which curves are.
+/// The size of a chart, and of its plot area.
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 176.0;
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = 352.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 152.0;
-/// Lines across, more or less.
+/// The approximate number of horizontal grid lines.
 const LINES: f64 = 4.0;
 
-/// What a drawing shows.
+/// The content of a chart.
 pub struct Chart<'a> {
-    /// What it is called.
+    /// The title.
     pub title: &'a str,
-    /// Areas between two curves, with their class.
+    /// Areas between two curves, with their CSS class.
     pub bands: Vec<(&'a str, &'a Curve, &'a Curve)>,
-    /// Curves, with their class and how people call them.
+    /// Curves, with their CSS class and label.
     pub lines: Vec<(&'a str, &'a str, &'a Curve)>,
-    /// Whether the least and the greatest value of a point's steps are shown, too.
+    /// Whether the minimum and maximum of each point's steps are shown, too.
     pub extremes: bool,
     /// The step of the state that the stage ended with, if that is not its last.
     pub selected: Option<u64>,
 }
 
-/// From numbers to places in the drawing.
+/// Maps values to coordinates of the chart.
 struct Scale {
     steps: (f64, f64),
     values: (f64, f64),
@@ -58,7 +58,7 @@ impl Scale {
 }
 
 impl Chart<'_> {
-    /// The drawing, if there is anything to draw.
+    /// The SVG; none if there is nothing to draw.
     #[must_use]
     pub fn draw(&self) -> Option<Markup> {
         let scale = self.scale()?;
@@ -112,7 +112,7 @@ impl Chart<'_> {
         });
         let (low, high) =
             shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
-        // All alike: a line in the middle.
+        // All values are equal: a line in the middle.
         let slack = if high > low {
             0.04 * (high - low)
         } else if high == 0.0 {
@@ -127,7 +127,7 @@ impl Chart<'_> {
         Some(Scale { steps: (1.0, *last as f64), values: (low, high), tick: tick((high - low) / LINES) })
     }
 
-    /// What the drawing says, for those who do not see it.
+    /// A text alternative of the chart, for screen readers.
     fn label(&self) -> String {
         let mut label = self.title.to_owned();
         for (_, name, curve) in &self.lines {
@@ -140,13 +140,13 @@ impl Chart<'_> {
     }
 }
 
-/// The distance of lines that is round, and at least this.
+/// A round distance of grid lines that is at least this.
 fn tick(least: f64) -> f64 {
     let magnitude = 10_f64.powf(least.log10().floor());
     [1.0, 2.0, 5.0].into_iter().map(|step| step * magnitude).find(|step| *step >= least).unwrap_or(10.0 * magnitude)
 }
 
-/// A tenth of a unit is less than anybody sees.
+/// A tenth of a unit is less than is visible.
 fn coordinate(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
@@ -200,7 +200,7 @@ mod tests {
     fn what_cannot_be_drawn_is_not() {
         assert_eq!(draw(&[]), None);
         assert_eq!(draw(&[f64::MAX, f64::MIN]), None);
-        // One point, and a curve that does not move, can.
+        // A single point and a constant curve can be drawn.
         assert!(draw(&[3.0]).unwrap().contains("<circle"));
         assert!(draw(&[0.0, 0.0]).unwrap().contains("L352 80"));
     }

@@ -4,25 +4,25 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// Most points of a curve. A stage with more steps has half as many to twice as many steps a point as it must.
+/// Maximal number of points of a curve.
 const POINTS: usize = 400;
 
-/// The curves of a stage: what was measured, by name, over its steps.
+/// The curves of a stage: its measurements by name, over its steps.
 #[derive(Clone, Debug, Default)]
 pub struct Curves {
-    /// Steps that a point stands for, less one.
+    /// The number of steps per point, minus one.
     more: u64,
     points: Vec<Point>,
 }
 
-/// Some steps that follow each other.
+/// A point: some consecutive steps.
 #[derive(Clone, Debug)]
 struct Point {
     last: u64,
     values: BTreeMap<&'static str, Values>,
 }
 
-/// What some steps measured.
+/// The aggregate of some steps' values.
 #[derive(Clone, Copy, Debug)]
 struct Values {
     count: u64,
@@ -34,13 +34,13 @@ struct Values {
 /// A curve, as columns of equal length.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Curve {
-    /// The last step that a point stands for.
+    /// The last step of each point.
     pub step: Vec<u64>,
-    /// The mean over a point's steps.
+    /// The mean over each point's steps.
     pub mean: Vec<f64>,
-    /// The least of them.
+    /// The minimum over each point's steps.
     pub min: Vec<f64>,
-    /// The greatest of them.
+    /// The maximum over each point's steps.
     pub max: Vec<f64>,
 }
 
@@ -54,7 +54,7 @@ impl Values {
 }
 
 impl Curves {
-    /// Adds what a step measured. Steps come in order.
+    /// Adds the measurements of a step. Steps have to be in order.
     pub fn add(&mut self, step: u64, values: impl Iterator<Item = (&'static str, f64)>) {
         let values = values.map(|(name, value)| (name, Values { count: 1, sum: value, min: value, max: value }));
         let point = Point { last: step, values: values.collect() };
@@ -69,7 +69,7 @@ impl Curves {
         }
     }
 
-    /// Makes one point of those that now stand for the same steps.
+    /// Merges the points that now belong to the same steps.
     fn halve(&mut self) {
         let width = self.more + 1;
         let mut halved: Vec<Point> = Vec::with_capacity(self.points.len() / 2 + 1);
@@ -138,7 +138,7 @@ mod tests {
             );
             assert_eq!((curve.min[0], curve.step.last()), (1.0, Some(&steps)));
             assert_eq!(curve.max.last(), Some(&(steps as f64)));
-            // Points touch, and all but the last have the same width.
+            // Points are adjacent, and all but the last have the same width.
             let touch = curve.max.iter().zip(&curve.min[1..]).all(|(max, min)| max + 1.0 == *min);
             assert!(touch && curve.step.windows(3).all(|step| step[1] - step[0] >= step[2] - step[1]));
         }

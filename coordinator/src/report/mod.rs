@@ -1,4 +1,4 @@
-//! What came of a run, from its journal: as one page that needs nothing else, or as JSON.
+//! The report of a run, from its journal: as one self-contained page, or as JSON.
 //!
 //! ```text
 //!   journal --> Report (facts)  --> page (HTML), with charts (SVG)
@@ -36,97 +36,99 @@ use crate::{
     run::{plan::Place, record::Happening},
 };
 
-/// Events of one kind, and generations, that are told one by one; of more the last are.
+/// Maximal number of rows for generations, and for events of one kind; of more, the last are
+/// listed.
 const MOST_ROWS: usize = 200;
 
-/// What came of a run.
+/// The facts of a report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Name of the run.
+    /// The name of the run.
     pub run: String,
-    /// Version of the program that made the report.
+    /// The version of the program that made the report.
     pub version: &'static str,
-    /// When it was made, in Unix seconds; and so on.
+    /// When the report was made. Times are in Unix seconds.
     pub made_at: f64,
-    /// When the run was begun.
+    /// When the run was created.
     pub begun_at: f64,
-    /// When the last thing happened.
+    /// The time of the last record.
     pub last_at: f64,
-    /// How it ended, or stands.
+    /// How the run ended, or its present state.
     pub outcome: Outcome,
-    /// Stages that were begun.
+    /// The stages that have begun.
     pub stages: Vec<Stage>,
-    /// Scores.
+    /// The evaluations with their scores.
     pub evaluations: Vec<Evaluated>,
     /// Captions before and after the last stage that was evaluated.
     pub captions: Option<Captions>,
-    /// Checkpoints that are left.
+    /// The checkpoints that were not deleted.
     pub checkpoints: Vec<Saved>,
-    /// What faults have cost.
+    /// The cost of faults.
     pub recoveries: Recoveries,
-    /// Samples, epochs and generations; of very many generations the last.
+    /// The audit: samples, epochs and generations; of very many generations only the last.
     pub audit: Audit,
     /// When each of these generations was formed.
     pub formed_at: Vec<f64>,
-    /// Rules of the guard that were broken.
+    /// The guard rules that have fired.
     pub guard: Vec<Happened>,
-    /// What else happened, but workers that came.
+    /// Other events, except for workers that joined.
     pub events: Vec<Happened>,
-    /// Who took part.
+    /// The machines of the workers.
     pub machines: Vec<Machine>,
     /// The run file.
     pub settings: RunFile,
 }
 
-/// How a run ended, or stands.
+/// How a run ended, or its present state.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "state", content = "reason", rename_all = "snake_case")]
 pub enum Outcome {
     /// All stages are done.
     Finished,
-    /// It cannot go on.
+    /// The run cannot continue; the reason.
     Failed(String),
-    /// It waits for somebody to let it go on.
+    /// The run is paused; the reason.
     Paused(String),
-    /// It is under way, or its coordinator was stopped.
+    /// The run is in progress, or its coordinator was stopped.
     Unfinished,
 }
 
-/// A stage that was begun.
+/// A stage that has begun.
 #[derive(Clone, Debug, Serialize)]
 pub struct Stage {
-    /// Its number, from 0.
+    /// The number of the stage, from 0.
     pub number: u32,
-    /// Its name.
+    /// The name of the stage.
     pub name: String,
-    /// What it minimises.
+    /// The objective.
     pub objective: &'static str,
-    /// Steps that the run file wants.
+    /// The number of steps in the run file.
     pub wanted: u64,
-    /// Steps that are applied.
+    /// The number of steps applied.
     pub steps: u64,
-    /// Samples that these trained on.
+    /// The number of samples of these steps.
     pub samples: u64,
-    /// Samples of a step.
+    /// The number of samples per step.
     pub batch: u32,
     /// When its first step was done.
     pub from: f64,
     /// When its last step was done.
     pub to: f64,
-    /// Where it ended, if that is not its last step.
+    /// The end of the stage, if that is not its last step.
     pub end: Option<End>,
-    /// What was measured, by name.
+    /// The curves of its measurements, by name.
     pub curves: BTreeMap<&'static str, Curve>,
 }
 
-/// Where a stage ended, if that is not its last step.
+/// The end of a stage with a state other than its last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct End {
     /// The step of the state that the next stage starts from.
     pub step: u64,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// Later states that a reader may have expected instead: the last one, and those with a better score.
+    /// Later states that a reader may have expected instead: the last one, and those with a better
+    /// score.
     #[serde(default)]
     pub passed_over: Vec<PassedOver>,
 }
@@ -134,19 +136,19 @@ pub struct End {
 /// A state that a stage did not end with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PassedOver {
-    /// Its step.
+    /// The step of the state.
     pub step: u64,
     /// Its score by the stage's metric.
     pub score: Option<f64>,
-    /// Why it was passed over.
+    /// Why it was not selected.
     pub reason: String,
 }
 
-/// Whose captions an evaluation scores.
+/// The source of the captions that an evaluation scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Captioner {
-    /// The model's.
+    /// The model.
     Model,
     /// The references, each against the others of its image: in a stage that trains the evaluator.
     People,
@@ -155,30 +157,30 @@ pub enum Captioner {
 /// An evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluated {
-    /// The state that was evaluated.
+    /// The number of the state's stage.
     pub stage: u32,
-    /// Name of its stage.
+    /// The name of the state's stage.
     pub stage_name: String,
-    /// Steps of the stage that were applied.
+    /// The number of steps of the stage that were applied.
     pub step: u64,
-    /// When.
+    /// When it was recorded.
     pub at: f64,
-    /// Whose captions were scored.
+    /// The source of its captions.
     pub captioner: Captioner,
     /// Whether the stage ended with this state although it was trained further.
     pub is_selected: bool,
     /// Scores by name.
     pub scores: BTreeMap<String, f64>,
-    /// Names of the scores that no other evaluation of the model has better.
+    /// Names of the scores in which no other evaluation of the model is better.
     pub best: BTreeSet<String>,
 }
 
-/// A checkpoint.
+/// A checkpoint that was not deleted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Saved {
-    /// What it is called.
+    /// The name of the checkpoint.
     pub name: String,
-    /// SHA-256 (hex) over its parameters.
+    /// The SHA-256 (hex) of its parameters.
     pub parameters_sha256: String,
     /// When it was complete.
     pub at: f64,
@@ -186,33 +188,33 @@ pub struct Saved {
     pub is_passed_over: bool,
 }
 
-/// What faults have cost.
+/// The cost of faults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Recoveries {
-    /// Workers that were lost.
+    /// The number of workers that failed.
     pub lost: u64,
-    /// Times that a generation took over from another.
+    /// The number of recoveries: generations that replaced a failed one.
     pub count: u64,
-    /// Seconds from the end of the one to the next step, summed.
+    /// Seconds from the end of the failed generation to the next step, summed.
     pub seconds: f64,
-    /// The longest of these.
+    /// The longest of these times.
     pub longest: f64,
-    /// Steps that were given up.
+    /// The number of steps that were given up.
     pub given_up: u64,
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Happened {
-    /// When.
+    /// When it was recorded.
     pub at: f64,
-    /// What.
+    /// The kind.
     pub kind: String,
-    /// Its particulars.
+    /// The details.
     pub detail: serde_json::Value,
 }
 
-/// Workers of one version on one kind of device of one host.
+/// The workers of one version on one device of one host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Machine {
     /// The host.
@@ -221,12 +223,12 @@ pub struct Machine {
     pub device: String,
     /// The version of the worker.
     pub version: String,
-    /// Identities of the workers.
+    /// The ids of the workers.
     pub ranks: BTreeSet<u32>,
 }
 
 impl Report {
-    /// Reads a journal, which may be that of a run that goes on.
+    /// Reads a journal, also that of a run in progress.
     ///
     /// # Errors
     /// It cannot be read.
@@ -267,7 +269,7 @@ impl Report {
         })
     }
 
-    /// The page.
+    /// The report as an HTML page.
     #[must_use]
     pub fn page(&self) -> String {
         page::page(self).into_string()
@@ -281,7 +283,7 @@ impl Outcome {
             let reason = || detail["reason"].as_str().unwrap_or_default().to_owned();
             match kind {
                 kind if kind == Happening::Finished.name() => return Self::Finished,
-                // Served again, a run that had failed may have gone on.
+                // A failed run may have been served again, and have continued.
                 kind if kind == Happening::Failed.name() && *at >= formed => return Self::Failed(reason()),
                 kind if kind == Happening::Paused.name() => return Self::Paused(reason()),
                 kind if kind == Happening::Resumed.name() => return Self::Unfinished,
@@ -337,7 +339,7 @@ fn stages(history: &History, settings: &RunFile, events: &[Event]) -> Result<Vec
         });
         stage.samples += samples;
         stage.steps = step;
-        // What was trained again, for it was lost, comes later than what follows it.
+        // A step that was lost and trained again is recorded after later steps.
         stage.from = stage.from.min(at);
         stage.to = stage.to.max(at);
         curves.add(step, learning.into_iter().chain(speed));
@@ -351,7 +353,8 @@ fn end(events: &[Event], stage: u32) -> Option<End> {
     End::deserialize(&own.next()?.detail).ok()
 }
 
-/// Which evaluations' captions are shown side by side: what went into the last stage that was evaluated, and what it ended with.
+/// The indices of the evaluations whose captions are compared: the state before the last evaluated
+/// stage, and the one that it ended with.
 fn compared(evaluated: &[Evaluated]) -> Option<(Option<usize>, usize)> {
     let of_model = || (0..evaluated.len()).filter(|index| evaluated[*index].captioner == Captioner::Model);
     let last = of_model().next_back()?;
@@ -360,7 +363,8 @@ fn compared(evaluated: &[Evaluated]) -> Option<(Option<usize>, usize)> {
         of_model().rfind(|index| evaluated[*index].stage == stage && evaluated[*index].is_selected).unwrap_or(last);
     let others = || of_model().filter(|index| *index != after);
     let is_before = |index: &usize| (evaluated[*index].stage, evaluated[*index].step) <= (stage, 0);
-    // What went on of an earlier stage is the state that it ended with, which need not be its last.
+    // The next stage starts from the state that an earlier stage ended with, which may not be its
+    // last.
     let before = others().rfind(is_before).map(|last| {
         let own = |index: &usize| evaluated[*index].stage == evaluated[last].stage;
         others().filter(own).find(|index| evaluated[*index].is_selected).unwrap_or(last)

@@ -1,4 +1,4 @@
-//! The report as one HTML page: no scripts, nothing from elsewhere, for screens and for paper.
+//! The report as one HTML page, for screens and for paper, without scripts or external resources.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -13,13 +13,13 @@ use crate::{
 };
 
 const STYLE: &str = include_str!("style.css");
-/// What is said of an evaluation first, where it is there.
+/// The scores that are listed first.
 const LEADING: [&str; 9] =
     ["pac_s", "ref_pac_s", "clip_s", "ref_clip_s", "cider", "bleu_4", "meteor", "rouge_l", "retrieval_r1"];
-/// Characters of a SHA-256 that tell it from others.
+/// The number of characters of a SHA-256 that are shown.
 const HASH: usize = 12;
 
-/// The page.
+/// Renders the page.
 pub fn page(report: &Report) -> Markup {
     let title = format!("{} - report of a DiCO run", report.run);
     html! {
@@ -101,7 +101,7 @@ fn leading_score(evaluations: &[Evaluated]) -> Option<(&'static str, f64, f64)> 
     })
 }
 
-/// The stages over time, with what interrupted them.
+/// The timeline of stages, with interruptions.
 fn course(report: &Report) -> Markup {
     let (begin, end) = (report.begun_at, report.last_at);
     let x = |at: f64| ((at - begin) / (end - begin).max(1e-9) * 1000.0).clamp(0.0, 1000.0).round();

@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// What a worker may send as a caption.
+/// A malicious caption.
 const EVIL: &str = "</style><script>alert('a dog')</script>";
 
 fn step(stage: u32, step: u64, generation: u64) -> Record {
@@ -60,7 +60,7 @@ fn event(what: Happening, detail: serde_json::Value) -> Record {
     Record::Event { what, detail }
 }
 
-/// Two stages; a generation was lost in the second, and what it had done beyond step 3 with it.
+/// Two stages; a generation failed in the second, and its steps beyond 3 were lost.
 fn history(folder: &Path, more: Vec<Record>) -> History {
     let stages = vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)];
     let mut journal = Journal::open(folder, &testing::run_file(stages)).unwrap();
@@ -101,7 +101,7 @@ fn a_report_has_what_is_in_the_journal() {
     assert_eq!(report.stages[1].curves["images_per_second"].mean, [8.0; 8]);
     let Recoveries { lost, count, given_up, .. } = report.recoveries;
     assert_eq!((lost, count, given_up, report.audit.clean), (1, 1, 2, true));
-    // Low repetition is good, high CIDEr is; what was given up is neither.
+    // Low repetition and high CIDEr are good; states that were given up have no best score.
     let best: Vec<Vec<&String>> =
         report.evaluations.iter().map(|evaluation| evaluation.best.iter().collect()).collect();
     assert_eq!(best, [["rep_1"], ["cider"]]);
@@ -109,7 +109,7 @@ fn a_report_has_what_is_in_the_journal() {
     assert_eq!((captions.before, captions.after), (Some((0, 4)), (1, 8)));
     assert_eq!((captions.images.len(), captions.images[0].image.as_str()), (12, "000.jpg"));
     assert!(captions.images.iter().all(|image| image.before.as_deref() == Some("a cat") && image.after == EVIL));
-    // There are no such data.
+    // The data set does not exist.
     assert!(captions.no_pictures.as_ref().unwrap().contains("annotations.json"));
     let machine = Machine { host: "here".into(), device: "cpu".into(), version: "0.1.0".into(), ranks: [0, 1].into() };
     assert_eq!(report.machines, [machine]);
@@ -150,7 +150,7 @@ fn what_others_wrote_is_text_on_the_page() {
     assert!(!page.contains("<script") && !page.contains("<dog>"), "something is not escaped");
     // The caption, and the reason why a worker was lost.
     assert!(page.matches("&lt;/style&gt;&lt;script&gt;alert('a dog')&lt;/script&gt;").count() >= 13);
-    // Nothing comes from elsewhere.
+    // There are no external resources.
     assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("url("));
 }
 
@@ -180,7 +180,7 @@ fn a_long_run_is_a_small_page() {
     let steps = (9..=5_008).map(|n| step(1, n, 2)).collect();
     let page = report(steps).page();
     assert!(page.len() < 200_000, "{} bytes", page.len());
-    // So are many generations and events.
+    // Many generations and events are truncated, too.
     let mut many: Vec<Record> = (3..1_003).map(|number| formed(number, 1, 8)).collect();
     many.extend((0..1_000).map(|rank| event(Happening::Lost, json!({ "rank": rank }))));
     let page = report(many).page();
@@ -202,7 +202,7 @@ fn the_page_is_well_formed() {
         }
     }
     assert!(open.is_empty(), "{open:?}");
-    // Every heading that a section names is there.
+    // Every heading that a section refers to exists.
     for id in page.split("aria-labelledby=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
         assert!(page.contains(&format!("id=\"{id}\"")), "{id}");
     }

@@ -1,4 +1,4 @@
-//! Admission: who is let in, on what conditions, and with which state.
+//! Admission: checks a worker that joins, reserves an id for it, and decides which state it brings.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{
     record::Happening,
 };
 
-/// Heartbeats of all workers together, as far as `lost_after` allows.
+/// Upper bound of the heartbeats per second of all workers together, as far as `lost_after` allows.
 const HEARTBEATS_A_SECOND: f64 = 5_000.0;
 
 impl Run {
@@ -51,9 +51,10 @@ impl Run {
         })
     }
 
-    /// Why no worker is let in any more, if so.
+    /// Why the run admits no more workers; none if it does.
     pub(super) fn closed_to_workers(&self) -> Option<Refusal> {
-        // Over for good, or to be asked again: another coordinator may go on.
+        // `Over` is final. `Unavailable` makes the worker retry: another coordinator may resume the
+        // run.
         let over = |reason: String| Some(Refusal::new(RefusalKind::Over, reason));
         let stopping = || Some(Refusal::new(RefusalKind::Unavailable, "the coordinator is shutting down".into()));
         match &self.phase {
@@ -109,7 +110,7 @@ impl Run {
         Ok(())
     }
 
-    /// Puts on record in what the data of the first worker differ from those that the journal knows.
+    /// Records how the data of the first worker differ from the data in the journal.
     fn note_changes(&mut self, data_set: &v1::DataSet) {
         let Some(DataOfRun { source: None, data_set: before }) = &self.data_set else { return };
         let (training, validation) = (
@@ -127,8 +128,8 @@ impl Run {
         }
     }
 
-    /// Why what a worker says it has been through cannot be, if so: it was part of another run, or of what this run's journal
-    /// has lost.
+    /// Why the state that a worker claims to hold cannot be part of this run's history; none if it
+    /// can. It belongs to another run, or to a part that this run's journal has lost.
     fn disown(&self, attach: &v1::Attach) -> Option<String> {
         let claims = attach.generation > 0 || attach.holds.is_some();
         if claims && attach.run_id != self.id {
@@ -154,7 +155,7 @@ impl Run {
         self.impossible(position)
     }
 
-    /// Why no worker of this run can be where one says it is, if so.
+    /// Why no worker of this run can be at the position that a worker reports; none if one can.
     pub(super) fn impossible(&self, position: &v1::Position) -> Option<String> {
         let (place, last) = (Place::from(position), self.last_generation);
         if !self.plan.contains(place) {
@@ -163,13 +164,15 @@ impl Run {
         if position.generation > last {
             return Some(format!("generation {} does not exist", position.generation));
         }
-        // What an earlier generation may have come to beyond the start of a later one was given up: see `cuts`.
+        // States of an earlier generation beyond the start of a later one were given up: see
+        // `cuts`.
         (position.generation == last && is_held(position) && place > self.horizon)
             .then(|| format!("generation {last} was told to come to {}, not to {place}", self.horizon))
     }
 }
 
-/// Whether a position is that of a state which a generation has agreed upon; the others read what is in a checkpoint.
+/// Whether a generation has agreed on the state at this position. Other positions are those of
+/// states that were read from a checkpoint.
 pub(super) fn is_held(position: &v1::Position) -> bool {
     position.generation > 0
 }

@@ -1,4 +1,5 @@
-//! Which state of a stage is the best, and whether the stage ends with it before its last step is done.
+//! Model selection and early stopping: which state of a stage is the best, and whether the stage
+//! ends with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,31 +11,31 @@ use super::{
     record::Checkpoint,
 };
 
-/// Scores of the evaluations of the present history, by the state that was evaluated.
+/// Scores by metric name of the evaluations of the present history, by evaluated state.
 pub type Scores = BTreeMap<Place, BTreeMap<String, f64>>;
 
-/// A state and its score.
+/// The best state of a stage and its score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Best {
     /// The state.
     pub place: Place,
-    /// Its score, by the stage's metric.
+    /// The score by the stage's metric.
     pub score: f64,
 }
 
-/// What makes a stage end with an earlier state than its present one.
+/// Why a stage ends with a state other than its last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndCause {
-    /// All steps are done, and the last state is not the best one.
+    /// All steps are done, and the last state is not the best.
     BestState,
-    /// So many evaluations in a row were not better: the stage's `patience`.
+    /// Early stopping: as many evaluations in a row as the stage's `patience` were not better.
     EarlyStopping,
     /// A rule of the guard with `action: rollback` has fired.
     Guard,
 }
 
 impl EndCause {
-    /// Its name in the journal.
+    /// The name in the journal.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -45,52 +46,52 @@ impl EndCause {
     }
 }
 
-/// Where a stage ends instead of where it stands.
+/// The decision that a stage ends, and with which state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct End {
-    /// The state that the next stage starts from. There is a checkpoint of it, or it is the stage's beginning.
+    /// The state that the next stage starts from: a checkpoint, or the beginning of the stage.
     pub place: Place,
-    /// What decided so.
+    /// Why the stage ends, for programs.
     pub cause: EndCause,
-    /// Why, for people.
+    /// Why the stage ends, as a message to people.
     pub reason: String,
-    /// Later states that a user may have expected instead, in order: the last one that was saved, and those with a better
-    /// score.
+    /// Later states that a user may have expected instead, in order: the last one that was saved,
+    /// and those with a better score.
     pub passed_over: Vec<PassedOver>,
 }
 
-/// A state that a stage does not end with.
+/// A later state that a stage does not end with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PassedOver {
     /// The state.
     pub place: Place,
-    /// Its score, by the stage's metric.
+    /// Its score by the stage's metric; none if it was not evaluated.
     pub score: Option<f64>,
-    /// Why it is passed over, for people.
+    /// Why it is not selected, as a message to people.
     pub reason: String,
 }
 
-/// Most states that are named as passed over.
+/// Maximal number of states in [`End::passed_over`].
 const MAX_PASSED_OVER: usize = 8;
 
-/// A stage and what is known of its states.
+/// A view of a stage and its states, from which the decisions follow.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
     /// The stage.
     pub stage: &'a Stage,
-    /// What its guard has seen; names the stage's number, too.
+    /// The stage's guard, which has the stage's number, too.
     pub guard: &'a Guard,
-    /// Scores of the run.
+    /// The scores of the run.
     pub scores: &'a Scores,
-    /// Checkpoints of the run.
+    /// The checkpoints of the run.
     pub checkpoints: &'a BTreeMap<Place, Checkpoint>,
-    /// What the run has behind it, checkpoints among that which are deleted by now.
+    /// The boundaries that the run has passed. Includes checkpoints that are deleted by now.
     pub done: &'a Boundaries,
 }
 
 impl Known<'_> {
-    /// The best state, where the stage has a metric: of the states that no rollback rule disqualifies and that are still saved
-    /// the one with the highest score; of equals the earliest.
+    /// The state with the highest score among those that are saved and that no rollback rule
+    /// disqualifies; the earliest of equals. None if the stage has no metric or no such state.
     #[must_use]
     pub fn best(&self) -> Option<Best> {
         self.best_of(|_| true)
@@ -102,8 +103,10 @@ impl Known<'_> {
         candidates.reduce(|best, other| if other.score > best.score { other } else { best })
     }
 
-    /// Where the stage ends, if that is somewhere else than where it stands: before a rule with `action: rollback` was broken;
-    /// at the best state, once all steps are done and the last state is not the best, or once `patience` has run out.
+    /// The decision to end the stage with another state than its current one: before a rule with
+    /// `action: rollback` was broken; or with the best state, if all steps are done and the last
+    /// state is not the best, or if `patience` has run out. None if the stage goes on or ends with
+    /// its last state.
     #[must_use]
     pub fn end(&self) -> Option<End> {
         if let Some(violation) = self.guard.violation() {
@@ -149,21 +152,22 @@ impl Known<'_> {
         End { place, cause, reason, passed_over: places.into_iter().map(passed_over).collect() }
     }
 
-    /// The last state of the stage that is saved, if that is later than the one at `place`.
+    /// The last saved state of the stage, if it is later than `place`.
     #[must_use]
     pub fn last_after(&self, place: Place) -> Option<Place> {
         let later = self.checkpoints.keys().rev().find(|other| other.stage == self.guard.stage());
         later.copied().filter(|other| *other > place)
     }
 
-    /// The states that the stage may end with because of rules that are not kept from some state on, or may not be.
+    /// The states that the stage may have to end with because of rollback rules that are broken, or
+    /// that may turn out to be. Their checkpoints have to be kept.
     #[must_use]
     pub fn fallbacks(&self) -> BTreeSet<Place> {
         let newest = self.checkpoints.keys().next_back().copied().unwrap_or_default();
         self.guard.suspects(newest).filter_map(|since| self.fallback(since)).collect()
     }
 
-    /// The state that the stage ends with if it was beyond a bound from `since` on.
+    /// The state that the stage ends with if a rollback rule was broken from `since` on.
     fn fallback(&self, since: Place) -> Option<Place> {
         let best = self.best_of(|place| place < since).map(|best| best.place);
         let earlier = self.checkpoints.range(..since).rev().map(|(place, _)| *place);
@@ -171,7 +175,7 @@ impl Known<'_> {
         best.or_else(|| own.next())
     }
 
-    /// States with a finite score by the stage's metric, in order.
+    /// The states with a finite score by the stage's metric, in order.
     fn scored(&self) -> impl Iterator<Item = Best> {
         let scored = |(place, scores): (Place, &BTreeMap<String, f64>)| {
             let score = *scores.get(self.stage.metric.as_ref()?)?;

@@ -1,7 +1,8 @@
-//! Captions of an evaluation: collected range by range, within bounds.
+//! The captions of an evaluation: collected range by range, with limits on size and content.
 //!
-//! The validation split is shared out in ranges, and a range is reported whole or not at all. So whatever a generation got
-//! done before it ended stays done, and every image is captioned once.
+//! The validation split is divided into ranges. A range counts only when all of it is reported. So
+//! the ranges that a generation completed before it ended stay complete, and each image counts
+//! once.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -12,17 +13,18 @@ use scoring::Embeddings;
 
 use super::shares;
 
-/// What workers may report of a caption: bounded sets, because scores become metric labels.
+/// The names that workers may report for a caption. They are a fixed set, because scores become
+/// metric labels.
 #[derive(Clone, Debug)]
 pub struct Reportable {
-    /// Names of the scores that need the models or the scenes.
+    /// Names of the scores that workers compute, with models or scenes.
     scores: Vec<String>,
-    /// What the names of each evaluator's retrieval metrics begin with.
+    /// The name prefix of each evaluator's retrieval metrics.
     prefixes: Vec<String>,
 }
 
 impl Reportable {
-    /// What the evaluations of `run` have.
+    /// The names for the evaluations of a run.
     #[must_use]
     pub fn of(run: &RunFile) -> Self {
         let prefixes = run.named_evaluators().iter().map(NamedEvaluator::retrieval_prefix).collect();
@@ -33,9 +35,9 @@ impl Reportable {
 /// Images `begin..end` of the validation split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Images {
-    /// The first.
+    /// The first image.
     pub begin: u64,
-    /// The one after the last.
+    /// The image after the last.
     pub end: u64,
 }
 
@@ -51,39 +53,40 @@ impl From<Images> for v1::ImageRange {
     }
 }
 
-/// The ranges of a split of so many images.
+/// The ranges of a split with this number of images, each of `EVALUATION_RANGE` images but the
+/// last.
 fn ranges(images: u64) -> impl Iterator<Item = Images> {
     let begins = (0..images.div_ceil(EVALUATION_RANGE)).map(|index| index * EVALUATION_RANGE);
     begins.map(move |begin| Images { begin, end: images.min(begin + EVALUATION_RANGE) })
 }
 
-/// The part of some ranges that falls to `rank` of `world`.
+/// The part of some ranges for `rank` of `world`.
 #[must_use]
 pub fn share(ranges: &[Images], world: u32, rank: u32) -> &[Images] {
     let part = shares::equal(ranges.len() as u32, world, rank);
     &ranges[part.start as usize..part.end as usize]
 }
 
-/// One image's caption and what is known of it.
+/// The caption of one image, with references, scores and embeddings.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Item {
-    /// Name of the image, which no other image of the split has: data sets make it so when they are loaded.
+    /// The name of the image, unique in the split: data sets ensure that when they are loaded.
     pub image: String,
-    /// Its number in its data set, if it has one.
+    /// The image's number in its data set, if it has one.
     pub image_id: Option<u64>,
-    /// What the captioner wrote.
+    /// The captioner's output.
     pub caption: String,
-    /// What people wrote.
+    /// The reference captions.
     pub references: Vec<String>,
     /// Scores by name.
     pub scores: BTreeMap<String, f64>,
-    /// The evaluators' embeddings, by what the names of their retrieval metrics begin with.
+    /// The evaluators' embeddings, by name prefix of the evaluator's retrieval metrics.
     pub embeddings: BTreeMap<String, Embeddings>,
 }
 
 impl Item {
-    /// Reads an item; says what is wrong with it if a worker cannot have meant it. Workers check their data against the same
-    /// [limits](dataset::limits).
+    /// Reads an item of a report. Fails with a message if it exceeds a limit or has an unknown
+    /// name. Workers check their data against the same [limits](dataset::limits).
     fn read(item: v1::EvaluationItem, reportable: &Reportable) -> Result<Self, String> {
         let v1::EvaluationItem { image, caption, references, scores, image_id, embeddings, continued: _ } = item;
         if [&image, &caption].into_iter().any(|text| text.len() > MAX_TEXT_BYTES) {
@@ -119,7 +122,7 @@ impl Item {
         Ok(item)
     }
 
-    /// Takes in what more people wrote of its image.
+    /// Adds further references of the image, from a continued item.
     fn refer(&mut self, references: Vec<String>) -> Result<(), String> {
         if references.iter().any(|text| text.len() > MAX_TEXT_BYTES) {
             return Err(format!("a reference of more than {MAX_TEXT_BYTES} bytes"));
@@ -131,7 +134,7 @@ impl Item {
         Ok(())
     }
 
-    /// What it takes in memory.
+    /// Its size in memory, in bytes.
     fn bytes(&self) -> usize {
         // The name is in the set of names, too.
         let texts = [&self.image, &self.image, &self.caption].into_iter().chain(&self.references);
@@ -140,50 +143,50 @@ impl Item {
     }
 }
 
-/// Captions of a split, as far as they are reported.
+/// The captions of a split that have been reported so far.
 #[derive(Debug)]
 pub struct Captions {
     images: u64,
     reported: BTreeMap<Images, Vec<Item>>,
-    /// Ranges of which a part is there, and more is to come.
+    /// Ranges of which a first part is reported.
     partial: BTreeMap<Images, Vec<Item>>,
-    /// Names of the images of `reported`.
+    /// The names of the images of `reported`.
     names: HashSet<String>,
-    /// What the items of both take in memory.
+    /// The size in memory of the items of both, in bytes.
     bytes: usize,
-    /// Numbers of an evaluator's embeddings, by prefix; the first item that has one says.
+    /// The width of each evaluator's embeddings, by prefix; the first item with one sets it.
     widths: BTreeMap<String, usize>,
     reportable: Reportable,
 }
 
 impl Captions {
-    /// Captions of a split of so many images, none of them reported yet.
+    /// The captions of a split with this number of images, none of them reported yet.
     #[must_use]
     pub fn new(images: u64, reportable: Reportable) -> Self {
         let (reported, partial, names) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
         Self { images, reported, partial, names, bytes: 0, widths: BTreeMap::new(), reportable }
     }
 
-    /// Forgets what is there of ranges that are not whole: they will be reported from the start.
+    /// Removes incomplete ranges: they will be reported from the start, as by another worker.
     pub fn restart(&mut self) {
         let partial = std::mem::take(&mut self.partial);
         self.bytes -= partial.values().flatten().map(Item::bytes).sum::<usize>();
     }
 
-    /// The ranges that are not reported yet.
+    /// The ranges that are not complete.
     #[must_use]
     pub fn missing(&self) -> Vec<Images> {
         ranges(self.images).filter(|range| !self.reported.contains_key(range)).collect()
     }
 
-    /// Whether all ranges are reported.
+    /// Whether all ranges are complete.
     #[must_use]
     pub fn complete(&self) -> bool {
         self.reported.len() as u64 == self.images.div_ceil(EVALUATION_RANGE)
     }
 
-    /// Takes in items of a range that was missing, the last of them unless there are `more` to come; says what is wrong with them if
-    /// a worker cannot have meant them. Then nothing is left of the range.
+    /// Adds items of a missing range, the last of it unless `more` follow. Fails with a message if
+    /// an item is invalid; then the range is missing again as a whole.
     pub fn add(&mut self, range: Images, items: Vec<v1::EvaluationItem>, more: bool) -> Result<(), String> {
         let mut whole = self.partial.remove(&range).unwrap_or_default();
         self.bytes -= whole.iter().map(Item::bytes).sum::<usize>();
@@ -203,7 +206,7 @@ impl Captions {
             return Err(format!("an evaluation of more than {MAX_EVALUATION_BYTES} bytes"));
         }
         let mut widths = self.widths.clone();
-        // An item whose embeddings are no numbers has none.
+        // An item with embeddings that are not finite has none.
         for (prefix, embeddings) in whole.iter().flat_map(|item| &item.embeddings) {
             let other = embeddings.text.len();
             let width = *widths.entry(prefix.clone()).or_insert(other);
@@ -264,7 +267,7 @@ mod tests {
         let mut captions = of(EVALUATION_RANGE + 2);
         let [first, second] = captions.missing()[..] else { panic!("two ranges") };
         assert_eq!(second, Images { begin: EVALUATION_RANGE, end: EVALUATION_RANGE + 2 });
-        // Whoever is first to report.
+        // Ranges may be reported in any order.
         captions.add(second, vec![item("b", 9.0)], false).unwrap();
         assert_eq!((captions.missing(), captions.complete()), (vec![first], false));
         for twice in [vec![item("b", 1.0)], vec![item("c", 1.0), item("c", 2.0)]] {
@@ -309,7 +312,7 @@ mod tests {
         captions.add(first, vec![embedded(4), other(3)], false).unwrap_err();
         captions.add(first, vec![embedded(4)], false).unwrap();
         captions.add(second, vec![other(3)], false).unwrap_err();
-        // What was refused has left no trace.
+        // A refused report leaves no trace.
         assert_eq!(captions.missing(), [second]);
         captions.bytes = MAX_EVALUATION_BYTES - 100;
         captions.add(second, vec![other(4)], true).unwrap_err();
@@ -333,7 +336,7 @@ mod tests {
                 captions.add(range, part.clone(), true).unwrap();
                 assert_eq!((captions.missing(), captions.complete()), (vec![range], false));
             }
-            // Whoever sent them is gone: another begins from the start.
+            // The worker that sent them is lost: another one begins from the start.
             captions.restart();
             assert_eq!(captions.bytes, 0);
             for part in parts {

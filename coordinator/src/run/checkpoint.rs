@@ -1,17 +1,19 @@
-//! Checkpoints: written by a member while training goes on, checked by all, kept as long as they may be needed.
+//! Checkpoints: one member writes the state while training goes on, all members report its hash,
+//! and the coordinator deletes checkpoints that are no longer needed.
 //!
 //! ```text
 //!   Checkpoint (to all)              CheckpointDone (of all)
 //!   ------------------> saving ----------------------------------> saved ------> retired
 //!                         |  \
 //!      the writer is lost |   \ CheckpointFailed
-//!      or the state given |    '----------------> unsaved: nothing more is granted, and it is tried again,
-//!      up                 v                       until there is room
+//!      or the state given |    '----------------> unsaved: no steps are granted, and the save is
+//!      up                 v                       retried until it succeeds
 //!                        void ----> deleted when all have reported
 //! ```
 //!
-//! A save belongs to the run, not to a generation: the members took their copies at the same step, and who wrote it may have
-//! moved on since. One is under way at a time.
+//! A save belongs to the run, not to a generation: the members copied their states at the same
+//! step, and the writer may be in a later generation by now. Only one save is in progress at a
+//! time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,48 +29,49 @@ use super::{
     record::{Checkpoint, Happening, Record, Source},
 };
 
-/// Longest hash that a worker may report, in bytes: SHA-256 as hex has 64.
+/// Maximal length of a hash from a worker, in bytes. SHA-256 as hex has 64.
 const LONGEST_HASH: usize = 128;
-/// Between attempts to save where the last one failed.
+/// Interval between attempts to save after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// A checkpoint that is being saved.
+/// The save in progress.
 #[derive(Debug)]
 pub(super) struct Saving {
-    /// As in directives.
+    /// The number of the save in directives.
     number: u64,
-    /// The state.
+    /// The state that is saved.
     pub place: Place,
     pub name: String,
     generation: u64,
-    /// Whether the state is still of the run's history.
+    /// Whether the state still belongs to the run's history.
     pub wanted: bool,
-    /// Who writes it.
+    /// The id of the member that writes the files.
     pub writer: u32,
-    /// Who has yet to report.
+    /// The ids of the members that have not reported yet.
     asked: BTreeSet<u32>,
-    /// Hash of the parameters, by rank.
+    /// The hash of each member's parameters, by worker id.
     hashes: BTreeMap<u32, String>,
 }
 
-/// A state could not be saved; the run holds until one can.
+/// The last attempt to save failed. Training is held until an attempt succeeds.
 #[derive(Debug)]
 pub(super) struct Unsaved {
-    /// Why, for people.
+    /// Why it failed, as a message to people.
     pub reason: String,
-    /// When it is tried again.
+    /// The time of the next attempt.
     again: Time,
 }
 
 impl Saving {
-    /// Whether this rank has yet to report.
+    /// Whether this member has not reported yet.
     pub fn awaits(&self, rank: u32) -> bool {
         self.asked.contains(&rank)
     }
 }
 
 impl Run {
-    /// Has the state at `place`, the last that was granted, saved.
+    /// Orders the members to save the state at `place`, the last granted one. The member with the
+    /// lowest id writes it.
     pub(super) fn place_checkpoint(&mut self, place: Place) {
         let number = self.next_directive();
         let name = self.free_name(place);
@@ -90,20 +93,21 @@ impl Run {
         });
     }
 
-    /// What files of a state are called.
+    /// The base name of files that belong to a state, such as the captions of its evaluation.
     pub(super) fn name_of(&self, place: Place) -> String {
         place.checkpoint_name(&self.plan.stage(place).name, None)
     }
 
-    /// A name for a checkpoint that nobody can be writing to, not even who was cut off while at it. Of what earlier coordinators
-    /// had saved not all needs to be on disk yet.
+    /// A checkpoint name that no other writer can be using, including one that lost its connection
+    /// while it wrote. Files that earlier coordinators ordered may still be incomplete.
     fn free_name(&mut self, place: Place) -> String {
         let first = self.attempted.insert(place) && self.first_life;
         let attempt = (!first).then_some(self.last_generation);
         place.checkpoint_name(&self.plan.stage(place).name, attempt)
     }
 
-    /// Whether the state at `granted` is saved; has it saved if nobody did.
+    /// Whether the state at `granted` is saved. If it is not, orders a save unless one is in
+    /// progress.
     pub(super) fn secured(&mut self, granted: Place) -> bool {
         if self.saving.is_some() {
             return false;
@@ -115,7 +119,7 @@ impl Run {
         false
     }
 
-    /// Tries again to save, if it is time to; whether there is no need to any more.
+    /// Retries a failed save if that is due. Returns true if there is no need to any more.
     pub(super) fn save_again(&mut self, now: Time, granted: Place) -> bool {
         let due = self.unsaved.as_ref().is_some_and(|unsaved| now >= unsaved.again);
         if !due || self.saving.is_some() {
@@ -164,7 +168,7 @@ impl Run {
             return Err("it failed to write a checkpoint that another writes".into());
         }
         let reason = format!("cannot save {}: {}", saving.name, one_line(&report.reason));
-        // Nothing is left of it that would have to be deleted.
+        // A failed save leaves no files to delete.
         let Some(Saving { place, wanted: true, .. }) = self.saving.take() else { return Ok(()) };
         self.done.remove(&(place, Boundary::Checkpoint));
         if self.unsaved.is_none() {
@@ -174,7 +178,8 @@ impl Run {
         Ok(())
     }
 
-    /// The save under way, if that is what a member speaks of. It may speak of an earlier one that was given up.
+    /// The save in progress, if the member's report is about it. Reports about cancelled saves are
+    /// ignored; one about a number that was never sent breaks the protocol.
     fn saving_of(&mut self, rank: u32, generation: u64, number: u64) -> Result<Option<&mut Saving>, Violation> {
         if number > self.last_directive {
             return Err(format!("checkpoint {number} was not asked for"));
@@ -185,7 +190,7 @@ impl Run {
         Ok(self.saving.as_mut().filter(under_way))
     }
 
-    /// A member will not report on the save under way any more, unless it says that it is still at it.
+    /// The member will not report on the save in progress, unless `still` names it.
     pub(super) fn stops_saving(&mut self, now: Time, rank: u32, still: Option<u64>) {
         let Some(saving) = self.saving.as_mut().filter(|saving| still != Some(saving.number)) else { return };
         if !saving.asked.remove(&rank) {
@@ -197,14 +202,15 @@ impl Run {
         self.complete_saving(now);
     }
 
-    /// The states beyond `end` are of no use any more.
+    /// Cancels the save in progress if its state is beyond `end`, and so given up.
     pub(super) fn saves_up_to(&mut self, end: Place) {
         if self.saving.as_ref().is_some_and(|saving| saving.place > end) {
             self.void_saving();
         }
     }
 
-    /// The save under way will not count. Who is at it is let finish: nobody is told to save again before.
+    /// Cancels the save in progress: its checkpoint will be deleted. Members finish it first; no
+    /// other save begins before.
     fn void_saving(&mut self) {
         if let Some(saving) = self.saving.as_mut().filter(|saving| saving.wanted) {
             saving.wanted = false;
@@ -235,7 +241,8 @@ impl Run {
         self.retire_checkpoints();
     }
 
-    /// The checkpoint that the generation was to start from cannot be used: the one before it has to serve.
+    /// A member reports that the checkpoint from which the generation starts is damaged: the next
+    /// generation uses an earlier one.
     pub(super) fn damaged(&mut self, rank: u32, name: &str, reason: &str) -> Result<(), Violation> {
         let place = self.checkpoints.iter().find(|(_, checkpoint)| checkpoint.name == name).map(|(place, _)| *place);
         let (Some(place), Some(generation)) = (place, &self.generation) else {
@@ -253,8 +260,9 @@ impl Run {
         Ok(())
     }
 
-    /// Deletes what is neither among the newest checkpoints, nor the last of its stage, nor the best of the present one, nor
-    /// what a rule of the guard may fall back to. (An earlier stage has ended with its best, and its last is `passed_over`.)
+    /// Deletes checkpoints except: the newest `checkpoints.keep`, the last of each stage, the best
+    /// of the current stage, and those that a guard rule may roll back to. (An earlier stage has
+    /// ended with its best; its last is in `passed_over`.)
     pub(super) fn retire_checkpoints(&mut self) {
         let keep = self.file.checkpoints.keep as usize;
         let newest: BTreeSet<Place> = self.checkpoints.keys().rev().take(keep).copied().collect();
@@ -266,7 +274,7 @@ impl Run {
         self.delete_checkpoints(|place| !kept(place));
     }
 
-    /// Deletes what an earlier coordinator saw begun, but not finished.
+    /// Deletes the files of saves that an earlier coordinator began and did not finish.
     pub(super) fn delete_unfinished(&mut self) {
         self.actions.extend(std::mem::take(&mut self.unfinished).into_iter().map(Action::DeleteCheckpoint));
     }
@@ -280,7 +288,7 @@ impl Run {
     }
 }
 
-/// A hash as text that cannot do harm in a log.
+/// A hash as text that is safe in a log.
 fn one(hash: &str) -> String {
     hash.escape_debug().to_string()
 }

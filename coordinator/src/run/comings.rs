@@ -1,8 +1,10 @@
-//! Comings and goings: who is in the next generation, when the present one halts for it, and when who wants to go may.
+//! Membership changes: selects the members of the next generation, decides when the running
+//! generation halts for a member that joins or leaves, and when a leaving member is released.
 //!
-//! A generation that halts finishes the step in flight; its members agree on it in the step's all-reduce. So neither a newcomer
-//! nor a farewell costs any work. Whoever wants to go is kept for as long as something depends on it: the only copy of the
-//! furthest state, or a checkpoint that it writes.
+//! A generation that halts finishes the step in flight: its members agree on the halt in the
+//! all-reduce of that step. A join or an orderly leave therefore costs no training work. A member
+//! that leaves is kept while the run depends on it: while it holds the only copy of the furthest
+//! state, or while it writes a checkpoint.
 
 use proto::{v1, v1::directive::Directive};
 use serde_json::json;
@@ -17,16 +19,16 @@ use super::{
     record::{Happening, Source},
 };
 
-/// The longest that a worker lets pass between two attempts to join.
+/// Upper bound of a worker's delay between two attempts to join.
 const BACK_OFF: Time = Time::from_secs(5);
 
 impl Run {
-    /// A member wants to go.
+    /// Handles `Leaving`: a member announces that it wants to leave.
     pub(super) fn leaving(&mut self, rank: u32, leaving: &v1::Leaving) {
         self.wants_to_go(rank, one_line(&leaving.reason));
     }
 
-    /// A member is to go as soon as nothing depends on it.
+    /// Marks a member as leaving. [`Self::dismiss`] releases it once nothing depends on it.
     pub(super) fn wants_to_go(&mut self, rank: u32, reason: String) {
         if self.members.get(rank).is_some_and(|member| member.leaving.is_none()) {
             self.event(Happening::Leaving, json!({ "rank": rank, "reason": reason }));
@@ -34,8 +36,9 @@ impl Run {
         }
     }
 
-    /// The members of the next generation: all who stay, if they are enough, and whoever wants to go with the only copy of
-    /// the furthest state.
+    /// The members of the next generation: all that do not leave, if they are at least
+    /// `workers.min`, and a leaving member that holds the only copy of the furthest state. None if
+    /// too few stay.
     pub(super) fn next_members(&self) -> Option<Vec<u32>> {
         let indispensable = self.indispensable();
         if self.stopping {
@@ -54,14 +57,16 @@ impl Run {
         Some(self.members.iter().filter(is_in).map(|(rank, _)| rank).collect())
     }
 
-    /// Whether a generation that starts from `start` would give up steps that somebody who is on the way back may hold. That
-    /// is hoped for as long as it takes a worker to notice that its connection is lost and to ask again.
+    /// Whether a generation that starts from `start` would give up steps that a disconnected member
+    /// may still hold. The coordinator waits for such a member for as long as a worker needs to
+    /// notice that its connection is lost (`lost_after`) and to join again ([`BACK_OFF`]).
     pub(super) fn is_missed(&self, now: Time, start: Place) -> bool {
         let given_up = start < self.committed && self.cuts.allow(self.committed, self.last_generation);
         given_up && now < self.missed_since.saturating_add(self.lost_after()).saturating_add(BACK_OFF)
     }
 
-    /// Who wants to go, as all do when the coordinator stops, but holds a state that is nowhere else.
+    /// The member that leaves, or is stopped with the coordinator, while it holds the only copy of
+    /// the furthest state.
     pub(super) fn indispensable(&self) -> Option<u32> {
         if self.members.staying() == self.members.len() && !self.stopping {
             return None;
@@ -71,7 +76,7 @@ impl Run {
         (leaves && !self.is_saved(start)).then_some(rank)
     }
 
-    /// Whether a state is that of the seed, or in a checkpoint.
+    /// Whether a state can be restored without a member: from the seed or from a checkpoint.
     pub(super) fn is_saved(&self, place: Place) -> bool {
         place == Place::default() || self.checkpoints.contains_key(&place)
     }
@@ -87,7 +92,7 @@ impl Run {
         self.members.staying() == 0 || generation.members.iter().all(|rank| self.is_isolated(*rank))
     }
 
-    /// Lets those go who want to, and whom nothing depends on.
+    /// Releases the leaving members that are idle and that nothing depends on.
     pub(super) fn dismiss(&mut self, now: Time) {
         if self.members.staying() == self.members.len() {
             return;
@@ -106,7 +111,7 @@ impl Run {
         }
     }
 
-    /// Why the running generation has to halt, if it has.
+    /// Why the running generation has to halt; none if it may go on.
     pub(super) fn reason_to_halt(&self, generation: &Generation) -> Option<String> {
         let under_way = !generation.quiet() || matches!(generation.awaiting, Some(Awaiting::Captions { .. }));
         if self.stopping && under_way {
@@ -127,7 +132,8 @@ impl Run {
         if self.members.len() <= generation.members.len() {
             return None;
         }
-        // Whoever keeps coming must not keep the others from getting on.
+        // Workers that join again and again must not keep the others from making progress: a
+        // generation halts for a join only after it has made progress itself.
         let scoring = matches!(generation.awaiting, Some(Awaiting::Scores));
         let held_up = self.paused.is_some() || self.unsaved.is_some() || scoring;
         if self.progress == generation.began && !held_up {

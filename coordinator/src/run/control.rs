@@ -1,7 +1,8 @@
-//! What people ask of a run while it goes on.
+//! Operator commands for a run in progress: pause, resume, checkpoint, evaluate, drain, stop.
 //!
-//! A checkpoint or an evaluation that is asked for becomes a boundary of the plan, at the end of what is granted already; so it
-//! is like any other to members that come and go. A coordinator that restarts has forgotten it.
+//! A requested checkpoint or evaluation becomes a boundary of the plan at the end of the granted
+//! steps. Membership changes therefore do not affect it. It is not in the journal: a coordinator
+//! that restarts forgets it.
 
 use serde_json::json;
 
@@ -11,25 +12,26 @@ use super::{
     record::Happening,
 };
 
-/// What people may ask.
+/// A command of an operator, from `coordinator admin` or the HTTP API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Hold the run, after what is granted.
+    /// Pause the run after the granted steps.
     Pause,
-    /// Let a paused run go on.
+    /// Resume a paused run.
     Resume,
     /// Save the state that the run is about to reach.
     Checkpoint,
     /// Evaluate the state that the run is about to reach.
     Evaluate,
-    /// Let the worker of this rank go.
+    /// Release the worker with this id after the step in flight.
     Drain(u32),
-    /// Save, and end the coordinator.
+    /// Save a checkpoint, then end the coordinator. Another coordinator can resume the run.
     Stop,
 }
 
 impl Run {
-    /// Does what is asked; says what comes of it.
+    /// Executes a command. Returns a message that says what will happen; refuses a command that the
+    /// state of the run does not allow.
     pub(super) fn control(&mut self, command: Command) -> Result<String, Refusal> {
         if command == Command::Stop && matches!(self.phase, Phase::Over { outcome: Outcome::Finished, .. }) {
             self.stopping = true;
@@ -94,13 +96,13 @@ impl Run {
         }
     }
 
-    /// Whether somebody asked the coordinator to stop.
+    /// Whether the coordinator was asked to stop.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.stopping
     }
 
-    /// The end of what is granted.
+    /// The point up to which steps are granted: the state that the run is about to reach.
     pub(super) fn ahead(&self) -> Place {
         let running = self.generation.as_ref().filter(|_| self.phase == Phase::Running);
         running.map_or(self.committed, |generation| generation.granted)

@@ -1,27 +1,32 @@
-//! Which states are of the present history, and what became of the others.
+//! Lineage: which states belong to the present history of a run, and which belong to abandoned
+//! branches.
 //!
-//! A generation that starts before a point gives up whatever earlier generations did beyond that point. A member that was cut
-//! off may come back with such a state, further than anybody else's perhaps; but others have gone another way meanwhile, and what
-//! they did is on record.
+//! A generation that starts before a point gives up what earlier generations trained beyond that
+//! point. A member that was disconnected may come back with such a state, which may even be further
+//! than all others. The run cannot use it: other members have trained another branch since, and
+//! those steps are recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::Place;
 
-/// Where generations started, as far as it matters: for each generation the point that no earlier one's state may be beyond.
+/// The branch points that still matter: for each generation, the point beyond which states of
+/// earlier generations are given up. Points increase with generations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cuts(BTreeMap<u64, Place>);
 
 impl Cuts {
-    /// From `generation` on the run starts from `start`; nothing of earlier generations beyond it counts.
+    /// Records that the run starts from `start` in `generation`: states of earlier generations
+    /// beyond `start` are given up.
     pub fn cut(&mut self, generation: u64, start: Place) {
         let start = self.0.get(&generation).map_or(start, |known| start.min(*known));
-        // What an earlier generation let pass is cut here if it lies beyond; so that only ever later starts remain.
+        // Earlier cuts at or beyond this one are implied by it. Only cuts with earlier points
+        // remain.
         self.0.retain(|_, earlier| *earlier < start);
         self.0.insert(generation, start);
     }
 
-    /// Whether a state that `generation` reached, at `place`, is of the present history.
+    /// Whether the state that `generation` reached at `place` belongs to the present history.
     #[must_use]
     pub fn allow(&self, place: Place, generation: u64) -> bool {
         let next = self.0.range(generation.saturating_add(1)..).next();
@@ -29,10 +34,10 @@ impl Cuts {
     }
 }
 
-/// What became of a state that a generation reached.
+/// The fate of a state that a generation reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// The run goes on from it, or from one that was trained from it.
+    /// The run continues from it, or from a state that was trained from it.
     Current,
     /// It was trained, but its stage ended with an earlier state: the best one.
     NotSelected,
@@ -40,25 +45,26 @@ pub enum Fate {
     GivenUp,
 }
 
-/// A stage that ended with an earlier state than its last, because that was the best one.
+/// Model selection at the end of a stage: the stage ended with its best state, not with its last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Selection {
     /// The state that it ended with.
     pub place: Place,
-    /// The last generation before.
+    /// The last generation of the stage.
     pub generation: u64,
 }
 
-/// The history of a run with all its branches.
+/// The history of a run with all its branches, to classify recorded states.
 #[derive(Clone, Debug, Default)]
 pub struct Lineage {
     current: Cuts,
-    /// By stage; with the cuts before.
+    /// By stage: the selection, and the cuts that were made before it.
     selections: BTreeMap<u32, (Selection, Cuts)>,
 }
 
 impl Lineage {
-    /// From all cuts, each with the first generation that it does not concern, and all selections.
+    /// From all cuts, each with the first generation whose states it does not concern, and all
+    /// selections.
     #[must_use]
     pub fn new(cuts: &BTreeSet<(u64, Place)>, selections: &BTreeSet<Selection>) -> Self {
         let up_to = |generation: u64| {
@@ -71,7 +77,7 @@ impl Lineage {
         Self { current: up_to(u64::MAX), selections: selections.collect() }
     }
 
-    /// What became of a state that `generation` reached, at `place`.
+    /// The fate of the state that `generation` reached at `place`.
     #[must_use]
     pub fn fate(&self, place: Place, generation: u64) -> Fate {
         if self.current.allow(place, generation) {

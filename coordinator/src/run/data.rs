@@ -1,4 +1,5 @@
-//! The data that the members of a run have, and where in the run the training data were exchanged for others.
+//! The identity of the data that a run trains on, and the points at which the training data
+//! changed.
 
 use proto::v1;
 use runfile::{Objective, Stage};
@@ -6,21 +7,22 @@ use serde_json::{Value, json};
 
 use super::plan::Place;
 
-/// Longest fingerprint that a worker may send, in bytes: SHA-256 as hex has 64.
+/// Maximal length of a fingerprint from a worker, in bytes. SHA-256 as hex has 64.
 const MAX_FINGERPRINT: usize = 128;
 
-/// The data that the members of a run have.
+/// The data of a run's workers: all workers of one coordinator process have the same.
 #[derive(Debug)]
 pub(super) struct DataOfRun {
-    /// The worker that described them to this coordinator; none if the journal did.
+    /// The id of the worker that described the data to this coordinator; none if the journal did.
     pub source: Option<u32>,
-    /// The description.
+    /// The description: fingerprints and sizes of the splits.
     pub data_set: v1::DataSet,
 }
 
 impl DataOfRun {
-    /// Why a worker with other data cannot take part. All workers of one coordinator have the same. Between two lives of a
-    /// coordinator validation data may be mended, and so may training data where that `may_change`.
+    /// Why a worker with other data cannot join; none if it can. All workers of one coordinator
+    /// process have the same data. Across a restart of the coordinator, validation data may change,
+    /// and training data too if `may_change`.
     pub(super) fn conflict(&self, rank: u32, other: &v1::DataSet, may_change: bool) -> Option<String> {
         let Self { source, data_set: known } = self;
         let of = source.map_or_else(|| "the run has trained on".to_owned(), |source| format!("rank {source} has"));
@@ -65,7 +67,7 @@ impl DataOfRun {
     }
 }
 
-/// Whether a description has fingerprints of a size that one can have.
+/// Whether the fingerprints of a description are short enough to be genuine.
 pub(super) fn has_sane_fingerprints(data_set: &v1::DataSet) -> bool {
     let v1::DataSet { training_fingerprint, validation_fingerprint, models_fingerprint, .. } = data_set;
     [training_fingerprint, validation_fingerprint, models_fingerprint]
@@ -73,17 +75,18 @@ pub(super) fn has_sane_fingerprints(data_set: &v1::DataSet) -> bool {
         .all(|fingerprint| fingerprint.len() <= MAX_FINGERPRINT)
 }
 
-/// Size of a training split.
+/// The size of a training split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
-    /// Its images.
+    /// The number of images.
     pub images: u64,
-    /// Their captions.
+    /// The number of their captions.
     pub captions: u64,
 }
 
 impl Size {
-    /// The samples of one epoch.
+    /// The number of samples of one epoch: captions for cross-entropy, images for the other
+    /// objectives.
     #[must_use]
     pub fn epoch(self, objective: Objective) -> u64 {
         match objective {
@@ -99,20 +102,20 @@ impl From<&v1::DataSet> for Size {
     }
 }
 
-/// Training data that others took the place of.
+/// A change of the training data between two coordinator processes (`serve --accept-changes`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exchange {
-    /// The first generation that trains on the others.
+    /// The first generation that trains on the new data.
     pub generation: u64,
-    /// From where on the run trains on the others: the earliest point that a generation since then has started from. None before
-    /// the first.
+    /// The point from which on the run trains on the new data: the earliest start of a generation
+    /// since then. None before the first such generation.
     pub from: Option<Place>,
-    /// Size of what was trained on before.
+    /// The size of the old data.
     pub before: Size,
 }
 
 impl Exchange {
-    /// What the journal keeps of it, of an exchange for data of the size `after`.
+    /// The exchange as stored in the journal; `after` is the size of the new data.
     #[must_use]
     pub fn detail(&self, after: Size) -> Value {
         json!({
@@ -123,7 +126,7 @@ impl Exchange {
         })
     }
 
-    /// From what the journal has kept; none if it is of another split.
+    /// Reads an exchange from the journal; none if it concerns another split.
     #[must_use]
     pub fn from_detail(detail: &Value) -> Option<Self> {
         let before = |key: &str| detail[key][0].as_u64();
@@ -134,7 +137,7 @@ impl Exchange {
         })
     }
 
-    /// A generation starts at this point.
+    /// Records that a generation starts at this point.
     pub fn starts(&mut self, generation: u64, at: Place) {
         if generation >= self.generation {
             self.from = Some(self.from.map_or(at, |from| from.min(at)));
@@ -142,7 +145,8 @@ impl Exchange {
     }
 }
 
-/// Where the sequence of samples begins that stage `number` goes through after some exchanges, in order.
+/// The point in stage `number`, after these exchanges, at which its current sequence of samples
+/// begins, and the epoch of it.
 #[must_use]
 pub fn sequence_start(exchanges: &[Exchange], number: u32, stage: &Stage) -> v1::SequenceStart {
     let mut start = v1::SequenceStart::default();
@@ -180,11 +184,11 @@ mod tests {
         assert_eq!(start(&exchanges, 1), (0, 0));
         exchanges[0].starts(2, at(1));
         assert_eq!(start(&exchanges, 1), (0, 0));
-        // 7 steps of 4 of 10 images: the third epoch was begun.
+        // 7 steps of 4 of 10 images: the third epoch has begun.
         exchanges[0].starts(3, at(7));
         assert_eq!(start(&exchanges, 1), (7, 3));
         assert_eq!(start(&exchanges, 2), (0, 0));
-        // What is done again from an earlier state is done with the new data.
+        // Steps that are repeated from an earlier state use the new data.
         exchanges[0].starts(4, at(9));
         exchanges[0].starts(5, at(5));
         assert_eq!(start(&exchanges, 1), (5, 2));
@@ -192,7 +196,7 @@ mod tests {
         exchanges.push(exchange(6, 6));
         exchanges.iter_mut().for_each(|exchange| exchange.starts(6, at(8)));
         assert_eq!(start(&exchanges, 1), (8, 4));
-        // Back to before both: nothing of the first counts.
+        // Back to before both: the first has no effect.
         exchanges.iter_mut().for_each(|exchange| exchange.starts(7, at(0)));
         assert_eq!(start(&exchanges, 1), (0, 0));
     }

@@ -1,8 +1,9 @@
-//! Evaluations: captions are collected from the members, then scored.
+//! Evaluations: collects captions of the validation images from the members, then has them scored.
 //!
-//! An evaluation belongs to the run, not to a generation. When a generation ends in the middle of one, the next is asked
-//! only for what is missing, if it starts at the same place; so are scores under way still welcome. If it starts anywhere
-//! else the evaluation is dropped, because its state is given up.
+//! An evaluation belongs to the run, not to a generation. When a generation ends during one and the
+//! next starts from the same state, the members write only the captions that are missing, and
+//! scores in progress are still used. If the next generation starts from another state, the
+//! evaluation is cancelled, because its state is given up.
 
 use std::collections::BTreeMap;
 
@@ -17,21 +18,22 @@ use super::{
     record::{Happening, Record},
 };
 
-/// An evaluation under way.
+/// The evaluation in progress.
 #[derive(Debug)]
 pub(super) struct Evaluation {
-    /// As in directives.
+    /// The number of the evaluation in directives.
     number: u64,
     /// The state that is evaluated.
     place: Place,
-    /// What the members wrote; none once that is being scored.
+    /// The captions that the members wrote; none once they are being scored.
     captions: Option<Captions>,
-    /// Why they cannot be saved, if so: the run waits until they can.
+    /// Why the captions cannot be saved; none if they can. The run waits until they can.
     pub unsaved: Option<String>,
 }
 
 impl Run {
-    /// Evaluates the state at `place`, or goes on with it: asks for the captions that are missing, or waits for the scores.
+    /// Starts or resumes the evaluation of the state at `place`: assigns the captions that are
+    /// missing to members, or waits for the scores.
     pub(super) fn evaluate(&mut self, place: Place) {
         if self.evaluation.is_none() {
             let images = self.data_set.as_ref().map_or(0, |known| known.data_set.validation_images);
@@ -59,7 +61,7 @@ impl Run {
         });
     }
 
-    /// Waits for the scores of the captions, which are all there; asks for them if nobody did.
+    /// Waits for the scores of the complete captions. Requests them unless that was done before.
     fn await_scores(&mut self) {
         if let Some(generation) = &mut self.generation {
             generation.awaiting = Some(Awaiting::Scores);
@@ -96,7 +98,7 @@ impl Run {
         Ok(())
     }
 
-    /// The captions of an evaluation cannot be saved, or can be again.
+    /// Handles [`super::Event::CaptionsSaved`]: saving the captions fails, or works again.
     pub(super) fn captions_saved(&mut self, number: u64, saved: Result<(), String>) {
         // None: the state was given up meanwhile.
         let Some(evaluation) = self.evaluation.as_mut().filter(|evaluation| evaluation.number == number) else {
@@ -126,13 +128,14 @@ impl Run {
         }
         self.done.insert((place, Boundary::Evaluation));
         self.progress += 1;
-        // What the guard orders is remembered first: an evaluation that is remembered is not done again.
+        // The guard's actions are recorded first: a coordinator that restarts does not repeat a
+        // recorded evaluation.
         self.guard_evaluation(place, &metrics);
         self.scores.insert(place, metrics.clone());
         self.record(Record::Evaluated { place, generation: self.last_generation, metrics, items });
     }
 
-    /// Drops an evaluation whose state is given up.
+    /// Cancels the evaluation if its state is given up.
     pub(super) fn keep_evaluation(&mut self, start: Place) {
         self.evaluation.take_if(|evaluation| evaluation.place != start);
     }

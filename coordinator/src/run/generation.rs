@@ -1,12 +1,16 @@
-//! Generations: fixed sets of members that train together, from the meeting to the end.
+//! Generations: fixed sets of members that train together, from the rendezvous to the end. A
+//! generation corresponds to a quorum of torchft or a rendezvous round of torchelastic.
 //!
 //! ```text
-//!                 enough members, all idle              all are ready
-//!      waiting ----------------------------> forming ------------------> running ---> over
-//!         ^                                     |                           |
-//!         |   Abandon, then Idle of everybody   |   a member is lost or      |   a member is lost or fails (at once), or
-//!         '-------------------------------------+---failed (at once)---------'   comes or goes (after the step in flight; see
-//!                                                                                 comings), or a stage ends with an earlier state
+//!                enough members, all idle             all are ready
+//!     waiting ---------------------------> forming ----------------> running ---> over
+//!        ^                                    |                         |
+//!        | Abandon, then Idle of all members  | (1)                     | (1), (2), (3)
+//!        '------------------------------------+-------------------------'
+//!
+//!     (1) at once: a member is lost or fails
+//!     (2) after the step in flight: a member joins or leaves; see comings
+//!     (3) a stage ends with an earlier state; see oversight
 //! ```
 
 use std::collections::BTreeSet;
@@ -28,32 +32,36 @@ use super::{
     statistics::Merger,
 };
 
-/// After so many generations in a row that ended with the same fatal failure and no progress, the run fails.
+/// The run fails after this many generations in a row that ended with the same fatal failure and
+/// without progress.
 const SAME_FATAL_FAILURES: u32 = 3;
-/// After so many generations in a row that ended with any other failure and no progress, the run fails.
+/// The run fails after this many generations in a row that ended with other failures and without
+/// progress.
 const FAILURES: u32 = 5;
 
-/// A generation.
+/// The members, the starting state and the progress of one generation.
 #[derive(Debug)]
 pub(super) struct Generation {
     pub number: u64,
-    /// Identity ranks in order; the index is the rank within the generation.
+    /// Worker ids in order; the index is the rank in the generation.
     pub members: Vec<u32>,
     pub start: Place,
-    /// Whose state it starts from.
+    /// The source of the state that it starts from.
     pub source: Source,
     pub ready: BTreeSet<u32>,
     /// The point up to which directives were sent.
     pub granted: Place,
     /// The point that each member has reported.
     pub lockstep: Lockstep,
-    /// How a batch of so many samples is shared out, by rank within the generation.
+    /// A batch size, and the number of its samples for each rank.
     pub shares: (u32, Vec<u32>),
     /// The run's progress when the generation was formed.
     pub began: u64,
-    /// The boundary directive that was sent and that not all members have reported.
+    /// The boundary directive that was sent and that not all members have reported; none while
+    /// training.
     pub awaiting: Option<Awaiting>,
-    /// Why the generation is to end: its members were told to halt, and it ends once one does or all that is granted is done.
+    /// Why the generation is to end. Its members were told to halt; it ends when one has halted or
+    /// all granted steps are done.
     pub ending: Option<String>,
     pub merger: Merger,
 }
@@ -65,12 +73,12 @@ impl Generation {
     }
 }
 
-/// Failures without any progress in between.
+/// Counts failures without progress in between, to stop a run that cannot go on.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     progress: u64,
     fatal: Option<Fatal>,
-    /// Generation of the last other failure, and how many there were.
+    /// The generation of the last other failure, and the number of such failures.
     other: (u64, u32),
 }
 
@@ -82,7 +90,7 @@ struct Fatal {
 }
 
 impl Failures {
-    /// Counts a failure, once a generation; whether it is one too many.
+    /// Counts a failure, at most once per generation. Returns true if the run has to fail.
     pub(super) fn count(&mut self, progress: u64, generation: u64, reason: &str, is_fatal: bool) -> bool {
         if progress != self.progress {
             *self = Self { progress, ..Self::default() };
@@ -108,14 +116,14 @@ impl Failures {
     }
 }
 
-/// Where a generation starts, and whose state it takes.
+/// The point at which a generation starts, and the source of that state.
 pub(super) struct Origin {
     pub start: Place,
     pub source: Source,
 }
 
 impl Run {
-    /// Forms the next generation when enough members are there and all have let go of the last one.
+    /// Forms the next generation if enough members have joined and all have released the last one.
     pub(super) fn try_form(&mut self, now: Time) {
         if !self.members.all_idle() {
             return;
@@ -159,12 +167,13 @@ impl Run {
         self.phase = Phase::Forming;
     }
 
-    /// The furthest state that is left: a member's (of the lowest rank that has it), else a checkpoint's, else the seed's.
+    /// The furthest state available: a member's (that of the lowest id, members that stay first),
+    /// else a checkpoint's, else the seed's.
     pub(super) fn origin(&self) -> Origin {
         let usable = |position: &v1::Position| self.cuts.allow(position.into(), position.generation);
         let held = self.members.iter().filter_map(|(rank, member)| {
             let place = Place::from(member.position.as_ref().filter(|position| usable(position))?);
-            // Of those who have come as far, rather one who stays.
+            // Among members with the same state, one that stays is preferred.
             Some((place, member.leaving.is_none(), std::cmp::Reverse(rank)))
         });
         let saved = self.checkpoints.values().next_back();
@@ -177,10 +186,11 @@ impl Run {
         }
     }
 
-    /// Moves what is committed to where the next generation starts: back when the state is lost, on when only the reports
-    /// are.
+    /// Moves `committed` to the start of the next generation: back if the state is lost, forward if
+    /// only the reports are.
     fn go_to(&mut self, start: Place, generation: u64, source: &Source) {
-        // Also where nothing that is committed is given up: the beginning of a stage may be known for its evaluation alone.
+        // Needed even if no committed step is given up: the beginning of a stage may be recorded
+        // only for its evaluation.
         self.done.retain(|(place, _)| *place <= start);
         self.scores.retain(|place, _| *place <= start);
         let from = self.committed;
@@ -234,7 +244,7 @@ impl Run {
         }
     }
 
-    /// Lets the generation train once all of its members are ready.
+    /// Starts training when all members of the generation are ready.
     pub(super) fn try_run(&mut self, now: Time) {
         let Some(generation) = &self.generation else { return };
         if generation.ready.len() < generation.members.len() {
@@ -246,8 +256,8 @@ impl Run {
         self.proceed(now);
     }
 
-    /// Whether a message of `rank` belongs to the generation that forms or runs. One of an older generation does not; one of
-    /// a generation that never was is a violation.
+    /// Whether a message of a worker belongs to the generation that forms or runs. False for an
+    /// older generation; a violation of the protocol for a generation that does not exist.
     pub(super) fn is_current(&self, rank: u32, number: u64) -> Result<bool, Violation> {
         if number > self.last_generation {
             return Err(format!("generation {number} does not exist"));
@@ -320,10 +330,11 @@ impl Run {
             self.damaged(rank, &failed.damaged_checkpoint, &reason)?;
         }
         self.complain(rank, failed);
-        // Others may have halted first, and left it behind in the collective.
+        // Other members may have halted first, so that its collective operation failed.
         let halted = self.generation.as_ref().is_some_and(|generation| generation.ending.is_some());
         let too_many = if failed.fatal {
-            // Others may have noticed first, and ended the generation: the cause counts all the same.
+            // Other members may have noticed first, and ended the generation: the cause counts all
+            // the same.
             self.failures.count(self.progress, failed.generation, &reason, true)
         } else {
             current && !halted && self.failures.count(self.progress, failed.generation, &reason, false)
@@ -334,7 +345,8 @@ impl Run {
             self.remove(now, rank, Happening::Lost, &text);
             self.actions.extend(session.map(|session| Action::Close { session, refusal: None }));
         } else if current {
-            // It lets go by itself: whoever reports a failure needs not be told.
+            // A member that reports a failure releases its generation by itself: it gets no
+            // directive.
             self.members.stand(rank, Standing::LettingGo { generation: failed.generation, since: now });
             self.end_generation(now, &text, !halted);
         }
@@ -344,7 +356,7 @@ impl Run {
         Ok(())
     }
 
-    /// Ends the generation that forms or runs, if one does: tells all that are still in it to let go.
+    /// Ends the generation that forms or runs, if there is one: sends Abandon to all members in it.
     pub(super) fn end_generation(&mut self, now: Time, reason: &str, by_failure: bool) {
         let live = matches!(self.phase, Phase::Forming | Phase::Running);
         let Some(generation) = self.generation.as_mut().filter(|_| live) else { return };

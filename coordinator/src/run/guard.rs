@@ -8,16 +8,16 @@ use runfile::{GuardAction, Rule};
 
 use super::plan::Place;
 
-/// A rule that has just been broken.
+/// The event that a rule fires.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Firing {
-    /// What it watches.
+    /// The metric that the rule checks.
     pub metric: String,
-    /// The value that broke it.
+    /// The value beyond the bound.
     pub value: f64,
-    /// The bound.
+    /// The bound of the rule.
     pub bound: f64,
-    /// What happens now.
+    /// The action of the rule.
     pub action: GuardAction,
     above: bool,
 }
@@ -32,50 +32,52 @@ impl std::fmt::Display for Firing {
 /// A rule with `action: rollback` that has fired.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Violation {
-    /// The first state that is known to be beyond the bound.
+    /// The first state that is known to be beyond the bound. It and all later states are
+    /// disqualified.
     pub since: Place,
-    /// Which rule, which value and where, for people.
+    /// The rule, the value and the step, as a message to people.
     pub reason: String,
 }
 
 #[derive(Debug)]
 struct Watched {
     rule: Rule,
-    /// Values beyond the bound in a row, and the state that the first of them is of.
+    /// The number of values in a row beyond the bound, and the state of the first of them.
     broken: u32,
     since: Place,
 }
 
-/// The rules of a stage, and what was observed of it.
+/// The rules of a stage, and their state.
 #[derive(Debug)]
 pub struct Guard {
     stage: u32,
     rules: Vec<Watched>,
-    /// Of several the one that goes back furthest.
+    /// If several rules have fired, the one that goes back furthest.
     violation: Option<Violation>,
 }
 
 impl Guard {
-    /// The guard of a stage that nothing was observed of yet.
+    /// A guard for a stage without observations.
     #[must_use]
     pub fn new(stage: u32, rules: &[Rule]) -> Self {
         let watched = |rule: &Rule| Watched { rule: rule.clone(), broken: 0, since: Place::default() };
         Self { stage, rules: rules.iter().map(watched).collect(), violation: None }
     }
 
-    /// The stage.
+    /// The number of the stage.
     #[must_use]
     pub fn stage(&self) -> u32 {
         self.stage
     }
 
-    /// Takes in the statistics of the step that reached `place`; they are of the state before its update.
+    /// Checks the statistics of the step that reached `place`; they are of the state before its
+    /// update. Returns the rules that fire.
     pub fn step(&mut self, place: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<Firing> {
         let state = Place { step: place.step.saturating_sub(1), ..place };
         self.observe(place, state, value)
     }
 
-    /// Takes in the scores of the state at `place`.
+    /// Checks the scores of the state at `place`. Returns the rules that fire.
     pub fn evaluation(&mut self, place: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<Firing> {
         self.observe(place, place, value)
     }
@@ -84,7 +86,7 @@ impl Guard {
         let mut firings = Vec::new();
         for Watched { rule, broken, since } in &mut self.rules {
             let Some(value) = value(&rule.metric) else { continue };
-            // What is no number keeps no bound.
+            // NaN is beyond every bound.
             let kept = rule.above.is_none_or(|bound| value <= bound) && rule.below.is_none_or(|bound| value >= bound);
             if kept {
                 *broken = 0;
@@ -108,22 +110,23 @@ impl Guard {
         firings
     }
 
-    /// The rule that calls for an earlier state; of several the one that goes back furthest.
+    /// The rollback rule that has fired; if several have, the one that goes back furthest.
     #[must_use]
     pub fn violation(&self) -> Option<&Violation> {
         self.violation.as_ref()
     }
 
-    /// The states from which on a rule may yet call for an earlier one, if it has not already: where its row of values
-    /// beyond the bound begins, or else the `newest`, which it has not judged yet.
+    /// The states from which rollback rules may still disqualify: for each rule the first state in
+    /// its row of values beyond the bound, or else `newest`, which it has not checked yet; and the
+    /// violation.
     pub fn suspects(&self, newest: Place) -> impl Iterator<Item = Place> {
         let suspect = move |watched: &Watched| if watched.broken > 0 { watched.since } else { newest };
         let rules = self.rules.iter().filter(|watched| watched.rule.action == GuardAction::Rollback);
         rules.map(suspect).chain(self.violation.as_ref().map(|violation| violation.since))
     }
 
-    /// Whether the stage may end with the state at `place`: no rule that calls for an earlier state has fired on it, or on
-    /// one that it was trained from.
+    /// Whether the stage may end with the state at `place`: no rollback rule has fired on it or on
+    /// an earlier state.
     #[must_use]
     pub fn qualifies(&self, place: Place) -> bool {
         self.violation.as_ref().is_none_or(|violation| place < violation.since)

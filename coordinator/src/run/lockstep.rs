@@ -1,15 +1,16 @@
-//! How far the members of a generation are, so that the questions of every event (who is last, are all there) cost the same
-//! whether three members are asked about or ten thousand.
+//! Step tracker: how far each member of a generation is. Each event asks which member is last and
+//! whether all are at the same point; both answers cost the same for three members as for ten
+//! thousand.
 
 use std::collections::BTreeMap;
 
 use super::plan::Place;
 
-/// The point that each member has reported.
+/// The last point that each member has reported.
 #[derive(Debug)]
 pub struct Lockstep {
     reached: BTreeMap<u32, Place>,
-    /// How many members are at a point.
+    /// The number of members at each point.
     at: BTreeMap<Place, usize>,
 }
 
@@ -21,25 +22,25 @@ impl Lockstep {
         Self { at: [(start, reached.len())].into(), reached }
     }
 
-    /// The point that a member has reported.
+    /// The last point that a member has reported; none if it is not in the generation.
     #[must_use]
     pub fn of(&self, rank: u32) -> Option<Place> {
         self.reached.get(&rank).copied()
     }
 
-    /// The point of whoever is last.
+    /// The point of the member that is furthest behind.
     #[must_use]
     pub fn last(&self) -> Option<Place> {
         self.at.keys().next().copied()
     }
 
-    /// Whether all have reported this point.
+    /// Whether all members have reported exactly this point.
     #[must_use]
     pub fn all_at(&self, place: Place) -> bool {
         self.at.len() <= 1 && self.last().is_none_or(|last| last == place)
     }
 
-    /// A member has reported the next point.
+    /// Records that a member has reported the next point.
     pub fn advance(&mut self, rank: u32, to: Place) {
         let Some(from) = self.reached.get_mut(&rank).map(|reached| std::mem::replace(reached, to)) else { return };
         if let Some(count) = self.at.get_mut(&from) {
@@ -51,7 +52,7 @@ impl Lockstep {
         *self.at.entry(to).or_default() += 1;
     }
 
-    /// All members are here now.
+    /// Sets all members to this point, as when all have entered a stage.
     pub fn set_all(&mut self, place: Place) {
         self.reached.values_mut().for_each(|reached| *reached = place);
         self.at = [(place, self.reached.len())].into();

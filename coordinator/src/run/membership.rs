@@ -1,16 +1,17 @@
-//! Membership: who has a place in the run, under which rank, and when they were last heard.
+//! Membership: the ids, sessions and reservations of a run's workers, and when each was last heard
+//! from.
 //!
 //! ```text
 //!   Join            Attach                 Rendezvous             Idle
 //!   ----> reserved ------> member (idle) ----------> in generation ----> member (idle)
 //!            |                 |                          |
 //!            v                 v                          v
-//!         place free again (reservation not renewed; stream closed, not heard, evicted, finished)
+//!           id free again (reservation not renewed; stream closed, not heard, evicted, finished)
 //! ```
 //!
-//! A member never loses its place to another worker. A join for a place that is held waits
-//! (`ABORTED`, and the worker asks again) until the holder is gone, or is a member that has been
-//! heard after the joiner began to wait: then it is alive, and the join is refused for good.
+//! A member never loses its id to another worker. A join for an id that is taken waits (`ABORTED`,
+//! and the worker retries) until the holder is gone, or is a member that was heard from after the
+//! joining worker began to wait: then the holder is alive, and the join is refused for good.
 //!
 //! A worker that has yet to attach holds only a [reservation](reservations). A reservation costs
 //! its holder one request, so no join is refused for good because of one. Workers that wait are in
@@ -30,24 +31,25 @@ use super::{Refusal, RefusalKind, SessionId, Time};
 use reservations::{Reservation, Reservations};
 use waiting::WaitQueue;
 
-/// Ranks are below this.
+/// Worker ids are below this.
 pub const RANKS: u32 = runfile::MAX_WORKERS;
-/// How long a worker may take for what no heartbeat speaks of: letting go of a collective.
+/// How long a worker may take to release a collective. No heartbeat reports progress in that.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest name of a host, device or version, in bytes; of host names DNS allows 253.
+/// Maximal length of the name of a host, device or version, in bytes. DNS allows 253 for host
+/// names.
 const LONGEST_NAME: usize = 512;
 
-/// What the newest step counts for in a member's speed.
+/// The weight of the newest step in a member's moving average of speed.
 const SMOOTHING: f64 = 0.2;
 
-/// What a member is doing, as far as generations go.
+/// The state of a member with respect to generations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// Free for the next generation.
+    /// Available for the next generation.
     Idle,
     /// Part of this generation.
     In(u64),
-    /// Told to let go of this generation, and has not said yet that it did.
+    /// Told to release this generation, and has not confirmed that yet.
     LettingGo {
         /// The generation.
         generation: u64,
@@ -56,7 +58,7 @@ pub enum Standing {
     },
 }
 
-/// What a worker says of itself at join.
+/// What a worker says about its machine when it joins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// Host name or address.
@@ -68,52 +70,53 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// What its device is one of, e.g. "cuda".
+    /// The type of its device, e.g. "cuda".
     fn kind(&self) -> &str {
         self.device.split(':').next().unwrap_or_default()
     }
 }
 
-/// An attached worker.
+/// A worker with an open stream. It is removed when the stream closes, when it leaves, or when it
+/// is evicted.
 #[derive(Clone, Debug)]
 pub struct Member {
-    /// Its stream.
+    /// The id of its stream.
     pub session: SessionId,
-    /// Where it runs.
+    /// The machine that it runs on.
     pub machine: Machine,
-    /// host:port of the store it serves.
+    /// The address (host:port) of the rendezvous store that it serves.
     pub store_address: String,
-    /// What it is doing, as far as generations go.
+    /// Its state with respect to generations.
     pub standing: Standing,
-    /// What it says it is doing.
+    /// The activity that its last heartbeat names.
     pub phase: v1::Phase,
     /// The training state it holds.
     pub position: Option<v1::Position>,
-    /// What its last heartbeat said of that.
+    /// The position in its last heartbeat.
     said: Option<v1::Position>,
-    /// When it was last heard.
+    /// When its last message arrived.
     pub heard: Time,
-    /// When it last got on with what it does: since then phase and position are what they are.
+    /// When it last made progress: its phase and position are unchanged since then.
     pub moved: Time,
-    /// Why it wants to go, if it does.
+    /// Why it wants to leave; none if it stays.
     pub leaving: Option<String>,
     /// Other members cannot reach it: it is in no generation but one of its own, to save what only
     /// it holds.
     pub isolated: bool,
-    /// Samples a second that it computes, as far as it is known: a moving average over its steps.
+    /// Samples per second that it computes: a moving average over its steps; none before the first.
     pub speed: Option<f64>,
-    /// The last step that it reported.
+    /// The throughput of the last step that it reported.
     pub rates: Rates,
 }
 
-/// How fast a member was in a step.
+/// The throughput of a member in one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
-    /// Images a second.
+    /// Images per second.
     pub images: f64,
-    /// Tokens a second.
+    /// Tokens per second.
     pub tokens: f64,
-    /// Seconds that the step took without the all-reduce.
+    /// The duration of the step without the all-reduce, in seconds.
     pub compute_seconds: f64,
 }
 
@@ -129,14 +132,14 @@ impl Member {
         Holder { machine: &self.machine, heard: self.heard, state }
     }
 
-    /// It was heard, and says what it is doing.
+    /// Handles the phase and position of a heartbeat. A change of either counts as progress.
     pub fn beat(&mut self, now: Time, phase: v1::Phase, position: Option<v1::Position>) {
         if (self.phase, self.said) != (phase, position) {
             (self.phase, self.said, self.moved) = (phase, position, now);
         }
     }
 
-    /// It has made a step.
+    /// Handles the timing of a reported step.
     pub fn measure(&mut self, step: &v1::StepDone) {
         let compute_seconds = (step.seconds - step.all_reduce_seconds).max(0.0);
         let a_second = |count: f64| if step.seconds > 0.0 { count / step.seconds } else { 0.0 };
@@ -149,8 +152,8 @@ impl Member {
     }
 }
 
-/// What is kept of a session token: how long it takes to compare digests tells nothing of what they are of, so that nobody can
-/// find a token piece by piece.
+/// The SHA-256 digest of a session token or key. The time to compare two digests reveals nothing
+/// about the secrets, so a client cannot guess a token byte by byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Secret([u8; 32]);
 
@@ -160,25 +163,25 @@ impl Secret {
     }
 }
 
-/// The run's conditions for a join.
+/// The run's settings for joins.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     /// `workers.max`.
     pub max_workers: u32,
-    /// How often a holder is heard.
+    /// The heartbeat interval of workers.
     pub heartbeat: Duration,
-    /// After so long without a word a holder is lost.
+    /// A holder that was silent for this long counts as lost.
     pub lost_after: Duration,
 }
 
-/// Who has a place, as a worker that asks for it sees it.
+/// The holder of an id, as far as it concerns a worker that asks for that id.
 struct Holder<'a> {
     machine: &'a Machine,
     heard: Time,
     state: HolderState,
 }
 
-/// State of the holder of a place.
+/// The state of the holder of an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HolderState {
     /// It has a reservation, and loads data and models.
@@ -198,7 +201,7 @@ impl Holder<'_> {
     }
 }
 
-/// All places of the run.
+/// All workers of the run: members, reservations and the queue.
 #[derive(Debug, Default)]
 pub struct Membership {
     reserved: Reservations,
@@ -207,9 +210,9 @@ pub struct Membership {
     sessions: BTreeMap<SessionId, u32>,
     /// Members that are not idle.
     busy: usize,
-    /// Members that want to go.
+    /// The number of members that want to leave.
     leaving: usize,
-    /// No rank below is free.
+    /// No id below this is free.
     free_from: u32,
 }
 
@@ -357,9 +360,9 @@ impl Membership {
         (self.free_from..RANKS).find(|rank| is_free(rank) && !wanted.contains(&Some(*rank)))
     }
 
-    /// Devices of different kinds give results that differ in their last bits, and states that have to
-    /// be equal would not be. All members are of one kind, so one of them stands for all. Workers
-    /// that load are checked again when they [attach](Self::attach).
+    /// Devices of different types give results that differ in the last bits, so members would not
+    /// hold identical states. All members have the same type of device, so the first one represents
+    /// all. Workers that load are checked again when they [attach](Self::attach).
     fn check_kind(&self, machine: &Machine, stays: impl Fn(&Holder<'_>) -> bool) -> Result<(), Refusal> {
         match self.members.first_key_value().map(|(rank, member)| (rank, member.as_holder())) {
             Some((rank, other)) if other.machine.kind() != machine.kind() => {
@@ -369,7 +372,7 @@ impl Membership {
                     "workers of a run compute on devices of one kind: this one is to compute on {own}, rank {rank} on {host} \
                      computes on {device}; see --device"
                 );
-                // One that was started by mistake may have been killed.
+                // The other member may have been started by mistake, and killed since.
                 let kind = if stays(&other) { RefusalKind::OtherDevice } else { RefusalKind::Held };
                 Err(Refusal::new(kind, reason))
             }
@@ -377,7 +380,8 @@ impl Membership {
         }
     }
 
-    /// Turns the reservation of `token` into a member; says its rank.
+    /// Turns the reservation of `token` into a member; returns its id. Fails if the token is
+    /// unknown or the device is of another type.
     pub fn attach(
         &mut self,
         now: Time,
@@ -420,7 +424,7 @@ impl Membership {
         Ok(rank)
     }
 
-    /// Gives up a member's place.
+    /// Removes a member, and frees its id.
     pub fn remove(&mut self, rank: u32) -> Option<Member> {
         let member = self.members.remove(&rank)?;
         self.sessions.remove(&member.session);
@@ -430,7 +434,7 @@ impl Membership {
         Some(member)
     }
 
-    /// A member's standing changes.
+    /// Sets the state of a member.
     pub fn stand(&mut self, rank: u32, standing: Standing) {
         let Some(member) = self.members.get_mut(&rank) else { return };
         let before = std::mem::replace(&mut member.standing, standing);
@@ -438,20 +442,20 @@ impl Membership {
         self.busy -= usize::from(before != Standing::Idle);
     }
 
-    /// A member wants to go.
+    /// Marks a member as leaving.
     pub fn wants_to_go(&mut self, rank: u32, why: String) {
         let Some(member) = self.members.get_mut(&rank) else { return };
         self.leaving += usize::from(member.leaving.is_none());
         member.leaving = Some(why);
     }
 
-    /// Whether nobody is in a generation, or has yet to let go of one.
+    /// Whether all members are idle: none is in a generation, or still releasing one.
     #[must_use]
     pub fn all_idle(&self) -> bool {
         self.busy == 0
     }
 
-    /// How many do not want to go.
+    /// The number of members that do not want to leave.
     #[must_use]
     pub fn staying(&self) -> usize {
         self.members.len() - self.leaving
@@ -466,41 +470,42 @@ impl Membership {
         }
     }
 
-    /// The member behind a stream.
+    /// The id of the member with this stream.
     #[must_use]
     pub fn rank_of(&self, session: SessionId) -> Option<u32> {
         self.sessions.get(&session).copied()
     }
 
-    /// A member.
+    /// The member with this id.
     #[must_use]
     pub fn get(&self, rank: u32) -> Option<&Member> {
         self.members.get(&rank)
     }
 
-    /// A member.
+    /// The member with this id.
     pub fn get_mut(&mut self, rank: u32) -> Option<&mut Member> {
         self.members.get_mut(&rank)
     }
 
-    /// All members, by rank.
+    /// All members, by id.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Member)> {
         self.members.iter().map(|(&rank, member)| (rank, member))
     }
 
-    /// How many members there are.
+    /// The number of members.
     #[must_use]
     pub fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// Members that were not heard for `lost_after`, and those that do not let go of their generation.
+    /// Members that were not heard from for `lost_after`, and members that do not release their
+    /// generation.
     #[must_use]
     pub fn overdue(&self, now: Time, lost_after: Duration) -> Vec<(u32, Overdue)> {
         let overdue = |(&rank, member): (&u32, &Member)| match member.standing {
@@ -513,15 +518,16 @@ impl Membership {
         self.members.iter().filter_map(overdue).collect()
     }
 
-    /// Those who owe nothing do not stand still, however long they are left alone.
+    /// Resets the stall timer of members that have no unfinished directive.
     pub fn excuse(&mut self, now: Time, owes: impl Fn(u32) -> bool) {
         for (_, member) in self.members.iter_mut().filter(|(rank, _)| !owes(**rank)) {
             member.moved = now;
         }
     }
 
-    /// Whether a generation has not got on for `stall_after` (for `hung_after`, where all are in the all-reduce), and because of
-    /// whom. Who computes for long is let be as long as nobody waits for it.
+    /// Whether a generation has made no progress for `stall_after` (for `hung_after` if all members
+    /// are in the all-reduce), and which members cause that. A long computation is no stall while
+    /// no other member waits for it.
     #[must_use]
     pub fn stalled(
         &self,
@@ -547,21 +553,21 @@ impl Membership {
     }
 }
 
-/// A generation that does not get on.
+/// A generation without progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stall {
-    /// These have not moved for too long, and others wait for them.
+    /// These members have made no progress for too long, and others wait for them.
     Of(Vec<u32>),
-    /// All wait for each other.
+    /// All members wait for each other.
     OfAll,
 }
 
 /// Why a member is overdue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
-    /// It was not heard.
+    /// It was silent for `lost_after`.
     Silent,
-    /// It does not let go of this generation.
+    /// It does not release this generation.
     HoldingOn(u64),
 }
 

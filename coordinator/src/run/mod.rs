@@ -1,30 +1,33 @@
-//! The run: a state machine without clock, sockets, threads or randomness. Events and the time go in, actions come out.
+//! The run: a state machine without clock, sockets, threads or randomness, as openraft's core or
+//! etcd's raft. Events and the time are its input, [`Action`]s its output.
 //!
 //! ```text
 //!   Event: Join, Attach, Message, Closed, Scored, Tick, Control, Shutdown
 //!      |
 //!      v
-//!   Run ---- membership   who has a place, when heard
-//!      |---- plan         what has to happen at a point of the run
-//!      |---- data         what is trained on, and where that was exchanged
+//!   Run ---- membership   worker ids, sessions and heartbeats
+//!      |---- plan         the boundaries: checkpoints, evaluations, ends of stages
+//!      |---- data         the identity of the training data, and its exchanges
 //!      |---- generation   waiting -> forming -> running -> waiting -> ... -> over
-//!      |---- comings      who is let in, who may go, when a generation halts for it
-//!      |---- reach        who has to go because others cannot reach it
+//!      |---- admission    checks of workers that join, and their first state
+//!      |---- comings      membership changes: when a generation halts for a join or a leave
+//!      |---- reach        evicts members that others cannot reach
 //!      |---- progress     grants, boundaries, commits of the running generation (lockstep, shares)
-//!      |---- stalls       who is waited for in vain
+//!      |---- stalls       evicts members that make no progress
 //!      |---- statistics   merging the reports of a step
-//!      |---- checkpoint   states being saved, states on disk, and which of them are kept
+//!      |---- checkpoint   states being saved, states on disk, and their retention
 //!      |---- evaluation   captions (captions) and their scores
-//!      |---- control      what people ask of it
-//!      |---- oversight    bounds (guard), the best state (best), and where a stage ends
+//!      |---- control      commands of operators
+//!      |---- oversight    guard (guard), model selection (best), and early stopping
 //!      v
 //!   Action: Admit, Done, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
 //! ```
 //!
-//! Three points of the run matter: `committed` (applied by some member: the samples up to here are used), `granted`
-//! (told to the workers; at most `control.window` ahead), and each member's own progress between the two. Every history
-//! that a worker can hold consumed each sample up to its position exactly once, because state comes only from a member,
-//! a checkpoint or the seed, and each of them names its place in the plan.
+//! Three points of the run matter: `committed` (applied by at least one member: the samples up to
+//! here are consumed), `granted` (sent to the workers; at most `control.window` steps ahead), and
+//! each member's own progress between the two. Every history that a worker can hold consumes each
+//! sample up to its position exactly once, because state comes only from a member, a checkpoint or
+//! the seed, and each of them names its point in the plan.
 
 mod admission;
 pub mod best;
@@ -86,45 +89,45 @@ use terms::TermLog;
 /// Time since the coordinator started.
 pub type Time = Duration;
 
-/// How long the coordinator waits for its members to go when the run is over.
+/// How long the coordinator waits for its members to disconnect when the run is over.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// Longest reason that is taken from a worker, in characters.
+/// Maximal length of a reason sent by a worker, in characters.
 const LONGEST_REASON: usize = 500;
 
-/// Names a question under way, so that its answer finds it.
+/// Identifies a pending request, so that the service can deliver its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// Names a worker's stream.
+/// Identifies the stream (gRPC session) of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
-/// What happens to a run.
+/// An input of the state machine.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A worker asks for a place.
+    /// A worker asks to join.
     Join {
         /// For the answer.
         request: RequestId,
         /// The worker's address, for limits; for IPv6 the /64 prefix.
         address: IpAddr,
-        /// A fresh, unguessable name for the place, should it be granted.
+        /// A fresh random session token, used if the worker is admitted.
         token: String,
-        /// What the worker said.
+        /// The worker's request.
         join: v1::JoinRequest,
     },
-    /// A worker opened its stream and said who it is.
+    /// An admitted worker has opened its stream.
     Attach {
         /// The stream.
         session: SessionId,
-        /// What the worker said.
+        /// The stream's first message, with the session token.
         attach: v1::Attach,
     },
-    /// A worker said something on its stream.
+    /// A worker has sent a message on its stream.
     Message {
         /// The stream.
         session: SessionId,
-        /// What it said.
+        /// The message.
         message: Message,
     },
     /// A stream has closed.
@@ -132,134 +135,138 @@ pub enum Event {
         /// The stream.
         session: SessionId,
     },
-    /// The captions of an evaluation that was to be scored cannot be saved, or can be again.
+    /// Saving the captions of an evaluation that is to be scored has failed, or has succeeded after
+    /// a failure.
     CaptionsSaved {
-        /// Its number.
+        /// The number of the evaluation.
         evaluation: u64,
-        /// Why not, for people.
+        /// Why saving failed, as a message to people.
         saved: Result<(), String>,
     },
-    /// An evaluation that was to be scored is scored.
+    /// An evaluation is scored: the answer to [`Action::Score`].
     Scored {
-        /// Its number.
+        /// The number of the evaluation.
         evaluation: u64,
         /// Scores by name.
         metrics: BTreeMap<String, f64>,
-        /// The items, with what scores were added to them.
+        /// The items, with their own scores added.
         items: Vec<Item>,
     },
-    /// Time has passed; needed every now and then so that silence is noticed.
+    /// Time has passed. Sent at regular intervals, so that missing heartbeats are noticed.
     Tick,
-    /// Somebody steers the run.
+    /// An operator sends a command.
     Control {
         /// For the answer.
         request: RequestId,
-        /// What is wanted.
+        /// The command.
         command: Command,
     },
     /// The coordinator was asked to stop.
     Shutdown,
 }
 
-/// What is to be done, in order.
+/// An output of the state machine. The service executes actions in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Answer a join with a place.
+    /// Admit a worker that asked to join.
     Admit {
         /// The join.
         request: RequestId,
         /// The answer.
         response: v1::JoinResponse,
     },
-    /// Answer that what was wanted is done, or will be.
+    /// Confirm a command: it is done, or will be.
     Done {
-        /// Who asked.
+        /// The command's request.
         request: RequestId,
-        /// What comes of it, for people.
+        /// What will happen, as a message to people.
         message: String,
     },
-    /// Answer with a refusal.
+    /// Refuse a request.
     Refuse {
-        /// The join, or whatever was asked.
+        /// The request: a join or a command.
         request: RequestId,
         /// The answer.
         refusal: Refusal,
     },
-    /// Say something to a worker.
+    /// Send a directive to a worker.
     Send {
         /// Its stream.
         session: SessionId,
-        /// What to say.
+        /// The directive.
         directive: v1::Directive,
     },
-    /// End a worker's stream, after what was sent on it; with an error if one is given.
+    /// Close a worker's stream after what was sent on it; with an error if one is given.
     Close {
         /// Its stream.
         session: SessionId,
         /// The error.
         refusal: Option<Refusal>,
     },
-    /// Remember something. What [`Record::must_be_durable`] is on disk before the next action.
+    /// Append a record to the journal. A [`Record::must_be_durable`] record is on disk before the
+    /// next action is executed.
     Record(Record),
-    /// Save the captions of an evaluation, score them and come back with [`Event::Scored`]; while they cannot be saved,
-    /// [`Event::CaptionsSaved`] says why.
+    /// Save the captions of an evaluation, score them, and report them with [`Event::Scored`].
+    /// While they cannot be saved, report the reason with [`Event::CaptionsSaved`].
     Score {
-        /// Its number.
+        /// The number of the evaluation.
         evaluation: u64,
         /// Its items, by image name.
         items: Vec<Item>,
-        /// The file for the captions.
+        /// The path of the file for the captions.
         captions: PathBuf,
     },
     /// Delete the checkpoint of this name.
     DeleteCheckpoint(String),
-    /// Nothing is left to do: stop serving. The last action there is.
+    /// Stop serving. Always the last action.
     Exit(Outcome),
 }
 
-/// How a coordinator's life ended.
+/// How a coordinator process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The run is complete.
     Finished,
-    /// The coordinator was asked to stop; another one may go on.
+    /// The coordinator was asked to stop; another one can resume the run.
     Stopped,
     /// The run cannot go on, for this reason.
     Failed(String),
 }
 
-/// A worker's wish that is not granted, and why.
+/// A request that is refused, and why. Becomes a gRPC status or an HTTP error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Its kind, as gRPC knows it.
+    /// The kind, which decides the gRPC status code.
     pub kind: RefusalKind,
-    /// The reason, for people.
+    /// The reason, as a message to people.
     pub reason: String,
 }
 
 /// Kinds of refusals: the gRPC status codes of the same names, but for the last four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
-    /// The message makes no sense.
+    /// The message is invalid.
     InvalidArgument,
-    /// The peer speaks another version of the protocol, or asks for what the run is in no state for.
+    /// The peer speaks another version of the protocol, or the run's state does not allow the
+    /// request.
     FailedPrecondition,
-    /// The rank is taken by a worker that is alive.
+    /// A live worker has this id.
     AlreadyExists,
-    /// The run is full of workers that are alive.
+    /// The run has `workers.max` live workers.
     ResourceExhausted,
     /// The session token is unknown.
     Unauthenticated,
-    /// The coordinator is about to end.
+    /// The coordinator is about to stop.
     Unavailable,
     /// The run is over: `NOT_FOUND`.
     Over,
-    /// The place is held by a worker that may be dead or is about to leave: `ABORTED`. To be asked
-    /// again.
+    /// The id belongs to a worker that may be dead or is about to leave: `ABORTED`. The worker
+    /// retries.
     Held,
-    /// The others compute on devices of another kind: `PERMISSION_DENIED`.
+    /// The other members compute on another kind of device: `PERMISSION_DENIED`.
     OtherDevice,
-    /// What the worker has been through is not part of the run, and it has to begin anew: `DATA_LOSS`.
+    /// The worker's state is not part of the run's history, and it has to join with no state:
+    /// `DATA_LOSS`.
     Disowned,
 }
 
@@ -269,83 +276,86 @@ impl Refusal {
     }
 }
 
-/// What is wrong with a worker's message: it broke the protocol, and its stream is closed for it.
+/// Why a worker's message breaks the protocol. The coordinator closes the worker's stream with it.
 type Violation = String;
 
-/// The generation's place in its life; see [`generation`].
+/// The phase of the generation's life cycle; see [`generation`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
-    /// No generation; waiting for members to come or to let go of the last one.
+    /// No generation: waiting for members to join or to release the last one.
     Waiting,
-    /// A generation meets.
+    /// The members of a new generation meet (rendezvous).
     Forming,
-    /// A generation trains.
+    /// The members of the generation train.
     Running,
-    /// The coordinator waits until this time for its members to go.
+    /// The run is over; the coordinator waits until this time for its members to disconnect.
     Over { outcome: Outcome, until: Time },
 }
 
-/// The run.
+/// The state of a run; see the [module](self).
 #[derive(Debug)]
 pub struct Run {
-    /// Random, so that no other run has it.
+    /// Random and unique to the run.
     id: String,
-    /// The term of this coordinator process: see [`terms`].
+    /// The random term of this coordinator process: see [`terms`].
     term: u64,
     /// Which term formed which generation.
     terms: TermLog,
     file: RunFile,
-    /// The run file as workers get it.
+    /// The run file as sent to workers.
     file_json: String,
     plan: Plan,
     members: Membership,
     phase: Phase,
-    /// The generation that forms or runs; while waiting, the one that ended last, whose reports may still arrive.
+    /// The generation that forms or runs; while waiting, the one that ended last, whose reports may
+    /// still arrive.
     generation: Option<Generation>,
     /// Number of the last generation.
     last_generation: u64,
-    /// How far it was told to come, at most.
+    /// The furthest point that any generation was told to train to.
     horizon: Place,
-    /// Which states are of the present history.
+    /// Decides which states belong to the present history.
     cuts: Cuts,
     committed: Place,
-    /// Counts everything that counts as progress, to tell a bad day from a run that cannot go on.
+    /// Counts events of progress, to distinguish repeated failures with progress between them from
+    /// a run that cannot go on.
     progress: u64,
     done: Boundaries,
     checkpoints: BTreeMap<Place, Checkpoint>,
-    /// The last checkpoints of stages that ended with earlier states. Kept for the user; the run never starts from them.
+    /// The last checkpoints of stages that ended with earlier states. Kept for the user; the run
+    /// never resumes from them.
     passed_over: Vec<Checkpoint>,
     /// The checkpoint that is being saved.
     saving: Option<Saving>,
-    /// Why the last attempt to save failed, if it did.
+    /// Why the last attempt to save failed; none if it succeeded.
     unsaved: Option<Unsaved>,
-    /// States that this coordinator had somebody save.
+    /// States that this coordinator has ordered a member to save.
     attempted: BTreeSet<Place>,
-    /// Whether no earlier coordinator can have had anything saved.
+    /// Whether no earlier coordinator can have ordered a save: the run is fresh.
     first_life: bool,
-    /// When a member that held a state was last lost; the coordinator's start, before any was.
+    /// When a member that held a state was last lost; initially the coordinator's start.
     missed_since: Time,
-    /// Names of checkpoints that an earlier coordinator saw begun, but not finished.
+    /// Names of checkpoints whose start an earlier coordinator recorded, but not their end.
     unfinished: BTreeSet<String>,
-    /// What evaluations of the present history gave.
+    /// The scores of evaluations of the present history.
     scores: Scores,
-    /// The evaluation under way.
+    /// The evaluation in progress.
     evaluation: Option<Evaluation>,
-    /// Watches over the stage that the run is in.
+    /// Checks the values of the current stage against its bounds.
     guard: Guard,
-    /// Why the guard or somebody has paused the run, if they have.
+    /// Why the run is paused, by the guard or an operator; none if it is not.
     paused: Option<String>,
     /// Number of the last evaluation or checkpoint directive.
     last_directive: u64,
     failures: Failures,
-    /// Who could not reach whom since the last generation was formed.
+    /// Pairs of members that could not reach each other since the last generation was formed.
     complaints: Complaints,
     data_set: Option<DataOfRun>,
-    /// The training data before these, in order.
+    /// Earlier training data of the run, in order.
     exchanges: Vec<Exchange>,
-    /// Whether the first worker may bring other training data than the journal knows.
+    /// Whether the first worker may bring training data other than the data in the journal.
     may_exchange_data: bool,
-    /// Why the last generation ended, and whether by failure.
+    /// Why the last generation ended, and whether it failed.
     cause: (String, bool),
     latest: Option<StepStatistics>,
     tempo: Tempo,
@@ -355,8 +365,8 @@ pub struct Run {
 }
 
 impl Run {
-    /// The run of a (checked) file, going on from where an earlier coordinator left it. `term` is a random number, another one for
-    /// each coordinator process: see [`terms`].
+    /// A run of a checked run file, resumed from the state that an earlier coordinator's journal
+    /// gives. `term` is random and different for each coordinator process: see [`terms`].
     #[must_use]
     pub fn new(file: RunFile, restored: Restored, term: u64) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
@@ -389,7 +399,7 @@ impl Run {
             evaluation: None,
             guard: Guard::new(0, &[]),
             paused: restored.paused,
-            // Workers may still be at what an earlier coordinator has numbered.
+            // Workers may still be executing directives that an earlier coordinator numbered.
             last_directive: restored.last_generation << 32,
             failures: Failures::default(),
             complaints: Complaints::default(),
@@ -405,25 +415,26 @@ impl Run {
         };
         run.watch();
         for (place, means) in restored.measured {
-            // What fires was acted upon when it was new.
+            // Rules that fire here were acted upon when their values were new.
             run.guard.step(place, |metric| means.get(metric).copied());
         }
         run
     }
 
-    /// The same run, to which the first worker may bring other training data than it has trained on.
+    /// The same run, except that the first worker may bring training data other than the run's
+    /// before.
     #[must_use]
     pub fn exchanging_data(self) -> Self {
         Self { may_exchange_data: true, ..self }
     }
 
-    /// What fires when a step has measured this.
+    /// The rules that fire when a step has measured this value.
     #[cfg(test)]
     pub(crate) fn on_measured(&mut self, place: Place, metric: &str, mean: f64) -> Vec<guard::Firing> {
         self.guard.step(place, |name| (name == metric).then_some(mean))
     }
 
-    /// Takes in an event; says what is to be done about it, in order.
+    /// Handles an event. Returns the actions to execute, in order.
     pub fn on_event(&mut self, now: Time, event: Event) -> Vec<Action> {
         match event {
             Event::Join { request, address, token, join } => match self.join(now, address, &join, token) {
@@ -439,7 +450,7 @@ impl Run {
             Event::Closed { session } => {
                 if let Some(rank) = self.members.rank_of(session) {
                     match self.phase {
-                        // It was told to go.
+                        // It was told to leave.
                         Phase::Over { .. } => self.remove(now, rank, Happening::Left, "the run is over"),
                         _ => self.lose(now, rank, "its stream closed"),
                     }
@@ -465,7 +476,7 @@ impl Run {
     // ----------------------------------------------------------------------------------------------------- messages
 
     fn message(&mut self, now: Time, session: SessionId, message: Message) {
-        // Not a member: its stream is being closed, and what was under way on it means nothing any more.
+        // Not a member: its stream is being closed, and its last messages are ignored.
         let Some(rank) = self.members.rank_of(session) else { return };
         if let Some(member) = self.members.get_mut(rank) {
             member.heard = now;
@@ -542,17 +553,17 @@ impl Run {
         self.unstall(now);
     }
 
-    /// A member is gone without a farewell.
+    /// Removes a member that failed.
     fn lose(&mut self, now: Time, rank: u32, why: &str) {
         self.remove(now, rank, Happening::Lost, &format!("rank {rank} was lost: {why}"));
     }
 
-    /// The checkpoint of the state that a finished run has ended with.
+    /// The name of the checkpoint with the final state of a finished run.
     fn result(&self) -> Option<&str> {
         self.checkpoints.get(&self.committed).map(|checkpoint| checkpoint.name.as_str())
     }
 
-    /// Sends a member away.
+    /// Evicts a member: tells it to end with an error, and closes its stream.
     fn evict(&mut self, now: Time, rank: u32, reason: &str) {
         if let Some(member) = self.members.get(rank) {
             let session = member.session;
@@ -562,12 +573,12 @@ impl Run {
         self.remove(now, rank, Happening::Lost, &format!("rank {rank} was sent away: {reason}"));
     }
 
-    /// Takes a member off the books; ends the generation that it was in.
+    /// Removes a member, records the event, and ends the generation that it was in.
     fn remove(&mut self, now: Time, rank: u32, what: Happening, reason: &str) {
         let Some(member) = self.members.remove(rank) else { return };
         self.event(what, json!({ "rank": rank, "host": member.machine.host, "reason": reason }));
         if self.last_generation == 0 && self.members.is_empty() {
-            // Nothing was trained yet: the next to come may bring other data.
+            // Nothing was trained yet: the next worker may bring other data.
             self.data_set = None;
         }
         if member.position.is_some() {
@@ -579,7 +590,7 @@ impl Run {
         }
     }
 
-    /// Tells a worker to end; without an error if that is `orderly`.
+    /// Tells a worker to end; without an error if `orderly`.
     fn leave(&mut self, session: SessionId, reason: &str, orderly: bool) {
         let leave = v1::directive::Directive::Leave(v1::Leave { reason: reason.to_owned(), orderly });
         self.send(session, self.last_generation, leave);
@@ -592,7 +603,7 @@ impl Run {
 
     // --------------------------------------------------------------------------------------------------------- ends
 
-    /// The run is over, one way or another: tells everybody, and waits for them to go.
+    /// Ends the run with this outcome: tells all workers, and waits for them to disconnect.
     fn conclude(&mut self, now: Time, outcome: Outcome) {
         let sessions: BTreeSet<SessionId> = self.members.iter().map(|(_, member)| member.session).collect();
         let stopping = match &self.unsaved {
@@ -638,7 +649,8 @@ impl Run {
         self.record(Record::Event { what, detail });
     }
 
-    /// Does what the present state calls for; every event ends here.
+    /// Reconciles the run with its new state after an event: ends stages, releases members, forms
+    /// and starts generations, sends directives.
     fn settle(&mut self, now: Time) {
         self.end_stage(now);
         if !matches!(self.phase, Phase::Over { .. }) {
@@ -669,7 +681,7 @@ impl Run {
     }
 }
 
-/// A worker's text as one line of bounded length.
+/// A worker's text as one line of limited length.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_REASON).collect()
 }

@@ -1,11 +1,12 @@
-//! Oversight: what the guard sees is acted upon, and a stage that is to end elsewhere than where it stands is ended.
+//! Oversight: carries out early stopping, model selection and the actions of the guard.
 //!
-//! Three things end a stage early or with an earlier state: its best state was not its last, patience has run out, a rule
-//! was broken that calls for it. All of them are the same: [`Known::end`](super::best::Known::end) names a place, and the
-//! next generation starts from the checkpoint there, with the stage behind it. Later states are given up where the guard
-//! has decided so; else they were trained, but not selected, and stay in all records. The last state of a stage stays
-//! saved in either case. The decision follows from what is remembered (scores, rules), so that a coordinator that dies
-//! before it has taken it takes it when it is back.
+//! A stage ends early or with an earlier state for one of three reasons: its best state is not its
+//! last, its `patience` has run out (early stopping), or a guard rule with that action has fired.
+//! All three work alike: [`Known::end`](super::best::Known::end) names a place, and the next
+//! generation starts from the checkpoint there, with the stage behind it. Later states are given up
+//! if the guard decided so; otherwise they were trained, but not selected, and stay in all records.
+//! The last state of a stage stays saved in either case. The decision follows from recorded data
+//! (scores, rules), so a coordinator that restarts before it has acted reaches the same decision.
 
 use std::collections::BTreeMap;
 
@@ -23,26 +24,27 @@ use super::{
 };
 
 impl Run {
-    /// What is known of the present stage.
+    /// The current stage with its scores, guard and checkpoints.
     pub(super) fn known(&self) -> Known<'_> {
         let at = Place { stage: self.guard.stage(), step: 0 };
         let stage = self.plan.stage(at);
         Known { stage, guard: &self.guard, scores: &self.scores, checkpoints: &self.checkpoints, done: &self.done }
     }
 
-    /// The metric and the best state of the present stage.
+    /// The metric and the best state of the current stage.
     #[must_use]
     pub fn best(&self) -> Option<(&str, Best)> {
         let known = self.known();
         Some((known.stage.metric.as_deref()?, known.best()?))
     }
 
-    /// Watches over the stage that the run is in, as if nothing was seen of it but what is remembered.
+    /// Restarts the guard for the stage of the last committed state, from the recorded scores
+    /// alone.
     pub(super) fn watch(&mut self) {
         let at = self.committed;
         self.guard = Guard::new(at.stage, &self.plan.stage(at).guard);
         for (place, scores) in self.scores.iter().filter(|(place, _)| place.stage == at.stage) {
-            // What fires was acted upon when it was new.
+            // Rules that fire here were acted upon when their scores were new.
             self.guard.evaluation(*place, |metric| scores.get(metric).copied());
         }
     }
@@ -70,10 +72,12 @@ impl Run {
         }
     }
 
-    /// Ends the present stage elsewhere than where it stands, if that is due. A paused run waits with it.
+    /// Ends the current stage with an earlier state if that is due. Does nothing while the run is
+    /// paused.
     pub(super) fn end_stage(&mut self, now: Time) {
         let ended = self.plan.has_ended(self.guard.stage());
-        // What is being saved, or cannot be at the moment, may be what it ends with.
+        // The stage may end with the state that is being saved, or that cannot be saved at the
+        // moment.
         let saving = self.unsaved.is_some() || self.saving.as_ref().is_some_and(|saving| saving.wanted);
         if ended || saving || self.paused.is_some() || matches!(self.phase, Phase::Over { .. }) {
             return;
@@ -97,7 +101,7 @@ impl Run {
         self.delete_checkpoints(|other| *other > place);
         self.saves_up_to(place);
         if cause != EndCause::Guard {
-            // The later steps are not lost: they count as trained, and the run goes on from here.
+            // The later steps are not lost: they count as trained, and the run continues from here.
             self.committed = place;
         }
         let name = &self.plan.stage(place).name;

@@ -1,19 +1,21 @@
-//! The plan: what has to happen at a point of the run, derived from the run file and the stages that ended early.
+//! The plan: what the run has to do at each point, derived from the run file and from the stages
+//! that ended early.
 //!
-//! The batch of a stage is constant, so a point in the run is all there is to know about the data: step `s` of a stage
-//! consumes the samples `s * batch .. (s + 1) * batch` of that stage's infinite, permuted sequence.
+//! The batch size of a stage is constant, so a point of the run determines the data: step `s` of a
+//! stage consumes the samples `s * batch .. (s + 1) * batch` of that stage's infinite, permuted
+//! sequence.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::v1;
 use runfile::{RunFile, Stage};
 
-/// A point in the run: `step` updates of stage `stage` are applied. Ordered as the run goes.
+/// A point of the run: `step` updates of stage `stage` are applied. Ordered by progress of the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
-    /// Stage, from 0.
+    /// The number of the stage, from 0.
     pub stage: u32,
-    /// Updates of the stage that are applied.
+    /// The number of updates of the stage that are applied.
     pub step: u64,
 }
 
@@ -24,15 +26,16 @@ impl Place {
         Self { stage: self.stage, step: self.step.saturating_add(steps) }
     }
 
-    /// What a checkpoint of this point is called, whose stage has this name. Where an earlier attempt may still be under way, the
-    /// generation of the new one tells the two apart.
+    /// The name of a checkpoint of this point, in the stage with this name. If an earlier attempt
+    /// to save it may still be writing, `attempt` is the generation of the new attempt, and makes
+    /// the name unique.
     #[must_use]
     pub fn checkpoint_name(self, stage: &str, attempt: Option<u64>) -> String {
         let attempt = attempt.map(|generation| format!(".{generation}")).unwrap_or_default();
         format!("{}-{stage}-{:08}{attempt}", self.stage, self.step)
     }
 
-    /// As the wire says it, for a state agreed upon or reached in `generation`.
+    /// The position in protocol messages of a state that `generation` trained or agreed on.
     #[must_use]
     pub fn in_generation(self, generation: u64) -> v1::Position {
         v1::Position { stage: self.stage, step: self.step, generation }
@@ -51,64 +54,64 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// What interrupts training at some points.
+/// An interruption of training at a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Boundary {
-    /// The state is saved.
+    /// Save the state.
     Checkpoint,
-    /// Captions are written and scored.
+    /// Write captions of the validation images, and score them.
     Evaluation,
 }
 
-/// The boundaries that the present history has behind it.
+/// The boundaries that the present history has passed.
 pub type Boundaries = BTreeSet<(Place, Boundary)>;
 
-/// What has to happen at a point of the run.
+/// The next action of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Train; nothing interrupts the next `steps` updates.
+    /// Train for `steps` updates without interruption.
     Train {
-        /// Updates up to the next boundary; at least 1.
+        /// The number of updates up to the next boundary; at least 1.
         steps: u64,
     },
     /// Save the state.
     Checkpoint,
-    /// Evaluate.
+    /// Evaluate the state.
     Evaluate,
-    /// Begin this stage.
+    /// Begin the next stage.
     Advance {
-        /// The next stage.
+        /// The number of the next stage.
         stage: u32,
     },
-    /// Nothing is left to do.
+    /// The run is complete.
     Finish,
 }
 
-/// The step at which a stage ended, by stage, where that is not its last.
+/// The step at which each stage ended, for stages that ended before their last step.
 pub type Ends = BTreeMap<u32, u64>;
 
-/// The stages of a run and what they demand.
+/// The stages of a run with their boundaries.
 #[derive(Clone, Debug)]
 pub struct Plan {
     stages: Vec<Stage>,
     ends: Ends,
-    /// Boundaries that somebody asked for, the last of each kind.
+    /// The last boundary of each kind that an operator requested.
     asked: BTreeMap<Boundary, Place>,
 }
 
 impl Plan {
-    /// The plan of a (checked) run file, some of whose stages have ended early.
+    /// The plan of a checked run file, in which these stages have ended early.
     #[must_use]
     pub fn new(file: &RunFile, ends: Ends) -> Self {
         Self { stages: file.stages.clone(), ends, asked: BTreeMap::new() }
     }
 
-    /// There is to be such a boundary at this point, whatever the run file says.
+    /// Adds a boundary at this point, at an operator's request.
     pub fn ask(&mut self, boundary: Boundary, at: Place) {
         self.asked.insert(boundary, at);
     }
 
-    /// From now on the stage ends at this point.
+    /// Ends the stage at this point.
     pub fn end(&mut self, at: Place) {
         self.ends.insert(at.stage, at.step);
     }
@@ -119,26 +122,28 @@ impl Plan {
         self.ends.contains_key(&stage)
     }
 
-    /// Whether the run has such a point.
+    /// Whether the run file has this point.
     #[must_use]
     pub fn contains(&self, at: Place) -> bool {
         self.stages.get(at.stage as usize).is_some_and(|stage| at.step <= stage.steps)
     }
 
-    /// Whether the run comes through such a point, given where its stages have ended.
+    /// Whether the run passes this point, given where its stages have ended.
     #[must_use]
     pub fn reaches(&self, at: Place) -> bool {
         at.step <= self.steps(at.stage)
     }
 
-    /// Whether `next` is the beginning of a stage, and `at` the end of the one before: the same state.
+    /// Whether `next` is the beginning of a stage and `at` the end of the stage before: the same
+    /// state.
     #[must_use]
     pub fn is_next_beginning(&self, at: Place, next: Place) -> bool {
         next.step == 0 && next.stage == at.stage + 1 && at.step >= self.steps(at.stage)
     }
 
-    /// The furthest point that a run can have come to which has `done` this and remembers to have come to `at`: no evaluation is
-    /// passed before it is remembered, and each stage ends with one.
+    /// The furthest point that workers may have reached, in a run whose journal has `at` as
+    /// committed and these boundaries as `done`. No evaluation is passed before it is recorded, and
+    /// each stage ends with one.
     #[must_use]
     pub fn horizon(&self, at: Place, done: &Boundaries) -> Place {
         let evaluated = |place: Place| done.contains(&(place, Boundary::Evaluation));
@@ -150,7 +155,7 @@ impl Plan {
                 let Stage { evaluate_every, evaluate_first, steps, .. } = self.stage(at);
                 let whole = Place { step: *steps, ..at };
                 if self.has_ended(at.stage) {
-                    // It may have gone further than where it ended.
+                    // It may have gone further than the point at which it ended.
                     return whole;
                 }
                 let every = evaluate_every.unwrap_or(u64::MAX);
@@ -162,19 +167,19 @@ impl Plan {
         }
     }
 
-    /// The stage at a point of the run.
+    /// The settings of the stage at a point of the run.
     ///
     /// # Panics
-    /// When the run has no such point; see [`Plan::contains`].
+    /// If the run has no such point; see [`Plan::contains`].
     #[must_use]
     pub fn stage(&self, at: Place) -> &Stage {
         &self.stages[at.stage as usize]
     }
 
-    /// What has to happen at `at`, given what is `done`. At a boundary the checkpoint comes first: should the
-    /// evaluation bring a worker down, nothing is lost, and should the state prove to be the best, it is there to go back
-    /// to. A stage that was ended early is not evaluated at its end: where it ends is decided, and scores would not change
-    /// that.
+    /// The action at `at`, given the boundaries that are `done`. A checkpoint comes before an
+    /// evaluation at the same point: if the evaluation crashes a worker, no state is lost; and if
+    /// the state proves to be the best, it is saved. A stage that was ended early is not evaluated
+    /// at its end: its end is decided, and scores would not change that.
     #[must_use]
     pub fn next(&self, at: Place, done: &Boundaries) -> Next {
         let stage = self.stage(at);
@@ -208,14 +213,14 @@ impl Plan {
         }
     }
 
-    /// Updates up to the end of a stage.
+    /// The number of updates of a stage, up to where it ended if it ended early.
     #[must_use]
     pub fn steps(&self, stage: u32) -> u64 {
         let planned = self.stages[stage as usize].steps;
         self.ends.get(&stage).map_or(planned, |end| planned.min(*end))
     }
 
-    /// Samples that training has consumed at `at`.
+    /// The number of samples that training has consumed at `at`.
     #[must_use]
     pub fn samples_before(&self, at: Place) -> u64 {
         let batch = |stage: u32| u64::from(self.stages[stage as usize].batch);
@@ -231,7 +236,7 @@ mod tests {
     use super::*;
     use crate::run::testing;
 
-    /// Walks the plan from its beginning, doing whatever it says.
+    /// Walks the plan from its beginning, and does what it says.
     fn walk(plan: &Plan) -> Vec<(Place, Next)> {
         let (mut at, mut done, mut said) = (Place::default(), Boundaries::new(), Vec::new());
         loop {
@@ -320,7 +325,7 @@ mod tests {
         let done = [(at(4), Boundary::Checkpoint), (at(4), Boundary::Evaluation)].into();
         assert_eq!(plan.next(at(4), &done), Next::Advance { stage: 1 });
         assert_eq!(plan.samples_before(Place { stage: 1, step: 1 }), 4 * 4 + 5);
-        // Nothing is evaluated any more; but what the stage ends with is always saved.
+        // No further evaluation; but the final state of a stage is always saved.
         assert_eq!(plan.next(at(4), &Boundaries::new()), Next::Checkpoint);
         plan.end(at(0));
         assert_eq!(plan.next(at(0), &Boundaries::new()), Next::Advance { stage: 1 });

@@ -1,4 +1,5 @@
-//! Progress of a running generation: what is granted, what is committed, and the boundaries in between.
+//! Progress of a running generation: grants steps, executes the plan's boundaries between them, and
+//! commits what the members report.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,22 +17,23 @@ use super::{
     statistics::StepStatistics,
 };
 
-/// A boundary directive that was sent and that not all members have reported.
+/// A boundary directive that was sent to the members, and the reports that are still missing.
 #[derive(Debug)]
 pub(super) enum Awaiting {
-    /// Captions are being written.
+    /// The members write captions.
     Captions {
-        /// The ranges of images that a rank was asked for and has not reported yet.
+        /// The ranges of images that were assigned to each worker id and are not reported yet.
         asked: BTreeMap<u32, BTreeSet<Images>>,
     },
-    /// Captions are being scored.
+    /// The coordinator scores the captions; no member is involved.
     Scores,
-    /// The next stage is being entered.
+    /// The members enter the next stage.
     Advance { stage: u32, done: BTreeSet<u32> },
 }
 
 impl Run {
-    /// Sends what comes next, as far as it may be sent by now.
+    /// Sends directives for as long as the next one may be sent. Halts, ends or concludes the
+    /// generation where that is due. Called after each event.
     pub(super) fn proceed(&mut self, now: Time) {
         while let Some(generation) = self.generation.as_ref().filter(|_| self.phase == Phase::Running) {
             let (granted, quiet) = (generation.granted, generation.quiet());
@@ -44,7 +46,8 @@ impl Run {
                 self.halt(reason);
                 continue;
             }
-            // Scores need no member, and are as good to the next generation: nobody who joins or stops has to wait for them.
+            // Scoring needs no member, and the next generation can use the scores: joining and
+            // leaving members do not wait for it.
             let scoring = matches!(generation.awaiting, Some(Awaiting::Scores));
             if generation.awaiting.is_some() && !scoring {
                 return;
@@ -56,7 +59,8 @@ impl Run {
                 return;
             }
             if self.stopping {
-                // Where it cannot be saved, whoever stops it has been told, and the last checkpoint has to do.
+                // If the state cannot be saved, the operator has been told, and the last checkpoint
+                // has to do.
                 if quiet && (self.unsaved.is_some() || self.secured(granted)) {
                     self.conclude(now, Outcome::Stopped);
                 }
@@ -90,9 +94,10 @@ impl Run {
         }
     }
 
-    /// Sends what comes next at `granted`; whether it could be sent by now.
+    /// Sends the directive that comes next at `granted`. Returns false if it cannot be sent yet.
     fn advance(&mut self, granted: Place, next: Next) -> bool {
-        // One save at a time; and where a stage may end with the state that is being saved, nothing goes on without it.
+        // Only one checkpoint is saved at a time. Where a stage may end with the state that is
+        // being saved, training waits for the save.
         let saving = self.saving.as_ref().map(|saving| saving.place);
         match next {
             Next::Train { .. } if saving == Some(granted) && self.plan.stage(granted).metric.is_some() => return false,
@@ -117,9 +122,10 @@ impl Run {
         true
     }
 
-    /// How many of the next `steps` may be granted: a window beyond what all have reported. Members train in lockstep, so only
-    /// their reports can be late; and once the last one is in, the coordinator has nothing else to do than to tell everybody.
-    /// None as long as it is less than half a window: a directive for every step would only make noise.
+    /// How many of the next `steps` may be granted: up to `control.window` steps beyond those that
+    /// all members have reported. Members train in lockstep, so only their reports can be late.
+    /// Returns 0 if less than half a window is open, because a directive for every step would only
+    /// add traffic.
     fn grantable(&self, generation: &Generation, steps: u64) -> u32 {
         let window = self.file.control.window;
         let granted = generation.granted.step;
@@ -148,7 +154,7 @@ impl Run {
         });
     }
 
-    /// What every rank of the generation gets of a batch.
+    /// The number of samples of a batch for each rank of the generation.
     fn shares(&mut self, batch: u32) -> Vec<u32> {
         let Some(generation) = &mut self.generation else { return Vec::new() };
         let (of, sizes) = &mut generation.shares;
@@ -164,7 +170,7 @@ impl Run {
         sizes.clone()
     }
 
-    /// Sends a boundary directive to all members, and waits for them.
+    /// Sends a boundary directive to all members, and waits for their reports.
     pub(super) fn place(&mut self, awaiting: Awaiting, directive: &Directive) {
         if let Some(generation) = &mut self.generation {
             generation.awaiting = Some(awaiting);
@@ -172,8 +178,8 @@ impl Run {
         self.tell(|_, _| directive.clone());
     }
 
-    /// Sends a directive to all members of the generation; what it says may depend on the rank within it, and on how many
-    /// there are.
+    /// Sends a directive to all members of the generation. The closure gets the member's rank in
+    /// the generation and the world size.
     pub(super) fn tell(&mut self, directive: impl Fn(u32, u32) -> Directive) {
         let Some(generation) = &self.generation else { return };
         let (number, ranks) = (generation.number, generation.members.clone());
@@ -197,7 +203,8 @@ impl Run {
         if position.generation > self.last_generation {
             return Err(format!("generation {} does not exist", position.generation));
         }
-        // Reports of the generation that ended last are welcome until the next one forms: those steps are applied.
+        // Reports of the generation that ended last are accepted until the next one forms: those
+        // steps are applied.
         let standing = self.members.get(rank).map(|member| member.standing);
         let own = match standing {
             Some(Standing::In(generation) | Standing::LettingGo { generation, .. }) => generation,

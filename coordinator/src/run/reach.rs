@@ -1,8 +1,10 @@
-//! Members that cannot reach each other: some have to go, so that the others can go on.
+//! Reachability: evicts members that other members cannot connect to, so that the rest can train.
 //!
-//! A generation needs a connection between any two of its members, and the coordinator sees only those to itself. So before they
-//! meet, members try to reach some of the others, and say whom they cannot. When all have let go of the generation that failed
-//! for it, whoever is part of most such pairs is sent away, until none is left.
+//! A generation needs a connection between any two members, and the coordinator sees only the
+//! connections to itself. Before a rendezvous each member therefore tries to connect to some of the
+//! others and reports those that it cannot reach. When all have released the generation that failed
+//! for it, the coordinator evicts the member that is in most of the reported pairs, and repeats
+//! this until no pair is left.
 //!
 //! A member that advertises a loopback address to members of other machines is at fault whatever
 //! the pairs are. If it alone holds the furthest state, it is isolated instead of evicted: it saves
@@ -18,20 +20,22 @@ use proto::v1;
 
 use super::{Run, Time, generation::Origin, membership::Member, plan::Place, record::Source};
 
-/// So many others does a member make sure to reach.
+/// The number of other members that each member tries to connect to.
 const PEERS: usize = 64;
 
 /// Pairs of members that cannot reach each other, the lower identity first.
 pub(super) type Complaints = BTreeSet<(u32, u32)>;
 
-/// Whom the member at `index` makes sure to reach: those that follow it in the circle of all `members`.
+/// The peers that the member at `index` tries to connect to: the [`PEERS`] that follow it in the
+/// circle of all `members`.
 pub(super) fn peers(members: &[(u32, String)], index: usize) -> Vec<v1::Peer> {
     let others = members.iter().cycle().skip(index + 1).take(PEERS.min(members.len() - 1));
     others.map(|(rank, address)| v1::Peer { rank: *rank, store_address: address.clone() }).collect()
 }
 
-/// Who is part of most pairs; of several rather not whoever is `precious`; then whoever was not heard for longest, for it may be
-/// gone altogether; then the highest identity, because the lowest one serves the meeting.
+/// The member to evict: the one in most pairs. Ties are decided in this order: a member other than
+/// `precious`; the one not heard from for longest, because it may be dead; the highest id, because
+/// the member with the lowest id serves the rendezvous.
 fn worst(complaints: &Complaints, precious: Option<u32>, heard: impl Fn(u32) -> Time) -> Option<u32> {
     let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
     for rank in complaints.iter().flat_map(|(a, b)| [*a, *b]) {
@@ -41,14 +45,16 @@ fn worst(complaints: &Complaints, precious: Option<u32>, heard: impl Fn(u32) -> 
     counts.into_iter().max_by_key(order).map(|(rank, _)| rank)
 }
 
-/// Whether an address (host:port) means another machine to every machine.
+/// Whether an address (host:port) names a different machine on every machine: loopback or
+/// unspecified.
 fn is_local(address: &str) -> bool {
     let ip = address.parse::<SocketAddr>().map(|address| address.ip().to_canonical());
     ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
 }
 
 impl Run {
-    /// Notes whom a member could not reach.
+    /// Records the peers that a member reports as unreachable. Ignores reports about earlier
+    /// generations and unknown members.
     pub(super) fn complain(&mut self, rank: u32, failed: &v1::Failed) {
         if failed.generation == self.last_generation {
             let known = failed.unreachable.iter().take(PEERS).filter(|other| self.members.get(**other).is_some());
@@ -57,7 +63,7 @@ impl Run {
         }
     }
 
-    /// Sends away whom others cannot reach, now that nobody is in a generation any more.
+    /// Evicts unreachable members. Called when no member is in a generation any more.
     pub(super) fn part(&mut self, now: Time) {
         let mut complaints = std::mem::take(&mut self.complaints);
         complaints.retain(|(a, b)| self.members.get(*a).is_some() && self.members.get(*b).is_some());
@@ -113,7 +119,8 @@ impl Run {
         is_local(address).then(|| address.rsplit_once(':').map_or("", |(host, _)| host).to_owned())
     }
 
-    /// Who alone holds the furthest state: it must not have to go for somebody who has nothing.
+    /// The member that alone holds the furthest state, if there is one: evicting it would lose
+    /// work, unlike evicting a member without state.
     fn sole_holder(&self) -> Option<u32> {
         let Origin { start, source: Source::Member(rank) } = self.origin() else { return None };
         let holds = |member: &Member| member.position.as_ref().map(Place::from) == Some(start);

@@ -1,4 +1,5 @@
-//! What is worth remembering: written to the journal, turned into metrics, and read back when a coordinator restarts.
+//! The records of a run: written to the journal, converted to metrics, and read back when a
+//! coordinator restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,13 +17,13 @@ use super::{
     terms::TermLog,
 };
 
-/// Means of what was measured in a step, by name.
+/// The means of a step's measurements, by name.
 pub type Means = BTreeMap<String, f64>;
 
-/// Where a generation takes its state from.
+/// The source of a generation's initial state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A member, by its identity rank.
+    /// A member, by its worker id.
     Member(u32),
     /// A checkpoint, by its name.
     Checkpoint(String),
@@ -40,49 +41,50 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// A saved state.
+/// A complete checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The point of the run.
+    /// The point of the run that it holds.
     pub place: Place,
     /// The generation that saved it.
     pub generation: u64,
-    /// What the run was named when it did.
+    /// The run's id at that time; a recovered run gets a new one.
     pub run_id: String,
-    /// What it is called among the run's checkpoints.
+    /// Its name among the run's checkpoints; see [`Place::checkpoint_name`].
     pub name: String,
-    /// What all ranks said of their parameters.
+    /// The SHA-256 of the parameters, as reported by all members.
     pub parameters_sha256: String,
 }
 
-/// Something that happened, besides steps, checkpoints and the like.
+/// The kind of an event: a record other than those with variants of their own in [`Record`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happening {
-    /// A worker attached.
+    /// A worker attached, and is a member.
     Joined,
-    /// A member is gone.
+    /// A member failed: it disconnected, was silent or was evicted.
     Lost,
-    /// A member wants to go.
+    /// A member announced that it leaves.
     Leaving,
-    /// A member ended as it should.
+    /// A member left in order.
     Left,
     /// Committed steps were given up.
     RolledBack,
-    /// Steps that nobody reported turned out to be applied.
+    /// Steps that no member had reported turned out to be applied.
     Adopted,
-    /// A state could not be saved: the run holds.
+    /// A state could not be saved: training is held.
     SaveFailed,
-    /// States can be saved again: the run goes on.
+    /// States can be saved again: training continues.
     SavedAgain,
     /// A checkpoint cannot be used.
     Damaged,
-    /// The ranks' parameters differ.
+    /// The members' parameters differ.
     Diverged,
-    /// A stage ended with an earlier state than its last. Its cause says whether later states are given up or not selected.
+    /// A stage ended with an earlier state than its last. The cause says whether later states are
+    /// given up or not selected.
     StageEnded,
-    /// The guard has paused the run.
+    /// The guard or an operator paused the run.
     Paused,
-    /// Somebody let a paused run go on.
+    /// An operator resumed the run.
     Resumed,
     /// The run is complete.
     Finished,
@@ -90,16 +92,16 @@ pub enum Happening {
     Failed,
     /// The coordinator was asked to stop.
     Stopped,
-    /// The run continues with other settings.
+    /// The run continues with changed settings in its run file.
     SettingsChanged,
-    /// The data of a split are others than those of the workers before the coordinator was started again.
+    /// The data of a split differ from those before the coordinator's restart.
     DataChanged,
-    /// The journal took the place of one that was lost or damaged.
+    /// The journal replaces one that was lost or damaged.
     Recovered,
 }
 
 impl Happening {
-    /// All kinds.
+    /// All kinds of events.
     pub const ALL: [Self; 19] = [
         Self::Joined,
         Self::Lost,
@@ -122,7 +124,7 @@ impl Happening {
         Self::Recovered,
     ];
 
-    /// Whether people should look into it.
+    /// Whether an operator should look into it.
     #[must_use]
     pub fn is_trouble(self) -> bool {
         let good = [
@@ -139,7 +141,7 @@ impl Happening {
         !good.contains(&self)
     }
 
-    /// Its name in the journal.
+    /// The name in the journal.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -166,47 +168,49 @@ impl Happening {
     }
 }
 
-/// One thing to remember.
+/// A record: one fact that the coordinator stores.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
-    /// A generation was formed. Durable before anybody hears of it, so that no number is used twice.
+    /// A generation was formed. Durable before any worker is told, so that no number is used twice.
     Formed {
-        /// Its number.
+        /// The number of the generation.
         generation: u64,
         /// The term of the coordinator process that formed it.
         term: u64,
-        /// Who is in it: identity rank and machine, in order of rank.
+        /// The worker id and machine of each member, in order of id.
         members: Vec<(u32, Machine)>,
-        /// Why the one before it ended.
+        /// Why the previous generation ended.
         cause: String,
-        /// Where it starts.
+        /// The point at which it starts.
         start: Place,
-        /// Whose state it starts from.
+        /// The source of its initial state.
         source: Source,
     },
     /// All members of a generation are ready.
     Ready {
-        /// Its number.
+        /// The number of the generation.
         generation: u64,
-        /// Whether the one before it was broken by a failure.
+        /// Whether the previous generation ended by failure.
         recovery: bool,
     },
     /// A generation ended.
     Ended {
-        /// Its number.
+        /// The number of the generation.
         generation: u64,
         /// Why.
         reason: String,
     },
-    /// A step was reported by all members, or by all that could.
+    /// A step was reported by all members, or by all that can report.
     Step(StepStatistics),
-    /// A checkpoint is complete. Durable before training goes on.
+    /// A checkpoint is complete. Durable before training continues.
     Saved(Checkpoint),
-    /// A checkpoint is about to be deleted. Durable before it is: the journal must not promise what is gone.
+    /// A checkpoint is about to be deleted. Durable before the deletion, so that the journal lists
+    /// no checkpoint that is gone.
     Deleted(String),
-    /// A checkpoint cannot be used. Durable before another serves in its place.
+    /// A checkpoint cannot be used. Durable before another one is used instead.
     Damaged(String),
-    /// An evaluation is complete. Durable before training goes on: where a stage ends depends on it.
+    /// An evaluation is complete. Durable before training continues: the end of a stage depends on
+    /// it.
     Evaluated {
         /// The state that was evaluated.
         place: Place,
@@ -217,30 +221,30 @@ pub enum Record {
         /// All items, by image name.
         items: Vec<Item>,
     },
-    /// A rule of the guard was broken.
+    /// A guard rule has fired.
     Guard {
-        /// The step or the evaluation that broke it.
+        /// The point of the step or evaluation that broke the rule.
         place: Place,
-        /// Which rule, and how.
+        /// The rule and the value.
         firing: Firing,
     },
-    /// Something else happened. Decisions are durable before they are acted upon.
+    /// An event of another kind. Decisions are durable before they are carried out.
     Event {
-        /// What.
+        /// The kind.
         what: Happening,
-        /// Its particulars.
+        /// The details, as in the journal.
         detail: serde_json::Value,
     },
 }
 
 impl Record {
-    /// Whether what follows must wait until the record is on disk.
+    /// Whether the record has to be on disk before the next action.
     #[must_use]
     pub fn must_be_durable(&self) -> bool {
         match self {
             Self::Formed { .. } | Self::Saved(_) | Self::Deleted(_) | Self::Damaged(_) | Self::Evaluated { .. } => true,
-            // Workers that were told that the run is finished do not come back: a coordinator that has forgotten
-            // it would wait for them.
+            // Workers that were told that the run is finished do not come back: a coordinator
+            // without this record would wait for them.
             Self::Event { what: Happening::Finished, .. } => true,
             Self::Event { what, .. } => matches!(what, Happening::StageEnded | Happening::Paused | Happening::Resumed),
             Self::Ready { .. } | Self::Ended { .. } | Self::Step(_) | Self::Guard { .. } => false,
@@ -248,39 +252,39 @@ impl Record {
     }
 }
 
-/// What a coordinator knows of its run from an earlier life.
+/// The state of a run as read from the journal of an earlier coordinator.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Restored {
-    /// Names the run; random.
+    /// The run's id; random.
     pub run_id: String,
     /// Which term formed which generation.
     pub terms: TermLog,
-    /// The number of the last generation; 0 of none.
+    /// The number of the last generation; 0 if there was none.
     pub last_generation: u64,
-    /// Which states are of the present history.
+    /// Decides which states belong to the present history.
     pub cuts: Cuts,
-    /// What was committed.
+    /// The furthest committed point.
     pub committed: Place,
     /// Checkpoints that are not deleted, in order.
     pub checkpoints: Vec<Checkpoint>,
-    /// Of each stage that ended with an earlier state the last checkpoint.
+    /// The last checkpoint of each stage that ended with an earlier state.
     pub passed_over: Vec<Checkpoint>,
-    /// Names of what else is kept that this run wrote: checkpoints that were not complete, or were to be deleted. Found where
-    /// they are kept; the journal knows nothing of them.
+    /// Names of other files of this run in the checkpoint folder: checkpoints that are incomplete
+    /// or were to be deleted. Found by listing that folder; the journal does not have them.
     pub unfinished: BTreeSet<String>,
-    /// Boundaries that the present history has behind it.
+    /// The boundaries that the present history has passed.
     pub done: Boundaries,
-    /// Scores of the present history's evaluations.
+    /// The scores of the present history's evaluations.
     pub scores: Scores,
-    /// Means of what was measured in the last steps of the stage that the run is in, as many as its guard needs to go on.
+    /// The means of the last steps of the current stage, as many as its guard needs.
     pub measured: Vec<(Place, Means)>,
-    /// Stages that ended early.
+    /// The stages that ended early.
     pub ends: Ends,
-    /// Why the run is paused, if it is.
+    /// Why the run is paused; none if it is not.
     pub paused: Option<String>,
-    /// What the workers trained on, if any ever attached.
+    /// The description of the workers' data; none if no worker ever attached.
     pub data_set: Option<v1::DataSet>,
-    /// What they trained on before, in order.
+    /// Earlier training data, in order.
     pub exchanges: Vec<Exchange>,
     /// Whether the run is complete.
     pub finished: bool,

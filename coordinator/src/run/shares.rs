@@ -1,16 +1,17 @@
-//! How a batch is shared out among the ranks: contiguous parts that cover it, at least one sample each.
+//! Division of a batch among ranks: contiguous shares that cover it, of at least one sample each.
 //!
-//! The update does not depend on the split, because gradients are summed over samples; only the time it takes does.
+//! The division does not change the update, because gradients are summed over samples. It changes
+//! only the time of a step.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
-/// Shares are changed when the slowest rank would then need at least this much less time: every change costs the batches
-/// that were prepared ahead.
+/// Shares change only if the slowest rank would then need at most this fraction of its time: each
+/// change discards the batches that were prefetched.
 const WORTH_IT: f64 = 0.9;
 
-/// The part of `0..whole` that falls to `rank` of `world`: contiguous, and equal but for one.
+/// The part of `0..whole` for `rank` of `world`: contiguous; sizes differ by at most one.
 #[must_use]
 pub fn equal(whole: u32, world: u32, rank: u32) -> Range<u32> {
     let (each, more) = (whole / world, whole % world);
@@ -18,15 +19,16 @@ pub fn equal(whole: u32, world: u32, rank: u32) -> Range<u32> {
     begin..begin + each + u32::from(rank < more)
 }
 
-/// Sizes of equal shares of a batch that gives every one of `world` ranks a sample.
+/// The sizes of equal shares of a batch. Each of `world` ranks gets at least one sample if the
+/// batch has as many.
 #[must_use]
 pub fn even(batch: u32, world: usize) -> Vec<u32> {
     let share = |rank| equal(batch, world as u32, rank);
     (0..world as u32).map(|rank| share(rank).len() as u32).collect()
 }
 
-/// Sizes of shares with which ranks of these speeds (samples a second, above 0) are done soonest: one sample for each, and
-/// every further one to whoever would be done with it first.
+/// The sizes of shares with which ranks of these speeds (samples per second, above 0) finish
+/// soonest: one sample for each, and each further one to the rank that would finish it first.
 #[must_use]
 pub fn proportional(batch: u32, speeds: &[f64]) -> Vec<u32> {
     let mut sizes = vec![1; speeds.len()];
@@ -40,7 +42,7 @@ pub fn proportional(batch: u32, speeds: &[f64]) -> Vec<u32> {
     sizes
 }
 
-/// A time that can be ordered.
+/// A time in seconds with a total order.
 #[derive(PartialEq)]
 struct Seconds(f64);
 
@@ -58,7 +60,8 @@ impl Ord for Seconds {
     }
 }
 
-/// The sizes that ranks of these speeds should have, given those that they have.
+/// The new sizes for ranks of these speeds, given the present sizes. Unchanged unless the gain is
+/// worth it.
 #[must_use]
 pub fn follow(sizes: &[u32], speeds: &[f64]) -> Vec<u32> {
     let better = proportional(sizes.iter().sum(), speeds);
@@ -67,7 +70,7 @@ pub fn follow(sizes: &[u32], speeds: &[f64]) -> Vec<u32> {
     if seconds(&better) < WORTH_IT * seconds(sizes) { better } else { sizes.to_vec() }
 }
 
-/// The shares of these sizes, in order.
+/// The shares of these sizes as ranges of samples, in order.
 pub fn ranges(sizes: &[u32]) -> impl Iterator<Item = Range<u32>> {
     sizes.iter().scan(0, |begin, size| {
         let share = *begin..*begin + size;
@@ -86,10 +89,10 @@ mod tests {
     fn a_rank_that_is_half_as_fast_gets_half() {
         assert_eq!(proportional(30, &[10.0, 5.0]), [20, 10]);
         assert_eq!(proportional(3, &[1e9, 1.0, 1.0]), [1, 1, 1]);
-        // A tenth faster is not worth a change, twice as fast is.
+        // A rank that is a tenth faster is not worth a change; one that is twice as fast is.
         assert_eq!(follow(&[8, 8], &[10.0, 11.0]), [8, 8]);
         assert_eq!(follow(&[8, 8], &[5.0, 10.0]), [5, 11]);
-        // What it has settled on it keeps.
+        // A second call changes nothing.
         assert_eq!(follow(&[5, 11], &[5.0, 10.0]), [5, 11]);
     }
 
@@ -114,7 +117,7 @@ mod tests {
             let sizes = proportional(batch, &speeds);
             prop_assert_eq!(sizes.iter().sum::<u32>(), batch);
             prop_assert!(sizes.iter().all(|size| *size >= 1));
-            // Nobody would be done sooner if the last to finish gave a sample away.
+            // The step would not be faster if the last rank to finish gave a sample to another.
             let seconds = |size: u32, speed: &f64| f64::from(size) / speed;
             let shared = || sizes.iter().zip(&speeds).filter(|(size, _)| **size > 1);
             let last = shared().map(|(size, speed)| seconds(*size, speed)).fold(0.0, f64::max);

@@ -1,4 +1,5 @@
-//! Stalls: whoever says that it lives, but does not do what the others wait for, is sent away.
+//! Stall detection: evicts members that send heartbeats, but do not do what the other members wait
+//! for.
 
 use std::time::Duration;
 
@@ -10,19 +11,22 @@ use super::{
     progress::Awaiting,
 };
 
-/// An all-reduce that all have reached takes no longer than so many times `lost_after`.
+/// An all-reduce that all members have entered counts as hung after this multiple of `lost_after`
+/// (or after `stall_after`, if that is shorter).
 const HUNG: u32 = 3;
 
 impl Run {
-    /// Sends those away for whom the others have waited too long.
+    /// Evicts the members that the others have waited for longer than `stall_after`. Ends the
+    /// generation if all members wait for each other.
     pub(super) fn unstall(&mut self, now: Time) {
         let stall_after = Duration::try_from_secs_f64(self.file.control.stall_after).unwrap_or(Duration::MAX);
         let debtors = self.debtors();
-        // What is trained meanwhile counts, too: nobody is blamed for a save that keeps nobody from anything.
+        // Progress in training counts, too: a member whose save delays no other member is not
+        // evicted for it.
         let saves = |rank: u32| self.saving.as_ref().is_some_and(|saving| saving.awaits(rank));
         let owes = |rank: u32| debtors.binary_search(&rank).is_ok() || saves(rank);
         self.members.excuse(now, owes);
-        // Nobody gets on in a meeting before all do.
+        // No member makes progress in a rendezvous before all have arrived.
         let meets = self.generation.as_ref().is_some_and(|generation| generation.ready.is_empty());
         let waits_for_others = |member: &Member| match member.phase {
             v1::Phase::AllReduce => true,
@@ -50,14 +54,15 @@ impl Run {
         }
     }
 
-    /// A member got on with what no heartbeat tells of.
+    /// Records progress of a member that heartbeats do not report.
     pub(super) fn moves(&mut self, now: Time, rank: u32) {
         if let Some(member) = self.members.get_mut(rank) {
             member.moved = now;
         }
     }
 
-    /// The ranks of the generation that were told to do what they have not done yet, in order; saves left out.
+    /// The ids, in order, of the generation's members with an unfinished directive. Saves are not
+    /// counted.
     fn debtors(&self) -> Vec<u32> {
         let Some(generation) = &self.generation else { return Vec::new() };
         let owes = |rank: &u32| match &self.phase {

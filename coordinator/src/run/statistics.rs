@@ -1,4 +1,5 @@
-//! Statistics of steps: what the members of a generation report of their shares, merged into one account of the whole.
+//! Statistics of steps: the reports of a generation's members on their shares, merged into one for
+//! the whole step.
 
 use std::collections::BTreeMap;
 
@@ -8,48 +9,49 @@ use statistics::{Summary, names};
 
 use super::plan::Place;
 
-/// Candidates of an example; run files ask for fewer beams.
+/// Maximal number of candidates of an example; run files allow fewer beams.
 const MOST_CANDIDATES: usize = 1024;
 
-/// What a step did, over all shares that were reported.
+/// The statistics of a step over all shares that were reported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepStatistics {
     /// The point that the step reached.
     pub place: Place,
     /// The generation that trained it.
     pub generation: u64,
-    /// Sum of the loss.
+    /// The sum of the loss.
     pub loss_sum: f64,
-    /// Images or tokens that the sum is over.
+    /// The number of images or tokens that the sum is over.
     pub loss_weight: f64,
-    /// Samples.
+    /// The number of samples.
     pub samples: u64,
-    /// Tokens that were learned from.
+    /// The number of tokens with a loss.
     pub tokens: u64,
-    /// Learning rate of the update.
+    /// The learning rate of the update.
     pub learning_rate: f64,
-    /// Norm of the gradient, before clipping.
+    /// The norm of the gradient, before clipping.
     pub gradient_norm: f64,
-    /// Seconds of the slowest member.
+    /// The duration for the slowest member, in seconds.
     pub seconds: f64,
     /// The longest time that a member spent in the all-reduce, in seconds.
     pub all_reduce_seconds: f64,
     /// Distributions over all shares; the keys are of `statistics::names::ALL`.
     pub summaries: BTreeMap<&'static str, Summary>,
-    /// Where the time of the members went, summed over them, in seconds; the keys are of `statistics::names::PHASES`.
+    /// The time of the members by phase, summed over members, in seconds; the keys are of
+    /// `statistics::names::PHASES`.
     pub phase_seconds: BTreeMap<&'static str, f64>,
-    /// How the candidates of one image were weighed, where the objective weighs some.
+    /// The candidates of one image with their rewards and weights, if the objective has candidates.
     pub example: Option<v1::Example>,
-    /// How long the members computed.
+    /// The computing time of the members.
     pub pace: Pace,
 }
 
-/// How long the members of a step computed, the all-reduce left out.
+/// The computing time of a step's members, without the all-reduce.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
-    /// The slowest member's identity, and its seconds.
+    /// The id of the slowest member, and its time in seconds.
     slowest: (u32, f64),
-    /// Seconds of all, and how many they are.
+    /// The sum over all members in seconds, and their number.
     total: f64,
     members: u32,
 }
@@ -67,7 +69,8 @@ impl Pace {
         self.members += other.members;
     }
 
-    /// The slowest of several members, and how many seconds longer than the average of the others it took.
+    /// The id of the slowest member, and how many seconds longer than the average of the others it
+    /// took. None for a single member.
     #[must_use]
     pub fn lag(&self) -> Option<(u32, f64)> {
         let (rank, seconds) = self.slowest;
@@ -77,7 +80,7 @@ impl Pace {
 }
 
 impl StepStatistics {
-    /// Reads the report of the member of this identity; says what is wrong with it if a worker cannot have meant it.
+    /// Reads the report of the member with this id. Fails with a message if the report is invalid.
     pub fn read(rank: u32, report: &v1::StepDone, position: &v1::Position) -> Result<Self, String> {
         let mut summaries = BTreeMap::new();
         for (name, summary) in &report.summaries {
@@ -115,31 +118,31 @@ impl StepStatistics {
         })
     }
 
-    /// Loss per image or token; none where no image of the batch could be decoded.
+    /// The loss per image or token; none if no image of the batch could be decoded.
     #[must_use]
     pub fn loss(&self) -> Option<f64> {
         (self.loss_weight > 0.0).then(|| self.loss_sum / self.loss_weight)
     }
 
-    /// Mean reward of the chosen candidates, where the objective has rewards.
+    /// The mean reward of the chosen candidates; none if the objective has no rewards.
     #[must_use]
     pub fn reward(&self) -> Option<f64> {
         self.summaries.get(names::REWARD_CHOSEN).filter(|summary| summary.count() > 0).map(Summary::mean)
     }
 
-    /// Samples a second.
+    /// Samples per second.
     #[must_use]
     pub fn images_per_second(&self) -> f64 {
         if self.seconds > 0.0 { self.samples as f64 / self.seconds } else { 0.0 }
     }
 
-    /// Tokens a second.
+    /// Tokens per second.
     #[must_use]
     pub fn tokens_per_second(&self) -> f64 {
         if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 }
     }
 
-    /// Where the time of the average member went.
+    /// The time of the average member by phase, in seconds.
     pub fn phases(&self) -> impl Iterator<Item = (&'static str, f64)> {
         let members = f64::from(self.pace.members);
         self.phase_seconds.iter().map(move |(phase, seconds)| (*phase, seconds / members))
@@ -150,7 +153,8 @@ impl StepStatistics {
         self.loss_weight += other.loss_weight;
         self.samples += other.samples;
         self.tokens = self.tokens.saturating_add(other.tokens);
-        // Equal on all ranks, since all apply the same update; the greatest also shows a rank that disagrees.
+        // Equal on all ranks, since all apply the same update; the maximum also shows a rank that
+        // differs.
         self.gradient_norm = self.gradient_norm.max(other.gradient_norm);
         self.seconds = self.seconds.max(other.seconds);
         self.all_reduce_seconds = self.all_reduce_seconds.max(other.all_reduce_seconds);
@@ -165,7 +169,8 @@ impl StepStatistics {
     }
 }
 
-/// Whether an example is of a size that can be kept and shown, and has numbers. Workers send no other.
+/// Whether an example is small enough to be stored and shown, and has only finite numbers. Workers
+/// send no others.
 fn is_modest(example: &v1::Example) -> bool {
     let short = |text: &str| text.len() <= MAX_TEXT_BYTES;
     let modest = |candidate: &v1::Candidate| {
@@ -174,15 +179,16 @@ fn is_modest(example: &v1::Example) -> bool {
     short(&example.image) && example.candidates.len() <= MOST_CANDIDATES && example.candidates.iter().all(modest)
 }
 
-/// Steps of one generation that not all of its members have reported yet. The plan bounds their number: it grants only so
-/// far ahead of the slowest member.
+/// Merges the reports of a generation's steps that not all members have reported yet. Their number
+/// is bounded, because steps are granted only a window ahead of the slowest member.
 #[derive(Debug, Default)]
 pub struct Merger {
     pending: BTreeMap<Place, (usize, StepStatistics)>,
 }
 
 impl Merger {
-    /// Adds one member's report; the step's account once all `world` members have reported it.
+    /// Adds one member's report. Returns the step's statistics once all `world` members have
+    /// reported it.
     pub fn add(&mut self, world: usize, report: StepStatistics) -> Option<StepStatistics> {
         let place = report.place;
         let reports = match self.pending.get_mut(&place) {
@@ -199,7 +205,7 @@ impl Merger {
         if reports < world { None } else { self.pending.remove(&place).map(|(_, step)| step) }
     }
 
-    /// The accounts of the steps that will not be reported any further, in order.
+    /// Removes and returns, in order, the statistics of the steps that will get no further reports.
     pub fn drain(&mut self) -> impl Iterator<Item = StepStatistics> + use<> {
         std::mem::take(&mut self.pending).into_values().map(|(_, step)| step)
     }

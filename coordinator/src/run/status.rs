@@ -1,4 +1,4 @@
-//! What people and scripts may ask of a run.
+//! The run's status, for the CLI, the HTTP API and the metrics.
 
 use proto::v1;
 
@@ -8,11 +8,11 @@ use super::{
     statistics::StepStatistics,
 };
 
-/// Ranks that are named where many could be.
+/// Maximal number of ids in a message that lists members.
 const NAMED: usize = 8;
 
 impl Run {
-    /// The run as it stands, and each of its members.
+    /// The run's state with all members.
     #[must_use]
     pub fn status(&self, now: Time) -> v1::StatusResponse {
         let member = |(rank, member): (u32, &super::membership::Member)| v1::Member {
@@ -30,18 +30,18 @@ impl Run {
         v1::StatusResponse { members: self.members.iter().map(member).collect(), example, ..self.outline() }
     }
 
-    /// The first members by identity, up to the one before `rank`, and how fast they are.
+    /// The members with ids below `rank`, with their throughput.
     pub fn first_members(&self, rank: u32) -> impl Iterator<Item = (u32, Rates)> {
         self.members.iter().take_while(move |(other, _)| *other < rank).map(|(rank, member)| (rank, member.rates))
     }
 
-    /// How many members there are.
+    /// The number of members.
     #[must_use]
     pub fn attached(&self) -> usize {
         self.members.len()
     }
 
-    /// The run as it stands, without its members and what it tells of candidates.
+    /// The run's state without the list of members and without the candidates of an example.
     #[must_use]
     pub fn outline(&self) -> v1::StatusResponse {
         let stage = self.plan.stage(self.committed);
@@ -71,7 +71,7 @@ impl Run {
         }
     }
 
-    /// Whether a generation trains or the run is complete; if not, why.
+    /// Whether a generation trains or the run is complete: the readiness probe. If not, why.
     ///
     /// # Errors
     /// The reason, in one line.
@@ -82,7 +82,7 @@ impl Run {
         }
     }
 
-    /// Samples that training has consumed for good.
+    /// The number of samples that training has consumed and committed.
     #[must_use]
     pub fn samples_committed(&self) -> u64 {
         self.plan.samples_before(self.committed)
@@ -110,7 +110,7 @@ impl Run {
         }
     }
 
-    /// Why a state or captions cannot be saved, if so.
+    /// Why a state or captions cannot be saved; none if they can.
     fn cannot_save(&self) -> Option<&str> {
         let state = self.unsaved.as_ref().map(|unsaved| &unsaved.reason);
         let captions = || self.evaluation.as_ref().and_then(|evaluation| evaluation.unsaved.as_ref());

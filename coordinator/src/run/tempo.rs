@@ -1,11 +1,12 @@
-//! How fast the run gets on, by the clock: evaluations and checkpoints included, pauses and recoveries not.
+//! Throughput of the run in wall time, for the estimated time to the end of a stage. Includes
+//! evaluations and checkpoints, but not pauses and recoveries.
 
 use super::{Time, plan::Place};
 
-/// What the newest step counts for, once many are known.
+/// The minimal weight of the newest step in the moving average.
 const SMOOTHING: f64 = 0.02;
 
-/// Seconds a step: the mean of the first ones, then a moving average.
+/// Seconds per step: the mean of the first steps of a stage, then an exponential moving average.
 #[derive(Debug, Default)]
 pub struct Tempo {
     last: Option<(Time, Place)>,
@@ -15,7 +16,7 @@ pub struct Tempo {
 }
 
 impl Tempo {
-    /// A state was reached.
+    /// Records that the run has reached a point. A new stage starts a new average.
     pub fn reached(&mut self, now: Time, place: Place) {
         if self.stage != place.stage {
             *self = Self { stage: place.stage, ..Self::default() };
@@ -31,12 +32,13 @@ impl Tempo {
         self.last = Some((now, place));
     }
 
-    /// What comes now is no time of training, until the next state is reached.
+    /// Excludes the time from now until the next reached point.
     pub fn interrupt(&mut self) {
         self.last = None;
     }
 
-    /// Seconds until `to`, if any of its stage are known.
+    /// The estimated seconds from `from` to step `to` of the same stage; none before the stage's
+    /// first measured step.
     pub fn until(&self, from: Place, to: u64) -> Option<f64> {
         (self.steps > 0 && self.stage == from.stage).then(|| self.seconds * to.saturating_sub(from.step) as f64)
     }

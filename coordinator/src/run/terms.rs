@@ -1,9 +1,9 @@
 //! Terms: which coordinator process has formed which generation.
 //!
-//! Generation numbers alone do not identify a generation. An older copy of the journal may be brought
-//! back, and the coordinator then forms generations again under numbers that it has used before. So
-//! each coordinator process has a term, a random number, and a generation is identified by its number
-//! and the term that formed it. Workers are told both, and say both when they come back.
+//! Generation numbers alone do not identify a generation: if an older copy of the journal is
+//! restored, the coordinator forms generations again under numbers that it has used before. So each
+//! coordinator process has a term, a random number, and a generation is identified by its number
+//! and the term that formed it. Workers are told both, and report both when they reconnect.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,8 @@ impl TermLog {
         }
     }
 
-    /// The term that formed `generation`; none if it was never formed. Asked of generations up to the
-    /// last one only.
+    /// The term that formed `generation`; none if it was never formed. Only for generations up to
+    /// the last one.
     #[must_use]
     pub fn of(&self, generation: u64) -> Option<u64> {
         self.0.range(..=generation).next_back().map(|(_, term)| *term)

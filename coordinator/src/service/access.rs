@@ -1,4 +1,5 @@
-//! Who may call what: the first thing that is found out about a call, before its message is read.
+//! Authorization of gRPC calls: middleware that checks the bearer token of a call before its
+//! message is read.
 
 use std::sync::Arc;
 
@@ -18,17 +19,18 @@ use super::{
     refusals::{Reason, Refusals, is_of},
 };
 
-/// The tokens that open the services. How the run stands needs none, as on the page.
+/// The tokens that gRPC calls and the page's commands require. Reading the status requires none.
 #[derive(Clone, Default)]
 pub struct Tokens {
-    /// Lets workers join. Without it, every peer may that gets a connection.
+    /// Required from workers. None: every peer with a connection may join.
     pub join: Option<Token>,
-    /// Lets people and scripts steer the run. Without it, only those on this machine may.
+    /// Required for commands. None: only peers on this machine may send commands.
     pub admin: Option<Token>,
 }
 
 impl Tokens {
-    /// Whether a call of `path` may be made by a peer that presents a token, if it does.
+    /// Whether a peer that presents this token, or none, may call `path`. If not, the reason and
+    /// the gRPC error.
     fn check(&self, path: &str, peer: Peer, presented: Option<&str>) -> Result<(), (Reason, Status)> {
         let is = |token: &Option<Token>| match (token, presented) {
             (Some(token), Some(presented)) => token.equals(presented),
@@ -67,14 +69,15 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
 }
 
-/// What stands between the connections and the services.
+/// The state of [`receive`].
 #[derive(Clone)]
 pub struct Reception {
     pub tokens: Arc<Tokens>,
     pub refusals: Refusals,
 }
 
-/// Lets a call through if it may be made, and notes it if it is refused, here or behind.
+/// Middleware that refuses calls without the required token. Logs and counts refusals, its own and
+/// those of the services behind it.
 pub async fn receive(State(reception): State<Reception>, request: Request, next: Next) -> Response {
     let Reception { tokens, refusals } = reception;
     let path = request.uri().path().to_owned();

@@ -1,4 +1,4 @@
-//! Captions of evaluations as files, in the format of COCO's results, for tools that read that.
+//! Files with the captions of evaluations, in COCO's results format.
 
 use std::{fs::File, path::Path};
 
@@ -6,10 +6,11 @@ use scoring::results::{self, Captioned};
 
 use crate::run::captions::Item;
 
-/// Writes the captions to `path`: whole or not at all, over what an evaluation of the same state left.
+/// Writes the captions to `path` atomically. Replaces the file of an earlier evaluation of the same
+/// state.
 ///
 /// # Errors
-/// What the system says.
+/// The file cannot be written.
 pub fn save(path: &Path, items: &[Item]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(|error| match error.kind() {

@@ -1,16 +1,17 @@
-//! The run's clock: it counts the time in which the coordinator could listen.
+//! The run's clock: it stops while the coordinator does not process messages.
 //!
-//! A coordinator that was stopped, or waited for a full disk, finds what its workers said meanwhile still unread. Were that time
-//! counted, it would take all of them for lost before it has read a word.
+//! When a coordinator was suspended, or waited for a full disk, its workers' messages of that time
+//! are still unread. If that time counted, the heartbeat timeout would evict all workers before
+//! their heartbeats are read.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What a turn may count for at most.
+/// Maximal time that one iteration of the event loop counts.
 const LONGEST_TURN: Duration = Duration::from_millis(500);
 
-/// Time since the start, without what was missed.
+/// Time since the start, without the time in which the coordinator was blocked.
 pub struct Clock {
     turn: Instant,
     now: Duration,
@@ -22,13 +23,13 @@ impl Clock {
         Self { turn: now, now: Duration::ZERO }
     }
 
-    /// A turn begins at `now`.
+    /// Begins an iteration of the event loop at `now`.
     pub fn turn(&mut self, now: Instant) {
         self.now += (now - self.turn).min(LONGEST_TURN);
         self.turn = now;
     }
 
-    /// The time of this turn.
+    /// The time of this iteration.
     pub fn now(&self) -> Duration {
         self.now
     }

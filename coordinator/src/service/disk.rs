@@ -1,5 +1,5 @@
-//! How much room the disks have that the coordinator depends on. Asked on a thread of its own: a disk that does not answer must
-//! not keep anybody waiting.
+//! Free space of the disks that the coordinator uses, as metrics. Queried on a separate thread,
+//! because a disk that does not respond must not block the coordinator.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,18 +10,18 @@ use metrics::Gauge;
 use tokio::time;
 use tracing::warn;
 
-/// Between looks.
+/// Interval between queries.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// A folder, and the gauges of its disk's size and of what is free of it, in bytes.
+/// A folder with the gauges of its disk's size and free space, in bytes.
 pub struct Disk {
     /// The folder.
     pub folder: PathBuf,
-    /// Size, and what is free.
+    /// Size and free space.
     pub gauges: [Gauge; 2],
 }
 
-/// Looks after the disks until it is dropped.
+/// Updates the gauges until the future is dropped.
 pub async fn watch(disks: Vec<Disk>) {
     let mut ticks = time::interval(EVERY);
     let mut disks = disks;
@@ -42,12 +42,12 @@ pub async fn watch(disks: Vec<Disk>) {
 }
 
 fn look(disk: &Disk) {
-    // A folder that is gone has no disk to speak of.
+    // The folder does not exist: nothing to report.
     let Ok(found) = room(&disk.folder) else { return };
     disk.gauges.iter().zip(found).for_each(|(gauge, bytes)| gauge.set(bytes));
 }
 
-/// Size of a folder's disk, and what is free of it for us, in bytes.
+/// The size of a folder's disk, and the space available to this process, in bytes.
 fn room(folder: &Path) -> rustix::io::Result<[f64; 2]> {
     let found = rustix::fs::statvfs(folder)?;
     Ok([found.f_blocks, found.f_bavail].map(|blocks| blocks as f64 * found.f_frsize as f64))

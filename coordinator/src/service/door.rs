@@ -1,6 +1,7 @@
-//! The way in: accepts connections, wants certificates of their peers where that is configured, and lets in who speaks HTTP/2.
+//! The acceptor of the gRPC port: accepts connections, performs the TLS handshake if configured,
+//! and passes on connections that begin with the HTTP/2 preface.
 //!
-//! tonic could do so itself, but would neither say who was turned away nor bound how many come.
+//! tonic's own acceptor would neither report refused peers nor limit the number of connections.
 
 use std::{
     io,
@@ -26,30 +27,30 @@ use tracing::warn;
 
 use super::refusals::{Reason, Refusals};
 
-/// Connections that may be open at once: two for each of 20,000 workers, because one that comes back may do so before its last
-/// connection is known to be dead, and some for people.
+/// Maximal number of open connections: two for each of 20,000 workers, because a worker may
+/// reconnect before its last connection is known to be dead, and some for operators.
 const MOST_CONNECTIONS: usize = 50_000;
-/// Connections that may wait to be served.
+/// Maximal number of accepted connections that wait for the server.
 const WAITING: usize = 64;
-/// How long a peer may take to show its certificate and begin to speak HTTP/2.
+/// Time limit for the TLS handshake and the HTTP/2 preface.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Pause after the system has refused to accept a connection, e.g. because too many files are open.
+/// Pause after an error of accept(2), e.g. because too many files are open.
 const RECOVERY: Duration = Duration::from_secs(1);
-/// What every HTTP/2 client says first.
+/// The HTTP/2 connection preface (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Who is at the other end of a connection.
+/// The address of a connection's peer.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
 impl Peer {
-    /// Whether it is on this machine.
+    /// Whether the peer is on this machine.
     pub fn is_loopback(self) -> bool {
         self.0.ip().to_canonical().is_loopback()
     }
 
-    /// The address that per-client limits count: for IPv6 the /64 prefix, because one client commonly controls all addresses in it
-    /// (RFC 6177).
+    /// The address by which clients are counted for limits. For IPv6 that is the /64 prefix,
+    /// because one client commonly controls all addresses in it (RFC 6177).
     pub fn client_address(self) -> IpAddr {
         match self.0.ip().to_canonical() {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
@@ -60,25 +61,26 @@ impl Peer {
 
 type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// A connection that was let in.
+/// An accepted connection, which counts toward the limit until it is dropped.
 pub struct Connection {
     peer: Peer,
     stream: Stream,
-    /// What was read of it to see whether to let it in, and not yet by whom it is served.
+    /// Bytes of the preface that were read by the acceptor and not yet by the server.
     unread: &'static [u8],
     _place: OwnedSemaphorePermit,
 }
 
-/// Where connections come in.
+/// The acceptor of a listener.
 pub struct Door {
     pub listener: TcpListener,
-    /// Wants certificates.
+    /// The TLS settings; none for plain text.
     pub tls: Option<Arc<ServerConfig>>,
     pub refusals: Refusals,
 }
 
 impl Door {
-    /// Those who are let in, until nobody takes them.
+    /// Starts accepting. Returns the stream of accepted connections; accepting ends when it is
+    /// dropped.
     pub fn open(self) -> ReceiverStream<io::Result<Connection>> {
         let (entered, entering) = mpsc::channel(WAITING);
         tokio::spawn(self.watch(entered));
@@ -96,7 +98,7 @@ impl Door {
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
-                // Its peer has gone before it was looked at.
+                // The peer has closed the connection before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
                     warn!(%error, "cannot accept connections for the moment");
@@ -113,7 +115,7 @@ impl Door {
                 let problem = match time::timeout(HANDSHAKE, greet(stream, tls)).await {
                     Ok(Ok(stream)) => {
                         let connection = Connection { peer: Peer(peer), stream, unread: PREFACE, _place: place };
-                        // Nobody takes it any more: the coordinator is shutting down.
+                        // The stream was dropped: the coordinator is shutting down.
                         _ = entered.send(Ok(connection)).await;
                         return;
                     }
@@ -128,7 +130,7 @@ impl Door {
     }
 }
 
-/// Finds out whether a peer has a certificate, if it must, and speaks HTTP/2.
+/// Performs the TLS handshake, if required, and checks the HTTP/2 preface.
 async fn greet(stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<Stream> {
     stream.set_nodelay(true)?;
     let mut stream = match tls {
@@ -146,7 +148,7 @@ async fn greet(stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<Stream
     Ok(stream)
 }
 
-/// Why a peer was not let in; nothing was refused to one that went by itself.
+/// Why a connection was refused; none if the peer has closed it.
 fn reason(problem: &io::Error) -> Option<Reason> {
     let tls = problem.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match (tls, problem.kind()) {

@@ -1,4 +1,4 @@
-//! The one task that owns the run: feeds it events and does what it says.
+//! The driver: the one task that owns the run. It feeds events to the run and executes its actions.
 
 use std::{
     collections::BTreeMap,
@@ -29,16 +29,16 @@ use crate::run::{
     Action, Command, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics,
 };
 
-/// Between ticks; the precision with which silence is noticed.
+/// Interval of ticks: the precision of timeouts.
 const TICK: Duration = Duration::from_millis(100);
-/// Between lines about progress.
+/// Minimal interval between log lines about progress.
 const PROGRESS: Duration = Duration::from_secs(1);
-/// Inputs taken in before a tick is looked for.
+/// Maximal number of inputs handled before the next tick is checked for.
 const TURN: usize = 256;
 
-/// What comes in from the network and the system.
+/// An input of the driver, from the network or the operating system.
 pub enum Input {
-    /// A worker asks for a place.
+    /// A worker asks to join.
     Join {
         /// The worker's address, for limits; see [`Peer::client_address`](super::door::Peer::client_address).
         address: IpAddr,
@@ -46,47 +46,47 @@ pub enum Input {
         join: v1::JoinRequest,
         reply: oneshot::Sender<Result<v1::JoinResponse, Status>>,
     },
-    /// A worker says who it is.
+    /// A worker opens its stream.
     Attach { session: SessionId, attach: v1::Attach, line: Line },
-    /// Something else happened.
+    /// Another event of the run.
     Event(Event),
-    /// Somebody steers the run; the answer says what comes of it.
+    /// An operator sends a command; the reply says what will happen.
     Control { command: Command, reply: oneshot::Sender<Result<String, Status>> },
-    /// Somebody asks how the run stands.
+    /// A client asks for the status.
     Status { reply: oneshot::Sender<v1::StatusResponse> },
     /// The coordinator is asked to stop.
     Shutdown,
 }
 
-/// The way to a worker. When it is dropped the stream ends.
+/// The outbox of a worker's stream. Dropping it ends the stream.
 pub struct Line {
     pub peer: SocketAddr,
     pub outbound: mpsc::Sender<Result<v1::Directive, Status>>,
-    /// Dropped with the line: tells the task that listens to the worker.
+    /// Dropped with the outbox: tells the task that reads the worker's messages to end.
     pub _hold: oneshot::Sender<()>,
 }
 
-/// The run and all that it acts upon.
+/// The run with everything that its actions need.
 pub struct Driver {
     pub run: Run,
     pub recorder: Recorder,
     pub metrics: Metrics,
     pub refusals: Refusals,
-    /// Scores captions.
+    /// Computes the scores of captions.
     pub scoring: Arc<scoring::Metrics>,
     pub readiness: watch::Sender<Readiness>,
-    /// Where checkpoints are.
+    /// The run's checkpoints.
     pub checkpoints: Arc<Checkpoints>,
-    /// For events that come back from threads.
+    /// For events from other tasks and threads.
     pub inputs: mpsc::Sender<Input>,
-    /// How the run stood at its end, for those who ask after that.
+    /// The final status, for requests after the run's end.
     pub ended: watch::Sender<Option<v1::StatusResponse>>,
-    /// Whether to go on answering when the run is finished, until somebody stops it.
+    /// Whether to keep serving when the run is finished, until an operator stops the coordinator.
     pub stay: bool,
 }
 
 impl Driver {
-    /// Drives the run to its end.
+    /// Drives the run to its end. Returns how it ended.
     ///
     /// # Errors
     /// When the journal cannot be written.
@@ -123,7 +123,7 @@ impl Driver {
                     turn.driver.refusals.log_suppressed(Instant::now());
                 }
             }
-            // How a run with thousands of members stands takes longer to say than most inputs take to handle.
+            // The status of a run with thousands of members takes longer than most inputs.
             if ticked || outcome.is_some() || (turn.noted && waiting.is_empty()) {
                 turn.publish();
             }
@@ -141,7 +141,7 @@ impl Driver {
     }
 }
 
-/// Somebody who waits for an answer.
+/// A request that waits for an answer.
 enum Asked {
     Join(oneshot::Sender<Result<v1::JoinResponse, Status>>),
     Control(oneshot::Sender<Result<String, Status>>),
@@ -151,14 +151,14 @@ struct Turn {
     driver: Driver,
     clock: Clock,
     asked: BTreeMap<RequestId, Asked>,
-    /// Number of the last question.
+    /// The last request id.
     last: u64,
     lines: BTreeMap<SessionId, Line>,
     /// The task that saves and scores captions.
     examination: Option<AbortHandle>,
     /// When progress was last logged.
     reported: Option<Instant>,
-    /// Whether anything was recorded since metrics and readiness were brought up to date.
+    /// Whether anything was recorded since metrics and readiness were last updated.
     noted: bool,
 }
 
@@ -181,7 +181,7 @@ impl Turn {
             }
             Input::Event(event) => event,
             Input::Status { reply } => {
-                // Who no longer waits needs no answer.
+                // The client may have disconnected.
                 _ = reply.send(self.driver.run.status(self.clock.now()));
                 return Ok(None);
             }
@@ -196,7 +196,7 @@ impl Turn {
         self.event(event).await
     }
 
-    /// Names a question.
+    /// A fresh request id.
     fn number(&mut self) -> RequestId {
         self.last += 1;
         RequestId(self.last)
@@ -206,7 +206,7 @@ impl Turn {
         let mut outcome = None;
         for action in self.driver.run.on_event(self.clock.now(), event) {
             match action {
-                // Who no longer waits for a place loses it when the reservation runs out.
+                // If the worker has disconnected, its reservation expires.
                 Action::Admit { request, response } => {
                     if let Some(Asked::Join(reply)) = self.asked.remove(&request) {
                         _ = reply.send(Ok(response));
@@ -250,7 +250,7 @@ impl Turn {
                 Action::Score { evaluation, items, captions: path } => {
                     let (inputs, scoring) = (self.driver.inputs.clone(), Arc::clone(&self.driver.scoring));
                     let task = tokio::spawn(Written { evaluation, items, path }.examine(scoring, inputs));
-                    // There is one evaluation at a time: another one was given up, if it is not done.
+                    // There is one evaluation at a time: an unfinished earlier one was cancelled.
                     if let Some(earlier) = self.examination.replace(task.abort_handle()) {
                         earlier.abort();
                     }
@@ -262,13 +262,14 @@ impl Turn {
         Ok(outcome)
     }
 
-    /// Never waits for a worker: one that does not read what it is sent is gone, and its stream is ended for it.
+    /// Sends a message to a worker without waiting. A worker that does not read its stream counts
+    /// as lost, and its stream is ended.
     fn send(&mut self, session: SessionId, message: Result<v1::Directive, Status>) {
         let Some(line) = self.lines.get(&session) else { return };
         if line.outbound.try_send(message).is_err() {
             self.lines.remove(&session);
             let inputs = self.driver.inputs.clone();
-            // On a task of its own, because this one is who empties the channel.
+            // On another task, because this one empties the channel.
             tokio::spawn(async move { _ = inputs.send(Input::Event(Event::Closed { session })).await });
         }
     }
@@ -289,7 +290,7 @@ impl Turn {
         self.driver.readiness.send_if_modified(|known| std::mem::replace(known, readiness.clone()) != readiness);
     }
 
-    /// Logs what people want to see.
+    /// Logs the records that operators are interested in.
     fn tell(&mut self, record: &Record) {
         match record {
             Record::Formed { generation, members, start, source, cause, .. } => {

@@ -1,5 +1,5 @@
-//! What the coordinator does with the captions of an evaluation: they are saved as a file, then scored. Until they are saved, the
-//! run is told why not, and waits.
+//! Saves the captions of an evaluation as a file, then scores them. While they cannot be saved, the
+//! run gets the reason, and waits.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -10,21 +10,21 @@ use tracing::warn;
 use super::{captions, driver::Input, score};
 use crate::run::{Event, captions::Item};
 
-/// Between attempts to save captions.
+/// Interval between attempts to save captions.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Captions of an evaluation.
+/// The complete captions of an evaluation.
 pub struct Written {
-    /// The evaluation's number.
+    /// The number of the evaluation.
     pub evaluation: u64,
     /// All captions, by image name.
     pub items: Vec<Item>,
-    /// The file for them.
+    /// The path of the file for them.
     pub path: PathBuf,
 }
 
 impl Written {
-    /// Saves and scores the captions; tells the driver what comes of it.
+    /// Saves and scores the captions, and sends the results to the driver.
     pub async fn examine(self, scoring: Arc<Metrics>, inputs: mpsc::Sender<Input>) {
         let Self { evaluation, items, path } = self;
         let items = Arc::new(items);
@@ -42,7 +42,7 @@ impl Written {
         let items = Arc::unwrap_or_clone(items);
         let scored = tokio::task::spawn_blocking(move || score::score(&scoring, items));
         let (metrics, items) = scored.await.unwrap_or_else(|panic| {
-            // An evaluation without scores is better than a run that waits for them.
+            // An evaluation without scores is better than a run that waits for ever.
             warn!(%panic, "an evaluation could not be scored");
             Default::default()
         });
@@ -50,12 +50,12 @@ impl Written {
     }
 }
 
-/// Tells the driver. Where that fails the coordinator is gone, and with it the use of what is said.
+/// Sends an event to the driver. Ignores failure: the coordinator is shutting down then.
 async fn tell(inputs: &mpsc::Sender<Input>, event: Event) {
     _ = inputs.send(Input::Event(event)).await;
 }
 
-/// Saves captions; says why that is impossible.
+/// Saves captions. Fails with a message to people.
 async fn save(path: PathBuf, items: Arc<Vec<Item>>) -> Result<(), String> {
     let saved = tokio::task::spawn_blocking(move || {
         captions::save(&path, &items).map_err(|error| format!("cannot save captions as {}: {error}", path.display()))

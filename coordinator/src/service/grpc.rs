@@ -1,4 +1,4 @@
-//! The gRPC services: every call becomes an input of the driver.
+//! The gRPC services: each call becomes an input of the driver.
 
 use std::{
     net::SocketAddr,
@@ -31,44 +31,46 @@ use crate::{
     run::{Command, Event, Refusal, RefusalKind, SessionId},
 };
 
-/// Directives that may wait for a worker; one that lets more wait is gone.
+/// Maximal number of directives that wait for a worker to read; beyond it the worker counts as
+/// lost.
 const WAITING_DIRECTIVES: usize = 1024;
-/// How long a fresh stream may take to say whose it is.
+/// How long a new stream may take until its first message, Attach.
 const ATTACH_WITHIN: Duration = Duration::from_secs(30);
-/// Streams that have yet to say whose they are. A worker says so at once; the bound is for what others may make the coordinator hold.
+/// Maximal number of streams without Attach. Workers send it at once; the limit bounds the memory
+/// that other clients can make the coordinator use.
 const MOST_UNATTACHED: usize = 1024;
 
-/// The calls that ask how the run stands, and change nothing.
+/// The read-only calls.
 pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Watch"];
 
-/// Streams of [`Admin::watch`] at once. They need no token, and each asks the run again and again.
+/// Maximal number of open [`Admin::watch`] streams. They need no token, and each one polls the run.
 pub(super) const MAX_WATCHES: usize = 64;
 /// How long an answer on such a stream may wait for the client to read.
 const WATCH_STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Shortest time between two answers on a stream.
+/// Minimal interval between two answers on a stream.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a question about the run may wait while the coordinator waits for its disk.
+/// How long a status request may wait while the coordinator waits for its disk.
 const STATUS_WITHIN: Duration = Duration::from_secs(3);
 
-/// Both services.
+/// The implementation of both services.
 #[derive(Clone)]
 pub struct Grpc {
     driver: mpsc::Sender<Input>,
     refusals: Refusals,
-    /// What is said of a coordinator that does not come to answer.
+    /// The reason to report when the driver does not answer.
     readiness: watch::Receiver<Readiness>,
-    /// How the run stood at its end.
+    /// The final status of the run.
     ended: watch::Receiver<Option<v1::StatusResponse>>,
-    /// Number of the last session.
+    /// The last session id.
     last: Arc<AtomicU64>,
-    /// Sessions that have yet to send Attach.
+    /// Sessions without Attach.
     unattached: Arc<StreamLimit>,
     watches: Arc<StreamLimit>,
 }
 
 impl Grpc {
-    /// Services that speak to this driver.
+    /// Services for this driver.
     pub fn new(
         driver: mpsc::Sender<Input>,
         refusals: Refusals,
@@ -103,7 +105,7 @@ impl Grpc {
     }
 }
 
-/// The peer that makes a call.
+/// The peer of a call.
 fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
     request.extensions().get().copied().ok_or_else(|| Status::internal("a call that came through no connection"))
 }
@@ -140,8 +142,8 @@ impl Coordinator for Grpc {
     }
 
     async fn session(&self, request: Request<Streaming<v1::WorkerMessage>>) -> Result<Response<Directives>, Status> {
-        // Answered at once: what is wrong with the first message is said in the stream, so that a worker need not send it
-        // before it has read the headers.
+        // Answered at once: an error in the first message is reported in the stream, so that a
+        // worker does not have to send it before it gets the response headers.
         let (outbound, directives) = mpsc::channel(WAITING_DIRECTIVES);
         let peer = peer_of(&request)?;
         let evicted = self.unattached.open(peer);
@@ -173,7 +175,7 @@ impl Admin for Grpc {
             let mut ended = grpc.ended.clone();
             loop {
                 let is_over = ended.borrow_and_update().is_some();
-                // A client that does not read its stream counts as gone, too.
+                // A client that does not read its stream counts as disconnected, too.
                 if answers.send_timeout(grpc.look().await, WATCH_STALL_TIMEOUT).await.is_err() || is_over {
                     return;
                 }
@@ -210,7 +212,7 @@ impl Admin for Grpc {
     }
 }
 
-/// A worker's stream.
+/// The stream of a worker.
 struct Session {
     driver: mpsc::Sender<Input>,
     refusals: Refusals,
@@ -220,7 +222,7 @@ struct Session {
 }
 
 impl Session {
-    /// Tells the driver what comes in, until either of them ends the session.
+    /// Passes the worker's messages to the driver, until one of them ends the session.
     async fn listen(
         mut self,
         outbound: mpsc::Sender<Result<v1::Directive, Status>>,
@@ -243,7 +245,7 @@ impl Session {
             Ok(Ok(Some(_))) | Err(_) => Status::invalid_argument("the first message of a session must be Attach"),
         };
         if self.is_refusal(&refused) {
-            // It may be gone already; then nobody is interested.
+            // The worker may have disconnected.
             _ = outbound.send(Err(refused)).await;
         }
     }
@@ -251,7 +253,7 @@ impl Session {
     async fn attached(mut self, outbound: mpsc::Sender<Result<v1::Directive, Status>>, attach: v1::Attach) {
         let (session, peer) = (self.id, self.peer);
         let (hold, mut dropped) = oneshot::channel();
-        // Does not keep the stream open when the driver lets go of it.
+        // A weak sender, so that the stream ends when the driver drops the outbox.
         let line = Line { peer, outbound: outbound.clone(), _hold: hold };
         let outbound = outbound.downgrade();
         if self.driver.send(Input::Attach { session, attach, line }).await.is_err() {
@@ -265,12 +267,12 @@ impl Session {
             };
             let event = match message {
                 Ok(Some(v1::WorkerMessage { message: Some(message) })) => Event::Message { session, message },
-                // Of a newer worker; versions that must not be mixed are told apart at join.
+                // A message of a newer worker; incompatible versions are refused when they join.
                 Ok(Some(v1::WorkerMessage { message: None })) => continue,
                 Ok(None) => Event::Closed { session },
                 Err(status) => {
                     if let Some(outbound) = outbound.upgrade().filter(|_| self.is_refusal(&status)) {
-                        // One that does not read what it is sent is not told.
+                        // A worker that does not read its stream is not told.
                         _ = outbound.try_send(Err(status));
                     }
                     Event::Closed { session }
@@ -283,9 +285,10 @@ impl Session {
         }
     }
 
-    /// Whether a stream's error is about what was said on it, and not about the connection; then it is noted.
+    /// Whether a stream's error is about a message, not about the connection. Then it is logged and
+    /// counted as a refusal.
     fn is_refusal(&self, status: &Status) -> bool {
-        // What tonic finds wrong with a message has no cause; what happens to a connection has.
+        // tonic's errors about messages have no source; those about connections have one.
         let refused = std::error::Error::source(status).is_none();
         if refused {
             self.refusals.note(self.peer, Reason::of_session(status.code()), status.message());

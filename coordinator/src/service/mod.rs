@@ -1,4 +1,5 @@
-//! The shell around the run: turns calls into events, and actions into messages, records and metrics.
+//! The service around the run: turns calls into events, and actions into messages, records and
+//! metrics.
 //!
 //! ```text
 //!   workers ==gRPC==> door -> access -> grpc --Input--> driver --Event--> run::Run
@@ -53,64 +54,66 @@ use metrics::Metrics;
 use recorder::Recorder;
 use scrapes::Scrapes;
 
-/// Inputs that may wait for the driver; those who send more are held up.
+/// Maximal number of inputs that wait for the driver; senders wait beyond it.
 const WAITING_INPUTS: usize = 4096;
-/// How long open connections may take to close when everything is said, in seconds.
+/// How long open connections may take to close after the last answer.
 const CLOSING: time::Duration = time::Duration::from_secs(1);
-/// Calls that may be under way on one connection.
+/// Maximal number of concurrent calls on one connection.
 const MOST_STREAMS: u32 = 128;
-/// Most bytes of a call's headers; a token is the longest of them.
+/// Maximal size of a call's headers, in bytes; the token is the longest one.
 const MOST_HEADERS: u32 = 16 << 10;
-/// How long a connection may be silent before its peer is asked whether it is there, and how long that may take.
+/// HTTP/2 keepalive: after this time without traffic the peer is pinged, and it has this long to
+/// answer.
 const ASKED_AFTER: [time::Duration; 2] = [time::Duration::from_secs(30), time::Duration::from_secs(20)];
 
-/// What a coordinator is made of.
+/// The parts of a coordinator.
 pub struct Service {
     /// The run file.
     pub file: RunFile,
-    /// Its run, as an earlier coordinator left it.
+    /// The run, as restored from the journal.
     pub run: Run,
-    /// Where the run is recorded.
+    /// The run's journal.
     pub journal: Journal,
     /// The journal's folder.
     pub state: PathBuf,
-    /// Where states are saved, for those that are to be deleted.
+    /// The run's checkpoints, to delete those that are no longer needed.
     pub checkpoints: Checkpoints,
-    /// Scores captions of evaluations.
+    /// Computes the scores of captions.
     pub scoring: scoring::Metrics,
-    /// Where workers and `coordinator status` come in.
+    /// The listener for workers and the admin CLI (gRPC).
     pub grpc: TcpListener,
-    /// Where Prometheus, health checks and people with a browser come in.
+    /// The listener for Prometheus, probes and browsers (HTTP).
     pub http: TcpListener,
-    /// Who is let in.
+    /// TLS and tokens.
     pub security: Security,
-    /// Whether to go on answering when the run is finished, until somebody stops it.
+    /// Whether to keep serving when the run is finished, until an operator stops the coordinator.
     pub stay: bool,
 }
 
-/// Who is let in. By default everybody, and those on this machine may do everything.
+/// The access control of a coordinator. By default every peer may join, and every peer on this
+/// machine may send commands.
 #[derive(Clone, Default)]
 pub struct Security {
-    /// The certificates that connections are made with.
+    /// The TLS settings; none for plain text.
     pub tls: Option<Arc<ServerConfig>>,
-    /// The tokens that calls need.
+    /// The tokens that calls require.
     pub tokens: Tokens,
 }
 
-/// Asks a coordinator to stop.
+/// A handle that stops a coordinator.
 #[derive(Clone, Debug)]
 pub struct Stop(mpsc::Sender<driver::Input>);
 
 impl Stop {
-    /// Lets the coordinator save, say goodbye and exit.
+    /// Asks the coordinator to save, release its workers and exit.
     pub async fn stop(&self) {
-        // Nobody listens any more: it has stopped already.
+        // Fails if it has stopped already.
         _ = self.0.send(driver::Input::Shutdown).await;
     }
 }
 
 impl Service {
-    /// Serves until the run is over. The first part can ask it to stop, the second does the work.
+    /// Starts the service. The handle stops it; the future serves until the run is over.
     pub fn start(self) -> (Stop, impl Future<Output = anyhow::Result<Outcome>>) {
         let (inputs, waiting) = mpsc::channel(WAITING_INPUTS);
         let stop = Stop(inputs.clone());
@@ -128,7 +131,7 @@ impl Service {
         let desk =
             Desk::new(self.file.clone(), self.state.clone(), inputs.clone(), Arc::clone(&tokens), refusals.clone());
         let run = self.run;
-        // Whoever asks first is told how the run stands, too.
+        // Metrics and readiness are available from the first request on.
         metrics.publish(&run);
         let (readiness, ready) = watch::channel(run.readiness());
         let (writable, disk) = watch::channel(Ok(()));
@@ -187,7 +190,7 @@ impl Service {
             scrapes.one_more().await;
         }
         drop(over);
-        // What is left are connections whose peers do not close them: they are cut.
+        // Connections that their peers do not close are cut.
         _ = time::timeout(CLOSING, async { _ = tokio::join!(grpc, http) }).await;
         outcome
     }

@@ -1,4 +1,5 @@
-//! The thread that writes the journal, so that nobody waits for the disk who need not.
+//! The recorder: a thread that writes the journal, so that only actions that need durability wait
+//! for the disk.
 
 use std::time::Duration;
 
@@ -11,36 +12,36 @@ use crate::{
     run::record::Record,
 };
 
-/// Records that may wait for the disk; beyond that the driver waits.
+/// Maximal number of records that wait for the disk; the driver waits beyond it.
 const WAITING_RECORDS: usize = 8192;
-/// Between attempts to write.
+/// Interval between attempts to write.
 const RETRY: Duration = Duration::from_secs(1);
-/// Records in one transaction at most.
+/// Maximal number of records in one transaction.
 const BATCH: usize = 1024;
 
 enum Order {
     Write(Box<Record>),
-    /// Answer with the last record when everything before is on disk.
+    /// Reply with the last record when everything before is on disk.
     Sync(oneshot::Sender<JournalHead>),
 }
 
-/// The way to the journal.
+/// The handle of the thread.
 pub struct Recorder {
     orders: mpsc::Sender<Order>,
     thread: Option<std::thread::JoinHandle<Result<(), Error>>>,
-    /// The last record, if all is on disk.
+    /// The last record; none while records wait for the disk.
     head: Option<JournalHead>,
 }
 
 impl Recorder {
-    /// Starts the thread. While the disk is full, `readiness` says so.
+    /// Starts the thread. While the disk is full, `readiness` has the reason.
     pub fn start(journal: Journal, readiness: watch::Sender<Readiness>) -> Self {
         let (orders, waiting) = mpsc::channel(WAITING_RECORDS);
         let head = Some(journal.head());
         Self { orders, thread: Some(std::thread::spawn(move || write(journal, waiting, &readiness))), head }
     }
 
-    /// Writes a record some time soon, after all before it.
+    /// Queues a record. Fails if the thread has ended.
     pub async fn write(&mut self, record: Record) -> Result<(), Error> {
         self.head = None;
         match self.orders.send(Order::Write(Box::new(record))).await {
@@ -62,7 +63,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// The last record, once all are on disk.
+    /// Waits until all records are on disk. Returns the last one.
     pub async fn head(&mut self) -> Result<JournalHead, Error> {
         if self.head.is_none() {
             self.sync().await?;
@@ -79,12 +80,12 @@ impl Recorder {
         match tokio::task::spawn_blocking(join).await {
             Ok(Some(Ok(result))) => result,
             Ok(Some(Err(panic))) => std::panic::resume_unwind(panic),
-            // Ended before; what for was said then.
+            // The thread ended before; its error was reported then.
             Ok(None) | Err(_) => Ok(()),
         }
     }
 
-    /// Why the thread ended; it only does so by itself when it could not write.
+    /// The error for which the thread has ended; it ends by itself only when it cannot write.
     fn broken(&mut self) -> Result<(), Error> {
         match self.thread.take().map(std::thread::JoinHandle::join) {
             Some(Ok(result)) => result,
@@ -111,13 +112,13 @@ fn write(
         if !records.is_empty() {
             insist(&mut journal, &records, readiness)?;
         }
-        // Who no longer waits needs no answer.
+        // The client may have given up.
         answers.into_iter().for_each(|answer| _ = answer.send(journal.head()));
     }
     Ok(())
 }
 
-/// Writes until it is written: a full disk holds the run, and nothing is lost.
+/// Retries until the records are written: a full disk holds the run, and no record is lost.
 fn insist(journal: &mut Journal, records: &[Record], readiness: &watch::Sender<Readiness>) -> Result<(), Error> {
     while let Err(error) = journal.write(records) {
         if !error.may_pass() {

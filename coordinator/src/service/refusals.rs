@@ -1,4 +1,5 @@
-//! What the coordinator refuses: counted by reason, and logged with the peer's address. Log lines are limited for each reason.
+//! Refused peers and calls: counted by reason, and logged with the peer's address. The number of
+//! log lines is limited for each reason.
 
 use std::{
     fmt::Display,
@@ -14,39 +15,39 @@ use tracing::{info, warn};
 
 use super::log_limit::LogLimit;
 
-/// How the path of a call that opens a session ends.
+/// The end of the path of a call that opens a session.
 const SESSION: &str = "/Session";
 
-/// Why somebody is refused: a fixed set, because it is a metric's label.
+/// Why a peer or call is refused. A fixed set, because it is a metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// More connections, or sessions that do not say whose they are, than the coordinator holds.
+    /// Too many connections, or sessions without Attach.
     Busy,
     /// An HTTP request with a `Host` that this coordinator does not serve.
     Host,
     /// An HTTP request whose body does not arrive in time.
     Timeout,
-    /// No certificate, or none that is good.
+    /// No certificate, or an invalid one.
     Certificate,
-    /// Neither TLS nor HTTP/2, or not within the time for it.
+    /// Neither TLS nor HTTP/2, or too late.
     Handshake,
     JoinToken,
     AdminToken,
     SessionToken,
     ProtocolVersion,
     RankTaken,
-    /// The run has as many workers as it takes.
+    /// The run has `workers.max` workers.
     Full,
-    /// The run's other workers compute on devices of another kind.
+    /// The run's other workers compute on another kind of device.
     Device,
     /// The run is over.
     Over,
-    /// What is asked for does not fit the run's state.
+    /// The run's state does not allow the request.
     State,
     Oversized,
-    /// No message of this protocol.
+    /// The message cannot be decoded.
     Malformed,
-    /// A message that makes no sense, or not now.
+    /// The message is invalid, or breaks the protocol at this point.
     Violation,
 }
 
@@ -71,7 +72,7 @@ impl Reason {
         Self::Violation,
     ];
 
-    /// Its name in metrics and logs.
+    /// The name in metrics and logs.
     fn name(self) -> &'static str {
         match self {
             Self::Busy => "busy",
@@ -94,7 +95,7 @@ impl Reason {
         }
     }
 
-    /// Why a call of `path` was answered with an error.
+    /// The reason for which a call of `path` was answered with an error.
     pub fn of_call(path: &str, code: Code) -> Self {
         match code {
             Code::FailedPrecondition if is_of(path, coordinator_server::SERVICE_NAME) => Self::ProtocolVersion,
@@ -110,7 +111,7 @@ impl Reason {
         }
     }
 
-    /// Why a session was ended with an error.
+    /// The reason for which a session was ended with an error.
     pub fn of_session(code: Code) -> Self {
         match code {
             Code::Unauthenticated => Self::SessionToken,
@@ -124,12 +125,12 @@ impl Reason {
     }
 }
 
-/// Whether a path is that of a call of this service.
+/// Whether a path belongs to a call of this service.
 pub fn is_of(path: &str, service: &str) -> bool {
     path.strip_prefix('/').and_then(|path| path.strip_prefix(service)).is_some_and(|call| call.starts_with('/'))
 }
 
-/// Counts and logs.
+/// Counts and logs refusals. Clones share their state.
 #[derive(Clone)]
 pub struct Refusals(Arc<Inner>);
 
@@ -138,7 +139,7 @@ struct Inner {
     limits: Mutex<Limits>,
 }
 
-/// Limits of log lines.
+/// The limits of log lines.
 #[derive(Default)]
 struct Limits {
     refused: [LogLimit; Reason::ALL.len()],
@@ -146,7 +147,7 @@ struct Limits {
 }
 
 impl Refusals {
-    /// Counts with the recorder that is in force here, from zero.
+    /// Counters in the current metrics recorder, starting from zero.
     pub fn new() -> Self {
         let counters = Reason::ALL.map(|reason| {
             let counter = counter!("dico_refusals_total", "reason" => reason.name());
@@ -160,7 +161,7 @@ impl Refusals {
         self.0.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody was refused.
+    /// Counts and logs a refusal.
     pub fn note(&self, peer: SocketAddr, reason: Reason, why: impl Display) {
         if self.limits().refused[reason as usize].allows(Instant::now()) {
             warn!(%peer, reason = reason.name(), "refused: {why}");
@@ -168,7 +169,7 @@ impl Refusals {
         self.0.counters[reason as usize].increment(1);
     }
 
-    /// Logs that a worker was told to ask again, which is no refusal.
+    /// Logs that a worker was told to retry, which is no refusal.
     pub fn note_retry(&self, peer: SocketAddr, why: impl Display) {
         if self.limits().retries.allows(Instant::now()) {
             info!(%peer, "told to ask again: {why}");

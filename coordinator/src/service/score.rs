@@ -1,4 +1,5 @@
-//! Scores of an evaluation: what needs all captions at once, besides what the workers reported.
+//! Scores of an evaluation: adds the metrics that need all captions at once to those from the
+//! workers.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +7,8 @@ use scoring::{Examined, Metrics};
 
 use crate::run::captions::Item;
 
-/// All scores of an evaluation, and the items with those that they have of their own. The embeddings have done their work then, and
-/// are gone.
+/// All scores of an evaluation, and the items with their own scores. Drops the items' embeddings,
+/// which are only needed for retrieval metrics.
 #[must_use]
 pub fn score(metrics: &Metrics, items: Vec<Item>) -> (BTreeMap<String, f64>, Vec<Item>) {
     let (mut items, examined): (Vec<Item>, Vec<Examined>) = items.into_iter().map(examined).unzip();

@@ -1,5 +1,5 @@
-//! Prometheus is told how the run ended: a coordinator that is asked for its metrics again and again is asked once more
-//! before it ends.
+//! The final scrape: a coordinator that Prometheus scrapes waits for one more scrape before it
+//! exits, so that the final metrics are not lost.
 
 use std::time::Duration;
 
@@ -14,23 +14,23 @@ use tokio::{
     time::{self, Instant},
 };
 
-/// Longest time that one more scrape is waited for.
+/// Maximal time to wait for it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// When metrics were asked for last, and how long that was after the time before.
+/// The time of the last scrape, and the interval between it and the one before.
 type Last = Option<(Instant, Option<Duration>)>;
 
-/// Scrapes of the metrics.
+/// Tracks scrapes of `/metrics`.
 #[derive(Clone)]
 pub struct Scrapes(watch::Sender<Last>);
 
 impl Scrapes {
-    /// None so far.
+    /// A tracker without scrapes.
     pub fn new() -> Self {
         Self(watch::Sender::new(None))
     }
 
-    /// The same routes; whenever `/metrics` is answered, it is noted.
+    /// The same routes with a middleware that tracks each answered `/metrics` request.
     pub fn noted(&self, routes: Router) -> Router {
         routes.layer(middleware::from_fn_with_state(self.clone(), answer))
     }
@@ -39,18 +39,19 @@ impl Scrapes {
         self.0.send_modify(|last| *last = Some((now, last.map(|(earlier, _)| now - earlier))));
     }
 
-    /// Waits for one more, twice as long as the last one took to come. Who asked once, or never, is not waited for.
+    /// Waits for one more scrape, for up to twice the last interval. Returns at once unless there
+    /// were two scrapes.
     pub async fn one_more(&self) {
         let mut scrapes = self.0.subscribe();
         let last = *scrapes.borrow_and_update();
         if let Some(longest) = last.and_then(longest_wait) {
-            // Who does not come any more does not want to know.
+            // On a timeout Prometheus has stopped scraping.
             _ = time::timeout(longest, scrapes.changed()).await;
         }
     }
 }
 
-/// How long one more scrape is waited for after the last ones.
+/// How long to wait for one more scrape; none for not at all.
 fn longest_wait((_, interval): (Instant, Option<Duration>)) -> Option<Duration> {
     interval.map(|interval| PATIENCE.min(2 * interval))
 }

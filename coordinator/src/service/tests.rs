@@ -1,4 +1,4 @@
-//! The whole coordinator on the loopback, with clients that speak gRPC.
+//! The whole coordinator on the loopback, with gRPC clients.
 
 mod places;
 mod refusals;
@@ -37,7 +37,7 @@ struct Running {
     output: tempfile::TempDir,
 }
 
-/// A coordinator whom nobody has spoken to yet.
+/// A coordinator without clients.
 struct Served {
     grpc: std::net::SocketAddr,
     http: std::net::SocketAddr,
@@ -61,7 +61,7 @@ async fn serve(stage: Stage, security: Security) -> Served {
     serve_and(stage, security, false).await
 }
 
-/// Serves; a coordinator that is to `stay` outlives its run.
+/// Starts a coordinator; with `stay` it serves on after its run.
 async fn serve_and(stage: Stage, security: Security, stay: bool) -> Served {
     serve_file(testing::run_file(vec![stage]), security, stay).await
 }
@@ -143,10 +143,10 @@ async fn as_many_may_watch_as_are_allowed() {
     let refused = running.admin.watch(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert!(refused.message().contains(&grpc::MAX_WATCHES.to_string()), "{refused}");
-    // Asking once needs no stream.
+    // A single status request needs no stream.
     running.admin.status(v1::StatusRequest {}).await.unwrap();
     watches.pop();
-    // The coordinator hears of that in its own time.
+    // The coordinator notices the closed stream after a while.
     let again = async { while running.admin.watch(request).await.is_err() {} };
     tokio::time::timeout(Duration::from_secs(60), again).await.unwrap();
 }
@@ -156,9 +156,9 @@ async fn a_rank_is_given_once() {
     let mut running = start().await;
     let token = running.client.join(join(Some(2))).await.unwrap().into_inner().session_token;
     let (_say, mut directives) = session(&mut running.client, attach(token)).await;
-    // The rendezvous of the first generation says that the worker is attached.
+    // The rendezvous of the first generation shows that the worker is attached.
     directives.message().await.unwrap().unwrap();
-    // It may have died a moment ago; after so long, it is known to live.
+    // The worker may have just died; after so long, it is known to be alive.
     for (waited_ms, code) in [(0, Code::Aborted), (60_000, Code::AlreadyExists)] {
         let status = running.client.join(v1::JoinRequest { waited_ms, ..join(Some(2)) }).await.unwrap_err();
         assert_eq!(status.code(), code);
@@ -187,7 +187,7 @@ async fn nonsense_ends_the_session() {
     assert_eq!(directives.message().await.unwrap_err().code(), Code::InvalidArgument);
 }
 
-/// What a healthy worker says about a directive.
+/// A healthy worker's replies to a directive.
 fn replies(output: &Path, generation: u64, directive: Directive) -> Vec<Message> {
     match directive {
         Directive::Rendezvous(meet) => vec![Message::Ready(v1::Ready { generation, position: meet.position })],
@@ -259,7 +259,8 @@ async fn a_worker_is_led_to_the_end() {
                 "dico_step_seconds_count 12",
                 "dico_checkpoints_total 3",
             ];
-            // The second is answered in a later turn of the coordinator than the first: metrics are up to date.
+            // The second request is answered in a later iteration of the event loop: metrics are up
+            // to date.
             for _ in 0..2 {
                 admin.status(v1::StatusRequest {}).await.unwrap();
             }
@@ -297,7 +298,7 @@ async fn a_paused_run_goes_on_when_somebody_says_so() {
     let mut paused = 0;
     while let Some(v1::Directive { generation, directive }) = directives.message().await.unwrap() {
         let directive = directive.unwrap();
-        // Nothing else saves a state at that step.
+        // No other member saves a state at that step.
         let pauses = matches!(&directive, Directive::Checkpoint(checkpoint) if checkpoint.name.ends_with("00000008"));
         for message in replies(output.path(), generation, directive) {
             say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
@@ -309,7 +310,7 @@ async fn a_paused_run_goes_on_when_somebody_says_so() {
         let status = admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
         assert_eq!(status.state, "paused");
         assert!(status.reason.contains("reward_chosen is 0.6000, above 0.5 at stage 0 step 2"), "{}", status.reason);
-        // Answered in a later turn of the coordinator than the first: metrics are up to date.
+        // Answered in a later iteration of the event loop than the first: metrics are up to date.
         admin.status(v1::StatusRequest {}).await.unwrap();
         assert!(get(http, "/readyz").await.contains("paused: "));
         let lines = ["dico_paused 1", "dico_guard_events_total{metric=\"reward_chosen\",action=\"pause\"} 1"];
@@ -319,7 +320,8 @@ async fn a_paused_run_goes_on_when_somebody_says_so() {
     assert_eq!((served.await.unwrap().unwrap(), paused), (Outcome::Finished, 1));
 }
 
-/// Trains until the captions of the first evaluation are sent, which cannot be saved. What the run says then.
+/// Trains until the captions of the first evaluation, which cannot be saved, are sent. Returns the
+/// status then.
 async fn with_unwritable_captions(
     running: &mut Running,
 ) -> (v1::StatusResponse, mpsc::Sender<v1::WorkerMessage>, Streaming<v1::Directive>) {
@@ -355,7 +357,7 @@ async fn captions_that_cannot_be_saved_hold_the_run_until_they_can() {
         status.reason
     );
     assert_eq!(status.step, 4);
-    // Answered in a later turn of the coordinator than the first: readiness is up to date.
+    // Answered in a later iteration of the event loop than the first: readiness is up to date.
     running.admin.status(v1::StatusRequest {}).await.unwrap();
     let ready = get(running.http, "/readyz").await;
     assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("paused: cannot save captions"), "{ready}");
@@ -398,13 +400,13 @@ async fn a_range_of_many_and_long_references_arrives_in_parts() {
     let mut running = start_with(testing::stage("a", 4, 8, None, Some(4))).await;
     let token = running.client.join(join(None)).await.unwrap().into_inner().session_token;
     let (say, mut directives) = session(&mut running.client, attach(token)).await;
-    // One word each: what is asked here is whether they arrive.
+    // One word each: the test checks only that they arrive.
     let references = (0..1_000).map(|number| format!("{number:03}{}", "x".repeat(5_000))).collect();
     let item =
         v1::EvaluationItem { image: "1.jpg".into(), caption: "y".repeat(65_536), references, ..Default::default() };
     let parts = proto::parts(vec![item]);
     assert!(parts.len() > 1);
-    // To score so much text may take longer than a worker may be silent.
+    // Scoring so much text may take longer than the heartbeat timeout.
     let heart = say.clone();
     let beating = tokio::spawn(async move {
         let beat = || v1::WorkerMessage { message: Some(Message::Heartbeat(v1::Heartbeat::default())) };

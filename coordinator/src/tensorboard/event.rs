@@ -1,8 +1,9 @@
-//! The part of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that is needed, by their field numbers.
+//! The subset of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that is needed, by
+//! field number.
 
 use prost::{Message, Oneof};
 
-/// The version of event files in which a start purges what comes after it.
+/// The version of event files in which a START event purges later steps.
 const FILE_VERSION: &str = "brain.Event:2";
 /// `SessionLog.SessionStatus.START`.
 const START: i32 = 1;
@@ -11,7 +12,7 @@ const STRING: i32 = 7;
 /// `DataClass.DATA_CLASS_TENSOR`.
 const TENSOR: i32 = 2;
 
-/// Something that happened at a time and a step.
+/// An event at a time and a step.
 #[derive(Clone, PartialEq, Message)]
 pub struct Event {
     #[prost(double, tag = "1")]
@@ -32,14 +33,14 @@ pub(super) enum What {
     SessionLog(SessionLog),
 }
 
-/// Values of a step.
+/// The values of a step.
 #[derive(Clone, PartialEq, Message)]
 pub struct Summary {
     #[prost(message, repeated, tag = "1")]
     pub(super) value: Vec<Value>,
 }
 
-/// A value with its name.
+/// A value with its tag.
 #[derive(Clone, PartialEq, Message)]
 pub struct Value {
     #[prost(string, tag = "1")]
@@ -76,7 +77,7 @@ struct PluginData {
 pub(super) struct Tensor {
     #[prost(int32, tag = "1")]
     dtype: i32,
-    /// Absent dimensions are those of a scalar.
+    /// Without dimensions for a scalar.
     #[prost(message, optional, tag = "2")]
     shape: Option<Shape>,
     #[prost(bytes = "vec", repeated, tag = "8")]
@@ -93,19 +94,19 @@ pub(super) struct SessionLog {
 }
 
 impl Event {
-    /// What a file begins with.
+    /// The first event of a file.
     #[must_use]
     pub fn version(wall_time: f64) -> Self {
         Self { wall_time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) }
     }
 
-    /// Whatever was written of this step and later ones counts no longer.
+    /// A START event: everything that was written for this step and later ones is purged.
     #[must_use]
     pub fn start(wall_time: f64, step: i64) -> Self {
         Self { wall_time, step, what: Some(What::SessionLog(SessionLog { status: START })) }
     }
 
-    /// Values of a step.
+    /// An event with the values of a step.
     #[must_use]
     pub fn summary(wall_time: f64, step: i64, summary: Summary) -> Self {
         Self { wall_time, step, what: Some(What::Summary(summary)) }
@@ -113,20 +114,20 @@ impl Event {
 }
 
 impl Summary {
-    /// These values.
+    /// A summary of these values.
     pub fn of(values: impl IntoIterator<Item = Value>) -> Self {
         Self { value: values.into_iter().collect() }
     }
 }
 
 impl Value {
-    /// A number.
+    /// A scalar value.
     pub fn scalar(tag: impl Into<String>, value: f64) -> Self {
-        // TensorBoard keeps single precision.
+        // TensorBoard stores single precision.
         Self { tag: tag.into(), metadata: None, content: Some(Content::SimpleValue(value as f32)) }
     }
 
-    /// A text in Markdown.
+    /// A text value, in Markdown.
     pub fn text(tag: impl Into<String>, text: String) -> Self {
         let plugin_data = Some(PluginData { plugin_name: "text".to_owned() });
         let tensor = Tensor { dtype: STRING, shape: Some(Shape {}), string_val: vec![text.into_bytes()] };

@@ -1,9 +1,11 @@
-//! A run's journal as TensorBoard's event files.
+//! Export of a run's journal as TensorBoard event files.
 //!
-//! A folder has one file with everything: `train/loss` and the like and `speed/images_per_second` and the like of every step,
-//! `evaluation/cider` and the like and some captions of every evaluation, and the run file as text. TensorBoard knows one counter of
-//! steps: those of a stage come after all that the run file wants of the stages before it, so that it never depends on how a stage
-//! ended. What the run gives up is purged, as TensorBoard provides for programs that start again.
+//! A folder has one file with everything: `train/loss` and so on and `speed/images_per_second` and
+//! so on for each step, `evaluation/cider` and so on and some captions for each evaluation, and the
+//! run file as text. TensorBoard has a single step counter: the steps of a stage come after all
+//! steps that the run file plans for the stages before, so the counter does not depend on how a
+//! stage ended. Steps that the run gives up are purged with TensorBoard's mechanism for restarted
+//! programs.
 
 mod event;
 mod record;
@@ -23,28 +25,28 @@ use crate::{
     run::plan::Place,
 };
 
-/// What TensorBoard takes for an event file begins so.
+/// The prefix by which TensorBoard recognizes event files.
 const PREFIX: &str = "events.out.tfevents.";
-/// What a file of this program ends with.
+/// The suffix of this program's files.
 const SUFFIX: &str = ".dico";
-/// Captions of an evaluation that are shown.
+/// The number of captions per evaluation.
 const CAPTIONS: u32 = 12;
 
-/// An event file that grows with a journal.
+/// An event file that is extended as a journal grows.
 #[derive(Debug)]
 pub struct Export {
     out: BufWriter<File>,
     path: PathBuf,
-    /// Steps that the run file wants before each stage.
+    /// The number of planned steps before each stage.
     before: Vec<u64>,
     stages: Vec<String>,
-    /// What was written last.
+    /// The last step that was written.
     step: Place,
     evaluation: Option<Place>,
     cut: Cut,
 }
 
-/// What was written.
+/// The numbers of items written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// Steps.
@@ -54,11 +56,11 @@ pub struct Written {
 }
 
 impl Export {
-    /// Begins a file in `folder`, which is made if need be, and writes all that the journal has so far. It takes the place of the file
-    /// that was written before.
+    /// Creates a file in `folder`, which is created if necessary, and writes the whole journal so
+    /// far. The file replaces the one of an earlier export.
     ///
     /// # Errors
-    /// The journal cannot be read, the folder cannot be written, or somebody else is at it.
+    /// The journal cannot be read, the folder cannot be written, or another process writes to it.
     pub fn create(folder: &Path, history: &History) -> anyhow::Result<(Self, Written)> {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let older = own_files(folder).with_context(|| folder.display().to_string())?;
@@ -91,7 +93,7 @@ impl Export {
         };
         history.given_up_since(&mut export.cut)?;
         export.write(&Event::version(begun))?;
-        // Whatever an earlier file told of this run is told anew.
+        // All steps of an earlier file are purged, and written again.
         export.write(&Event::start(begun, 0))?;
         let settings = format!("```\n{}\n```", serde_json::to_string_pretty(&run_file)?);
         export.write(&Event::summary(begun, 0, Summary::of([Value::text("run_file", settings)])))?;
@@ -102,10 +104,10 @@ impl Export {
         Ok((export, written))
     }
 
-    /// Writes what the journal has got since the last time.
+    /// Writes the records that the journal has got since the last call.
     ///
     /// # Errors
-    /// The journal cannot be read, or the file not written.
+    /// The journal cannot be read, or the file cannot be written.
     pub fn catch_up(&mut self, history: &History) -> anyhow::Result<Written> {
         if let Some(place) = history.given_up_since(&mut self.cut)? {
             self.rewind(place)?;
@@ -130,13 +132,13 @@ impl Export {
         Ok(written)
     }
 
-    /// Where it is.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Purges what was written of steps beyond `place`.
+    /// Purges steps beyond `place`.
     fn rewind(&mut self, place: Place) -> anyhow::Result<()> {
         if self.step.max(self.evaluation.unwrap_or_default()) > place {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -190,7 +192,7 @@ fn own_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Captions beside what people said, in Markdown.
+/// Captions beside a reference caption, as a Markdown table.
 fn table(title: &str, captions: &[Caption]) -> String {
     let mut table = format!("{title}\n\n| image | caption | a reference |\n|---|---|---|\n");
     for Caption { image, caption, references, .. } in captions {
@@ -201,7 +203,7 @@ fn table(title: &str, captions: &[Caption]) -> String {
     table
 }
 
-/// What anybody may have written, as it is.
+/// A table cell with arbitrary text, escaped.
 fn cell(text: &str) -> String {
     let mut cell = String::with_capacity(text.len());
     for character in text.chars() {

@@ -1,4 +1,5 @@
-//! The framing of event files, TFRecord: length, its checksum, bytes, their checksum; all little-endian.
+//! The TFRecord framing of event files: length, its checksum, data, their checksum; all
+//! little-endian.
 
 use std::io::{Result, Write};
 
@@ -8,7 +9,7 @@ use prost::Message;
 /// Writes one record.
 ///
 /// # Errors
-/// What the system says.
+/// The output cannot be written.
 pub fn write(out: &mut impl Write, message: &impl Message) -> Result<()> {
     let bytes = message.encode_to_vec();
     let length = (bytes.len() as u64).to_le_bytes();
@@ -18,7 +19,7 @@ pub fn write(out: &mut impl Write, message: &impl Message) -> Result<()> {
     out.write_all(&masked_crc(&bytes).to_le_bytes())
 }
 
-/// CRC-32C, masked, because a checksum of what holds checksums would be a poor one.
+/// CRC-32C, masked as TFRecord requires, for data that contain checksums themselves.
 fn masked_crc(bytes: &[u8]) -> u32 {
     // A 32-bit sum in 64 bits.
     let sum = crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32;
@@ -31,7 +32,7 @@ mod tests {
 
     #[test]
     fn sums_are_crc_32c() {
-        // RFC 3720, B.4, and the check value of the catalogue of CRCs.
+        // The values of RFC 3720, B.4, and the check value of the catalogue of CRCs.
         let ascending: Vec<u8> = (0..32).collect();
         let known = [(&[0; 32][..], 0x8a91_36aa), (&[0xff; 32], 0x62a8_ab43), (&ascending, 0x46dd_794e)];
         for (bytes, sum) in known.into_iter().chain([(&b"123456789"[..], 0xe306_9283)]) {
@@ -42,7 +43,7 @@ mod tests {
 
     #[test]
     fn a_record_is_framed_as_tensorflow_frames_it() {
-        // The first record of every event file of TensorFlow, but for its time, which is 0 here.
+        // The first record of every event file of TensorFlow, with the time 0.
         let event = super::super::event::Event::version(0.0);
         let mut record = Vec::new();
         write(&mut record, &event).unwrap();

@@ -45,7 +45,7 @@ impl TwoStages {
         self.folder.path().join("out")
     }
 
-    /// The events of the one file that there is.
+    /// The events of the only file.
     fn events(&self) -> Vec<Event> {
         let files = own_files(&self.out()).unwrap();
         assert_eq!(files.len(), 1, "{files:?}");
@@ -59,7 +59,7 @@ impl TwoStages {
         events
     }
 
-    /// The values of `tag` by step, as TensorBoard has them in the end.
+    /// The values of `tag` by step, as TensorBoard shows them in the end.
     fn curve(&self, tag: &str) -> BTreeMap<i64, f32> {
         let mut curve = BTreeMap::new();
         for event in self.events() {
@@ -113,14 +113,14 @@ fn evaluated(stage: u32, step: u64, caption: &str) -> Record {
 fn steps_of_all_stages_are_in_one_order_and_hold_what_was_measured() {
     let mut place = TwoStages::new();
     place.write([formed(1, Place::default())]);
-    // The first stage ends early; that moves nothing.
+    // The first stage ends early, which does not shift later steps.
     place.write((1..=8).map(|n| step(0, n, 1, n as f64)).chain((1..=3).map(|n| step(1, n, 1, f64::NAN))));
     place.write([evaluated(1, 3, "a | <b>dog</b>")]);
     let (export, written) = Export::create(&place.out(), &place.history()).unwrap();
     assert_eq!(written, Written { steps: 11, evaluations: 1 });
     let steps: Vec<i64> = place.curve("run/stage").into_keys().collect();
     assert_eq!(steps, [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13]);
-    // What is no number is left out.
+    // NaN values are left out.
     assert_eq!(place.curve("train/loss").into_values().collect::<Vec<_>>(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
     assert_eq!(place.curve("speed/images_per_second")[&1], 8.0);
     assert!((place.curve("train/reward_chosen_p50")[&13] - 0.5).abs() < 0.01);
@@ -135,7 +135,7 @@ fn steps_of_all_stages_are_in_one_order_and_hold_what_was_measured() {
     let text = String::from_utf8(tensor.string_val[0].clone()).unwrap();
     let row = text.lines().last().unwrap();
     assert_eq!(row, "| 1&#46;jpg | a &#124; &#60;b&#62;dog&#60;&#47;b&#62; | a dog |");
-    // Whoever writes it holds it.
+    // The writer of the file holds a lock.
     let error = Export::create(&place.out(), &place.history()).unwrap_err();
     assert!(error.to_string().contains("--out"), "{error}");
     drop(export);
@@ -154,7 +154,7 @@ fn what_is_given_up_is_purged_and_nothing_is_written_twice() {
     assert_eq!(export.catch_up(&history).unwrap(), Written::default());
     place.write([step(0, 7, 1, 1.0)]);
     assert_eq!(export.catch_up(&history).unwrap(), Written { steps: 1, evaluations: 0 });
-    // The next generation gives up what comes after step 4.
+    // The next generation gives up the steps after 4.
     place.write([formed(2, Place { stage: 0, step: 4 }), step(0, 5, 2, 2.0)]);
     assert_eq!(export.catch_up(&history).unwrap(), Written { steps: 1, evaluations: 0 });
     let losses =

@@ -1,11 +1,11 @@
-//! A run in lines, for logs and for terminals that cannot be drawn on.
+//! Live view of a run as lines, for logs and for terminals without cursor control.
 
 use std::{fmt::Write, time::Duration};
 
 use super::Seen;
 use crate::text::{duration, number, plural};
 
-/// How the run stands, in one line: the same as before if nothing has changed that matters.
+/// The status in one line; unchanged unless something important changes.
 pub fn line(seen: &Seen, now: Duration) -> String {
     if let Some((_, reason)) = seen.problem(now) {
         return format!("away: {reason}");

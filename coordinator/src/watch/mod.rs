@@ -1,4 +1,4 @@
-//! A run as it goes, for whoever looks at it: what was seen of it so far, as a screen that is drawn again and again, or as lines.
+//! Live view of a run (`coordinator watch`): as a screen that is redrawn, or as lines.
 
 mod lines;
 mod screen;

@@ -1,4 +1,4 @@
-//! A run on a terminal.
+//! Live view of a run as a terminal screen.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ use ratatui::{
 use super::{Seen, seen::Point};
 use crate::text::{count, duration, number, phase};
 
-/// A worker that was not heard for so many seconds is pointed out.
+/// A worker without heartbeat for this many seconds is highlighted.
 const SILENT: f64 = 5.0;
-/// Below this height there is no room for curves.
+/// The minimal height of a screen with curves.
 const CURVES_FROM: u16 = 14;
-/// What can be done.
+/// The key bindings.
 const KEYS: &str = " q quit   \u{2191} \u{2193} PgUp PgDn Home End";
-/// How tall a curve is, its name included.
+/// The height of a curve, with its name.
 const CURVE_HEIGHT: u16 = 4;
-/// Levels of a curve's bars: eight in a cell.
+/// The number of levels of a curve's bars: eight per cell.
 const LEVELS: f64 = 8.0 * (CURVE_HEIGHT as f64 - 1.0);
 
-/// What is told of a worker: which cell, its title, and how wide it is.
+/// The columns of the worker table: index of the cell, title and width.
 const COLUMNS: [(usize, &str, Constraint); 7] = [
     (0, " rank", Constraint::Length(7)),
     (1, "host", Constraint::Fill(1)),
@@ -35,32 +35,32 @@ const COLUMNS: [(usize, &str, Constraint); 7] = [
     (5, "step", Constraint::Length(10)),
     (6, "heard", Constraint::Length(12)),
 ];
-/// Where there is no room for all of it.
+/// The columns of a narrow screen.
 const NARROW_COLUMNS: [(usize, &str, Constraint); 4] = [COLUMNS[0], COLUMNS[1], COLUMNS[3], COLUMNS[5]];
-/// Below this width there is not.
+/// The width below which a screen is narrow.
 const NARROW: u16 = 72;
 
-/// How a run is drawn.
+/// The state of the screen.
 #[derive(Debug)]
 pub struct Screen {
-    /// Whether there are colours; nothing is said by colour alone.
+    /// Whether to use colours; no information depends on colour alone.
     colours: bool,
-    /// The first worker that is shown.
+    /// The index of the first worker shown.
     first: usize,
-    /// Workers that there was room for.
+    /// The number of workers shown.
     rows: usize,
 }
 
-/// Where to go among the workers.
+/// A scroll command in the worker table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// One further up.
+    /// One row up.
     Up,
-    /// One further down.
+    /// One row down.
     Down,
-    /// A screenful further up.
+    /// One screen up.
     PageUp,
-    /// A screenful further down.
+    /// One screen down.
     PageDown,
     /// To the first.
     Home,
@@ -69,12 +69,12 @@ pub enum Turn {
 }
 
 impl Screen {
-    /// A screen that begins at the first worker.
+    /// A screen scrolled to the first worker.
     pub fn new(colours: bool) -> Self {
         Self { colours, first: 0, rows: 1 }
     }
 
-    /// Goes elsewhere among the workers.
+    /// Scrolls the worker table.
     pub fn turn(&mut self, turn: Turn) {
         self.first = match turn {
             Turn::Up => self.first.saturating_sub(1),
@@ -86,7 +86,7 @@ impl Screen {
         };
     }
 
-    /// Draws what was seen.
+    /// Draws the present data.
     pub fn draw(&mut self, frame: &mut Frame<'_>, seen: &Seen, now: Duration) {
         let curves = if frame.area().height >= CURVES_FROM { CURVE_HEIGHT } else { 0 };
         let heights = [1, 1, 1, 1, curves].map(Constraint::Length);
@@ -131,7 +131,7 @@ impl Screen {
         Line::from(vec![" ".into(), status.run.as_str().bold(), "  ".into(), state, when.dim()])
     }
 
-    /// Why the run stands as it does, or why nobody knows.
+    /// The reason for the run's state, or why it is unknown.
     fn reason<'a>(&self, seen: &'a Seen, now: Duration) -> Line<'a> {
         match (seen.problem(now), seen.status()) {
             (Some((away, reason)), _) => {
@@ -175,7 +175,7 @@ impl Screen {
         frame.render_widget(Line::from(vec![" ".into(), name.to_owned().bold(), range.dim()]), label);
         let height = |value: f64| {
             let share = if high > low { (value - low) / (high - low) } else { 0.5 };
-            // The lowest is a bar, too.
+            // The lowest value is a bar, too.
             1 + (share * (LEVELS - 1.0)).round() as u64
         };
         let bar = |value: &Option<f64>| SparklineBar::from(value.filter(|value| value.is_finite()).map(height));
@@ -184,7 +184,7 @@ impl Screen {
         frame.render_widget(spark.absent_value_symbol(" "), bars);
     }
 
-    /// Draws a row for each worker that there is room for; says which these are, if not all.
+    /// Draws a row for each visible worker. Returns which ones these are, if not all.
     fn workers(&mut self, frame: &mut Frame<'_>, area: Rect, status: &StatusResponse) -> String {
         let members = &status.members;
         self.rows = usize::from(area.height.saturating_sub(1)).max(1);
@@ -229,7 +229,7 @@ impl Screen {
     }
 }
 
-/// Figures of the last step.
+/// The numbers of the last step.
 fn figures(status: &StatusResponse) -> String {
     let mut figures = vec![format!(" generation {}", status.generation)];
     if status.step > 0 {

@@ -1,13 +1,13 @@
-//! What was seen of a run, from one look to the next.
+//! The data of a live view, collected over several status requests.
 
 use std::{collections::VecDeque, time::Duration};
 
 use proto::v1::StatusResponse;
 
-/// Looks that are remembered for curves.
+/// Maximal number of points of a curve.
 const CURVE: usize = 512;
 
-/// What was seen of a run. Times are since the first look.
+/// The collected data. Times are since the first request.
 #[derive(Debug, Default)]
 pub struct Seen {
     status: Option<StatusResponse>,
@@ -16,19 +16,19 @@ pub struct Seen {
     curve: VecDeque<Point>,
 }
 
-/// What a step reported, as far as it is seen.
+/// The values of a step that are shown.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
-    /// Which of its stage.
+    /// The number of the step in its stage.
     step: u64,
-    /// Its loss.
+    /// The loss of the step.
     pub loss: f64,
-    /// The mean reward of the chosen candidates, where the objective has rewards.
+    /// The mean reward of the chosen candidates; none if the objective has no rewards.
     pub reward: Option<f64>,
 }
 
 impl Seen {
-    /// Takes in how the run stands.
+    /// Adds a status.
     pub fn hear(&mut self, now: Duration, status: StatusResponse) {
         let of = |status: &StatusResponse| (status.run.clone(), status.stage);
         let before = self.status.as_ref();
@@ -36,7 +36,7 @@ impl Seen {
             self.curve.clear();
         }
         if before.map(|before| before.step) != Some(status.step) || self.curve.is_empty() {
-            // What was seen beyond it was given up.
+            // Steps beyond it were given up.
             while self.curve.back().is_some_and(|last| last.step >= status.step) {
                 self.curve.pop_back();
             }
@@ -52,34 +52,34 @@ impl Seen {
         self.status = Some(status);
     }
 
-    /// Takes in that the coordinator did not answer.
+    /// Records that the coordinator did not answer.
     pub fn miss(&mut self, now: Duration, reason: String) {
         let since = self.problem.as_ref().map_or(now, |(since, _)| *since);
         self.problem = Some((since, reason));
     }
 
-    /// How the run stood when it was last heard of.
+    /// The last known status.
     pub fn status(&self) -> Option<&StatusResponse> {
         self.status.as_ref()
     }
 
-    /// How long ago that was.
+    /// The age of that status.
     pub fn age(&self, now: Duration) -> Duration {
         now.saturating_sub(self.heard)
     }
 
-    /// Why the coordinator does not answer, and for how long it has not.
+    /// Why the coordinator does not answer, and for how long; none if it does.
     pub fn problem(&self, now: Duration) -> Option<(Duration, &str)> {
         self.problem.as_ref().map(|(since, reason)| (now.saturating_sub(*since), reason.as_str()))
     }
 
-    /// Seconds until the stage is over, where the run gets on.
+    /// The estimated seconds until the stage ends; none if the run makes no progress.
     pub fn left(&self) -> Option<f64> {
         let status = self.status.as_ref()?;
         status.seconds_left.filter(|_| status.state == "running" && self.problem.is_none())
     }
 
-    /// What the steps of the stage reported, as far as they were seen, the last `most` of them.
+    /// The last `most` steps of the stage that were seen.
     pub fn curve(&self, most: usize) -> impl Iterator<Item = Point> {
         self.curve.iter().skip(self.curve.len().saturating_sub(most)).copied()
     }

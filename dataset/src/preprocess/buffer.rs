@@ -1,18 +1,19 @@
-//! Large buffers that a thread uses again for the next image: getting pages from the kernel anew takes longer than to fill them.
+//! Large buffers that a thread reuses for the next image: getting fresh pages from the kernel takes
+//! longer than filling them.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-/// A thread keeps so many.
+/// Maximal number of buffers that a thread keeps.
 const MOST: usize = 8;
-/// Larger ones are given back: such images are rare.
+/// Maximal size of a buffer that is kept: larger images are rare.
 const LARGEST: usize = 8 << 20;
 
 thread_local! {
     static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Bytes, at first of any value.
+/// A buffer with arbitrary initial content.
 pub struct Buffer(Vec<u8>);
 
 impl Buffer {
@@ -29,7 +30,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.0.capacity() <= LARGEST {
-            // A thread that ends has no use for it.
+            // Fails if the thread is ending; then the buffer is freed.
             _ = KEPT.try_with(|kept| {
                 let mut kept = kept.borrow_mut();
                 if kept.len() < MOST {

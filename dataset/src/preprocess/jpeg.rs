@@ -1,7 +1,8 @@
-//! JPEG as libjpeg-turbo decodes it, because Pillow uses that: other decoders interpolate chroma differently, by several levels.
+//! JPEG decoding as by libjpeg-turbo, which Pillow uses: other decoders interpolate chroma
+//! differently, by several levels.
 //!
-//! The usual pictures are decoded here, in the same way but faster; all others by MozJPEG's copy of libjpeg-turbo, which builds
-//! with a C compiler alone.
+//! Common images are decoded here, with the same result but faster; all others by MozJPEG's copy of
+//! libjpeg-turbo, which builds with only a C compiler.
 //!
 //! ```text
 //!   header  -->  baseline: huffman --> idct --> plane  -->  colours  -->  resize
@@ -25,7 +26,7 @@ use runfile::CropOffset;
 use super::resize::{Columns, Plan};
 use super::{MOST_BYTES, Picture, within_pixels};
 
-/// Whether these first bytes of a file are a JPEG's.
+/// Whether these are the first bytes of a JPEG.
 pub fn is_jpeg(start: &[u8]) -> bool {
     start.starts_with(&[0xFF, 0xD8, 0xFF])
 }
@@ -35,12 +36,12 @@ pub fn dimensions(reader: impl BufRead) -> Result<(u32, u32), String> {
     guarded(|| size(&open(reader)?))
 }
 
-/// How the image has to be turned, as the EXIF segment of its header says.
+/// The orientation in the EXIF segment of the header.
 pub fn orientation(mut reader: impl Read + Seek) -> Orientation {
     exif(&mut reader).and_then(|exif| Orientation::from_exif_chunk(&exif)).unwrap_or(Orientation::NoTransforms)
 }
 
-/// The first EXIF segment of the header, without its name; none where there is none, or where the
+/// The first EXIF segment of the header, without its identifier; none if there is none, or if the
 /// header is damaged.
 fn exif(reader: &mut (impl Read + Seek)) -> Option<Vec<u8>> {
     let mut start_of_image = [0; 2];
@@ -51,7 +52,7 @@ fn exif(reader: &mut (impl Read + Seek)) -> Option<Vec<u8>> {
         let [0xFF, marker, high, low] = segment else { return None };
         let length = u16::from_be_bytes([high, low]).checked_sub(2)?;
         match marker {
-            // The scan, or the end: there are no more segments.
+            // The scan, or the end: no further segments.
             0xD8..=0xDA => return None,
             0xE1 => {
                 let mut content = vec![0; usize::from(length)];
@@ -65,7 +66,7 @@ fn exif(reader: &mut (impl Read + Seek)) -> Option<Vec<u8>> {
     }
 }
 
-/// What `size` x `size` pixels are made of, without libjpeg; nothing for images that need it.
+/// Decodes what `size` x `size` pixels depend on, without libjpeg; none for images that need it.
 #[inline(always)]
 pub fn columns(encoded: &[u8], size: usize, crop_offset: CropOffset) -> Option<(Plan, Columns)> {
     let header = header::header(encoded)?;
@@ -75,7 +76,7 @@ pub fn columns(encoded: &[u8], size: usize, crop_offset: CropOffset) -> Option<(
     Some((plan, columns))
 }
 
-/// The image in colours.
+/// Decodes the image with libjpeg.
 pub fn decode(encoded: &[u8]) -> Result<Picture, String> {
     guarded(|| {
         let decoder = open(encoded)?;
@@ -109,7 +110,8 @@ fn is_ink(space: ColorSpace) -> bool {
     matches!(space, ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK)
 }
 
-/// Inverted inks, as Adobe writes them and Pillow assumes, to colours the way Pillow's `cmyk2rgb` does.
+/// Converts inverted CMYK, as Adobe writes it and Pillow assumes, to RGB as Pillow's `cmyk2rgb`
+/// does.
 fn paper_to_light(inks: &[u8]) -> Vec<u8> {
     let (pixels, _) = inks.as_chunks::<4>();
     pixels
@@ -124,19 +126,19 @@ fn light(inverted_ink: u8, inverted_black: u8) -> u8 {
     inverted_black.saturating_sub(u8::try_from(absorbed).unwrap_or(u8::MAX))
 }
 
-/// libjpeg reports errors by unwinding out of the call; without a message of the panic handler.
+/// Catches libjpeg's errors, which unwind out of the call; without a message of the panic handler.
 fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|reason| {
         Err(reason.downcast::<String>().map_or_else(|_| "damaged JPEG".to_owned(), |reason| *reason))
     });
-    // Its words for the error of `Complete`.
+    // libjpeg's message for the error of `Complete`.
     done.map_err(|problem| match problem.ends_with("Input file read error") {
         true => "cut off, or cannot be read".to_owned(),
         false => problem,
     })
 }
 
-/// Fails where the bytes end; libjpeg would go on and paint the rest grey.
+/// A reader that fails at the end of the data; libjpeg would continue and fill the rest with grey.
 struct Complete<R> {
     reader: R,
 }

@@ -1,4 +1,4 @@
-//! As much of S3 as the tests need, and the ways in which it fails: a small server on the loopback.
+//! A fake S3 server on the loopback for tests: the requests that are needed, and their failures.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 #[derive(Default)]
 struct State {
     objects: BTreeMap<String, Vec<u8>>,
-    /// Parts of uploads by number, under the uploads' identities.
+    /// The parts of uploads by number, by id of the upload.
     uploads: BTreeMap<String, BTreeMap<u32, Vec<u8>>>,
     uploads_begun: usize,
     whole_reads: Vec<String>,
@@ -26,7 +26,7 @@ struct State {
     read_only: bool,
 }
 
-/// A server that pretends to be S3. It lives as long as this.
+/// A fake S3 server, which runs until it is dropped.
 pub struct Bucket {
     state: Arc<Mutex<State>>,
     address: String,
@@ -40,7 +40,7 @@ impl Drop for Bucket {
 }
 
 impl Bucket {
-    /// Starts it, empty.
+    /// Starts an empty server.
     #[must_use]
     pub fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -56,7 +56,7 @@ impl Bucket {
         Self { state, address, runtime: Some(runtime) }
     }
 
-    /// How it is reached.
+    /// The connection settings for it.
     #[must_use]
     pub fn settings(&self) -> AmazonS3Builder {
         AmazonS3Builder::new()
@@ -67,7 +67,7 @@ impl Bucket {
             .with_secret_access_key("secret")
     }
 
-    /// How a program reaches it that takes its settings from the environment.
+    /// The environment variables for a program that is to use it.
     #[must_use]
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
@@ -83,40 +83,41 @@ impl Bucket {
         self.state.lock().unwrap()
     }
 
-    /// Under `bucket/key`.
+    /// Adds an object with the name `bucket/key`.
     pub fn put(&self, name: &str, content: Vec<u8>) {
         self.state().objects.insert(name.to_owned(), content);
     }
 
-    /// All objects, under `bucket/key`.
+    /// All objects, by `bucket/key`.
     #[must_use]
     pub fn objects(&self) -> BTreeMap<String, Vec<u8>> {
         self.state().objects.clone()
     }
 
-    /// How often objects whose name ends so were read from start to end.
+    /// The number of full reads of objects with this suffix.
     #[must_use]
     pub fn whole_reads(&self, ending: &str) -> usize {
         self.state().whole_reads.iter().filter(|name| name.ends_with(ending)).count()
     }
 
-    /// The next requests are answered by 500.
+    /// Makes the next requests fail with 500.
     pub fn fail_next(&self, requests: usize) {
         self.state().failures_to_come = requests;
     }
 
-    /// How many were.
+    /// The number of requests that failed so.
     #[must_use]
     pub fn failures(&self) -> usize {
         self.state().failures
     }
 
-    /// From now on nothing is written, but what is there can be deleted.
+    /// Refuses writes from now on; deletions still work.
     pub fn refuse_writes(&self) {
         self.state().read_only = true;
     }
 
-    /// Uploads in parts that were begun, and those of them that are neither complete nor given up.
+    /// The number of multipart uploads that were begun, and of those that are neither complete nor
+    /// aborted.
     #[must_use]
     pub fn uploads(&self) -> (usize, usize) {
         let state = self.state();

@@ -1,4 +1,4 @@
-//! Checkpoints in folders and in a bucket that a small server in this process pretends to be, and what may happen to them.
+//! Tests of checkpoints in folders and in a bucket of a fake server, and of failures.
 
 use bucket::Bucket;
 use object_store::RetryConfig;
@@ -41,7 +41,7 @@ fn assert_whole(checkpoints: &Checkpoints) {
     }
 }
 
-/// Writes, reads, lists, writes over and deletes.
+/// Writes, reads, lists, overwrites and deletes.
 fn lives_and_dies(checkpoints: &Checkpoints) {
     assert_eq!(checkpoints.list().unwrap(), Listing::default());
     assert!(matches!(checkpoints.read(NAME), Err(Error::Missing { .. })));
@@ -92,7 +92,7 @@ fn a_copy_from_a_bucket_is_gone_with_its_last_use() {
     assert!(!path.exists());
 }
 
-/// That reading says so of the checkpoint, and that the one before can still be read.
+/// Asserts that reading reports damage, and that the earlier checkpoint can still be read.
 fn assert_damaged(checkpoints: &Checkpoints, problem: &str) {
     let error = checkpoints.read(NAME).unwrap_err();
     assert!(error.is_damage(), "{error}");
@@ -101,7 +101,7 @@ fn assert_damaged(checkpoints: &Checkpoints, problem: &str) {
     checkpoints.read("0-xe-00000002").unwrap();
 }
 
-/// A checkpoint with one before it.
+/// A checkpoint after an earlier one.
 fn two(checkpoints: &Checkpoints) {
     checkpoints.write("0-xe-00000002", |files| files.add("a", [vec![1]])).unwrap();
     checkpoints.write(NAME, fill).unwrap();
@@ -172,7 +172,7 @@ fn what_was_not_finished_and_what_is_foreign_are_told_apart() {
     two(&checkpoints);
     let there = |path: &str| folder.path().join(path);
     std::fs::remove_file(there(NAME).join(seal::FILE)).unwrap();
-    // As an upload leaves it that was cut off.
+    // As left by an interrupted upload.
     std::fs::create_dir(there("0-xe-00000006")).unwrap();
     std::fs::write(there("0-xe-00000006/captioner.safetensors#1"), b"half").unwrap();
     std::fs::write(there("notes.txt"), b"mine").unwrap();
@@ -223,7 +223,7 @@ fn names_do_not_lead_elsewhere() {
     assert_eq!(checkpoints.list().unwrap(), Listing::default());
 }
 
-/// The seal is nobody else's file, and no file comes twice.
+/// A file may not have the seal's name, and no two files may have the same name.
 fn named_twice(checkpoints: &Checkpoints) {
     for files in [["a", "a"], ["a", seal::FILE]] {
         let written = checkpoints.write("a", |to| files.iter().try_for_each(|file| to.add(file, [vec![1]])));
@@ -237,7 +237,7 @@ fn of_a_failed_upload_nothing_is_left() {
     let checkpoints = in_bucket(&bucket);
     let large = large();
     let chunks = large.chunks(1 << 20).enumerate().map(|(at, chunk)| {
-        // In the middle of the second part.
+        // During the second part.
         if at == 12 {
             bucket.refuse_writes();
         }
@@ -282,11 +282,11 @@ fn a_place_that_cannot_be_used_is_named() {
     assert!(error.starts_with("s3://forbidden/a: ") && error.contains("403"), "{error}");
 }
 
-/// A file system of these bytes, for as long as this lives.
+/// A file system of this size in bytes, until it is dropped.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
-    /// None where this process may not mount.
+    /// None if this process may not mount.
     fn mount(bytes: usize) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mount = std::process::Command::new("mount")

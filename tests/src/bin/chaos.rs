@@ -1,4 +1,5 @@
-//! Trains on this machine while processes are killed, stopped and started again, and writes down what that cost.
+//! Chaos test: trains on this machine while processes are killed, suspended and restarted, and
+//! records the cost.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use dico_tests::Place;
 use dico_tests::chaos::{Chaos, Fault};
 use serde_json::json;
 
-/// Steps of teacher forcing for each minute that the run is to last.
+/// Cross-entropy steps per minute of the run.
 const STEPS_A_MINUTE: u64 = 600;
 
 /// Runs a coordinator and workers under random faults, once more without, and writes the account to OUT/summary.json.
@@ -50,7 +51,7 @@ fn main() -> std::process::ExitCode {
     let steps = ((minutes * STEPS_A_MINUTE as f64) as u64).max(30);
     let limit = Duration::from_secs_f64(minutes * 60.0);
     let chaos = Chaos { workers, kinds, most: faults, limit, seed, steps };
-    // What an earlier storm left, and nothing else.
+    // Removes the output of an earlier run, and nothing else.
     for left in ["world", "chaos", "chaos.logs", "quiet", "quiet.logs"] {
         _ = std::fs::remove_dir_all(out.join(left));
     }

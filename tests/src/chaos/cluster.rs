@@ -6,22 +6,23 @@ use std::time::{Duration, Instant};
 
 use crate::{Process, command, printed_hash, wait_for};
 
-/// A coordinator and workers, each of which is started again when it ends, as an operator's system would.
+/// A coordinator and workers, which are restarted when they end, as by a supervisor.
 pub struct Cluster {
     run_file: PathBuf,
     logs: PathBuf,
     port: u16,
-    /// None while it is away.
+    /// None while it is down.
     coordinator: Option<Process>,
     workers: BTreeMap<u32, Process>,
-    /// Who is to be started, and when.
+    /// The workers to start, and when.
     due: BTreeMap<u32, Instant>,
-    /// What is added to the names of logs, so that a process that is started again does not write over its predecessor's.
+    /// A suffix for names of logs, so that a restarted process does not overwrite the earlier
+    /// one's.
     starts: u32,
 }
 
 impl Cluster {
-    /// Starts everything.
+    /// Starts all processes.
     pub fn start(run_file: &Path, workers: u32) -> Self {
         let logs = run_file.with_extension("logs");
         std::fs::create_dir_all(&logs).expect("a folder for logs can be made");
@@ -47,14 +48,14 @@ impl Cluster {
         self.coordinator = Some(process);
     }
 
-    /// Kills the coordinator, and starts it again after a while.
+    /// Kills the coordinator, and restarts it after a while.
     pub fn restart_coordinator(&mut self, away: Duration) {
         self.coordinator = None;
         std::thread::sleep(away);
         self.start_coordinator();
     }
 
-    /// Stops the coordinator for a while.
+    /// Suspends the coordinator for a while.
     pub fn stop_coordinator(&mut self, away: Duration) {
         let coordinator = self.coordinator.as_ref().expect("it is there");
         coordinator.signal("STOP");
@@ -62,7 +63,7 @@ impl Cluster {
         coordinator.signal("CONT");
     }
 
-    /// Sends a worker a signal; should it end, it is started again after a while.
+    /// Sends a signal to a worker; if it ends, it is restarted after a while.
     pub fn signal(&mut self, rank: u32, name: &str, away: Duration) {
         if let Some(worker) = self.workers.get(&rank) {
             worker.signal(name);
@@ -70,7 +71,7 @@ impl Cluster {
         }
     }
 
-    /// Starts whoever has ended and is due.
+    /// Restarts the workers that have ended and are due.
     pub fn tend(&mut self) {
         let ended = |(rank, worker): (&u32, &mut Process)| worker.ended().then_some(*rank);
         let ended: Vec<u32> = self.workers.iter_mut().filter_map(ended).collect();
@@ -91,8 +92,8 @@ impl Cluster {
         }
     }
 
-    /// Waits for the run's end, however long it takes, as long as `steps` become more; the hashes of the parameters of all
-    /// workers that were there.
+    /// Waits for the end of the run as long as `steps` increases. Returns the hashes of the
+    /// parameters of all workers that were present.
     pub fn finish(&mut self, steps: impl Fn() -> i64) -> Vec<String> {
         let mut known = Some(-1);
         while let Some(before) = known {
@@ -108,12 +109,13 @@ impl Cluster {
         let log = coordinator.log();
         assert!(coordinator.finish().0, "{log}");
         let workers = std::mem::take(&mut self.workers).into_values();
-        // Whoever came too late to be told is refused, and says so.
+        // A worker that joined after the end is refused, and prints no hash.
         workers.filter_map(|worker| printed_hash(&worker.finish().1)).collect()
     }
 }
 
-/// A port that nobody listens on, and that no outgoing connection will be given. No two clusters of this process get the same.
+/// A free port outside the range of outgoing connections. No two clusters of this process get the
+/// same.
 fn free_port() -> u16 {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     let first = 20_000 + (std::process::id() % 8_000) as u16;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::cluster::Cluster;
 
-/// Longest while that a process stays away.
+/// The longest time that a process is down.
 const LONGEST_AWAY: Duration = Duration::from_millis(500);
 
 /// Something that happens to processes.
@@ -26,7 +26,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Does it; whether that ends the generation.
+    /// Injects the fault. Returns whether that ends the generation.
     pub fn strike(self, cluster: &mut Cluster, victim: u32, random: &mut ChaCha8Rng) -> bool {
         let away = random.random_range(Duration::ZERO..LONGEST_AWAY);
         match self {
@@ -39,7 +39,7 @@ impl Fault {
         self != Self::StopCoordinator
     }
 
-    /// Ends what does not end by itself.
+    /// Ends a fault that does not end by itself.
     pub fn relieve(self, cluster: &mut Cluster, victim: u32) {
         if self == Self::Stop {
             cluster.signal(victim, "CONT", Duration::ZERO);

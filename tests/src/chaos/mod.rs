@@ -1,14 +1,15 @@
-//! Real processes under random faults, and what each fault cost.
+//! Chaos tests: real processes under random faults, and the cost of each fault.
 //!
 //! ```text
-//! cluster.rs   a coordinator on a fixed port and its workers, started again when they end
-//! fault.rs     what is done to them
-//! record.rs    what the run's journal says of it
-//! summary.rs   the account
+//! cluster.rs   a coordinator on a fixed port and its workers, restarted when they end
+//! fault.rs     the faults
+//! record.rs    queries of the run's journal
+//! summary.rs   the results
 //! ```
 //!
-//! One fault at a time: the next comes when a step was applied after the last one, and a random while later. Two members at
-//! least are there when one is taken, so that the state is never lost; what happens then is the simulation's matter.
+//! One fault at a time: the next one is injected a random time after a step was applied following
+//! the last one. At least two members are present when one is taken, so that the state is never
+//! lost; the simulation covers that case.
 
 mod cluster;
 mod fault;
@@ -26,32 +27,32 @@ pub use fault::Fault;
 use record::Record;
 pub use summary::{Spread, Summary};
 
-/// Seconds without a word after which a member is lost, in these runs.
+/// The heartbeat timeout of these runs, in seconds.
 const LOST_AFTER: f64 = 2.0;
-/// Longest while between a recovery and the next fault.
+/// The longest time between a recovery and the next fault.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1500);
 
-/// What is to be done to a run.
+/// The parameters of a chaos test.
 pub struct Chaos {
-    /// How many workers there are.
+    /// The number of workers.
     pub workers: u32,
-    /// Which faults, with equal chances.
+    /// The kinds of faults, with equal probability.
     pub kinds: Vec<Fault>,
-    /// So many, if the run lasts that long.
+    /// Maximal number of faults.
     pub most: usize,
-    /// And for no longer than that.
+    /// Maximal duration of faults.
     pub limit: Duration,
-    /// What is random follows from it.
+    /// The random seed.
     pub seed: u64,
-    /// Steps of teacher forcing; they decide how long the run lasts.
+    /// The number of cross-entropy steps, which determines the duration of the run.
     pub steps: u64,
 }
 
 impl Chaos {
-    /// Runs to the end without any fault; the scores of the last evaluation.
+    /// Runs to the end without faults. Returns the scores of the last evaluation.
     ///
     /// # Panics
-    /// The run does not end as it should.
+    /// If the run does not finish.
     #[must_use]
     pub fn quiet(&self, place: &Place, name: &str) -> serde_json::Value {
         let mut cluster = Cluster::start(&self.run_file(place, name), self.workers);
@@ -60,10 +61,10 @@ impl Chaos {
         record.last_scores()
     }
 
-    /// Runs to the end under faults.
+    /// Runs to the end with faults.
     ///
     /// # Panics
-    /// The run does not end as it should, or does not recover.
+    /// If the run does not finish, or does not recover.
     #[must_use]
     pub fn run(&self, place: &Place, name: &str) -> Summary {
         let run_file = self.run_file(place, name);
@@ -80,7 +81,8 @@ impl Chaos {
             let at = now();
             let ends = fault.strike(&mut cluster, victim, &mut random);
             let since = match fault {
-                // Until it is missed, it costs what `lost_after` says; what it costs then is what is measured.
+                // The time until its eviction is determined by `lost_after`; the recovery after it
+                // is measured.
                 Fault::Stop => wait_for("the end of the stopped worker's generation", || record.ended(generation)),
                 Fault::StopCoordinator => now(),
                 _ => at,
@@ -97,8 +99,8 @@ impl Chaos {
         Summary::new(costs, &hashes, &record, &run_file)
     }
 
-    /// Waits until a generation of several members has trained for `pause`; says its number and members. None once the run is
-    /// finished.
+    /// Waits until a generation of several members has trained for `pause`. Returns its number and
+    /// members; none once the run is finished.
     fn calm(&self, cluster: &mut Cluster, record: &Record, pause: Duration) -> Option<(i64, Vec<u32>)> {
         let enough = (self.workers as usize).min(2);
         let mut since = (0, Instant::now());
@@ -138,7 +140,7 @@ impl Chaos {
     }
 }
 
-/// Seconds since 1970, as the journal counts them.
+/// Unix time in seconds, as in the journal.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

@@ -5,11 +5,11 @@ use serde_json::Value;
 
 use crate::Place;
 
-/// The journal of a run, while it goes on.
+/// The journal of a run in progress.
 pub struct Record(Connection);
 
 impl Record {
-    /// Opens it, once there is one.
+    /// Opens the journal; none if it does not exist yet.
     pub fn try_open(place: &Place, name: &str) -> Option<Self> {
         place.try_journal(name).map(Self)
     }
@@ -19,7 +19,7 @@ impl Record {
         self.0.query_row(query, of, |row| row.get(0)).optional().ok().flatten()
     }
 
-    /// The last generation: its number and members.
+    /// The number and members of the last generation.
     pub fn generation(&self) -> Option<(i64, Vec<u32>)> {
         let number: i64 = self.ask::<Option<i64>>("SELECT max(number) FROM generations", &[]).flatten()?;
         let members: String = self.ask("SELECT members_json FROM generations WHERE number = ?", &[&number])?;
@@ -36,7 +36,7 @@ impl Record {
         self.ask::<Option<f64>>("SELECT min(at) FROM steps WHERE generation > ?", &[&generation]).flatten()
     }
 
-    /// How many steps were reported.
+    /// The number of reported steps.
     pub fn steps(&self) -> i64 {
         self.ask("SELECT count(*) FROM steps", &[]).unwrap_or(0)
     }
@@ -56,14 +56,15 @@ impl Record {
         self.ask::<i64>("SELECT 1 FROM events WHERE kind = 'finished' LIMIT 1", &[]).is_some()
     }
 
-    /// Scores of the last evaluation.
+    /// The scores of the last evaluation.
     pub fn last_scores(&self) -> Value {
         let query = "SELECT metrics_json FROM evaluations ORDER BY stage DESC, step DESC, generation DESC LIMIT 1";
         let text: String = self.ask(query, &[]).expect("the run was evaluated");
         serde_json::from_str(&text).expect("scores are JSON")
     }
 
-    /// How long after each join the worker took part in a step, in seconds; of those who lived to see it.
+    /// For each join of a worker that took part in a step afterwards: the time until that step, in
+    /// seconds.
     pub fn rejoins(&self) -> Vec<f64> {
         let rows = |query: &str, first: usize| -> Vec<(f64, String)> {
             let mut statement = self.0.prepare(query).expect("the journal has these tables");

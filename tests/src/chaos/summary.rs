@@ -7,44 +7,44 @@ use serde_json::Value;
 use super::fault::Fault;
 use super::record::Record;
 
-/// What faults cost a run.
+/// The cost of faults in a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// How many there were.
+    /// The number of faults.
     pub faults: usize,
-    /// How many of each kind.
+    /// The number of faults of each kind.
     pub by_kind: BTreeMap<Fault, usize>,
-    /// Seconds from a fault to the next applied step; of a stopped worker, from when it was lost.
+    /// Seconds from a fault to the next applied step; for a suspended worker, from its eviction.
     pub recovery_s: Spread,
-    /// The same, by kind.
+    /// The same by kind.
     pub recovery_s_by_kind: BTreeMap<Fault, Spread>,
-    /// Most steps that were done again after a fault, the one in flight included.
+    /// Maximal number of steps that were repeated after a fault, including the one in flight.
     pub redone_steps_max: u64,
-    /// Seconds from a worker's join to the first step that it took part in.
+    /// Seconds from a worker's join to its first step.
     pub rejoin_s: Spread,
-    /// By the audit.
+    /// Samples that were never trained on, from the audit.
     pub samples_lost: u64,
-    /// By the audit.
+    /// Samples that were trained on twice, from the audit.
     pub samples_repeated: u64,
-    /// Ranks whose parameters differed from the others' at the end.
+    /// The number of workers whose parameters differed at the end.
     pub divergent_ranks: usize,
-    /// Ranks that were there at the end.
+    /// The number of workers at the end.
     pub ranks: usize,
-    /// Scores of the last evaluation.
+    /// The scores of the last evaluation.
     pub scores: Value,
 }
 
 /// Median and maximum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Spread {
-    /// Half of the values are not above it.
+    /// The median.
     pub median: f64,
-    /// The greatest.
+    /// The maximum.
     pub max: f64,
 }
 
 impl Spread {
-    /// Of these values; zeros of none.
+    /// Of these values; zeros if there are none.
     #[must_use]
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
@@ -54,12 +54,13 @@ impl Spread {
 }
 
 impl Summary {
-    /// The account of a run that is finished.
+    /// The results of a finished run.
     pub(super) fn new(costs: Vec<(Fault, f64)>, hashes: &[String], record: &Record, run_file: &Path) -> Self {
         let audit = audit(run_file);
         let samples = |key: &str| audit["samples"][key].as_u64().expect("an audit counts samples");
         let generations = audit["generations"].as_array().expect("an audit lists generations");
-        // The step in flight is begun again; if whoever is gone had already applied it, it is on record as given up.
+        // The step in flight is repeated; if the failed worker had already applied it, it is
+        // recorded as given up.
         let given_up = generations.iter().filter_map(|generation| generation["given_up"].as_u64());
         let mut by_kind: BTreeMap<Fault, Vec<f64>> = BTreeMap::new();
         for (fault, seconds) in &costs {

@@ -1,4 +1,4 @@
-//! Folders as Hugging Face and OpenCLIP lay them out.
+//! Model folders in the layouts of Hugging Face and OpenCLIP.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
@@ -9,10 +9,10 @@ use super::{Archive, find};
 use crate::error::Error;
 use crate::file::{MappedFile, read_json};
 
-/// Most shards: the largest published models have some hundred.
+/// Maximal number of shards: the largest published models have some hundred.
 const MOST_SHARDS: usize = 1024;
 
-/// What may be there, in order of preference.
+/// The supported files, in order of preference.
 const CANDIDATES: [&str; 6] = [
     "model.safetensors",
     "model.safetensors.index.json",
@@ -22,7 +22,7 @@ const CANDIDATES: [&str; 6] = [
     "open_clip_pytorch_model.bin",
 ];
 
-/// Says which shard holds which tensor.
+/// The index of a sharded model: the shard of each tensor.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
@@ -54,7 +54,7 @@ fn add_shards(archive: &mut Archive, index: &Path) -> Result<(), Error> {
         return Err(Error::format(index, format!("names more than {MOST_SHARDS} shards")));
     }
     for shard in shards {
-        // Links inside the folder are followed: a download cache keeps its files behind them.
+        // Links inside the folder are followed: download caches use them.
         if !matches!(Path::new(shard).components().collect::<Vec<_>>().as_slice(), [Component::Normal(_)]) {
             return Err(Error::format(index, format!("the shard {shard} leads out of the folder")));
         }

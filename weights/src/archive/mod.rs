@@ -1,6 +1,7 @@
-//! Tensors by name, in files of any of the formats in which models are published.
+//! Archives: tensors by name, in any of the file formats in which models are published.
 //!
-//! Files are mapped and tensors borrow from them; only those that do not lie in order are copied, when they are asked for.
+//! Files are memory-mapped and tensors borrow from them; only tensors that are not contiguous are
+//! copied, on access.
 
 mod folder;
 mod pickle;
@@ -24,11 +25,11 @@ pub(crate) use safetensors::stored;
 pub use torch_file::write_torch;
 use view::Layout;
 
-/// How many times their files' bytes all tensors may have: tensors can share memory, and a hostile file could have them share
-/// it without end.
+/// Maximal ratio of the bytes of all tensors to those of their files. Tensors can share memory, and
+/// a malicious file could use that without limit.
 const MOST_SHARING: usize = 8;
 
-/// An opened file, or a folder of several.
+/// An opened file, or a folder of several files.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), weights::Error> {
@@ -45,28 +46,31 @@ pub struct Archive {
     tensors: BTreeMap<String, Entry>,
 }
 
-/// A tensor that a file holds.
+/// A tensor in a file.
 struct Entry {
-    /// Which of the files.
+    /// The index of the file.
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
     layout: Layout,
 }
 
-/// The tensors of one file, their places checked against its length.
+/// The tensors of one file, whose positions were checked against its length.
 type Found = Vec<(String, Dtype, Vec<usize>, Layout)>;
 
 impl Archive {
-    /// Opens a file, or a folder as Hugging Face lays it out: `model.safetensors`, `model.safetensors.index.json` with its
-    /// shards, `pytorch_model.bin`, or `pytorch_model.bin.index.json` with its shards; or as OpenCLIP does:
-    /// `open_clip_model.safetensors`, or `open_clip_pytorch_model.bin`. The first that is there.
+    /// Opens a file, or a folder in the layout of Hugging Face: `model.safetensors`,
+    /// `model.safetensors.index.json` with its shards, `pytorch_model.bin`, or
+    /// `pytorch_model.bin.index.json` with its shards; or of OpenCLIP:
+    /// `open_clip_model.safetensors`, or `open_clip_pytorch_model.bin`. The first of these that
+    /// exists is used.
     ///
-    /// A file is safetensors, PyTorch's ZIP format with a state dict (at the top, under `state_dict` or under `model`) or a
-    /// TorchScript archive; its content tells which, not its name.
+    /// A file is safetensors, PyTorch's ZIP format with a state dict (at the top, under
+    /// `state_dict` or under `model`) or a TorchScript archive. The format is detected from the
+    /// content, not from the name.
     ///
     /// # Errors
-    /// Names the file and what in it is damaged, refused or not supported.
+    /// The file is damaged, refused or not supported; the message names it and the problem.
     pub fn open(path: &Path) -> Result<Self, Error> {
         if path.is_dir() {
             return folder::open(path);
@@ -106,30 +110,31 @@ impl Archive {
         Err(Error::format(&self.path, format!("its tensors would take more than {MOST_SHARING} times its bytes")))
     }
 
-    /// The file or folder.
+    /// The path of the file or folder.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Names of all tensors, sorted.
+    /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Type of a tensor's elements, if there is one of this name.
+    /// The type of a tensor's elements; none if there is no tensor of this name.
     #[must_use]
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
         self.tensors.get(name).map(|entry| entry.dtype)
     }
 
-    /// A tensor's shape, if there is one of this name.
+    /// The shape of a tensor; none if there is no tensor of this name.
     #[must_use]
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// A tensor, if there is one of this name. It borrows from the file, or is a copy if it does not lie there in order.
+    /// A tensor; none if there is none of this name. Borrows from the file, or is a copy if it is
+    /// not contiguous.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Tensor<'_>> {
         let entry = self.tensors.get(name)?;
@@ -141,18 +146,19 @@ impl Archive {
         Some(Tensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
     }
 
-    /// The shape of every tensor.
+    /// The shapes of all tensors.
     pub(crate) fn shapes(&self) -> Shapes {
         self.names().filter_map(|name| Some((name.to_owned(), self.shape(name)?.to_vec()))).collect()
     }
 
-    /// Every tensor, sorted by name.
+    /// All tensors, sorted by name.
     #[must_use]
     pub fn tensors(&self) -> Vec<(String, Tensor<'_>)> {
         self.names().filter_map(|name| Some((name.to_owned(), self.get(name)?))).collect()
     }
 
-    /// SHA-256 of the file, or of a folder's files of tensors one after the other, in order of their names; in lower-case hex.
+    /// The SHA-256 of the file, or of a folder's tensor files, concatenated in order of their
+    /// names; in lower-case hex.
     #[must_use]
     pub fn sha256(&self) -> String {
         let mut files: Vec<&MappedFile> = self.files.iter().collect();
@@ -169,7 +175,7 @@ impl Archive {
     }
 }
 
-/// The tensors of a file, by what the file begins with.
+/// The tensors of a file; detects the format by the first bytes.
 fn find(path: &Path, bytes: &[u8]) -> Result<Found, Error> {
     let again = "save it again with torch.save of PyTorch 1.6 or later";
     if bytes.starts_with(b"PK\x03\x04") {

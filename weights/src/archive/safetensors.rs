@@ -1,4 +1,5 @@
-//! Hugging Face's safetensors. The crate of that name checks that tensors neither overlap nor leave gaps.
+//! Hugging Face's safetensors. The crate of that name checks that tensors neither overlap nor leave
+//! gaps.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use crate::tensor::Dtype;
 /// The tensors of the file `path`, whose content is `bytes`.
 pub fn find(path: &Path, bytes: &[u8]) -> Result<Found, Error> {
     let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| Error::format(path, error))?;
-    // The header's length stands before it, in eight bytes.
+    // The length of the header precedes it, in eight bytes.
     let data = 8 + header;
     let found = metadata.tensors().into_iter().map(|(name, info)| {
         let dtype = dtype(info.dtype)
@@ -40,7 +41,7 @@ fn dtype(stored: Stored) -> Option<Dtype> {
     })
 }
 
-/// What safetensors call a type.
+/// The name of a type in safetensors.
 pub(crate) fn stored(dtype: Dtype) -> Stored {
     match dtype {
         Dtype::Bool => Stored::BOOL,

@@ -1,7 +1,9 @@
-//! The ZIP format of `torch.save` and `torch.jit.save`: one folder with the pickle `data.pkl`, a file in `data/` for each
-//! storage that the pickle names, and `byteorder` (PyTorch's `caffe2/serialize/inline_container.h`).
+//! The ZIP format of `torch.save` and `torch.jit.save`: one folder with the pickle `data.pkl`, a
+//! file in `data/` for each storage that the pickle names, and `byteorder` (PyTorch's
+//! `caffe2/serialize/inline_container.h`).
 //!
-//! PyTorch stores both uncompressed, so that they can be mapped. What is compressed is refused, and nothing is ever unpacked.
+//! PyTorch stores both uncompressed, so they can be memory-mapped. Compressed ones are refused:
+//! nothing is ever decompressed.
 
 use std::collections::HashMap;
 use std::io::Cursor;
@@ -14,7 +16,7 @@ use super::view::Layout;
 use super::{Found, pickle};
 use crate::error::Error;
 
-/// Most files in an archive: the largest published models have some thousand storages.
+/// Maximal number of files in an archive: the largest published models have some thousand storages.
 const MOST_FILES: usize = 1 << 17;
 const PICKLE: &str = "data.pkl";
 
@@ -43,7 +45,7 @@ fn layout(directory: &Directory, view: &pickle::View<'_>) -> Result<Layout, Stri
         .ok_or_else(|| format!("reaches out of its storage {}", view.key))
 }
 
-/// Places of an archive's files, by their path below its folder.
+/// The positions of an archive's files, by their path below its folder.
 struct Directory(HashMap<String, Range<usize>>);
 
 impl Directory {
@@ -80,7 +82,7 @@ impl Directory {
     }
 }
 
-/// The folder with the pickle, and a slash: its name is that of the file when it was saved.
+/// The folder with the pickle, and a slash: the name of the file when it was saved.
 fn folder(path: &Path, archive: &ZipArchive<Cursor<&[u8]>>) -> Result<String, Error> {
     let mut folders = archive.file_names_raw().filter_map(|name| {
         let folder = str::from_utf8(name).ok()?.strip_suffix(PICKLE)?;
@@ -93,7 +95,8 @@ fn folder(path: &Path, archive: &ZipArchive<Cursor<&[u8]>>) -> Result<String, Er
     }
 }
 
-/// TorchScript archives hold code too, which is compressed and not looked at.
+/// Whether a file is needed. TorchScript archives also contain code, which is compressed and
+/// ignored.
 fn is_wanted(name: &str) -> bool {
     name == PICKLE || name == "byteorder" || name.starts_with("data/")
 }

@@ -1,4 +1,4 @@
-//! PyTorch's ZIP format, written: what `torch.save({"state_dict": ...})` writes.
+//! Writing of PyTorch's ZIP format, as `torch.save({"state_dict": ...})` does.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -13,18 +13,19 @@ use crate::error::Error;
 use crate::file::write_whole;
 use crate::tensor::{Dtype, Tensor, byte_length};
 
-/// The archive's folder; readers take whatever name it has.
+/// The archive's folder; readers accept any name.
 const FOLDER: &str = "archive";
 /// PyTorch's version of the format (`caffe2/serialize/versions.h`).
 const VERSION: &[u8] = b"3\n";
-/// Files of more bytes need ZIP64.
+/// Larger files need ZIP64.
 const MAX_SHORT_FILE: usize = u32::MAX as usize;
 
-/// Writes tensors of 32-bit numbers as a state dict under the key `state_dict`, as PAC-S is published:
-/// `torch.load(path)["state_dict"]` reads it. It appears under its name only when it is complete.
+/// Writes 32-bit tensors as a state dict under the key `state_dict`, as PAC-S is published:
+/// `torch.load(path)["state_dict"]` reads it. The file is written atomically.
 ///
 /// # Errors
-/// Names the file, or the tensor that has other numbers, whose bytes do not fit its shape, or whose name is there twice.
+/// The file cannot be written, or a tensor has another type, a wrong size, or a name that occurs
+/// twice; the message names it.
 pub fn write_torch(path: &Path, tensors: &[(String, Tensor<'_>)]) -> Result<(), Error> {
     for (at, (name, Tensor { dtype, shape, bytes })) in tensors.iter().enumerate() {
         if *dtype != Dtype::F32 {
@@ -58,7 +59,7 @@ pub fn write_torch(path: &Path, tensors: &[(String, Tensor<'_>)]) -> Result<(), 
     })
 }
 
-/// The pickle: each tensor has a storage of its own, named by its place.
+/// The pickle: each tensor has its own storage, named by its index.
 fn pickle(tensors: &[(String, Tensor<'_>)]) -> Vec<u8> {
     let integers = |sizes: &[usize]| sizes.iter().map(|&size| size as i64).collect::<Vec<_>>();
     let parts: Vec<_> = tensors
@@ -77,7 +78,7 @@ fn pickle(tensors: &[(String, Tensor<'_>)]) -> Vec<u8> {
     Assembler::new().op(op::EMPTY_DICT).text("state_dict").state_dict(&pieces).op(op::SETITEM).end()
 }
 
-/// Elements from one index of each dimension to the next, row by row.
+/// The row-major strides of a shape, in elements.
 fn strides(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
     for (at, &side) in shape.iter().enumerate().skip(1).rev() {

@@ -1,31 +1,31 @@
-//! Where in a file a tensor's elements lie.
+//! The position of a tensor's elements in a file.
 
 use std::ops::Range;
 
 use crate::tensor::{Dtype, byte_length};
 
-/// Where a tensor's elements lie; checked against the file when it was made.
+/// The position of a tensor's elements, checked against the file on creation.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// Row-major, in these bytes of the file.
+    /// Contiguous in row-major order, in these bytes of the file.
     InOrder(Range<usize>),
     /// In any other order.
     Strided(Strided),
 }
 
-/// Elements at regular distances.
+/// Elements with strides.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Strided {
-    /// Bytes of the file that they lie in.
+    /// The bytes of the storage in the file.
     storage: Range<usize>,
-    /// Of the first, in elements from the beginning of the storage.
+    /// The offset of the first element from the beginning of the storage, in elements.
     offset: usize,
-    /// From one to the next of each dimension, in elements.
+    /// The stride of each dimension, in elements.
     strides: Vec<usize>,
 }
 
 impl Layout {
-    /// The layout of elements of `size` bytes, or none if one of them would lie outside the storage.
+    /// The layout of elements of `size` bytes; none if one of them would be outside the storage.
     pub fn new(
         storage: Range<usize>,
         size: usize,
@@ -54,7 +54,8 @@ impl Layout {
     }
 }
 
-/// Whether elements of these strides lie one after the other; that of a dimension of one element is never taken.
+/// Whether elements with these strides are contiguous; the stride of a dimension of length 1 is
+/// ignored.
 fn in_order(shape: &[usize], strides: &[usize]) -> bool {
     let mut expected = 1_usize;
     shape.iter().zip(strides).rev().all(|(&side, &stride)| {
@@ -65,7 +66,8 @@ fn in_order(shape: &[usize], strides: &[usize]) -> bool {
 }
 
 impl Strided {
-    /// The elements in order, or none if the file is not the one that the layout was made for.
+    /// The elements in row-major order; none if the file is not the one that the layout was created
+    /// for.
     pub fn gather(&self, file: &[u8], shape: &[usize], size: usize) -> Option<Vec<u8>> {
         let storage = file.get(self.storage.clone())?;
         let elements: usize = shape.iter().product();
@@ -74,7 +76,8 @@ impl Strided {
         let mut at = self.offset;
         for _ in 0..elements {
             gathered.extend_from_slice(storage.get(at * size..(at + 1) * size)?);
-            // As an odometer counts: the last dimension first, and from one that is full on to the one before it.
+            // Increments the index like an odometer: the last dimension first, with carries to the
+            // ones before.
             for ((place, &side), &stride) in index.iter_mut().zip(shape).zip(&self.strides).rev() {
                 *place += 1;
                 at += stride;

@@ -1,7 +1,8 @@
-//! `config.json`, as transformers writes and reads it.
+//! `config.json` in transformers' format.
 //!
-//! transformers leaves out settings that have their class's default, so each has its default here too
-//! (`CLIPVisionConfig`, `BertConfig`, `GPT2Config`). What would make for another computation than this project's is refused.
+//! transformers omits settings that have their class's default, so each has its default here too
+//! (`CLIPVisionConfig`, `BertConfig`, `GPT2Config`). Settings for computations that this project
+//! does not implement are refused.
 
 use std::path::Path;
 
@@ -13,13 +14,12 @@ use crate::error::Error;
 use crate::folder::Vocabulary;
 use crate::settings::Section;
 
-/// The key under which `config.json` lists the tokens of a captioner that does not know all of
-/// CLIP's, as CLIP's numbers.
+/// The key for the tokens of a captioner with a subset of CLIP's tokens, as CLIP's numbers.
 const TOKENS: &str = "clip_tokens";
 /// The module with the model's Python code, beside `config.json`.
 pub const MODELING_MODULE: &str = "modeling_dico";
 
-/// The sizes that the `config` of the file `path` gives.
+/// The configs in the `config` of the file `path`.
 pub fn read(path: &Path, config: &Value) -> Result<(CaptionerArchitecture, VisionArchitecture), Error> {
     let top = Section::top(path, config)?;
     top.require("model_type", &[json!("vision-encoder-decoder")])?;
@@ -58,7 +58,7 @@ pub fn read(path: &Path, config: &Value) -> Result<(CaptionerArchitecture, Visio
     Ok((captioner, vision))
 }
 
-/// The tokens of a captioner of `size` tokens, as the `config` of the file `path` gives them.
+/// The tokens of a captioner of `size` tokens, from the `config` of the file `path`.
 pub fn vocabulary(path: &Path, config: &Value, size: usize) -> Result<Vocabulary, Error> {
     let wrong = |problem: String| Error::setting(path, TOKENS, problem);
     let vocabulary = match config.get(TOKENS) {
@@ -77,9 +77,9 @@ pub fn vocabulary(path: &Path, config: &Value, size: usize) -> Result<Vocabulary
     Ok(vocabulary)
 }
 
-/// Adds to a `config.json` what [`MODELING_MODULE`] and imports need besides sizes: where the code
-/// is, which of CLIP's tokens the captioner knows if not all, and whether the tensors of the vision
-/// tower are nested below `vision_model`.
+/// Adds to a `config.json` what [`MODELING_MODULE`] and imports need besides sizes: the location of
+/// the code, the captioner's tokens if they are a subset of CLIP's, and whether the tensors of the
+/// vision encoder are nested below `vision_model`.
 pub fn complete(config: &mut Value, vocabulary: &Vocabulary, vision_is_nested: bool) {
     let mut insert = |section: &str, key: &str, value: Value| {
         if let Some(settings) = config.pointer_mut(section).and_then(Value::as_object_mut) {
@@ -101,7 +101,7 @@ pub fn complete(config: &mut Value, vocabulary: &Vocabulary, vision_is_nested: b
 fn vision(encoder: &Section<'_>) -> Result<VisionArchitecture, Error> {
     let mut tower = encoder.section("vision_encoder")?;
     tower.require("model_type", &[json!("clip_vision_model"), json!("clip")])?;
-    // Some versions keep the configuration of the whole CLIP.
+    // Some versions store the config of the whole CLIP.
     if tower.get("vision_config").is_some() {
         tower = tower.section("vision_config")?;
     }
@@ -149,8 +149,8 @@ fn check_gpt2(gpt2: &Section<'_>) -> Result<(), Error> {
 
 /// A `config.json` with which transformers loads a captioner of these sizes.
 ///
-/// The encoder's word embeddings, of which nothing is computed, are declared for a vocabulary of one; begin, end and pad are
-/// the vocabulary's last three tokens.
+/// The encoder's word embeddings, which are never used, are declared for a vocabulary of one token;
+/// begin, end and pad tokens are the vocabulary's last three.
 #[must_use]
 pub fn config_json(captioner: &CaptionerArchitecture, vision: &VisionArchitecture) -> Value {
     let [pad, end, begin] = [1, 2, 3].map(|from_end| captioner.vocabulary_size.saturating_sub(from_end));
@@ -200,7 +200,8 @@ pub fn config_json(captioner: &CaptionerArchitecture, vision: &VisionArchitectur
     })
 }
 
-/// A ResNet, which Hugging Face's CLIP does not have, is described by what the two kinds of tower have in common.
+/// A ResNet, which Hugging Face's CLIP does not have, is described by the settings that both kinds
+/// of encoder have.
 fn vision_json(VisionArchitecture { image_size, vision, activation, .. }: &VisionArchitecture) -> Value {
     let width = vision.hidden_width();
     let mut settings = json!({

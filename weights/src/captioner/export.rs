@@ -1,4 +1,4 @@
-//! The published layout, written.
+//! Writing of the published layout.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -12,12 +12,13 @@ use crate::error::Error;
 use crate::file::write_whole;
 use crate::tensor::{Dtype, Tensor};
 
-/// The vision tower's tensors under their published names, which begin with `prefix` ([`super::VISION_PREFIX`], or what
-/// [`super::Released::vision_prefix`] says): the inverse of [`super::Released::vision_tensors`]. `visual.proj` has no place
-/// there and is left out.
+/// The vision encoder's tensors under their published names, which begin with `prefix`
+/// ([`super::VISION_PREFIX`], or that of [`super::Released::vision_prefix`]): the inverse of
+/// [`super::Released::vision_tensors`]. `visual.proj` is not part of that layout and is left out.
 ///
 /// # Errors
-/// Names the tensor that a vision transformer does not have, or whose rows are no query, key and value.
+/// A tensor is not one of a vision transformer, or cannot be split into query, key and value; the
+/// message names it.
 pub fn vision_to_released<'a>(
     tensors: Vec<(String, Tensor<'a>)>,
     prefix: &str,
@@ -36,10 +37,12 @@ pub fn vision_to_released<'a>(
     Ok(released)
 }
 
-/// Writes tensors to one safetensors file, as transformers expects it. It appears under its name only when it is complete.
+/// Writes tensors to one safetensors file, as transformers expects it. The file is written
+/// atomically.
 ///
 /// # Errors
-/// Names the file, or the tensor whose bytes do not fit its shape or whose name is there twice.
+/// The file cannot be written, or a tensor has a wrong size or a name that occurs twice; the
+/// message names it.
 pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor<'_>)]) -> Result<(), Error> {
     let mut views = BTreeMap::new();
     for (name, Tensor { dtype, shape, bytes }) in tensors {
@@ -58,11 +61,11 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor<'_>)]) -> Resul
     })
 }
 
-/// What a safetensors file begins with whose tensors, of 32-bit numbers, follow one upon the other without gaps: for those who
-/// write a file without having it in memory.
+/// The header of a safetensors file with consecutive 32-bit tensors, for writing a file without
+/// having it in memory.
 ///
 /// # Errors
-/// A name is there twice, or a tensor is larger than a file can be.
+/// A name occurs twice, or a tensor is too large for a file.
 pub fn safetensors_start(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<Vec<u8>, Error> {
     let mut end = 0;
     let mut names = BTreeSet::new();
@@ -80,12 +83,12 @@ pub fn safetensors_start(tensors: impl IntoIterator<Item = (String, Vec<usize>)>
     let failed = |error: &dyn std::fmt::Display| Error::export("header", error);
     let metadata = Metadata::new(Some(written_by()), infos).map_err(|error| failed(&error))?;
     let mut header = serde_json::to_vec(&metadata).map_err(|error| failed(&error))?;
-    // Numbers that are mapped into memory are looked at in place: they begin at a multiple of eight.
+    // Memory-mapped numbers have to be aligned: they begin at a multiple of eight.
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())
 }
 
-/// transformers refuses a file that does not say by whom its tensors are meant to be read.
+/// transformers refuses a file whose metadata do not name the framework of its tensors.
 fn written_by() -> HashMap<String, String> {
     HashMap::from([("format".to_owned(), "pt".to_owned())])
 }

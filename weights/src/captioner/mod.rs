@@ -1,5 +1,6 @@
-//! The captioner as DiCO's authors publish it: a folder of Hugging Face's with a `config.json` and weights, in which an encoder
-//! (a CLIP vision transformer, a projection and a BERT) and a decoder (a GPT-2 with cross-attention) lie.
+//! The captioner as published by DiCO's authors: a Hugging Face folder with `config.json` and
+//! weights of an encoder (a CLIP vision transformer, a projection and a BERT) and a decoder (a
+//! GPT-2 with cross-attention).
 
 mod config;
 mod export;
@@ -28,55 +29,55 @@ use crate::shapes::{Shapes, compare};
 use crate::tensor::Tensor;
 use names::{OUTPUT, Part, WORDS};
 
-/// Sizes of encoder and decoder.
+/// The config of a captioner: the sizes of encoder and decoder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptionerArchitecture {
-    /// Width of the vision tower's hidden states.
+    /// The width of the vision encoder's hidden states.
     pub vision_width: usize,
-    /// Width of encoder and decoder.
+    /// The width of encoder and decoder.
     pub width: usize,
-    /// Attention heads of either.
+    /// The number of attention heads of each.
     pub heads: usize,
-    /// Layers of the encoder.
+    /// The number of layers of the encoder.
     pub encoder_layers: usize,
-    /// Width between the two halves of the encoder's feed-forward layers.
+    /// The inner width of the encoder's feed-forward layers.
     pub encoder_inner: usize,
-    /// Positions that the encoder has embeddings for.
+    /// The number of position embeddings of the encoder.
     pub encoder_positions: usize,
-    /// Layers of the decoder.
+    /// The number of layers of the decoder.
     pub decoder_layers: usize,
-    /// Width between the two halves of the decoder's feed-forward layers.
+    /// The inner width of the decoder's feed-forward layers.
     pub decoder_inner: usize,
-    /// Positions that the decoder has embeddings for.
+    /// The number of position embeddings of the decoder.
     pub positions: usize,
-    /// Tokens known, begin, end and pad included.
+    /// The number of tokens, begin, end and pad tokens included.
     pub vocabulary_size: usize,
 }
 
-/// Sizes of a captioner's vision tower, and how it computes.
+/// The config of a captioner's vision encoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VisionArchitecture {
-    /// Pixels on a side.
+    /// The side of an image, in pixels.
     pub image_size: usize,
-    /// The tower; Hugging Face knows transformers only.
+    /// The sizes of the encoder; Hugging Face supports only transformers.
     pub vision: Vision,
-    /// Activation of its MLPs. A ResNet has none.
+    /// The activation of its MLPs; unused for a ResNet.
     #[serde(default)]
     pub activation: Activation,
-    /// How pixels are normalised.
+    /// The normalization of pixels.
     #[serde(default)]
     pub normalization: Normalization,
 }
 
 impl VisionArchitecture {
-    /// A tower of these sizes with OpenAI's activation and normalisation.
+    /// An encoder of these sizes with OpenAI's activation and normalization.
     #[must_use]
     pub fn new(image_size: usize, vision: Vision) -> Self {
         let (activation, normalization) = Default::default();
         Self { image_size, vision, activation, normalization }
     }
 
-    /// In words, how it computes otherwise than OpenAI's model of its sizes; nothing where it does not.
+    /// The differences from OpenAI's model of the same sizes, in words; empty if there are none.
     #[must_use]
     pub fn computation(&self, lora: Option<LoraReading>) -> String {
         let Self { vision, activation, normalization: Normalization { mean, std }, .. } = self;
@@ -89,20 +90,20 @@ impl VisionArchitecture {
         parts.join(", ")
     }
 
-    /// Width of the hidden states; see [`Vision::hidden_width`].
+    /// The width of the hidden states; see [`Vision::hidden_width`].
     #[must_use]
     pub fn width(&self) -> usize {
         self.vision.hidden_width()
     }
 
-    /// Hidden states of an image; see [`Vision::tokens`].
+    /// The number of hidden states per image; see [`Vision::tokens`].
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.vision.tokens(self.image_size)
     }
 }
 
-/// An opened folder. Its configuration and its weights have been found to agree.
+/// An opened folder, whose config and weights are consistent.
 pub struct Released {
     archive: Archive,
     config: Value,
@@ -110,7 +111,7 @@ pub struct Released {
     vision: VisionArchitecture,
     vision_prefix: &'static str,
     vision_names: Renaming,
-    /// Names in the file, by published name.
+    /// The names in the file, by published name.
     captioner_names: BTreeMap<String, String>,
     unused: Vec<String>,
 }
@@ -119,7 +120,8 @@ impl Released {
     /// Opens the folder.
     ///
     /// # Errors
-    /// Names the file and the setting or tensor that is damaged, not supported, or at odds with the others.
+    /// A setting or tensor is damaged, not supported or inconsistent; the message names it and the
+    /// file.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("config.json");
         let config: Value = read_json(&path)?;
@@ -142,7 +144,7 @@ impl Released {
                 Part::Unused => unused.push(name.to_owned()),
             }
         }
-        // Of tensors that are one and the same, writers of safetensors keep whichever they like.
+        // Of two tied tensors, writers of safetensors keep either.
         if archive.shape(OUTPUT).is_some() {
             captioner_names.entry(WORDS.to_owned()).or_insert_with(|| OUTPUT.to_owned());
         }
@@ -153,34 +155,34 @@ impl Released {
         Ok(released)
     }
 
-    /// Content of `config.json`.
+    /// The content of `config.json`.
     #[must_use]
     pub fn config(&self) -> &Value {
         &self.config
     }
 
-    /// Sizes of encoder and decoder.
+    /// The config of encoder and decoder.
     #[must_use]
     pub fn captioner(&self) -> &CaptionerArchitecture {
         &self.captioner
     }
 
-    /// The captioner's tokens: CLIP's, or those of them that `config.json` lists.
+    /// The captioner's tokens: all of CLIP's, or those that `config.json` lists.
     ///
     /// # Errors
-    /// The list is malformed, or the vocabulary has another size than `config.json` says.
+    /// The list is malformed, or its size differs from that in `config.json`.
     pub fn vocabulary(&self) -> Result<Vocabulary, Error> {
         let path = self.archive.path().join("config.json");
         config::vocabulary(&path, &self.config, self.captioner.vocabulary_size)
     }
 
-    /// Sizes of the vision tower.
+    /// The config of the vision encoder.
     #[must_use]
     pub fn vision(&self) -> &VisionArchitecture {
         &self.vision
     }
 
-    /// What stands before the names of the vision tower in this folder; for [`vision_to_released`].
+    /// The prefix of the vision encoder's names in this folder; for [`vision_to_released`].
     #[must_use]
     pub fn vision_prefix(&self) -> &str {
         self.vision_prefix
@@ -192,24 +194,27 @@ impl Released {
         self.archive.sha256()
     }
 
-    /// Parameters of encoder and decoder under their published names, sorted: `encoder.vis_enc_to_enc_proj.*`,
-    /// `encoder.encoder.*`, `decoder.transformer.*`. What is unknown is among them, for the caller to find it too much.
+    /// The parameters of encoder and decoder under their published names, sorted:
+    /// `encoder.vis_enc_to_enc_proj.*`, `encoder.encoder.*`, `decoder.transformer.*`. Includes
+    /// unknown tensors, so that the caller can report them.
     #[must_use]
     pub fn captioner_tensors(&self) -> Vec<(String, Tensor<'_>)> {
         let names = self.captioner_names.iter();
         names.filter_map(|(name, old)| Some((name.clone(), self.archive.get(old)?))).collect()
     }
 
-    /// Parameters of the vision tower under OpenAI's names, sorted: `visual.*`. There is no `visual.proj`.
+    /// The parameters of the vision encoder under OpenAI's names, sorted: `visual.*`, without
+    /// `visual.proj`.
     ///
     /// # Errors
-    /// Names tensors that do not fit together.
+    /// Tensors do not fit together; the message names them.
     pub fn vision_tensors(&self) -> Result<Vec<(String, Tensor<'_>)>, Error> {
         self.vision_names.tensors(&self.archive)
     }
 
-    /// What no computation needs but an exact export gives back, sorted by name: the encoder's word embeddings and pooler,
-    /// causal masks, position numbers, and `decoder.lm_head.weight`, which equals the decoder's word embeddings.
+    /// Tensors that no computation uses but that an exact export contains, sorted by name: the
+    /// encoder's word embeddings and pooler, causal masks, position numbers, and
+    /// `decoder.lm_head.weight`, which equals the decoder's word embeddings.
     #[must_use]
     pub fn unused_tensors(&self) -> Vec<(String, Tensor<'_>)> {
         self.unused.iter().filter_map(|name| Some((name.clone(), self.archive.get(name)?))).collect()
@@ -225,7 +230,8 @@ impl Released {
         }
     }
 
-    /// A configuration can say anything; sizes that the weights bear out are no larger than the files.
+    /// Checks the config against the weights' shapes, so that sizes are bounded by the size of the
+    /// files.
     fn check_shapes(&self) -> Result<(), Error> {
         let path = self.archive.path();
         let absurd = |problem: String| Error::format(&path.join("config.json"), problem);

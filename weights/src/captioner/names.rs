@@ -1,12 +1,12 @@
-//! Which part of the captioner a published tensor belongs to.
+//! The part of the captioner that a published tensor belongs to.
 
 use crate::archive::Archive;
 use crate::clip::names::{is_bookkeeping, vision_from_hugging_face};
 use crate::renaming::Renamed;
 
-/// What stands before the names of the vision tower.
+/// The prefix of the vision encoder's names.
 pub const VISION_PREFIX: &str = "encoder.vision_encoder.";
-/// The same where the tower was saved in its `CLIPVisionModel`.
+/// The prefix if the encoder was saved inside its `CLIPVisionModel`.
 pub const WRAPPED_VISION_PREFIX: &str = "encoder.vision_encoder.vision_model.";
 
 /// The decoder's word embeddings.
@@ -14,17 +14,17 @@ pub const WORDS: &str = "decoder.transformer.wte.weight";
 /// The decoder's projection to its vocabulary, tied to [`WORDS`].
 pub const OUTPUT: &str = "decoder.lm_head.weight";
 
-/// Part of the captioner.
+/// A part of the captioner.
 pub enum Part {
-    /// The vision tower, and what becomes of the tensor there.
+    /// The vision encoder, with the new name of the tensor.
     Vision(Renamed),
     /// Encoder or decoder, or unknown.
     Captioner,
-    /// Nothing that is computed with.
+    /// Not used by any computation.
     Unused,
 }
 
-/// What stands before the names of the vision tower in `archive`.
+/// The prefix of the vision encoder's names in `archive`.
 pub fn vision_prefix(archive: &Archive) -> &'static str {
     let wrapped = archive.names().any(|name| name.starts_with(WRAPPED_VISION_PREFIX));
     if wrapped { WRAPPED_VISION_PREFIX } else { VISION_PREFIX }
@@ -50,7 +50,7 @@ fn is_unused(name: &str) -> bool {
         || is_mask(name)
 }
 
-/// GPT-2 keeps its causal mask, and the number that stands for what is masked, in every block.
+/// Whether a tensor is a causal mask of GPT-2, or the value of masked scores, which each block has.
 fn is_mask(name: &str) -> bool {
     let block = name.strip_prefix("decoder.transformer.h.").and_then(|rest| rest.split_once('.'));
     let masks = ["attn.bias", "attn.masked_bias", "crossattention.bias", "crossattention.masked_bias"];

@@ -5,67 +5,67 @@ use serde::{Deserialize, Serialize};
 use super::conventions::{Activation, Normalization};
 use crate::captioner::VisionArchitecture;
 
-/// Sizes of a CLIP, and how it computes.
+/// The config of a CLIP: its sizes, activation and normalization.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Architecture {
-    /// Pixels on a side.
+    /// The side of an image, in pixels.
     pub image_size: usize,
-    /// The vision tower.
+    /// The sizes of the vision encoder.
     pub vision: Vision,
-    /// The text tower.
+    /// The sizes of the text encoder.
     pub text: Text,
-    /// Width of the space that images and texts share.
+    /// The width of the joint embedding space.
     pub embedding: usize,
-    /// Activation of both towers' MLPs. A ResNet has none.
+    /// The activation of both encoders' MLPs; unused for a ResNet.
     #[serde(default)]
     pub activation: Activation,
-    /// How pixels are normalised.
+    /// The normalization of pixels.
     #[serde(default)]
     pub normalization: Normalization,
 }
 
-/// Sizes of a vision tower.
+/// The sizes of a vision encoder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Vision {
     /// A vision transformer.
     Transformer {
-        /// Pixels on a side of a patch.
+        /// The side of a patch, in pixels.
         patch_size: usize,
-        /// Width of the residual stream.
+        /// The width of the residual stream.
         width: usize,
-        /// Residual blocks.
+        /// The number of residual blocks.
         layers: usize,
-        /// Attention heads.
+        /// The number of attention heads.
         heads: usize,
     },
     /// OpenAI's modified ResNet.
     ResNet {
-        /// Residual blocks of each stage.
+        /// The number of residual blocks in each stage.
         blocks: [usize; 4],
-        /// Channels of the first stage's bottlenecks.
+        /// The number of channels of the first stage's bottlenecks.
         width: usize,
-        /// Heads of the attention that pools.
+        /// The number of heads of the attention pooling.
         heads: usize,
     },
 }
 
-/// Sizes of a text tower.
+/// The sizes of a text encoder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Text {
-    /// Width of the residual stream.
+    /// The width of the residual stream.
     pub width: usize,
-    /// Residual blocks.
+    /// The number of residual blocks.
     pub layers: usize,
-    /// Attention heads.
+    /// The number of attention heads.
     pub heads: usize,
-    /// Most tokens of a text, begin and end included.
+    /// Maximal number of tokens of a text, begin and end tokens included.
     pub context_length: usize,
-    /// Tokens known.
+    /// The number of tokens in the vocabulary.
     pub vocabulary_size: usize,
 }
 
 impl Vision {
-    /// Attention heads.
+    /// The number of attention heads.
     #[must_use]
     pub fn heads(&self) -> usize {
         let (Self::Transformer { heads, .. } | Self::ResNet { heads, .. }) = self;
@@ -77,7 +77,7 @@ impl Vision {
         *heads = number;
     }
 
-    /// Width of the hidden states: of the residual stream, or the last stage's channels.
+    /// The width of the hidden states: of the residual stream, or the last stage's channels.
     #[must_use]
     pub fn hidden_width(&self) -> usize {
         match self {
@@ -86,8 +86,8 @@ impl Vision {
         }
     }
 
-    /// Positions of the hidden states for images of `image_size` pixels on a side: the class token and the patches, or the
-    /// last stage's pixels.
+    /// The number of hidden states for images of `image_size` pixels per side: the class token and
+    /// the patches, or the cells of the last stage.
     #[must_use]
     pub fn tokens(&self, image_size: usize) -> usize {
         let (side, class) = match self {
@@ -99,14 +99,14 @@ impl Vision {
 }
 
 impl Architecture {
-    /// A model of these sizes with OpenAI's activation and normalisation.
+    /// A config of these sizes with OpenAI's activation and normalization.
     #[must_use]
     pub fn new(image_size: usize, vision: Vision, text: Text, embedding: usize) -> Self {
         let (activation, normalization) = Default::default();
         Self { image_size, vision, text, embedding, activation, normalization }
     }
 
-    /// Sizes of the vision tower alone.
+    /// The config of the vision encoder alone.
     #[must_use]
     pub fn tower(&self) -> VisionArchitecture {
         VisionArchitecture {
@@ -117,13 +117,13 @@ impl Architecture {
         }
     }
 
-    /// Width of the vision tower's hidden states; see [`Vision::hidden_width`].
+    /// The width of the vision encoder's hidden states; see [`Vision::hidden_width`].
     #[must_use]
     pub fn vision_width(&self) -> usize {
         self.vision.hidden_width()
     }
 
-    /// Positions of the vision tower's hidden states; see [`Vision::tokens`].
+    /// The number of the vision encoder's hidden states; see [`Vision::tokens`].
     #[must_use]
     pub fn vision_tokens(&self) -> usize {
         self.vision.tokens(self.image_size)
@@ -146,15 +146,15 @@ impl Architecture {
     }
 }
 
-/// Shapes of tensors by name.
+/// The shapes of tensors by name.
 pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
-/// The tensor that does not fit, and why.
+/// The name of a tensor that does not fit, and the reason.
 pub(crate) type Misfit = (String, String);
 
 struct Named<'a>(&'a Shapes);
 
 impl Named<'_> {
-    /// The shape of a tensor of `N` dimensions, none of them empty.
+    /// The shape of a tensor with `N` dimensions, none of them zero.
     fn of<const N: usize>(&self, name: &str) -> Result<[usize; N], Misfit> {
         let shape = self.0.get(name).ok_or_else(|| (name.to_owned(), "is missing".to_owned()))?;
         match <[usize; N]>::try_from(shape.as_slice()) {
@@ -202,7 +202,7 @@ impl Named<'_> {
         count_blocks(self.0.keys().map(String::as_str), prefix)
     }
 
-    /// Side of the square that positions are of, beside one for the whole.
+    /// The side of the square grid of positions, of which there is one more for the class token.
     fn side(&self, name: &str) -> Result<usize, Misfit> {
         let [positions, _] = self.of(name)?;
         let side = (positions - 1).isqrt();
@@ -213,7 +213,7 @@ impl Named<'_> {
     }
 }
 
-/// How many blocks of these names there are below `prefix`, numbered from 0 without gaps.
+/// The number of blocks below `prefix`, which have to be numbered from 0 without gaps.
 fn count_blocks<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Result<usize, Misfit> {
     let below = names.filter_map(|name| name.strip_prefix(prefix));
     let numbers: BTreeSet<&str> = below.filter_map(|rest| rest.split('.').next()).collect();

@@ -1,7 +1,7 @@
-//! Configurations beside weights: `open_clip_config.json` as OpenCLIP writes it, `config.json` and
-//! `preprocessor_config.json` as transformers writes them.
+//! Configuration files beside weights: `open_clip_config.json` in OpenCLIP's format, `config.json`
+//! and `preprocessor_config.json` in transformers' format.
 //!
-//! What would make for another computation than this project's is refused by name.
+//! Settings for computations that this project does not implement are refused by name.
 
 use std::path::{Path, PathBuf};
 
@@ -18,10 +18,11 @@ const OPEN_CLIP: &str = "open_clip_config.json";
 const HUGGING_FACE: &str = "config.json";
 pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
 
-/// Settings of an OpenCLIP tower that change nothing at evaluation.
+/// Settings of an OpenCLIP encoder that have no effect at evaluation.
 const HARMLESS: [&str; 2] = ["patch_dropout", "output_tokens"];
 
-/// What the configuration beside `weights` (a file or folder) says of a model of these sizes, and the file that says it.
+/// The conventions from the configuration beside `weights` (a file or folder) for a model of these
+/// sizes, and the path of that configuration.
 pub(super) fn beside(
     weights: &Path,
     layout: Layout,
@@ -29,7 +30,7 @@ pub(super) fn beside(
 ) -> Result<Option<(Conventions, PathBuf)>, Error> {
     let Some(folder) = (if weights.is_dir() { Some(weights) } else { weights.parent() }) else { return Ok(None) };
     let file = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
-    // Repositories may hold both, with weights in both layouts.
+    // A repository may have both, with weights in both layouts.
     let (open_clip, hugging_face) = (file(OPEN_CLIP), file(HUGGING_FACE));
     match (layout, open_clip, hugging_face) {
         (Layout::OpenAi, Some(path), _) | (Layout::HuggingFace, Some(path), None) => {
@@ -99,7 +100,8 @@ fn open_clip_conventions(path: &Path, architecture: &Architecture) -> Result<Con
             }
             width / head_width
         }
-        // The attention that pools has heads of 64 (`open_clip/model.py`, `_build_vision_tower`).
+        // The attention pooling has heads of width 64 (`open_clip/model.py`,
+        // `_build_vision_tower`).
         Vision::ResNet { width, .. } => width.saturating_mul(32) / 64,
     };
     Ok(Conventions {
@@ -112,7 +114,8 @@ fn open_clip_conventions(path: &Path, architecture: &Architecture) -> Result<Con
     })
 }
 
-/// `vision_config` and `text_config` of a `CLIPModel`, with transformers' defaults; none if it is another model's file.
+/// The conventions from `vision_config` and `text_config` of a `CLIPModel`, with transformers'
+/// defaults; none if the file is of another model.
 fn hugging_face_conventions(
     path: &Path,
     preprocessor: Option<&Path>,
@@ -149,7 +152,8 @@ fn hugging_face_conventions(
     Ok(Some(found))
 }
 
-/// What `preprocessor_config.json` says of pixels, with the defaults of transformers' `CLIPImageProcessor`.
+/// The normalization in `preprocessor_config.json`, with the defaults of transformers'
+/// `CLIPImageProcessor`.
 pub(crate) fn image_processor(path: &Path) -> Result<Normalization, Error> {
     let config: Value = read_json(path)?;
     let settings = Section::top(path, &config)?;

@@ -1,5 +1,5 @@
-//! CLIP (Radford et al. 2021) and what has its shape, such as PAC-S and OpenCLIP's models: in OpenAI's layout, OpenCLIP's or
-//! Hugging Face's, read under OpenAI's names.
+//! CLIP (Radford et al. 2021) and models of the same structure, such as PAC-S and OpenCLIP's: read
+//! from the layouts of OpenAI, OpenCLIP or Hugging Face, under OpenAI's names.
 
 mod architecture;
 pub(crate) mod config;
@@ -20,7 +20,8 @@ use crate::renaming::{Renamed, Renaming};
 use crate::shapes::{Shapes, compare};
 use crate::tensor::Tensor;
 
-/// The weights of a CLIP. Its sizes are found from the shapes of its tensors, as OpenAI's `build_model` does.
+/// The weights of a CLIP. The sizes are derived from the tensors' shapes, as in OpenAI's
+/// `build_model`.
 pub struct Clip {
     archive: Archive,
     renaming: Renaming,
@@ -31,18 +32,19 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Opens a file or folder as [`Archive::open`] does. What its tensors do not say is taken from `said`; of OpenAI's own files
-    /// it is known, of others the configuration beside them says it. Where `said` has all of it, no configuration is read.
+    /// Opens a file or folder as [`Archive::open`] does. Properties that tensors do not show are
+    /// taken from `said`, otherwise from the configuration beside the weights; for OpenAI's own
+    /// files they are known. If `said` is complete, no configuration is read.
     ///
     /// # Errors
-    /// As [`Archive::open`]; where the tensors are not those of a CLIP, the one that does not fit; and what is not said.
+    /// As [`Archive::open`]; a tensor is not one of a CLIP; or a property is unknown.
     pub fn open(path: &Path, said: &Conventions) -> Result<Self, Error> {
         let archive = Archive::open(path)?;
         let Tensors { layout, renaming, factors } = rename(&archive)?;
         let shapes = renaming.shapes(&archive)?;
         let mut architecture =
             Architecture::from_shapes(&shapes).map_err(|(tensor, problem)| Error::tensor(path, &tensor, problem))?;
-        // A folder of weights may hold the configuration of another model than this one.
+        // A folder of weights may have the configuration of another model.
         let (found, source) = if is_openais_own(&archive) {
             (Conventions::openai(), "OpenAI's own file".to_owned())
         } else if said.are_complete() {
@@ -62,10 +64,10 @@ impl Clip {
         Ok(clip)
     }
 
-    /// Opens a file with OpenAI's names whose architecture is known. All of its LoRA factors are added.
+    /// Opens a file with OpenAI's names and a known config. Adds all of its LoRA factors.
     ///
     /// # Errors
-    /// As [`Archive::open`], and where the tensors are not those of `architecture`.
+    /// As [`Archive::open`]; or the tensors do not fit `architecture`.
     pub fn of(path: &Path, architecture: Architecture) -> Result<Self, Error> {
         let archive = Archive::open(path)?;
         let Tensors { renaming, factors, .. } = rename(&archive)?;
@@ -77,7 +79,7 @@ impl Clip {
         Ok(clip)
     }
 
-    /// Every LoRA factor is of a weight that there is.
+    /// Checks that each LoRA factor belongs to an existing weight.
     fn check_factors(&self, needed: &Shapes) -> Result<(), Error> {
         match self.factors.added(LoraReading::Merged).find(|(weight, _)| !needed.contains_key(*weight)) {
             Some((weight, _)) => {
@@ -87,18 +89,18 @@ impl Clip {
         }
     }
 
-    /// Of its LoRA factors.
+    /// The alpha of its LoRA factors.
     fn alpha(&self) -> Result<f64, Error> {
         lora::alpha(|name| self.archive.get(name)).map_err(|problem| Error::tensor(self.path(), LORA_ALPHA, problem))
     }
 
-    /// Where its activation, normalisation and heads are said.
+    /// The source of its activation, normalization and heads.
     #[must_use]
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// Lines that say how it computes, for people.
+    /// A description of its config, in lines for people.
     #[must_use]
     pub fn description(&self) -> [String; 2] {
         let Architecture { vision, text, activation, normalization, .. } = &self.architecture;
@@ -139,19 +141,19 @@ impl Clip {
         (!self.factors.is_empty()).then_some(self.lora)
     }
 
-    /// Its sizes.
+    /// The config of the model.
     #[must_use]
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
 
-    /// Where it was read.
+    /// The path that it was read from.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.archive.path()
     }
 
-    /// Whether the two compute the same.
+    /// Whether both models compute the same.
     #[must_use]
     pub fn is_same_model(&self, other: &Self) -> bool {
         let same = self.architecture == other.architecture && self.lora() == other.lora();
@@ -164,12 +166,12 @@ impl Clip {
         self.archive.sha256()
     }
 
-    /// Every parameter under OpenAI's name, sorted by it, with its LoRA factors added as the reading says. What is no parameter
-    /// (`input_resolution`, `position_ids` and the like) is left out; what is unknown keeps its name, for the caller to find it
-    /// too much.
+    /// All parameters under OpenAI's names, sorted, with LoRA factors added as the reading says.
+    /// Leaves out tensors that are no parameters (`input_resolution`, `position_ids` and so on).
+    /// Unknown tensors keep their names, so that the caller can report them.
     ///
     /// # Errors
-    /// Names tensors that do not fit together.
+    /// Tensors do not fit together; the message names them.
     pub fn tensors(&self) -> Result<Vec<(String, Tensor<'_>)>, Error> {
         let mut tensors = self.renaming.tensors(&self.archive)?;
         let alpha = self.alpha()?;
@@ -182,8 +184,9 @@ impl Clip {
         Ok(tensors)
     }
 
-    /// Every parameter under OpenAI's name, with nothing added, and its LoRA factors under their published names. B has alpha in
-    /// it, so that loralib finds the same weights with its default alpha.
+    /// All parameters under OpenAI's names, without LoRA factors added, and the factors under their
+    /// published names. B includes alpha, so that loralib computes the same weights with its
+    /// default alpha.
     ///
     /// # Errors
     /// As [`Clip::tensors`].
@@ -200,14 +203,14 @@ impl Clip {
     }
 }
 
-/// Whose names the tensors have.
+/// The layout of the tensors' names.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Layout {
     OpenAi,
     HuggingFace,
 }
 
-/// What PyTorch's parallel modules put before every name.
+/// The prefix that PyTorch's parallel modules add to all names.
 const WRAPPER: &str = "module.";
 
 /// The tensors of a file under OpenAI's names.
@@ -238,8 +241,8 @@ fn rename(archive: &Archive) -> Result<Tensors, Error> {
     Ok(Tensors { layout, renaming, factors })
 }
 
-/// OpenAI's files are TorchScript archives with these numbers beside the parameters, which nobody else writes: its
-/// `build_model` takes them out.
+/// Whether it is a file of OpenAI: a TorchScript archive with these numbers beside the parameters,
+/// which no other program writes. OpenAI's `build_model` removes them.
 fn is_openais_own(archive: &Archive) -> bool {
     ["input_resolution", "context_length", "vocab_size"].iter().all(|name| archive.shape(name).is_some())
 }

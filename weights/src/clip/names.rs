@@ -1,20 +1,22 @@
-//! Hugging Face's names of CLIP's tensors, and OpenAI's.
+//! The names of CLIP's tensors in Hugging Face's layout and in OpenAI's.
 
 use crate::renaming::Renamed;
 
-/// Names of the vision tower outside its blocks: Hugging Face's below `vision_model.`, OpenAI's below `visual.`.
+/// Names of the vision encoder outside its blocks: Hugging Face's below `vision_model.`, OpenAI's
+/// below `visual.`.
 const VISION: [(&str, &str); 7] = [
     ("embeddings.class_embedding", "class_embedding"),
     ("embeddings.patch_embedding.weight", "conv1.weight"),
     ("embeddings.position_embedding.weight", "positional_embedding"),
-    // Hugging Face's own spelling.
+    // Sic, in Hugging Face's layout.
     ("pre_layrnorm.weight", "ln_pre.weight"),
     ("pre_layrnorm.bias", "ln_pre.bias"),
     ("post_layernorm.weight", "ln_post.weight"),
     ("post_layernorm.bias", "ln_post.bias"),
 ];
 
-/// Names of the text tower outside its blocks: Hugging Face's below `text_model.`, OpenAI's at the top.
+/// Names of the text encoder outside its blocks: Hugging Face's below `text_model.`, OpenAI's at
+/// the top.
 const TEXT: [(&str, &str); 4] = [
     ("embeddings.token_embedding.weight", "token_embedding.weight"),
     ("embeddings.position_embedding.weight", "positional_embedding"),
@@ -22,7 +24,7 @@ const TEXT: [(&str, &str); 4] = [
     ("final_layer_norm.bias", "ln_final.bias"),
 ];
 
-/// Modules of a block of either tower, but for the projections of its attention.
+/// Modules of a block of either encoder, except for the attention projections.
 const BLOCK: [(&str, &str); 5] = [
     ("layer_norm1", "ln_1"),
     ("self_attn.out_proj", "attn.out_proj"),
@@ -31,24 +33,24 @@ const BLOCK: [(&str, &str); 5] = [
     ("mlp.fc2", "mlp.c_proj"),
 ];
 
-/// Projections that OpenAI keeps in one tensor, in the order in which they lie there.
+/// Projections that OpenAI stores in one tensor, in their order in it.
 const PROJECTIONS: [&str; 3] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
 
-/// Numbers that are kept beside the parameters, by the last part of their names.
+/// Non-parameters that files contain, by the last part of their names.
 const BOOKKEEPING: [&str; 6] =
     ["position_ids", "num_batches_tracked", "input_resolution", "context_length", "vocab_size", "attn_mask"];
 
-/// Whether a tensor is no parameter but a number kept beside them.
+/// Whether a tensor is not a parameter.
 pub(crate) fn is_bookkeeping(name: &str) -> bool {
     BOOKKEEPING.contains(&name.rsplit('.').next().unwrap_or(name))
 }
 
-/// The name without what OpenCLIP puts before the text tower of some models (`CustomTextCLIP`).
+/// Removes the prefix that OpenCLIP adds to the text encoder of some models (`CustomTextCLIP`).
 pub(super) fn from_open_clip(name: &str) -> &str {
     name.strip_prefix("text.").unwrap_or(name)
 }
 
-/// What becomes of a tensor of Hugging Face's `CLIPModel`; one that it does not know keeps its name.
+/// The renaming of a tensor of Hugging Face's `CLIPModel`; an unknown one keeps its name.
 pub(super) fn from_hugging_face(name: &str) -> Renamed {
     if is_bookkeeping(name) {
         return Renamed::Dropped;
@@ -64,7 +66,8 @@ pub(super) fn from_hugging_face(name: &str) -> Renamed {
     renamed.unwrap_or_else(|| Renamed::Whole(name.to_owned()))
 }
 
-/// What becomes of a tensor of Hugging Face's `CLIPVisionTransformer`, if it is one of those.
+/// The renaming of a tensor of Hugging Face's `CLIPVisionTransformer`; none if it is not one of
+/// these.
 pub(crate) fn vision_from_hugging_face(name: &str) -> Option<Renamed> {
     match VISION.iter().find(|(theirs, _)| *theirs == name) {
         Some((_, ours)) => Some(Renamed::Whole(format!("visual.{ours}"))),
@@ -92,7 +95,7 @@ fn block_from_hugging_face(name: &str, blocks: &str) -> Option<Renamed> {
     Some(Renamed::Whole(format!("{blocks}.{number}.{ours}.{kind}")))
 }
 
-/// What a tensor of OpenAI's vision transformer becomes in Hugging Face's layout.
+/// The names in Hugging Face's layout for a tensor of OpenAI's vision transformer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Returned {
     /// One tensor of this name.
@@ -101,7 +104,7 @@ pub(crate) enum Returned {
     Thirds([String; 3]),
 }
 
-/// Inverse of [`vision_from_hugging_face`].
+/// The inverse of [`vision_from_hugging_face`].
 pub(crate) fn vision_to_hugging_face(name: &str) -> Option<Returned> {
     let name = name.strip_prefix("visual.")?;
     if let Some((theirs, _)) = VISION.iter().find(|(_, ours)| *ours == name) {

@@ -1,8 +1,9 @@
-//! Embeddings of images that were computed before, in a file for each evaluator.
+//! A cache of image embeddings, in one file per evaluator.
 //!
-//! The file begins with a line that names what the embeddings depend on; then come records of a key and an embedding (little-endian
-//! floats). Records are only ever appended, so whatever interrupts the writing, those before are whole; the rest of one that is not
-//! is cut off when the file is opened.
+//! The file begins with a line that names everything the embeddings depend on; then follow records
+//! of a key and an embedding (little-endian floats). Records are only appended, so an interrupted
+//! write leaves the earlier ones intact; an incomplete last record is truncated when the file is
+//! opened.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// SHA-256 of an image's bytes.
+/// The SHA-256 of an image's bytes.
 pub type Key = [u8; 32];
 
 /// An opened cache.
@@ -23,10 +24,11 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens the cache in `folder` of what `name` says, whose embeddings have `width` numbers; makes both if need be.
+    /// Opens the cache for `name` in `folder`, with embeddings of `width` numbers. Creates folder
+    /// and file if they do not exist.
     ///
     /// # Errors
-    /// The file cannot be read or written, is another's, or is in use.
+    /// The file cannot be read or written, belongs to another evaluator, or is in use.
     pub fn open(folder: &Path, name: &str, width: usize) -> Result<Self, String> {
         let path = folder.join(format!("{}.embeddings", &format!("{:x}", Sha256::digest(name))[..16]));
         let failed = |error: std::io::Error| format!("{}: {error}", path.display());
@@ -37,7 +39,7 @@ impl Cache {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() < header.len() && header.starts_with(&bytes) {
-            // Nothing, or less than its first line: it is begun.
+            // The file is empty, or ends within its first line.
             file.set_len(0).and_then(|()| file.write_all(&header)).map_err(failed)?;
             bytes.clone_from(&header);
         }
@@ -56,7 +58,7 @@ impl Cache {
         Ok(Self { known: known.collect(), file: BufWriter::new(file), path })
     }
 
-    /// The embedding of an image, if it is known.
+    /// The embedding of an image; none if it is not in the cache.
     pub fn get(&self, key: &Key) -> Option<&[f32]> {
         self.known.get(key).map(Vec::as_slice)
     }
@@ -103,7 +105,7 @@ mod tests {
         std::fs::write(&path, "something else, which is long enough to be a cache of embeddings of some evaluator")
             .unwrap();
         assert!(Cache::open(folder.path(), "some evaluator", 3).map(|_| ()).unwrap_err().contains("delete it"));
-        // Of another evaluator nothing is known.
+        // Another evaluator has its own cache.
         assert!(Cache::open(folder.path(), "other evaluator", 3).unwrap().get(&[1; 32]).is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! Scores of captions by an evaluator: CLIP-S, PAC-S and their variants with references.
 //!
-//! [`Scorer`] is what a run's evaluations and `worker score` have in common. [`CaptionScorer`] is an evaluator opened by itself, which
-//! embeds any images and keeps the embeddings in a cache.
+//! [`Scorer`] is shared by a run's evaluations and `worker score`. [`CaptionScorer`] is an
+//! evaluator opened by itself, which embeds any images and caches the embeddings.
 
 mod cache;
 
@@ -25,24 +25,25 @@ use crate::tensors;
 
 pub use cache::Cache;
 
-/// Images, and texts, that are embedded at once.
+/// The number of images, and of texts, that are embedded in one batch.
 const BATCH: usize = 64;
 
-/// Reads captions with an evaluator and scores them.
+/// Tokenizes captions for an evaluator and scores them.
 #[derive(Clone, Copy)]
 pub struct Scorer<'a> {
-    /// Its model.
+    /// The evaluator's model.
     pub clip: &'a Clip,
-    /// Its vocabulary.
+    /// The evaluator's vocabulary.
     pub vocabulary: &'a Vocabulary,
-    /// How it reads texts.
+    /// How texts are tokenized.
     pub settings: &'a runfile::Evaluator,
     /// The score that its cosines are converted to.
     pub score: EvaluatorScore,
 }
 
 impl Scorer<'_> {
-    /// Unit embeddings of all captions and references, each different text once. `done` is told how many there are so far.
+    /// Unit embeddings of all captions and references, each distinct text once. Reports the number
+    /// of texts done so far to `done`.
     pub fn read(&self, items: &[Item], mut done: impl FnMut(usize)) -> TextEmbeddings {
         let Architecture { text, embedding, .. } = self.clip.architecture();
         let mut texts = Texts::default();
@@ -64,9 +65,9 @@ impl Scorer<'_> {
         TextEmbeddings { width: *embedding, numbers, embeddings }
     }
 
-    /// The score of each caption, and the variant that also looks at the references: the harmonic mean with the highest cosine to one
-    /// of them (Hessel et al. 2021, section 3); none of a caption without references. `images` has the embeddings of the captions'
-    /// images, one after the other.
+    /// The score of each caption, and its variant with references: the harmonic mean with the
+    /// highest cosine to a reference (Hessel et al. 2021, section 3); none for a caption without
+    /// references. `images` has the embeddings of the captions' images, concatenated.
     #[must_use]
     pub fn score(&self, images: &[f32], texts: &TextEmbeddings) -> Vec<(f64, Option<f64>)> {
         let score = |(image, (candidate, references)): (&[f32], &(usize, Vec<usize>))| {
@@ -83,9 +84,9 @@ impl Scorer<'_> {
 /// Embeddings of captions and their references.
 pub struct TextEmbeddings {
     width: usize,
-    /// Of each caption: its number among the embeddings, and those of its references.
+    /// For each caption: the index of its embedding, and those of its references.
     numbers: Vec<(usize, Vec<usize>)>,
-    /// One after the other.
+    /// The embeddings, concatenated.
     embeddings: Vec<f32>,
 }
 
@@ -94,19 +95,19 @@ impl TextEmbeddings {
         &self.embeddings[number * self.width..][..self.width]
     }
 
-    /// The embeddings of the captions, in their order.
+    /// The embeddings of the captions, in order.
     pub fn captions(&self) -> impl Iterator<Item = &[f32]> {
         self.numbers.iter().map(|(caption, _)| self.row(*caption))
     }
 }
 
-/// An evaluator that scores any captions.
+/// An evaluator that scores arbitrary captions.
 pub struct CaptionScorer {
     clip: Clip,
     vocabulary: Vocabulary,
     settings: runfile::Evaluator,
     score: EvaluatorScore,
-    /// Of what its embeddings of images depend on.
+    /// The fingerprint of everything that its image embeddings depend on.
     fingerprint: String,
 }
 
@@ -131,8 +132,9 @@ impl CaptionScorer {
         Scorer { clip, vocabulary, settings, score: *score }
     }
 
-    /// Unit embeddings of all images of the test split of `data`, in their order: `[images, embedding]`, one after the other. Those
-    /// that `cache` has are not computed; the others are added to it. `done` is told how many there are so far.
+    /// Unit embeddings of all images of the test split of `data`, in order, `[images, embedding]`,
+    /// concatenated. Embeddings in `cache` are not computed; the others are added to it. Reports
+    /// the number of images done so far to `done`.
     ///
     /// # Errors
     /// An image cannot be decoded, or the cache cannot be used.
@@ -184,7 +186,8 @@ impl CaptionScorer {
         Ok(embeddings)
     }
 
-    /// Scores of `items`; `images` has the embedding of each one's image. `done` is told how many different texts are embedded so far.
+    /// The scores of `items`; `images` has the embedding of each item's image. Reports the number
+    /// of distinct texts embedded so far to `done`.
     pub fn score(&self, images: &[f32], items: &[Item], done: impl FnMut(usize)) -> CaptionScores {
         let scorer = self.scorer();
         let texts = scorer.read(items, done);
@@ -198,18 +201,18 @@ impl CaptionScorer {
     }
 }
 
-/// Scores of captions by an evaluator.
+/// The scores of captions by an evaluator.
 pub struct CaptionScores {
     width: usize,
     own: Vec<f64>,
-    /// The variant that also looks at references, where all captions have some.
+    /// The variant with references; none unless all captions have some.
     with_references: Option<Vec<f64>>,
-    /// Unit embeddings of the captions, one after the other.
+    /// Unit embeddings of the captions, concatenated.
     captions: Vec<f32>,
 }
 
 impl CaptionScores {
-    /// Adds them to a report under the names of the evaluator's metrics.
+    /// Adds the scores to a report under the names of the evaluator's metrics.
     pub fn add(&self, evaluator: &NamedEvaluator<'_>, report: &mut Report) {
         report.add(evaluator.metric().to_owned(), Scores::mean(self.own.clone()));
         if let Some(scores) = &self.with_references {
@@ -217,7 +220,8 @@ impl CaptionScores {
         }
     }
 
-    /// Adds how well each caption finds its image among all of them. Takes time quadratic in their number.
+    /// Adds retrieval metrics: how each caption ranks its image among all. Takes time quadratic in
+    /// their number.
     pub fn add_retrieval(&self, evaluator: &NamedEvaluator<'_>, images: &[f32], report: &mut Report) {
         let prefix = evaluator.retrieval_prefix();
         for (name, scores) in retrieval::scores(&retrieval::ranks(&self.captions, images, self.width)) {
@@ -226,7 +230,7 @@ impl CaptionScores {
     }
 }
 
-/// Different texts, numbered in the order in which they first come.
+/// Distinct texts, numbered in order of first occurrence.
 #[derive(Default)]
 struct Texts<'t> {
     texts: Vec<&'t str>,
@@ -242,7 +246,7 @@ impl<'t> Texts<'t> {
     }
 }
 
-/// What names each image in a cache: SHA-256 of its bytes.
+/// The cache key of each image: the SHA-256 of its bytes.
 fn keys(data: &DataSet) -> Result<Vec<cache::Key>, String> {
     let key = |item: &dataset::Item| {
         let bytes = data.read(item).map_err(|error| error.to_string())?;

@@ -1,28 +1,29 @@
-//! Beam search with the semantics of Hugging Face `generate` (`num_beams = num_return_sequences = k`, `early_stopping =
-//! False`): 2k candidates a step, finished captions scored by log-probability over length, and an end as soon as no
-//! candidate can beat the worst finished one.
+//! Beam search as Hugging Face `generate` does it (`num_beams = num_return_sequences = k`,
+//! `early_stopping = False`): 2k candidates per step, finished captions scored by log-probability
+//! over length, and an end as soon as no candidate can beat the worst finished one.
 //!
-//! These are transformers' until 4.49 (`BeamSearchScorer`); from 4.50 on a search ends when the best candidate *that goes on*
-//! cannot, which is a little sooner.
+//! This is the behavior of transformers up to 4.49 (`BeamSearchScorer`). From 4.50 on a search ends
+//! when the best candidate *that continues* cannot, which is slightly earlier.
 
 use tch::Tensor;
 
 use super::Search;
 use crate::nn;
 
-/// A caption that was found.
+/// A caption found by beam search or sampling.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hypothesis {
-    /// Without the begin token; with the end token, unless it was cut at the length limit.
+    /// The tokens without the begin token; with the end token, unless cut at the length limit.
     pub tokens: Vec<i64>,
-    /// Log-probability over length to the power of the length penalty.
+    /// The log-probability, divided by the length to the power of the length penalty.
     pub score: f64,
 }
 
-/// Something that knows the next token's distribution for `images * beams` captions in parallel.
+/// A language model that is decoded step by step, for `images * beams` captions in parallel.
 pub trait Steps {
-    /// Appends `tokens` (`[rows]`) to all captions and returns the logits `[rows, vocabulary]` of what follows, in 32 bits.
-    /// First, where given, row i goes on from what row `origins[i]` was.
+    /// Appends `tokens` (`[rows]`) to all captions. Returns the next-token logits `[rows,
+    /// vocabulary]`, in 32 bits. If `origins` is given, row i first becomes a copy of row
+    /// `origins[i]`.
     fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor;
 
     /// Like [`Steps::next`], but returns only the `count` likeliest tokens.
@@ -36,13 +37,14 @@ pub trait Steps {
     }
 }
 
-/// The likeliest next tokens of each caption, best first.
+/// The most likely next tokens of each caption, best first.
 pub struct Likeliest {
     /// `[rows * each]`.
     pub log_probabilities: Vec<f32>,
     /// `[rows * each]`.
     pub tokens: Vec<i64>,
-    /// Tokens of each caption: as many as were asked for, or the whole vocabulary.
+    /// The number of tokens per caption: the requested number, or the vocabulary size if that is
+    /// smaller.
     pub each: usize,
 }
 
@@ -50,7 +52,7 @@ pub struct Likeliest {
 /// `[rows, vocabulary]`, best first, and the tokens. Both are `[rows, count]`, or
 /// `[rows, vocabulary]` if the vocabulary is smaller.
 pub fn likeliest(logits: &Tensor, count: i64) -> (Tensor, Tensor) {
-    // Only these log-probabilities are needed, not the whole log-softmax.
+    // The normalizer alone is cheaper than the whole log-softmax.
     let (best, tokens) = logits.topk(logits.size()[1].min(count), 1, true, false);
     (best - nn::log_normalisers(logits).unsqueeze(1), tokens)
 }
@@ -85,8 +87,8 @@ struct Candidate {
     token: i64,
 }
 
-/// The 2k best candidates of each image, best first. At most k of them end, so k always remain open.
-/// `sums` are the log-probabilities of the beams, `[images * k]`.
+/// The 2k best candidates of each image, best first. At most k of them end, so k always remain
+/// open. `sums` are the log-probabilities of the beams, `[images * k]`.
 fn following(likeliest: &Likeliest, sums: &[f32], k: usize) -> Vec<Vec<Candidate>> {
     let Likeliest { log_probabilities, tokens, each } = likeliest;
     let rows = log_probabilities.chunks(*each).zip(tokens.chunks(*each)).zip(sums);
@@ -110,7 +112,7 @@ struct Beam {
     log_probability: f32,
 }
 
-/// One image's beams.
+/// The beams of one image.
 struct Image {
     open: Vec<Beam>,
     /// Best first, at most k.
@@ -120,13 +122,13 @@ struct Image {
 
 impl Image {
     fn new(search: &Search) -> Self {
-        // All beams start alike, so all but the first are kept from being chosen at the first step.
+        // All beams start with the same token: only the first may be chosen in the first step.
         let beam = |i| Beam { tokens: Vec::new(), log_probability: if i == 0 { 0.0 } else { -1e9 } };
         Self { open: (0..search.beams).map(beam).collect(), finished: Vec::new(), done: false }
     }
 
-    /// Takes the step's candidates, best first; captions are `length` tokens long with them. Returns the beam that each
-    /// open beam goes on from.
+    /// Processes the step's candidates, best first, which make captions of `length` tokens. Returns
+    /// the beam that each open beam continues.
     fn advance(&mut self, candidates: Vec<Candidate>, length: usize, search: &Search) -> Vec<usize> {
         if self.done {
             return (0..search.beams).collect();
@@ -139,7 +141,7 @@ impl Image {
             let mut tokens = self.open[candidate.beam].tokens.clone();
             tokens.push(candidate.token);
             if candidate.token == search.end {
-                // An end outside the k best would not have been chosen by a plain search.
+                // `generate` ignores ends that are not among the k best candidates.
                 if rank < search.beams {
                     self.add(tokens, score(candidate.log_probability, length, search), search);
                 }
@@ -160,7 +162,7 @@ impl Image {
         self.finished.truncate(search.beams);
     }
 
-    /// At the length limit open beams count as finished.
+    /// Finishes the search at the length limit, where open beams count as finished.
     fn finish(mut self, search: &Search) -> Vec<Hypothesis> {
         if !self.done {
             for beam in std::mem::take(&mut self.open) {
@@ -189,7 +191,8 @@ mod tests {
         Search { beams, max_length, length_penalty, begin_counts_when_cut: false, begin: BEGIN, end: END }
     }
 
-    /// A toy language: the next token's distribution is an arbitrary but fixed function of all tokens so far.
+    /// A toy language model: the next token's distribution is a fixed function of all tokens so
+    /// far.
     fn distribution(seed: u64, image: usize, prefix: &[i64]) -> Vec<f32> {
         let state = prefix.iter().fold(seeds::combine(seed, &[image as u64]), |s, &t| seeds::combine(s, &[t as u64]));
         let logits = (0..VOCABULARY).map(|t| (seeds::combine(state, &[t as u64]) % 1000) as f32 / 250.0);
@@ -217,7 +220,7 @@ mod tests {
         }
     }
 
-    /// Every caption that ends or reaches the limit, scored, best first.
+    /// All captions that end or reach the limit, with scores, best first.
     fn exhaustive(seed: u64, image: usize, settings: &Search) -> Vec<Hypothesis> {
         let mut all = Vec::new();
         let mut open = vec![(vec![BEGIN], 0.0_f32)];
@@ -245,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_search_wide_enough_finds_what_an_exhaustive_one_finds() {
-        // 3 x 3 x 3 = 27 prefixes can be open at most, so no candidate is ever pruned.
+        // At most 3 x 3 x 3 = 27 prefixes can be open, so no candidate is ever pruned.
         for (seed, length_penalty) in [(1, 1.0), (2, 0.0), (3, 2.0), (4, 1.0)] {
             let settings = search_for(40, 5, length_penalty);
             for (image, found) in run(seed, 3, &settings).into_iter().enumerate() {

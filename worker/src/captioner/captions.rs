@@ -1,28 +1,32 @@
+//! Captions as prefix trees, for computing their log-probabilities.
+
 use std::collections::HashMap;
 
 use tch::{Device, Tensor};
 
 use crate::forest::{Forest, Tree};
 
-/// Captions to be scored: equally many for each image, each with begin and end.
+/// Captions to be scored: equally many for each image, each with begin and end tokens.
 pub struct Captions {
-    /// All tokens but the last of each caption, a tree for each image.
+    /// The inputs: all tokens of each caption but the last, one prefix tree per image.
     pub(super) inputs: Forest,
-    /// Where the nodes are in `inputs`, without padding, `[nodes]`.
+    /// The indices of the nodes in `inputs`, without padding, `[nodes]`.
     pub(super) nodes: Tensor,
-    /// What is to be predicted, each pair once: the node that is followed, as a number in `nodes`, `[pairs]`.
+    /// The distinct predictions: the node after which a token is predicted, as an index of `nodes`,
+    /// `[pairs]`.
     pub(super) after: Tensor,
-    /// The token that follows it, `[pairs]`.
+    /// The predicted token, `[pairs]`.
     pub(super) targets: Tensor,
-    /// The pair that each token of the captions is, in order of caption and position, `[tokens]`.
+    /// The index in the predictions of each token of the captions, in order of caption and
+    /// position, `[tokens]`.
     pairs: Tensor,
-    /// The caption that it belongs to, `[tokens]`.
+    /// The caption of each token, `[tokens]`.
     row: Tensor,
     rows: i64,
 }
 
 impl Captions {
-    /// Of `sequences`, every `each` belong to one image.
+    /// From token sequences; each `each` consecutive ones belong to one image.
     #[must_use]
     pub fn new(sequences: &[Vec<i64>], each: usize, device: Device) -> Self {
         let of_images = sequences.chunks(each);
@@ -52,7 +56,7 @@ impl Captions {
         Self { inputs: forest, nodes, after, targets, pairs, row, rows: sequences.len() as i64 }
     }
 
-    /// Values of pairs, `[pairs]`, to those of tokens.
+    /// Expands values per prediction, `[pairs]`, to values per token.
     pub(super) fn pack(&self, values: &Tensor) -> Packed {
         Packed { values: values.index_select(0, &self.pairs), row: self.row.shallow_clone(), rows: self.rows }
     }
@@ -62,17 +66,17 @@ fn inputs(caption: &[i64]) -> &[i64] {
     &caption[..caption.len().saturating_sub(1)]
 }
 
-/// One value for each token of some captions but their begin tokens.
+/// One value for each token of some captions, without their begin tokens.
 pub struct Packed {
-    /// In order of caption and position, `[tokens]`.
+    /// The values in order of caption and position, `[tokens]`.
     pub values: Tensor,
-    /// The caption that each value belongs to, `[tokens]`.
+    /// The caption of each value, `[tokens]`.
     pub row: Tensor,
     rows: i64,
 }
 
 impl Packed {
-    /// Sum over each caption's tokens, `[captions]`.
+    /// The sum over each caption's tokens, `[captions]`.
     pub fn sums(&self) -> Tensor {
         Tensor::zeros([self.rows], (self.values.kind(), self.values.device())).index_add(0, &self.row, &self.values)
     }

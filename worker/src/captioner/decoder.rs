@@ -1,3 +1,5 @@
+//! The captioner's decoder: a GPT-2 with cross-attention.
+
 mod replayed;
 
 use std::cell::RefCell;
@@ -12,14 +14,15 @@ use crate::nn::{
 };
 use replayed::{Replayed, Workspace};
 
-/// A GPT-2 with cross-attention, `decoder.transformer.*`; the output is tied to the token embedding.
+/// The decoder, parameters `decoder.transformer.*`. The output projection is tied to the token
+/// embedding.
 pub struct Decoder {
     tokens: Embedding,
     positions: Embedding,
     blocks: Vec<Block>,
     norm: LayerNorm,
-    /// Of searches on a GPU, the most recent first. They hold CUDA graphs, which contain the
-    /// addresses of this decoder's parameters.
+    /// Workspaces of searches on a GPU, the most recently used first. They hold CUDA graphs, which
+    /// contain the addresses of this decoder's parameters.
     workspaces: RefCell<Vec<Workspace>>,
 }
 
@@ -37,7 +40,7 @@ struct Block {
     mlp_proj: Conv1d,
 }
 
-/// A layer's keys and values, each `[batch, heads, length, head width]`.
+/// The keys and values of a layer, each `[batch, heads, length, head width]`.
 struct KeyValue {
     key: Tensor,
     value: Tensor,
@@ -59,8 +62,8 @@ impl Decoder {
         }
     }
 
-    /// The captions of each image, as a tree, to hidden states `[images, nodes, width]`, attending to `memory`
-    /// `[images, memory length, width]`.
+    /// Maps the captions of each image, as a prefix tree, to hidden states `[images, nodes,
+    /// width]`. They attend to `memory` `[images, memory length, width]`, the encoder's output.
     pub fn forward(&self, captions: &Forest, memory: &Tensor, mode: Mode) -> Tensor {
         let x = mode.drop(self.tokens.forward(&captions.ids) + self.positions.forward(&captions.positions));
         let mask = attention_mask(&captions.mask, self.output().working.kind());
@@ -73,14 +76,15 @@ impl Decoder {
         self.norm.forward(&x)
     }
 
-    /// What hidden states are multiplied with for logits, `[vocabulary, width]`.
+    /// The output projection, `[vocabulary, width]`.
     pub fn output(&self) -> &Parameter {
         self.tokens.table()
     }
 
-    /// Prepares step-by-step decoding of `beams` captions for each image of `memory`, of at most `max_length` tokens.
+    /// Prepares step-by-step decoding of `beams` captions of at most `max_length` tokens for each
+    /// image of `memory`.
     pub fn begin(&self, memory: &Tensor, beams: i64, max_length: i64, mode: Mode) -> Box<dyn Steps + '_> {
-        // A replayed step draws no random numbers.
+        // A replayed CUDA graph would repeat the same random numbers.
         if takes_gpu_path(memory.device()) && mode.dropout() == 0.0 {
             return Box::new(Replayed::new(self, memory, beams, max_length));
         }
@@ -89,7 +93,7 @@ impl Decoder {
         Box::new(Incremental { decoder: self, cache, beams, mode, seen: vec![Vec::new(); rows], length: 0 })
     }
 
-    /// A cache with room for trees of `nodes` each, and the keys and values of `memory`.
+    /// A cache for trees of `nodes` nodes each, with the keys and values of `memory`.
     fn cache(&self, memory: &Tensor, nodes: i64) -> Cache {
         let (images, _, width) = memory.size3().expect("memory is [images, length, width]");
         let memory: Vec<KeyValue> = self.blocks.iter().map(|block| block.memory(memory)).collect();
@@ -99,9 +103,9 @@ impl Decoder {
         Cache { own: Tensor::zeros(shape, (working.kind(), working.device())), memory }
     }
 
-    /// Adds a node at `position` for each of `tokens` `[images, beams]` to the images' trees. `mask`
-    /// `[images, 1, beams, nodes]` is added to the attention scores of all nodes up to these.
-    /// Returns hidden states `[images * beams, width]`.
+    /// Adds a node at `position` for each of `tokens` `[images, beams]` to the images' trees.
+    /// `mask` `[images, 1, beams, nodes]` is added to the attention scores of all nodes up to
+    /// these. Returns hidden states `[images * beams, width]`.
     fn step(&self, tokens: &Tensor, position: i64, mask: &Tensor, cache: &Cache, mode: Mode) -> Tensor {
         let beams = tokens.size()[1];
         let embedded = self.tokens.forward(tokens) + self.positions.table().master.narrow(0, position, 1);
@@ -119,7 +123,7 @@ impl Decoder {
         self.norm.forward(&x).flatten(0, 1)
     }
 
-    /// Logits `[rows, vocabulary]` of hidden states `[rows, width]`, in 32 bits.
+    /// Maps hidden states `[rows, width]` to logits `[rows, vocabulary]`, in 32 bits.
     fn logits(&self, hidden: &Tensor) -> Tensor {
         nn::logits(hidden, self.output()).to_kind(Kind::Float)
     }
@@ -130,7 +134,8 @@ impl Block {
         let (width, inner) = (sizes.width as i64, sizes.decoder_inner as i64);
         let norm = |builder: &mut Builder, part: &str| LayerNorm::new(builder, &format!("{name}.{part}"), width, 1e-5);
         let linear = |builder: &mut Builder, part: &str, inputs, outputs| {
-            // GPT-2 scales the projections that end in the residual stream by the number of residual layers.
+            // As GPT-2, scales the projections into the residual stream by the number of residual
+            // layers.
             let into_stream = part.ends_with("c_proj");
             let scale = if into_stream { (2.0 * sizes.decoder_layers as f64).powf(-0.5) } else { 1.0 };
             Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weights * scale)
@@ -159,13 +164,14 @@ impl Block {
         x + mode.drop(self.c_proj.forward(&merge_heads(attended)))
     }
 
-    /// Keys and values of what the encoder saw, once an image however many captions attend to it.
+    /// The keys and values of the encoder's output, once per image, however many captions attend to
+    /// it.
     fn memory(&self, memory: &Tensor) -> KeyValue {
         let [key, value] = split_parts(&self.cross_key_value.forward(memory), self.heads);
         KeyValue { key, value }
     }
 
-    /// The captions of an image ask its memory side by side; keys are never copied for them.
+    /// Cross-attention. The captions of an image attend to the same keys, which are not copied.
     fn cross_attention(&self, x: Tensor, memory: &KeyValue, mode: Mode) -> Tensor {
         let query = split_heads(&self.cross_query.forward(&self.ln_cross.forward(&x)), self.heads);
         let attended = attention(&query, &memory.key, &memory.value, None, mode);
@@ -178,19 +184,18 @@ impl Block {
     }
 }
 
-/// The keys and values that the beams of a search attend to. The beams of an image grow one tree, of
-/// which every node stays where it is: a beam that continues another one attends to that beam's nodes,
-/// and nothing is copied.
+/// The KV cache of a search. The beams of an image form one tree whose nodes never move: a beam
+/// that continues another one attends to that beam's nodes, and nothing is copied.
 struct Cache {
-    /// Each layer's keys and values of the trees' nodes,
-    /// `[layers, 2, images, heads, nodes, head width]`.
+    /// The keys and values of the trees' nodes in each layer, `[layers, 2, images, heads, nodes,
+    /// head width]`.
     own: Tensor,
-    /// Each layer's keys and values of the memory.
+    /// The keys and values of the memory in each layer.
     memory: Vec<KeyValue>,
 }
 
 impl Cache {
-    /// Replaces the keys and values of the memory by those of another `memory` of the same shape.
+    /// Overwrites the keys and values of the memory with those of a `memory` of the same shape.
     fn replace_memory(&self, decoder: &Decoder, memory: &Tensor) {
         for (block, kept) in decoder.blocks.iter().zip(&self.memory) {
             let KeyValue { key, value } = block.memory(memory);
@@ -200,19 +205,20 @@ impl Cache {
     }
 }
 
-/// Decoding in progress on a CPU, and on any device with dropout.
+/// Step-by-step decoding on a CPU, and on any device with dropout.
 struct Incremental<'a> {
     decoder: &'a Decoder,
     cache: Cache,
     beams: i64,
     mode: Mode,
-    /// Of each beam, what is added to its scores of its image's nodes: 0 for those that it has gone through.
+    /// For each beam, the mask over its image's nodes: 0 for the nodes of its caption, minus
+    /// infinity elsewhere.
     seen: Vec<Vec<f32>>,
     length: i64,
 }
 
 impl Incremental<'_> {
-    /// Adds a node to each beam. Returns what is added to scores, `[images, 1, beams, nodes]`.
+    /// Adds a node to each beam. Returns the attention mask, `[images, 1, beams, nodes]`.
     fn grow(&mut self, origins: Option<&[i64]>) -> Tensor {
         if let Some(origins) = origins {
             self.seen = origins.iter().map(|&row| self.seen[row as usize].clone()).collect();

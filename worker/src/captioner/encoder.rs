@@ -1,13 +1,16 @@
+//! The captioner's encoder: a BERT over the vision encoder's hidden states.
+
 use runfile::ProjectionInit;
 use tch::Tensor;
 
 use super::{CaptionerArchitecture, Initial};
 use crate::nn::{Builder, Embedding, LayerNorm, Linear, Mode, attention, merge_heads, split_heads};
 
-/// BERT's layer norms use a smaller epsilon than most.
+/// The epsilon of BERT's layer norms.
 const EPSILON: f64 = 1e-12;
 
-/// The projection from the vision tower (`encoder.vis_enc_to_enc_proj`) and a BERT over it (`encoder.encoder.*`).
+/// The projection from the vision encoder (`encoder.vis_enc_to_enc_proj`) and the BERT
+/// (`encoder.encoder.*`).
 pub struct Encoder {
     projection: Linear,
     position: Embedding,
@@ -52,7 +55,8 @@ impl Encoder {
         }
     }
 
-    /// The vision tower's hidden states `[images, tokens, vision width]` to `[images, tokens, width]`.
+    /// Maps the vision encoder's hidden states `[images, tokens, vision width]` to `[images,
+    /// tokens, width]`.
     pub fn forward(&self, vision: &Tensor, mode: Mode) -> Tensor {
         let x = self.projection.forward(vision) + self.position.first(vision.size()[1]) + self.token_type.first(1);
         let x = mode.drop(self.norm.forward(&x));

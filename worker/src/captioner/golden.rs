@@ -1,4 +1,4 @@
-//! The captioner against transformers' BertModel, GPT2LMHeadModel and `generate`.
+//! Tests of the captioner against transformers' BertModel, GPT2LMHeadModel and `generate`.
 
 use serde::Deserialize;
 use tch::{Kind, Tensor, no_grad};
@@ -51,7 +51,7 @@ struct Found {
     gap: f64,
 }
 
-/// A model by formula.
+/// A model whose parameters are given by a formula.
 pub fn by_formula(sizes: &Sizes, prefix: &str, gains: &Gains, backend: impl Into<Backend>) -> Captioner {
     let architecture = CaptionerArchitecture {
         vision_width: sizes.vision_width as usize,
@@ -70,7 +70,7 @@ pub fn by_formula(sizes: &Sizes, prefix: &str, gains: &Gains, backend: impl Into
     captioner
 }
 
-/// Vision hidden states by formula, `[images, tokens, width]`.
+/// Hidden states of the vision encoder given by a formula, `[images, tokens, width]`.
 pub fn hidden(sizes: &Sizes, names: impl Iterator<Item = String>) -> Tensor {
     let images = names.map(|name| golden::input(&name, &[sizes.vision_tokens, sizes.vision_width]));
     Tensor::stack(&images.collect::<Vec<_>>(), 0)
@@ -88,7 +88,7 @@ fn case(backend: Backend) -> (Golden, Captioner) {
     (golden, captioner)
 }
 
-/// Captions one by one with all their tokens, where these are in the forest, and where in the expected
+/// A forest with one tree per caption; the indices of its tokens in the forest, and in the expected
 /// values, `[captions * longest]`.
 fn whole(captions: &[Vec<i64>]) -> (Forest, Tensor, Tensor) {
     let trees: Vec<Tree> = captions.iter().map(|caption| Tree::plant([&caption[..]])).collect();
@@ -111,7 +111,8 @@ fn sixteen_bit_logits_and_log_probabilities_are_as_near_as_rounding_lets_them_be
     testing::each_code_path(|| _ = check_logits(testing::sixteen_bits(), sixteen_bit_tolerance));
 }
 
-/// Compares them. `tolerance` is that of what is expected of so many layers. Returns that of the log-probability of a token.
+/// Compares logits and log-probabilities. `tolerance` gives the tolerance for an expected tensor
+/// after a number of layers. Returns that for the log-probability of a token.
 fn check_logits(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) -> f64 {
     let (Golden { sizes, captions, .. }, captioner) = case(backend);
     let (encoder, all) = (sizes.encoder_layers, sizes.encoder_layers + sizes.decoder_layers);
@@ -125,7 +126,7 @@ fn check_logits(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) -> 
         let decoded = captioner.decoder.forward(&whole, &memory, Mode::Evaluate).flatten(0, 1).index_select(0, &nodes);
         let stride = (sizes.vocabulary as i64 / 64).max(1);
         let logits = nn::logits(&decoded, captioner.decoder.output()).slice(1, None, None, stride);
-        // Log-probabilities are differences of logits and of logits' averages.
+        // Log-probabilities are differences between logits and averages of logits.
         let of_token = tolerance(&expected["logits"], all);
         assert_close("logits", &logits, &expected["logits"].flatten(0, 1).index_select(0, &places), of_token);
         let scored = Captions::new(&captions, 1, testing::device());
@@ -145,7 +146,7 @@ fn check_logits(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) -> 
     })
 }
 
-/// The tolerance of sums over captions, when that of each token's part is `of_token`.
+/// The tolerance of sums over captions, given that of each token.
 fn of_captions(of_token: f64, captions: &[Vec<i64>]) -> f64 {
     let longest = captions.iter().map(Vec::len).max().unwrap_or(1);
     if of_token > 1e-4 { of_token * (longest as f64).sqrt() } else { of_token }
@@ -162,10 +163,11 @@ fn check_beams() {
         let begin_counts_when_cut = cut_counts_begin;
         let (begin, end) = (sizes.begin, sizes.end);
         let settings = Search { beams, max_length, length_penalty, begin_counts_when_cut, begin, end };
-        // On a GPU the first search computes, the second captures graphs, and the third replays them.
+        // On a GPU the first search computes, the second captures graphs, and the third replays
+        // them.
         for round in 0..3 {
             let images: Vec<&Found> = images.iter().cycle().skip(round).take(images.len()).collect();
-            // All at once: images that end early beside others that do not.
+            // In one batch: images that end early beside others that do not.
             let hidden = hidden(&sizes, images.iter().map(|found| format!("image{}", found.image)));
             let found = captioner.search(&hidden, &settings, Mode::Evaluate);
             for (expected, found) in images.iter().zip(found) {
@@ -203,8 +205,8 @@ fn a_uniform_projection_starts_like_a_linear_layer_of_torch() {
         named.map(|(name, value)| (name.to_owned(), value.shallow_clone())).collect::<BTreeMap<_, _>>()
     };
     let (uniform, normal) = (parameters(&uniform), parameters(&normal));
-    // Largest difference of two quantiles, in units of the largest value: chance leaves less,
-    // another distribution more.
+    // The largest difference of two quantiles, in units of the largest value. Random variation is
+    // below it, another distribution above.
     for (part, expected, allowed) in [("weight", &golden.weight, 0.03), ("bias", &golden.bias, 0.3)] {
         let name = format!("encoder.vis_enc_to_enc_proj.{part}");
         let largest = expected.last().unwrap();
@@ -245,7 +247,7 @@ struct DropoutSearch {
     cut_counts_begin: bool,
 }
 
-/// Of a statistic over many draws of the masks.
+/// Mean and standard deviation of a statistic over many draws of dropout masks.
 #[derive(Deserialize)]
 struct Moments {
     mean: f64,
@@ -280,7 +282,8 @@ fn check_dropout() {
             let values = Tensor::from_slice(&found.iter().map(value).collect::<Vec<_>>());
             let [found_mean, found_deviation] =
                 [values.mean(Kind::Double), values.std(true)].map(|moment| moment.double_value(&[]));
-            // Four standard errors of the difference of two means, and almost six of two deviations.
+            // Four standard errors of the difference of two means, and almost six of two
+            // deviations.
             let error = deviation * (1.0 / DRAWS as f64 + 1.0 / golden.draws as f64).sqrt();
             println!("image {image}, {name}: {:.1} standard errors apart", (found_mean - mean) / error);
             assert!((found_mean - mean).abs() < 4.0 * error, "image {image}, {name}: {found_mean} is not {mean}");
@@ -290,8 +293,8 @@ fn check_dropout() {
     }
 }
 
-/// A search of one token is one step. It draws the same masks as training, in the same order. On a
-/// GPU it does not: there training pads captions, and draws masks for the padding.
+/// A search of one token is one step. It draws the same masks as training, in the same order; but
+/// not on a GPU, where training pads captions and draws masks for the padding.
 #[test]
 fn a_step_with_dropout_drops_what_training_drops() {
     const TEST: &str = "captioner::golden::a_step_with_dropout_drops_what_training_drops";
@@ -333,7 +336,8 @@ fn sixteen_bit_beams_are_those_of_generate_wherever_that_is_clear() {
             let settings = Search { beams, max_length, length_penalty, begin_counts_when_cut, begin, end };
             let hidden = hidden(&sizes, images.iter().map(|found| format!("image{}", found.image)));
             let found = captioner.search(&hidden, &settings, Mode::Evaluate);
-            // A caption has the probability that it is found with, token by token, when all of it is read at once.
+            // The probability with which a caption is found step by step equals that of reading it
+            // at once.
             let sequence = |tokens: &Vec<i64>| std::iter::once(begin).chain(tokens.iter().copied()).collect();
             let read: Vec<Vec<i64>> = found.iter().flatten().map(|found| sequence(&found.tokens)).collect();
             let read = Captions::new(&read, beams, testing::device());
@@ -347,7 +351,8 @@ fn sixteen_bit_beams_are_those_of_generate_wherever_that_is_clear() {
                 let difference = (hypothesis.score - score).abs();
                 assert!(difference <= allowed, "{settings:?}: {} is not {score}", hypothesis.score);
             }
-            // Two numbers may be off by as much each. Of one beam all is decided between tokens.
+            // Each of two numbers may differ by that much. A single beam depends only on the order
+            // of tokens.
             for (expected, found) in
                 images.iter().zip(&found).filter(|(image, _)| beams == 1 && image.gap > 2.0 * of_token)
             {

@@ -1,8 +1,8 @@
-//! The captioner of the DiCO release: CLIP's frozen hidden states, projected, a BERT encoder over them, and a GPT-2 decoder
-//! that attends to the encoder.
+//! The captioner of the DiCO release: a projection of CLIP's frozen hidden states, a BERT encoder
+//! over them, and a GPT-2 decoder that attends to the encoder.
 //!
-//! Parameter names are those of the released Hugging Face folders, without the vision tower, which is frozen and lives in
-//! [`crate::clip`].
+//! Parameter names are those of the released Hugging Face folders, without the vision encoder,
+//! which is frozen and belongs to [`crate::clip`].
 
 pub mod beam;
 mod captions;
@@ -26,17 +26,18 @@ use beam::{Hypothesis, Steps};
 use decoder::Decoder;
 use encoder::Encoder;
 
-/// How a captioner that is trained from scratch begins.
+/// The initialization of a captioner that is trained from scratch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Initial {
-    /// Deviation of the weights.
+    /// The standard deviation of the weights.
     weights: f64,
-    /// Deviation of the encoder's position embeddings.
+    /// The standard deviation of the encoder's position embeddings.
     positions: f64,
     projection: ProjectionInit,
 }
 
-/// The architecture of a captioner that is trained from scratch, to see `vision_tokens` hidden states of `vision_width`.
+/// The config of a captioner that is trained from scratch, for `vision_tokens` hidden states of
+/// `vision_width`.
 #[must_use]
 pub fn preset(
     preset: Preset,
@@ -74,37 +75,39 @@ pub fn preset(
 }
 
 impl Initial {
-    /// 0.02 at the width of the published captioner, as BERT and GPT-2 begin, and more where it is narrower.
+    /// 0.02 at the width of the published captioner, as in BERT and GPT-2, and more for narrower
+    /// ones.
     fn of(architecture: &CaptionerArchitecture, projection: ProjectionInit) -> Self {
         if architecture.width >= 512 {
             return Self { weights: 0.02, positions: 0.02, projection };
         }
-        // Positions as loud as the hidden states that they are added to, so that where things are is not drowned out by
-        // what they are: a tower trained for minutes keeps places less well than the published ones.
+        // The position embeddings are as large as the hidden states to which they are added, so
+        // that positions remain visible: a vision encoder trained for minutes encodes positions
+        // less well than published ones.
         Self { weights: 0.06, positions: 0.5, projection }
     }
 }
 
-/// How captions are searched.
+/// The settings of beam search and sampling.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Search {
-    /// Beams kept, and captions returned.
+    /// The number of beams, and of returned captions per image.
     pub beams: usize,
-    /// Longest caption in tokens, begin and end included.
+    /// Maximal length of a caption in tokens, begin and end tokens included.
     pub max_length: usize,
-    /// Scores are divided by length to this power.
+    /// The exponent of the length by which log-probabilities are divided.
     pub length_penalty: f64,
-    /// Whether the begin token counts in the length of captions that were cut at the limit, as it does in transformers until
-    /// 4.35, which the DiCO release uses.
+    /// Whether the begin token counts in the length of captions that were cut at the limit, as in
+    /// transformers up to 4.35, which the DiCO release uses.
     pub begin_counts_when_cut: bool,
-    /// The token that begins and the one that ends a caption.
+    /// The token that begins a caption.
     pub begin: i64,
-    /// See `begin`.
+    /// The token that ends a caption.
     pub end: i64,
 }
 
 impl Search {
-    /// As a run file says, for a captioner of this vocabulary.
+    /// The settings of a run file, for a captioner with this vocabulary.
     #[must_use]
     pub fn new(decoding: &Decoding, vocabulary: &Vocabulary) -> Self {
         Self {
@@ -118,7 +121,7 @@ impl Search {
     }
 }
 
-/// Encoder and decoder.
+/// The captioner: encoder and decoder.
 pub struct Captioner {
     architecture: CaptionerArchitecture,
     encoder: Encoder,
@@ -127,7 +130,7 @@ pub struct Captioner {
 }
 
 impl Captioner {
-    /// A model with parameters drawn from `seed`.
+    /// A model with parameters initialized from `seed`.
     #[must_use]
     pub fn new(
         architecture: CaptionerArchitecture,
@@ -148,7 +151,7 @@ impl Captioner {
     /// A model with the parameters `values`.
     ///
     /// # Errors
-    /// Everything missing, extra or misshapen, at once.
+    /// All parameters that are missing, unknown, or of a wrong shape.
     pub fn with(
         architecture: CaptionerArchitecture,
         values: &BTreeMap<String, Tensor>,
@@ -159,7 +162,7 @@ impl Captioner {
         Ok(captioner)
     }
 
-    /// A frozen model with this one's parameters as they are now.
+    /// A frozen copy of the model with its present parameters.
     #[must_use]
     pub fn copy(&self) -> Self {
         let copy = Self::blank(self.architecture.clone(), self.parameters.backend());
@@ -174,7 +177,7 @@ impl Captioner {
         Self { architecture, encoder, decoder, parameters: builder.finish() }
     }
 
-    /// Its sizes.
+    /// The model's config.
     #[must_use]
     pub fn architecture(&self) -> &CaptionerArchitecture {
         &self.architecture
@@ -191,10 +194,11 @@ impl Captioner {
         &mut self.parameters
     }
 
-    /// Log-probability of every token after the begin token; `vision` is `[images, vision tokens, vision width]`.
+    /// The log-probability of each token after the begin token; `vision` is `[images, vision
+    /// tokens, vision width]`.
     ///
-    /// What captions of an image have in common from their beginning is computed once, padding is not projected onto the vocabulary,
-    /// and no log-softmax over it is kept.
+    /// Common prefixes of an image's captions are computed once. Padding is not projected onto the
+    /// vocabulary, and no log-softmax is stored for the backward pass.
     #[must_use]
     pub fn token_log_probabilities(&self, vision: &Tensor, captions: &Captions, mode: Mode) -> Packed {
         let memory = self.encoder.forward(vision, mode);
@@ -203,14 +207,15 @@ impl Captioner {
         captions.pack(&nn::token_log_probabilities(&hidden, self.decoder.output(), &captions.after, &captions.targets))
     }
 
-    /// `search.beams` captions of each image, drawn from the model with libtorch's generator.
+    /// Samples `search.beams` captions of each image with libtorch's random generator.
     #[must_use]
     pub fn sample(&self, vision: &Tensor, search: &Search, mode: Mode) -> Vec<Vec<Hypothesis>> {
         self.generate(vision, search, mode, sample::sample)
     }
 
-    /// The k best captions of each image, best first. With dropout, libtorch's generator draws the
-    /// masks: of the encoder once for each image, of the decoder for each token of each beam.
+    /// The k best captions of each image by beam search, best first. With dropout, libtorch's
+    /// generator draws the masks: those of the encoder once per image, those of the decoder for
+    /// each token of each beam.
     #[must_use]
     pub fn search(&self, vision: &Tensor, search: &Search, mode: Mode) -> Vec<Vec<Hypothesis>> {
         self.generate(vision, search, mode, beam::search)

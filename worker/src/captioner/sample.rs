@@ -1,11 +1,11 @@
-//! Captions drawn from the model, token by token.
+//! Sampling of captions, token by token.
 
 use tch::{Kind, Tensor};
 
 use super::Search;
 use super::beam::{Hypothesis, Steps, score};
 
-/// `search.beams` captions of each of `images` images, each drawn by itself.
+/// Samples `search.beams` independent captions for each of `images` images.
 pub fn sample(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<Hypothesis>> {
     let rows = images * search.beams;
     let mut drawn: Vec<Vec<i64>> = vec![Vec::new(); rows];
@@ -15,7 +15,8 @@ pub fn sample(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<
         if drawn.iter().all(ended) {
             break;
         }
-        // Captions that have ended go on unheard: rows are cheaper than shapes that change.
+        // Captions that have ended stay in the batch: additional rows cost less than changing
+        // shapes.
         let last: Vec<i64> = drawn.iter().map(|caption| *caption.last().unwrap_or(&search.begin)).collect();
         let log_probabilities = steps.next(&last, None).log_softmax(-1, Kind::Float);
         let tokens = log_probabilities.exp().multinomial(1, false);
@@ -40,7 +41,8 @@ mod tests {
 
     const END: i64 = 0;
 
-    /// Ends with probability 1/2, else says 1 (1/3) or 2 (1/6); knows nothing of what was said before.
+    /// A model that ends with probability 1/2, or else returns token 1 (1/3) or 2 (1/6), whatever
+    /// came before.
     struct Coin {
         rows: i64,
     }

@@ -14,7 +14,8 @@ pub struct Compute {
 }
 
 impl Compute {
-    /// Sets the threads, and says which device it is. Before anything else is done: libtorch may have to be loaded anew.
+    /// Sets the number of threads, and returns the device. Has to be called first: loading
+    /// libtorch's CUDA part may re-execute the process.
     ///
     /// # Errors
     /// libtorch cannot use that device.

@@ -77,8 +77,8 @@ impl Encode {
         writer: &mut Writer,
     ) -> Result<u64, String> {
         let images = manifest.images as usize;
-        // Rounding depends on which images are computed together: a batch that was begun is begun anew, so that an
-        // interrupted store equals one that was not, bit by bit.
+        // Rounding depends on which images are computed together: an incomplete batch is computed
+        // again, so that an interrupted store is bitwise equal to an uninterrupted one.
         let whole =
             writer.rows() - if writer.rows() < manifest.images { writer.rows() % u64::from(self.batch) } else { 0 };
         writer.keep(whole).map_err(|error| error.to_string())?;

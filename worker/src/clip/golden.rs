@@ -1,4 +1,4 @@
-//! Towers against transformers' `CLIPModel` and open_clip's `ModifiedResNet`.
+//! Tests of CLIP's encoders against transformers' `CLIPModel` and open_clip's `ModifiedResNet`.
 
 use serde::Deserialize;
 use tch::{Tensor, no_grad};
@@ -49,7 +49,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Heads are 64 wide, as in all published models.
+    /// Attention heads have width 64, as in all published models.
     pub fn architecture(&self) -> Architecture {
         let vision = match self.blocks.as_slice().try_into() {
             Ok(blocks) => VisionSizes::ResNet { blocks, width: self.width, heads: self.width * 32 / 64 },
@@ -71,14 +71,14 @@ impl Sizes {
     }
 }
 
-/// A model by formula.
+/// A model whose parameters are given by a formula.
 pub fn by_formula(sizes: &Sizes, prefix: &str, backend: impl Into<Backend>) -> Clip {
     let clip = Clip::build(sizes.architecture(), Builder::blank(backend), &Trainables::default());
     golden::fill(clip.parameters(), prefix, &Gains::new());
     clip
 }
 
-/// Pixels by formula, `[count, 3, size, size]`.
+/// Pixels given by a formula, `[count, 3, size, size]`.
 pub fn pixels(sizes: &Sizes, name: &str, count: i64) -> Tensor {
     let side = sizes.image_size as i64;
     let images = (0..count).map(|number| golden::input(&format!("{name}.pixels{number}"), &[3, side, side]));
@@ -95,14 +95,16 @@ fn sixteen_bit_towers_are_as_near_as_rounding_lets_them_be() {
     testing::each_code_path(|| check(testing::sixteen_bits(), sixteen_bit_tolerance));
 }
 
-/// Compares all cases. `tolerance` is that of what is expected of so many layers.
+/// Compares all cases. `tolerance` gives the tolerance for an expected tensor after a number of
+/// layers.
 fn check(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) {
     let golden: Golden = golden::json("clip/clip.json");
     assert!(golden.cases.len() >= 2);
     for Case { name, architecture, images, texts, hidden_shape, hidden_strides } in golden.cases {
         let expected = golden::tensors(&format!("clip/{name}.safetensors"));
         let clip = by_formula(&architecture, "", backend);
-        // A stage of a ResNet computes with 32 bits, its pooling and projection with 16.
+        // In 16-bit precision the stages of a ResNet compute in 32 bits; its pooling and projection
+        // in 16.
         let layers = architecture.layers.max(1);
         let pixels = pixels(&architecture, &name, images);
         no_grad(|| {
@@ -167,7 +169,7 @@ impl Published {
         golden::tensors(&format!("published_clips/{}.safetensors", self.name))
     }
 
-    /// Unit embeddings of bytes by formula, and of the texts.
+    /// Unit embeddings of images given by a formula, and of the texts.
     fn embed(&self, said: &Conventions, images: i64) -> [Tensor; 2] {
         let read = weights::Clip::open(&self.path(), said).unwrap();
         let values = crate::tensors::from_weights(read.tensors().unwrap());
@@ -188,7 +190,7 @@ fn open_clips_folders_and_pac_s_plus_plus_give_the_embeddings_of_their_own_code(
         let (expected, [seen, read]) = (case.expected(), case.embed(&Conventions::default(), images));
         assert_close(&format!("{} images", case.name), &seen, &expected["images"], 1e-4);
         assert_close(&format!("{} texts", case.name), &read, &expected["texts"], 1e-4);
-        // Without its configuration it is refused.
+        // Without its configuration file it is refused.
         let bare = case.path().join("open_clip_pytorch_model.bin");
         let scratch = tempfile::tempdir().unwrap();
         let alone = scratch.path().join("model.bin");

@@ -1,4 +1,5 @@
-//! CLIP (Radford et al. 2021): the captioner's eyes and, trained or fine-tuned as an evaluator, the judge of captions.
+//! CLIP (Radford et al. 2021): its vision encoder provides the captioner's input, and a trained or
+//! fine-tuned CLIP is the evaluator that scores captions.
 //!
 //! Parameter names are those of OpenAI's release, which PAC-S ships too.
 
@@ -25,7 +26,8 @@ pub use vision::{Pool, Vision};
 
 use crate::nn::{Backend, Builder, Mismatch, Parameters};
 
-/// The architecture of a model that is trained from scratch, for a vocabulary of `vocabulary_size` tokens.
+/// The config of a model that is trained from scratch, for a vocabulary of `vocabulary_size`
+/// tokens.
 #[must_use]
 pub fn preset(preset: Preset, vocabulary_size: usize) -> Architecture {
     match preset {
@@ -43,7 +45,7 @@ pub fn preset(preset: Preset, vocabulary_size: usize) -> Architecture {
     }
 }
 
-/// A vision tower alone, frozen: what a captioner sees through.
+/// A frozen vision encoder without a text encoder: the captioner's feature source.
 pub struct Eyes {
     architecture: VisionArchitecture,
     vision: Vision,
@@ -51,10 +53,10 @@ pub struct Eyes {
 }
 
 impl Eyes {
-    /// A tower with the parameters `values`, which may hold those of a whole CLIP.
+    /// An encoder with the parameters `values`, which may be those of a whole CLIP.
     ///
     /// # Errors
-    /// Everything missing or misshapen, at once.
+    /// All missing parameters and all with a wrong shape.
     pub fn new(
         architecture: VisionArchitecture,
         values: &BTreeMap<String, Tensor>,
@@ -69,7 +71,7 @@ impl Eyes {
         Ok(Self { architecture, vision, parameters })
     }
 
-    /// Its sizes.
+    /// The encoder's config.
     #[must_use]
     pub fn architecture(&self) -> &VisionArchitecture {
         &self.architecture
@@ -80,43 +82,44 @@ impl Eyes {
         self.vision.hidden(images)
     }
 
-    /// Its parameters.
+    /// The encoder's parameters.
     #[must_use]
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 }
 
-/// Both towers and the temperature that they were trained with.
+/// Both encoders, and the temperature that they were trained with.
 pub struct Clip {
     architecture: Architecture,
-    /// Images to hidden states.
+    /// The vision encoder: images to hidden states.
     pub vision: Vision,
     pool: Pool,
-    /// Texts to embeddings.
+    /// The text encoder: tokens to embeddings.
     pub text: Text,
     logit_scale: Tensor,
     parameters: Parameters,
 }
 
 impl Clip {
-    /// A model with parameters drawn from `seed`.
+    /// A model with parameters initialized from `seed`.
     #[must_use]
     pub fn new(architecture: Architecture, seed: u64, backend: impl Into<Backend>) -> Self {
         Self::build(architecture, Builder::new(seed, backend), &Trainables::default())
     }
 
-    /// The same, laid out for a run that trains these parts of it.
+    /// The same, with the memory layout for a run that trains these parts of it.
     #[must_use]
     pub fn trainable(architecture: Architecture, seed: u64, backend: impl Into<Backend>, parts: &Trainables) -> Self {
         let builder = Builder::new(seed, backend).with_lora(parts.lora.as_ref(), seed);
         Self::build(architecture, builder, parts)
     }
 
-    /// A model with the parameters `values`, laid out for a run that trains these parts of it. LoRA factors are drawn from `seed`.
+    /// A model with the parameters `values`, and the memory layout for a run that trains these
+    /// parts of it. LoRA factors are initialized from `seed`.
     ///
     /// # Errors
-    /// Everything missing, extra or misshapen, at once.
+    /// All parameters that are missing, unknown, or of a wrong shape.
     pub fn trainable_with(
         architecture: Architecture,
         values: &BTreeMap<String, Tensor>,
@@ -136,7 +139,7 @@ impl Clip {
     /// A model with the parameters `values`.
     ///
     /// # Errors
-    /// Everything missing, extra or misshapen, at once.
+    /// All parameters that are missing, unknown, or of a wrong shape.
     pub fn with(
         architecture: Architecture,
         values: &BTreeMap<String, Tensor>,
@@ -149,7 +152,7 @@ impl Clip {
         let vision = Vision::new(&mut builder, &architecture.tower());
         let pool = Pool::new(&mut builder, &architecture);
         let text = Text::new(&mut builder, &architecture);
-        // The authors start at a temperature of 0.07.
+        // The authors initialize the temperature with 0.07.
         let logit_scale = builder.constant("logit_scale", &[], (1.0_f64 / 0.07).ln());
         if let Some(Lora { alpha, .. }) = parts.lora {
             _ = builder.constant(LORA_ALPHA, &[], alpha);
@@ -158,18 +161,18 @@ impl Clip {
         Self { architecture, vision, pool, text, logit_scale, parameters }
     }
 
-    /// Trains what a stage trains of it; the rest is frozen.
+    /// Enables gradients of the parameters that a stage trains; the rest is frozen.
     pub fn start_training(&mut self, trainable: &Trainable) {
         self.parameters.start_training(|name| Group::of(name).is_trained(trainable));
     }
 
-    /// Its sizes.
+    /// The model's config.
     #[must_use]
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
 
-    /// Hidden states of [`Clip::vision`] to unit embeddings `[batch, embedding]`.
+    /// Converts hidden states of [`Clip::vision`] to unit embeddings `[batch, embedding]`.
     pub fn embed(&self, hidden: &Tensor) -> Tensor {
         unit(&self.pool.embed(hidden))
     }
@@ -185,19 +188,19 @@ impl Clip {
         &mut self.parameters
     }
 
-    /// Factor from cosine to logit, a scalar; clipped at 100 as the authors do.
+    /// The factor from cosine to logit, a scalar; at most 100, as in the authors' code.
     pub fn logit_scale(&self) -> Tensor {
         self.logit_scale.clamp_max(100_f64.ln()).exp()
     }
 }
 
-/// `factor` max(cos, 0): CLIP-S (Hessel et al. 2021) with 2.5, PAC-S (Sarto et al. 2023) with 2. Both `[.., embedding]`, unit
-/// length.
+/// `factor` max(cos, 0): CLIP-S (Hessel et al. 2021) with factor 2.5, PAC-S (Sarto et al. 2023)
+/// with 2. Both arguments are unit embeddings, `[.., embedding]`.
 pub fn score(images: &Tensor, texts: &Tensor, factor: f64) -> Tensor {
     (images * texts).sum_dim_intlist(-1, false, Kind::Float).clamp_min(0.0) * factor
 }
 
-/// A text's tokens for an evaluator: begin, tokens, end, at most `most`.
+/// Tokenizes a text for an evaluator: begin token, tokens, end token; at most `most` in all.
 #[must_use]
 pub fn read(vocabulary: &Vocabulary, reading: TextReading, text: &str, most: usize) -> Vec<i64> {
     match reading {

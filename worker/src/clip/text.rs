@@ -1,3 +1,5 @@
+//! CLIP's text encoder.
+
 use tch::{Device, Tensor};
 use weights::clip::Architecture;
 
@@ -5,13 +7,14 @@ use super::{transformer::Transformer, unit};
 use crate::forest::{Forest, Tree};
 use crate::nn::{Builder, Embedding, LayerNorm, takes_gpu_path};
 
-/// Texts that are run together, padded to the largest tree of them: on a CPU so many, as padding is work there.
+/// Number of texts in one forward pass on a CPU. The texts' prefix trees are padded to the largest
+/// one; small groups keep padding low.
 const GROUP: usize = 32;
-/// The same on a GPU, where starting the work takes longer than most of it: as many as memory is sure to hold. An image may have a
-/// thousand references.
+/// The same on a GPU, where launch overhead dominates: as many as fit into memory for certain. An
+/// image may have a thousand references.
 const GPU_GROUP: usize = 1024;
 
-/// The text transformer, `transformer.*`.
+/// The text encoder, parameters `transformer.*`.
 pub struct Text {
     token_embedding: Embedding,
     positional_embedding: Tensor,
@@ -37,11 +40,12 @@ impl Text {
         }
     }
 
-    /// Texts with begin and end to unit embeddings `[texts, embedding]`, in their order. Texts longer than the context are cut by the
-    /// caller. Every `each` texts are taken for similar, as the captions of an image are.
+    /// Converts texts with begin and end tokens to unit embeddings `[texts, embedding]`, in order.
+    /// The caller truncates texts to the context length. Each `each` consecutive texts are assumed
+    /// to be similar, as the captions of an image are.
     ///
-    /// The tower is causal and reads its answer off the end token, so a text is run only as far as it goes, and what similar texts
-    /// have in common from their beginning only once.
+    /// The encoder is causal and its output is read off the end token, so a text is computed only
+    /// up to that token, and common prefixes of similar texts only once.
     pub fn embed(&self, texts: &[Vec<i64>], each: usize) -> Tensor {
         let device = self.text_projection.device();
         let each = each.max(1);

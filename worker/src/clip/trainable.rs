@@ -1,20 +1,22 @@
-//! Which parameters of an evaluator a contrastive stage trains, and how they lie in memory.
+//! The parameter groups of an evaluator: which of them a contrastive stage trains, and their memory
+//! layout.
 
 use runfile::{RunFile, Trainable};
 use weights::Lora;
 use weights::clip::{LORA_ALPHA, is_lora_factor};
 
-/// What a run trains of its evaluator besides all of it. The parameters are laid out so that each is one range.
+/// The parts of its evaluator that a run trains separately. The memory layout makes each of them
+/// one contiguous range.
 #[derive(Clone, Debug, Default)]
 pub struct Trainables {
-    /// The last projections alone.
+    /// Whether a stage trains the last projections alone.
     pub projections: bool,
-    /// These LoRA factors, which the model then has for the whole run.
+    /// The LoRA factors, if a stage trains some; the model has them for the whole run.
     pub lora: Option<Lora>,
 }
 
 impl Trainables {
-    /// Of the stages of a run, which agree on the factors.
+    /// The parts for the stages of a run, which agree on the factors.
     #[must_use]
     pub fn of(run: &RunFile) -> Self {
         let all = || run.stages.iter().map(|stage| &stage.contrastive.trainable);
@@ -25,7 +27,7 @@ impl Trainables {
         Self { projections: all().any(|trainable| *trainable == Trainable::Projections), lora }
     }
 
-    /// Where a parameter lies. Where no stage trains the projections alone, they stay between the layers.
+    /// The group of a parameter. If no stage trains the projections alone, they belong to the body.
     pub(super) fn group(&self, name: &str) -> Group {
         match Group::of(name) {
             Group::Projections if !self.projections => Group::Body,
@@ -34,16 +36,16 @@ impl Trainables {
     }
 }
 
-/// Groups of parameters, in the order in which they lie in memory.
+/// The groups of parameters, in the order of their memory layout.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Group {
-    /// All that is not in another group.
+    /// All parameters that are in no other group.
     Body,
     /// The last projections of both encoders.
     Projections,
     /// LoRA factors.
     LoraFactors,
-    /// The scale of the factors, which nothing trains.
+    /// The scale of the factors, which is never trained.
     LoraAlpha,
 }
 
@@ -113,7 +115,7 @@ mod tests {
         clip.parameters().named().map(|(name, tensor)| (name.to_owned(), tensor.detach().copy())).collect()
     }
 
-    /// Some steps of a stage that trains this part. The loss of each.
+    /// Trains this part for some steps. Returns the loss of each.
     fn train(clip: &mut Clip, trainable: &Trainable, learning_rate: f64) -> Vec<f64> {
         let settings = runfile::Optimizer {
             learning_rate,
@@ -175,7 +177,7 @@ mod tests {
         let plain = Clip::new(preset(Preset::Tiny, 50), 1, testing::device());
         let layers: Vec<String> = plain.parameters().named().map(|(name, _)| name.to_owned()).collect();
         assert_eq!(names(&Trainables::default()), layers);
-        // The values do not depend on what else the run trains.
+        // The values do not depend on the parts that the run trains.
         let all = values(&evaluator());
         assert!(values(&plain).iter().all(|(name, value)| value.equal(&all[name])));
         let with_projections = names(&Trainables { projections: true, lora: None });
@@ -204,7 +206,7 @@ mod tests {
                 let apart = (found - &expected).abs().max().to_kind(Kind::Double).double_value(&[]);
                 assert!(apart < tolerance, "{apart}");
             }
-            // Without them it is another model.
+            // Without the factors it is another model.
             let without: BTreeMap<_, _> =
                 values(&clip).into_iter().filter(|(name, _)| Group::of(name) < Group::LoraFactors).collect();
             let without = Clip::with(clip.architecture().clone(), &without, backend).unwrap();

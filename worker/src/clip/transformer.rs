@@ -1,3 +1,5 @@
+//! The transformer blocks that both of CLIP's encoders use.
+
 use tch::Tensor;
 use weights::Activation;
 use weights::clip::LoraTarget::{Attention, Mlp};
@@ -6,7 +8,7 @@ use crate::nn::{
     Builder, LayerNorm, Linear, Mode, Parameter, Weight, attention, attention_mask, linear, merge_heads, split_parts,
 };
 
-/// A stack of pre-norm residual blocks, `{name}.resblocks.*`.
+/// A stack of pre-norm residual blocks, parameters `{name}.resblocks.*`.
 pub struct Transformer {
     blocks: Vec<Block>,
 }
@@ -24,7 +26,8 @@ struct Block {
 }
 
 impl Transformer {
-    /// Width, layers and heads. Starts as OpenAI's `initialize_parameters` does.
+    /// A stack of this width, number of layers and number of heads, initialized as by OpenAI's
+    /// `initialize_parameters`.
     pub fn new(
         builder: &mut Builder,
         name: &str,
@@ -37,7 +40,7 @@ impl Transformer {
         Self { blocks }
     }
 
-    /// `[batch, length, width]`, shape kept; `mask` is added to the attention scores.
+    /// Maps `[batch, length, width]` to the same shape; `mask` is added to the attention scores.
     pub fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
         let mask = mask.zip(self.blocks.first());
         let mask = mask.map(|(mask, block)| attention_mask(mask, block.in_proj_bias.working.kind()));

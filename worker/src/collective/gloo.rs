@@ -1,3 +1,6 @@
+//! Gloo: collective operations between workers without GPUs, over TCP, through libtorch's process
+//! group.
+
 use std::ffi::{c_char, c_int, c_void};
 use std::net::IpAddr;
 
@@ -30,9 +33,10 @@ unsafe extern "C" {
     fn dico_work_free(work: *mut c_void);
 }
 
-/// Gloo over TCP, through libtorch's process group.
+/// A Gloo process group of one generation.
 pub struct Gloo {
-    /// Taken when dropped, to be destroyed on another thread: an abandoned group waits for its peers' sockets.
+    /// Taken when dropped, to be destroyed on another thread: an abandoned group waits for its
+    /// peers' sockets.
     group: Option<Handle>,
     abandon: Flag,
     rank: usize,
@@ -40,10 +44,10 @@ pub struct Gloo {
 }
 
 impl Gloo {
-    /// Meets the other ranks of a generation, which reach this one at `own_host`.
+    /// Joins the rendezvous of a generation's ranks, which connect to this one at `own_host`.
     ///
     /// # Errors
-    /// The others did not come in time, or the generation was abandoned.
+    /// The other ranks did not join in time, or the generation was abandoned.
     pub fn meet(meeting: &Meeting<'_>, own_host: IpAddr) -> Result<Self, Broken> {
         let (rank, world_size) = (meeting.rank, meeting.world_size);
         let timeout = meeting.patience.as_millis() as i64;
@@ -179,7 +183,8 @@ mod tests {
         let errors = world(2, |gloo| match gloo.rank() {
             0 => None,
             _ => {
-                // Rank 0 never takes part: either its closed connection or the flag ends the wait.
+                // Rank 0 does not take part: either its closed connection or the flag ends the
+                // wait.
                 let flag = gloo.abandon.clone();
                 std::thread::spawn(move || flag.raise());
                 gloo.all_reduce(&Tensor::zeros([8], (Kind::Float, Device::Cpu))).err()

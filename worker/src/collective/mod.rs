@@ -1,5 +1,5 @@
-//! How the ranks of a generation combine tensors. One trait; NCCL between GPUs, Gloo where there is none, and nothing at all for a
-//! world of one.
+//! Collective operations among the ranks of a generation, behind the trait [`Collective`]: NCCL
+//! between GPUs, Gloo between CPUs, and no communication for a single rank.
 
 mod gloo;
 mod nccl;
@@ -19,36 +19,37 @@ pub use nccl::Nccl;
 pub use solo::Solo;
 pub use store::Store;
 
-/// How long a wait that cannot be interrupted goes on before the flag is looked at.
+/// Interval at which waits check the abandon flag.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Operations that every rank of a generation calls in the same order.
+/// Collective operations. All ranks of a generation have to call them in the same order.
 pub trait Collective {
     /// This rank, in 0..`world_size`.
     fn rank(&self) -> usize;
-    /// Number of ranks.
+    /// The number of ranks.
     fn world_size(&self) -> usize;
     /// Sums `tensor` over all ranks, in place.
     ///
     /// # Errors
-    /// A peer is gone, or the generation was abandoned; the collective is of no further use then.
+    /// A peer has failed, or the generation was abandoned. The collective cannot be used
+    /// afterwards.
     fn all_reduce(&self, tensor: &Tensor) -> Result<(), Broken>;
-    /// Overwrites `tensor` with that of rank `root`.
+    /// Overwrites `tensor` with the tensor of rank `root`.
     ///
     /// # Errors
     /// As for `all_reduce`.
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), Broken>;
-    /// Every rank's tensor, in order of rank; all must have one shape.
+    /// The tensors of all ranks, in order of rank. All must have the same shape.
     ///
     /// # Errors
     /// As for `all_reduce`.
     fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, Broken>;
 }
 
-/// Why a collective cannot be used any more.
+/// Why a collective can no longer be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// The coordinator said so.
+    /// The generation was abandoned: by the coordinator, or by this worker itself.
     #[error("the generation was abandoned")]
     Abandoned,
     /// A peer or the network failed.
@@ -56,46 +57,48 @@ pub enum Broken {
     Failed(String),
 }
 
-/// Tells another thread something once: to end a wait inside a collective, or to stop after what is in flight.
+/// A one-way signal to another thread: to end a wait inside a collective, or to stop after the step
+/// in flight. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Flag(Arc<AtomicBool>);
 
 impl Flag {
-    /// Tells it.
+    /// Sets the signal. It stays set.
     pub fn raise(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether it was told.
+    /// Whether the signal is set.
     #[must_use]
     pub fn is_raised(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// What a rank needs to know to meet the others of its generation.
+/// The parameters of a generation's rendezvous.
 pub struct Meeting<'a> {
-    /// host:port of the store of rank 0.
+    /// The address (host:port) of rank 0's store.
     pub store_address: &'a str,
-    /// Number of the generation.
+    /// The number of the generation.
     pub generation: u64,
-    /// Its term: with the number it identifies the generation.
+    /// The term of the generation: together with the number it identifies the generation.
     pub term: u64,
     /// This rank, in 0..`world_size`.
     pub rank: usize,
-    /// Number of ranks.
+    /// The number of ranks.
     pub world_size: usize,
-    /// How long to wait for the others.
+    /// The timeout for the other ranks.
     pub patience: Duration,
-    /// Ends the meeting, and what comes of it, when raised.
+    /// Ends the rendezvous, and later operations of the collective, when raised.
     pub abandon: Flag,
 }
 
 impl Meeting<'_> {
-    /// Meets in the way that suits the device, which is of one kind for all members of a run; others reach this one at `host`.
+    /// Joins the rendezvous, with the backend for this device; all members of a run have the same
+    /// type of device. Other ranks connect to this one at `host`.
     ///
     /// # Errors
-    /// The others did not come in time, or the generation was abandoned.
+    /// The other ranks did not join in time, or the generation was abandoned.
     pub fn hold(&self, device: Device, host: IpAddr) -> Result<Box<dyn Collective>, Broken> {
         Ok(match device {
             _ if self.world_size == 1 => Box::new(Solo),
@@ -104,13 +107,13 @@ impl Meeting<'_> {
         })
     }
 
-    /// Names the generation, unlike any other's.
+    /// The key prefix of the generation in the store, different for each generation.
     fn name(&self) -> String {
         format!("generation-{}-{:016x}", self.generation, self.term)
     }
 
-    /// Does something with the generation's store that may block and cannot be interrupted, on a thread that is left behind when
-    /// the generation is over.
+    /// Runs `work` on the generation's store, which may block without a way to interrupt it, on a
+    /// separate thread. If the generation is abandoned, that thread is left to itself.
     fn apart<T: Send + 'static>(
         &self,
         work: impl FnOnce(&store::Client) -> Result<T, String> + Send + 'static,
@@ -119,7 +122,7 @@ impl Meeting<'_> {
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
             let done = store::Client::connect(&address, &name, patience).and_then(|store| work(&store));
-            // Nobody listens any more once the generation is abandoned; what was made is then dropped here.
+            // Fails if the generation was abandoned; the result is dropped here then.
             _ = sender.send(done);
         });
         loop {

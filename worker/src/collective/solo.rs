@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::{Broken, Collective};
 
-/// A world of one rank: nothing to exchange.
+/// The collective of a single rank: operations change nothing.
 pub struct Solo;
 
 impl Collective for Solo {

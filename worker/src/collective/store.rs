@@ -1,11 +1,11 @@
-//! The store in which the ranks of a generation find each other.
+//! The rendezvous store (a c10d TCPStore) in which the ranks of a generation exchange addresses.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::time::Duration;
 
-/// Bytes of an error's buffer; as in `gloo/shim.cpp`.
+/// The size of an error buffer in bytes, as in `gloo/shim.cpp`.
 pub(super) const ERROR_LENGTH: usize = 512;
 
 // SAFETY: declarations of the functions in gloo/shim.cpp, with the same types.
@@ -35,7 +35,8 @@ unsafe extern "C" {
     fn dico_store_free(store: *mut c_void);
 }
 
-/// A pointer that the shim hands out; its objects may be used from one thread at a time, whichever that is.
+/// A pointer to an object of the C++ shim, freed when dropped. One thread at a time may use the
+/// object.
 pub(super) struct Handle {
     pub pointer: *mut c_void,
     free: unsafe extern "C" fn(*mut c_void),
@@ -60,7 +61,7 @@ impl Handle {
     }
 }
 
-/// What a function of the shim returned, or the reason for which it was nothing.
+/// Calls a function of the shim. Returns its pointer, or its error message if that is null.
 fn called(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<*mut c_void, String> {
     let mut error = [0 as c_char; ERROR_LENGTH];
     let pointer = call(error.as_mut_ptr());
@@ -76,14 +77,15 @@ pub(super) fn c_string(text: &str) -> Result<CString, String> {
     CString::new(text).map_err(|_| format!("{text:?} has a zero byte in it"))
 }
 
-/// The key-value store that this worker serves for as long as it lives; the ranks of a generation meet in rank 0's.
+/// The store that this worker serves until it is dropped. The ranks of a generation use that of
+/// rank 0.
 pub struct Store {
     _handle: Handle,
     address: String,
 }
 
 impl Store {
-    /// Listens on a port of the system's choosing at `host`.
+    /// Starts a store at `host`, on a port that the operating system chooses.
     ///
     /// # Errors
     /// `host` is not an address of this machine.
@@ -99,24 +101,26 @@ impl Store {
         Ok(Self { _handle: handle, address: address.to_string() })
     }
 
-    /// host:port.
+    /// The address, host:port.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
     }
 }
 
-/// A generation's own part of a store, from afar.
+/// A client of another worker's store, restricted to one generation's keys.
 pub(super) struct Client(Handle);
 
 impl Client {
-    /// Reaches the part called `name` of the store at host:port within `patience`, which later calls have, too.
+    /// Connects to the store at host:port, with `name` as the prefix of all keys. `patience` is the
+    /// timeout of this and of later calls.
     pub fn connect(address: &str, name: &str, patience: Duration) -> Result<Self, String> {
         let (host, port) = address
             .rsplit_once(':')
             .and_then(|(host, port)| Some((host.trim_matches(['[', ']']), port.parse::<u16>().ok()?)))
             .ok_or_else(|| format!("store address {address:?} is not host:port"))?;
-        // A prefix of its own for each generation: a fast rank must not read a peer's address of an earlier one.
+        // Each generation has its own prefix: a fast rank must not read a peer's address of an
+        // earlier generation.
         let (host, prefix) = (c_string(host)?, c_string(name)?);
         let timeout = patience.as_millis() as i64;
         // SAFETY: both strings outlive the call.
@@ -130,7 +134,7 @@ impl Client {
         self.0.pointer
     }
 
-    /// Leaves a value for the others.
+    /// Sets a value for the other ranks.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<(), String> {
         let key = c_string(key)?;
         // SAFETY: key and value outlive the call.
@@ -138,7 +142,7 @@ impl Client {
         Ok(())
     }
 
-    /// Waits until there is a value, which has to have the length of `value`.
+    /// Waits for a value, which must have the length of `value`.
     pub fn get(&self, key: &str, value: &mut [u8]) -> Result<(), String> {
         let key = c_string(key)?;
         // SAFETY: as above.

@@ -1,4 +1,5 @@
-//! Prepares batches ahead of the training thread, on threads of its own: decodes images, or reads rows of a feature store.
+//! The data loader: decodes images or reads rows of a feature store, on its own threads, ahead of
+//! the training thread.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Range;
@@ -11,75 +12,75 @@ use features::{Dtype, Store};
 use tch::{Device, Kind, Tensor};
 use weights::Normalization;
 
-/// Batches of ranges prepared ahead of the one that is waited for.
+/// The number of ranges that are prefetched.
 const AHEAD: usize = 4;
 
-/// An image of a split and one of its captions, by number.
+/// An image of a split and one of its captions, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// Which image.
+    /// The index of the image.
     pub image: usize,
-    /// Which of its captions.
+    /// The index of the caption among those of the image.
     pub caption: usize,
 }
 
-/// Pixels on a side that vision towers want.
+/// The image sizes, in pixels per side, that vision encoders require.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Of every tower that looks at images, each size once.
+    /// The sizes of all encoders, without duplicates.
     pub all: BTreeSet<u32>,
-    /// Of the evaluator that is trained on generated pictures.
+    /// The size for the evaluator that is trained on generated images.
     pub generated: u32,
 }
 
 impl Sizes {
-    /// Of one tower.
+    /// The size for a single encoder.
     #[must_use]
     pub fn of_one(size: u32) -> Self {
         Self { all: BTreeSet::from([size]), generated: size }
     }
 }
 
-/// Where batches come from.
+/// The sources of batches.
 pub struct Source {
-    /// Images and captions.
+    /// The images and captions.
     pub data: Arc<DataSet>,
-    /// What pixels are wanted.
+    /// The image sizes to prepare.
     pub sizes: Sizes,
-    /// Read in place of images: the stores of the training and the validation split.
+    /// Feature stores of the training and the validation split, read instead of images.
     pub stores: Option<[Store; 2]>,
-    /// Leave images out that cannot be decoded.
+    /// Whether to skip images that cannot be decoded.
     pub skip_corrupt: bool,
 }
 
-/// Prepared samples.
+/// A batch of prepared samples.
 pub struct Batch {
-    /// What is there of the images.
+    /// The images as pixels or features.
     pub views: Views,
-    /// Bytes `[batch, size, size, 3]` of generated pictures of the same images, as the evaluator's tower wants them; there where
-    /// they were asked for.
+    /// Generated images for the same samples as bytes `[batch, size, size, 3]`, in the evaluator's
+    /// size; none unless requested.
     pub generated: Option<Tensor>,
-    /// The samples, without those that have an image that could not be decoded; there may be none
-    /// left.
+    /// The samples, without those whose images could not be decoded; may be empty.
     pub samples: Vec<Sample>,
-    /// How many were left out.
+    /// The number of samples that were skipped.
     pub skipped: u64,
 }
 
-/// What is there of a batch's images.
+/// The images of a batch.
 pub enum Views {
-    /// Bytes `[batch, size, size, 3]` by size.
+    /// Pixels: bytes `[batch, size, size, 3]`, by size.
     Pixels(BTreeMap<u32, Tensor>),
-    /// What the frozen towers made of them, in a store's type.
+    /// Features: outputs of the frozen encoders, in the store's type.
     Features {
-        /// Hidden states of the captioner's tower, `[batch, tokens, width]`.
+        /// Hidden states of the captioner's vision encoder, `[batch, tokens, width]`.
         hidden: Tensor,
-        /// Unit embeddings of all evaluators side by side, `[batch, embeddings]`.
+        /// Unit embeddings by all evaluators, concatenated, `[batch, embeddings]`.
         embeddings: Tensor,
     },
 }
 
-/// Normalises images `range` of bytes `[batch, size, size, 3]` to `[images, 3, size, size]` on `device`.
+/// Normalizes images `range` of bytes `[batch, size, size, 3]` to `[images, 3, size, size]` on
+/// `device`.
 pub fn normalise(pixels: &Tensor, range: Range<usize>, device: Device, by: &Normalization) -> Tensor {
     let pixels = pixels.narrow(0, range.start as i64, range.len() as i64).to_device(device);
     let constant = |values: [f32; 3]| Tensor::from_slice(&values).to_device(device);
@@ -94,23 +95,23 @@ struct Job {
     done: SyncSender<Result<Batch, String>>,
 }
 
-/// A batch under way.
+/// A batch that is being prepared.
 pub struct Pending(Receiver<Result<Batch, String>>);
 
 impl Pending {
-    /// Waits for it.
+    /// Waits for the batch.
     ///
     /// # Errors
     /// An image could not be decoded and may not be skipped, or a feature store is damaged.
     ///
     /// # Panics
-    /// A loading thread panicked.
+    /// If a loading thread has panicked.
     pub fn wait(self) -> Result<Batch, String> {
         self.0.recv().expect("loading threads answer every job")
     }
 }
 
-/// Threads that prepare batches.
+/// The pool of loading threads.
 pub struct Loader {
     /// Taken when dropped, which ends the threads.
     jobs: Option<Sender<Job>>,
@@ -131,7 +132,7 @@ impl Loader {
                     loop {
                         let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
                         let Ok(job) = job else { return };
-                        // A batch that nobody waits for any more is of no interest.
+                        // Fails if the batch is no longer needed.
                         _ = job.done.send(source.load(&job));
                     }
                 })
@@ -140,24 +141,24 @@ impl Loader {
         Self { jobs: Some(sender), threads }
     }
 
-    /// Starts on samples of the training split.
+    /// Starts to load samples of the training split.
     #[must_use]
     pub fn train(&self, samples: Vec<Sample>) -> Pending {
         self.start(Split::Train, samples, false)
     }
 
-    /// Starts on samples of the training split, with generated pictures beside the real ones.
+    /// Starts to load samples of the training split, with their generated images.
     #[must_use]
     pub fn train_with_generated(&self, samples: Vec<Sample>) -> Pending {
         self.start(Split::Train, samples, true)
     }
 
-    /// Starts on images `from..to` of a split.
+    /// Starts to load images `from..to` of a split.
     fn images(&self, split: Split, from: usize, to: usize) -> Pending {
         self.start(split, (from..to).map(|image| Sample { image, caption: 0 }).collect(), false)
     }
 
-    /// Batches of ranges of a split, in order, some of them prepared ahead.
+    /// Batches for ranges of a split, in order, with prefetching.
     pub fn ranges<'a>(
         &'a self,
         split: Split,
@@ -188,16 +189,16 @@ impl Drop for Loader {
     fn drop(&mut self) {
         self.jobs.take();
         for thread in self.threads.drain(..) {
-            // A panic was already reported by the thread; there is nothing to add here.
+            // The thread has reported a panic already.
             _ = thread.join();
         }
     }
 }
 
-/// What the threads share.
+/// The state that the threads share.
 struct Reader {
     source: Source,
-    /// Images that were left out: each is named in the logs once, not once an epoch.
+    /// Images that were skipped: each is logged once, not once per epoch.
     named: Mutex<HashSet<(Split, usize)>>,
 }
 
@@ -278,10 +279,10 @@ impl Reader {
         Ok(Batch { views, generated, samples, skipped })
     }
 
-    /// Names a sample that is left out.
+    /// Logs that a sample is skipped.
     ///
     /// # Errors
-    /// It may not be, or no single image is to blame.
+    /// It may not be skipped, or the error is not that of a single image.
     fn leave_out(&self, split: Split, sample: Sample, error: &Error) -> Result<(), String> {
         if !error.is_of_image() || !self.source.skip_corrupt {
             return Err(error.with_remedy());
@@ -309,8 +310,8 @@ mod tests {
 
     use super::*;
 
-    /// Two training images and one of validation, none of which can be decoded, though their
-    /// headers and ends are sound.
+    /// Two training images and one validation image that cannot be decoded, though their headers
+    /// and ends are valid.
     fn undecodable(skip_corrupt: bool) -> (tempfile::TempDir, Arc<DataSet>) {
         let folder = tempfile::tempdir().unwrap();
         let images = [("a.png", "train"), ("b.png", "train"), ("c.png", "val")].map(|(name, split)| {
@@ -324,7 +325,7 @@ mod tests {
         (folder, Arc::new(data))
     }
 
-    /// A PNG of 2 x 2 pixels that are not there.
+    /// A PNG of 2 x 2 pixels without pixel data.
     fn damaged_png() -> Vec<u8> {
         let header = [0, 0, 0, 2, 0, 0, 0, 2, 8, 2, 0, 0, 0];
         let mut crc = u32::MAX;

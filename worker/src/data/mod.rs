@@ -1,4 +1,4 @@
-//! From a data set to batches: the order of samples, and a loader that works ahead.
+//! From a data set to batches: the order of samples, and the prefetching loader.
 
 mod loader;
 pub mod permutation;

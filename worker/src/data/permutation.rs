@@ -1,5 +1,6 @@
-//! The order of samples: a pseudo-random permutation of 0..n that any process evaluates at any index in constant time and
-//! memory, so a shard is a range and the plan is a few integers however large the data set.
+//! The order of samples: a pseudo-random permutation of 0..n that any process evaluates at any
+//! index in constant time and memory. A shard is therefore a range of indices, however large the
+//! data set.
 
 use crate::seeds;
 
@@ -15,10 +16,10 @@ pub struct Permutation {
 }
 
 impl Permutation {
-    /// The permutation of `length` numbers that `key` names.
+    /// The permutation of `length` numbers with the key `key`.
     ///
     /// # Panics
-    /// `length` is 0.
+    /// If `length` is 0.
     #[must_use]
     pub fn new(length: u64, key: u64) -> Self {
         assert!(length > 0, "there is no permutation of nothing");
@@ -26,11 +27,11 @@ impl Permutation {
         Self { length, key, half_bits: bits.div_ceil(2).max(1) }
     }
 
-    /// Where `index` goes. Networks permute powers of four, so a result outside 0..`length` is walked on; fewer than four
-    /// rounds of that are expected.
+    /// The image of `index`. The Feistel network permutes powers of four, so results outside
+    /// 0..`length` are permuted again (cycle walking), fewer than four times on average.
     ///
     /// # Panics
-    /// `index` is not below the length.
+    /// If `index` is not below the length.
     #[must_use]
     pub fn at(&self, index: u64) -> u64 {
         assert!(index < self.length, "{index} is not below {}", self.length);
@@ -53,8 +54,9 @@ impl Permutation {
     }
 }
 
-/// Sample number `index` of the endless sequence that goes through 0..`samples` once an epoch, in an order of its own each
-/// time: the epoch and the sample. The sequence begins with epoch `first`.
+/// Sample number `index` of the infinite sequence that goes through 0..`samples` once per epoch, in
+/// another order each time. Returns the epoch and the sample. The sequence begins with epoch
+/// `first`.
 #[must_use]
 pub fn sample(samples: u64, first: u64, index: u64, key: u64) -> (u64, u64) {
     let epoch = first + index / samples;
@@ -96,13 +98,13 @@ mod tests {
         let mut sorted = numbers(&second);
         sorted.sort_unstable();
         assert_eq!(sorted, (0..50).collect::<Vec<_>>());
-        // A sequence that begins later goes on in the same way.
+        // A sequence that begins with a later epoch continues in the same way.
         assert_eq!((0..50).map(|i| sample(50, 1, i, 3)).collect::<Vec<_>>(), second);
     }
 
     #[test]
     fn places_are_spread_evenly() {
-        // Mean displacement of a random permutation of n is n / 3.
+        // The mean displacement of a random permutation of n is n / 3.
         let permutation = Permutation::new(10_000, 77);
         let total: u64 = (0..10_000).map(|i| permutation.at(i).abs_diff(i)).sum();
         assert!((3_200..3_467).contains(&(total / 10_000)), "{}", total / 10_000);

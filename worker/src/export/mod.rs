@@ -1,5 +1,6 @@
-//! What an exported folder holds besides `config.json` and the weights, so that transformers loads
-//! it with `AutoModel` and `AutoProcessor`: Python code, a tokenizer, settings, and a model card.
+//! The files of an exported folder besides `config.json` and the weights, so that transformers
+//! loads it with `AutoModel` and `AutoProcessor`: Python code, a tokenizer, settings, and a model
+//! card.
 
 use serde_json::{Value, json};
 use storage::Stamp;
@@ -9,15 +10,15 @@ use weights::{MODELING_MODULE, VisionArchitecture};
 
 const MODELING: &str = include_str!("modeling_dico.py");
 const IMAGE_PROCESSING: &str = include_str!("image_processing_dico.py");
-/// How the folder is used; the README of this repository shows the same.
+/// Example code for using the folder; also in the README of this repository.
 const SNIPPET: &str = include_str!("snippet.py");
 /// The folder's name in [`SNIPPET`].
 const SNIPPET_FOLDER: &str = "my-dico";
-/// The class of transformers that joins any image processor with any tokenizer.
+/// The class of transformers that combines any image processor with any tokenizer.
 const PROCESSOR: &str = "VisionTextDualEncoderProcessor";
 
-/// Name and content of each file. `name` is that of the model; `stamp` says where in a run it was
-/// saved, if it is a checkpoint.
+/// The name and content of each file. `name` is the model's name; `stamp` is the run and step, if
+/// the folder is a checkpoint.
 #[must_use]
 pub fn files(folder: &Folder, name: &str, stamp: Option<&Stamp>) -> Vec<(String, Vec<u8>)> {
     let vocabulary = tokenizer::Vocabulary::stored(&folder.manifest().vocabulary);
@@ -33,10 +34,11 @@ pub fn files(folder: &Folder, name: &str, stamp: Option<&Stamp>) -> Vec<(String,
     ]
 }
 
-/// Keys are those of transformers' own image processor for CLIP, which reads them, too.
+/// The settings of the image processor, with the keys of transformers' own processor for CLIP,
+/// which reads them, too.
 fn preprocessor(folder: &Folder) -> Value {
     let VisionArchitecture { image_size: side, normalization, .. } = &folder.manifest().vision.architecture;
-    // By way of text: the shortest decimal number that is this one in 32 bits.
+    // Through text: the shortest decimal number that is this one in 32 bits.
     let channels = |values: [f32; 3]| values.map(|value| value.to_string().parse::<f64>().unwrap_or_default());
     json!({
         "image_processor_type": "DicoImageProcessor",
@@ -69,7 +71,7 @@ fn tokenizer_config(folder: &Folder) -> Value {
     })
 }
 
-/// As `worker caption` searches unless it is told otherwise.
+/// The default settings of `worker caption`.
 fn generation(folder: &Folder, vocabulary: &tokenizer::Vocabulary) -> Value {
     let defaults = runfile::Decoding::default();
     json!({

@@ -1,5 +1,6 @@
-//! The two code paths of models. On a CPU operations are chosen for its caches. On a GPU starting an operation takes longer than
-//! most of them run, so they are few and large, and all of them are libtorch's own.
+//! The two code paths of models. On a CPU, operations are chosen for its caches. On a GPU,
+//! launching an operation takes longer than executing most of them, so operations are few and
+//! large, and all of them are libtorch's own.
 
 use tch::Device;
 
@@ -41,7 +42,7 @@ mod forced {
         unsafe { dico_compute_as_on_gpus(is_on) };
     }
 
-    /// Lets this thread take the code path of GPUs on a CPU while `compute` runs.
+    /// Makes this thread take the code path of GPUs on a CPU while `compute` runs.
     pub fn on_gpu_path<T>(compute: impl FnOnce() -> T) -> T {
         struct Restore;
         impl Drop for Restore {

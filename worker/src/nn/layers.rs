@@ -1,3 +1,5 @@
+//! The layers that CLIP and the captioner consist of.
+
 use tch::{Device, Kind, Tensor};
 use weights::clip::LoraTarget;
 
@@ -6,12 +8,12 @@ use super::lora::Weight;
 use super::operators::{self, Parameter};
 use super::takes_gpu_path;
 
-/// Whether activations are dropped.
+/// Whether dropout is applied, and with which probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
-    /// Nothing is dropped.
+    /// No dropout.
     Evaluate,
-    /// Each activation is dropped with this probability.
+    /// Dropout with this probability.
     Train {
         /// In 0..1.
         dropout: f64,
@@ -19,7 +21,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The probability of dropping.
+    /// The probability of dropout.
     #[must_use]
     pub fn dropout(self) -> f64 {
         match self {
@@ -28,20 +30,20 @@ impl Mode {
         }
     }
 
-    /// Drops activations of `x`.
+    /// Applies dropout to `x`.
     pub fn drop(self, x: Tensor) -> Tensor {
         if self.dropout() > 0.0 { x.dropout(self.dropout(), true) } else { x }
     }
 }
 
-/// y = x W^T + b, with W `[outputs, inputs]`.
+/// A linear layer, y = x W^T + b, with W `[outputs, inputs]`.
 pub struct Linear {
     weight: Weight,
     bias: Parameter,
 }
 
 impl Linear {
-    /// Parameters `{name}.weight` and `{name}.bias`.
+    /// A layer with the parameters `{name}.weight` and `{name}.bias`.
     pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
             weight: builder.matrix(&format!("{name}.weight"), &[outputs, inputs], deviation).into(),
@@ -49,7 +51,7 @@ impl Linear {
         }
     }
 
-    /// The same, whose weight has LoRA factors if the builder's model has them of `target`.
+    /// The same, whose weight has LoRA factors if the builder's model has them for `target`.
     pub fn adapted(
         builder: &mut Builder,
         name: &str,
@@ -64,8 +66,8 @@ impl Linear {
         }
     }
 
-    /// The same parameters, which start as those of `torch.nn.Linear`: weights and bias uniform
-    /// within 1 / sqrt(inputs) of 0.
+    /// The same parameters, initialized as by `torch.nn.Linear`: weights and bias uniform within 1
+    /// / sqrt(inputs) of 0.
     pub fn uniform(builder: &mut Builder, name: &str, inputs: i64, outputs: i64) -> Self {
         let bound = (inputs as f64).powf(-0.5);
         Self {
@@ -74,7 +76,7 @@ impl Linear {
         }
     }
 
-    /// `[.., inputs]` to `[.., outputs]`.
+    /// Maps `[.., inputs]` to `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         operators::linear(x, &self.weight.parameter(), &self.bias)
     }
@@ -87,7 +89,7 @@ pub struct Conv1d {
 }
 
 impl Conv1d {
-    /// Parameters `{name}.weight` and `{name}.bias`.
+    /// A layer with the parameters `{name}.weight` and `{name}.bias`.
     pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
             weight: builder.matrix(&format!("{name}.weight"), &[inputs, outputs], deviation),
@@ -95,13 +97,13 @@ impl Conv1d {
         }
     }
 
-    /// `[.., inputs]` to `[.., outputs]`.
+    /// Maps `[.., inputs]` to `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         operators::linear(x, &self.weight.transposed(), &self.bias)
     }
 }
 
-/// Layer normalisation over the last dimension.
+/// Layer normalization over the last dimension.
 pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
@@ -109,7 +111,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Parameters `{name}.weight` and `{name}.bias`.
+    /// A layer with the parameters `{name}.weight` and `{name}.bias`.
     pub fn new(builder: &mut Builder, name: &str, width: i64, epsilon: f64) -> Self {
         Self {
             weight: builder.constant(&format!("{name}.weight"), &[width], 1.0),
@@ -118,13 +120,14 @@ impl LayerNorm {
         }
     }
 
-    /// Shape is kept.
+    /// Normalizes `x`; the shape stays the same.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.epsilon, false)
     }
 }
 
-/// Batch normalisation of `[batch, channels, ..]` by running statistics, which are not trained here.
+/// Batch normalization of `[batch, channels, ..]` with running statistics, which are not updated
+/// here.
 pub struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
@@ -133,7 +136,7 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// Parameters `{name}.weight`, `.bias`, `.running_mean` and `.running_var`.
+    /// A layer with the parameters `{name}.weight`, `.bias`, `.running_mean` and `.running_var`.
     pub fn new(builder: &mut Builder, name: &str, channels: i64) -> Self {
         let mut constant = |part: &str, value| builder.constant(&format!("{name}.{part}"), &[channels], value);
         Self {
@@ -144,7 +147,7 @@ impl BatchNorm {
         }
     }
 
-    /// Shape is kept.
+    /// Normalizes `x`; the shape stays the same.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let Self { weight, bias, .. } = self;
         let [running_mean, running_var] = [&self.running_mean, &self.running_var].map(Tensor::detach);
@@ -152,18 +155,18 @@ impl BatchNorm {
     }
 }
 
-/// A table of vectors, `[entries, width]`.
+/// An embedding table, `[entries, width]`.
 pub struct Embedding {
     weight: Parameter,
 }
 
 impl Embedding {
-    /// Parameter `{name}.weight`.
+    /// A table with the parameter `{name}.weight`.
     pub fn new(builder: &mut Builder, name: &str, entries: i64, width: i64, deviation: f64) -> Self {
         Self { weight: builder.matrix(&format!("{name}.weight"), &[entries, width], deviation) }
     }
 
-    /// Indices `[..]` to vectors `[.., width]`.
+    /// Maps indices `[..]` to vectors `[.., width]`.
     pub fn forward(&self, indices: &Tensor) -> Tensor {
         operators::embedding(&self.weight.master, indices)
     }
@@ -179,47 +182,51 @@ impl Embedding {
     }
 }
 
-/// `[batch, length, heads * width]` to `[batch, heads, length, width]`.
+/// Reshapes `[batch, length, heads * width]` to `[batch, heads, length, width]`.
 pub fn split_heads(x: &Tensor, heads: i64) -> Tensor {
     let (batch, length, width) = x.size3().expect("activations are [batch, length, width]");
     x.view([batch, length, heads, width / heads]).transpose(1, 2)
 }
 
-/// `[batch, length, parts * heads * width]` to `[parts, batch, heads, length, width]`, in the same memory.
+/// Reshapes `[batch, length, parts * heads * width]` to `[parts, batch, heads, length, width]`, as
+/// a view.
 pub fn stack_parts(x: &Tensor, parts: i64, heads: i64) -> Tensor {
     let (batch, length, width) = x.size3().expect("activations are [batch, length, width]");
     x.view([batch, length, parts, heads, width / (parts * heads)]).permute([2, 0, 3, 1, 4])
 }
 
-/// `[batch, length, N * heads * width]` to N times `[batch, heads, length, width]`, in the same memory.
+/// Splits `[batch, length, N * heads * width]` into N times `[batch, heads, length, width]`, as
+/// views.
 pub fn split_parts<const N: usize>(x: &Tensor, heads: i64) -> [Tensor; N] {
     stack_parts(x, N as i64, heads).unbind(0).try_into().expect("as many as were stacked")
 }
 
-/// `[batch, heads, length, width]` to `[batch, length, heads * width]`.
+/// Reshapes `[batch, heads, length, width]` to `[batch, length, heads * width]`.
 pub fn merge_heads(x: &Tensor) -> Tensor {
     let (batch, heads, length, width) = x.size4().expect("attention is [batch, heads, length, width]");
     x.transpose(1, 2).reshape([batch, length, heads * width])
 }
 
-/// libtorch's kernels for GPUs need rows of a mask to be a multiple of this; it copies other masks at
-/// each call.
+/// libtorch's attention kernels for GPUs require the rows of a mask to be a multiple of this; other
+/// masks are copied at each call.
 const MASK_ALIGNMENT: usize = 8;
 
-/// The smallest number of keys from `length` on whose masks attention on `device` reads without a copy.
+/// The smallest number of keys, at least `length`, for whose masks attention on `device` needs no
+/// copy.
 pub fn attention_length(length: usize, device: Device) -> usize {
     if takes_gpu_path(device) { length.next_multiple_of(MASK_ALIGNMENT) } else { length }
 }
 
-/// Converts `mask` for attention of queries of `kind`, once rather than at each layer.
+/// Converts `mask` to the type of attention on queries of `kind`, once instead of in each layer.
 pub fn attention_mask(mask: &Tensor, kind: Kind) -> Tensor {
     if takes_gpu_path(mask.device()) { mask.to_kind(kind) } else { mask.shallow_clone() }
 }
 
-/// Up to so many keys, on a CPU, all scores are written down.
+/// Maximal number of keys for which attention on a CPU materializes all scores.
 const SHORT: i64 = 160;
 
-/// Scaled dot-product attention over `[batch, heads, length, width]`; `mask`, of any floating type, is added to the scores.
+/// Scaled dot-product attention over `[batch, heads, length, width]`. `mask`, of any floating-point
+/// type, is added to the scores.
 pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Tensor {
     let kind = query.kind();
     if takes_gpu_path(query.device()) || key.size()[2] > SHORT {
@@ -235,7 +242,7 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Ten
             false,
         );
     }
-    // libtorch's kernel for CPUs is made for long sequences: these few products take less.
+    // libtorch's kernel for CPUs is optimized for long sequences: these few products are faster.
     let width = *query.size().last().expect("attention has a width");
     let scores = (query * (width as f64).powf(-0.5)).matmul(&key.transpose(-2, -1));
     let scores = match mask {

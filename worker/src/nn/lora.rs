@@ -1,17 +1,18 @@
-//! Weights that may have LoRA factors (Hu et al. 2022) beside them.
+//! Weights with optional LoRA factors (Hu et al. 2022).
 
 use tch::{Tensor, no_grad};
 
 use super::operators::{Parameter, records_gradients};
 
-/// A weight W, or W + scale B A where it has LoRA factors.
+/// A weight W, or W + scale B A if it has LoRA factors.
 ///
-/// Products read the sum from memory of its own, which [`super::Parameters::changed`] refreshes: a frozen weight costs no more than
-/// one without factors. While gradients are recorded they go through the sum, to W or to the factors, whichever are trained.
+/// Products read the sum from memory of its own, which [`super::Parameters::changed`] refreshes: a
+/// frozen weight costs no more than one without factors. While gradients are recorded they flow
+/// through the sum to W or to the factors, whichever are trained.
 pub struct Weight {
-    /// W, and what products read.
+    /// W, and the tensor that products read.
     base: Parameter,
-    /// Boxed because most weights have none.
+    /// Boxed, because most weights have none.
     factors: Option<Box<Factors>>,
 }
 
@@ -43,7 +44,7 @@ impl Weight {
         Self { base, factors: Some(Box::new(Factors { a, b, scale })) }
     }
 
-    /// The same weight, in the same memory.
+    /// The same weight, sharing its memory.
     pub(super) fn shallow_clone(&self) -> Self {
         let factors = self.factors.as_deref().map(|Factors { a, b, scale }| {
             let [a, b] = [a, b].map(Tensor::shallow_clone);
@@ -52,7 +53,7 @@ impl Weight {
         Self { base: self.base.shallow_clone(), factors }
     }
 
-    /// For a product: the sum as gradients go through it, and as the product reads it.
+    /// The sum for a product: one tensor for gradients, and one that the product reads.
     pub fn parameter(&self) -> Parameter {
         match &self.factors {
             Some(factors) if records_gradients() => {
@@ -63,7 +64,7 @@ impl Weight {
         }
     }
 
-    /// The sum, for a convolution: in 32 bits, and gradients go through it.
+    /// The sum for a convolution: in 32 bits, with gradients.
     pub fn value(&self) -> Tensor {
         match &self.factors {
             Some(factors) if records_gradients() => factors.added_to(&self.base.master),
@@ -71,7 +72,7 @@ impl Weight {
         }
     }
 
-    /// Writes the sum to where products read it.
+    /// Writes the sum to the tensor that products read.
     pub(super) fn refresh(&self) {
         if let Some(factors) = &self.factors {
             no_grad(|| self.base.working.shallow_clone().copy_(&factors.added_to(&self.base.master)));
@@ -97,7 +98,7 @@ mod tests {
         Lora { rank: 2, alpha, ..Lora::default() }
     }
 
-    /// A linear layer and a convolution with factors, both filled at random.
+    /// A linear layer and a convolution with factors, both with random values.
     fn model(backend: impl Into<Backend>, alpha: f64) -> (Linear, Weight, Parameters) {
         let mut builder = Builder::new(1, backend).with_lora(Some(&lora(alpha)), LORA_SEED);
         let layer = Linear::adapted(&mut builder, "mlp.c_fc", 6, 4, 0.5, LoraTarget::Mlp);
@@ -132,10 +133,10 @@ mod tests {
             ]
         );
         assert_eq!(weight.parameter().working, weight.parameter().master);
-        // A is drawn although the rest of the model is to be overwritten.
+        // A is initialized even if the rest of the model will be overwritten.
         let a = named(&parameters)["attn.in_proj_weight_lora_A"];
         assert!(a.abs().min().double_value(&[]) > 0.0 && a.abs().max().double_value(&[]) < 2.0);
-        // Targets that are not asked for have none.
+        // Weights that are not among the targets have no factors.
         let few = Lora { targets: [LoraTarget::Mlp].into(), ..lora(1.0) };
         let mut builder = Builder::blank(testing::device()).with_lora(Some(&few), LORA_SEED);
         _ = builder.adapted_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
@@ -162,7 +163,7 @@ mod tests {
     fn gradients_of_factors_are_those_of_differences() {
         testing::each_code_path(|| {
             check_gradients(is_lora_factor);
-            // The weights themselves learn in other stages of the same run.
+            // The weights themselves are trained in other stages of the same run.
             check_gradients(|name| !is_lora_factor(name));
         });
     }

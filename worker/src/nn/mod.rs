@@ -1,4 +1,4 @@
-//! Parameters in one flat buffer, the few layers that both models are made of, and CUDA graphs.
+//! Building blocks of models: layers, parameters in one flat buffer, and CUDA graphs.
 
 mod code_path;
 mod layers;

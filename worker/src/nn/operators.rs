@@ -1,10 +1,10 @@
-//! What `operators/operators.cpp` adds to libtorch.
+//! Operators that `operators/operators.cpp` adds to libtorch.
 
 use std::ffi::{CStr, c_char, c_void};
 
 use tch::Tensor;
 
-/// Bytes of an error's buffer; as in `include/guarded.h`.
+/// The size of an error buffer in bytes, as in `include/guarded.h`.
 const ERROR_LENGTH: usize = 512;
 
 // SAFETY: declarations of the functions in operators/operators.cpp, with the same types.
@@ -44,29 +44,30 @@ unsafe extern "C" {
     ) -> *mut c_void;
 }
 
-/// A matrix or a bias as it is trained, in 32 bits, and as products read it.
+/// A trained matrix or bias in 32 bits, with the copy that products read.
 pub struct Parameter {
-    /// What gradients are of.
+    /// The tensor that has gradients, in 32 bits.
     pub master: Tensor,
-    /// The same memory, or a copy of another type.
+    /// The tensor that products read: the same memory, or a copy of another type.
     pub working: Tensor,
 }
 
 impl Parameter {
-    /// The same parameter, in the same memory.
+    /// The same parameter, sharing its memory.
     pub fn shallow_clone(&self) -> Self {
         let [master, working] = [&self.master, &self.working].map(Tensor::shallow_clone);
         Self { master, working }
     }
 
-    /// With its two dimensions exchanged, in the same memory.
+    /// The parameter with its two dimensions transposed, sharing its memory.
     pub fn transposed(&self) -> Self {
         let [master, working] = [&self.master, &self.working].map(|tensor| tensor.transpose(0, 1));
         Self { master, working }
     }
 }
 
-/// y = x W^T + b: `[.., inputs]`, `[outputs, inputs]` and `[outputs]` to `[.., outputs]` in the type that products read.
+/// y = x W^T + b: maps `[.., inputs]`, with `[outputs, inputs]` and `[outputs]`, to `[.., outputs]`
+/// in the type of products.
 pub fn linear(x: &Tensor, weight: &Parameter, bias: &Parameter) -> Tensor {
     // SAFETY: tch's tensors are at::Tensor, and outlive the call.
     called(|error| unsafe {
@@ -74,25 +75,25 @@ pub fn linear(x: &Tensor, weight: &Parameter, bias: &Parameter) -> Tensor {
     })
 }
 
-/// Rows `ids` `[..]` of `table`, `[entries, width]`: `[.., width]`.
+/// Rows `ids` `[..]` of `table` `[entries, width]`, as `[.., width]`.
 pub fn embedding(table: &Tensor, ids: &Tensor) -> Tensor {
     // SAFETY: as above.
     called(|error| unsafe { dico_embedding(of(table), of(ids), error) })
 }
 
-/// What an update of Adam is made with.
+/// The arguments of an Adam update.
 pub struct Update<'a> {
     /// First and second moment, `[trained]`.
     pub moments: [&'a Tensor; 2],
-    /// Number of the update, from 1.
+    /// The number of the update, from 1.
     pub step: u64,
-    /// How far it goes.
+    /// The learning rate.
     pub learning_rate: f64,
-    /// How much of the moments stays.
+    /// The decay rates of the moments.
     pub betas: [f64; 2],
     /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// What the gradient is divided by first, in place.
+    /// The divisor that is applied to the gradient first, in place.
     pub divisor: f64,
 }
 
@@ -107,27 +108,29 @@ pub fn adam(parameters: &Tensor, gradient: &Tensor, update: &Update<'_>) {
     });
 }
 
-/// Whether what this thread computes is recorded for a backward pass.
+/// Whether this thread records computations for a backward pass.
 pub(super) fn records_gradients() -> bool {
     // SAFETY: it reads a variable of this thread.
     unsafe { dico_records_gradients() }
 }
 
-/// Hidden states `[rows, width]` to logits `[rows, vocabulary]` in the type that products read, without gradients.
+/// Maps hidden states `[rows, width]` to logits `[rows, vocabulary]` in the type of products,
+/// without gradients.
 pub fn logits(hidden: &Tensor, table: &Parameter) -> Tensor {
     let hidden = hidden.to_kind(table.working.kind());
     // SAFETY: as above.
     called(|error| unsafe { dico_logits(of(&hidden), of(&table.working), error) })
 }
 
-/// What is subtracted from logits `[rows, vocabulary]` for log-probabilities, `[rows]`; without gradients.
+/// The log-normalizers (logsumexp) of logits `[rows, vocabulary]`, `[rows]`; without gradients.
 pub fn log_normalisers(logits: &Tensor) -> Tensor {
     // SAFETY: as above.
     called(|error| unsafe { dico_log_normalisers(of(logits), error) })
 }
 
-/// Log-probabilities `[n]` of `targets[i]` after what hidden state `nodes[i]` stands for, both `[n]`: `hidden` is `[nodes, width]`, and
-/// logits are its products with `table`, `[vocabulary, width]`. Can be differentiated once.
+/// The log-probabilities `[n]` of the tokens `targets[i]` after the hidden states `nodes[i]`, both
+/// `[n]`. `hidden` is `[nodes, width]`; logits are its products with `table`, `[vocabulary,
+/// width]`. Can be differentiated once.
 pub fn token_log_probabilities(hidden: &Tensor, table: &Parameter, nodes: &Tensor, targets: &Tensor) -> Tensor {
     let Parameter { master, working } = table;
     // SAFETY: as above.
@@ -140,17 +143,17 @@ fn of(tensor: &Tensor) -> *const c_void {
     tensor.as_ptr().cast()
 }
 
-/// What an operator returned.
+/// Calls an operator.
 ///
 /// # Panics
-/// It failed, as it does for tensors that do not fit or memory that is not there: as all of tch's do.
+/// If it fails, e.g. for tensors of unsuitable shapes or lack of memory, as tch's operators do.
 fn called(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Tensor {
     let pointer = guarded(call).unwrap_or_else(|problem| panic!("{problem}"));
-    // SAFETY: a new at::Tensor, which nobody else has.
+    // SAFETY: a new at::Tensor that nothing else owns.
     unsafe { Tensor::from_ptr(pointer.cast()) }
 }
 
-/// What a function returned, or what it wrote into the buffer for errors where that is null.
+/// Calls a function. Returns its pointer, or the message in the error buffer if that is null.
 pub fn guarded(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<*mut c_void, String> {
     let mut error = [0 as c_char; ERROR_LENGTH];
     let pointer = call(error.as_mut_ptr());
@@ -176,7 +179,7 @@ mod tests {
         Tensor::from_slice(values).to_device(device())
     }
 
-    /// A leaf, and its copy of another type.
+    /// A leaf tensor, and its copy of another type.
     fn matrix(values: &Tensor, kind: Kind) -> Parameter {
         let master = values.detach().set_requires_grad(true);
         let working = if kind == Kind::Float { master.shallow_clone() } else { values.detach().to_kind(kind) };
@@ -189,7 +192,7 @@ mod tests {
         assert!(worst < tolerance * scale, "{name}: off by {worst}, of {scale}");
     }
 
-    /// What rounding to the type costs, in relation to the largest value.
+    /// The tolerance for rounding in each type, relative to the largest value.
     const TOLERANCES: [(Kind, f64); 2] = [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)];
 
     #[test]
@@ -237,7 +240,7 @@ mod tests {
 
     fn check_log_probabilities() {
         tch::manual_seed(2);
-        // More tokens than are projected onto at a time, and some nodes asked for more than one.
+        // More tokens than one block of the projection, and some nodes with more than one target.
         let (vocabulary, nodes) = (9001, [0_i64, 1, 1, 2, 4, 3, 3]);
         let targets = indices(&[0, 4095, 4096, 9000, 17, 17, 8192]);
         let nodes = indices(&nodes);
@@ -282,7 +285,7 @@ mod tests {
         let whole = hidden.matmul(&theirs.transpose(0, 1)).log_softmax(-1, Kind::Float);
         let chosen = whole.index_select(0, &ids.clamp(0, 3)).gather(1, &targets.unsqueeze(1), false);
         chosen.sum(Kind::Float).backward();
-        // The first round finds no memory, the others do.
+        // The first round allocates the gradient, the others add to it.
         assert_near("once", &gradient(1), &theirs.grad(), 1e-5);
         assert_near("three times", &gradient(3), &(theirs.grad() * 3.0), 1e-5);
     }
@@ -307,7 +310,7 @@ mod tests {
                 assert!(difference.le_tensor(&allowed).all().int64_value(&[]) == 1, "{kind:?}: {difference}");
             }
         }
-        // Training is stopped by what is no number, so it must not get lost.
+        // Training stops at NaN and infinite values, so they have to be preserved.
         for hidden in [f32::NAN, f32::from_bits(0x7FFF_FFFF), f32::from_bits(0x7FC0_0001), f32::INFINITY] {
             let logits = wide.copy();
             logits.get(2).narrow(0, 3000, 1).copy_(&Tensor::from_slice(&[hidden]));

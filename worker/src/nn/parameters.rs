@@ -1,3 +1,5 @@
+//! The parameters of a model in one flat buffer, and the builder that creates them.
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -10,76 +12,79 @@ use weights::clip::{LoraTarget, lora_factor_names};
 use super::lora::Weight;
 use super::operators::Parameter;
 
-/// Where a model computes, and in how many bits.
+/// The device and the precision of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backend {
-    /// Where its parameters are.
+    /// The device of the parameters.
     pub device: Device,
-    /// What matrix products are computed in; all else is in 32 bits.
+    /// The precision of matrix products; everything else is in 32 bits.
     pub precision: Precision,
 }
 
 impl From<Device> for Backend {
-    /// In 32 bits.
+    /// The backend with 32-bit products.
     fn from(device: Device) -> Self {
         Self { device, precision: Precision::F32 }
     }
 }
 
-/// Makes a model's parameters under their checkpoint names, then lays them out as [`Parameters`].
+/// Creates the parameters of a model under their checkpoint names, then lays them out as
+/// [`Parameters`].
 ///
-/// Each parameter is drawn from a generator seeded by the model's seed and the parameter's name, so adding a layer does
-/// not change how the others start.
+/// Each parameter is drawn from a generator seeded by the model's seed and the parameter's name, so
+/// an additional layer does not change the initial values of the others.
 pub struct Builder {
-    /// None where the values do not matter because others will be copied over them.
+    /// None if the values will be overwritten.
     seed: Option<u64>,
     backend: Backend,
-    /// The LoRA factors of the model, and the seed that they are drawn from.
+    /// The LoRA factors of the model, and the seed of their initial values.
     lora: Option<(Lora, u64)>,
     made: Vec<Made>,
-    /// Weights that have factors.
+    /// The weights with factors.
     adapted: Vec<Weight>,
 }
 
 struct Made {
     name: String,
     tensor: Tensor,
-    /// Of a matrix or a bias that products read in another type, the copy that they read.
+    /// For a matrix or a bias that products read in another type: the copy that they read.
     working: Option<Tensor>,
 }
 
 impl Builder {
-    /// A builder for a model of this backend.
+    /// A builder for a model with initial values from `seed`.
     #[must_use]
     pub fn new(seed: u64, backend: impl Into<Backend>) -> Self {
         Self { seed: Some(seed), ..Self::blank(backend) }
     }
 
-    /// A builder for a model whose parameters will be overwritten: drawing hundreds of millions of them takes seconds.
+    /// A builder for a model whose parameters will be overwritten: initializing hundreds of
+    /// millions of values takes seconds.
     #[must_use]
     pub fn blank(backend: impl Into<Backend>) -> Self {
         Self { seed: None, backend: backend.into(), lora: None, made: Vec::new(), adapted: Vec::new() }
     }
 
-    /// Gives those weights LoRA factors that `lora` names. Factors are drawn from `seed` even where all else will be overwritten.
+    /// Adds LoRA factors to the weights that `lora` names. Factors are initialized from `seed` even
+    /// if everything else will be overwritten.
     #[must_use]
     pub fn with_lora(self, lora: Option<&Lora>, seed: u64) -> Self {
         Self { lora: lora.map(|lora| (lora.clone(), seed)), ..self }
     }
 
-    /// A parameter drawn from a normal distribution around 0.
+    /// A parameter initialized from a normal distribution with mean 0.
     pub fn normal(&mut self, name: &str, shape: &[i64], deviation: f64) -> Tensor {
         self.drawn(name, shape, || Tensor::randn(shape, (Kind::Float, Device::Cpu)) * deviation)
     }
 
-    /// A matrix or a bias drawn uniformly from -bound..bound, for products.
+    /// A matrix or a bias for products, initialized uniformly in -bound..bound.
     pub fn uniform(&mut self, name: &str, shape: &[i64], bound: f64) -> Parameter {
         let values = || Tensor::rand(shape, (Kind::Float, Device::Cpu)) * (2.0 * bound) - bound;
         let master = self.drawn(name, shape, values);
         self.with_working_copy(master)
     }
 
-    /// A parameter with `values` drawn from its own generator; 0 where they do not matter.
+    /// A parameter with `values` drawn from its own generator; zeros if it will be overwritten.
     fn drawn(&mut self, name: &str, shape: &[i64], values: impl FnOnce() -> Tensor) -> Tensor {
         match self.seed {
             Some(seed) => self.draw(seed, name, values),
@@ -92,38 +97,38 @@ impl Builder {
         self.add(name, values())
     }
 
-    /// A parameter that starts at `value`.
+    /// A parameter with the initial value `value`.
     pub fn constant(&mut self, name: &str, shape: &[i64], value: f64) -> Tensor {
         self.add(name, Tensor::full(shape, value, (Kind::Float, Device::Cpu)))
     }
 
-    /// A matrix drawn from a normal distribution around 0, for products.
+    /// A matrix for products, initialized from a normal distribution with mean 0.
     pub fn matrix(&mut self, name: &str, shape: &[i64], deviation: f64) -> Parameter {
         let master = self.normal(name, shape, deviation);
         self.with_working_copy(master)
     }
 
-    /// A bias that starts at `value`, for products.
+    /// A bias for products, with the initial value `value`.
     pub fn bias(&mut self, name: &str, size: i64, value: f64) -> Parameter {
         let master = self.constant(name, &[size], value);
         self.with_working_copy(master)
     }
 
-    /// A matrix drawn from a normal distribution around 0, with LoRA factors if the model has them of `target`.
+    /// A matrix as by [`Self::matrix`], with LoRA factors if the model has them for `target`.
     pub fn adapted_matrix(&mut self, name: &str, shape: [i64; 2], deviation: f64, target: LoraTarget) -> Weight {
         let base = self.matrix(name, &shape, deviation);
         self.with_factors(name, base, [shape[0], shape[1], 1], target)
     }
 
-    /// A square kernel `[outputs, inputs, side, side]` of a convolution, which computes in 32 bits, drawn from a normal distribution
-    /// around 0, with LoRA factors if the model has them of `target`.
+    /// A square convolution kernel `[outputs, inputs, side, side]` in 32 bits, initialized from a
+    /// normal distribution with mean 0, with LoRA factors if the model has them for `target`.
     pub fn adapted_convolution(&mut self, name: &str, shape: [i64; 4], deviation: f64, target: LoraTarget) -> Weight {
         let master = self.normal(name, &shape, deviation);
         let base = Parameter { working: master.shallow_clone(), master };
         self.with_factors(name, base, [shape[0], shape[1], shape[2]], target)
     }
 
-    /// Adds the factors of the weight `base`.
+    /// Adds LoRA factors to the weight `base`.
     fn with_factors(
         &mut self,
         name: &str,
@@ -137,7 +142,8 @@ impl Builder {
         }
         let (rows, columns, scale, seed) = (side * i64::from(*rank), side * inputs, alpha / f64::from(*rank), *seed);
         let [a, b] = lora_factor_names(name);
-        // loralib draws A uniformly within 1 / sqrt(columns); this is the normal distribution of the same variance.
+        // loralib initializes A uniformly within 1 / sqrt(columns); this is a normal distribution
+        // of the same variance.
         let a = self.draw(seed, &a, || {
             Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)) * (3.0 * columns as f64).powf(-0.5)
         });
@@ -150,7 +156,7 @@ impl Builder {
         weight
     }
 
-    /// What was made last, with room for the copy that products read.
+    /// The parameter that was created last, with an empty tensor for the copy that products read.
     fn with_working_copy(&mut self, master: Tensor) -> Parameter {
         let working = match self.backend.precision {
             Precision::F32 => master.shallow_clone(),
@@ -169,13 +175,14 @@ impl Builder {
         tensor
     }
 
-    /// Moves all parameters made so far into one buffer; the tensors handed out become views of it.
+    /// Moves all parameters into one buffer; tensors returned before become views of it.
     #[must_use]
     pub fn finish(self) -> Parameters {
         self.finish_in_groups(|_| 0)
     }
 
-    /// The same, with parameters of a lower `group` before those of a higher one, so that each group is one range.
+    /// The same, with parameters of a lower `group` before those of a higher one, so that each
+    /// group is one contiguous range.
     #[must_use]
     pub fn finish_in_groups(self, group: impl Fn(&str) -> u8) -> Parameters {
         let Self { backend: Backend { device, precision }, mut made, adapted, .. } = self;
@@ -211,19 +218,20 @@ struct Entry {
 }
 
 impl Entry {
-    /// Its part of a buffer that is laid out like the parameters from offset `begin` on.
+    /// The view of this parameter in a buffer that has the parameters' layout from offset `begin`
+    /// on.
     fn view_of(&self, buffer: &Tensor, begin: i64) -> Tensor {
         buffer.narrow(0, self.offset - begin, self.length).view(self.tensor.size().as_slice())
     }
 }
 
-/// Where the parameters of a range begin, and how many values they have.
+/// The offset and the number of values of a range of parameters.
 fn span(entries: &[Entry]) -> (i64, i64) {
     let begin = entries.first().map_or(0, |first| first.offset);
     (begin, entries.last().map_or(0, |last| last.offset + last.length - begin))
 }
 
-/// Copies `values` into `buffer`, which is laid out like `entries`.
+/// Copies `values` into `buffer`, which has the layout of `entries`.
 fn copy(entries: &[Entry], buffer: &Tensor, values: &BTreeMap<String, Tensor>) -> Result<(), Mismatch> {
     let mut mismatch = Mismatch::default();
     for entry in entries {
@@ -246,48 +254,49 @@ fn copy(entries: &[Entry], buffer: &Tensor, values: &BTreeMap<String, Tensor>) -
     Ok(())
 }
 
-/// Values that the ranks sum together with the gradients.
+/// The number of extra values that ranks sum together with the gradients.
 pub const EXTRA: i64 = 2;
 
 /// The gradients of a model, as views of one buffer.
 pub struct Gradient {
-    /// All of the buffer, `[trained + EXTRA]`.
+    /// The whole buffer, `[trained + EXTRA]`.
     pub whole: Tensor,
     /// The gradients, `[trained]`.
     pub values: Tensor,
-    /// What is summed with them, `[EXTRA]`.
+    /// The extra values, `[EXTRA]`.
     pub extra: Tensor,
 }
 
 /// All parameters of a model, as views of one contiguous buffer, in a fixed order.
 ///
-/// Training is of all of them or of a range. The gradients of that range are views of a second buffer, so an all-reduce, a norm or
-/// an optimizer step is a handful of operations whatever the number of layers, and what is frozen takes no part in them.
+/// All of them or a contiguous range is trained. The gradients of that range are views of a second
+/// buffer, so an all-reduce, a norm or an optimizer step takes a few operations whatever the number
+/// of layers, and frozen parameters take no part in them.
 pub struct Parameters {
     flat: Tensor,
-    /// What products read, where that is another type, `[total]`.
+    /// The bf16 copy that products read, `[total]`; none in 32-bit precision.
     working: Option<Tensor>,
-    /// Weights whose sum with their LoRA factors is kept for products.
+    /// Weights whose sum with their LoRA factors is stored for products.
     adapted: Vec<Weight>,
     entries: Vec<Entry>,
     /// None while the model is frozen.
     training: Option<Training>,
 }
 
-/// A range of the parameters that is trained.
+/// The range of parameters that is trained.
 struct Training {
     entries: Range<usize>,
-    /// Every gradient, then what else the ranks sum, `[trained + EXTRA]`.
+    /// All gradients, then the extra values, `[trained + EXTRA]`.
     gradient: Tensor,
 }
 
 impl Parameters {
-    /// Every value, `[total]`; writing to it changes the model, which has to be told by [`Parameters::changed`].
+    /// All values, `[total]`. After writing to it, [`Parameters::changed`] has to be called.
     pub fn flat(&self) -> &Tensor {
         &self.flat
     }
 
-    /// To be called when values were written: products may read copies of them.
+    /// Refreshes the bf16 copy and the sums with LoRA factors, after values were written.
     pub fn changed(&self) {
         if let Some(working) = &self.working {
             no_grad(|| working.shallow_clone().copy_(&self.flat));
@@ -295,31 +304,31 @@ impl Parameters {
         self.adapted.iter().for_each(Weight::refresh);
     }
 
-    /// Whether what products read is what the values are.
+    /// Whether the bf16 copy is up to date.
     #[cfg(test)]
     pub fn is_current(&self) -> bool {
         self.working.as_ref().is_none_or(|working| working.equal(&self.flat.to_kind(Kind::BFloat16)))
     }
 
-    /// Where the model computes, and in how many bits.
+    /// The device and the precision of the model.
     #[must_use]
     pub fn backend(&self) -> Backend {
         let precision = if self.working.is_some() { Precision::Bf16 } else { Precision::F32 };
         Backend { device: self.flat.device(), precision }
     }
 
-    /// Overwrites the model with `values`; all names and shapes must fit.
+    /// Overwrites the model with `values`; all names and shapes have to fit.
     ///
     /// # Errors
-    /// Everything missing, extra or misshapen, at once; then nothing was copied.
+    /// All parameters that are missing, unknown, or of a wrong shape. Then nothing is overwritten.
     pub fn load(&self, values: &BTreeMap<String, Tensor>) -> Result<(), Mismatch> {
         copy(&self.entries, &self.flat, values)?;
         self.changed();
         Ok(())
     }
 
-    /// The values that are trained, `[trained]`; none of a frozen model. Writing to it changes the model, which has to be told by
-    /// [`Parameters::changed`].
+    /// The trained values, `[trained]`; empty for a frozen model. After writing to it,
+    /// [`Parameters::changed`] has to be called.
     pub fn trained(&self) -> Tensor {
         let (offset, length) = span(self.trained_entries());
         self.flat.narrow(0, offset, length)
@@ -329,8 +338,8 @@ impl Parameters {
         self.training.as_ref().map_or(&[], |training| &self.entries[training.entries.clone()])
     }
 
-    /// While the model is trained: its gradients `[trained]`, and behind them, in the same memory, room for [`EXTRA`] further values,
-    /// so that one all-reduce sums all of it over the ranks.
+    /// The gradients of a model in training, `[trained]`, and behind them in the same memory
+    /// [`EXTRA`] further values, so that one all-reduce sums everything. None for a frozen model.
     #[must_use]
     pub fn gradient(&self) -> Option<Gradient> {
         let whole = &self.training.as_ref()?.gradient;
@@ -339,11 +348,11 @@ impl Parameters {
         Some(Gradient { whole: whole.shallow_clone(), values, extra })
     }
 
-    /// Lets backward passes add to the gradients of the parameters that are `selected` by name, which start at zero. The others are
-    /// frozen.
+    /// Enables gradients, initially zero, for the parameters that are `selected` by name. Freezes
+    /// the others.
     ///
     /// # Panics
-    /// The selected parameters do not follow one upon the other: see [`Builder::finish_in_groups`].
+    /// If the selected parameters are not contiguous: see [`Builder::finish_in_groups`].
     pub fn start_training(&mut self, selected: impl Fn(&str) -> bool) {
         let is_selected = |entry: &Entry| selected(&entry.name);
         let first = self.entries.iter().position(is_selected).unwrap_or(0);
@@ -359,8 +368,8 @@ impl Parameters {
         let gradient = Tensor::zeros([trained + EXTRA], (Kind::Float, self.flat.device()));
         for entry in entries {
             let leaf = entry.tensor.set_requires_grad(true);
-            // A backward pass defines the leaf's gradient; from then on autograd adds to that tensor in place, so it can
-            // be given the buffer as its memory.
+            // A backward pass defines the leaf's gradient; from then on autograd adds to that
+            // tensor in place, so its memory can be replaced by the buffer.
             if !leaf.grad().defined() {
                 (&leaf * 0.0).sum(Kind::Float).backward();
             }
@@ -369,14 +378,15 @@ impl Parameters {
         self.training = Some(Training { entries: range, gradient });
     }
 
-    /// Takes fresh memory for the gradients: a collective that was given up may write to the present one at any time.
+    /// Allocates new memory for the gradients: an abandoned all-reduce may still write to the old
+    /// memory.
     pub fn renew_gradient(&mut self) {
         if let Some(training) = &self.training {
             self.train(training.entries.clone());
         }
     }
 
-    /// Freezes the model and gives the gradients' memory back.
+    /// Freezes the model, and frees the memory of the gradients.
     pub fn stop_training(&mut self) {
         let Some(training) = self.training.take() else { return };
         for entry in &mut self.entries[training.entries] {
@@ -385,7 +395,8 @@ impl Parameters {
         }
     }
 
-    /// 1 where a trained value belongs to a matrix (which weight decay applies to) and 0 where to a vector, `[trained]`.
+    /// A mask of the trained values, `[trained]`: 1 for matrices (to which weight decay applies), 0
+    /// for vectors.
     pub fn matrices(&self) -> Tensor {
         let mask = self.trained().zeros_like();
         let (begin, _) = span(self.trained_entries());
@@ -395,23 +406,25 @@ impl Parameters {
         mask
     }
 
-    /// Parameters by name, in order.
+    /// All parameters by name, in order.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.entries.iter().map(|entry| (entry.name.as_str(), &entry.tensor))
     }
 
-    /// Trained parameters by name, in order.
+    /// The trained parameters by name, in order.
     pub fn named_trained(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.trained_entries().iter().map(|entry| (entry.name.as_str(), &entry.tensor))
     }
 
-    /// Views of a buffer laid out like the trained parameters (a gradient, or a moment of the optimizer), by name.
+    /// Views by name of a buffer with the layout of the trained parameters (a gradient, or a moment
+    /// of the optimizer).
     pub fn trained_views<'a>(&'a self, buffer: &'a Tensor) -> impl Iterator<Item = (&'a str, Tensor)> {
         let (begin, _) = span(self.trained_entries());
         self.trained_entries().iter().map(move |entry| (entry.name.as_str(), entry.view_of(buffer, begin)))
     }
 
-    /// Copies `values` into `buffer`, which is laid out like the trained parameters; all names and shapes must fit.
+    /// Copies `values` into `buffer`, which has the layout of the trained parameters; all names and
+    /// shapes have to fit.
     ///
     /// # Errors
     /// As for [`Parameters::load`].
@@ -419,7 +432,7 @@ impl Parameters {
         copy(self.trained_entries(), buffer, values)
     }
 
-    /// Feeds every value, in order, to a hash.
+    /// Feeds all values, in order, to a hash.
     pub fn hash_into(&self, hash: &mut Sha256) {
         let values = self.flat.to_device(Device::Cpu);
         let mut bytes = vec![0_u8; values.numel() * 4];
@@ -428,7 +441,7 @@ impl Parameters {
     }
 }
 
-/// How named tensors differ from what a model needs.
+/// How named tensors differ from a model's parameters.
 #[derive(Debug, Default)]
 pub struct Mismatch {
     missing: Vec<String>,
@@ -480,7 +493,7 @@ mod tests {
             .to_device(testing::device());
         parameters.load(&BTreeMap::from([("weight".to_owned(), values.shallow_clone())])).unwrap();
         assert_eq!((&matrix.master, &matrix.working), (&values, &values.to_kind(Kind::BFloat16)));
-        // The check that other tests rest on can fail.
+        // Verifies that the check that other tests rely on can fail.
         assert!(parameters.is_current());
         _ = parameters.flat().shallow_clone().fill_(3.0);
         assert!(!parameters.is_current());
@@ -529,7 +542,7 @@ mod tests {
         let mut builder = Builder::new(1, testing::device());
         let names = ["a", "b", "c", "d"];
         let tensors = names.map(|name| builder.normal(name, &[3, 2], 1.0));
-        // Grouped, `b` and `d` come first.
+        // With groups, `b` and `d` come first.
         let mut parameters = builder.finish_in_groups(|name| u8::from(!["b", "d"].contains(&name)));
         assert_eq!(parameters.named().map(|(name, _)| name).collect::<Vec<_>>(), ["b", "d", "a", "c"]);
         assert_eq!(parameters.trained().size(), [0], "nothing is trained yet");
@@ -546,7 +559,7 @@ mod tests {
         assert_eq!(parameters.matrices().size(), [12]);
         _ = no_grad(|| parameters.trained().fill_(7.0));
         assert_eq!(tensors.each_ref().map(|tensor| tensor.double_value(&[0, 0]) == 7.0), [true, false, false, true]);
-        // Another selection gives all of the first one's memory back.
+        // Another selection frees all of the first one's memory.
         parameters.start_training(|name| name == "b");
         assert_eq!(tensors.each_ref().map(Tensor::requires_grad), [false, true, false, false]);
         assert_eq!(parameters.gradient().unwrap().values.size(), [6]);

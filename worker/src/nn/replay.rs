@@ -203,7 +203,7 @@ mod tests {
     #[ignore = "ends the use of graphs in its process: `tests/gpu/run` runs it in one of its own"]
     fn what_cannot_be_captured_is_computed() {
         let (input, output) = (Tensor::ones([4], floats()), Tensor::zeros([4], floats()));
-        // A capture cannot wait for the device.
+        // A capture cannot synchronize with the device.
         let compute = || output.shallow_clone().copy_(&(&input * input.sum(Kind::Float).double_value(&[])));
         let (mut replays, mut pool) = ([Replay::New, Replay::New], GraphPool::default());
         for round in 1..6 {
@@ -225,7 +225,7 @@ mod tests {
                 let input = Tensor::randn([rows, 5], floats());
                 returned.push((tch::no_grad(|| function.apply(&input, compute)), compute(&input)));
             }
-            // What was returned before is not overwritten.
+            // Earlier results are not overwritten.
             assert!(returned.iter().all(|(found, expected)| found == expected));
             let input = Tensor::ones([2, 5], floats()).set_requires_grad(true);
             assert!(function.apply(&input, compute).requires_grad());

@@ -1,6 +1,7 @@
-//! Symmetric InfoNCE (Radford et al. 2021): each image is to find its caption among the whole batch's, and each caption its
-//! image. PAC-S (Sarto et al. 2023) adds two more such losses, weighed: of generated images with the real captions,
-//! and of the real images with generated captions.
+//! Symmetric InfoNCE (Radford et al. 2021): each image has to identify its caption among those of
+//! the whole batch, and each caption its image. PAC-S (Sarto et al. 2023) adds two weighted losses
+//! of the same form: generated images with the real captions, and the real images with generated
+//! captions.
 
 use std::collections::BTreeMap;
 
@@ -11,29 +12,30 @@ use crate::collective::{Broken, Collective};
 
 /// This rank's unit embeddings, all `[share, embedding]`. The share may be empty.
 pub struct Pairs {
-    /// Tokens of the captions.
+    /// The number of the captions' tokens.
     pub tokens: u64,
-    /// Of the images.
+    /// Embeddings of the images.
     pub images: Tensor,
-    /// Of their captions.
+    /// Embeddings of their captions.
     pub texts: Tensor,
-    /// Of generated images of the same, and the weight of their loss.
+    /// Embeddings of generated images for the same captions, and the weight of their loss.
     pub generated_images: Option<(Tensor, f64)>,
-    /// Of generated captions of the same, and the weight of their loss.
+    /// Embeddings of generated captions for the same images, and the weight of their loss.
     pub generated_texts: Option<(Tensor, f64)>,
 }
 
-/// The loss of this rank's pairs against those of all ranks; `scale` is the factor from cosine to logit.
+/// The loss of this rank's pairs against those of all ranks; `scale` is the factor from cosine to
+/// logit.
 ///
-/// Every rank computes the loss of the whole batch, in which only its own embeddings carry gradients. The sum of the ranks'
-/// gradients is then the exact gradient, negatives on other ranks included.
+/// Each rank computes the loss of the whole batch, in which only its own embeddings have gradients.
+/// The sum of the ranks' gradients is then the exact gradient, including negatives on other ranks.
 ///
 /// # Errors
-/// The collective broke.
+/// The collective has failed.
 pub fn outcome(pairs: &Pairs, scale: &Tensor, collective: &dyn Collective) -> Result<Outcome, Broken> {
     let share = pairs.images.size()[0];
     let (images, texts) = (gather(&pairs.images, collective)?, gather(&pairs.texts, collective)?);
-    // All ranks see the same gradient of the scale, and theirs will be added up.
+    // All ranks compute the same gradient of the scale, and their gradients will be summed.
     let part = 1.0 / collective.world_size() as f64;
     let scale = scale * part + scale.detach() * (1.0 - part);
     let of =
@@ -57,7 +59,8 @@ pub fn outcome(pairs: &Pairs, scale: &Tensor, collective: &dyn Collective) -> Re
     })
 }
 
-/// Sum over pairs of half the cross-entropy of rows and half that of columns; `logits` is `[pairs, pairs]`.
+/// The sum over pairs of half the cross-entropy of rows and half that of columns; `logits` is
+/// `[pairs, pairs]`.
 fn symmetric_cross_entropy(logits: &Tensor) -> Tensor {
     let own = logits.diagonal(0, 0, 1);
     let rows = logits.logsumexp(1, false) - &own;
@@ -65,8 +68,8 @@ fn symmetric_cross_entropy(logits: &Tensor) -> Tensor {
     (rows + columns).sum(Kind::Float) * 0.5
 }
 
-/// All ranks' rows, in order of rank; only this rank's carry gradients. Shares may differ in size,
-/// and be empty.
+/// The rows of all ranks, in order of rank; only this rank's have gradients. Shares may differ in
+/// size, and may be empty.
 fn gather(own: &Tensor, collective: &dyn Collective) -> Result<Tensor, Broken> {
     let share = own.size()[0];
     let counts = collective.all_gather(&Tensor::from_slice(&[share]).to_device(own.device()))?;
@@ -103,7 +106,7 @@ mod tests {
         assert!((loss.double_value(&[]) - expected).abs() < 1e-6);
     }
 
-    /// A world whose other rank is at hand: gathers what it was given.
+    /// One of two ranks, which gathers tensors that the test provides for the other.
     struct Pair {
         rank: usize,
         other: std::cell::RefCell<Vec<Tensor>>,
@@ -151,7 +154,7 @@ mod tests {
         };
         let whole = gradients([0, 1, 2, 3].map(|i| all[i].shallow_clone()), &crate::collective::Solo);
         let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-5, 1e-6, false), "{a} is not {b}");
-        // Three samples here, two there; then all here and none there.
+        // Three samples here and two there; then all here and none there.
         for sizes in [[3_i64, 2], [5, 0]] {
             let most = sizes[0];
             let part = |tensor: &Tensor, rank: usize| tensor.narrow(0, sizes[0] * rank as i64, sizes[rank]);
@@ -185,7 +188,7 @@ mod tests {
             generated_images: Some((nothing(), 0.5)),
             generated_texts: Some((nothing(), 0.25)),
         };
-        // The other rank has as little.
+        // The other rank's share is empty, too.
         let queue = (0..4).map(|_| Tensor::from_slice(&[0_i64]).to_device(testing::device())).collect::<Vec<_>>();
         let outcome = outcome(&pairs, &scale, &Pair { rank: 1, other: queue.into() }).unwrap();
         outcome.loss.backward();

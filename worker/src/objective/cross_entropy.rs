@@ -1,5 +1,6 @@
-//! Teacher forcing: minus the log-probability of each real token, averaged over tokens. The end is one of them, unless the caption
-//! was cut at `captioner.max_target_length`: it does not end there.
+//! Cross-entropy with teacher forcing: the negative log-probability of each token of a reference
+//! caption, averaged over tokens. The end token counts, unless the caption was cut at
+//! `captioner.max_target_length`: then it has none.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +50,7 @@ mod tests {
         let whole = captions(vocabulary.encode(CAPTION, 77));
         let each = captioner.token_log_probabilities(&vision(), &whole, Mode::Evaluate).values;
         let each = Vec::<f64>::try_from(each.to_kind(Kind::Double)).unwrap();
-        // 16 words and the end.
+        // 16 words and the end token.
         assert_eq!(each.len(), 17);
         for (most, learned) in [(6, 5), (16, 15), (17, 16), (18, 17), (77, 17)] {
             let target = captions(vocabulary.encode_target(CAPTION, most));

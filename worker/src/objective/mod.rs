@@ -1,4 +1,4 @@
-//! What a stage minimises, one file per objective.
+//! The losses of training stages, one file per objective.
 //!
 //! | file | what is in it |
 //! |---|---|
@@ -9,8 +9,9 @@
 //! | [`candidates`] | what the last two share: candidates, and how likely policy and reference find them |
 //! | [`reward`] | what a candidate is worth |
 //!
-//! Every objective returns a *sum* over this rank's samples and the weight it is to be divided by. Gradients and weights are
-//! summed over all ranks before the division, so the update does not depend on how a batch was shared out.
+//! Every objective returns a *sum* over this rank's samples and the weight to divide it by.
+//! Gradients and weights are summed over all ranks before the division, so the update does not
+//! depend on how a batch is divided among ranks.
 
 pub mod candidates;
 pub mod contrastive;
@@ -24,26 +25,27 @@ use std::collections::BTreeMap;
 use statistics::Summary;
 use tch::Tensor;
 
-/// How the candidates of an image are weighed.
+/// The candidates of one image with their weights, for display.
 pub struct Example {
-    /// The image's number in the training split.
+    /// The index of the image in the training split.
     pub image: usize,
-    /// Caption, reward and gamma of each candidate; the chosen one's gamma is 0.
+    /// Caption, reward and gamma of each candidate; the gamma of the chosen one is 0.
     pub candidates: Vec<(String, f64, f64)>,
 }
 
-/// What an objective says of this rank's samples.
+/// The result of an objective for this rank's samples.
 pub struct Outcome {
-    /// Scalar to differentiate: the gradients of all ranks' losses add up to `weight` times those of the mean.
+    /// The scalar to differentiate: the gradients of all ranks' losses sum up to `weight` times the
+    /// gradient of the mean loss.
     pub loss: Tensor,
-    /// This rank's part of the global sum of losses.
+    /// This rank's part of the global loss sum.
     pub loss_sum: f64,
-    /// This rank's part of what the sums are divided by (images or tokens).
+    /// This rank's part of the global divisor: its number of images or tokens.
     pub weight: f64,
-    /// Tokens that are learned from, ends included.
+    /// The number of tokens with a loss, end tokens included.
     pub tokens: u64,
-    /// One image and how its candidates are weighed, for people; where they are.
+    /// The candidates of one image, for display; none if the objective has no weights.
     pub example: Option<Example>,
-    /// Distributions over this rank's samples, under the names of [`statistics::names`].
+    /// Summaries over this rank's samples, by the names in [`statistics::names`].
     pub summaries: BTreeMap<&'static str, Summary>,
 }

@@ -1,5 +1,5 @@
-//! What a candidate is worth: a weighted sum of evaluators' scores of it, its CIDEr-D against the
-//! image's captions, and a penalty for a missing end token.
+//! The reward model: a candidate's reward is a weighted sum of evaluators' scores, CIDEr-D against
+//! the image's captions, and a penalty for a missing end token.
 
 use runfile::{CutCandidates, EvaluatorScore, Reward, Rewards, TextReading};
 use scoring::cider::{Candidate, Cider};
@@ -10,38 +10,38 @@ use super::candidates::Images;
 use crate::clip::{self, Clip};
 use crate::models::{Evaluator, Models};
 
-/// Rewards candidates.
+/// Computes the rewards of candidates.
 #[derive(Clone, Copy)]
 pub struct RewardModel<'a> {
-    /// The evaluators that are rewarded, in the order of [`Images::embeddings`].
+    /// The evaluators that have a weight, in the order of [`Images::embeddings`].
     pub evaluators: &'a [EvaluatorReward<'a>],
-    /// The training captions; there where CIDEr-D is rewarded.
+    /// CIDEr-D with the training captions as references; none if it has no weight.
     pub cider: Option<&'a Cider>,
-    /// What is rewarded. Evaluators that are not there have weight 0.
+    /// The weight of each reward. Absent evaluators have weight 0.
     pub weights: &'a Rewards,
 }
 
-/// Rewards candidates by an evaluator.
+/// The reward by one evaluator.
 #[derive(Clone, Copy)]
 pub struct EvaluatorReward<'a> {
-    /// The reward's name.
+    /// The name of the reward.
     pub name: &'a str,
-    /// Scores a text against an image.
+    /// The CLIP model that compares texts with images.
     pub clip: &'a Clip,
-    /// Its vocabulary.
+    /// The evaluator's vocabulary.
     pub vocabulary: &'a Vocabulary,
-    /// The score that its cosines are converted to.
+    /// The score to which its cosines are converted.
     pub score: EvaluatorScore,
-    /// Put before every candidate.
+    /// The text put before each candidate, as "A photo depicts".
     pub prefix: &'a str,
-    /// How it reads candidates.
+    /// How candidates are tokenized for it.
     pub text: TextReading,
-    /// How it reads candidates without an end token.
+    /// How candidates without an end token are tokenized.
     pub cut_candidates: CutCandidates,
 }
 
 impl<'a> EvaluatorReward<'a> {
-    /// By an evaluator of a run.
+    /// The reward by one of a run's evaluators.
     pub fn of(evaluator: &'a Evaluator, models: &'a Models) -> Self {
         Self {
             name: &evaluator.name,
@@ -54,13 +54,13 @@ impl<'a> EvaluatorReward<'a> {
         }
     }
 
-    /// Scores of candidates, equally many for each image, `[images, candidates]`. `embeddings` are those of the images,
-    /// `[images, embedding]`.
+    /// The scores of candidates, equally many for each image, `[images, candidates]`. `embeddings`
+    /// are those of the images, `[images, embedding]`.
     fn scores(&self, embeddings: &Tensor, candidates: &[Vec<Candidate>]) -> Tensor {
         let most = self.clip.architecture().text.context_length;
-        // Through text, as any evaluator would read it: its tokens need not be the captioner's.
+        // Through text, as any evaluator reads it: its tokens may differ from the captioner's.
         let encode = |Candidate { text, ended }: &Candidate| match (ended, self.cut_candidates) {
-            // The text is read at its begin token, which sees none of the others.
+            // The embedding is read off the begin token, which attends to none of the others.
             (false, CutCandidates::AsReleased) => vec![self.vocabulary.begin()],
             _ => clip::read(self.vocabulary, self.text, &format!("{}{text}", self.prefix), most),
         };
@@ -204,7 +204,7 @@ mod tests {
             fixture.rewards(&weights, &candidates).concat()
         };
         let (pac_s, judge) = (of(&[("pac_s", 1.0)]), of(&[("judge", 1.0)]));
-        // Opposite embeddings: where one finds a likeness, the other finds none.
+        // With negated embeddings, one evaluator's score is positive where the other's is not.
         assert!(pac_s.iter().zip(&judge).all(|(one, other)| (*one > 0.0) != (*other > 0.0)), "{pac_s:?}, {judge:?}");
         let both = of(&[("pac_s", 0.5), ("judge", 2.0), ("cider", 0.0)]);
         for (both, (pac_s, judge)) in both.iter().zip(pac_s.iter().zip(&judge)) {

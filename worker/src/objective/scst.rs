@@ -1,12 +1,14 @@
-//! Self-critical sequence training (Rennie et al., CVPR 2017): REINFORCE on the policy's own captions, whose reward r is
-//! compared with a baseline b, summed over the candidates of an image and averaged over them.
+//! Self-critical sequence training (Rennie et al., CVPR 2017): REINFORCE on the policy's own
+//! captions. Each reward r is compared with a baseline b; the loss is the mean over the candidates
+//! of an image.
 //!
 //! ```text
 //! loss = -(1 / k) sum_i (r_i - b) log p(y_i)
 //! ```
 //!
-//! With the candidates of a beam search and their mean reward for a baseline it is that of M2 (Cornia et al., CVPR 2020). The
-//! reference takes no part; it is there to tell how far the policy has gone.
+//! With beam-search candidates and their mean reward as the baseline this is the loss of M2 (Cornia
+//! et al., CVPR 2020). The reference policy does not enter the loss; it is used to report the
+//! divergence.
 
 use runfile::{Baseline, Candidates as Source, Scst};
 use tch::{Kind, Tensor, no_grad};
@@ -17,7 +19,7 @@ use crate::captioner::{Captioner, Search};
 use crate::laps::Lap;
 use crate::nn::Mode;
 
-/// The loss of some images under the current policy.
+/// The loss of a batch's images under the current policy.
 #[must_use]
 pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, settings: &Scst, mode: Mode) -> Outcome {
     let generate = match settings.candidates {
@@ -41,7 +43,8 @@ pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, s
     Outcome { loss, loss_sum, weight: images as f64, tokens, example: None, summaries }
 }
 
-/// Summed over images: `log_probabilities` and `rewards` are `[images, candidates]`, `baseline` is `[images, 1]`.
+/// The loss, summed over images: `log_probabilities` and `rewards` are `[images, candidates]`,
+/// `baseline` is `[images, 1]`.
 fn loss(log_probabilities: &Tensor, rewards: &Tensor, baseline: &Tensor) -> Tensor {
     let each = rewards.size()[1] as f64;
     ((rewards - baseline) * log_probabilities).sum(rewards.kind()) / -each

@@ -4,11 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Images of the validation split.
+/// The number of validation images.
 const IMAGES: u64 = 70;
 const MAX_WORKERS: u32 = 3;
 const WINDOW: u32 = 4;
-/// Steps and batch of each stage.
+/// The steps and the batch size of each stage.
 const STAGES: [(u64, u32); 2] = [(9, 4), (5, 6)];
 
 fn protocol() -> Protocol {
@@ -75,11 +75,11 @@ fn idle(generation: u64) -> Message {
     Message::Idle(v1::Idle { generation, ..Default::default() })
 }
 
-/// What one side says.
+/// A message of one side.
 enum Said {
-    /// The coordinator, and whether that matters.
+    /// Of the coordinator; and whether it is not obsolete.
     There(v1::Directive, bool),
-    /// The worker.
+    /// Of the worker.
     Here(Message),
 }
 
@@ -91,7 +91,7 @@ fn a_run_goes_through_its_generations() {
     let halt = |generation| directive(generation, Kind::Halt(v1::Halt::default()));
     for (at, said) in [
         There(rendezvous(3), true),
-        // As far as the window goes, and on with every report.
+        // Up to the window, and further with each report.
         There(train(3, 0, 4), true),
         Here(step_done(3, 1)),
         Here(step_done(3, 2)),
@@ -108,10 +108,10 @@ fn a_run_goes_through_its_generations() {
         There(advance(3, 1), true),
         There(halt(3), true),
         There(abandon(3), true),
-        // Once is enough.
+        // A second Abandon is obsolete.
         There(abandon(3), false),
         Here(idle(3)),
-        // What was under way when a worker let go by itself matters no more.
+        // Directives in flight when a worker releases a generation by itself are obsolete.
         There(rendezvous(4), true),
         Here(idle(4)),
         There(train(4, 0, 4), false),
@@ -134,7 +134,7 @@ fn a_run_goes_through_its_generations() {
     }
 }
 
-/// The violation that is the last of these directives.
+/// The violation that the last of these directives is.
 fn violation(said: impl IntoIterator<Item = v1::Directive>) -> String {
     let mut protocol = protocol();
     let mut said = said.into_iter().peekable();
@@ -206,7 +206,7 @@ fn other_settings_of_a_run_are_those_that_count() {
     assert!(protocol.check(train(1, 0, 8)).is_ok());
 }
 
-/// Numbers that fit a run, and such as fit none.
+/// Numbers, valid in a run or not.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![6 => 0..6_u64, 2 => 0..80_u64, 1 => Just(u64::MAX), 1 => Just(u64::from(u32::MAX)), 1 => any::<u64>()]
 }
@@ -271,7 +271,7 @@ fn any_kind() -> impl Strategy<Value = Option<Kind>> {
     prop::option::weighted(0.95, kind)
 }
 
-/// What a worker says; it may be anything here, too.
+/// A report of a worker, valid or not.
 fn any_report() -> impl Strategy<Value = Message> {
     prop_oneof![
         3 => number().prop_map(idle),
@@ -281,8 +281,8 @@ fn any_report() -> impl Strategy<Value = Message> {
     ]
 }
 
-/// A directive as an honest coordinator would give it next, as far as the last one that was accepted tells, so that nonsense is heard
-/// in every state.
+/// A directive that an honest coordinator might send next, so that invalid ones are tested in every
+/// state.
 fn honest(protocol: &Protocol, kind: u8) -> v1::Directive {
     let Some(generation) = &protocol.generation else { return rendezvous(1) };
     let (number, (stage, step)) = (generation.number, generation.granted);
@@ -298,7 +298,7 @@ fn honest(protocol: &Protocol, kind: u8) -> v1::Directive {
     }
 }
 
-/// What is said in the test below.
+/// A turn of the test below.
 #[derive(Clone, Debug)]
 enum Turn {
     Nonsense(v1::Directive),
@@ -320,7 +320,7 @@ proptest! {
     #[test]
     fn whatever_a_coordinator_says_what_is_accepted_is_within_the_run(turns in prop::collection::vec(turn(), 0..60)) {
         let mut protocol = protocol();
-        // Where the directives that were accepted lead.
+        // The point to which the accepted directives lead.
         let (mut at, mut last) = (None, 0);
         for turn in turns {
             let directive = match turn {
@@ -352,7 +352,8 @@ proptest! {
     }
 }
 
-/// Checks a directive that was accepted; `at` is where those before lead, `last` the generation that they are of.
+/// Checks an accepted directive; `at` is the point to which the ones before lead, `last` their
+/// generation.
 fn within_the_run(kind: &Kind, generation: u64, at: &mut Option<(u32, u64)>, last: &mut u64) {
     match kind {
         Kind::Rendezvous(order) => {

@@ -1,4 +1,5 @@
-//! Getting a place in the run.
+//! Joining: asks the coordinator for an id, retries with backoff, and keeps the reservation while
+//! data and models are loaded.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -14,23 +15,23 @@ use tonic::{Code, Status};
 use super::place::Place;
 use super::{MAX_REASON_CHARS, Options, RankSource, WantedRank, client};
 
-/// First and longest pause between attempts to reach the coordinator.
+/// The first and the longest pause between attempts to reach the coordinator.
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
-/// Shortest pause between two heartbeats.
+/// Minimal interval between two heartbeats.
 pub const MIN_HEARTBEAT: Duration = Duration::from_millis(10);
-/// How long an attempt to connect may take.
+/// Time limit of an attempt to connect.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// A place that is reserved for this worker for as long as it goes on asking for it.
+/// A reservation of an id, which lasts as long as it is renewed.
 pub struct Reservation {
-    /// The place.
+    /// The coordinator's answer.
     pub place: Place,
-    /// What to ask for again.
+    /// The request to repeat for renewal.
     request: v1::JoinRequest,
 }
 
-/// The address of this machine that the coordinator is reached from. Tried again, as a name may not
-/// be known yet when a cluster starts.
+/// The local address of the route to the coordinator. Retries, because a host name may not resolve
+/// yet when a cluster starts.
 pub async fn route_to(options: &Options) -> Result<IpAddr, String> {
     let mut attempts = Attempts::new(options);
     loop {
@@ -42,8 +43,8 @@ pub async fn route_to(options: &Options) -> Result<IpAddr, String> {
     }
 }
 
-/// This end's address of a connection to a server: of several addresses of it, to the one that
-/// answers.
+/// The local address of a connection to a server. If the name has several addresses, the first that
+/// answers counts.
 async fn local_address((host, port): (&str, u16)) -> Result<IpAddr, String> {
     let unknown = |error: std::io::Error| format!("the host name {host} is not known: {error}");
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(unknown)?.collect();
@@ -51,7 +52,8 @@ async fn local_address((host, port): (&str, u16)) -> Result<IpAddr, String> {
     Ok(TcpStream::connect(&addresses[..]).await.and_then(|stream| stream.local_addr()).map_err(silent)?.ip())
 }
 
-/// Asks for a place until the coordinator answers or patience ends.
+/// Asks to join until the coordinator answers. Fails on a refusal, or after `patience` without an
+/// answer.
 pub async fn join(options: &Options, host: IpAddr) -> Result<Reservation, String> {
     let rank_source = options.rank.map_or_else(|| "the coordinator".to_owned(), |wanted| wanted.source.to_string());
     let request = request(options, host, options.rank.map(|wanted| wanted.rank))?;
@@ -61,17 +63,18 @@ pub async fn join(options: &Options, host: IpAddr) -> Result<Reservation, String
     Ok(reservation)
 }
 
-/// Asks for the place that this worker had. It counts as taken until the coordinator has noticed
-/// that its session is lost, which takes no longer than `lost_after`. If it still is, somebody else
-/// was given it. Where the rank was the coordinator's choice, any other is as good.
+/// Joins again under this worker's previous id. The id counts as taken until the coordinator
+/// notices that the old session is lost, at most `lost_after`. If it is still taken then, another
+/// worker has it. If the coordinator chose the id, the worker accepts any other.
 pub async fn rejoin(options: &Options, host: IpAddr, rank: u32, lost_after: Duration) -> Result<Reservation, String> {
     let reservation = ask(options, request(options, host, Some(rank))?, Some(Instant::now() + 2 * lost_after)).await?;
     tracing::info!(rank = reservation.place.rank, coordinator = options.coordinator.url(), "rejoined");
     Ok(reservation)
 }
 
-/// Renews a reservation again and again, while data and models are loaded. It runs out when it is
-/// not renewed; then the coordinator refuses the session, and the worker joins again.
+/// Renews a reservation at each heartbeat interval, while data and models are loaded. A reservation
+/// that is not renewed expires; then the coordinator refuses the session, and the worker joins
+/// again.
 pub async fn renew(options: &Options, reservation: &Reservation) -> Infallible {
     let Place { rank, heartbeat, lost_after, .. } = reservation.place;
     let request = v1::JoinRequest { rank: Some(rank), waited_ms: 0, ..reservation.request.clone() };
@@ -104,8 +107,8 @@ fn request(options: &Options, host: IpAddr, rank: Option<u32>) -> Result<v1::Joi
     })
 }
 
-/// Asks until there is an answer that stays. A worker that had the place before takes refusals of
-/// it for its own lost session until `own_until`.
+/// Asks until there is a final answer. Until `own_until`, a worker that rejoins attributes refusals
+/// of its id to its own lost session.
 async fn ask(
     options: &Options,
     mut request: v1::JoinRequest,
@@ -125,16 +128,16 @@ async fn ask(
             Err(status) => status,
         };
         match status.code() {
-            // Nobody answers, or not in time, or the connection broke. The coordinator may have stood
-            // still meanwhile, and heard nothing of the holder.
+            // No answer, or not in time, or the connection broke. The coordinator may have been
+            // suspended meanwhile, and may not have heard from the holder either.
             Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown => held_since = None,
-            // The place is held by a worker that may be dead: it is soon known whether it is.
+            // The holder of the id may be dead: the coordinator will soon know.
             Code::Aborted => {
                 held_since.get_or_insert_with(Instant::now);
                 attempts.ask_again(status.message()).await;
                 continue;
             }
-            // Something else listens where the coordinator was a moment ago: it will be back.
+            // Another program listens on the coordinator's port: the coordinator will be back.
             Code::Internal if own_until.is_some() => {}
             Code::AlreadyExists if own_until.is_some_and(|until| Instant::now() < until) => {}
             Code::AlreadyExists if own_until.is_some() && options.rank.is_none() => request.rank = None,
@@ -144,25 +147,26 @@ async fn ask(
     }
 }
 
-/// Attempts to reach the coordinator, with growing pauses, until patience ends.
+/// Attempts to reach the coordinator, with exponential backoff, for `patience` at most.
 pub struct Attempts<'a> {
     options: &'a Options,
-    /// When it was begun, or the coordinator last answered.
+    /// The start, or the coordinator's last answer.
     since: Instant,
     pause: Duration,
 }
 
 impl<'a> Attempts<'a> {
-    /// None were made yet.
+    /// No attempts so far.
     pub fn new(options: &'a Options) -> Self {
         Self { options, since: Instant::now(), pause: BACK_OFF[0] }
     }
 
-    /// Waits before the next attempt to reach a coordinator that did not answer.
+    /// Waits before the next attempt, after one without an answer. Fails when `patience` has
+    /// passed.
     pub async fn retry(&mut self, problem: &str) -> Result<(), String> {
         let problem = &terminal::one_line(problem, MAX_REASON_CHARS);
         let waited = self.since.elapsed();
-        // One more attempt when patience ends.
+        // One more attempt when `patience` has passed.
         self.pause = self.pause.min(self.options.patience.saturating_sub(waited));
         if self.pause.is_zero() {
             let url = self.options.coordinator.url();
@@ -172,12 +176,12 @@ impl<'a> Attempts<'a> {
         Ok(())
     }
 
-    /// Does not count some time of patience.
+    /// Excludes this time from `patience`.
     pub fn leave_out(&mut self, time: Duration) {
         self.since += time;
     }
 
-    /// Waits before a coordinator is asked again that answered.
+    /// Waits before the next attempt, after an answer that asks to retry.
     async fn ask_again(&mut self, reason: &str) {
         self.wait(&terminal::one_line(reason, MAX_REASON_CHARS)).await;
         self.since = Instant::now();
@@ -191,11 +195,11 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// Why this worker gets no place, and what to do.
+/// The error message for a refusal, with the remedy.
 fn refusal(options: &Options, status: &Status) -> String {
     let (url, reason) = (options.coordinator.url(), terminal::one_line(status.message(), MAX_REASON_CHARS));
     match (status.code(), options.rank) {
-        // It was no coordinator that answered.
+        // The answer did not come from a coordinator.
         (Code::Internal, _) => format!("{url}: {reason}"),
         (Code::AlreadyExists, Some(WantedRank { source: RankSource::Flag, .. })) => {
             format!("{url} refused: {reason}; choose another --rank, or none to be given one")
@@ -208,7 +212,7 @@ fn refusal(options: &Options, status: &Status) -> String {
     }
 }
 
-/// 128 random bits as hex.
+/// 128 random bits as hex: the idempotency key of a join.
 fn random_key() -> Result<String, getrandom::Error> {
     Ok(format!("{:016x}{:016x}", getrandom::u64()?, getrandom::u64()?))
 }

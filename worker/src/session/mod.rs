@@ -1,10 +1,11 @@
-//! The connection to the coordinator: joins, passes directives to the training thread and reports back, keeps the heartbeat
-//! going, comes back when the connection breaks, and leaves when the process is asked to end.
+//! The session with the coordinator: joins, passes directives to the training thread and its
+//! reports back, sends heartbeats, reconnects when the connection breaks, and leaves on a shutdown
+//! signal.
 //!
 //! ```text
 //!   joining ---> stream ----------------> over: finished, left, failed
 //!      ^            | connection lost
-//!      '------------' (training: let go of the generation, hold the state)
+//!      '------------' (training: release the generation, keep the state)
 //! ```
 
 mod joining;
@@ -29,39 +30,40 @@ use place::Place;
 use stream::Over;
 use training::{Held, Training, training_died};
 
-/// Most characters of what the coordinator gives as a reason that are shown.
+/// Maximal number of characters of the coordinator's reasons that are shown.
 const MAX_REASON_CHARS: usize = 1_000;
-/// A session that ends sooner was in vain: the next one is not begun at once.
+/// After a session shorter than this the worker waits before it joins again.
 const MIN_SESSION: Duration = Duration::from_secs(1);
-/// Longest message of a coordinator, in bytes: twice as long as the longest run file, which is the longest part of any.
+/// Maximal size of a message from a coordinator, in bytes: twice that of a run file, which is the
+/// largest part of any message.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
-/// Reports that may wait for the network before the training thread does.
+/// Maximal number of reports that wait for the network; the training thread waits beyond it.
 const REPORTS: usize = 256;
 
-/// What the command line says.
+/// The options of `worker join`.
 pub struct Options {
-    /// The way to the coordinator.
+    /// The connection settings for the coordinator.
     pub coordinator: Link,
-    /// Wanted identity; the coordinator's choice if there is none.
+    /// The wanted id; none to let the coordinator choose.
     pub rank: Option<WantedRank>,
-    /// Where to compute.
+    /// The device to compute on.
     pub device: Device,
-    /// Address for other workers.
+    /// The address for other workers; none for the address of the route to the coordinator.
     pub host: Option<IpAddr>,
-    /// How long to go on trying to reach the coordinator.
+    /// How long to retry when the coordinator does not answer.
     pub patience: Duration,
 }
 
-/// The identity that a worker asks for.
+/// The id that a worker asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WantedRank {
-    /// The identity.
+    /// The id.
     pub rank: u32,
-    /// Where it is said.
+    /// The source of this setting, for messages.
     pub source: RankSource,
 }
 
-/// Where the rank is said that a worker asks for.
+/// The source of the wanted id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RankSource {
     /// On the command line.
@@ -79,24 +81,25 @@ impl fmt::Display for RankSource {
     }
 }
 
-/// How a worker's part in a run ends well.
+/// How a worker ends without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The run is complete.
     Finished,
-    /// Before that this process was asked to end, this worker was drained, or the coordinator stopped; no state was lost.
+    /// The worker left before that: on a shutdown signal, a drain or the coordinator's stop. No
+    /// state is lost.
     Left,
 }
 
-/// Takes part in the run until it is complete, or this process is asked to end.
+/// Runs a worker until the run is complete or the process gets a shutdown signal.
 ///
 /// # Errors
-/// One line that says why this worker cannot go on.
+/// The reason why this worker cannot continue, in one line.
 pub async fn run(options: Options) -> Result<Ending, String> {
     run_until(options, leaving::wish()?).await
 }
 
-/// The same, until `wish` turns true at the latest.
+/// As [`run`], with `wish` as the shutdown signal.
 async fn run_until(options: Options, mut wish: watch::Receiver<bool>) -> Result<Ending, String> {
     let begin = async {
         let host = match options.host {
@@ -113,16 +116,16 @@ async fn run_until(options: Options, mut wish: watch::Receiver<bool>) -> Result<
     };
     let (host, place, store, mut training) = tokio::select! {
         begun = begin => begun?,
-        // Nobody depends on it yet.
+        // The worker is no member yet: it can leave at once.
         Ok(_) = wish.wait_for(|wish| *wish) => return Ok(Ending::Left),
     };
     let over = take_part(&options, host, place, store, &mut training, &wish).await;
     training.saved().await;
-    // libtorch's words may be in it.
+    // libtorch's messages have several lines.
     over.map_err(|problem| problem.replace(['\n', '\r'], " "))
 }
 
-/// Session after session, until there is nothing left to do.
+/// Runs sessions until the worker's part in the run ends.
 async fn take_part(
     options: &Options,
     host: IpAddr,
@@ -132,7 +135,7 @@ async fn take_part(
     wish: &watch::Receiver<bool>,
 ) -> Result<Ending, String> {
     let mut holds = None;
-    // To have a session that lasts.
+    // Retries over several sessions, until one of them lasts.
     let mut attempts = Attempts::new(options);
     loop {
         let begun = Instant::now();
@@ -179,7 +182,7 @@ async fn take_part(
     }
 }
 
-/// Asks for the place that this worker had in the session that was `begun` then; soon again only where that has lasted.
+/// Joins again after the session that began at `begun`; at once if that session lasted.
 async fn come_back<'a>(
     options: &'a Options,
     host: IpAddr,
@@ -198,7 +201,8 @@ async fn come_back<'a>(
     Ok(reservation)
 }
 
-/// Loads data and models again while the place is kept. In the old store generations of the same numbers may have met.
+/// Loads data and models again while the reservation is kept. Uses a new rendezvous store, because
+/// the old one may have entries of generations with the same numbers.
 async fn begin_anew(
     options: &Options,
     host: IpAddr,

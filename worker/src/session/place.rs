@@ -1,4 +1,4 @@
-//! What a coordinator answers to a worker that joins, checked.
+//! The coordinator's answer to a join, validated.
 
 use std::time::Duration;
 
@@ -8,33 +8,33 @@ use runfile::{MAX_WORKERS, RunFile};
 use super::MAX_REASON_CHARS;
 use crate::protocol::Violation;
 
-/// Longest session token and name of a run, in bytes. Coordinators make the token of at most 512 bytes that the worker chose, and its
-/// rank.
+/// Maximal length of the session token and of a run's name, in bytes. The token consists of at most
+/// 512 bytes that the worker chose, and its id.
 const MAX_NAME_BYTES: usize = 1_024;
-/// Longest time after which silence means that a connection is lost: that of a run file, 30 days.
+/// Maximal heartbeat timeout: that of a run file, 30 days.
 const MAX_LOST_AFTER: Duration = Duration::from_secs(2_592_000);
 
-/// A worker's place in a run.
+/// The settings of a worker's membership in a run.
 pub struct Place {
-    /// The worker's identity in the cluster.
+    /// The worker's id.
     pub rank: u32,
-    /// Names the place when a session is opened.
+    /// The secret that opens a session.
     pub session_token: String,
-    /// What is trained.
+    /// The run file.
     pub run: RunFile,
-    /// Names the run.
+    /// The run's id.
     pub run_id: String,
-    /// Between two heartbeats.
+    /// The interval of heartbeats.
     pub heartbeat: Duration,
-    /// After so long without a word from the other side the connection counts as lost.
+    /// The heartbeat timeout: a connection without messages for this long counts as lost.
     pub lost_after: Duration,
 }
 
 impl Place {
-    /// Reads the answer to a worker that wants this rank, if it wants any.
+    /// Validates the answer to a worker that wants this id, or any.
     ///
     /// # Errors
-    /// What in it makes no sense.
+    /// What is invalid in it.
     pub fn read(answer: v1::JoinResponse, wanted: Option<u32>) -> Result<Self, Violation> {
         let v1::JoinResponse { protocol_version, rank, session_token, run_file, run_id, .. } = answer;
         let [heartbeat, lost_after] = [answer.heartbeat_interval_ms, answer.lost_after_ms].map(Duration::from_millis);

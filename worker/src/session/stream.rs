@@ -1,4 +1,4 @@
-//! One stream to the coordinator, from Attach to its end.
+//! One session: a stream to the coordinator, from Attach to its end.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use super::training::Training;
 use super::{MAX_REASON_CHARS, REPORTS, client, leaving};
 use crate::protocol::Violation;
 
-/// How long a coordinator may take to accept a session or a message, unless its run file lets it be silent for longer.
+/// How long a coordinator may take to accept a session or a message, unless the heartbeat timeout
+/// is longer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long the coordinator may take to close a stream.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -23,17 +24,17 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub enum Over {
     /// The run is complete.
     Finished,
-    /// This worker is not needed any more, or was asked to end, and may; why.
+    /// This worker was released, after a shutdown signal or because it is not needed; the reason.
     Left(String),
-    /// This worker cannot go on.
+    /// This worker cannot continue; the reason.
     Failed(String),
-    /// The connection broke.
+    /// The connection broke; the reason.
     Disconnected(String),
-    /// What this worker has been through is not part of the coordinator's run.
+    /// The worker's state is not part of the coordinator's run; the reason.
     Disowned(String),
 }
 
-/// One session, from Attach to its end.
+/// Runs one session, from Attach to its end.
 pub async fn serve(
     link: &Link,
     place: &Place,
@@ -94,7 +95,7 @@ pub async fn serve(
             return Over::Disconnected("the coordinator does not listen".to_owned());
         };
         if finished {
-            // Closing this end tells the coordinator that nothing more will come.
+            // Closing this side tells the coordinator that no more messages follow.
             return close(outgoing, directives, Over::Finished).await;
         }
         if fatal {
@@ -102,13 +103,13 @@ pub async fn serve(
             return close(outgoing, directives, Over::Failed(reason)).await;
         }
         if !sent {
-            // The coordinator has closed the stream, perhaps after a Leave that is yet to be read.
+            // The coordinator has closed the stream, perhaps after a Leave that was not read yet.
             return last_words(directives, leaves).await;
         }
     }
 }
 
-/// Whether the coordinator told this worker to leave before it closed the stream.
+/// Reads the rest of a closed stream: whether the coordinator told this worker to leave.
 async fn last_words(mut directives: tonic::Streaming<v1::Directive>, leaves: bool) -> Over {
     let leave = async {
         while let Ok(Some(directive)) = directives.message().await {
@@ -124,19 +125,19 @@ async fn last_words(mut directives: tonic::Streaming<v1::Directive>, leaves: boo
     }
 }
 
-/// How a session ends whose worker is told to leave, and wanted to or not.
+/// How a session ends after a Leave; `leaves` is whether this worker had asked to leave.
 fn left(leave: &v1::Leave, leaves: bool) -> Over {
     let reason = terminal::one_line(&leave.reason, MAX_REASON_CHARS);
     if leaves || leave.orderly { Over::Left(reason) } else { Over::Failed(reason) }
 }
 
-/// What a coordinator is told that broke the protocol.
+/// The report that the coordinator has broken the protocol.
 fn failed(violation: &Violation, generation: u64) -> Message {
     Message::Failed(v1::Failed { generation, reason: violation.to_string(), fatal: true, ..Default::default() })
 }
 
-/// Closes this end of the stream and waits, not for long, until the coordinator has closed its own, so that the last message
-/// is not cut off.
+/// Closes this side of the stream and waits up to [`FAREWELL`] for the coordinator to close its
+/// side, so that the last message is delivered.
 async fn close(
     outgoing: mpsc::Sender<v1::WorkerMessage>,
     mut directives: tonic::Streaming<v1::Directive>,
@@ -151,7 +152,7 @@ async fn close(
 fn broken(status: &Status) -> Over {
     let reason = terminal::one_line(status.message(), MAX_REASON_CHARS);
     match status.code() {
-        // The coordinator answered: it refuses this worker, and would again.
+        // The coordinator has refused this worker, and would refuse it again.
         Code::InvalidArgument
         | Code::FailedPrecondition
         | Code::NotFound
@@ -173,7 +174,7 @@ mod tests {
 
     use super::*;
 
-    /// A coordinator that says these things to whoever opens a stream, and closes it.
+    /// A coordinator that sends these directives in each session, and closes it.
     #[derive(Clone)]
     struct Says(Vec<Kind>);
 
@@ -198,7 +199,7 @@ mod tests {
         }
     }
 
-    /// What becomes of a worker that could not send any more, after all this was said to it.
+    /// How the session ends for a worker that can no longer send, after these directives.
     async fn after(said: &[Kind], leaves: bool) -> Over {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -219,7 +220,7 @@ mod tests {
         assert!(matches!(after(&[leave(true)], false).await, Over::Left(reason) if reason == "drained"));
         assert!(matches!(after(&[before.clone(), leave(true)], false).await, Over::Left(_)));
         assert!(matches!(after(&[leave(false)], false).await, Over::Failed(reason) if reason == "drained"));
-        // Whoever wanted to go has nothing to complain of.
+        // No error for a worker that wanted to leave.
         assert!(matches!(after(&[leave(false)], true).await, Over::Left(_)));
         assert!(matches!(after(&[before], false).await, Over::Disconnected(_)));
         assert!(matches!(after(&[], true).await, Over::Disconnected(_)));

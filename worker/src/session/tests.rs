@@ -1,4 +1,4 @@
-//! Workers of coordinators that lie: what they are told is nonsense, and they end with one line that says so.
+//! Tests with malicious coordinators: the worker ends with one line that names the invalid message.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,17 +16,18 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
 
-/// Longer than a worker needs to end on a busy machine; reaching it is a failure, not a measurement.
+/// More than a worker needs to end on a busy machine; a failure if reached.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Longest line that a worker may end with, in bytes.
+/// Maximal length of the line that a worker ends with, in bytes.
 const LONGEST_LINE: usize = 8_000;
 
-/// A coordinator that answers every join alike, and says the same to whoever opens a session.
+/// A coordinator that gives each join the same answer, and sends the same directives in each
+/// session.
 #[derive(Clone)]
 struct Liar {
     answer: v1::JoinResponse,
     says: Vec<v1::Directive>,
-    /// Whether it closes a session once it has said all.
+    /// Whether it closes a session after the last directive.
     closes: bool,
 }
 
@@ -47,7 +48,7 @@ impl Coordinator for Liar {
         let mut messages = messages.into_inner();
         tokio::spawn(async move {
             for directive in says {
-                // A worker that has ended hears nothing.
+                // Fails if the worker has ended.
                 _ = said.send(Ok(directive)).await;
             }
             while !closes && messages.message().await.is_ok_and(|message| message.is_some()) {}
@@ -56,7 +57,7 @@ impl Coordinator for Liar {
     }
 }
 
-/// A small world, and a run in it.
+/// A small synthetic data set, and a run on it.
 struct Scene {
     _folder: TempDir,
     answer: v1::JoinResponse,
@@ -88,7 +89,7 @@ impl Scene {
         Self { _folder: folder, answer }
     }
 
-    /// How a worker ends whose coordinator answers the join like this and then says that.
+    /// How a worker ends with this answer to its join and these directives.
     async fn end(&self, answer: v1::JoinResponse, says: Vec<v1::Directive>, closes: bool) -> Result<Ending, String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -107,12 +108,12 @@ impl Scene {
         ended.unwrap_or_else(|_| Err("the worker does not end".to_owned()))
     }
 
-    /// What a worker ends with whose coordinator says this.
+    /// The error with which a worker ends after these directives.
     async fn error(&self, says: Vec<v1::Directive>) -> String {
         self.error_of(self.answer.clone(), says).await
     }
 
-    /// The same where the join was answered otherwise.
+    /// The same with another answer to the join.
     async fn error_of(&self, answer: v1::JoinResponse, says: Vec<v1::Directive>) -> String {
         match self.end(answer, says, false).await {
             Ok(ending) => format!("no error, but {ending:?}"),
@@ -127,7 +128,7 @@ fn directive(generation: u64, kind: Kind) -> v1::Directive {
     v1::Directive { generation, directive: Some(kind) }
 }
 
-/// A meeting of this worker with itself.
+/// A rendezvous of this worker alone.
 fn meeting() -> v1::Rendezvous {
     v1::Rendezvous {
         rank: 0,

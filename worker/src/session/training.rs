@@ -1,3 +1,6 @@
+//! The session's handle of the training thread: starts it, passes it directives, and reads its
+//! reports.
+
 use std::net::IpAddr;
 use std::sync::mpsc as blocking;
 use std::time::Duration;
@@ -12,24 +15,24 @@ use super::place::Place;
 use crate::protocol::{Checked, Protocol, Violation};
 use crate::trainer::{End, Flags, Order, Progress, Saving, Trainer, is_applied_in_place};
 
-/// What a worker has that let go of its generation.
+/// The state of a worker that has released its generation.
 pub enum Held {
-    /// The state of the run at this point, if any.
+    /// The training state at this point; none if there is none.
     State(Option<v1::Position>),
-    /// The result: the run was complete.
+    /// The final result: the run was complete.
     Result,
 }
 
-/// The training thread, seen from here.
+/// The handle of the training thread.
 pub struct Training {
-    /// What it trains on.
+    /// The description of the data that it trains on.
     pub data_set: v1::DataSet,
     saving: Saving,
-    /// What it is doing.
+    /// Its activity, for heartbeats.
     pub progress: Progress,
     orders: blocking::Sender<Order>,
     reports: mpsc::Receiver<Message>,
-    /// What was said so far.
+    /// The state of the protocol, for checks of directives.
     protocol: Protocol,
     end: oneshot::Receiver<End>,
     /// The latest generation that this worker was told of, and its flags.
@@ -39,12 +42,12 @@ pub struct Training {
     term: u64,
     /// The run's settings.
     run: RunFile,
-    /// Names the run.
+    /// The run's id.
     run_id: String,
 }
 
 impl Training {
-    /// Starts the thread and waits until data and models are loaded.
+    /// Starts the thread. Waits until data and models are loaded; fails if they cannot be.
     pub async fn start(place: &Place, device: Device, host: IpAddr) -> Result<Self, String> {
         let run = place.run.clone();
         let progress = Progress::default();
@@ -54,7 +57,7 @@ impl Training {
         let (ended, end) = oneshot::channel();
         let (shared, settings, run_id) = (progress.clone(), run.clone(), place.run_id.clone());
         std::thread::spawn(move || {
-            // A session that is gone needs no answer.
+            // Fails if the session was dropped meanwhile.
             match Trainer::new(settings, run_id, device, host, shared, sender) {
                 Err(problem) => _ = loaded.send(Err(problem)),
                 Ok(trainer) => {
@@ -83,7 +86,8 @@ impl Training {
     /// Takes the settings that a restarted coordinator has sent, between generations.
     ///
     /// # Errors
-    /// Why data and models have to be loaded again: some settings take effect only then, or it is another run.
+    /// Why data and models have to be loaded again: a changed setting requires it, or it is another
+    /// run.
     pub fn take_settings(&mut self, place: &Place) -> Result<(), String> {
         if self.run_id != place.run_id {
             return Err("the coordinator has another run: the state that was held is of no use to it".to_owned());
@@ -98,30 +102,31 @@ impl Training {
             return Err(format!("the coordinator has new settings: {changed}"));
         }
         tracing::info!(changed, "continuing with the coordinator's new settings");
-        // A thread that has ended says so through `end`.
+        // If the thread has ended, `end` has the reason.
         _ = self.orders.send(Order::Settings(Box::new(run.clone())));
         self.protocol.configure(&run);
         self.run = run;
         Ok(())
     }
 
-    /// Loads data and models again with the settings that a restarted coordinator has sent. The state is lost.
+    /// Loads data and models again with the settings of a restarted coordinator. The state is lost.
     ///
     /// # Errors
-    /// What is wrong with the data or the models.
+    /// The data or the models are invalid.
     pub async fn restart(&mut self, place: &Place, device: Device, host: IpAddr) -> Result<(), String> {
         self.saved().await;
-        // The thread ends when no orders can come, which frees the memory of its models for the new ones.
+        // The thread ends when its order channel is closed. That frees the memory of its models for
+        // the new ones.
         self.orders = blocking::channel().0;
         self.end().await;
         *self = Self::start(place, device, host).await?;
         Ok(())
     }
 
-    /// Checks a directive, and passes it on.
+    /// Checks a directive, and passes it to the thread.
     ///
     /// # Errors
-    /// It makes no sense.
+    /// The directive breaks the protocol.
     pub fn order(&mut self, directive: v1::Directive) -> Result<(), Violation> {
         let Some(directive) = self.protocol.check(directive)? else { return Ok(()) };
         match directive.kind() {
@@ -140,7 +145,7 @@ impl Training {
         Ok(())
     }
 
-    /// The generation that this worker was told of last; 0 before the first.
+    /// The number of the last generation that this worker was told of; 0 before the first.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -150,7 +155,7 @@ impl Training {
         self.term
     }
 
-    /// What it has to say next; none if it has ended.
+    /// The next report of the thread; none if it has ended.
     pub async fn report(&mut self) -> Option<Message> {
         let report = self.reports.recv().await;
         report.iter().for_each(|report| self.protocol.note(report));
@@ -158,17 +163,18 @@ impl Training {
     }
 
     fn pass_on(&self, directive: Checked) {
-        // A thread that has ended says so through `end`.
+        // If the thread has ended, `end` has the reason.
         _ = self.orders.send(Order::Directive { directive: Box::new(directive), flags: self.flags.clone() });
     }
 
-    /// Ends the present generation after what is in flight.
+    /// Ends the current generation after the step in flight.
     pub fn halt(&self) {
         self.flags.halt.raise();
     }
 
-    /// Ends the present generation from this side. The step in flight is finished if the others do their part within `patience`:
-    /// they may have lost the coordinator, too.
+    /// Releases the current generation without an order of the coordinator. The step in flight is
+    /// finished if the other members finish it within `patience`: they may have lost the
+    /// coordinator, too.
     pub async fn let_go(&mut self, patience: Duration) -> Result<Held, String> {
         self.halt();
         self.pass_on(Checked::abandon(self.generation));
@@ -179,11 +185,11 @@ impl Training {
         self.held().await
     }
 
-    /// The state that is held once the generation is let go of.
+    /// Waits until the generation is released. Returns the state that is kept.
     async fn held(&mut self) -> Result<Held, String> {
         loop {
             match self.report().await {
-                // One of an earlier generation may still be on its way.
+                // A report on an earlier generation may still be queued.
                 Some(Message::Idle(idle)) if idle.generation >= self.generation => {
                     return Ok(Held::State(idle.position));
                 }
@@ -194,19 +200,19 @@ impl Training {
         }
     }
 
-    /// How it ended.
+    /// Waits until the thread has ended. Returns how.
     pub async fn end(&mut self) -> End {
         (&mut self.end).await.unwrap_or(End::Closed)
     }
 
-    /// Waits for checkpoints that are being saved: they would not become whole without this process.
+    /// Waits for checkpoints that are being saved: they need this process to be completed.
     pub async fn saved(&self) {
         let saving = self.saving.clone();
-        // It only fails where the runtime is gone, and with it the process.
+        // Fails only if the runtime is shutting down.
         _ = tokio::task::spawn_blocking(move || saving.wait()).await;
     }
 
-    /// Why it ended.
+    /// Waits until the thread has ended. Returns the reason.
     pub async fn why_ended(&mut self) -> String {
         match self.end().await {
             End::Failed(reason) => reason,
@@ -215,7 +221,7 @@ impl Training {
     }
 }
 
-/// Why a worker ends whose training thread is gone without a word.
+/// The error for a training thread that ended without a reason, as by a panic.
 pub fn training_died() -> String {
     "the training thread died".to_owned()
 }

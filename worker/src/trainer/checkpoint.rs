@@ -1,6 +1,7 @@
-//! A checkpoint is a model folder ([`weights::folder`]) with what it takes to go on: a safetensors file for each of the run's
-//! own models, `optimizer.safetensors` (both moments) and `state.json` (its [`Stamp`]: which state it holds). How it is kept, and
-//! how damage to it is found, is the business of [`storage`].
+//! Reads checkpoints. A checkpoint is a model folder ([`weights::folder`]) with the rest of the
+//! training state: a safetensors file for each of the run's own models, `optimizer.safetensors`
+//! (both moments of Adam) and `state.json` (its [`Stamp`], which identifies the state). [`storage`]
+//! stores checkpoints and detects damage.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,19 +19,19 @@ use crate::collective::Broken;
 use crate::models::Origins;
 use crate::tensors;
 
-/// Both moments.
+/// The file with both moments of Adam.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
-/// What the moments' names begin with.
+/// The prefixes of the moments' tensor names.
 pub const MOMENTS: [&str; 2] = ["first", "second"];
 
-/// What the model folder `folder` says of the state that a run saved in it; none if it is no checkpoint.
+/// The stamp in the model folder `folder`; none if it is not a checkpoint.
 #[must_use]
 pub fn stamp(folder: &Path) -> Option<Stamp> {
     serde_json::from_slice(&std::fs::read(folder.join(STAMP)).ok()?).ok()
 }
 
-/// Why a checkpoint is not what a generation is to start from, if so: folders can be exchanged for one another, and every byte of them
-/// is still what was written.
+/// Why a checkpoint is not the one that a generation is to start from; none if it is. A checksum
+/// cannot tell that: a folder may be replaced by that of another checkpoint.
 fn difference(stamp: &Stamp, order: &v1::Rendezvous) -> Option<String> {
     let Stamp { run_id, checkpoint, stage, step, parameters_sha256, .. } = stamp;
     let wanted = order.position.unwrap_or_default();
@@ -50,8 +51,8 @@ fn difference(stamp: &Stamp, order: &v1::Rendezvous) -> Option<String> {
 }
 
 impl Trainer {
-    /// Takes over the state that the checkpoint `order` names. One that is damaged, or of another state than it should be, changes
-    /// nothing here.
+    /// Loads the state from the checkpoint that `order` names. A damaged or wrong checkpoint leaves
+    /// the present state unchanged.
     pub(super) fn read_checkpoint(&mut self, order: &v1::Rendezvous) -> Result<(), Stop> {
         let name = &order.checkpoint;
         let fetched = fetch(&self.checkpoints, name)?;
@@ -66,8 +67,9 @@ impl Trainer {
     }
 }
 
-/// The vocabulary that a run's models were made with, as its checkpoints have it; none where none matters or there is no checkpoint. A
-/// vocabulary of the corpus stays what it was when the training data are mended.
+/// The vocabulary of a run's models, from its checkpoints; none if the run does not derive one from
+/// its corpus, or has no checkpoint. Such a vocabulary stays the same when the training data are
+/// corrected.
 ///
 /// # Errors
 /// The checkpoints cannot be read.
@@ -90,23 +92,24 @@ pub fn vocabulary(run: &RunFile, checkpoints: &Checkpoints) -> Result<Option<Voc
     Ok(None)
 }
 
-/// The checkpoint `name`, every byte of which is what was written.
+/// Fetches the checkpoint `name` and verifies its checksums.
 fn fetch(checkpoints: &Checkpoints, name: &str) -> Result<Fetched, Stop> {
     checkpoints.read(name).map_err(|error| stop(name, error))
 }
 
-/// What becomes of a generation that cannot read the checkpoint `name`.
+/// The consequence for the generation of a checkpoint `name` that cannot be read.
 fn stop(name: &str, error: storage::Error) -> Stop {
     let reason = error.to_string();
     match error {
         error if error.is_damage() => Stop::Damaged { checkpoint: name.to_owned(), reason },
         storage::Error::Version { .. } | storage::Error::Name { .. } => Stop::Fatal(reason),
-        // What cannot be reached now may be reached by the next generation.
+        // Other errors may be transient: the next generation tries again.
         _ => Stop::Broken(Broken::Failed(reason)),
     }
 }
 
-/// Gives `state` what the checkpoint in `folder` holds. When that does not fit, `state` is none any more.
+/// Loads the checkpoint in `folder` into `state`. If it does not fit, `state` has no position
+/// afterwards.
 fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path, stamp: &Stamp) -> Result<(), String> {
     let models = weights::folder::Folder::open(folder).map_err(|error| error.to_string())?;
     if models.manifest().vocabulary != origins.captioner_vocabulary.to_stored() {
@@ -134,12 +137,12 @@ fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path, s
     Ok(())
 }
 
-/// The file of one of the run's own models.
+/// The file name of one of the run's own models.
 pub fn file_name(model: &str) -> String {
     format!("{model}.safetensors")
 }
 
-/// The tensors whose name begins with `prefix` and a dot, under the rest of it.
+/// Removes and returns the tensors with the prefix `prefix.`, under their names without it.
 fn take_prefix(tensors: &mut BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap<String, Tensor> {
     let names: Vec<String> = tensors
         .keys()

@@ -1,3 +1,5 @@
+//! The Evaluate directive: captions images of the validation split.
+
 use dataset::Split;
 use proto::v1::{self, worker_message::Message};
 use runfile::Objective;
@@ -6,8 +8,9 @@ use super::{Stop, Trainer};
 use crate::examination::{Examiner, Writer};
 
 impl Trainer {
-    /// Captions the ranges of the validation split that this worker is told to, and reports each when it is done. After a stage
-    /// that trained the evaluator, the captions that people wrote are examined.
+    /// Captions the ranges of the validation split that are assigned to this worker, and reports
+    /// each when it is done. After a stage that trained the evaluator, evaluates the reference
+    /// captions instead.
     pub(super) fn evaluate(&self, generation: u64, order: &v1::Evaluate) -> Result<(), Stop> {
         let stage = self.state.position.unwrap_or_default().stage as usize;
         let examiner = Examiner {

@@ -1,4 +1,4 @@
-//! The training thread: executes the coordinator's directives in order and reports what came of them.
+//! The training thread: executes the coordinator's directives in order, and reports the results.
 //!
 //! ```text
 //!   session (tokio)                      training thread (libtorch)
@@ -45,47 +45,50 @@ use snapshot::{Origin, Snapshot};
 use state::State;
 use step::{Ahead, Pairs};
 
-/// How long the members of a generation wait for each other before they report failure.
+/// How long the members of a generation wait for each other in a rendezvous before they report
+/// failure.
 const MEETING_PATIENCE: Duration = Duration::from_secs(60);
-/// Threads that prepare batches.
+/// Number of threads that decode and preprocess batches.
 const LOADING_THREADS: usize = 2;
 
-/// What the session wants of the training thread.
+/// A message of the session to the training thread.
 pub enum Order {
     /// A directive of the coordinator.
     Directive {
-        /// What to do.
+        /// The directive.
         directive: Box<Checked>,
-        /// Of the directive's generation.
+        /// The flags of the directive's generation.
         flags: Flags,
     },
-    /// Other settings of the same run, which [`is_applied_in_place`] allows. Between generations.
+    /// Changed settings of the same run, all of which [`is_applied_in_place`] accepts. Sent between
+    /// generations.
     Settings(Box<RunFile>),
 }
 
-/// Whether a change takes effect without loading data and models again.
+/// Whether a change of a setting takes effect without loading data and models again.
 #[must_use]
 pub fn is_applied_in_place(Change { key, mutability, .. }: &Change) -> bool {
     let is_loaded = |loaded| key.strip_prefix(loaded).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    // A run that has not begun may change in every respect, and a coordinator may be another run's.
+    // Before its first generation a run may change in every respect, and the coordinator may have
+    // another run.
     *mutability != Mutability::Fixed && !["data", "precision", "output", "checkpoints.to"].into_iter().any(is_loaded)
 }
 
-/// How the session reaches the training thread in the middle of a generation.
+/// Signals of the session to the training thread within a generation.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
-    /// Let go at once.
+    /// Release the generation at once.
     pub abandon: Flag,
-    /// Let go after what is in flight.
+    /// Release the generation after the step in flight.
     pub halt: Flag,
 }
 
-/// What the heartbeat tells; written by the training thread, read by the session.
+/// The content of heartbeats: written by the training thread, read by the session.
 #[derive(Clone, Default)]
 pub struct Progress(Arc<Mutex<v1::Heartbeat>>);
 
 impl Progress {
-    /// The latest.
+    /// The latest heartbeat.
     #[must_use]
     pub fn heartbeat(&self) -> v1::Heartbeat {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -100,20 +103,20 @@ impl Progress {
     }
 }
 
-/// Where reports go.
+/// The channel for reports to the session.
 pub type Reports = tokio::sync::mpsc::Sender<Message>;
 
 /// Why a directive was not completed.
 enum Stop {
-    /// The generation is over; the next one may go on.
+    /// The generation has failed; the worker can join the next one.
     Broken(Broken),
-    /// The generation is over because somebody wanted it to be.
+    /// The generation was halted.
     Halted,
-    /// The generation cannot meet because these peers are out of reach.
+    /// The rendezvous failed because these peers, by worker id, are unreachable.
     Unreachable(Vec<u32>),
-    /// The generation is over because its checkpoint is of no use; another may serve the next one.
+    /// The generation has failed because its checkpoint is damaged; the next one may use another.
     Damaged { checkpoint: String, reason: String },
-    /// This worker cannot go on.
+    /// This worker cannot continue.
     Fatal(String),
 }
 
@@ -132,18 +135,18 @@ impl From<String> for Stop {
 /// How the training thread ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
-    /// The run is complete; the SHA-256 of this worker's parameters.
+    /// The run is complete; has the SHA-256 of this worker's parameters.
     Finished(String),
-    /// The session closed its end.
+    /// The session closed the order channel.
     Closed,
-    /// This worker cannot go on, for this reason.
+    /// This worker cannot continue, for this reason.
     Failed(String),
 }
 
-/// Models, data and the collective of the current generation.
+/// Models, data, and the collective of the current generation.
 pub struct Trainer {
     run: RunFile,
-    /// Names the run.
+    /// The run's id.
     run_id: String,
     device: Device,
     host: IpAddr,
@@ -151,19 +154,20 @@ pub struct Trainer {
     pairs: Pairs,
     scenes: Option<world::Scenes>,
     origins: Origins,
-    /// The training captions, where a stage rewards CIDEr-D.
+    /// The document frequencies of the training captions, if a stage rewards CIDEr-D.
     cider: Option<Cider>,
     loader: Loader,
     ahead: Ahead,
-    /// A stage, and where its sequence of samples begins: those of others begin at their first step.
+    /// A stage number, and the start of its current sequence of samples. Other stages start at step
+    /// 0.
     sequence_start: (u32, v1::SequenceStart),
     state: State,
     collective: Option<Box<dyn Collective>>,
     abandon: Flag,
     halt: Flag,
-    /// When the last step was done, if nothing but waiting has followed it.
+    /// When the last step ended, if the thread has only waited since.
     rested: Option<Instant>,
-    /// Generations up to this one are over for this worker.
+    /// The number of the last generation that this worker has released.
     let_go: u64,
     progress: Progress,
     reports: Reports,
@@ -172,10 +176,10 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Reads the data and makes the models of `run`, which `run_id` names, on `device`.
+    /// Loads the data and builds the models of `run`, which has the id `run_id`, on `device`.
     ///
     /// # Errors
-    /// What is wrong with the data, naming the file.
+    /// The data or the weights are invalid; the message names the file.
     pub fn new(
         run: RunFile,
         run_id: String,
@@ -235,13 +239,13 @@ impl Trainer {
         })
     }
 
-    /// Tells whether checkpoints are being saved: what must be waited for before the process ends.
+    /// The handle to wait for checkpoints that are being saved, before the process ends.
     #[must_use]
     pub fn saving(&self) -> Saving {
         self.saver.saving().clone()
     }
 
-    /// What the coordinator is told of the data, and of what the models are made of.
+    /// The description of the data and of the models' sources, for the coordinator.
     #[must_use]
     pub fn data_set(&self) -> v1::DataSet {
         v1::DataSet {
@@ -255,7 +259,8 @@ impl Trainer {
         }
     }
 
-    /// Executes orders until the run is complete, the session closes its end, or this worker cannot go on.
+    /// Executes orders until the run is complete, the session closes the channel, or this worker
+    /// cannot continue.
     pub fn run(mut self, orders: &Receiver<Order>) -> End {
         while let Ok(order) = orders.recv() {
             let (directive, flags) = match order {
@@ -310,7 +315,7 @@ impl Trainer {
         End::Closed
     }
 
-    /// Whether the run is complete.
+    /// Executes one directive. Returns true when the run is complete.
     fn execute(&mut self, generation: u64, kind: Kind) -> Result<bool, Stop> {
         match kind {
             Kind::Rendezvous(rendezvous) => self.rendezvous(generation, &rendezvous)?,
@@ -337,18 +342,18 @@ impl Trainer {
                 self.report_idle(generation);
             }
             Kind::Finish(_) => {
-                // Nobody listens to what is reported later.
+                // Reports after Finished are not read.
                 self.saver.saving().wait();
                 self.report(Message::Finished(v1::Finished {}));
                 return Ok(true);
             }
-            // The session handles them.
+            // The session handles these.
             Kind::Leave(_) | Kind::Halt(_) => {}
         }
         Ok(false)
     }
 
-    /// What a checkpoint of the present state is written for.
+    /// The identity of the present state, for its checkpoint.
     fn origin(&self, generation: u64, v1::JournalHead { sequence, hash }: v1::JournalHead) -> Origin {
         let stage = self.state.position.unwrap_or_default().stage;
         let v1::SequenceStart { step, epoch } = self.sequence_start(stage);
@@ -363,7 +368,7 @@ impl Trainer {
     fn rendezvous(&mut self, generation: u64, order: &v1::Rendezvous) -> Result<(), Stop> {
         self.progress.phase(v1::Phase::Rendezvous);
         let (rank, world_size) = (order.rank as usize, order.world_size as usize);
-        // A rendezvous has one: see `protocol`.
+        // `protocol` guarantees that a rendezvous has one.
         let position = order.position.unwrap_or_default();
         let sequence_start = (position.stage, order.sequence_start.unwrap_or_default());
         if self.sequence_start != sequence_start {
@@ -402,7 +407,7 @@ impl Trainer {
         };
         if let Err(broken) = self.state.adopt(&self.run, position, source, collective.as_ref()) {
             if self.state.position.is_none() {
-                // What was given up may yet write to the memory that the state was to arrive in.
+                // The abandoned broadcast may still write to the old state's memory.
                 self.state = State::new(&self.run, &self.origins, self.device)?;
             }
             return Err(broken.into());
@@ -430,7 +435,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// Ends long work of a generation that is over: whoever holds on to one is sent away.
+    /// Fails if the generation was abandoned. Called during long work, because the coordinator
+    /// evicts a member that does not release its generation.
     fn not_abandoned(&self) -> Result<(), Stop> {
         if self.abandon.is_raised() { Err(Broken::Abandoned.into()) } else { Ok(()) }
     }
@@ -440,7 +446,7 @@ impl Trainer {
         self.collective.as_deref().ok_or_else(missing)
     }
 
-    /// Reports that the generation cannot go on here, and why; the worker can.
+    /// Reports that the generation has failed here, and releases it.
     fn fail(&mut self, failed: v1::Failed) {
         let generation = failed.generation;
         self.leave_generation(generation);
@@ -448,7 +454,8 @@ impl Trainer {
         self.report_idle(generation);
     }
 
-    /// Says that nothing more comes of a generation, but for a checkpoint that is being saved.
+    /// Reports that no more reports on a generation follow, except on a checkpoint that is being
+    /// saved.
     fn report_idle(&self, generation: u64) {
         let (position, saving) = (self.state.position, self.saver.saving().latest());
         self.report(Message::Idle(v1::Idle { generation, position, saving }));
@@ -457,11 +464,11 @@ impl Trainer {
     fn leave_generation(&mut self, generation: u64) {
         self.collective = None;
         self.let_go = self.let_go.max(generation);
-        // Another's state may have arrived in part: then there is none.
+        // There is no position if the state of another rank was received only in part.
         self.progress.update(|beat| beat.position = self.state.position);
     }
 
-    /// Notes that the state was last changed in `generation`.
+    /// Records that the state was last changed in `generation`.
     fn moved(&mut self, generation: u64) {
         if let Some(position) = &mut self.state.position {
             position.generation = generation;
@@ -470,7 +477,7 @@ impl Trainer {
     }
 
     fn report(&self, message: Message) {
-        // The session is gone when this fails; the closed order channel then ends the thread.
+        // Fails if the session is gone; then the closed order channel ends the thread.
         _ = self.reports.blocking_send(message);
     }
 

@@ -1,14 +1,14 @@
-//! Whether the others can be reached, before a meeting that would wait for them in vain.
+//! Reachability of peers, checked before a rendezvous, which would time out if one is unreachable.
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use proto::v1::Peer;
 
-/// How long a peer may take to answer.
+/// Time limit for a peer to accept a connection.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Identities of those among `peers` that nothing can be sent to.
+/// The ids of the `peers` to which no TCP connection can be opened.
 pub fn unreachable(peers: &[Peer]) -> Vec<u32> {
     let reachable = |peer: &Peer| {
         let addresses = peer.store_address.to_socket_addrs();

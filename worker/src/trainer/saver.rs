@@ -1,4 +1,4 @@
-//! The thread that hashes and writes snapshots, one at a time, and reports what came of them.
+//! The saver: a thread that hashes and writes snapshots, one at a time, and reports the results.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -12,22 +12,22 @@ use super::Reports;
 use super::snapshot::Snapshot;
 use crate::memory;
 
-/// How long a process that has nothing else to do waits for its last checkpoint.
+/// How long an ending process waits for its last checkpoint.
 const LAST_SAVE: Duration = Duration::from_secs(120);
 
 /// A snapshot, and the directive that it was taken for.
 pub struct Save {
-    /// Of the directive.
+    /// The generation of the directive.
     pub generation: u64,
-    /// Number of the directive.
+    /// The number of the directive.
     pub checkpoint: u64,
-    /// What the checkpoint is called.
+    /// The name of the checkpoint.
     pub name: String,
-    /// The state.
+    /// The copy of the state.
     pub snapshot: Snapshot,
 }
 
-/// The way to the thread.
+/// The handle of the thread.
 pub struct Saver {
     saves: SyncSender<Save>,
     saving: Saving,
@@ -36,7 +36,8 @@ pub struct Saver {
 impl Saver {
     /// Starts the thread.
     pub fn start(checkpoints: Arc<Checkpoints>, reports: Reports) -> Self {
-        // Whoever comes before the last save is done waits, so that there are never more than two snapshots in memory.
+        // A rendezvous channel: a second save waits for the first, so that there are at most two
+        // snapshots in memory.
         let (saves, waiting) = sync_channel(0);
         let saving = Saving::default();
         let shared = saving.clone();
@@ -44,10 +45,10 @@ impl Saver {
         Self { saves, saving }
     }
 
-    /// Saves a snapshot some time soon, and reports it.
+    /// Queues a snapshot, to be saved and reported.
     ///
     /// # Errors
-    /// The thread is dead.
+    /// The thread has died.
     pub fn save(&self, save: Save) -> Result<(), String> {
         let number = save.checkpoint;
         self.saving.change(|under_way| _ = under_way.insert(number));
@@ -57,18 +58,18 @@ impl Saver {
         })
     }
 
-    /// Tells whether saves are under way.
+    /// The saves in progress.
     pub fn saving(&self) -> &Saving {
         &self.saving
     }
 }
 
-/// Numbers of the saves that are under way and not yet reported.
+/// The numbers of the saves in progress. Clones share their state.
 #[derive(Clone, Default)]
 pub struct Saving(Arc<(Mutex<BTreeSet<u64>>, Condvar)>);
 
 impl Saving {
-    /// The latest of them.
+    /// The latest save in progress.
     #[must_use]
     pub fn latest(&self) -> Option<u64> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).last().copied()
@@ -79,7 +80,7 @@ impl Saving {
         self.0.1.notify_all();
     }
 
-    /// Waits until none is, but not forever.
+    /// Waits until no save is in progress, for `LAST_SAVE` at most.
     pub fn wait(&self) {
         let (under_way, changed) = &*self.0;
         let guard = under_way.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,7 +96,7 @@ fn save_all(saves: &Receiver<Save>, checkpoints: &Checkpoints, reports: &Reports
         let started = Instant::now();
         let parameters_sha256 = snapshot.parameters_sha256();
         let written = snapshot.write(checkpoints, &name, &parameters_sha256);
-        // The next one may already wait for the memory.
+        // The next save may need the memory.
         drop(snapshot);
         memory::give_back();
         let report = match written {
@@ -108,7 +109,7 @@ fn save_all(saves: &Receiver<Save>, checkpoints: &Checkpoints, reports: &Reports
                 Message::CheckpointFailed(v1::CheckpointFailed { generation, checkpoint, reason })
             }
         };
-        // The session is gone when this fails, and with it the use of the report.
+        // Fails if the session is gone; then the report is not needed.
         _ = reports.blocking_send(report);
         saving.change(|under_way| _ = under_way.remove(&checkpoint));
     }

@@ -1,9 +1,10 @@
-//! A copy of the state, taken between two steps, which is hashed and written while training goes on.
+//! A snapshot: a copy of the state between two steps, which is hashed and written while training
+//! goes on.
 //!
-//! The training thread stands still for one copy in memory and for nothing else. Of the paper's captioner (with its reference
-//! and both moments) and an evaluator that the run trained, 1.4 GB, that took 0.8 s on a busy CPU, where hashing it takes as long
-//! again and writing it to a disk three times as long. Rank 0 needs as much memory besides for as long as the writing takes; the
-//! other ranks copy the parameters only.
+//! Training waits only for one copy in memory. For the paper's captioner (with its reference and
+//! both moments) and a trained evaluator, 1.4 GB, the copy took 0.8 s on a busy CPU; hashing takes
+//! as long again, and writing to a disk three times as long. Rank 0 needs that much additional
+//! memory while the checkpoint is written; the other ranks copy the parameters only.
 
 use runfile::RunFile;
 use sha2::{Digest, Sha256};
@@ -16,31 +17,31 @@ use super::state::State;
 use crate::models::Origins;
 use crate::tensors;
 
-/// Values that are turned into bytes at a time.
+/// The number of values that are converted to bytes at a time.
 const CHUNK: i64 = 1 << 20;
 
-/// The copy.
+/// The copy of a state.
 pub struct Snapshot {
-    /// The run's own models, in order.
+    /// The parameters of the run's own models, in order.
     models: Vec<Values>,
-    /// What is written besides, by rank 0 of a generation.
+    /// The rest of a checkpoint; only on the rank that writes it.
     rest: Option<Rest>,
 }
 
-/// What a checkpoint is written for.
+/// The identity of a state, for its checkpoint's stamp.
 #[derive(Clone)]
 pub struct Origin {
-    /// Names the run.
+    /// The run's id.
     pub run_id: String,
-    /// The generation.
+    /// The generation that saves it.
     pub generation: u64,
-    /// Where the coordinator's journal is.
+    /// The head of the coordinator's journal when the save was ordered.
     pub journal: JournalHead,
-    /// Where the stage's sequence of samples begins.
+    /// The start of the stage's current sequence of samples.
     pub sequence: Sequence,
 }
 
-/// A file of tensors: how it starts, and the buffers that follow.
+/// A safetensors file: its name, header and buffers.
 struct Values {
     file: String,
     start: Vec<u8>,
@@ -54,10 +55,10 @@ struct Rest {
 }
 
 impl Snapshot {
-    /// Copies what is to be hashed and, where `origin` says for what it is to be written, all else.
-    ///
+    /// Copies the parameters, for their hash; and if `origin` is given, everything that a
+    /// checkpoint needs.
     /// # Errors
-    /// A name in the state cannot be written to a file.
+    /// The state has a name that cannot be written to a file.
     pub fn take(state: &State, run: &RunFile, origins: &Origins, origin: Option<Origin>) -> Result<Self, String> {
         let text = |error: weights::Error| error.to_string();
         let models = state.own().map(|(model, parameters)| {
@@ -94,17 +95,18 @@ impl Snapshot {
         Ok(Self { models, rest: Some(Rest { moments, manifest, stamp }) })
     }
 
-    /// SHA-256 over all parameters of the run's own models, as [`State::parameters_sha256`] was when the copy was taken.
+    /// The SHA-256 of all parameters of the run's own models, equal to [`State::parameters_sha256`]
+    /// when the snapshot was taken.
     pub fn parameters_sha256(&self) -> String {
         let mut hash = Sha256::new();
         self.models.iter().flat_map(Values::bytes).for_each(|bytes| hash.update(bytes));
         format!("{:x}", hash.finalize())
     }
 
-    /// Writes the checkpoint `name`, if that is for this rank to do.
+    /// Writes the checkpoint `name`, if this rank is the writer.
     ///
     /// # Errors
-    /// It cannot be written; then nothing of it is there.
+    /// It cannot be written; then no part of it remains.
     pub fn write(&self, checkpoints: &Checkpoints, name: &str, parameters_sha256: &str) -> Result<(), String> {
         let Some(Rest { moments, manifest, stamp }) = &self.rest else { return Ok(()) };
         let (checkpoint, parameters_sha256) = (name.to_owned(), parameters_sha256.to_owned());
@@ -122,7 +124,7 @@ impl Snapshot {
 }
 
 impl Values {
-    /// What follows the start, piece by piece.
+    /// The buffers as bytes, in chunks.
     fn bytes(&self) -> impl Iterator<Item = Vec<u8>> {
         self.buffers.iter().flat_map(|buffer| {
             let length = buffer.numel() as i64;
@@ -132,14 +134,15 @@ impl Values {
     }
 }
 
-/// Names and shapes of a buffer that is laid out like `parameters`, whose names begin with `prefix` and a dot.
+/// Names and shapes of a buffer with the layout of `parameters`; `prefix.` is prepended to the
+/// names.
 fn shapes<'a>(parameters: impl Iterator<Item = (&'a str, &'a Tensor)>, prefix: &str) -> Vec<(String, Vec<usize>)> {
     let full = |name: &str| if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
     let shape = |tensor: &Tensor| tensor.size().iter().map(|&side| side as usize).collect();
     parameters.map(|(name, tensor)| (full(name), shape(tensor))).collect()
 }
 
-/// Of its own, in this machine's memory, whatever device the buffer is on.
+/// A copy of a buffer in CPU memory, whatever its device.
 fn copy(buffer: &Tensor) -> Tensor {
     buffer.to_device_(Device::Cpu, Kind::Float, false, true)
 }

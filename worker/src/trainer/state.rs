@@ -1,3 +1,5 @@
+//! The training state: models, optimizer and position, and how it moves between ranks.
+
 use proto::v1;
 use runfile::{Objective, RunFile};
 use sha2::{Digest, Sha256};
@@ -9,30 +11,33 @@ use crate::models::{Models, Origins};
 use crate::nn::Parameters;
 use crate::optimizer::{Adam, Slope};
 
-/// Everything that training changes: what a newcomer has to be given and a checkpoint has to hold.
+/// Everything that training changes: the part of a worker that a joining rank receives and a
+/// checkpoint stores.
 pub struct State {
-    /// The last update applied; none before the first generation, and while another's state has not arrived whole.
+    /// The last applied update; none before the first generation, and while another rank's state is
+    /// being received.
     pub position: Option<v1::Position>,
-    /// Whether the models are what they start from.
+    /// Whether the models are unchanged since initialization.
     pub untouched: bool,
     pub models: Models,
-    /// The captioner as it was when a stage that rewards its own captions began.
+    /// The reference policy: the captioner at the beginning of the stage. Only in stages that
+    /// reward the captioner's own captions.
     pub reference: Option<Captioner>,
-    /// Of the model that the stage trains.
+    /// The optimizer of the model that the stage trains.
     pub optimizer: Adam,
-    /// Whether the evaluator is anything else than what every worker reads from the same file.
+    /// Whether the evaluator differs from the file that every worker reads.
     evaluator_is_own: bool,
     stage: usize,
 }
 
 impl State {
-    /// The state before any training, at the beginning of `run`'s first stage.
+    /// The initial state, at the beginning of `run`'s first stage.
     ///
     /// # Errors
-    /// The models do not fit their weights or each other.
+    /// The weights do not fit the models, or the models do not fit each other.
     pub fn new(run: &RunFile, origins: &Origins, device: Device) -> Result<Self, String> {
         let models = origins.models(device)?;
-        // The first stage has another, whose model is in training.
+        // Replaced when the first stage is entered, which selects the trained model.
         let optimizer = Adam::new(models.captioner.parameters(), &run.stages[0].optimizer);
         let evaluator_is_own = origins.evaluator_is_own();
         let mut state =
@@ -42,7 +47,8 @@ impl State {
         Ok(state)
     }
 
-    /// Begins stage `stage` at step 0: what it trains of its model has fresh moments, and all else is frozen.
+    /// Enters stage `stage` at step 0: the trained parameters get zero moments, and all others are
+    /// frozen.
     pub fn enter_stage(&mut self, run: &RunFile, stage: usize) {
         let settings = &run.stages[stage];
         self.models.evaluator.parameters_mut().stop_training();
@@ -58,7 +64,7 @@ impl State {
         self.optimizer = Adam::new(self.trained(settings.objective), &settings.optimizer);
     }
 
-    /// Takes the settings of the optimizer from `run`; its moments stay.
+    /// Takes the settings of the optimizer from `run`; keeps its moments.
     pub fn configure_optimizer(&mut self, run: &RunFile) {
         let settings = &run.stages[self.stage];
         let trained = match settings.objective {
@@ -68,7 +74,7 @@ impl State {
         self.optimizer.configure(trained, &settings.optimizer);
     }
 
-    /// The model that `objective` trains, all of it or a part.
+    /// The parameters of the model that `objective` trains, in whole or in part.
     pub fn trained(&self, objective: Objective) -> &Parameters {
         match objective {
             Objective::Contrastive => self.models.evaluator.parameters(),
@@ -76,13 +82,13 @@ impl State {
         }
     }
 
-    /// A collective was given up while it had the gradients: nothing it may yet do must reach the next generation.
+    /// Allocates new gradients after a failed all-reduce, which may still write to the old ones.
     pub fn renew_gradients(&mut self) {
         self.models.evaluator.parameters_mut().renew_gradient();
         self.models.captioner.parameters_mut().renew_gradient();
     }
 
-    /// Update number `step` (from 1) of the model that `objective` trains.
+    /// Applies update `step` (from 1) to the model that `objective` trains.
     pub fn update(&mut self, objective: Objective, gradient: &Slope<'_>, step: u64, learning_rate: f64) {
         let trained = match objective {
             Objective::Contrastive => self.models.evaluator.parameters(),
@@ -91,7 +97,7 @@ impl State {
         self.optimizer.update(trained, gradient, step, learning_rate);
     }
 
-    /// The run's own models by name, in order: those that are no copies of a file that every worker has.
+    /// The run's own models by name, in order: those that differ from a file that every worker has.
     pub fn own(&self) -> impl Iterator<Item = (&'static str, &Parameters)> {
         let evaluator = self.evaluator_is_own.then(|| ("evaluator", self.models.evaluator.parameters()));
         let captioner = ("captioner", self.models.captioner.parameters());
@@ -104,7 +110,8 @@ impl State {
         models.chain([&self.optimizer.first, &self.optimizer.second]).collect()
     }
 
-    /// Takes over the state of rank `source`, which is at `position`. Nothing is sent where all ranks are there already.
+    /// Receives the state of rank `source`, which is at `position`, by broadcast. Sends nothing if
+    /// all ranks are there already.
     pub fn adopt(
         &mut self,
         run: &RunFile,
@@ -120,7 +127,8 @@ impl State {
                 self.enter_stage(run, position.stage as usize);
             }
             if collective.rank() != source {
-                // A peer that dies now leaves a mixture behind, which must not be taken for a state.
+                // If the source dies now, the buffers are a mixture of two states, which must not
+                // be used.
                 self.position = None;
                 self.untouched = false;
             }
@@ -132,7 +140,7 @@ impl State {
         Ok(())
     }
 
-    /// SHA-256 over all parameters of the run's own models.
+    /// The SHA-256 of all parameters of the run's own models.
     pub fn parameters_sha256(&self) -> String {
         let mut hash = Sha256::new();
         for (_, parameters) in self.own() {
@@ -165,7 +173,7 @@ stages:
   - { name: dico, objective: dico, dico: { reward: { cider: 1 } }, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
 ";
 
-    /// Rank 1 of two, whose source dies after so many buffers.
+    /// Rank 1 of two, whose source dies after this number of buffers.
     struct Dying(Cell<usize>);
 
     impl Collective for Dying {

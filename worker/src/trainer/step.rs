@@ -1,3 +1,5 @@
+//! The Train directive: one update of the stage's model, from a batch to the optimizer.
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Instant;
@@ -22,18 +24,19 @@ use crate::objective::{Example, Outcome, contrastive, cross_entropy, dico, scst}
 use crate::optimizer::{Slope, rate};
 use crate::seeds;
 
-/// Batches decoded ahead of the step that needs them.
+/// Number of batches that are decoded ahead of the step that needs them.
 const AHEAD: u64 = 4;
 
-/// A batch's place in the plan: stage, step and this rank's share.
+/// The key of a batch: stage, step and this rank's share (begin and end).
 type Place = (u32, u64, u32, u32);
 
-/// Batches under way, in order of step.
+/// Batches that are being prefetched, in order of step.
 #[derive(Default)]
 pub struct Ahead(VecDeque<(Place, Pending)>);
 
 impl Trainer {
-    /// One update of the stage's model; and whether a rank wants it to be the generation's last.
+    /// Executes one update of the stage's model. Also returns whether a rank has asked for this
+    /// step to be the generation's last.
     pub(super) fn step(&mut self, generation: u64, window: &v1::Train) -> Result<(v1::StepDone, bool), Stop> {
         let started = Instant::now();
         let position = self.state.position.unwrap_or_default();
@@ -52,7 +55,8 @@ impl Trainer {
         }
         self.progress.phase(v1::Phase::Compute);
         let rank = self.collective()?.rank();
-        // Dropout follows from the step alone, so that a resumed run draws what an uninterrupted one would.
+        // Dropout depends on the step alone, so that a resumed run draws the same masks as an
+        // uninterrupted one.
         let numbers = [u64::from(position.stage), position.step, rank as u64];
         tch::manual_seed(seeds::combine(self.run.seed, &numbers) as i64);
         let total = self.accumulate(position.stage as usize, &batch, &laps)?;
@@ -61,7 +65,7 @@ impl Trainer {
         let stage = &self.run.stages[position.stage as usize];
         let trained = self.state.trained(stage.objective);
         let mut gradient = trained.gradient().expect("the stage's model is in training");
-        // A wish to halt travels with the gradients, so that all ranks hear of it in the same step.
+        // The halt flag travels with the gradients, so that all ranks learn of it in the same step.
         let halting = if self.halt.is_raised() { 1.0 } else { 0.0 };
         gradient.extra.copy_(&Tensor::from_slice(&[total.weight, halting]));
         let reducing = Instant::now();
@@ -114,14 +118,14 @@ impl Trainer {
         Ok((done, halting))
     }
 
-    /// An example for people.
+    /// Converts an example for the report.
     fn told(&self, Example { image, candidates }: Example) -> v1::Example {
         let candidate = |(caption, reward, gamma)| v1::Candidate { caption, reward, gamma };
         let image = self.data.split(Split::Train)[image].name.clone();
         v1::Example { image, candidates: candidates.into_iter().map(candidate).collect() }
     }
 
-    /// This rank's batch of step `step`; those of the steps after it are started on.
+    /// This rank's batch of step `step`. Starts to prefetch the batches after it.
     fn next_batch(&mut self, window: &v1::Train, step: u64) -> Result<Batch, Stop> {
         let place = |step| (window.stage, step, window.share_begin, window.share_end);
         if self.ahead.0.front().is_some_and(|(first, _)| *first != place(step)) {
@@ -141,14 +145,15 @@ impl Trainer {
         Ok(pending.wait()?)
     }
 
-    /// Where the sequence of samples of a stage begins.
+    /// The start of a stage's current sequence of samples.
     pub(super) fn sequence_start(&self, stage: u32) -> v1::SequenceStart {
         let (of, start) = self.sequence_start;
         if of == stage { start } else { v1::SequenceStart::default() }
     }
 
-    /// The samples at a place of the plan. Cross-entropy goes through all pairs of image and caption; the others through all
-    /// images, the contrastive objective with another of an image's captions each epoch.
+    /// The samples of a batch. Cross-entropy goes through all pairs of image and caption; the other
+    /// objectives go through all images, the contrastive one with another caption of an image in
+    /// each epoch.
     fn samples(&self, (stage, step, begin, end): Place) -> Vec<Sample> {
         let settings = &self.run.stages[stage as usize];
         let key = seeds::combine(self.run.seed, &[u64::from(stage)]);
@@ -160,14 +165,14 @@ impl Trainer {
             Objective::CrossEntropy => {
                 let pair = |index| permutation::sample(self.pairs.total(), first, index, key).1;
                 let mut samples: Vec<Sample> = indices.map(|index| self.pairs.sample(pair(index))).collect();
-                // The order within a share is free: captions of like length side by side leave little to pad.
+                // The order within a share is free: captions of similar length need little padding.
                 samples.sort_by_key(|sample| images[sample.image].captions[sample.caption].len());
                 samples
             }
             Objective::Contrastive | Objective::Scst | Objective::Dico => indices
                 .map(|index| {
                     let (epoch, image) = permutation::sample(images.len() as u64, first, index, key);
-                    // Images without captions are no trouble where only candidates are scored.
+                    // An image without captions is allowed if only candidates are scored.
                     let captions = images[image as usize].captions.len().max(1) as u64;
                     let caption = epoch.wrapping_add(seeds::combine(key, &[image])) % captions;
                     Sample { image: image as usize, caption: caption as usize }
@@ -176,9 +181,9 @@ impl Trainer {
         }
     }
 
-    /// Adds the gradients of a batch up, part by part. Where no image of this rank's share could be
-    /// decoded, there is nothing to add, except that the contrastive objective has to take part in
-    /// what its ranks do together.
+    /// Accumulates the gradients of a batch, one micro-batch at a time. If no image of this rank's
+    /// share could be decoded, there is nothing to add, except that the contrastive objective has
+    /// to take part in the collective operations of its ranks.
     fn accumulate(&self, stage: usize, batch: &Batch, laps: &Laps) -> Result<Total, Stop> {
         let settings = &self.run.stages[stage];
         let gradient = self.state.trained(settings.objective).gradient();
@@ -187,7 +192,8 @@ impl Trainer {
         for part in parts(settings, batch.samples.len()) {
             self.not_abandoned()?;
             let outcome = self.outcome(stage, batch, part, laps)?;
-            // A share without images has no gradient where the temperature of the contrastive loss is frozen.
+            // A share without images has no gradient if the temperature of the contrastive loss is
+            // frozen.
             if outcome.loss.requires_grad() {
                 outcome.loss.backward();
             }
@@ -214,7 +220,7 @@ impl Trainer {
         }
     }
 
-    /// The real captions of samples `range`.
+    /// The reference captions of the samples `range`.
     fn captions<'a>(&'a self, batch: &'a Batch, range: Range<usize>) -> impl Iterator<Item = &'a str> {
         let caption = |sample: &Sample| &self.data.split(Split::Train)[sample.image].captions[sample.caption];
         batch.samples[range].iter().map(caption).map(String::as_str)
@@ -255,14 +261,14 @@ impl Trainer {
                 }
             },
         };
-        // Its ranks wait for each other here, too.
+        // The ranks wait for each other here, too.
         self.progress.phase(v1::Phase::AllReduce);
         let outcome = contrastive::outcome(&pairs, &evaluator.logit_scale(), self.collective()?);
         self.progress.phase(v1::Phase::Compute);
         Ok(outcome?)
     }
 
-    /// Dropout while this step's candidates are generated.
+    /// The dropout while this step's candidates are generated; none if it is disabled.
     fn candidate_dropout(&self) -> Option<CandidateDropout> {
         let probability = self.run.captioner.dropout;
         let v1::Position { stage, step, .. } = self.state.position.unwrap_or_default();
@@ -270,7 +276,7 @@ impl Trainer {
         (self.run.decoding.candidate_dropout && probability > 0.0).then_some(CandidateDropout { probability, seed })
     }
 
-    /// An objective that rewards the policy's own captions.
+    /// The loss of an objective that rewards the policy's own captions.
     fn rewarded(&self, settings: &Stage, batch: &Batch, range: Range<usize>, mode: Mode, laps: &Laps) -> Outcome {
         let State { models, reference, .. } = &self.state;
         let rewards = match settings.objective {
@@ -305,13 +311,13 @@ impl Trainer {
     }
 }
 
-/// Whether all of an example's numbers are numbers: others are of no use to people.
+/// Whether all numbers of an example are finite; others are not reported.
 fn is_finite(example: &Example) -> bool {
     example.candidates.iter().all(|(_, reward, gamma)| reward.is_finite() && gamma.is_finite())
 }
 
-/// The parts in which a stage goes through a share of so many samples. A contrastive share is
-/// always one part, though it may be empty: the other ranks wait for its embeddings.
+/// The micro-batches of a share with this number of samples. A contrastive share is always one,
+/// though it may be empty: the other ranks wait for its embeddings.
 fn parts(settings: &Stage, samples: usize) -> Vec<Range<usize>> {
     if settings.objective == Objective::Contrastive {
         return std::iter::once(0..samples).collect();
@@ -320,7 +326,7 @@ fn parts(settings: &Stage, samples: usize) -> Vec<Range<usize>> {
     (0..samples).step_by(part).map(|from| from..samples.min(from + part)).collect()
 }
 
-/// Sums a gradient over all ranks, with what travels along.
+/// Sums a gradient over all ranks, together with the extra values.
 fn sum(gradient: &mut Gradient, collective: &dyn Collective, wire: Precision) -> Result<(), Broken> {
     let Gradient { whole, values, extra } = gradient;
     match wire {
@@ -329,13 +335,13 @@ fn sum(gradient: &mut Gradient, collective: &dyn Collective, wire: Precision) ->
             let short = values.to_kind(Kind::BFloat16);
             collective.all_reduce(&short)?;
             values.copy_(&short);
-            // Counts have to stay exact.
+            // Counts have to be exact: they are reduced in f32.
             collective.all_reduce(extra)
         }
     }
 }
 
-/// Sums over the parts of a batch.
+/// Sums over the micro-batches of a batch.
 #[derive(Default)]
 struct Total {
     loss_sum: f64,
@@ -357,14 +363,14 @@ impl Total {
     }
 }
 
-/// Numbers the pairs of image and caption of a split.
+/// An index of a split's pairs of image and caption.
 pub struct Pairs {
-    /// Pairs of all images before each, and of all.
+    /// The number of pairs before each image; the last element is the total.
     before: Vec<u64>,
 }
 
 impl Pairs {
-    /// Of images with so many captions each.
+    /// An index of images with these numbers of captions.
     pub fn new(captions: impl Iterator<Item = usize>) -> Self {
         let mut before = vec![0];
         let mut total = 0;
@@ -392,7 +398,7 @@ mod tests {
     use super::*;
     use crate::nn::Builder;
 
-    /// One of three ranks that all have the same.
+    /// One of three ranks with equal values.
     struct Alike;
 
     impl Collective for Alike {

@@ -1,4 +1,5 @@
-//! What was measured: steps, evaluations and their captions, checkpoints; but for what was given up.
+//! The measurements of a run: steps, evaluations with their captions, and checkpoints, without
+//! those that were given up.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use super::super::{Error, PASSED_OVER, PRESENT, is_shown, metrics, place, unsign
 use super::History;
 use crate::run::plan::Place;
 
-/// Distributions of which all quantiles are of interest, with the names of these.
+/// Distributions with all quantiles, and the names of these.
 const QUANTILES: [(&str, [&str; 5]); 2] = [
     (
         names::REWARD_CHOSEN,
@@ -27,7 +28,7 @@ const QUANTILES: [(&str, [&str; 5]); 2] = [
         ],
     ),
 ];
-/// Distributions of which the mean says it all.
+/// Distributions with their means only.
 const MEANS: [&str; 6] = [
     names::REWARD_MARGIN,
     names::IMPLICIT_ACCURACY,
@@ -37,24 +38,24 @@ const MEANS: [&str; 6] = [
     names::REPETITION,
 ];
 
-/// A step, and the finite values among what was measured in it, by name.
+/// A step and its measurements that are finite, by name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
-    /// The point that it reached.
+    /// The point that the step reached.
     pub place: Place,
     /// The generation that trained it.
     pub generation: u64,
     /// When it was recorded, in Unix seconds.
     pub at: f64,
-    /// Samples that it trained on.
+    /// The number of samples that it trained on.
     pub samples: u64,
-    /// About learning: `loss`, `learning_rate`, `reward_chosen_p50` and so on.
+    /// Values of learning: `loss`, `learning_rate`, `reward_chosen_p50` and so on.
     pub learning: Vec<(&'static str, f64)>,
-    /// About speed: `step_seconds`, `images_per_second` and so on.
+    /// Values of speed: `step_seconds`, `images_per_second` and so on.
     pub speed: Vec<(&'static str, f64)>,
 }
 
-/// An evaluation.
+/// An evaluation and its scores.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     /// The state that was evaluated.
@@ -70,11 +71,11 @@ pub struct Evaluation {
 /// A caption of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caption {
-    /// Name of the image.
+    /// The name of the image.
     pub image: String,
-    /// What the captioner said.
+    /// The captioner's output.
     pub caption: String,
-    /// What people said.
+    /// The reference captions.
     pub references: Vec<String>,
     /// Finite scores of this caption by name.
     pub scores: BTreeMap<String, f64>,
@@ -83,19 +84,20 @@ pub struct Caption {
 /// A checkpoint that was not deleted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
-    /// The state that it has.
+    /// The point of its state.
     pub place: Place,
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// SHA-256 (hex) over its parameters.
+    /// The SHA-256 (hex) of its parameters.
     pub parameters_sha256: String,
     /// When it was complete, in Unix seconds.
     pub at: f64,
-    /// Whether the run may start from it. The last state of a stage that ended with an earlier one is kept for the user alone.
+    /// Whether the run may resume from it. False for the last state of a stage that ended with an
+    /// earlier one: that is kept only for the user.
     pub is_current: bool,
 }
 
-/// A distribution, as it is in the journal.
+/// A distribution as stored in the journal.
 #[derive(Deserialize)]
 struct Distribution {
     count: u64,
@@ -108,7 +110,8 @@ struct Distribution {
 }
 
 impl History {
-    /// Hands over all steps beyond a place, in the order of the run, one by one: there may be more than fit into memory.
+    /// Calls `take` with each step beyond a place, in the order of the run. The steps may not fit
+    /// into memory together.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -160,7 +163,7 @@ impl History {
         Ok(self.connection.prepare(query)?.query_map(key, caption)?.collect::<Result<_, _>>()?)
     }
 
-    /// The caption of an image in an evaluation.
+    /// The caption of an image in an evaluation; none if there is no such image.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -172,7 +175,7 @@ impl History {
         Ok(self.connection.query_row(query, key, caption).optional()?)
     }
 
-    /// All checkpoints that are left, in the order of the run.
+    /// All checkpoints that were not deleted, in the order of the run.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -192,7 +195,7 @@ impl History {
         })
     }
 
-    /// Host, device and version of all members that ever were, each with the member's identity.
+    /// The host, device and version of all past and present members, each with the worker's id.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -202,7 +205,7 @@ impl History {
         self.all(query, |row| Ok(([row.get(0)?, row.get(1)?, row.get(2)?], row.get(3)?)))
     }
 
-    /// When the run was begun, in Unix seconds.
+    /// When the run was created, in Unix seconds.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -210,7 +213,8 @@ impl History {
         Ok(self.connection.query_row("SELECT created FROM run", [], |row| row.get(0))?)
     }
 
-    /// The earliest place beyond which history was given up since `known` was the last that was known of it, if it was.
+    /// The earliest place beyond which history was given up since `known`; none if none was.
+    /// Updates `known`.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -228,7 +232,8 @@ impl History {
     }
 }
 
-/// How often history was given up so far: by generations that began, and by stages that ended, at an earlier place.
+/// A cursor: the numbers of generations and of ended stages, each of which may have given up
+/// history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
     generations: u64,

@@ -1,10 +1,11 @@
-//! Virtual time: what is due, in order of time, and of what is due at the same time in the order in which it was planned.
+//! The simulation's event queue in virtual time: entries in order of time, and entries of the same
+//! time in the order in which they were scheduled.
 
 use std::collections::BTreeMap;
 
 use crate::run::Time;
 
-/// What is due, and when. Time goes on only from one entry to the next.
+/// An event queue. Time advances only from one entry to the next.
 #[derive(Debug)]
 pub struct Agenda<D> {
     now: Time,
@@ -32,7 +33,7 @@ impl<D> Agenda<D> {
         self.due.insert((time.max(self.now), self.planned), due);
     }
 
-    /// The next entry that is due by `until`. With none left it is `until`.
+    /// Removes the next entry that is due by `until`. If there is none, time advances to `until`.
     pub fn next(&mut self, until: Time) -> Option<D> {
         match self.due.first_entry().filter(|entry| entry.key().0 <= until) {
             Some(entry) => {

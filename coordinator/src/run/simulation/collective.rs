@@ -1,8 +1,8 @@
-//! The collectives: what the members of a generation can only do together, in rounds. The first round is the meeting, every
-//! other one an all-reduce.
+//! Simulated collectives: operations that the members of a generation can only complete together,
+//! in rounds. The first round is the rendezvous; every other one is an all-reduce.
 //!
-//! A round that all members have come to is completed by each of them at its own time: when one dies in between, some have
-//! applied the step and others have not.
+//! Each member completes a round at its own time after all have entered it: when a member dies in
+//! between, some have applied the step and others have not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,18 +19,18 @@ use super::{
 #[derive(Debug, Default)]
 pub struct Collective {
     world: u32,
-    /// The round that each member has come to.
+    /// The round that each member has entered.
     arrived: BTreeMap<WorkerId, u64>,
-    /// Rounds into which somebody brought the wish to halt.
+    /// Rounds in which a member has raised the halt flag.
     pub halting: BTreeSet<u64>,
-    /// The state that all begin with; known when all have met.
+    /// The initial state of all members; set when all have met.
     pub state: Option<History>,
-    /// Somebody has let go.
+    /// A member has released the collective, or has died.
     broken: bool,
 }
 
 impl Collective {
-    /// The last round that all have come to.
+    /// The last round that all members have entered.
     fn common(&self) -> Option<u64> {
         let all = self.arrived.len() == self.world as usize;
         self.arrived.values().min().copied().filter(|_| all && !self.broken)
@@ -38,13 +38,13 @@ impl Collective {
 }
 
 impl World {
-    /// A worker comes to the meeting.
+    /// A worker enters the rendezvous.
     pub fn meet(&mut self, id: WorkerId, generation: u64, world: u32) {
         self.collectives.entry(generation).or_default().world = world;
         self.arrive(id, generation, 0);
     }
 
-    /// A worker waits for the others in a round.
+    /// A worker enters a round and waits for the others.
     pub fn arrive(&mut self, id: WorkerId, generation: u64, round: u64) {
         let collective = self.collectives.entry(generation).or_default();
         collective.arrived.insert(id, round);
@@ -58,7 +58,7 @@ impl World {
         }
     }
 
-    /// Lets all go on who wait in a round that everybody has come to, if they can reach each other.
+    /// Completes a round that all members have entered, if they can reach each other.
     fn release(&mut self, generation: u64) {
         let collective = &self.collectives[&generation];
         let Some(round) = collective.common() else { return };
@@ -93,7 +93,7 @@ impl World {
         }
     }
 
-    /// The source, or whoever reads the checkpoint, puts its state where the others get it.
+    /// Publishes the initial state: by the source, or by the member that reads the checkpoint.
     fn lay_out_state(&mut self, id: WorkerId, generation: u64, rendezvous: &v1::Rendezvous) {
         let state = match rendezvous.source_rank {
             Some(source) if source == rendezvous.rank => {
@@ -118,13 +118,14 @@ impl World {
         self.collectives.entry(generation).or_default().state = Some(state);
     }
 
-    /// A member lets go of its collective, or dies: whoever waits for it notices, unless it went without a sound.
+    /// A member releases its collective, or dies. The members that wait for it notice, unless its
+    /// machine has vanished silently.
     pub fn let_go(&mut self, id: WorkerId, generation: u64, silently: bool) {
         let Some(collective) = self.collectives.get_mut(&generation).filter(|_| !silently) else { return };
         let first = !std::mem::replace(&mut collective.broken, true);
         let others: Vec<WorkerId> = collective.arrived.keys().copied().filter(|other| *other != id).collect();
         for other in others.into_iter().filter(|_| first) {
-            // Who has all that it needs may still complete the round.
+            // A member that has received everything may still complete the round.
             let complete = matches!(self.workers.get(&other).map(|worker| &worker.doing), Some(Doing::Applying(_)));
             if !complete || self.rng.random() {
                 self.notice(other);
@@ -132,7 +133,7 @@ impl World {
         }
     }
 
-    /// A worker that waits in a collective will find it broken.
+    /// A worker that waits in a collective notices that it is broken.
     fn notice(&mut self, id: WorkerId) {
         let waits = |doing: &Doing| {
             matches!(doing, Doing::Meeting(_) | Doing::Adopting(_) | Doing::Reducing(_) | Doing::Applying(_))

@@ -1,5 +1,5 @@
-//! A worker's connection: asks for a place, attaches, passes directives on and reports back, keeps the heartbeat going, and comes back
-//! when the connection breaks.
+//! The session of a simulated worker: joins, attaches, passes directives on and reports back, sends
+//! heartbeats, and reconnects.
 
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive, v1::worker_message::Message};
 use rand::Rng;
@@ -12,20 +12,20 @@ use super::{
 };
 use crate::run::{RefusalKind, RequestId, SessionId, Time};
 
-/// First and longest pause between attempts to get a place.
+/// The first and the longest pause between attempts to join.
 const BACK_OFF: [Time; 2] = [Time::from_millis(100), Time::from_secs(5)];
-/// After so long without a place it gives up.
+/// A worker gives up after this long without an answer.
 const PATIENCE: Time = Time::from_secs(60);
 /// How long a worker waits for an answer.
 const ANSWER_WITHIN: Time = Time::from_secs(5);
 
-/// What all workers train on.
+/// The data of all workers.
 fn data_set() -> v1::DataSet {
     v1::DataSet { train_images: 7, train_captions: 31, validation_images: IMAGES, ..Default::default() }
 }
 
 impl World {
-    /// Begins to ask for a place.
+    /// Begins to join again.
     pub fn come_back(&mut self, id: WorkerId) {
         let now = self.agenda.now();
         let Some(worker) = self.workers.get_mut(&id) else { return };
@@ -33,7 +33,7 @@ impl World {
         self.ask(id);
     }
 
-    /// Asks for a place. Question and answer may both be lost.
+    /// Sends a join request. Request and answer may both be lost.
     fn ask(&mut self, id: WorkerId) {
         let request = RequestId(self.next_number());
         let (now, latency, lost) = (self.agenda.now(), self.latency(), self.is_lost(id, Way::Up));
@@ -57,7 +57,7 @@ impl World {
         self.network.is_cut(id, way) || (self.network.lossy && self.rng.random_ratio(1, 4))
     }
 
-    /// The coordinator's answer sets out.
+    /// Sends the coordinator's answer.
     pub fn answer(&mut self, id: WorkerId, request: RequestId, answer: Result<v1::JoinResponse, RefusalKind>) {
         if !self.is_lost(id, Way::Down) {
             let latency = self.latency();
@@ -86,7 +86,8 @@ impl World {
                     self.agenda.after(takes, Due::Connection { worker: id, wake: Wake::Loaded });
                 }
             }
-            // A place that is still taken by this worker's own lost session becomes free in a moment; else it was given away.
+            // If the id is still taken by this worker's own lost session, it becomes free soon;
+            // otherwise another worker has it.
             Err(RefusalKind::AlreadyExists) if worker.loaded => {
                 if self.agenda.now() - worker.asks_since >= 2 * self.scenario.lost_after() {
                     worker.rank = worker.wanted;
@@ -160,7 +161,7 @@ impl World {
             (Wake::Leave, link) => {
                 worker.leaves = true;
                 match *link {
-                    // Nobody depends on it yet.
+                    // The worker is no member yet: it can leave at once.
                     _ if !worker.loaded => self.end_worker(id, false),
                     Link::Attached(session) => self.say_leaving(id, session),
                     _ => {}
@@ -175,7 +176,7 @@ impl World {
         }
     }
 
-    /// Says that it lives, and finds out whether the coordinator does.
+    /// Sends a heartbeat, and checks the heartbeat timeout.
     fn beat(&mut self, id: WorkerId, session: SessionId) {
         let lost_after = self.scenario.lost_after();
         let since = |way| self.network.cuts.get(&(id, way)).copied();
@@ -199,7 +200,7 @@ impl World {
         self.agenda.after(interval, Due::Connection { worker: id, wake: Wake::Beat(session) });
     }
 
-    /// Something arrives from the coordinator.
+    /// Handles a message of the coordinator.
     pub fn hear(&mut self, id: WorkerId, session: SessionId, packet: Down) {
         let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.link == Link::Attached(session)) else {
             return;
@@ -218,7 +219,7 @@ impl World {
                 }
                 _ => self.order(id, *directive),
             },
-            // Whoever comes too late is told so.
+            // The run was over before this worker reconnected.
             Down::End(Some(RefusalKind::Over)) if self.invariants.over => self.retire_worker(id),
             Down::End(Some(RefusalKind::Disowned)) => {
                 assert!(worker.lies || self.restored_backup, "a correct worker's state was refused");
@@ -241,8 +242,9 @@ impl World {
         self.send_up(session, Up::Message(Message::Leaving(v1::Leaving { reason: "asked to end".to_owned() })));
     }
 
-    /// The connection is lost: the training thread lets go of its generation, then the worker comes back. The others may have lost
-    /// the coordinator, too: the step in flight is finished if that does not take too long.
+    /// The connection is lost: the training thread releases its generation, then the worker joins
+    /// again. The other members may have lost the coordinator, too: the step in flight is finished
+    /// if that is quick.
     pub fn disconnected(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let Link::Attached(session) = worker.link else { return };
@@ -254,10 +256,10 @@ impl World {
         self.order(id, abandon);
     }
 
-    /// The training thread reports.
+    /// Handles a report of the training thread.
     pub fn report(&mut self, id: WorkerId, message: Message) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        // Whoever is through, or cannot go on, goes home.
+        // A worker that is finished or has failed ends.
         let last = match &message {
             Message::Finished(_) => true,
             Message::Failed(failed) => failed.fatal,
@@ -270,7 +272,8 @@ impl World {
                 }
                 self.send_up(session, Up::Message(message));
             }
-            // What it has done is known from its state, which it says when it is back.
+            // The state, which the worker reports when it reconnects, contains the steps of this
+            // report.
             Link::LettingGo(_) if matches!(&message, Message::Idle(idle) if idle.generation >= worker.told) => {
                 self.come_back(id);
             }

@@ -1,7 +1,7 @@
-//! The coordinator's process: the state machine, the journal, and what happens to both when it dies.
+//! The simulated coordinator process: the state machine, the journal, and crashes of both.
 //!
-//! It may die between any two of its actions. Of what it recorded, all up to the last record that had to be durable is on
-//! disk, and of the rest as much as the disk had time for.
+//! A crash may happen between any two actions. After it, the journal has all records up to the last
+//! one that had to be durable, and as many of the rest as the disk had time for.
 
 use std::{
     collections::BTreeMap,
@@ -26,33 +26,33 @@ use crate::{
     },
 };
 
-/// Between ticks.
+/// Interval of ticks.
 const TICK: Time = Time::from_millis(500);
 
 pub struct Coordinator {
     /// None while the process is dead.
     pub run: Option<Run>,
-    /// Counts processes.
+    /// The number of the process.
     pub life: u64,
-    /// What its clock says: it counts no more than [`TICK`] from one event to the next.
+    /// The run's clock: it advances by at most [`TICK`] between two events.
     pub clock: Time,
-    /// When the last event was.
+    /// The time of the last event.
     turn: Time,
-    /// Since when the process stands still, if it does.
+    /// Since when the process is suspended; none if it is not.
     pub frozen: Option<Time>,
-    /// It waits for the journal.
+    /// Whether the process waits for the journal.
     pub held_up: bool,
-    /// What comes in meanwhile.
+    /// Messages that arrive while it is suspended or waits.
     unread: Vec<Due>,
     pub records: Vec<Record>,
-    /// The first of the records that need not be on disk.
+    /// The index of the first record that may be lost in a crash.
     durable: usize,
     journal: Option<Journal>,
-    /// The first of the records that are not in the journal.
+    /// The index of the first record that is not in the journal.
     unwritten: usize,
-    /// Who waits for an answer.
+    /// The workers that wait for an answer.
     asking: BTreeMap<RequestId, WorkerId>,
-    /// It dies after so many more actions.
+    /// The process dies after this number of further actions.
     pub doomed: Option<u32>,
 }
 
@@ -77,7 +77,7 @@ impl Coordinator {
 }
 
 impl World {
-    /// A coordinator process starts with what is in the journal.
+    /// Starts a coordinator process with the content of the journal.
     pub fn start_coordinator(&mut self) {
         let Coordinator { journal, records, durable, unwritten, .. } = &mut self.coordinator;
         let journal = journal.get_or_insert_with(|| {
@@ -88,7 +88,7 @@ impl World {
         *unwritten = records.len();
         *durable = records.len();
         let mut restored = journal.restore().expect("a whole journal");
-        // It is random, and a seed always gives the same run.
+        // A real id is random; here it depends on the seed.
         restored.run_id.clone_from(&self.run_id);
         let listing = self.list_checkpoints();
         checkpoints::reconcile(&self.scenario.file, &mut restored, listing);
@@ -100,7 +100,7 @@ impl World {
         self.agenda.after(TICK, Due::Tick { life: self.coordinator.life });
     }
 
-    /// The journal, with all that is recorded.
+    /// The journal with all records.
     pub fn record(&mut self) -> History {
         let Coordinator { journal, records, unwritten, .. } = &mut self.coordinator;
         let mut journal = journal.take().expect("a coordinator was started");
@@ -109,7 +109,7 @@ impl World {
         journal.into_history()
     }
 
-    /// The coordinator's process dies, and is started again after a while.
+    /// Kills the coordinator process, and restarts it after a while.
     pub fn kill_coordinator(&mut self, back_after: Time) {
         if self.coordinator.run.is_none() {
             return;
@@ -137,7 +137,7 @@ impl World {
         self.agenda.after(back_after, Due::Start);
     }
 
-    /// What a coordinator that stands still would hear now is kept until it goes on.
+    /// Stores a message for a suspended coordinator until it resumes.
     pub fn unless_unread(&mut self, due: Due) -> Option<Due> {
         let heard =
             matches!(due, Due::Tick { .. } | Due::Stop { .. } | Due::Scored { .. } | Due::Ask { .. } | Due::Up { .. });
@@ -148,7 +148,7 @@ impl World {
         Some(due)
     }
 
-    /// A coordinator that stood still goes on.
+    /// Resumes a suspended coordinator.
     pub fn thaw_coordinator(&mut self) {
         (self.coordinator.frozen, self.coordinator.held_up) = (None, false);
         for due in std::mem::take(&mut self.coordinator.unread) {
@@ -167,7 +167,7 @@ impl World {
         }
     }
 
-    /// Somebody steers the run, if there is a coordinator who hears it.
+    /// An operator sends a command, if a coordinator is there to receive it.
     pub fn steer(&mut self, command: Command) {
         let hears = self.coordinator.frozen.is_none() && !self.coordinator.held_up;
         let Some(run) = self.coordinator.run.as_ref().filter(|_| hears) else { return };
@@ -178,7 +178,7 @@ impl World {
         self.tell(Event::Control { request, command });
     }
 
-    /// A question reaches the coordinator.
+    /// A join request reaches the coordinator.
     pub fn asked(&mut self, worker: WorkerId, request: RequestId, join: v1::JoinRequest) {
         if self.coordinator.run.is_none() {
             self.answer(worker, request, Err(crate::run::RefusalKind::Unavailable));
@@ -189,11 +189,11 @@ impl World {
         self.tell(Event::Join { request, address: address_of(&join.host), token, join });
     }
 
-    /// Something reaches the coordinator on a stream.
+    /// A message reaches the coordinator on a stream.
     pub fn told(&mut self, session: SessionId, packet: Up) {
         let life = self.network.sessions.get(&session).map(|session| session.life);
         if life != Some(self.coordinator.life) || self.coordinator.run.is_none() {
-            // Nobody knows of the session any more.
+            // The session belongs to an earlier process.
             self.send_down(session, Down::End(None));
             return;
         }
@@ -204,7 +204,7 @@ impl World {
         });
     }
 
-    /// Lets the state machine take in an event, does what it says, and checks that all is as it must be.
+    /// Passes an event to the state machine, executes its actions, and checks the invariants.
     pub fn tell(&mut self, event: Event) {
         let Some(run) = &mut self.coordinator.run else { return };
         let now = self.agenda.now();
@@ -227,7 +227,7 @@ impl World {
         match action {
             Action::Admit { request, response } => {
                 if let Some(worker) = self.coordinator.asking.remove(&request) {
-                    // Everybody has the run file already, and it would fill the trace.
+                    // The run file would fill the trace, and workers have it already.
                     self.answer(worker, request, Ok(v1::JoinResponse { run_file: String::new(), ..response }));
                 }
             }
@@ -281,21 +281,22 @@ impl World {
     }
 }
 
-/// The address of a host: the host itself, or made from its name.
+/// The IP address of a host: the host itself if it is one, else derived from its name.
 fn address_of(host: &str) -> IpAddr {
     let mut hasher = DefaultHasher::new();
     host.hash(&mut hasher);
     host.parse().unwrap_or_else(|_| (hasher.finish() as u32).to_be_bytes().into())
 }
 
-/// A state that was captioned.
+/// The state that an evaluation's captions are of.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Captioned {
     pub place: Place,
     pub digest: String,
 }
 
-/// The state that is scored: all captions must be of it, and of every image one.
+/// The captioned state. All captions must be of the same state, and there must be one for each
+/// image.
 fn scored_state(items: &[Item], stride: usize) -> Captioned {
     let images: Vec<Option<u64>> = items.iter().map(|item| item.image_id).collect();
     let legible = |begin: u64| (begin..super::IMAGES.min(begin + proto::EVALUATION_RANGE)).step_by(stride);

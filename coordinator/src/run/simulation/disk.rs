@@ -1,4 +1,4 @@
-//! The checkpoints on the disk that all machines share.
+//! The simulated checkpoint storage, shared by all machines.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,30 +10,31 @@ use crate::run::{checkpoint::Saving, record::Record};
 
 #[derive(Debug, Default)]
 pub struct Disk {
-    /// What is complete.
+    /// Complete checkpoints.
     pub checkpoints: BTreeMap<String, History>,
-    /// What is being written, or was by who is gone.
+    /// Checkpoints that are being written, or whose writers have died.
     unsealed: BTreeSet<String>,
-    /// Nothing can be written.
+    /// Whether all writes fail.
     pub full: bool,
-    /// What cannot be read any more.
+    /// Checkpoints that can no longer be read.
     pub damaged: BTreeSet<String>,
-    /// What was written since the coordinator has started that it did not wait for: by workers that were given up.
+    /// Checkpoints that were written since the coordinator's start without its order, by evicted
+    /// workers.
     late: BTreeSet<String>,
 }
 
 impl World {
-    /// A worker begins to write; what has the same name is gone.
+    /// A worker begins to write a checkpoint, which removes an earlier one of that name.
     pub fn begin_checkpoint(&mut self, name: String) {
         self.note_late(&name);
         self.disk.checkpoints.remove(&name);
         self.disk.unsealed.insert(name);
     }
 
-    /// A worker has written a checkpoint; whether it could.
+    /// A worker has written a checkpoint. Returns whether that succeeded.
     pub fn end_checkpoint(&mut self, name: String, history: History) -> bool {
         let whole = self.disk.unsealed.remove(&name);
-        // Where the coordinator has deleted it meanwhile, that may be noticed or not.
+        // If the coordinator has deleted it meanwhile, the writer may notice that or not.
         if self.disk.full || (!whole && self.rng.random()) {
             return false;
         }
@@ -56,26 +57,27 @@ impl World {
         let existed = self.disk.checkpoints.remove(name).is_some();
         self.disk.unsealed.remove(name);
         self.disk.damaged.remove(name);
-        // One that is not on record was never complete: maybe nobody had begun.
+        // A checkpoint that is not recorded was never complete, or never begun.
         let on_record = self.coordinator.records.last() == Some(&Record::Deleted(name.to_owned()));
         assert!(existed || !on_record, "what is on record exists until it is deleted: {name}");
     }
 
-    /// What a coordinator that starts finds; it deletes what it does not know.
+    /// The listing for a coordinator that starts; it deletes checkpoints that it does not know.
     pub fn list_checkpoints(&mut self) -> Listing {
         self.disk.late.clear();
         let sealed = self.disk.checkpoints.keys().cloned().collect();
         Listing { sealed, unsealed: self.disk.unsealed.clone(), foreign: BTreeSet::new() }
     }
 
-    /// The checkpoints that the coordinator knows of are all there.
+    /// Asserts that all checkpoints that the coordinator knows exist.
     pub fn check_known_checkpoints(&self) {
         for saved in self.run().checkpoints.values().chain(&self.run().passed_over) {
             assert!(self.disk.checkpoints.contains_key(&saved.name), "{saved:?} is not on disk");
         }
     }
 
-    /// What is on disk is what the coordinator knows of, but for what it could not know, or cannot use.
+    /// Asserts that only checkpoints exist that the coordinator knows, apart from those that it
+    /// cannot know or use.
     pub fn check_disk(&self) {
         self.check_known_checkpoints();
         let known = self.run().checkpoints.values().chain(&self.run().passed_over);

@@ -1,4 +1,4 @@
-//! What goes wrong, and how it is put right again.
+//! Fault injection, and repair of the faults.
 
 use std::collections::BTreeMap;
 
@@ -16,60 +16,60 @@ use super::{
 };
 use crate::run::{Command, Time};
 
-/// After so long somebody ends a worker that hangs.
+/// An operator kills a hanging worker after this time.
 const TENDED_AFTER: Time = Time::from_secs(900);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// A worker is killed.
     Kill,
-    /// A machine is gone, without a word to anybody.
+    /// A machine vanishes silently.
     Vanish,
-    /// A worker stands still (SIGSTOP).
+    /// A worker process is suspended (SIGSTOP).
     Freeze,
-    /// A worker's training thread stands still; its heartbeat goes on.
+    /// A worker's training thread is blocked for a while; its heartbeats continue.
     Stick,
-    /// A worker's training thread stands still for good; its heartbeat goes on.
+    /// A worker's training thread is blocked for ever; its heartbeats continue.
     Hang,
-    /// A worker takes much longer than the others.
+    /// A worker computes much more slowly than the others.
     Slow,
     /// A worker's collective fails.
     Break,
-    /// A worker cannot go on, says so and exits.
+    /// A worker fails, reports that and exits.
     Fatal,
-    /// A worker's words do not reach the coordinator.
+    /// A worker's messages do not reach the coordinator.
     CutUp,
-    /// The coordinator's words do not reach a worker.
+    /// The coordinator's messages do not reach a worker.
     CutDown,
-    /// A worker and the coordinator do not reach each other.
+    /// A worker and the coordinator cannot reach each other.
     CutOff,
-    /// A worker and its peers do not reach each other.
+    /// A worker and its peers cannot reach each other.
     CutPeers,
-    /// A session is reset, with all that is in flight.
+    /// A session is reset, and all messages in flight are lost.
     Reset,
-    /// Questions and answers are lost.
+    /// Join requests and answers are lost.
     Lossy,
-    /// Messages are sometimes much delayed.
+    /// Some messages have long delays.
     Erratic,
     /// The coordinator is killed.
     KillCoordinator,
-    /// The coordinator is killed in the middle of what it does.
+    /// The coordinator is killed between two actions.
     Doom,
     /// The coordinator is asked to stop.
     Stop,
-    /// A second worker is started with the rank of another.
+    /// A second worker is started with another one's id.
     Duplicate,
-    /// A worker is asked to end.
+    /// A worker gets a shutdown signal.
     Leave,
     /// The disk is full.
     FillDisk,
     /// A checkpoint on disk is damaged.
     Damage,
-    /// The coordinator stands still (SIGSTOP).
+    /// The coordinator process is suspended (SIGSTOP).
     FreezeCoordinator,
-    /// The coordinator waits for its journal; its connections live on.
+    /// The coordinator waits for its journal; its connections stay open.
     HoldUpJournal,
-    /// Somebody steers the run.
+    /// An operator sends a command.
     Meddle,
 }
 
@@ -102,7 +102,7 @@ impl Fault {
         Self::Meddle,
     ];
 
-    /// What costs no work.
+    /// Faults that cost no training work.
     pub const HARMLESS: [Self; 5] = [Self::Leave, Self::Slow, Self::FillDisk, Self::HoldUpJournal, Self::Meddle];
 
     fn ways(self) -> &'static [Way] {
@@ -118,15 +118,15 @@ impl Fault {
 
 #[derive(Debug, Default)]
 pub struct Faults {
-    /// Nothing goes wrong any more.
+    /// Whether no further faults are injected.
     pub calm: bool,
-    /// How many are not put right yet.
+    /// The number of faults that are not repaired yet.
     pub under_way: u32,
     pub counts: BTreeMap<Fault, u64>,
 }
 
 impl World {
-    /// Starts a worker on every machine, and has things go wrong for a while.
+    /// Starts a worker on each machine, and schedules faults.
     pub fn begin(&mut self) {
         for machine in 0..self.scenario.machines.len() {
             self.agenda.after(Time::from_millis(self.rng.random_range(0..2_000)), Due::Hire { machine });
@@ -142,7 +142,7 @@ impl World {
         self.agenda.after(wait, Due::Fault);
     }
 
-    /// A worker's machine is free again.
+    /// Frees the machine of a worker that has ended.
     pub fn vacate(&mut self, host: &str) {
         let machine = (0..self.scenario.machines.len()).find(|machine| host_of(*machine) == host);
         if let Some(machine) = machine {
@@ -155,7 +155,7 @@ impl World {
         self.start_worker(host_of(machine), self.scenario.machines[machine]);
     }
 
-    /// Something goes wrong.
+    /// Injects a fault.
     pub fn strike(&mut self) {
         if self.faults.calm {
             return;
@@ -260,7 +260,7 @@ impl World {
     fn mend_later(&mut self, fault: Fault, victim: WorkerId) {
         let most = if self.rng.random_ratio(1, 8) { 80_000 } else { 6_000 };
         let lasts = match fault {
-            // Until somebody looks after it; the run should not have to wait for that.
+            // Until an operator kills it; the run should not have to wait for that.
             Fault::Hang => TENDED_AFTER,
             _ => Time::from_millis(self.rng.random_range(50..most)),
         };
@@ -290,7 +290,7 @@ impl World {
         self.stir();
     }
 
-    /// From now on nothing goes wrong any more; what went wrong is put right when its time comes.
+    /// Stops the injection of faults; existing ones are repaired at their time.
     pub fn calm_down(&mut self) {
         self.faults.calm = true;
         self.coordinator.doomed = None;

@@ -1,7 +1,8 @@
-//! What must hold whatever happens, checked at every step.
+//! The invariants of a run, checked at every step.
 //!
-//! A state is the list of all updates that led to it, each with the generation that applied it. So two states are equal only if they
-//! are the same bits in truth, and what is committed is such a list, too.
+//! A state is the list of all updates that led to it, each with the generation that applied it. Two
+//! states are therefore equal only if their parameters would be bitwise equal. The committed
+//! history is such a list, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,10 +27,11 @@ use crate::run::{
     record::{Checkpoint, Happening, Record, Source},
 };
 
-/// With nothing wrong for so long there has to be progress: more than a worker may take to let go, or to come to a meeting.
+/// Without faults there has to be progress within this time: more than a worker may take to release
+/// a generation, or to enter a rendezvous.
 const PROGRESS_WITHIN: Time = Time::from_secs(300);
 
-/// Whoever was not well may be taken for lost so long after that, at most.
+/// A worker may be evicted for a fault for at most this long after its repair.
 const UNWELL_FOR: Time = Time::from_secs(5);
 
 #[derive(Clone, Debug, Default)]
@@ -37,42 +39,43 @@ pub struct Invariants {
     /// The generation that forms or runs.
     pub live: Option<u64>,
     last_generation: u64,
-    /// The term of that.
+    /// The term of the last generation.
     last_term: u64,
-    /// Where generations started.
+    /// The starts of generations.
     starts: BTreeMap<u64, Place>,
-    /// What is committed.
+    /// The committed history.
     pub committed: History,
-    /// Where that is.
+    /// The committed point.
     at: Place,
-    /// What the latest member of each generation to do so has made of the generation's state.
+    /// For each generation, the state of the member that trained furthest.
     states: BTreeMap<u64, History>,
-    /// What the members of each generation began, in order; shares left out.
+    /// The directives that the members of each generation have begun, in order, without shares.
     begun: BTreeMap<u64, Vec<Directive>>,
-    /// What whoever is at the other end of a session held when it last said so.
+    /// The state that the worker of each session last reported.
     pub held: BTreeMap<SessionId, Option<History>>,
-    /// States of the present history that were evaluated: after how many updates, and whether they may be again.
+    /// Evaluated states of the present history: the number of their updates, and whether they may
+    /// be evaluated again.
     pub evaluated: BTreeMap<Place, (usize, bool)>,
-    /// Where stages have ended.
+    /// The ends of stages.
     pub ends: Ends,
     pub paused: bool,
-    /// States that somebody asked to have evaluated.
+    /// States whose evaluation an operator requested.
     pub asked: BTreeSet<Place>,
-    /// The run is finished, or has failed once.
+    /// The run is finished, or has failed.
     pub over: bool,
-    /// A stage has ended with an earlier state than the present; what lies beyond is given up.
+    /// Set when a stage ends with an earlier state: states beyond it are given up.
     given_up: Option<Place>,
-    /// It is on record that committed steps are given up.
+    /// Whether a rollback of committed steps is recorded.
     rolled_back: bool,
     progress: (u64, u64, Time),
-    /// Since when nothing new goes wrong, and nothing is put right.
+    /// Since when no fault was injected or repaired.
     pub calm_since: Time,
     pub formed: u64,
     pub trained: u64,
     pub repeated: u64,
-    /// Checkpoints on record that are neither deleted nor damaged.
+    /// Recorded checkpoints that are neither deleted nor damaged.
     saved: BTreeMap<Place, String>,
-    /// A checkpoint could not be used: the states that a stage may have to choose from are not all that were saved.
+    /// Whether a checkpoint could not be used: then a stage cannot select from all saved states.
     pub damaged: bool,
 }
 
@@ -80,18 +83,19 @@ fn places(history: &[Step]) -> Vec<Place> {
     history.iter().map(|step| step.place).collect()
 }
 
-/// How far two histories are the same.
+/// The length of the common prefix of two histories.
 fn common(one: &[Step], other: &[Step]) -> usize {
     one.iter().zip(other).take_while(|(one, other)| one == other).count()
 }
 
-/// The part of a history that leads to a point of the run.
+/// The prefix of a history that leads to a point of the run.
 fn up_to(history: &[Step], at: Place) -> &[Step] {
     &history[..history.partition_point(|step| step.place <= at)]
 }
 
 impl Invariants {
-    /// The same, for a coordinator that begins where these were true; of the checkpoints only those on `disk` are left.
+    /// The invariants for a coordinator that resumes from this backup; only checkpoints on `disk`
+    /// remain.
     fn of_backup(self, disk: &Disk) -> Self {
         let (progress, calm_since, live, held) = Default::default();
         let mut own = Self { progress, calm_since, live, held, ..self };
@@ -102,7 +106,7 @@ impl Invariants {
     }
 }
 
-/// An older copy of the journal, and what was true when it was made.
+/// An older copy of the journal, with the invariants of that time.
 pub struct Backup {
     records: Vec<Record>,
     invariants: Invariants,
@@ -110,7 +114,7 @@ pub struct Backup {
 }
 
 impl Backup {
-    /// Whether no checkpoint is on disk that the copy does not know of: a coordinator that finds one refuses the copy.
+    /// Whether the copy knows all checkpoints on disk: otherwise a coordinator refuses the copy.
     pub fn agrees(&self, world: &World) -> bool {
         let saved = |name: &String| self.invariants.saved.values().any(|saved| saved == name);
         let mut on_disk = world.disk.checkpoints.iter();
@@ -119,13 +123,14 @@ impl Backup {
 }
 
 impl World {
-    /// A copy of the journal as it is now.
+    /// A copy of the present journal.
     pub fn back_up(&self) -> Backup {
         let (records, checkpoints) = (self.coordinator.records.clone(), self.disk.checkpoints.clone());
         Backup { records, invariants: self.invariants.clone(), checkpoints }
     }
 
-    /// A world whose coordinator begins with an older copy of this one's journal. All workers have lost their sessions, and come to it.
+    /// A world whose coordinator starts with an older copy of this one's journal. All workers have
+    /// lost their sessions, and join it.
     pub fn restore_backup(self, backup: Backup, seed: u64, trace: Trace) -> Self {
         let Self { scenario, disk, workers, run_id, .. } = self;
         let mut world = Self::without_coordinator(seed, trace, |_| scenario);
@@ -146,7 +151,7 @@ impl World {
         (0..at.stage).flat_map(|stage| steps(stage, self.end_of(stage))).chain(steps(at.stage, at.step)).collect()
     }
 
-    /// Where the run is over.
+    /// The end of the run.
     pub fn end(&self) -> Place {
         let last = self.scenario.file.stages.len() as u32 - 1;
         Place { stage: last, step: self.end_of(last) }
@@ -158,7 +163,7 @@ impl World {
 
     // ------------------------------------------------------------------------------------------------------ workers
 
-    /// All ranks of a generation execute the same directives, in the same order.
+    /// Asserts that all members of a generation execute the same directives, in the same order.
     pub fn check_begun(&mut self, id: WorkerId, generation: u64, directive: &Directive) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let same = match directive.clone() {
@@ -183,14 +188,14 @@ impl World {
         worker.begun += 1;
     }
 
-    /// The shares of those who are about to apply a step are the whole batch.
+    /// Asserts that the shares of the members that are about to apply a step cover the whole batch.
     pub fn check_shares(&self, members: &[WorkerId]) {
         let reducing = |id: &WorkerId| {
             let worker = self.workers.get(id)?;
             let Doing::Reducing(train) = &worker.doing else { return None };
             Some((worker.rank_within, train.stage, train.share_begin..train.share_end))
         };
-        // None: some have died since, or meet.
+        // None: some have died since, or are in a rendezvous.
         let Some(mut shares) = members.iter().map(reducing).collect::<Option<Vec<_>>>() else { return };
         shares.sort_by_key(|(rank, ..)| *rank);
         let mut next = 0;
@@ -203,7 +208,8 @@ impl World {
         assert_eq!(next, batch, "the shares are not the batch");
     }
 
-    /// All members of a generation begin with the same state, which is what is committed.
+    /// Asserts that all members of a generation begin with the same state, which is the committed
+    /// one.
     pub fn check_adopted(&mut self, id: WorkerId, generation: u64) {
         let history = &self.workers[&id].history;
         let state = self.invariants.states.entry(generation).or_insert_with(|| history.clone());
@@ -213,7 +219,7 @@ impl World {
         }
     }
 
-    /// All members of a generation train the same steps, each once and in order.
+    /// Asserts that all members of a generation train the same steps, each once and in order.
     pub fn check_applied(&mut self, id: WorkerId, generation: u64) {
         let history = &self.workers[&id].history;
         let [earlier @ .., last] = history.as_slice() else { return };
@@ -234,7 +240,7 @@ impl World {
 
     // -------------------------------------------------------------------------------------------------- coordinator
 
-    /// Paused means that nothing goes on.
+    /// Asserts that a paused run sends no directives to train, evaluate, advance or finish.
     pub fn check_sent(&self, directive: &v1::Directive) {
         let goes_on = matches!(
             directive.directive,
@@ -276,7 +282,7 @@ impl World {
                 assert_eq!(ended, None, "a stage ends once");
                 self.invariants.given_up = Some(end);
                 if detail["cause"] != EndCause::Guard.name() {
-                    // The run goes on from here; nothing is lost.
+                    // The run continues from here; no step is lost.
                     let committed = up_to(&self.invariants.committed, end).len();
                     self.invariants.committed.truncate(committed);
                     self.invariants.at = end.min(self.invariants.at);
@@ -331,14 +337,14 @@ impl World {
         self.invariants.at = start;
         self.invariants.starts.insert(generation, start);
         self.invariants.evaluated.retain(|place, (updates, again)| {
-            // The beginning of a stage is the same state as the end of the one before.
+            // The beginning of a stage has the same state as the end of the one before.
             *again |= *place > start;
             *updates <= self.invariants.committed.len()
         });
         (self.invariants.given_up, self.invariants.rolled_back) = (None, false);
     }
 
-    /// Nobody writes for nothing who was not given up.
+    /// Asserts that a checkpoint written by a member is the one that the run saves.
     pub fn check_awaited(&self, session: Option<SessionId>, name: &str) {
         let Some(run) = self.coordinator.run.as_ref().filter(|run| !matches!(run.phase, Phase::Over { .. })) else {
             return;
@@ -355,8 +361,9 @@ impl World {
         assert_eq!(digest(committed), *parameters_sha256);
     }
 
-    /// No state is deleted that the user or the run may want: the last one of a stage, the one that a stage has ended with,
-    /// the best one of a stage that no rule can take back.
+    /// Asserts that no state is deleted that the user or the run may need: the last one of a stage,
+    /// the one that a stage has ended with, and the best one of a stage that no rule can
+    /// disqualify.
     fn check_deleted(&mut self, name: &str) {
         let Some(place) = self.invariants.saved.iter().find(|(_, saved)| *saved == name).map(|(place, _)| *place)
         else {
@@ -378,7 +385,7 @@ impl World {
         self.invariants.saved.remove(&place);
     }
 
-    /// What is scored is a state that is committed.
+    /// Asserts that a scored state is committed.
     pub fn check_captions(&self, captioned: &Captioned) {
         let committed = up_to(&self.invariants.committed, captioned.place);
         assert_eq!(
@@ -389,11 +396,13 @@ impl World {
         );
     }
 
-    /// After every event: what is committed was applied, and is only ever added to.
+    /// After every event: asserts that committed steps were applied, and that the history only
+    /// grows.
     pub fn check_committed(&mut self) {
         let Some(run) = &self.coordinator.run else { return };
         let (at, generation) = (run.committed, run.last_generation);
-        // It may have died before it put on record that a generation was formed, or that a stage has ended.
+        // It may have died before it recorded that a generation was formed, or that a stage has
+        // ended.
         let unrecorded = generation != self.invariants.last_generation
             || run.plan.has_ended(at.stage) != self.invariants.ends.contains_key(&at.stage);
         if at == self.invariants.at || unrecorded {
@@ -407,7 +416,7 @@ impl World {
         (self.invariants.committed, self.invariants.at) = (applied, at);
     }
 
-    /// A coordinator that has started knows all that had to be durable.
+    /// Asserts that a coordinator that has started knows all records that had to be durable.
     pub fn check_restored(&mut self) {
         let run = self.coordinator.run.as_ref().expect("it has just started");
         assert!(run.committed <= self.invariants.at, "{} was never reached", run.committed);
@@ -434,7 +443,7 @@ impl World {
             "every step is trained once, up to the end"
         );
         for worker in self.workers.values() {
-            // Also whoever has failed since, and was not heard yet.
+            // Includes workers that have failed since, without the coordinator knowing.
             let is_of_run = worker.run_id == self.run_id && !worker.lies && worker.term == self.invariants.last_term;
             let last = worker.position.filter(|position| position.generation == self.invariants.last_generation);
             if is_of_run && last.is_some() {
@@ -443,12 +452,12 @@ impl World {
         }
     }
 
-    /// Only who is not well is sent away for not moving, or lost for not being heard.
+    /// Asserts that only faulty workers are evicted for a stall or for missing heartbeats.
     fn check_lost(&self, detail: &serde_json::Value) {
         let (rank, reason) = (detail["rank"].as_u64(), detail["reason"].as_str().expect("a reason"));
         let its = |worker: &&Worker| worker.rank.map(u64::from) == rank && detail["host"] == worker.host.as_str();
         let ends = [reason.contains("did not move"), reason.contains("was not heard")];
-        // None: it is gone.
+        // None: the worker is gone.
         let Some((id, worker)) = self.workers.iter().find(|(_, worker)| its(worker)).filter(|_| ends != [false; 2])
         else {
             return;
@@ -462,7 +471,8 @@ impl World {
         assert!(unwell || (ends[1] && unheard), "{id:?} is well: {reason}");
     }
 
-    /// Whether it takes somebody who ends those that hang: nobody waits for them, or there are too few others.
+    /// Whether the run needs an operator who kills hanging workers: no member waits for them, or
+    /// there are too few others.
     fn is_helpless(&self) -> bool {
         let stuck: BTreeSet<Option<SessionId>> =
             self.workers.values().filter(|worker| worker.stuck).map(Worker::session).collect();
@@ -471,7 +481,7 @@ impl World {
         !stuck.is_empty() && (well == 0 || members.len() < self.scenario.file.workers.min as usize)
     }
 
-    /// While nothing goes wrong there is progress.
+    /// Asserts that there is progress while there are no faults.
     pub fn check_progress(&mut self) {
         let Some(run) = &self.coordinator.run else { return };
         let (life, progress, since) = self.invariants.progress;
@@ -485,21 +495,21 @@ impl World {
         assert!(waits || now - since < PROGRESS_WITHIN, "no progress: {:?}", run.status(self.coordinator.clock));
     }
 
-    /// Generations only keep failing while things go wrong.
+    /// Asserts that a run fails for repeated failures only while there are faults.
     pub fn check_failure(&self, reason: &str) {
         let trouble = self.faults.under_way > 0 || self.agenda.now() - self.invariants.calm_since < PROGRESS_WITHIN;
         let excused = !self.scenario.goes_on || (trouble && reason.contains("without progress"));
         assert!(excused, "the run failed: {reason}");
     }
 
-    /// What a run that has ended must have left behind.
+    /// Asserts what a finished run leaves behind.
     pub fn check_end(&self) {
         self.check_disk();
         for (number, stage) in (0..).zip(&self.scenario.file.stages) {
             let end = self.end_of(number);
             let evaluated = |step: u64| self.invariants.evaluated.contains_key(&Place { stage: number, step });
             for step in (0..=end).filter(|step| self.scenario.is_evaluated(stage, *step)) {
-                // Where a stage was ended early it need not be evaluated any more.
+                // A stage that ended early need not be evaluated at its end.
                 let ended = self.invariants.ends.get(&number) == Some(&step);
                 assert!(evaluated(step) || ended, "stage {number} step {step} is not evaluated");
             }

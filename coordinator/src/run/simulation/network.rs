@@ -1,7 +1,9 @@
-//! The network: sessions between workers and the coordinator, each of two streams that keep their order, as TCP does.
+//! The simulated network: sessions between workers and the coordinator, each of two ordered
+//! streams, as with TCP.
 //!
-//! A stream can be delayed, held up by a cut, and reset with all that is in flight. What was sent on an old session may arrive after a
-//! worker has asked for a new one. Asking for a place is a call of its own: the request or the answer may be lost.
+//! A stream can be delayed, held up by a cut, or reset with all messages in flight. Messages of an
+//! old session may arrive after the worker has joined again. A join is a separate call: its request
+//! or answer may be lost.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,14 +16,14 @@ use super::{
 };
 use crate::run::{RefusalKind, SessionId, Time};
 
-/// Where nothing gets through.
+/// The direction of a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     /// From a worker to the coordinator.
     Up,
     /// From the coordinator to a worker.
     Down,
-    /// Between a worker and all others.
+    /// Between a worker and all other workers.
     Peers,
 }
 
@@ -42,11 +44,11 @@ pub enum Down {
 
 #[derive(Debug)]
 struct Stream<P> {
-    /// When the last of what is in flight arrives; what is sent later arrives no earlier.
+    /// The arrival time of the last message in flight; later messages arrive no earlier.
     last: Time,
-    /// What waits for the end of a cut.
+    /// Messages that wait for the end of a cut.
     held: VecDeque<P>,
-    /// What is in flight does not arrive.
+    /// Whether the messages in flight are lost.
     reset: bool,
 }
 
@@ -59,7 +61,7 @@ impl<P> Default for Stream<P> {
 #[derive(Debug)]
 pub struct Session {
     pub worker: WorkerId,
-    /// The life of the coordinator that it leads to.
+    /// The number of the coordinator process that the session belongs to.
     pub life: u64,
     up: Stream<Up>,
     down: Stream<Down>,
@@ -68,18 +70,18 @@ pub struct Session {
 #[derive(Debug, Default)]
 pub struct Network {
     pub sessions: BTreeMap<SessionId, Session>,
-    /// Since when nothing gets through.
+    /// The cuts, each with its begin.
     pub cuts: BTreeMap<(WorkerId, Way), Time>,
-    /// Whether messages are sometimes much delayed.
+    /// Whether some messages have long delays.
     pub erratic: bool,
-    /// When they last ceased to be.
+    /// When such delays last ended.
     pub erratic_until: Time,
-    /// Whether questions and answers are sometimes lost.
+    /// Whether join requests and answers may be lost.
     pub lossy: bool,
 }
 
 impl Network {
-    /// Whether what is sent on a session is lost.
+    /// Whether messages sent on a session are lost.
     pub fn is_reset(&self, session: SessionId) -> bool {
         self.sessions.get(&session).is_none_or(|session| session.up.reset)
     }
@@ -88,7 +90,7 @@ impl Network {
         self.cuts.contains_key(&(worker, way))
     }
 
-    /// Whether what arrives now on a session's stream was lost on the way.
+    /// Whether a message that arrives now on a session's stream was lost.
     pub fn is_lost_up(&self, session: SessionId, packet: &Up) -> bool {
         self.sessions.get(&session).is_none_or(|session| session.up.reset && !matches!(packet, Up::End))
     }
@@ -135,7 +137,7 @@ impl World {
         }
     }
 
-    /// Nothing of what is in flight arrives, and the ends of the streams only where they are noticed.
+    /// Loses all messages in flight; each side notices the end of its stream only if told so.
     pub fn reset(&mut self, session: SessionId, noticed_above: bool, noticed_below: bool) {
         let Some(Session { up, down, .. }) = self.network.sessions.get_mut(&session) else { return };
         (up.reset, down.reset) = (true, true);
@@ -154,7 +156,7 @@ impl World {
         self.network.cuts.entry((worker, way)).or_insert(now);
     }
 
-    /// Ends a cut: what was held up is on its way again.
+    /// Ends a cut: messages that were held up are sent on.
     pub fn mend(&mut self, worker: WorkerId, way: Way) {
         if self.network.cuts.remove(&(worker, way)).is_none() {
             return;

@@ -1,4 +1,4 @@
-//! Nothing that a peer can say brings the coordinator down.
+//! Tests that no message of a peer crashes the coordinator.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
 use super::{HERE, stories::admitted};
 use crate::run::{Action, Event, Phase, RequestId, Run, SessionId, Time, record::Restored, testing};
 
-/// Any message with any numbers in it.
+/// Any message with arbitrary numbers.
 fn nonsense() -> impl Strategy<Value = Message> {
     let number = || prop_oneof![4 => 0..4_u64, 1 => Just(u64::MAX)];
     let position = (0..3_u32, number(), number());
@@ -39,7 +39,7 @@ fn nonsense() -> impl Strategy<Value = Message> {
                     })
                 }
                 5 => {
-                    // What an evaluation of 70 images may really be asked for.
+                    // Ranges that an evaluation of 70 images really has.
                     let range = if flag { (0, 50) } else { (50, 70) };
                     let range = Some(v1::ImageRange { begin: range.0, end: range.1 });
                     Message::EvaluationItems(v1::EvaluationItems {
@@ -96,7 +96,7 @@ proptest! {
                 let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
                 run.on_event(Time::ZERO, Event::Attach { session: *session, attach });
             }
-            // Now and then the truth, so that nonsense is heard in every phase of a generation.
+            // Some correct messages, so that invalid ones are tested in each phase of a generation.
             let generation = run.generation.as_ref().filter(|_| honest);
             let message = generation.map_or(message, |generation| {
                 let (number, start) = (generation.number, generation.start);

@@ -1,5 +1,5 @@
-//! A worker's saver: hashes copies of the state and writes them, one at a time, while training goes on. It outlives the session for
-//! which it works, and the process waits for it.
+//! The saver of a simulated worker: hashes and writes copies of the state, one at a time, while
+//! training goes on. It continues after its session has ended, and the process waits for it.
 
 use std::collections::VecDeque;
 
@@ -23,15 +23,15 @@ pub struct Save {
     history: History,
     /// Rank 0 writes; the others only hash.
     writes: bool,
-    /// On which it was told to.
+    /// The session of the directive.
     session: Option<SessionId>,
 }
 
-/// What a saver has to do: what it is at, and what waits for it.
+/// The queue of a saver: the save in progress, then those that wait.
 pub type Saves = VecDeque<Save>;
 
 impl World {
-    /// The training thread has a copy for the saver. While that is busy the training thread waits.
+    /// The training thread passes a copy to the saver. It waits while the saver is busy.
     pub fn hand_over(&mut self, id: WorkerId, generation: u64, checkpoint: v1::Checkpoint) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let v1::Checkpoint { checkpoint: number, name, .. } = checkpoint;
@@ -57,7 +57,7 @@ impl World {
         self.agenda.after(takes, Due::Saved { worker: id });
     }
 
-    /// The saver is through with a copy.
+    /// The saver has finished a copy.
     pub fn saved(&mut self, id: WorkerId) {
         let Some(saves) = self.savers.get_mut(&id) else { return };
         let Some(save) = saves.pop_front() else { return };
@@ -81,12 +81,12 @@ impl World {
         }
     }
 
-    /// The latest checkpoint that a worker is at.
+    /// The latest save in progress of a worker.
     pub fn saving(&self, id: WorkerId) -> Option<u64> {
         self.savers.get(&id)?.back().map(|save| save.number)
     }
 
-    /// Whether all copies are saved that a worker's training thread has taken.
+    /// Whether all copies of a worker are saved.
     pub fn has_saved(&self, id: WorkerId) -> bool {
         self.savers.get(&id).is_none_or(VecDeque::is_empty)
     }

@@ -1,4 +1,4 @@
-//! What a simulated run is like: its run file, its machines, and how fast things go.
+//! The parameters of a simulated run: its run file, its machines and its speeds.
 
 use rand::{Rng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
@@ -13,30 +13,30 @@ use crate::run::{
 
 pub struct Scenario {
     pub file: RunFile,
-    /// What scores and statistics depend on, besides the state.
+    /// The input of scores and statistics besides the state.
     pub salt: u64,
-    /// One of so many images can be decoded.
+    /// One image in this many can be decoded.
     pub stride: usize,
-    /// A step of a worker takes this long, more or less.
+    /// The approximate duration of a worker's step.
     pub pace: Time,
-    /// Longest time that a worker takes to load data and models, in milliseconds.
+    /// The longest time in which a worker loads data and models, in milliseconds.
     pub loading: u64,
-    /// Longest time that it takes to write a checkpoint.
+    /// The longest time in which a worker writes a checkpoint.
     pub saving: Time,
-    /// How long it takes to score an evaluation.
+    /// The time that scoring an evaluation takes.
     pub scoring: Time,
-    /// The ranks that workers are started with, a machine each.
+    /// The machines, with the id that a worker on each is started with.
     pub machines: Vec<Option<u32>>,
-    /// A run that was stopped, paused or given up goes on after a while.
+    /// Whether a run that was stopped, paused or given up is resumed after a while.
     pub goes_on: bool,
-    /// What may go wrong, how often, and until when.
+    /// The possible faults, their interval, and the time at which they end.
     pub faults: Vec<Fault>,
     pub fault_every: Time,
     pub calm_from: Time,
 }
 
 impl Scenario {
-    /// A run of this file on which nothing has an influence.
+    /// A run of this file without faults.
     pub fn quiet(file: RunFile) -> Self {
         Self {
             file,
@@ -73,7 +73,7 @@ impl Scenario {
             file.control.sharding = Sharding::Proportional;
         }
         file.checkpoints.keep = rng.random_range(1..=3);
-        // Now and then one more than there is room for.
+        // Sometimes one machine more than the run has room for.
         let machines = rng.random_range(file.workers.min..=file.workers.max) + u32::from(rng.random_ratio(1, 8));
         let ranks = rng.random_ratio(1, 4);
         let faults = match rng.random_range(0..8) {
@@ -97,7 +97,7 @@ impl Scenario {
         }
     }
 
-    /// Whether nothing goes wrong that costs work.
+    /// Whether no fault costs training work.
     pub fn is_harmless(&self) -> bool {
         self.goes_on && self.faults.iter().all(|fault| Fault::HARMLESS.contains(fault))
     }
@@ -106,7 +106,7 @@ impl Scenario {
         Time::from_secs_f64(self.file.control.lost_after)
     }
 
-    /// Whether a stage that goes on beyond a step, or has its last there, is evaluated at it.
+    /// Whether a stage that continues beyond a step, or ends there, is evaluated at it.
     pub fn is_evaluated(&self, stage: &Stage, step: u64) -> bool {
         match step {
             0 => stage.evaluate_first,
@@ -114,7 +114,7 @@ impl Scenario {
         }
     }
 
-    /// Stages end where a few lines of sequential code say.
+    /// Asserts that stages end where sequential code computes.
     pub fn check_ends(&self, ends: &Ends) {
         for (number, stage) in (0..).zip(&self.file.stages) {
             let end = ends.get(&number).copied();
@@ -128,7 +128,7 @@ impl Scenario {
         }
     }
 
-    /// Where a stage with a metric ends whose guard has no `action: rollback`.
+    /// The end of a stage with a metric and without a rollback rule.
     pub fn best_end(&self, stage: &Stage, number: u32) -> u64 {
         let (mut best, mut worse) = (None, 0);
         for step in (0..=stage.steps).filter(|step| self.is_evaluated(stage, *step)) {
@@ -145,7 +145,7 @@ impl Scenario {
     }
 }
 
-/// Some metric, patience, first evaluation and guard.
+/// Sets a random metric, patience, first evaluation and guard.
 fn oversee(stage: &mut Stage, rng: &mut ChaCha8Rng) {
     stage.metric = rng.random_bool(0.7).then(|| "cider".to_owned());
     stage.patience = stage.metric.as_ref().filter(|_| rng.random()).map(|_| rng.random_range(1..3));

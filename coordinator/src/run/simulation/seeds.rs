@@ -1,6 +1,7 @@
-//! Runs of many seeds: each a world of its own, in which everything random follows from the seed.
+//! Simulated runs of many seeds; everything random in a run follows from its seed.
 //!
-//! `SEEDS` says how many (10,000 if it does not), `SEED=n` runs only that one and prints all that happens in it.
+//! `SEEDS` is the number of seeds (default 10,000); `SEED=n` runs only that one and prints all its
+//! events.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,13 +28,13 @@ use crate::{
     run::{Outcome, Time, plan::Place},
 };
 
-/// How many, if nobody says.
+/// The default number of seeds.
 const SEEDS: u64 = 10_000;
-/// After so many that fail no more are run.
+/// No more seeds are run after this many failures.
 const MOST_FAILURES: usize = 5;
-/// One seed in so many is run twice.
+/// One seed in this many is run twice.
 const REPEATED: usize = 100;
-/// Virtual time by which every run has to be over.
+/// The virtual time by which each run has to be over.
 const OVER_BY: Time = Time::from_secs(3_600);
 
 /// Runs a seed to the end of its run.
@@ -45,30 +46,31 @@ fn live(seed: u64, trace: Trace) -> World {
     world
 }
 
-/// Lets a run come to its end.
+/// Runs a world to the end of its run.
 fn finish(world: &mut World) {
     while world.outcome.is_none() && world.step(OVER_BY) {}
     assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
     world.check_end();
 }
 
-/// The journal of a run that is over shows that it is whole.
+/// Asserts that the audit of a finished run's journal is clean.
 fn check_audit(world: &mut World) {
     let audit = audit(&world.record()).expect("a whole journal");
     assert!(audit.clean && audit.finished, "the record shows something else: {audit:?}");
 }
 
-/// More than any run has generations.
+/// More generations than any run has.
 const NEVER_FORMED: u64 = 1_000;
 
-/// Workers of another run that have come with a state.
+/// Workers of another run that have joined with a state.
 struct LeftOver {
     honest: u64,
-    /// They say that their state is of this run, and of a generation that never was.
+    /// Those that claim a state of this run, of a generation that never existed.
     liars: u64,
 }
 
-/// Serves another run where a seed's run was broken off, to its end: the workers of that one come to it.
+/// Interrupts a seed's run, and serves another run to its end, which the workers of the first one
+/// join.
 fn follow(seed: u64, trace: Trace) -> LeftOver {
     let mut former = World::new(seed, Trace::Dropped, Scenario::any);
     former.begin();
@@ -76,7 +78,7 @@ fn follow(seed: u64, trace: Trace) -> LeftOver {
     while former.outcome.is_none() && former.events < events && former.step(OVER_BY) {}
 
     let mut world = World::new(!seed, trace, Scenario::any);
-    // As many as there are machines for.
+    // As many as there are machines.
     let machines = world.scenario.machines.len();
     for (id, mut worker) in std::mem::take(&mut former.workers).into_iter().take(machines) {
         if let Some(position) = worker.position.as_mut().filter(|_| id.0 % 2 == 0) {
@@ -94,8 +96,8 @@ fn follow(seed: u64, trace: Trace) -> LeftOver {
     LeftOver { honest: honest - of(&world.left_over, false), liars: liars - of(&world.left_over, true) }
 }
 
-/// Brings an older copy of a seed's journal back, and goes on with it to the end. None where checkpoints on disk say that it is old;
-/// else how many workers had states that the copy does not know of.
+/// Restores an older copy of a seed's journal, and runs it to the end. None if checkpoints on disk
+/// show that it is old; else the number of workers whose states the copy does not know.
 fn go_on_with_backup(seed: u64, trace: Trace) -> Option<u64> {
     let mut world = World::new(seed, Trace::Dropped, Scenario::any);
     world.begin();
@@ -116,7 +118,7 @@ fn go_on_with_backup(seed: u64, trace: Trace) -> Option<u64> {
     Some(world.disowned)
 }
 
-/// The record of a seed's run after so many events, or at its end.
+/// The journal of a seed's run after this many events, or at its end.
 pub fn recorded(seed: u64, events: u64) -> History {
     let mut world = World::new(seed, Trace::Dropped, Scenario::any);
     world.begin();
@@ -124,19 +126,19 @@ pub fn recorded(seed: u64, events: u64) -> History {
     world.record()
 }
 
-/// What a seed's run comes to: its number of events, and a hash of all of them.
+/// The fingerprint of a seed's run: its number of events, and a hash of all of them.
 fn fingerprint(seed: u64) -> (u64, u64) {
     let world = live(seed, Trace::Hashed(DefaultHasher::new()));
     let Trace::Hashed(hasher) = world.trace else { unreachable!("as said above") };
     (world.events, hasher.finish())
 }
 
-/// What all seeds came to, together.
+/// Totals over all seeds.
 #[derive(Default)]
 struct Totals {
     seeds: u64,
     events: u64,
-    /// Virtual.
+    /// Virtual time.
     seconds: u64,
     coordinators: u64,
     generations: u64,
@@ -194,7 +196,7 @@ fn number(variable: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value}: not a number")))
 }
 
-/// What a panic says.
+/// The message of a panic.
 fn said(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")

@@ -1,7 +1,7 @@
-//! A worker's training thread: executes directives in order and reports what came of them.
+//! The training thread of a simulated worker: executes directives in order and reports the results.
 //!
-//! It can be interrupted while it waits for others, between two ranges of captions, and before an update is applied; not in
-//! the middle of a computation. What it saves is only copied here.
+//! It can be interrupted while it waits for others, between two ranges of captions, and before an
+//! update is applied; not during a computation. A save only copies the state here.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -18,12 +18,12 @@ use super::{
 };
 use crate::run::{Time, plan::Place};
 
-/// How long the members of a generation wait for each other.
+/// How long the members of a generation wait for each other in a rendezvous.
 const MEETING_PATIENCE: Time = Time::from_secs(60);
-/// How long it takes to find out that somebody cannot be reached.
+/// The time that it takes to find a peer unreachable.
 const ANSWER: Time = Time::from_secs(2);
 
-/// What parameters and captions depend on: all that a state has been through.
+/// A hash of a state's history, from which parameters and captions are derived.
 pub fn digest(history: &[Step]) -> String {
     let mut hasher = DefaultHasher::new();
     history.hash(&mut hasher);
@@ -31,14 +31,14 @@ pub fn digest(history: &[Step]) -> String {
 }
 
 impl World {
-    /// The training thread has one more directive to execute.
+    /// Queues a directive for the training thread.
     pub fn order(&mut self, id: WorkerId, directive: v1::Directive) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.orders.push_back(directive);
         self.go_on(id);
     }
 
-    /// The generation is over: ends a wait in its collective at once.
+    /// Abandons a generation: ends a wait in its collective at once.
     pub fn abandon(&mut self, id: WorkerId, generation: u64) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.abandoned = worker.abandoned.max(generation);
@@ -47,7 +47,7 @@ impl World {
         }
     }
 
-    /// Takes up the next directives, while nothing is being done.
+    /// Executes the next directives, while the thread is idle.
     pub fn go_on(&mut self, id: WorkerId) {
         while let Some(worker) = self.workers.get_mut(&id) {
             if worker.frozen || worker.stuck || !matches!(worker.doing, Doing::Nothing) {
@@ -97,12 +97,12 @@ impl World {
             }
             Directive::Finish(_) if has_saved => self.report(id, Message::Finished(v1::Finished {})),
             Directive::Finish(_) => worker.doing = Doing::Finishing,
-            // The connection handles them.
+            // The connection handles these.
             Directive::Leave(_) | Directive::Halt(_) => {}
         }
     }
 
-    /// Those among the others that nothing can be sent to.
+    /// The peers that are unreachable.
     fn unreachable(&self, id: WorkerId, peers: &[v1::Peer]) -> Vec<u32> {
         let cut = |id: WorkerId| self.network.is_cut(id, Way::Peers);
         let other = |peer: &v1::Peer| peer.store_address.split_once(':')?.1.parse().ok().map(WorkerId);
@@ -111,7 +111,7 @@ impl World {
         peers.iter().filter(out_of_reach).map(|peer| peer.rank).collect()
     }
 
-    /// Meets the others, if they can be reached.
+    /// Enters the rendezvous, if all peers are reachable.
     fn go_to_meeting(&mut self, id: WorkerId, generation: u64, rendezvous: v1::Rendezvous) {
         let (unreachable, world) = (self.unreachable(id, &rendezvous.peers), rendezvous.world_size);
         let Some(worker) = self.workers.get_mut(&id) else { return };
@@ -121,7 +121,7 @@ impl World {
             self.wake(id, patience, Wake::Broken);
             self.meet(id, generation, world);
         } else {
-            // The others have yet to meet it.
+            // The others have not met this worker yet.
             (worker.generation, worker.let_go) = (None, worker.let_go.max(generation));
             let reason = "cannot reach others".to_owned();
             self.fail(id, v1::Failed { generation, reason, unreachable, ..Default::default() });
@@ -136,13 +136,13 @@ impl World {
         worker.share = (train.share_begin, train.share_end);
         let samples = f64::from(train.share_end - train.share_begin);
         worker.doing = Doing::Computing(train);
-        // As many samples as two workers would get each.
+        // In proportion to the share of one of two workers.
         worker.computed = worker.pace.mul_f64(self.rng.random_range(0.5..1.5) * samples / 4.0);
         let takes = worker.computed;
         self.wake(id, takes, Wake::Done);
     }
 
-    /// The training thread is woken.
+    /// Handles a wake-up of the training thread.
     pub fn work(&mut self, id: WorkerId, task: u64, wake: Wake) {
         let has_saved = self.has_saved(id);
         let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.task == task) else { return };
@@ -186,7 +186,7 @@ impl World {
                 let (reason, damaged_checkpoint) = ("it is damaged".to_owned(), rendezvous.checkpoint.clone());
                 self.fail(id, v1::Failed { generation, reason, damaged_checkpoint, ..Default::default() });
             } else if let Some(worker) = self.workers.get_mut(&id) {
-                // It waits for the state.
+                // Waits for the state.
                 worker.doing = Doing::Adopting(rendezvous.clone());
             }
             return;
@@ -223,7 +223,7 @@ impl World {
         }
     }
 
-    /// Begins with the next range, if there is one.
+    /// Captions the next range, if there is one.
     fn caption(&mut self, id: WorkerId, generation: u64, evaluate: v1::Evaluate) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if evaluate.ranges.is_empty() {
@@ -269,13 +269,13 @@ impl World {
         }
     }
 
-    /// Somebody wanted the generation to be over, and what was in flight is done.
+    /// Ends a halted generation after what was in flight.
     fn halt(&mut self, id: WorkerId, generation: u64) {
         self.leave_generation(id, generation);
         self.report_idle(id, generation);
     }
 
-    /// The generation is over for this worker: it was abandoned, or else the others are gone.
+    /// Ends a generation for this worker: it was abandoned, or the others have failed.
     fn break_off(&mut self, id: WorkerId, abandoned: bool) {
         let Some(generation) = self.workers.get(&id).and_then(|worker| worker.generation) else { return };
         self.leave_generation(id, generation);

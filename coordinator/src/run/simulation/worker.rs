@@ -1,5 +1,6 @@
-//! A simulated worker, as the others see it: a process with a connection to the coordinator ([`connection`](super::connection)) and a
-//! training thread ([`training`](super::training)). Either of the two may stand still.
+//! A simulated worker: a process with a connection to the coordinator
+//! ([`connection`](super::connection)) and a training thread ([`training`](super::training)).
+//! Either of the two may be blocked.
 
 use std::collections::VecDeque;
 
@@ -15,125 +16,125 @@ use crate::run::{RequestId, SessionId, Time};
 #[derive(Debug)]
 pub struct Worker {
     pub host: String,
-    /// The rank that it was started with.
+    /// The id that it was started with.
     pub wanted: Option<u32>,
-    /// The rank that it was given.
+    /// The id that the coordinator assigned.
     pub rank: Option<u32>,
     pub link: Link,
-    /// Data and models are loaded: it comes back to a place that it had.
+    /// Whether data and models are loaded: then it joins under its previous id.
     pub loaded: bool,
-    /// Since when it asks for a place.
+    /// Since when it tries to join.
     pub asks_since: Time,
-    /// Before it asks again.
+    /// The pause before the next attempt.
     pub pause: Time,
-    /// When it was first told that its place is held.
+    /// When it was first told that its id is taken.
     pub held_since: Option<Time>,
 
     pub orders: VecDeque<v1::Directive>,
     pub doing: Doing,
     /// Reports that wait for a session.
     pub unsent: Vec<Message>,
-    /// The wake-up that the training thread waits for; all earlier ones mean nothing any more.
+    /// The number of the current wake-up of the training thread; earlier ones are ignored.
     pub task: u64,
-    /// The latest generation that it was told to meet.
+    /// The latest generation whose rendezvous it was told of.
     pub told: u64,
     /// The term of that generation.
     pub term: u64,
     /// Generations up to this one were abandoned.
     pub abandoned: u64,
-    /// The generation that it is to let go of after what is in flight.
+    /// The generation that it is to release after what is in flight.
     pub halted: u64,
-    /// Its process was asked to end.
+    /// Whether its process got a shutdown signal.
     pub leaves: bool,
-    /// Generations up to this one are over for it.
+    /// Generations up to this one are released.
     pub let_go: u64,
-    /// The generation whose collective it holds.
+    /// The generation whose collective it is in.
     pub generation: Option<u64>,
-    /// Directives of that generation that it has begun.
+    /// The number of directives of that generation that it has begun.
     pub begun: usize,
-    /// How often it came together with the others of that generation, after the meeting.
+    /// The number of rounds in that generation after the rendezvous.
     pub rounds: u64,
-    /// Its part of the batch.
+    /// Its share of the batch.
     pub share: (u32, u32),
-    /// Of that generation.
+    /// Its rank in that generation.
     pub rank_within: u32,
-    /// How long its part of the last step took.
+    /// The computing time of its last step.
     pub computed: Time,
     pub position: Option<v1::Position>,
     pub history: History,
-    /// The run that all of this is of; empty before it has joined one.
+    /// The id of the run that its state belongs to; empty before it has joined one.
     pub run_id: String,
-    /// It says that its state is of whatever run it comes to.
+    /// Whether it claims that its state belongs to whatever run it joins.
     pub lies: bool,
 
-    /// How long a step takes.
+    /// The duration of a step.
     pub pace: Time,
-    /// The whole process stands still.
+    /// Whether the whole process is suspended.
     pub frozen: bool,
-    /// The training thread stands still.
+    /// Whether the training thread is blocked.
     pub stuck: bool,
-    /// What was due meanwhile.
+    /// Events that were due meanwhile.
     pub missed: Vec<Due>,
-    /// When the last thing that was wrong with it was put right.
+    /// When its last fault was repaired.
     pub well_since: Time,
 }
 
-/// How it is connected to the coordinator.
+/// The state of its connection to the coordinator.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Link {
-    /// It is about to ask for a place.
+    /// It is about to join.
     None,
     Asking(RequestId),
     Loading {
         token: String,
     },
     Attached(SessionId),
-    /// The connection is lost; the training thread has yet to let go of its generation.
+    /// The connection is lost; the training thread has not released its generation yet.
     LettingGo(SessionId),
 }
 
-/// What the training thread does.
+/// The activity of the training thread.
 #[derive(Debug, Default)]
 pub enum Doing {
     #[default]
     Nothing,
-    /// Tries to reach the others.
+    /// Checks that peers are reachable.
     Reaching(v1::Rendezvous),
     /// Waits for the others.
     Meeting(v1::Rendezvous),
-    /// Takes over the source's state.
+    /// Receives the source's state.
     Adopting(v1::Rendezvous),
     Computing(v1::Train),
     /// Waits for the others.
     Reducing(v1::Train),
-    /// Everybody's gradients are there.
+    /// All gradients have arrived.
     Applying(v1::Train),
     Captioning(v1::Evaluate),
     Copying(v1::Checkpoint),
-    /// Waits for the saver, which has a copy yet to save.
+    /// Waits for the saver, which is still busy.
     HandingOver,
-    /// Waits for the saver, the run being complete.
+    /// Waits for the saver; the run is complete.
     Finishing,
 }
 
-/// What wakes a worker.
+/// An event that wakes a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// It is time to ask for a place.
+    /// It is time to join.
     Ask,
-    /// Nobody answered.
+    /// A join had no answer.
     Unanswered(RequestId),
     /// Data and models are loaded.
     Loaded,
     /// It is time for a heartbeat.
     Beat(SessionId),
-    /// The process is asked to end.
+    /// The process gets a shutdown signal.
     Leave,
-    /// It has waited long enough for the step in flight.
+    /// The step in flight has taken too long to wait for.
     LetGo(SessionId),
-    /// The training thread is done with what it does.
+    /// The training thread has completed its activity.
     Done,
-    /// The training thread finds its collective broken.
+    /// The training thread's collective has failed.
     Broken,
 }
 
@@ -176,7 +177,7 @@ impl Worker {
         }
     }
 
-    /// Gives up its state, and begins anew in another run.
+    /// Drops its state, and starts again in another run.
     pub fn begin_anew(&mut self, run_id: String) {
         (self.position, self.history, self.lies) = (None, History::new(), false);
         (self.told, self.term, self.abandoned, self.halted, self.let_go) = (0, 0, 0, 0, 0);
@@ -184,7 +185,8 @@ impl Worker {
         (self.orders, self.unsent) = (VecDeque::new(), Vec::new());
     }
 
-    /// A worker that was left over by a run, and has let go of everything but its state. Its machine has the rank that it wants.
+    /// A worker that has only its state left from another run. Its machine determines the id that
+    /// it asks for.
     fn left_over(self, host: String, wanted: Option<u32>) -> Self {
         let Self { loaded, told, term, position, history, run_id, lies, pace, .. } = self;
         let left = Self::new(host, wanted, pace);
@@ -197,12 +199,12 @@ impl Worker {
 }
 
 impl World {
-    /// A worker process starts.
+    /// Starts a worker process.
     pub fn start_worker(&mut self, host: String, wanted: Option<u32>) -> WorkerId {
         self.last_worker += 1;
         let id = WorkerId(self.last_worker);
         let pace = self.scenario.pace;
-        // Some come when others have long been at work.
+        // Some of these join when others have trained for long.
         let comes = !self.left_over.is_empty() && self.rng.random();
         let worker = match self.left_over.pop_if(|_| comes) {
             Some(worker) => worker.left_over(host, wanted),
@@ -213,14 +215,14 @@ impl World {
         id
     }
 
-    /// A worker process ends by itself: not before its saver is through.
+    /// A worker process ends by itself, when its saver has finished.
     pub fn retire_worker(&mut self, id: WorkerId) {
         let saves = self.savers.remove(&id);
         self.end_worker(id, false);
         self.savers.extend(saves.map(|saves| (id, saves)));
     }
 
-    /// A worker process is gone. The others notice, unless its machine went with it.
+    /// Removes a worker process. Others notice, unless its machine vanished silently.
     pub fn end_worker(&mut self, id: WorkerId, silently: bool) {
         self.savers.remove(&id);
         let Some(worker) = self.workers.remove(&id) else { return };
@@ -237,7 +239,7 @@ impl World {
         self.vacate(&worker.host);
     }
 
-    /// Plans the next wake-up of the training thread, instead of any that was planned.
+    /// Schedules the next wake-up of the training thread; replaces an earlier one.
     pub fn wake(&mut self, id: WorkerId, delay: Time, wake: Wake) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.task += 1;
@@ -245,7 +247,7 @@ impl World {
         self.agenda.after(delay, Due::Training { worker: id, task, wake });
     }
 
-    /// What is due at a worker that stands still is kept until it goes on.
+    /// Stores an event for a blocked worker until it resumes.
     pub fn unless_missed(&mut self, id: Option<WorkerId>, due: Due) -> Option<Due> {
         let Some(worker) = id.and_then(|id| self.workers.get_mut(&id)) else { return Some(due) };
         if worker.frozen || (worker.stuck && matches!(due, Due::Training { .. })) {
@@ -255,7 +257,7 @@ impl World {
         Some(due)
     }
 
-    /// A worker that stood still goes on.
+    /// Resumes a blocked worker.
     pub fn thaw(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         (worker.frozen, worker.stuck) = (false, false);

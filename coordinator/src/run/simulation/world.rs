@@ -1,4 +1,4 @@
-//! The world: all processes, the network and the disk between them, and what is due.
+//! The simulated world: all processes, the network and the disk between them, and the event queue.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::run::{Event, Outcome, RefusalKind, RequestId, Run, SessionId, Time, captions::Images};
 
-/// What can be due.
+/// An event in the queue.
 #[derive(Debug)]
 pub enum Due {
     /// The coordinator's clock.
@@ -36,31 +36,31 @@ pub enum Due {
     Start,
     /// An evaluation is scored.
     Scored { life: u64, event: Event },
-    /// A worker's question reaches the coordinator.
+    /// A join request reaches the coordinator.
     Ask { worker: WorkerId, request: RequestId, join: v1::JoinRequest },
-    /// The answer reaches the worker.
+    /// The answer to a join reaches the worker.
     Answer { worker: WorkerId, request: RequestId, answer: Result<v1::JoinResponse, RefusalKind> },
-    /// Something reaches the coordinator on a session's stream.
+    /// A message reaches the coordinator on a session's stream.
     Up { session: SessionId, packet: Up },
-    /// Something reaches a worker on a session's stream.
+    /// A message reaches a worker on a session's stream.
     Down { session: SessionId, packet: Down },
     /// A worker's connection is woken.
     Connection { worker: WorkerId, wake: Wake },
     /// A worker's training thread is woken.
     Training { worker: WorkerId, task: u64, wake: Wake },
-    /// A worker's saver is through with a copy.
+    /// A worker's saver has finished a copy.
     Saved { worker: WorkerId },
-    /// A machine without a worker gets one.
+    /// A machine without a worker starts one.
     Hire { machine: usize },
-    /// Something goes wrong.
+    /// A fault is injected.
     Fault,
-    /// What went wrong is put right.
+    /// A fault is repaired.
     Mend(Fault, WorkerId),
-    /// From now on nothing goes wrong any more.
+    /// No further faults are injected.
     Calm,
 }
 
-/// What becomes of the trace of all events.
+/// What to do with the trace of all events.
 pub enum Trace {
     Dropped,
     Printed,
@@ -78,27 +78,27 @@ pub struct World {
     pub coordinator: Coordinator,
     pub network: Network,
     pub workers: BTreeMap<WorkerId, Worker>,
-    /// Of living processes, and of such as only wait for them.
+    /// The savers of live processes, and of those that only wait for them.
     pub savers: BTreeMap<WorkerId, Saves>,
     pub collectives: BTreeMap<u64, Collective>,
     pub disk: Disk,
     pub faults: Faults,
     pub invariants: Invariants,
-    /// Who captioned what, in order.
+    /// The worker and the images of each range of captions, in order.
     pub captioned: Vec<(WorkerId, Images)>,
     pub outcome: Option<Outcome>,
-    /// Names the run.
+    /// The run's id.
     pub run_id: String,
-    /// The coordinator began with an older copy of the journal.
+    /// Whether the coordinator started with an older copy of the journal.
     pub restored_backup: bool,
-    /// Workers whose state was refused.
+    /// The number of workers whose state was refused.
     pub disowned: u64,
-    /// Workers of another run at the same address, which come before others are started.
+    /// Workers of another run, which join before new ones are started.
     pub left_over: Vec<Worker>,
 }
 
 impl World {
-    /// A world in which nothing has happened yet.
+    /// A new world with a running coordinator.
     pub fn new(seed: u64, trace: Trace, scenario: impl FnOnce(&mut ChaCha8Rng) -> Scenario) -> Self {
         let mut world = Self::without_coordinator(seed, trace, scenario);
         world.start_coordinator();
@@ -132,7 +132,7 @@ impl World {
         }
     }
 
-    /// The state machine of the living coordinator.
+    /// The state machine of the live coordinator.
     pub fn run(&self) -> &Run {
         self.coordinator.run.as_ref().expect("the coordinator lives")
     }
@@ -142,7 +142,7 @@ impl World {
         self.number
     }
 
-    /// As long as people or supervisors may take to start something again.
+    /// The time in which operators or supervisors restart something.
     pub fn some_time(&mut self) -> Time {
         Time::from_millis(self.rng.random_range(100..5_000))
     }
@@ -155,7 +155,7 @@ impl World {
         }
     }
 
-    /// Lets the next thing happen that is due by `until`; whether there is one.
+    /// Executes the next event that is due by `until`. Returns false if there is none.
     pub fn step(&mut self, until: Time) -> bool {
         let Some(due) = self.agenda.next(until) else { return false };
         self.events += 1;

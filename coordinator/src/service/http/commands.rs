@@ -1,7 +1,9 @@
-//! Commands from the page: `POST /api/pause`, `resume`, `checkpoint`, `evaluate`, and `drain` with `{"rank": N}`.
+//! Commands of operators over HTTP: `POST /api/pause`, `resume`, `checkpoint`, `evaluate`, and
+//! `drain` with `{"rank": N}`.
 //!
-//! They need the admin token, `Authorization: Bearer ...`, also on the coordinator's own machine: whatever runs in a browser there
-//! could send them. A coordinator without such a token takes none. The answer is `{"message": "what comes of it"}`.
+//! They require the admin token, `Authorization: Bearer ...`, also on the coordinator's own
+//! machine, because any web page in a browser there could send them. A coordinator without such a
+//! token refuses all commands. The answer is `{"message": "what will happen"}`.
 
 use std::sync::Arc;
 
@@ -24,7 +26,7 @@ use crate::{
     service::{access::bearer, door::Peer, driver::Input, refusals::Reason},
 };
 
-/// Reads a command from the body of a request.
+/// Parses a command from the body of a request.
 type Read = fn(&[u8]) -> Result<Command, String>;
 
 /// All commands, with their paths below `/api`.

@@ -1,7 +1,7 @@
-//! The course of a run in bounded memory: steps in buckets, as the journal has them.
+//! Curves of a run in bounded memory: aggregates the journal's steps into buckets.
 //!
-//! A stage has at most [`MOST_BUCKETS`] buckets; when there would be more, two neighbours become one. So a stage of any length
-//! takes the same memory, and an answer about it the same time.
+//! A stage has at most [`MOST_BUCKETS`] buckets; when there would be more, each two neighbours are
+//! merged. Memory and the time of an answer are therefore the same for a stage of any length.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -20,17 +20,17 @@ use crate::{
     },
 };
 
-/// Buckets of a stage, and of its last steps.
+/// Maximal number of buckets of a stage, and of its recent steps.
 pub const MOST_BUCKETS: usize = 512;
-/// Steps that are read at once.
+/// Maximal number of steps read in one query.
 const CHUNK: usize = 4096;
-/// Distributions of which quantiles are shown.
+/// Distributions whose quantiles are shown.
 const WITH_QUANTILES: [&str; 2] = [names::REWARD_CHOSEN, names::REWARD_REJECTED];
 const QUANTILES: [&str; 5] = ["p05", "p25", "p50", "p75", "p95"];
-/// Of a step: its numbers, the means of its distributions, and some quantiles.
+/// The number of series: a step's numbers, the means of its distributions, and some quantiles.
 const SERIES: usize = NUMBERS.len() + names::ALL.len() + WITH_QUANTILES.len() * QUANTILES.len();
 
-/// The name of a series, and whether its extremes are told: those of quantiles are not.
+/// The name of a series, and whether its minimum and maximum are shown: those of quantiles are not.
 fn name(series: usize) -> (String, bool) {
     match (NUMBERS.get(series), series.checked_sub(NUMBERS.len())) {
         (Some(number), _) => ((*number).to_owned(), true),
@@ -54,7 +54,7 @@ fn values(step: &Recorded) -> [Option<f64>; SERIES] {
     std::array::from_fn(|_| values.next().flatten())
 }
 
-/// One series in a bucket.
+/// The aggregate of one series in a bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Cell {
     count: u32,
@@ -84,12 +84,12 @@ impl Cell {
     }
 }
 
-/// Neighbouring steps.
+/// The aggregate of consecutive steps.
 #[derive(Clone, Debug, PartialEq)]
 struct Bucket {
     first: u64,
     last: u64,
-    /// When the last was recorded.
+    /// When the last step was recorded.
     at: f64,
     cells: [Cell; SERIES],
 }
@@ -110,13 +110,13 @@ impl Bucket {
     }
 }
 
-/// The course of a stage.
+/// The curves of a stage.
 #[derive(Clone, Debug)]
 struct Course {
-    /// Steps a bucket.
+    /// The number of steps per bucket.
     width: u64,
     buckets: Vec<Bucket>,
-    /// The last steps, one by one.
+    /// The last steps, one per bucket.
     recent: VecDeque<Bucket>,
 }
 
@@ -146,7 +146,8 @@ impl Course {
         }
     }
 
-    /// Forgets all beyond a step, and of what lies before as much as hangs together with it; the last step that is left.
+    /// Removes all steps beyond `step`, and the buckets that contain some of them. Returns the last
+    /// step that is left.
     fn cut(&mut self, step: u64) -> u64 {
         self.buckets.retain(|bucket| bucket.last <= step);
         let left = self.buckets.last().map_or(0, |bucket| bucket.last);
@@ -155,48 +156,49 @@ impl Course {
     }
 }
 
-/// What part of a stage is asked for.
+/// The requested part of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Span {
-    /// All of it, in buckets.
+    /// The whole stage, in buckets.
     #[default]
     Whole,
-    /// Its last [`MOST_BUCKETS`] steps, one by one.
+    /// The last [`MOST_BUCKETS`] steps, one per bucket.
     Recent,
 }
 
-/// Where the curves stand. Somebody who holds the same `era` is only told what came after.
+/// The version of the curves. A client with the same `era` gets only later data, as a delta.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Version {
-    /// Raised when something that was told does not hold any more.
+    /// Incremented when data that were sent are no longer valid.
     pub era: u64,
-    /// Steps that were taken in since then.
+    /// The number of steps added since then.
     pub steps: u64,
 }
 
-/// A piece of the course of a stage: columns of equal length, one place a bucket.
+/// An answer, full or delta: columns of equal length with one element per bucket.
 #[derive(Debug, Serialize)]
 pub struct Piece {
     stage: u32,
     span: Span,
     #[serde(flatten)]
     version: Version,
-    /// Steps a bucket, at most.
+    /// The maximal number of steps per bucket.
     width: u64,
-    /// Whether it replaces what is held from its first bucket on, which is held, too; else it replaces all of it.
+    /// Whether this is a delta, which replaces the client's data from its first bucket on;
+    /// otherwise it replaces all of them.
     continues: bool,
     /// The first step of each bucket.
     first: Vec<u64>,
-    /// Its last.
+    /// The last step of each bucket.
     last: Vec<u64>,
     /// When that was recorded, in Unix seconds.
     at: Vec<f64>,
-    /// By name; those of which the stage has nothing are left out.
+    /// Series by name, without those for which the stage has no values.
     series: BTreeMap<String, Columns>,
 }
 
-/// A series: rounded to what a picture shows of it, null where there is nothing.
+/// The columns of a series, rounded for display; null where there is no value.
 #[derive(Debug, Serialize)]
 struct Columns {
     mean: Vec<Option<f32>>,
@@ -206,51 +208,51 @@ struct Columns {
     max: Option<Vec<Option<f32>>>,
 }
 
-/// What somebody who asks holds already; what they hold that does not fit is told anew.
+/// The client's cursor. If it does not fit the present curves, the client gets a full answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Held {
-    /// The era that it is of.
+    /// The era of the client's data.
     pub era: u64,
-    /// Steps a bucket.
+    /// The number of steps per bucket.
     pub width: u64,
-    /// First step of the last bucket, which may have become more; 0 of nothing.
+    /// The first step of the client's last bucket, which may have grown since; 0 if it has no data.
     pub from: u64,
 }
 
-/// What was read of the journal at once.
+/// A batch read from the journal.
 #[derive(Default)]
 pub struct News {
-    /// Starts of generations and ends of stages.
+    /// The starts of generations and the ends of stages.
     pub cuts: BTreeSet<(u64, Place)>,
-    /// Stages that ended with their best state.
+    /// The stages that ended with their best state.
     pub selections: BTreeSet<Selection>,
     /// Steps beyond those that were read before.
     pub steps: Vec<Recorded>,
 }
 
-/// The course of all stages.
+/// The curves of all stages.
 #[derive(Debug)]
 pub struct Curves {
     courses: BTreeMap<u32, Course>,
     cuts: BTreeSet<(u64, Place)>,
-    /// What was read last.
+    /// The last step that was read.
     reached: Place,
     version: Version,
 }
 
 impl Curves {
-    /// Nothing yet. Eras are told apart from those of earlier coordinators by their number.
+    /// Empty curves. `era` has to differ from the eras of earlier coordinators.
     pub fn new(era: u64) -> Self {
         let version = Version { era, steps: 0 };
         Self { courses: BTreeMap::new(), cuts: BTreeSet::new(), reached: Place::default(), version }
     }
 
-    /// Where they stand.
+    /// The present version.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// What is to be read next.
+    /// The query for the next batch.
     pub fn next(&self) -> impl FnOnce(&History) -> Result<News, Error> + use<> {
         let reached = self.reached;
         move |history| {
@@ -259,7 +261,7 @@ impl Curves {
         }
     }
 
-    /// Takes in what was read; whether there may be more.
+    /// Adds a batch. Returns whether there may be more.
     pub fn take(&mut self, News { cuts: known, selections, steps }: News) -> bool {
         let cut = known.difference(&self.cuts).map(|(_, place)| *place).min();
         self.cuts = known;
@@ -273,7 +275,7 @@ impl Curves {
         let mut steps = steps.into_iter().filter(is_shown).peekable();
         while let Some(step) = steps.next() {
             self.reached = step.place;
-            // Of several of one place the last counts.
+            // If a step was recorded more than once, the last record counts.
             if steps.peek().is_none_or(|later| later.place != step.place) {
                 self.courses.entry(step.place.stage).or_insert_with(Course::new).add(Bucket::of(&step));
                 self.version.steps += 1;
@@ -289,7 +291,7 @@ impl Curves {
         self.version = Version { era: self.version.era + 1, steps: 0 };
     }
 
-    /// The course of a stage, as far as it is not `held`.
+    /// The data of a stage that the client does not have.
     pub fn piece(&self, stage: u32, span: Span, held: Held) -> Piece {
         let none = Course::new();
         let course = self.courses.get(&stage).unwrap_or(&none);
@@ -298,7 +300,7 @@ impl Curves {
             Span::Whole => course.buckets.iter().collect(),
             Span::Recent => course.recent.iter().collect(),
         };
-        // A delta begins with the last bucket that is held: where that is not there any more, there is none.
+        // A delta begins with the client's last bucket: without it there is no delta.
         let same = (held.era, held.width) == (self.version.era, width);
         let last_held = buckets.iter().position(|bucket| same && bucket.first == held.from);
         let continues = last_held.is_some();

@@ -30,7 +30,7 @@ use crate::service::{
 /// Headers that a request must not repeat: a proxy and this server could each use another one of
 /// them.
 const NOT_REPEATED: [axum::http::HeaderName; 3] = [HOST, AUTHORIZATION, CONTENT_LENGTH];
-/// Most characters of a refused `Host` in the error; host names in DNS have at most 253.
+/// Maximal number of characters of a refused `Host` in the error; DNS names have at most 253.
 const MAX_NAME_IN_ERROR: usize = 253;
 
 /// Values of `Host` that the server accepts.
@@ -79,7 +79,7 @@ fn is_loopback(name: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || bare.parse().is_ok_and(is_loopback)
 }
 
-/// Finds out what is wrong with the head of a request, if anything is.
+/// Checks the head of a request. Returns the reason and the error to answer if it is invalid.
 fn check(hosts: AllowedHosts, request: &Request) -> Result<(), (Reason, Problem)> {
     let bad = |why: String| (Reason::Malformed, Problem::new(StatusCode::BAD_REQUEST, why));
     let headers = request.headers();
@@ -89,7 +89,7 @@ fn check(hosts: AllowedHosts, request: &Request) -> Result<(), (Reason, Problem)
     let misdirected = |problem| (Reason::Host, problem);
     match headers.get(HOST) {
         Some(name) => hosts.check(&String::from_utf8_lossy(name.as_bytes())).map_err(misdirected)?,
-        // No browser is that old.
+        // HTTP/1.0 does not require the header.
         None if request.version() < Version::HTTP_11 => {}
         None => return Err(bad("the request has no header host, which HTTP/1.1 requires".into())),
     }

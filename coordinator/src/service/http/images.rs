@@ -1,5 +1,5 @@
-//! Images of evaluations. A client names an evaluation and a place in it; which file that is, the journal and the annotations of
-//! the run's data set say.
+//! Images of evaluations. A client names an evaluation and an index in it; the journal and the data
+//! set's annotations determine the file.
 
 use std::{
     collections::HashMap,
@@ -22,20 +22,20 @@ use tracing::warn;
 
 use super::{Desk, Problem, limits::QueryParameters, records};
 
-/// Largest image that is shown, in bytes.
+/// Maximal size of an image that is served, in bytes.
 const LARGEST: u64 = 16 << 20;
-/// Images that are read at once; others wait.
+/// Maximal number of images that are read at a time.
 const AT_ONCE: usize = 4;
 
-/// Where the images of the validation split are.
+/// Finds and reads the images of the validation split.
 pub struct Pictures {
     data: Data,
-    /// By name. Read when somebody first asks: annotations can be large.
+    /// Paths by image name. Read on the first request, because annotations can be large.
     files: OnceCell<HashMap<String, PathBuf>>,
     places: Semaphore,
 }
 
-/// Which image is asked for.
+/// The query parameters of the request.
 #[derive(Deserialize)]
 pub struct Asked {
     evaluation: String,
@@ -43,12 +43,12 @@ pub struct Asked {
 }
 
 impl Pictures {
-    /// Of this data set.
+    /// The images of this data set.
     pub fn new(data: Data) -> Self {
         Self { data, files: OnceCell::new(), places: Semaphore::new(AT_ONCE) }
     }
 
-    /// The bytes of an image, and what kind of image it is.
+    /// The media type and the bytes of an image.
     async fn read(&self, name: &str) -> Result<(&'static str, Vec<u8>), String> {
         let _place = self.places.acquire().await.map_err(|error| error.to_string())?;
         let files = self.files.get_or_init(|| index(self.data.clone())).await;
@@ -59,7 +59,7 @@ impl Pictures {
     }
 }
 
-/// Where the images are; nowhere if the annotations cannot be read, which is said once.
+/// The paths of the images by name; empty if the annotations cannot be read, which is logged once.
 async fn index(data: Data) -> HashMap<String, PathBuf> {
     let said = |error: &dyn Display| warn!(%error, "images of evaluations cannot be shown");
     match tokio::task::spawn_blocking(move || dataset::validation_files(&data)).await {
@@ -79,7 +79,7 @@ fn bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What its first bytes say. Nothing that a browser would run is an image here.
+/// The media type by the first bytes. Formats that can contain scripts are not accepted.
 fn kind(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xff, 0xd8, 0xff, ..] => Some("image/jpeg"),
@@ -99,7 +99,7 @@ pub async fn answer(
     let name = desk.journal.ask(move |history| history.image(evaluation, asked.index.into())).await?;
     let name = name.ok_or_else(|| absent("the evaluation has no such image".into()))?;
     let (kind, bytes) = desk.pictures.read(&name).await.map_err(|why| absent(format!("{name}: {why}")))?;
-    // An evaluation does not change.
+    // Cacheable: an evaluation does not change.
     Ok(([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "private, max-age=3600")], bytes))
 }
 

@@ -1,4 +1,4 @@
-//! Keeps those who look at the run up to date: one look a turn, however many they are.
+//! Live updates of the page: one snapshot of the run per interval, sent to all viewers.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -22,21 +22,22 @@ use crate::{
     service::{door::Peer, fair_limit::StreamLimit},
 };
 
-/// Streams at once.
+/// Maximal number of open streams.
 const MOST_VIEWERS: usize = 64;
-/// Between looks at the run.
+/// Interval between snapshots.
 const LOOK: Duration = Duration::from_millis(500);
-/// Looks between which the curves are brought up to date when nobody looks, so that they are there for whoever comes.
+/// Without viewers, the curves are updated only once in this number of intervals, so that they are
+/// recent when a viewer connects.
 const IDLE_LOOKS: u32 = 20;
-/// Between signs of life on a stream that has nothing to say.
+/// Interval of keep-alive comments on a stream without updates.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 
 type Said = Option<Arc<str>>;
 
-/// Those who look.
+/// The open streams of viewers.
 pub struct Viewers {
     streams: StreamLimit,
-    /// Gone when the coordinator closes.
+    /// None once the coordinator is closing.
     said: std::sync::Mutex<Option<watch::Sender<Said>>>,
 }
 
@@ -52,7 +53,7 @@ impl Viewers {
         self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref().map(act)
     }
 
-    /// Tells those who look how the run ended: what was said last, but for that.
+    /// Sends the last snapshot once more, with the run's outcome as its state.
     pub fn farewell(&self, outcome: &Outcome) {
         let (state, reason) = match outcome {
             Outcome::Finished => ("finished", ""),
@@ -79,11 +80,11 @@ impl Viewers {
     }
 }
 
-/// Looks at the run and tells, for ever.
+/// Takes and sends snapshots, for ever.
 pub async fn keep(desk: &Arc<Desk>) {
     let mut looks = time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Whether the journal is known to have more than was read.
+    // Whether the journal has more records than were read.
     let mut more = true;
     for look in 0_u32.. {
         looks.tick().await;
@@ -94,7 +95,8 @@ pub async fn keep(desk: &Arc<Desk>) {
         let begun = Instant::now();
         loop {
             let next = desk.curves().next();
-            // What cannot be read now, because the disk is full perhaps, is read later.
+            // A read that fails, perhaps because the disk is full, is repeated in the next
+            // interval.
             more = desk.journal.ask(next).await.is_ok_and(|news| desk.curves().take(news));
             if !more || begun.elapsed() >= LOOK {
                 break;
@@ -107,7 +109,7 @@ pub async fn keep(desk: &Arc<Desk>) {
 }
 
 async fn tell(desk: &Arc<Desk>) {
-    // Who does not answer in time is asked again; those who look see that nothing comes.
+    // On a timeout viewers get no update; the next interval tries again.
     if let Ok(snapshot) = status::look(desk).await
         && let Ok(text) = serde_json::to_string(&snapshot)
     {

@@ -1,5 +1,5 @@
-//! What the coordinator answers over HTTP: metrics for Prometheus, whether it is alive and ready, and a page for people with
-//! the data that it shows.
+//! The HTTP server of the coordinator: metrics for Prometheus, liveness and readiness probes, and
+//! the page with its API.
 //!
 //! | path | |
 //! |---|---|
@@ -63,10 +63,10 @@ use live::Viewers;
 use reader::Reader;
 pub use server::serve;
 
-/// Whether the coordinator is ready, and if not, why.
+/// Ok if the coordinator is ready, otherwise the reason.
 pub type Readiness = Result<(), String>;
 
-/// What the answers are made of.
+/// The state of all handlers.
 pub struct Desk {
     file: Arc<RunFile>,
     driver: mpsc::Sender<Input>,
@@ -79,7 +79,7 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// For a run whose journal is in the folder `state`.
+    /// The state for a run whose journal is in the folder `state`.
     pub fn new(
         file: RunFile,
         state: std::path::PathBuf,
@@ -104,12 +104,12 @@ impl Desk {
         self.curves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells those who look how the run ended.
+    /// Sends the run's outcome to all viewers.
     pub fn farewell(&self, outcome: &Outcome) {
         self.viewers.farewell(outcome);
     }
 
-    /// Keeps those who look up to date, until `closing`.
+    /// Sends live updates to viewers, until `closing`.
     pub async fn keep(self: Arc<Self>, closing: impl Future<Output = ()>) {
         tokio::select! {
             () = live::keep(&self) => {}
@@ -118,8 +118,8 @@ impl Desk {
     }
 }
 
-/// All paths. The first reason why not to be ready is told: the journal's, then the run's. A worker
-/// that joins this port by mistake finds that of gRPC in a header of `/healthz`.
+/// All routes. Readiness reports the journal's problem first, then the run's. A worker that joins
+/// at this port by mistake finds the gRPC port in a header of `/healthz`.
 pub fn routes(
     desk: Arc<Desk>,
     metrics: PrometheusHandle,
@@ -188,7 +188,7 @@ async fn history(State(desk): State<Arc<Desk>>, QueryParameters(asked): QueryPar
     Json(piece)
 }
 
-/// Why something is not answered.
+/// An error answer: status code and JSON body.
 #[derive(Debug)]
 pub struct Problem {
     code: StatusCode,

@@ -1,4 +1,4 @@
-//! The page itself, and what browsers are told to keep it to.
+//! The page's files, and the security headers of all answers.
 
 use axum::{
     Router,
@@ -7,7 +7,8 @@ use axum::{
     routing::get,
 };
 
-/// The page may load its own parts and the coordinator's answers, and nothing else; text is never taken for markup.
+/// The Content-Security-Policy: the page may load its own files and call the coordinator, and
+/// nothing else; strings are never inserted as HTML.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
@@ -48,7 +49,7 @@ fn part(kind: &'static str, text: &'static str) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")], text)
 }
 
-/// Keeps browsers from doing with an answer what it is not meant for.
+/// Adds security headers to an answer.
 pub async fn guard(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let mut set = |name: HeaderName, value| headers.insert(name, HeaderValue::from_static(value));

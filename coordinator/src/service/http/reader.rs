@@ -1,4 +1,5 @@
-//! The journal as those who look at the run read it: beside its writer, a few at once, on threads that may block.
+//! Read access to the journal for HTTP handlers: a few concurrent queries on blocking threads,
+//! beside the writer.
 
 use std::path::PathBuf;
 
@@ -8,22 +9,22 @@ use tokio::sync::Semaphore;
 use super::Problem;
 use crate::journal::{Error, history::History};
 
-/// Questions that are read at once; others wait.
+/// Maximal number of concurrent queries; others wait.
 const AT_ONCE: usize = 4;
 
-/// The way to the journal for those who only read.
+/// Runs queries on the journal.
 pub struct Reader {
     state: PathBuf,
     places: Semaphore,
 }
 
 impl Reader {
-    /// Of the journal in the folder `state`.
+    /// A reader of the journal in the folder `state`.
     pub fn new(state: PathBuf) -> Self {
         Self { state, places: Semaphore::new(AT_ONCE) }
     }
 
-    /// Asks the journal.
+    /// Runs a query. Fails if the journal cannot be read.
     pub async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&History) -> Result<T, Error> + Send + 'static,

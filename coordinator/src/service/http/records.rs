@@ -1,4 +1,4 @@
-//! Events, evaluations and captions, as the journal has them.
+//! Handlers for events, evaluations and captions from the journal.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,11 +16,11 @@ use crate::{
     run::cuts::Fate,
 };
 
-/// Events that are told.
+/// Maximal number of events in an answer.
 const MOST_EVENTS: usize = 100;
-/// Evaluations that are told.
+/// Maximal number of evaluations in an answer.
 const MOST_EVALUATIONS: usize = 1000;
-/// Captions that are told at once.
+/// Maximal number of captions in an answer.
 const MOST_CAPTIONS: u64 = 12;
 
 /// `GET /api/events`.
@@ -31,11 +31,12 @@ pub async fn events(State(desk): State<Arc<Desk>>) -> Result<impl IntoResponse, 
     Ok(Json(events.into_iter().map(event).collect::<Vec<_>>()))
 }
 
-/// Evaluations in the order of the run.
+/// All evaluations in the order of the run.
 #[derive(Debug, Serialize)]
 pub struct Evaluations {
     evaluations: Vec<Evaluation>,
-    /// Which scores are good: `higher`, `lower`; the others only describe.
+    /// The better direction of each score, `higher` or `lower`; scores that only describe are
+    /// absent.
     better: BTreeMap<String, &'static str>,
 }
 
@@ -46,7 +47,7 @@ struct Evaluation {
     step: u64,
     at: f64,
     metrics: BTreeMap<String, f64>,
-    /// Whether it is of a state that was trained beyond the one that its stage ended with.
+    /// Whether the state was trained beyond the one that its stage ended with.
     not_selected: bool,
 }
 
@@ -72,7 +73,7 @@ pub async fn evaluations(State(desk): State<Arc<Desk>>) -> Result<impl IntoRespo
     Ok(Json(Evaluations { evaluations, better }))
 }
 
-/// Which captions are asked for.
+/// The query parameters of `GET /api/captions`.
 #[derive(Deserialize)]
 pub struct Asked {
     before: String,
@@ -81,10 +82,10 @@ pub struct Asked {
     from: u32,
 }
 
-/// Captions of two evaluations side by side.
+/// The captions of two evaluations side by side.
 #[derive(Debug, Serialize)]
 pub struct Captions {
-    /// How many images the later evaluation has.
+    /// The number of images of the later evaluation.
     images: u64,
     items: Vec<Compared>,
 }
@@ -101,7 +102,7 @@ pub async fn captions(
     Ok(Json(Captions { images, items }))
 }
 
-/// Reads what a client calls an evaluation.
+/// Parses the key of an evaluation.
 pub fn evaluation(text: &str) -> Result<EvaluationId, Problem> {
     text.parse().map_err(|why: &str| Problem::new(StatusCode::BAD_REQUEST, why))
 }

@@ -23,18 +23,18 @@ use crate::service::{
     refusals::{Reason, Refusals},
 };
 
-/// Connections that may be open at once.
+/// Maximal number of open connections.
 const MOST_CONNECTIONS: usize = 256;
-/// How long a peer may take to say what it asks, and may ask nothing.
+/// Time limit for the headers of a request, and for the pause between two requests.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// How long a response may wait for a client that does not read.
 const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Most bytes that are held of a request or an answer on its way.
+/// Maximal size of the buffers of a connection, in bytes.
 const BUFFER: usize = 64 << 10;
-/// Pause after the system has refused to accept a connection, e.g. because too many files are open.
+/// Pause after an error of accept(2), e.g. because too many files are open.
 const RECOVERY: Duration = Duration::from_secs(1);
 
-/// Serves until `closing`, then until all that is asked is answered.
+/// Serves until `closing`, then until all pending requests are answered.
 pub async fn serve(listener: TcpListener, routes: Router, refusals: Refusals, mut closing: watch::Receiver<()>) {
     let mut connections = JoinSet::new();
     let mut open = FairLimit::new(MOST_CONNECTIONS);
@@ -75,7 +75,7 @@ async fn attend(stream: TcpStream, peer: Peer, routes: Router, mut closing: watc
     protocol.timer(TokioTimer::new()).header_read_timeout(ASKED_WITHIN).max_buf_size(BUFFER);
     let connection = protocol.serve_connection(TokioIo::new(WriteTimeout::new(stream, WRITE_STALL_TIMEOUT)), service);
     tokio::pin!(connection);
-    // What ends a connection is its peer's affair.
+    // Errors of a connection are not logged: its peer caused them.
     tokio::select! {
         _ = connection.as_mut() => {}
         _ = closing.changed() => {

@@ -1,4 +1,4 @@
-//! How the run stands, for people.
+//! The status of the run as JSON, for the page and for scripts.
 
 use std::{
     sync::Arc,
@@ -14,28 +14,28 @@ use tokio::{sync::oneshot, time};
 use super::{Desk, Problem, curves::Version};
 use crate::{journal::browse::Marks, service::driver::Input};
 
-/// How long the run may take to say how it stands, while it waits for its disk perhaps.
+/// How long to wait for the driver, which may be waiting for its disk.
 const WITHIN: Duration = Duration::from_secs(3);
-/// Members that are shown one by one.
+/// Maximal number of members in a snapshot.
 const MOST_MEMBERS: usize = 256;
 
-/// How the run stands.
+/// A snapshot of the run's status.
 #[derive(Debug, Serialize)]
 pub struct Snapshot {
-    /// When.
+    /// When it was taken, in Unix seconds.
     at: f64,
-    /// Of the coordinator.
+    /// The coordinator's version.
     version: &'static str,
     run: String,
     state: String,
-    /// Why it does not train, if it does not.
+    /// Why the run does not train; empty if it does.
     reason: String,
     generation: u64,
     stage: u32,
     step: u64,
-    /// Steps of the stage.
+    /// The number of steps of the stage.
     steps: u64,
-    /// Until the stage ends, where it is known.
+    /// The estimated seconds until the stage ends; none if unknown.
     seconds_left: Option<f64>,
     loss: f64,
     reward: Option<f64>,
@@ -45,14 +45,14 @@ pub struct Snapshot {
     lag_seconds: f64,
     min_workers: u32,
     workers: usize,
-    /// The first of them, by rank.
+    /// The first members, by id.
     members: Vec<Member>,
     stages: Vec<Stage>,
     curves: Version,
     marks: Marks,
-    /// How DiCO weighed the candidates of one image in the last step.
+    /// The candidates of one image in the last step, with DiCO's weights.
     example: Option<Example>,
-    /// Whether the coordinator has an admin token, without which it takes no commands here.
+    /// Whether the coordinator has an admin token, without which it refuses commands over HTTP.
     commands: bool,
 }
 
@@ -75,7 +75,7 @@ struct Stage {
     name: String,
     objective: Objective,
     steps: u64,
-    /// The score by which its best state is found.
+    /// The metric by which the best state is selected.
     metric: Option<String>,
 }
 
@@ -89,7 +89,7 @@ struct Example {
 struct Candidate {
     caption: String,
     reward: f64,
-    /// The weight of a rejected one; 0 of the chosen.
+    /// The weight of a rejected candidate; 0 for the chosen one.
     gamma: f64,
 }
 
@@ -156,7 +156,7 @@ impl Snapshot {
     }
 }
 
-/// Asks the run and its journal.
+/// Takes a snapshot. Fails if the driver does not answer in time, or if the journal cannot be read.
 pub async fn look(desk: &Arc<Desk>) -> Result<Snapshot, Problem> {
     let silent = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the coordinator does not answer: see /readyz");
     let ask = async {

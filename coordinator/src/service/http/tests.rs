@@ -1,4 +1,4 @@
-//! What browsers are answered, on the loopback, from journals that are written here.
+//! HTTP answers on the loopback, from journals that the tests write.
 
 mod attacks;
 
@@ -37,7 +37,7 @@ use proto::v1;
 
 const ADMIN: &str = "the-token-of-the-administrators";
 
-/// A coordinator without workers and what is behind its HTTP port.
+/// A coordinator without workers, with its HTTP server.
 struct Site {
     http: SocketAddr,
     journal: Journal,
@@ -96,7 +96,7 @@ impl Site {
         (code, serde_json::from_str(&body).unwrap_or_default())
     }
 
-    /// Where the images of its data set are.
+    /// The folder with the images of its data set.
     fn images(&self) -> std::path::PathBuf {
         self.output.path().join("images")
     }
@@ -166,7 +166,8 @@ fn recorded(step: u64, loss: Option<f64>) -> Recorded {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Buckets are what a plain computation over all steps makes of them, however the steps came in.
+    /// The buckets are those of a plain computation over all steps, in whatever batches the steps
+    /// were read.
     #[test]
     fn buckets_are_those_of_a_plain_computation(
         losses in prop::collection::vec(prop::option::weighted(0.95, -9.0..9.0_f64), 1..3000), at_once in 1..900_usize,
@@ -214,18 +215,18 @@ fn whoever_holds_a_piece_is_told_what_came_after() {
         let all = as_json(&curves.piece(0, span, Held { era: 4, ..held }));
         assert_eq!((&all["continues"], all["first"].as_array().unwrap().len()), (&false.into(), 12));
     }
-    // Buckets have become wider meanwhile.
+    // The buckets have become wider meanwhile.
     curves.take(News { steps: steps(13..=600), ..News::default() });
     let piece = as_json(&curves.piece(0, Span::Whole, held));
     assert_eq!((&piece["continues"], &piece["width"]), (&false.into(), &2.into()));
     let recent = as_json(&curves.piece(0, Span::Recent, Held::default()));
     assert_eq!((&recent["first"][0], &recent["width"]), (&89.into(), &1.into()));
-    // Step 10 is not among the last ones any more: what is held ends before what could be told.
+    // Step 10 is no longer among the recent steps: the client's data end before the first of them.
     let recent = as_json(&curves.piece(0, Span::Recent, held));
     assert_eq!((&recent["continues"], &recent["first"][0]), (&false.into(), &89.into()));
 }
 
-/// A client that asks for deltas, as the page's course.js does. It holds columns by name.
+/// A client that asks for deltas, as the page's course.js does. It stores columns by name.
 #[derive(Debug, Default)]
 struct Client {
     held: Held,
@@ -276,8 +277,8 @@ fn columns(piece: &Value) -> BTreeMap<String, Vec<Value>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whoever asks now and then holds what somebody is told who asks for all of it: whatever comes in between, be it many steps
-    /// or a history that is given up.
+    /// A client that polls now and then has the same data as one that asks for everything, whatever
+    /// happens in between: many steps, or history that is given up.
     #[test]
     fn deltas_add_up_to_the_whole(
         whole in any::<bool>(),
@@ -292,7 +293,7 @@ proptest! {
                 step = (step as f64 * share) as u64;
                 cuts.insert((generation, Place { stage: 0, step }));
                 let kept = curves.take(News { cuts: cuts.clone(), ..News::default() });
-                // What was taken in of the last bucket is read again.
+                // The steps before the cut whose bucket was removed are read again.
                 if kept {
                     let last = curves.piece(0, Span::Whole, Held::default());
                     let last = as_json(&last)["last"].as_array().unwrap().last().map_or(0, |last| last.as_u64().unwrap());
@@ -353,7 +354,7 @@ fn what_was_given_up_is_not_shown() {
     journal.write(&records).unwrap();
     read_all(&mut curves, folder.path());
     let before = curves.version();
-    // Back to step 1001, in the middle of a bucket of four, and other losses from there on.
+    // Back to step 1001, in the middle of a bucket of four, with other losses from there on.
     journal.write(&[formed(2, 1001), stepped(1002, 2, 5.0), stepped(1003, 2, 5.0)]).unwrap();
     read_all(&mut curves, folder.path());
     assert!(curves.version().era > before.era);
@@ -366,11 +367,11 @@ fn what_was_given_up_is_not_shown() {
         assert_eq!(last.collect::<Vec<_>>(), [(1003, 5.0), (1002, 5.0), (1001, 1.0)]);
     };
     expect(&curves);
-    // A coordinator that starts now sees the same.
+    // A coordinator that starts now computes the same curves.
     let mut anew = Curves::new(1);
     read_all(&mut anew, folder.path());
     expect(&anew);
-    // The bucket has of the old way what lies before the cut, and no more.
+    // The bucket has only the steps of the old branch before the cut.
     let whole = as_json(&curves.piece(0, Span::Whole, Held::default()));
     let last = |values: &Value| values.as_array().unwrap().last().unwrap().as_f64().unwrap();
     assert_eq!((last(&whole["first"]), last(&whole["last"])), (1001.0, 1003.0));
@@ -423,7 +424,8 @@ async fn only_images_of_evaluations_are_shown() {
     site.write_evaluations();
     let (code, head, _) = site.ask("GET", "/api/image?evaluation=0-10-1&index=1", "", "").await;
     assert!(code == 200 && head.contains("content-type: image/jpeg"), "{head}");
-    // A name that leads elsewhere, one whose file is gone, one that is no image, and one that there is not.
+    // A name that leads out of the folder, a missing file, a file that is no image, an unknown
+    // index.
     for (index, why) in [(0, "not in a folder"), (2, "gone.jpg"), (3, "neither JPEG"), (4, "no such image")] {
         let (code, answer) = site.get(&format!("/api/image?evaluation=0-10-1&index={index}")).await;
         let error = answer["error"].as_str().unwrap();
@@ -486,7 +488,7 @@ async fn whoever_holds_connections_open_keeps_nobody_out() {
     }
     let (code, _, _) = site.ask("GET", "/metrics", "", "").await;
     assert_eq!(code, 200);
-    // The oldest were let go of, and it was noted.
+    // The oldest connections were closed, and counted.
     assert_eq!(held[0].read(&mut [0; 64]).await.unwrap_or(0), 0);
     assert!(site.metrics.handle().render().contains("dico_refusals_total{reason=\"busy\"} 4"));
 }
@@ -496,7 +498,7 @@ async fn what_is_too_large_or_nowhere_is_refused() {
     let site = Site::new(None).await;
     let mut stream = TcpStream::connect(site.http).await.unwrap();
     let long = format!("GET /metrics HTTP/1.1\r\nhost: localhost\r\nlong: {}\r\n\r\n", "x".repeat(1 << 20));
-    // It may be let go of before it has said all, and then hear nothing.
+    // The connection may be closed before the whole request is sent; then there is no answer.
     _ = stream.write_all(long.as_bytes()).await;
     let mut answer = String::new();
     _ = stream.read_to_string(&mut answer).await;
@@ -504,7 +506,7 @@ async fn what_is_too_large_or_nowhere_is_refused() {
     let (code, answer) = site.get("/nowhere").await;
     assert!(code == 404 && answer["error"].as_str().unwrap().contains("at /"));
     assert_eq!(site.get("/api/history?stage=x").await.0, 400);
-    // Of a stage that there is not, there is nothing.
+    // An unknown stage has no data.
     let (code, piece) = site.get("/api/history?stage=4000000000").await;
     assert_eq!((code, &piece["first"]), (200, &serde_json::json!([])));
 }

@@ -2,7 +2,7 @@
 
 use metrics::{describe_counter, describe_gauge, describe_histogram};
 
-/// What Prometheus calls a metric's type.
+/// The type of a metric, as in Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Counter,
@@ -61,7 +61,7 @@ pub const ALL: [Metric; 42] = [
     ("dico_refusals_total", Counter, &["reason"], "Connections, calls and sessions that were refused or ended for what they are"),
 ];
 
-/// Tells the recorder in force what they mean.
+/// Registers all descriptions with the current recorder.
 pub fn describe() {
     for (name, kind, _, meaning) in ALL {
         match kind {

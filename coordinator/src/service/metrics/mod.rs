@@ -1,5 +1,5 @@
-//! The run as Prometheus sees it. The recorder is this coordinator's own, not the process's: several can live in one
-//! process, as they do in tests.
+//! Prometheus metrics of the run. Each coordinator has its own recorder instead of the process's
+//! global one, because tests run several coordinators in one process.
 
 mod catalogue;
 mod ranks;
@@ -19,16 +19,16 @@ use crate::run::{
 };
 use ranks::Ranks;
 
-/// Bounds of the buckets of step durations, in seconds.
+/// Upper bounds of the histogram of step durations, in seconds.
 const STEP_SECONDS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0];
-/// Bounds of the buckets of recoveries, in seconds.
+/// Upper bounds of the histogram of recovery times, in seconds.
 const RECOVERY_SECONDS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
-/// States of a run, as its status names them.
+/// The states of a run, as in its status.
 const STATES: [&str; 6] = ["waiting", "forming", "running", "paused", "finished", "failed"];
-/// Quantiles of rewards.
+/// The quantiles of rewards that are exposed.
 const QUANTILES: [(f64, &str); 5] = [(0.05, "0.05"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (0.95, "0.95")];
 
-/// Gauges of a step that are the mean of a summary.
+/// Gauges that are the mean of a step's summary.
 const MEANS: [(&str, &str); 6] = [
     (names::REWARD_MARGIN, "dico_reward_margin"),
     (names::IMPLICIT_ACCURACY, "dico_implicit_accuracy"),
@@ -42,22 +42,23 @@ const MEANS: [(&str, &str); 6] = [
 pub struct Metrics {
     recorder: PrometheusRecorder,
     run: String,
-    /// Stage whose `dico_stage_info` is 1.
+    /// The stage whose `dico_stage_info` is 1.
     stage: Option<String>,
-    /// Metric whose `dico_best_score` is a number.
+    /// The metric for which `dico_best_score` is set.
     best: Option<String>,
     ranks: Ranks,
     broken: Broken,
 }
 
-/// Whether the last generation was broken and the run has yet to recover from it.
+/// Measures the recovery from a failed generation.
 #[derive(Clone, Copy, Debug)]
 enum Broken {
-    /// No.
+    /// No generation has ended, or the run has recovered.
     Not,
-    /// A generation ended then, for whatever reason.
+    /// A generation has ended, for any reason, at this time.
     Since(Instant),
-    /// By a failure; the next one trains.
+    /// It ended by a failure at this time, and the next generation is ready; its first step
+    /// completes the recovery.
     Mended(Instant),
 }
 
@@ -74,7 +75,7 @@ impl Metrics {
             catalogue::describe();
             gauge!("dico_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
             gauge!("dico_workers_wanted").set(file.workers.min);
-            // An alert on what happened long ago, or never, needs a beginning.
+            // Initial values, so that alerts on the age of these work from the start.
             gauge!("dico_last_step_timestamp_seconds").set(now());
             gauge!("dico_last_checkpoint_timestamp_seconds").set(now());
             for total in ["dico_recoveries_total", "dico_checkpoints_total", "dico_workers_lost_total"] {
@@ -88,30 +89,31 @@ impl Metrics {
         Self { recorder, run: file.name.clone(), stage: None, best: None, ranks, broken: Broken::Not }
     }
 
-    /// Renders the metrics.
+    /// Renders the metrics as text.
     pub fn handle(&self) -> PrometheusHandle {
         self.recorder.handle()
     }
 
-    /// Counts what is refused.
+    /// The counters of refusals, in this recorder.
     pub fn refusals(&self) -> Refusals {
         with_local_recorder(&self.recorder, Refusals::new)
     }
 
-    /// Shows how much room is on a disk, and how much of it is free.
+    /// The gauges for a disk's size and free space.
     pub fn disk(&self, what: &'static str) -> [Gauge; 2] {
         with_local_recorder(&self.recorder, || {
             ["dico_disk_size_bytes", "dico_disk_free_bytes"].map(|name| gauge!(name, "what" => what))
         })
     }
 
-    /// Brings the metrics up to date with something that happened.
+    /// Updates the metrics for a record.
     pub fn record(&mut self, record: &Record) {
         let Self { recorder, broken, .. } = self;
         with_local_recorder(&*recorder, || match record {
             Record::Step(step) => {
                 expose_step(step);
-                // What some had reported of a generation when it ended comes after its end, and is no recovery.
+                // Steps of the ended generation that only some members reported are recorded after
+                // its end; they do not complete a recovery.
                 if let Broken::Mended(since) = *broken {
                     histogram!("dico_recovery_seconds").record(since.elapsed().as_secs_f64());
                     *broken = Broken::Not;
@@ -148,7 +150,7 @@ impl Metrics {
         });
     }
 
-    /// Brings the metrics up to date with how the run stands.
+    /// Updates the metrics from the run's state.
     pub fn publish(&mut self, run: &Run) {
         let (status, samples, best) = (run.outline(), run.samples_committed(), run.best());
         let members = run.attached();
@@ -182,7 +184,7 @@ impl Metrics {
                 score(metric, best.score);
             }
         });
-        // Folds what histograms have gathered into their buckets, so that it does not pile up between scrapes.
+        // Folds histogram samples into buckets, so that they do not accumulate between scrapes.
         recorder.handle().run_upkeep();
     }
 }

@@ -1,4 +1,4 @@
-//! Workers one by one.
+//! Metrics for each worker.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use metrics::{Gauge, gauge};
 
 use crate::run::{Run, membership::Rates};
 
-/// Ranks below this have series of their own: Prometheus should not have to keep those of ten thousand.
+/// Only workers with ids below this have their own series, to bound the number of series.
 const SHOWN: u32 = 256;
 
-/// The gauges of the ranks that were ever seen, of those that are shown.
+/// The gauges of all workers seen so far, with ids below [`SHOWN`].
 #[derive(Default)]
 pub struct Ranks(BTreeMap<u32, Rank>);
 
@@ -37,7 +37,7 @@ impl Rank {
 }
 
 impl Ranks {
-    /// Shows who is there and how fast they are, with the recorder in force; nothing comes from who has gone.
+    /// Updates the gauges in the current recorder; workers that left have `up` 0 and no throughput.
     pub fn publish(&mut self, run: &Run) {
         let members: BTreeMap<u32, Rates> = run.first_members(SHOWN).collect();
         for (rank, rates) in &members {

@@ -1,4 +1,4 @@
-//! What is exposed, what is described, and what the run book says are the same.
+//! Tests that exposed metrics, their descriptions and the operations guide agree.
 
 use std::collections::BTreeSet;
 
@@ -64,9 +64,9 @@ fn a_recovery_lasts_until_a_step_of_the_next_generation() {
         let count = exposed.lines().find_map(|line| line.strip_prefix("dico_recovery_seconds_count "));
         count.map_or(0, |count| count.parse().unwrap())
     };
-    // Somebody joined.
+    // A worker joined.
     assert_eq!(recoveries(&[step(1), ended(1), Record::Ready { generation: 2, recovery: false }, step(2)]), 0);
-    // Somebody was lost; what others had reported of the step in flight is recorded after the end.
+    // A worker failed; reports of the others on the step in flight are recorded after the end.
     assert_eq!(recoveries(&[ended(2), step(2), Record::Ready { generation: 3, recovery: true }]), 0);
     assert_eq!(recoveries(&[step(3), step(3)]), 1);
 }

@@ -1,4 +1,4 @@
-//! Whoever is refused is logged with its address and counted, and an honest worker does not notice.
+//! Each refused peer is logged with its address and counted, and an honest worker is not affected.
 
 use std::{cell::RefCell, io, path::PathBuf, sync::Once, time::Duration};
 
@@ -25,11 +25,12 @@ const SESSION: &str = "/dico.v1.Coordinator/Session";
 // ------------------------------------------------------------------------------------------------------------ the scene
 
 thread_local! {
-    /// What this test has logged: its coordinator runs on its own thread.
+    /// The log of this test: its coordinator runs on the test's own thread.
     static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Keeps what every thread logs. One subscriber for all, because those of single threads miss what others saw first.
+/// Captures the logs of all threads. One global subscriber, because per-thread subscribers miss
+/// call sites that another thread has registered.
 fn keep_logs() {
     static KEPT: Once = Once::new();
     KEPT.call_once(|| {
@@ -60,14 +61,14 @@ struct Scene {
     served: Served,
     say: mpsc::Sender<v1::WorkerMessage>,
     directives: Streaming<v1::Directive>,
-    /// What the honest worker has yet to answer.
+    /// The directive that the honest worker has not answered yet.
     told: v1::Directive,
     /// The state that it holds.
     holds: Option<v1::Position>,
 }
 
 impl Scene {
-    /// With an honest worker that comes in this way.
+    /// A scene with an honest worker that connects through this link.
     async fn new(security: Security, way: impl FnOnce(std::net::SocketAddr) -> Link) -> Self {
         keep_logs();
         let served = serve(testing::stage("a", 12, 8, None, None), security).await;
@@ -95,7 +96,8 @@ impl Scene {
         plain_link(self.served.grpc, token).stay(Duration::from_secs(30)).await.unwrap()
     }
 
-    /// So many were refused for this reason, and nobody for another; each was logged with its address. The honest worker trains.
+    /// Asserts that peers were refused this many times, only for this reason, and logged with their
+    /// addresses; and that the honest worker trains.
     async fn assert_refused(mut self, reason: &str, times: usize) {
         let metrics = get(self.served.http, "/metrics").await;
         for line in metrics.lines().filter(|line| line.starts_with("dico_refusals_total{")) {
@@ -114,11 +116,11 @@ impl Scene {
         }
     }
 
-    /// Does what the honest worker was told, and hears what is next.
+    /// Answers the honest worker's directive, and receives the next one.
     async fn answer(&mut self) {
         let v1::Directive { generation, directive } = std::mem::take(&mut self.told);
         let messages = match directive.unwrap() {
-            // Somebody has joined.
+            // A worker has joined.
             Directive::Abandon(_) | Directive::Halt(_) => {
                 vec![Message::Idle(v1::Idle { generation, position: self.holds, ..Default::default() })]
             }
@@ -145,7 +147,7 @@ fn token(text: &str) -> Option<Token> {
     Some(Token::parse(text, "a test").unwrap())
 }
 
-/// Bytes instead of messages.
+/// A codec that sends and receives raw bytes.
 #[derive(Clone, Copy, Default)]
 struct Raw;
 
@@ -185,11 +187,11 @@ impl Decoder for Raw {
     }
 }
 
-/// What a session of these messages, of whatever bytes, ends with.
+/// Sends these raw messages in a session. Returns the status with which the session ends.
 async fn say_in_a_session(channel: Channel, messages: Vec<Vec<u8>>) -> Status {
     let mut grpc = Grpc::new(channel);
     grpc.ready().await.unwrap();
-    // Nothing more comes, but the worker does not end the stream.
+    // The worker sends nothing more, but does not close the stream.
     let said = futures::StreamExt::chain(stream::iter(messages), stream::pending());
     let session = grpc.streaming(Request::new(said), PathAndQuery::from_static(SESSION), Raw).await;
     let mut directives = session.unwrap().into_inner();
@@ -200,16 +202,16 @@ async fn say_in_a_session(channel: Channel, messages: Vec<Vec<u8>>) -> Status {
     }
 }
 
-/// A second worker's first message.
+/// The first message of a second worker.
 async fn attachment(channel: Channel) -> Vec<u8> {
     let token = CoordinatorClient::new(channel).join(join(None)).await.unwrap().into_inner().session_token;
     v1::WorkerMessage { message: Some(attach(token)) }.encode_to_vec()
 }
 
-/// What is read until the other side closes.
+/// All bytes until the peer closes the connection.
 async fn read_to_the_end(mut stream: impl AsyncRead + Unpin) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // One that closes with unread data resets the connection: that is an end, too.
+    // A peer that closes with unread data resets the connection, which is an end, too.
     _ = stream.read_to_end(&mut bytes).await;
     bytes
 }
@@ -246,7 +248,7 @@ async fn a_flood_of_refusals_is_counted_and_its_log_lines_are_limited() {
 async fn a_rank_that_is_taken() {
     let scene = Scene::plain(Tokens::default()).await;
     let mut client = CoordinatorClient::new(scene.channel().await);
-    // One that is told to wait is not refused yet.
+    // A worker that is told to wait is not refused yet.
     client.join(join(Some(7))).await.unwrap_err();
     client.join(v1::JoinRequest { waited_ms: 60_000, ..join(Some(7)) }).await.unwrap_err();
     scene.assert_refused("rank_taken", 1).await;
@@ -294,7 +296,7 @@ async fn malformed_messages() {
     let scene = Scene::plain(Tokens::default()).await;
     let garbage = vec![0xff; 9];
     let attached = attachment(scene.channel().await).await;
-    // In a session before and after it says whose it is, on one connection; and as a question.
+    // In a session before and after Attach, on one connection; and as a unary call.
     let channel = scene.channel().await;
     assert_eq!(say_in_a_session(channel.clone(), vec![garbage.clone()]).await.code(), Code::Internal);
     assert_eq!(say_in_a_session(channel.clone(), vec![attached, garbage.clone()]).await.code(), Code::Internal);
@@ -356,7 +358,7 @@ async fn bad_admin_tokens() {
         assert_eq!(status.code(), Code::Unauthenticated);
         assert!(status.message().contains("--admin-token-file"), "{status}");
     }
-    // Either shows how the run stands.
+    // Each of them allows reading the status.
     for presented in [join, admin] {
         let channel = scene.channel_with(presented.as_ref()).await;
         AdminClient::new(channel).status(v1::StatusRequest {}).await.unwrap();
@@ -375,7 +377,7 @@ fn authority(name: &str) -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// Certificates in a folder that goes with them.
+/// Certificates in a temporary folder.
 struct Certificates(TempDir);
 
 impl Certificates {
@@ -389,7 +391,8 @@ impl Certificates {
         path
     }
 
-    /// A certificate for this machine, good until then, of one authority, for somebody who believes in another.
+    /// A certificate for this machine, valid until that year, signed by one authority, with another
+    /// as its trust root.
     fn of(&self, name: &str, until: i32, signed_by: &Authority, believes: &Authority) -> TlsFiles {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(until, 1, 1);
@@ -411,7 +414,7 @@ async fn certified(certificates: &Certificates, authority: &Authority) -> Scene 
     Scene::new(security, |grpc| Link::new(format!("https://{grpc}"), Some(&worker), None).unwrap()).await
 }
 
-/// What somebody with these certificates is told who asks for a place.
+/// The error of a join with these certificates.
 async fn turned_away(scene: &Scene, files: &TlsFiles) -> Status {
     let link = Link::new(format!("https://{}", scene.served.grpc), Some(files), None).unwrap();
     link.ask(async |channel| CoordinatorClient::new(channel).join(join(None)).await).await.unwrap_err()
@@ -475,7 +478,7 @@ async fn other_protocols_where_http_2_is_spoken() {
     scene.assert_refused("handshake", 1).await;
 }
 
-/// It takes as long as a handshake may.
+/// Takes as long as the handshake timeout.
 #[tokio::test]
 async fn one_that_never_says_anything() {
     let (certificates, authority) = (Certificates::new(), self::authority("ours"));

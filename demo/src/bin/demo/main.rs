@@ -60,7 +60,7 @@ impl Demo {
         let karpathy = run.data.karpathy.as_ref().context("the demo's data are in Karpathy's format")?;
         let world = karpathy.annotations.parent().context("data.karpathy.annotations has no folder")?;
         cluster::synthesize(world, self.images, run.seed, &[]).await?;
-        // A demo begins anew; the world, which is the same every time, stays.
+        // A demo starts from scratch; the synthetic data set, which is the same every time, stays.
         for folder in ["checkpoints", "coordinator"] {
             let folder = run.output.join(folder);
             if folder.exists() {

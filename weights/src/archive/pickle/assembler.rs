@@ -1,12 +1,13 @@
-//! Writes pickles as PyTorch does (`torch/serialization.py`): of state dicts, and for tests of whatever else a file may hold.
+//! Writing of pickles as PyTorch does (`torch/serialization.py`): state dicts, and for tests any
+//! other content.
 
 use super::opcode as op;
 
-/// A pickle in the making.
+/// A pickle that is being written.
 #[derive(Clone)]
 pub struct Assembler(Vec<u8>);
 
-/// A tensor of a storage, in the numbers that PyTorch writes.
+/// A tensor as a view of a storage, with the numbers that PyTorch writes.
 #[derive(Clone, Copy)]
 pub struct Piece<'a> {
     pub class: &'a str,

@@ -1,35 +1,36 @@
-//! The names that a pickle may ask for.
+//! The names that a pickle may refer to.
 
 use super::Fault;
 use crate::error::printable;
 use crate::tensor::Dtype;
 
-/// What a name in a pickle stands for. None of it is ever Python.
+/// The meaning of a name in a pickle. None of them executes Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Global {
-    /// Makes an empty dictionary.
+    /// Creates an empty dictionary.
     OrderedDict,
-    /// Makes a tensor of its storage's type.
+    /// Creates a tensor of its storage's type.
     RebuildTensor,
-    /// Makes a tensor of a type of its own.
+    /// Creates a tensor of an explicit type.
     RebuildTypedTensor,
-    /// Gives its first argument back: parameters are to us what tensors are, sets and lists with a type what lists are.
+    /// Returns its first argument: parameters are treated as tensors, sets and typed lists as
+    /// lists.
     First,
-    /// Makes something that names no weights.
+    /// Creates a value that contains no weights.
     Opaque,
-    /// Type of a storage; none is the one without.
+    /// The type of a storage; none for an untyped one.
     Storage(Option<Dtype>),
-    /// Type of a tensor.
+    /// The type of a tensor.
     Dtype(Dtype),
     /// A TorchScript class.
     Class,
 }
 
 impl Global {
-    /// What `module.name` stands for.
+    /// The meaning of `module.name`.
     ///
     /// # Errors
-    /// Refuses, by name, what is not on the list.
+    /// The name is not on the list; the message names it.
     pub fn named(module: &str, name: &str) -> Result<Self, Fault> {
         let found = match (module, name) {
             ("collections", "OrderedDict") => Some(Self::OrderedDict),
@@ -41,7 +42,7 @@ impl Global {
                 "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist" | "restore_type_tag",
             ) => Some(Self::First),
             ("builtins" | "__builtin__", "set" | "frozenset") => Some(Self::First),
-            // How protocol 2 writes bytes.
+            // Protocol 2 writes bytes in this way.
             ("torch", "device") | ("_codecs", "encode") => Some(Self::Opaque),
             ("torch" | "torch.storage", "UntypedStorage") => Some(Self::Storage(None)),
             ("torch", name) => storage(name).map(|dtype| Self::Storage(Some(dtype))).or_else(|| dtype(name)),

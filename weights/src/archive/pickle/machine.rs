@@ -6,12 +6,13 @@ use super::value::{Ref, Storage, Value, Values, View};
 use super::{Fault, MOST_VALUES, opcode as op};
 use crate::tensor::Dtype;
 
-/// Most dimensions of a tensor: bounds what a pickle can make of one long tuple that many tensors take as their shape.
+/// Maximal number of dimensions of a tensor: limits the cost of a long tuple that many tensors use
+/// as their shape.
 const MOST_DIMENSIONS: usize = 8;
-/// The latest protocol known.
+/// The latest supported protocol.
 const PROTOCOL: u8 = 5;
 
-/// Runs a pickle to its end. Returns all values and the one that it is the pickle of.
+/// Runs a pickle to its end. Returns all values, and the result.
 pub fn run(bytes: &[u8]) -> Result<(Values<'_>, Ref), Fault> {
     let mut machine = Machine {
         reader: Reader::new(bytes),
@@ -30,12 +31,13 @@ pub fn run(bytes: &[u8]) -> Result<(Values<'_>, Ref), Fault> {
     Ok((machine.values, root))
 }
 
-/// Every opcode pushes, remembers or marks at most one thing, so the length of the pickle bounds all of them.
+/// The stack machine of pickles. Each opcode pushes, stores or marks at most one value, so the
+/// length of the pickle bounds memory.
 struct Machine<'a> {
     reader: Reader<'a>,
     values: Values<'a>,
     stack: Vec<Ref>,
-    /// Heights of the stack.
+    /// The stack heights of marks.
     marks: Vec<usize>,
     memo: HashMap<usize, Ref>,
 }
@@ -45,7 +47,7 @@ impl<'a> Machine<'a> {
         match opcode {
             op::PROTO if self.reader.byte()? > PROTOCOL => Err(Fault::Malformed("its protocol is newer than 5")),
             op::PROTO => Ok(()),
-            // Frames say how much to read ahead, and all of it has been read.
+            // Frames are hints for reading ahead, which is not needed.
             op::FRAME => self.reader.array::<8>().map(drop),
             op::MARK => {
                 self.marks.push(self.stack.len());
@@ -87,7 +89,7 @@ impl<'a> Machine<'a> {
             op::REDUCE => self.call(),
             op::NEWOBJ => self.new_object(),
             op::BUILD => self.build(),
-            // Refused in any case, but under the name that it asks for.
+            // Refused in any case; the message names what it refers to.
             op::INST => {
                 let (module, name) = (self.reader.line()?, self.reader.line()?);
                 Global::named(module, name).and(Err(Fault::Opcode(opcode)))
@@ -102,7 +104,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// What is below the last mark cannot be reached.
+    /// Whether the stack is empty above the last mark.
     fn is_empty(&self) -> bool {
         self.stack.len() <= self.marks.last().copied().unwrap_or(0)
     }
@@ -117,7 +119,7 @@ impl<'a> Machine<'a> {
         Ok(top)
     }
 
-    /// The last `N`, in the order in which they were pushed.
+    /// Pops the last `N` values; returns them in the order in which they were pushed.
     fn pop_last<const N: usize>(&mut self) -> Result<[Ref; N], Fault> {
         let mut last = [Values::OPAQUE; N];
         for place in last.iter_mut().rev() {
@@ -247,7 +249,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// `("storage", type, key, device, elements)`.
+    /// Handles the persistent id `("storage", type, key, device, elements)`.
     fn storage(&mut self) -> Result<(), Fault> {
         let malformed = Fault::Malformed("a storage is not described as PyTorch does it");
         let id = self.pop()?;
@@ -333,7 +335,7 @@ impl<'a> Machine<'a> {
                 *attributes = Some(state);
                 Ok(())
             }
-            // A state dict carries the version numbers of its modules as attributes.
+            // A state dict has the version numbers of its modules as attributes.
             Some(Value::Dict(_)) => Ok(()),
             _ => Err(Fault::Malformed("it gives attributes to what has none")),
         }
@@ -356,7 +358,7 @@ fn size(value: &Value<'_>) -> Result<usize, Fault> {
     }
 }
 
-/// Two's complement, little-endian, of any length; none if it does not fit.
+/// A little-endian integer in two's complement, of any length; none if it does not fit.
 fn long(bytes: &[u8]) -> Option<i64> {
     let fill = if bytes.last().is_some_and(|&last| last & 0x80 != 0) { 0xff } else { 0 };
     let mut extended = [fill; 8];

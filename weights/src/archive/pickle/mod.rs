@@ -1,9 +1,10 @@
-//! Pickles, as far as they hold tensors.
+//! Pickles that contain tensors.
 //!
-//! A pickle is a program for a stack machine; Python's lets it call anything. This one ([`machine`]) calls what is on a list
-//! ([`global`]), which is tensors, plain containers and TorchScript's modules, and refuses the rest by name. Opcodes are those
-//! of Python's `pickletools`; how tensors are put into them is PyTorch's `torch/serialization.py`, `torch/_utils.py` and
-//! `torch/csrc/jit/serialization/pickler.cpp`.
+//! A pickle is a program for a stack machine; Python's machine lets it call anything. This one
+//! ([`machine`]) calls only what is on a list ([`global`]): tensors, plain containers and
+//! TorchScript's modules. It refuses everything else, by name. The opcodes are those of Python's
+//! `pickletools`; tensors are encoded as in PyTorch's `torch/serialization.py`, `torch/_utils.py`
+//! and `torch/csrc/jit/serialization/pickler.cpp`.
 
 pub mod assembler;
 mod global;
@@ -20,14 +21,14 @@ use std::collections::BTreeMap;
 
 pub(super) use value::View;
 
-/// Longest pickle that is run, in bytes: that of a state dict has some hundred bytes a tensor.
+/// Maximal size of a pickle in bytes: a state dict has some hundred bytes per tensor.
 const LONGEST: usize = 16 << 20;
-/// Most values that a pickle may make.
+/// Maximal number of values that a pickle may create.
 const MOST_VALUES: usize = 1 << 20;
-/// Most tensors and modules that a pickle may name.
+/// Maximal number of tensors and modules that a pickle may name.
 const MOST_NAMES: usize = 1 << 16;
 
-/// Why a pickle is not read.
+/// Why a pickle is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
     #[error("the pickle ends too early")]
@@ -52,8 +53,8 @@ pub(super) enum Fault {
 
 /// The tensors of a pickle, by name.
 ///
-/// They are looked for in a dictionary at the top, under `state_dict` or under `model`, or in the attributes of a TorchScript
-/// module, where a name is the path of attributes.
+/// They are searched for in a dictionary at the top, under `state_dict` or under `model`, or in the
+/// attributes of a TorchScript module, where a name is the path of attributes.
 pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, View<'_>>, Fault> {
     if bytes.len() > LONGEST {
         return Err(Fault::TooLong);

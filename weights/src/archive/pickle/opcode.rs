@@ -24,7 +24,7 @@ pub const GLOBAL: u8 = b'c';
 pub const DICT: u8 = b'd';
 pub const APPENDS: u8 = b'e';
 pub const BINGET: u8 = b'h';
-/// Builds an instance of a class named in the text; Python 2's, refused.
+/// Creates an instance of a class named in the text; of Python 2, refused.
 pub const INST: u8 = b'i';
 pub const LONG_BINGET: u8 = b'j';
 pub const LIST: u8 = b'l';

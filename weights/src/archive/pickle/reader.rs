@@ -1,6 +1,6 @@
 use super::Fault;
 
-/// What is left of a pickle's bytes.
+/// The unread rest of a pickle.
 pub struct Reader<'a> {
     rest: &'a [u8],
 }
@@ -26,7 +26,7 @@ impl<'a> Reader<'a> {
         self.array().map(|[byte]| byte)
     }
 
-    /// A length of `N` bytes, little-endian, and as many bytes.
+    /// Reads a little-endian length of `N` bytes, and that number of bytes.
     pub fn counted<const N: usize>(&mut self) -> Result<&'a [u8], Fault> {
         let mut length = [0; 8];
         let written: [u8; N] = self.array()?;
@@ -36,7 +36,7 @@ impl<'a> Reader<'a> {
         self.take(usize::try_from(u64::from_le_bytes(length)).map_err(|_| Fault::Truncated)?)
     }
 
-    /// Up to the next line break, which is consumed too.
+    /// Reads up to the next line break, and consumes it.
     pub fn line(&mut self) -> Result<&'a str, Fault> {
         let length = self.rest.iter().position(|&byte| byte == b'\n').ok_or(Fault::Truncated)?;
         let line = self.take(length)?;

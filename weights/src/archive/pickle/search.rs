@@ -1,13 +1,13 @@
-//! Finds the tensors in what a pickle made.
+//! Finds the tensors in the values of a pickle.
 
 use std::collections::BTreeMap;
 
 use super::value::{Ref, Value, Values, View};
 use super::{Fault, MOST_NAMES, MOST_VALUES};
 
-/// Longest name of a tensor, in bytes.
+/// Maximal length of a tensor's name, in bytes.
 const LONGEST_NAME: usize = 512;
-/// How deep a state dict may lie below the top, e.g. `{"model": {"state_dict": ..}}`.
+/// Maximal depth of a state dict below the top, e.g. `{"model": {"state_dict": ..}}`.
 const DEEPEST_STATE_DICT: usize = 3;
 
 type Tensors<'a> = BTreeMap<String, View<'a>>;
@@ -47,8 +47,8 @@ fn is_text(value: &Value<'_>, wanted: &str) -> bool {
     matches!(value, Value::Text(text) if *text == wanted)
 }
 
-/// Follows attributes that are modules. Modules that are reached in many ways are visited as often, and in circles for ever, so
-/// what is looked at is counted.
+/// The tensors of a module and of its submodules. A module that is reachable on several paths is
+/// visited several times, and a cycle would be endless, so the visits are limited.
 fn in_module<'a>(values: &Values<'a>, root: Ref) -> Result<Tensors<'a>, Fault> {
     let mut found = Tensors::new();
     let mut modules = vec![(String::new(), root)];

@@ -1,13 +1,13 @@
 use super::{Fault, MOST_VALUES, global::Global};
 use crate::tensor::Dtype;
 
-/// What the machine makes. Values refer to each other by number, so that they can be nested to any depth, and in circles, and
-/// still be dropped without recursion.
+/// A value of the machine. Values refer to each other by index, so that they can be nested to any
+/// depth, and in cycles, and still be dropped without recursion.
 #[derive(Debug)]
 pub enum Value<'a> {
-    /// Something that names no weights: a number with a fraction, bytes, a device.
+    /// A value without weights: a float, bytes, a device.
     Opaque,
-    /// A boolean or an integer; those of more than 64 bits are opaque.
+    /// A boolean or an integer; integers of more than 64 bits are opaque.
     Integer(i64),
     Text(&'a str),
     Tuple(Vec<Ref>),
@@ -18,37 +18,37 @@ pub enum Value<'a> {
     Global(Global),
     Storage(Storage<'a>),
     Tensor(View<'a>),
-    /// An instance of a TorchScript class and, once it is built, its attributes.
+    /// An instance of a TorchScript class, with its attributes once it is built.
     Object(Option<Ref>),
 }
 
-/// A stretch of memory that tensors are views of.
+/// A block of memory that tensors are views of.
 #[derive(Clone, Copy, Debug)]
 pub struct Storage<'a> {
-    /// Type of the elements, unless that is left to the tensors.
+    /// The type of the elements; none if the tensors define it.
     pub dtype: Option<Dtype>,
-    /// Name of its entry in the archive.
+    /// The name of its entry in the archive.
     pub key: &'a str,
-    /// How many elements it has; bytes, where it has no type.
+    /// The number of elements, or of bytes if it has no type.
     pub elements: usize,
 }
 
-/// A tensor as a pickle describes it: nothing of it has been checked against the storage yet.
+/// A tensor as described by a pickle. It is not checked against the storage yet.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     pub dtype: Dtype,
-    /// Name of the storage's entry in the archive.
+    /// The name of the storage's entry in the archive.
     pub key: &'a str,
-    /// Bytes that the storage should have, or none if no memory could hold it.
+    /// The expected size of the storage in bytes; none if it exceeds the address space.
     pub storage_bytes: Option<usize>,
-    /// In elements.
+    /// The offset in elements.
     pub offset: usize,
     pub shape: Vec<usize>,
-    /// In elements; as many as dimensions.
+    /// The strides in elements, one per dimension.
     pub strides: Vec<usize>,
 }
 
-/// Number of a value.
+/// The index of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ref(usize);
 
@@ -56,7 +56,7 @@ pub struct Ref(usize);
 pub struct Values<'a>(Vec<Value<'a>>);
 
 impl<'a> Values<'a> {
-    /// Shared by all opaque values, which cost nothing that way.
+    /// Shared by all opaque values, which therefore need no memory.
     pub const OPAQUE: Ref = Ref(0);
 
     pub fn new() -> Self {

@@ -1,8 +1,8 @@
-//! Decoding on a GPU.
+//! Step-by-step decoding on a GPU.
 //!
-//! A step consists of some eighty small operations, and starting them takes longer than running them.
-//! So a step reads and writes tensors that are kept from search to search, and the operations of each
-//! position are replayed as a CUDA graph.
+//! A step consists of about eighty small operations, and launching them takes longer than executing
+//! them. So a step reads and writes tensors that persist between searches, and the operations of
+//! each position are replayed as a CUDA graph.
 
 use std::cell::RefMut;
 
@@ -12,14 +12,15 @@ use super::{Cache, Decoder};
 use crate::captioner::beam::{Likeliest, Steps, likeliest};
 use crate::nn::{GraphPool, Mode, Replay, attention_length};
 
-/// Workspaces that are kept: for training, for evaluation, and for the last batch of an evaluation.
+/// Maximal number of workspaces: for training, for evaluation, and for the last batch of an
+/// evaluation.
 const MAX_WORKSPACES: usize = 3;
 
-/// Tensors and graphs for searches of one shape.
+/// The tensors and graphs for searches of one shape.
 pub struct Workspace {
     shape: Shape,
     tensors: Tensors,
-    /// The step at each position.
+    /// The graph of the step at each position.
     steps: Vec<Replay>,
     pool: GraphPool,
 }
@@ -34,17 +35,17 @@ struct Shape {
 
 /// The tensors that steps read and write.
 struct Tensors {
-    /// Each row's token, and the row that it continues, `[2, rows]`.
+    /// The token of each row, and the row that it continues, `[2, rows]`.
     inputs: Tensor,
     cache: Cache,
-    /// What is added to each beam's attention scores, `[images, 1, beams, nodes]`: 0 for the nodes
-    /// of its own caption.
+    /// The attention mask of each beam, `[images, 1, beams, nodes]`: 0 for the nodes of its own
+    /// caption.
     mask: Tensor,
-    /// The same for the nodes that a step adds, one for each beam, `[beams, beams]`.
+    /// The mask for the nodes that a step adds, one for each beam, `[beams, beams]`.
     mask_of_added: Tensor,
-    /// The log-probabilities of each row's likeliest tokens, and the tokens, `[2, rows, count]`.
-    /// In one tensor, because each copy from a GPU waits for it; 32-bit floats hold tokens exactly
-    /// up to 2^24.
+    /// The log-probabilities of each row's most likely tokens, and the tokens, `[2, rows, count]`.
+    /// In one tensor, because each copy from a GPU synchronizes; 32-bit floats represent tokens
+    /// exactly up to 2^24.
     likeliest: Tensor,
 }
 
@@ -91,7 +92,7 @@ impl Tensors {
     }
 }
 
-/// Decoding in progress.
+/// A search in progress.
 pub struct Replayed<'a> {
     decoder: &'a Decoder,
     workspace: RefMut<'a, Workspace>,
@@ -118,7 +119,7 @@ impl<'a> Replayed<'a> {
         Self { decoder, workspace, position: 0 }
     }
 
-    /// Copies a step's inputs to the GPU. Returns its position.
+    /// Copies the inputs of a step to the GPU. Returns the position of the step.
     fn begin_step(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> i64 {
         let rows = 0..tokens.len() as i64;
         let origins = origins.map_or_else(|| rows.collect(), <[i64]>::to_vec);

@@ -1,4 +1,5 @@
-//! Images to hidden states (what a captioner sees) and hidden states to embeddings (what an evaluator compares).
+//! CLIP's vision encoders: images to hidden states, for a captioner, and hidden states to
+//! embeddings, for an evaluator.
 
 mod resnet;
 mod transformer;
@@ -11,7 +12,7 @@ use self::resnet::{AttentionPool, ModifiedResNet};
 use self::transformer::{ClassToken, VisionTransformer};
 use crate::nn::Builder;
 
-/// A vision tower, `visual.*`.
+/// A vision encoder, parameters `visual.*`.
 pub enum Vision {
     /// A vision transformer.
     Transformer(VisionTransformer),
@@ -33,8 +34,9 @@ impl Vision {
         }
     }
 
-    /// Normalised pixels `[batch, 3, size, size]` to hidden states `[batch, tokens, width]`: a transformer's class token and
-    /// patches before the last layer norm, or the cells of a ResNet's last feature map, row by row.
+    /// Maps normalized pixels `[batch, 3, size, size]` to hidden states `[batch, tokens, width]`:
+    /// the class token and patches of a transformer before the last layer norm, or the cells of a
+    /// ResNet's last feature map, row by row.
     pub fn hidden(&self, images: &Tensor) -> Tensor {
         match self {
             Self::Transformer(tower) => tower.hidden(images),
@@ -43,11 +45,11 @@ impl Vision {
     }
 }
 
-/// What makes an embedding of hidden states.
+/// The pooling of hidden states to an embedding.
 pub enum Pool {
-    /// Of a transformer's class token.
+    /// By a transformer's class token.
     ClassToken(ClassToken),
-    /// Of a ResNet's whole feature map.
+    /// By attention over a ResNet's whole feature map.
     Attention(AttentionPool),
 }
 
@@ -65,7 +67,8 @@ impl Pool {
         }
     }
 
-    /// Hidden states `[batch, tokens, width]` to embeddings `[batch, embedding]`, of any length.
+    /// Maps hidden states `[batch, tokens, width]` to embeddings `[batch, embedding]`, which are
+    /// not normalized.
     pub fn embed(&self, hidden: &Tensor) -> Tensor {
         match self {
             Self::ClassToken(pool) => pool.embed(hidden),

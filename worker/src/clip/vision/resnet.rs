@@ -1,15 +1,15 @@
-//! The modified ResNet of CLIP (Radford et al. 2021, section 2.4): a stem of three convolutions, average pooling before every
-//! convolution that would stride, and attention pooling at the end. It is only ever loaded: batch norms use their running
-//! statistics.
+//! CLIP's modified ResNet (Radford et al. 2021, section 2.4): a stem of three convolutions, average
+//! pooling instead of strided convolutions, and attention pooling at the end. It is never trained
+//! here: batch norms use their running statistics.
 
 use tch::Tensor;
 
 use crate::nn::{BatchNorm, Builder, Linear, Mode, attention, merge_heads, split_heads};
 
-/// A bottleneck's output is this many times as wide as its middle.
+/// The ratio of a bottleneck's output channels to its inner channels.
 const EXPANSION: i64 = 4;
 
-/// The tower up to its last feature map.
+/// The encoder up to its last feature map.
 pub struct ModifiedResNet {
     stem: [Convolution; 3],
     blocks: Vec<Bottleneck>,
@@ -45,7 +45,7 @@ impl ModifiedResNet {
     }
 }
 
-/// A convolution without bias, and a batch norm.
+/// A convolution without bias, followed by a batch norm.
 struct Convolution {
     weight: Tensor,
     stride: i64,
@@ -53,7 +53,7 @@ struct Convolution {
 }
 
 impl Convolution {
-    /// Parameters `{name}.conv{number}.weight` and `{name}.bn{number}.*`.
+    /// A convolution with the parameters `{name}.conv{number}.weight` and `{name}.bn{number}.*`.
     fn new(builder: &mut Builder, name: &str, number: &str, channels: (i64, i64), side: i64, stride: i64) -> Self {
         let (convolution, norm) = (format!("{name}.conv{number}"), format!("{name}.bn{number}"));
         Self::named(builder, &convolution, &norm, channels, side, stride)
@@ -112,12 +112,12 @@ impl Bottleneck {
     }
 }
 
-/// Average pooling over squares of `side`.
+/// Average pooling over squares of `side` cells.
 fn average(x: &Tensor, side: i64) -> Tensor {
     if side == 1 { x.shallow_clone() } else { x.avg_pool2d(side, side, 0, false, true, None) }
 }
 
-/// The mean of the feature map asks the whole of it.
+/// Attention pooling: the query is the mean of the feature map, the keys are all of its cells.
 pub struct AttentionPool {
     heads: i64,
     positional_embedding: Tensor,

@@ -1,3 +1,5 @@
+//! The vision transformer of CLIP.
+
 use tch::Tensor;
 use weights::Activation;
 use weights::clip::LoraTarget;
@@ -17,7 +19,8 @@ pub struct VisionTransformer {
 }
 
 impl VisionTransformer {
-    /// Sides of image and patch in pixels; width, layers and heads.
+    /// An encoder for this image size and patch size in pixels; `tower` is width, number of layers
+    /// and number of heads.
     pub fn new(
         builder: &mut Builder,
         (image_size, patch_size): (usize, usize),
@@ -27,7 +30,8 @@ impl VisionTransformer {
         let (width, patch) = (tower.0 as i64, patch_size as i64);
         let tokens = (image_size / patch_size).pow(2) as i64 + 1;
         let scale = (width as f64).powf(-0.5);
-        // PyTorch's convolutions start uniform within 1 / sqrt(fan-in); this is the normal of the same variance.
+        // PyTorch initializes convolutions uniformly within 1 / sqrt(fan-in); this is a normal
+        // distribution of the same variance.
         let fan_in = (3 * patch * patch) as f64;
         Self {
             patch_size: patch,
@@ -61,7 +65,7 @@ impl VisionTransformer {
     }
 }
 
-/// Layer norm and projection of the class token.
+/// The pooling of a transformer: layer norm and projection of the class token.
 pub struct ClassToken {
     ln_post: LayerNorm,
     projection: Tensor,

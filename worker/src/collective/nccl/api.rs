@@ -1,5 +1,5 @@
-//! The functions of NCCL that are called here. cudarc declares its types; its own loader looks for `libnccl.so` and gives up with a
-//! panic, but what PyTorch brings is called `libnccl.so.2`.
+//! Bindings for the functions of NCCL that are used. cudarc declares the types; its own loader
+//! looks for `libnccl.so` and panics without it, but PyTorch's library is called `libnccl.so.2`.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
@@ -8,14 +8,14 @@ use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, 
 use libloading::os::unix::Library;
 
 const LIBRARY: &str = "libnccl.so.2";
-/// The calls that may be under way return this until they are done.
+/// `ncclSuccess`.
 pub const SUCCESS: Code = 0;
-/// See [`SUCCESS`].
+/// `ncclInProgress`: a non-blocking call has not completed yet.
 pub const IN_PROGRESS: Code = 7;
-/// Of `ncclRedOp_t`.
+/// `ncclSum` of `ncclRedOp_t`.
 pub const SUM: c_int = 0;
 
-/// `ncclResult_t`; a number, as libraries to come may return what an enum of today does not know.
+/// `ncclResult_t`. An integer, because later versions of the library may return unknown codes.
 pub type Code = u32;
 
 macro_rules! api {
@@ -52,10 +52,10 @@ api! {
 }
 
 impl Api {
-    /// The library that libtorch has brought along, else the one that the loader finds.
+    /// The library that libtorch has loaded, or else the one that the dynamic loader finds.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such library, or it lacks a function.
     pub fn get() -> Result<&'static Self, String> {
         static API: OnceLock<Result<Api, String>> = OnceLock::new();
         let load = || {
@@ -64,14 +64,14 @@ impl Api {
                 format!("{LIBRARY} cannot be opened ({error}): it comes with PyTorch, or pip install nvidia-nccl-cu13")
             })?;
             let api = Self::of(&library);
-            // Its functions are called for as long as the process lives.
+            // Its functions are used until the process ends.
             std::mem::forget(library);
             api
         };
         API.get_or_init(load).as_ref().map_err(Clone::clone)
     }
 
-    /// What `code` means and, of `comm`, what happened.
+    /// The error message for `code`, with the last error of `comm`.
     pub fn explain(&self, code: Code, comm: ncclComm_t) -> String {
         // SAFETY: both return strings that NCCL keeps, or null; a null communicator is allowed.
         let texts = unsafe { [(self.get_error_string)(code), (self.get_last_error)(comm)] };

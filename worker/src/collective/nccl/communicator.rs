@@ -6,14 +6,14 @@ use cudarc::nccl::sys::{ncclComm_t, ncclConfig_t, ncclUniqueId};
 use super::api::{Api, Code, IN_PROGRESS, SUCCESS};
 use crate::collective::{Broken, Flag};
 
-/// Until a wait is this old it is spun through: an all-reduce between GPUs seldom takes longer.
+/// Waits spin for this long: an all-reduce between GPUs seldom takes longer.
 const SPIN: Duration = Duration::from_millis(2);
-/// Afterwards it is looked at this often.
+/// After that waits poll at this interval.
 const POLL: Duration = Duration::from_micros(200);
-/// How long a communicator that is done with may take to send what its peers still wait for.
+/// Time limit for finalizing a communicator, which sends what peers still wait for.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// NCCL's, whose calls return before they are done.
+/// A non-blocking NCCL communicator: its calls return before they have completed.
 pub struct Communicator {
     pub api: &'static Api,
     pub pointer: ncclComm_t,
@@ -23,7 +23,7 @@ pub struct Communicator {
 unsafe impl Send for Communicator {}
 
 impl Communicator {
-    /// Begins to meet the others; of use once it is ready.
+    /// Begins the rendezvous with the other ranks. Usable once [`Self::is_ready`] returns true.
     pub fn start(api: &'static Api, id: ncclUniqueId, rank: usize, world_size: usize) -> Result<Self, String> {
         let (rank, world_size) = (rank as c_int, world_size as c_int);
         let mut pointer = std::ptr::null_mut();
@@ -36,12 +36,12 @@ impl Communicator {
         Ok(Self { api, pointer })
     }
 
-    /// Whether a call that returned `code` was accepted.
+    /// Fails if a call that returned `code` was not accepted.
     pub fn accepted(&self, code: Code) -> Result<(), String> {
         if matches!(code, SUCCESS | IN_PROGRESS) { Ok(()) } else { Err(self.api.explain(code, self.pointer)) }
     }
 
-    /// Whether what was called last has been done, by the host; else it is still under way.
+    /// Whether the last call has completed on the host. Fails if the communicator has.
     pub fn is_ready(&self) -> Result<bool, String> {
         let mut state = SUCCESS;
         // SAFETY: the communicator lives as long as this.
@@ -51,10 +51,11 @@ impl Communicator {
         Ok(state == SUCCESS)
     }
 
-    /// Ends it: a sound one once all is sent that peers still wait for, else with all that is under way.
+    /// Finalizes and destroys the communicator if it `is_sound`; aborts it otherwise, or when
+    /// finalizing takes longer than [`FAREWELL`].
     pub fn end(self, is_sound: bool) {
         let Self { api, pointer } = self;
-        // SAFETY: as for `is_ready`; nobody else has the communicator any more.
+        // SAFETY: as for `is_ready`; nothing else uses the communicator any more.
         let finalized = is_sound && self.accepted(unsafe { (api.comm_finalize)(pointer) }).is_ok();
         let until = Instant::now() + FAREWELL;
         let is_over = finalized
@@ -63,12 +64,12 @@ impl Communicator {
                 ready => ready,
             })
             .is_ok();
-        // SAFETY: as above. What it returns is of no consequence: there is nothing more to be done about it.
+        // SAFETY: as above. The result is ignored: there is no remedy for an error.
         _ = unsafe { if is_over { (api.comm_destroy)(pointer) } else { (api.comm_abort)(pointer) } };
     }
 }
 
-/// Asks until it is done, or the generation is over.
+/// Polls until `is_done` returns true. Fails if it fails, or if the generation is abandoned.
 pub fn poll(abandon: &Flag, is_done: impl Fn() -> Result<bool, String>) -> Result<(), Broken> {
     let started = Instant::now();
     while !is_done().map_err(Broken::Failed)? {
@@ -80,7 +81,7 @@ pub fn poll(abandon: &Flag, is_done: impl Fn() -> Result<bool, String>) -> Resul
     Ok(())
 }
 
-/// nccl.h's `NCCL_CONFIG_INITIALIZER` of 2.28, but not blocking.
+/// `NCCL_CONFIG_INITIALIZER` of NCCL 2.28's nccl.h, but non-blocking.
 fn config() -> ncclConfig_t {
     const UNDEFINED: c_int = c_int::MIN;
     ncclConfig_t {
@@ -113,7 +114,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// What a communicator of the fake library is: the code that it says when it is asked, and how it was ended.
+    /// A communicator of the fake library: the state that it reports, and how it was ended.
     #[derive(Default)]
     struct Fake {
         state: AtomicU32,
@@ -129,7 +130,7 @@ pub(super) mod tests {
         unsafe { &*pointer.cast::<Fake>() }
     }
 
-    /// A library that does nothing. Its communicators have to be [`Fake`]s.
+    /// A library without effects. Its communicators have to be [`Fake`]s.
     pub fn fake() -> &'static Api {
         unsafe extern "C" fn get_unique_id(id: *mut ncclUniqueId) -> Code {
             // SAFETY: the caller has room for it.

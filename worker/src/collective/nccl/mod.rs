@@ -1,4 +1,5 @@
-//! NCCL, between GPUs. Nothing here waits without looking at the flag: communicators are made and asked without blocking.
+//! NCCL: collective operations between GPUs. Communicators are non-blocking, so that each wait can
+//! check the abandon flag.
 //!
 //! ```text
 //!   libtorch's stream   ... gradients ---event--.                       .--- host goes on --> optimizer ...
@@ -21,16 +22,17 @@ use super::{Broken, Collective, Flag, Meeting};
 use api::{Api, Code, SUCCESS, SUM};
 use communicator::{Communicator, poll};
 
-/// Where rank 0 leaves the communicator's name in the store.
+/// The key of the communicator's unique id in the store.
 const UNIQUE_ID: &str = "nccl";
 
-/// A communicator of one generation, and a stream of its own.
+/// The communicator of one generation, with a CUDA stream of its own.
 pub struct Nccl {
     /// Taken when dropped, to be ended on another thread.
     link: Option<Link>,
-    /// What is sent and received at the moment; of a communicator that broke it may be written to until that has ended.
+    /// The tensors of the present operation. A broken communicator may write to them until it has
+    /// ended.
     under_way: RefCell<Vec<Tensor>>,
-    /// Whether all that was started was done, here.
+    /// Whether all operations that were started have completed.
     is_sound: Cell<bool>,
     abandon: Flag,
     rank: usize,
@@ -44,10 +46,12 @@ struct Link {
 }
 
 impl Nccl {
-    /// Meets the other ranks of a generation, all of which compute on GPUs; this one on number `gpu`.
+    /// Joins the rendezvous of a generation's ranks, all of which compute on GPUs; this one on GPU
+    /// `gpu`.
     ///
     /// # Errors
-    /// The others did not come in time, the generation was abandoned, or NCCL does not work here.
+    /// The other ranks did not join in time, the generation was abandoned, or NCCL does not work
+    /// here.
     pub fn meet(meeting: &Meeting<'_>, gpu: usize) -> Result<Self, Broken> {
         let deadline = Instant::now() + meeting.patience;
         let (rank, world_size, abandon) = (meeting.rank, meeting.world_size, meeting.abandon.clone());
@@ -55,7 +59,7 @@ impl Nccl {
         let id = unique_id(api, meeting)?;
         let context = CudaContext::new(gpu).map_err(driver)?;
         let stream = context.new_stream().map_err(driver)?;
-        // Its context is this thread's now.
+        // The CUDA context is current on this thread now.
         let communicator = Communicator::start(api, id, rank, world_size).map_err(Broken::Failed)?;
         let link = Link { communicator, context, stream };
         let (link, is_sound) = (Some(link), Cell::new(false));
@@ -75,7 +79,8 @@ impl Nccl {
         self.link.as_ref().expect("the communicator is only taken by drop")
     }
 
-    /// Starts something on the stream, after all that libtorch was asked to compute, and waits until it is done.
+    /// Starts an operation on the stream, after all work that libtorch has queued, and waits until
+    /// it has completed.
     fn run(&self, tensors: &[&Tensor], start: impl FnOnce(&Communicator, cudaStream_t) -> Code) -> Result<(), Broken> {
         let Link { communicator, context, stream } = self.link();
         if self.abandon.is_raised() {
@@ -103,10 +108,10 @@ impl Drop for Nccl {
         let (under_way, is_sound) = (self.under_way.take(), self.is_sound.get());
         let Some(Link { communicator, context, stream }) = self.link.take() else { return };
         std::thread::spawn(move || {
-            // Without its context nothing can be ended, and nothing is left to end.
+            // Without its context the communicator cannot be ended, and does not have to be.
             _ = context.bind_to_thread();
             communicator.end(is_sound);
-            // Until here it may have written to what was under way.
+            // Until here it may have written to the tensors.
             _ = stream.synchronize();
             drop(under_way);
         });
@@ -151,7 +156,8 @@ impl Collective for Nccl {
     }
 }
 
-/// The name that rank 0 gives to the communicator of the generation.
+/// The communicator's unique id: rank 0 creates it and puts it in the store, the others read it
+/// there.
 fn unique_id(api: &'static Api, meeting: &Meeting<'_>) -> Result<ncclUniqueId, Broken> {
     let is_first = meeting.rank == 0;
     meeting.apart(move |store| {
@@ -172,7 +178,7 @@ fn unique_id(api: &'static Api, meeting: &Meeting<'_>) -> Result<ncclUniqueId, B
     })
 }
 
-/// Where a tensor's values are, how many, and of what type.
+/// The address, length and type of a contiguous tensor's values.
 fn memory(tensor: &Tensor) -> Result<(*mut c_void, usize, ncclDataType_t), Broken> {
     let unfit = |what: String| Err(Broken::Failed(format!("NCCL cannot take a tensor {what}")));
     let kind = match tensor.kind() {

@@ -1,6 +1,6 @@
-//! One whole step against PyTorch: candidates, rewards, loss, every gradient and every updated
-//! parameter. By the settings of the release, by the default ones, and by the default ones with cut
-//! candidates rewarded as if they had ended.
+//! Tests of one whole step against PyTorch: candidates, rewards, loss, every gradient and every
+//! updated parameter. With the settings of the release, with the default ones, and with the default
+//! ones while cut candidates are rewarded as if they had ended.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,7 +35,7 @@ struct Golden {
     settings: Vec<Setting>,
 }
 
-/// What the settings called `name` lead to.
+/// The expected results with the settings `name`.
 #[derive(Deserialize)]
 struct Setting {
     name: String,
@@ -79,11 +79,11 @@ struct Step {
     gamma: Vec<Vec<f64>>,
     margin: Vec<f64>,
     loss: f64,
-    /// The file of the gradients.
+    /// The file with the gradients.
     tensors: String,
 }
 
-/// The run whose settings are called `name`: `configs/release/coco-dico.yaml`, or that file with the
+/// The run with the settings `name`: `configs/release/coco-dico.yaml`, or that file with the
 /// defaults of all settings that the comparison depends on; `closed` differs in `cut_candidates`.
 fn run(name: &str) -> RunFile {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/release/coco-dico.yaml");
@@ -100,12 +100,12 @@ fn run(name: &str) -> RunFile {
     run
 }
 
-/// Its stage of DiCO.
+/// Its DiCO stage.
 fn stage(run: &RunFile) -> &Stage {
     run.stages.iter().find(|stage| stage.objective == Objective::Dico).unwrap()
 }
 
-/// What an optimizer is of which only the rate is given.
+/// An optimizer with default settings except for the learning rate.
 fn plain_adam() -> runfile::Optimizer {
     serde_json::from_str(r#"{ "learning_rate": 1.0 }"#).unwrap()
 }
@@ -147,7 +147,7 @@ impl Case {
         Images { hidden: &self.hidden, embeddings: &self.embeddings, numbers: &self.numbers }
     }
 
-    /// As the trainer makes it.
+    /// The evaluators as the trainer makes them.
     fn evaluators<'a>(&'a self, run: &'a RunFile) -> [EvaluatorReward<'a>; 1] {
         let evaluator = run.primary_evaluator();
         [EvaluatorReward {
@@ -168,7 +168,7 @@ impl Case {
         no_grad(|| model.rewards(&self.images(), &self.decode(candidates)))
     }
 
-    /// As the trainer makes it, but without dropout, which draws other masks than PyTorch's.
+    /// The context as the trainer makes it, but without dropout, whose masks differ from PyTorch's.
     fn context<'a>(&'a self, run: &'a RunFile, evaluators: &'a [EvaluatorReward<'a>], laps: &'a Laps) -> Context<'a> {
         Context {
             reference: &self.reference,
@@ -180,7 +180,7 @@ impl Case {
         }
     }
 
-    /// What candidates with these tokens say.
+    /// The texts of candidates with these tokens.
     fn decode(&self, candidates: &[Vec<Vec<i64>>]) -> Vec<Vec<Candidate>> {
         let candidate = |tokens: &Vec<i64>| Candidate {
             text: self.vocabulary.decode(tokens),
@@ -233,7 +233,7 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
         assert_close("rewards", &rewards, &Tensor::from_slice2(&setting.rewards), 1e-5);
         let preference = Preference::new(&rewards, &settings);
         assert_eq!(values(&preference.chosen), chosen.iter().map(|&number| number as f64).collect::<Vec<_>>());
-        // A difference of rewards is multiplied by tau.
+        // gamma depends on the difference of rewards times tau.
         assert_close("gamma", &preference.gamma, &Tensor::from_slice2(gamma), 1e-6 * tau);
 
         policy.parameters_mut().start_training(|_| true);
@@ -258,8 +258,8 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
         Adam::new(parameters, &optimizer).update(parameters, &Slope::new(&gradient, 1.0), 1, rate);
         if expected.keys().any(|name| name.starts_with("updated.")) {
             let updated = parameters.named().map(|(name, value)| (name, value.shallow_clone()));
-            // Adam's first step is nearly the sign of the gradient: where that is nothing but rounding, as of the keys'
-            // biases, so is the step.
+            // Adam's first step is nearly the sign of the gradient: where the gradient is only
+            // rounding error, as for the keys' biases, so is the step.
             compare(updated, &expected, "updated", sizes, |name, difference| {
                 difference * expected[&format!("gradient.{name}")].abs().gt(1e-6)
             });
@@ -267,7 +267,7 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
     }
 }
 
-/// Otherwise the comparisons above could not tell the readings apart.
+/// Otherwise the comparisons above could not distinguish the two readings.
 #[test]
 fn the_other_reading_of_cut_candidates_gives_other_rewards_and_other_weights() {
     let golden: Golden = golden::json("dico/dico.json");
@@ -291,7 +291,8 @@ fn the_other_reading_of_cut_candidates_gives_other_rewards_and_other_weights() {
     }
 }
 
-/// Of the same candidates, as rounding may lead to others, and with the same rewards, which `tau` multiplies by 300.
+/// With the same candidates, because rounding may lead to others, and with the same rewards, which
+/// `tau` multiplies by 300.
 #[test]
 fn sixteen_bit_rewards_and_gradients_are_as_near_as_rounding_lets_them_be() {
     testing::each_code_path(|| {
@@ -308,7 +309,7 @@ fn check_sixteen_bits(golden: &Golden, case: &Case, setting: &Setting) {
     let (images, each) = (setting.candidates.len(), setting.rewards[0].len());
     let rewards = case.rewards(&run, &setting.candidates);
     let expected = Tensor::from_slice2(&setting.rewards);
-    // Twice a cosine of two vectors of length 1, each of a tower with two layers.
+    // Twice a cosine of two unit vectors, each from an encoder with two layers.
     let allowed = 2.0 * sixteen_bit_tolerance(&expected.ones_like(), 2 + 2);
     assert_close("rewards", &rewards, &expected, allowed);
 
@@ -327,11 +328,13 @@ fn check_sixteen_bits(golden: &Golden, case: &Case, setting: &Setting) {
         let difference = log_probabilities(&policy) - no_grad(|| log_probabilities(&case.reference));
         let found = preference.margin(&difference);
         let expected = Tensor::from_slice(margin);
-        // A difference of differences between sums over tokens, of which the reference's are far larger than the margin.
+        // A difference of differences of sums over tokens, of which the reference's are far larger
+        // than the margin.
         let summed = no_grad(|| log_probabilities(&case.reference));
         let longest = sequences.iter().map(Vec::len).max().unwrap() as f64;
         assert_close("margin", &found, &expected, 2.0 * sixteen_bit_tolerance(&summed, 2 + 2) / longest.sqrt());
-        // The slope of the loss depends on the margin: with the expected one only what is behind it is compared.
+        // The gradient of the loss depends on the margin: with the expected margin, only the rest
+        // is compared.
         let slope = (&expected * -golden.beta).sigmoid().to_device(testing::device()) * -golden.beta;
         (found * slope.detach()).sum(Kind::Float).backward();
         let gradient = policy.parameters().gradient().unwrap().values / images as f64;
@@ -341,7 +344,8 @@ fn check_sixteen_bits(golden: &Golden, case: &Case, setting: &Setting) {
         for (name, found) in policy.parameters().trained_views(&gradient) {
             let expected = &expected[&format!("gradient.{name}")];
             let found = found.narrow(0, 0, expected.size()[0]);
-            // There and back. Some gradients, as of the keys' biases, are nothing but rounding of larger ones.
+            // Forward and backward. Some gradients, as of the keys' biases, are only rounding error
+            // of larger ones.
             let of_own = sixteen_bit_tolerance(expected, 2 * (2 + 2));
             let of_others = 2.0_f64.powi(-8) * largest;
             assert_close(&format!("gradient of {name}"), &found, expected, of_own + of_others);
@@ -362,7 +366,7 @@ fn compare<'a>(
 ) {
     let mut compared = 0;
     for (name, value) in found {
-        // Of the encoder's positions only those that there are hidden states for are kept.
+        // Of the position embeddings only those of the present hidden states are compared.
         let positions = name.ends_with("embeddings.position_embeddings.weight");
         let value = if positions { value.narrow(0, 0, sizes.vision_tokens) } else { value };
         let value = value.to_device(tch::Device::Cpu);

@@ -1,7 +1,8 @@
-//! Direct CLIP-based optimisation (arXiv 2408.14547, section 3).
+//! Direct CLIP-based optimization, DiCO (arXiv 2408.14547, section 3).
 //!
-//! For an image, beam search with the current policy proposes candidates y_1 .. y_k with rewards r_1 .. r_k; w is the best.
-//! The others are weighed by gamma_j = softmax_j(tau (r_w - r_j)), and with d_i = log p(y_i) - log p_ref(y_i)
+//! For an image, beam search with the current policy generates candidates y_1 .. y_k with rewards
+//! r_1 .. r_k; w is the best. The others are weighted by gamma_j = softmax_j(tau (r_w - r_j)), and
+//! with d_i = log p(y_i) - log p_ref(y_i)
 //!
 //! ```text
 //! loss = -log sigmoid(beta (d_w - sum_j gamma_j d_j))
@@ -21,7 +22,7 @@ use super::{Example, Outcome};
 use crate::captioner::Captioner;
 use crate::nn::Mode;
 
-/// The loss of some images under the current policy.
+/// The loss of a batch's images under the current policy.
 #[must_use]
 pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, settings: &Dico, mode: Mode) -> Outcome {
     let found = context.candidates(policy, images, Captioner::search);
@@ -41,7 +42,7 @@ pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, s
     Outcome { loss, loss_sum, weight, tokens, example, summaries }
 }
 
-/// How the candidates of the first image are weighed.
+/// The candidates of the first image, for display.
 fn example(candidates: &Candidates, preference: &Preference, images: &Images<'_>, context: &Context<'_>) -> Example {
     let captions = candidates.first().iter().map(|found| context.vocabulary.decode(&found.tokens));
     let [rewards, gamma] = [&candidates.rewards, &preference.gamma].map(|all| values(&all.get(0)));
@@ -49,7 +50,7 @@ fn example(candidates: &Candidates, preference: &Preference, images: &Images<'_>
     Example { image: images.numbers[0], candidates: weighed.collect() }
 }
 
-/// Which candidate of each image is best, and how the others are weighed against it.
+/// The chosen candidate of each image, and the weights of the others.
 struct Preference {
     /// `[images, 1]`.
     chosen: Tensor,
@@ -58,7 +59,7 @@ struct Preference {
 }
 
 impl Preference {
-    /// Of several best candidates the first is chosen, of several worst ones, too.
+    /// Of several best candidates the first is chosen; of several worst ones, too.
     fn new(rewards: &Tensor, settings: &Dico) -> Self {
         let (best, chosen) = rewards.max_dim(1, true);
         let gamma = match settings.weights {
@@ -72,19 +73,19 @@ impl Preference {
         Self { chosen, gamma }
     }
 
-    /// Of each image's weights, in nats, `[images]`.
+    /// The entropy of each image's weights, in nats, `[images]`.
     fn entropy(&self) -> Tensor {
         -(&self.gamma * self.gamma.clamp_min(1e-30).log()).sum_dim_intlist(1, false, self.gamma.kind())
     }
 
-    /// d_w - sum_j gamma_j d_j, `[images]`.
+    /// The margin d_w - sum_j gamma_j d_j, `[images]`.
     fn margin(&self, difference: &Tensor) -> Tensor {
         let chosen = difference.gather(1, &self.chosen, false).squeeze_dim(1);
         chosen - (&self.gamma * difference).sum_dim_intlist(1, false, difference.kind())
     }
 }
 
-/// Softmax over all but the chosen candidate, whose weight is 0.
+/// Softmax over all candidates but the chosen one, whose weight is 0.
 fn softmax_of_others(logits: &Tensor, chosen: &Tensor) -> Tensor {
     logits.scatter_value(1, chosen, f64::NEG_INFINITY).softmax(1, logits.kind())
 }
@@ -93,7 +94,7 @@ fn softmax_of_others(logits: &Tensor, chosen: &Tensor) -> Tensor {
 mod tests {
     use super::*;
 
-    /// The loss of one image and its gradient with respect to log p, in plain double precision.
+    /// The loss of one image, and its gradient with respect to log p, in plain double precision.
     fn by_hand(policy: &[f64], reference: &[f64], rewards: &[f64], beta: f64, tau: f64) -> (f64, Vec<f64>) {
         let best = rewards.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let chosen = rewards.iter().position(|&r| r == best).unwrap();
@@ -170,7 +171,7 @@ mod tests {
         let third = 1.0 / 3.0;
         assert_eq!(gamma(Weights::Uniform), [third, 0.0, third, third]);
         assert_eq!(gamma(Weights::Worst), [0.0, 0.0, 1.0, 0.0]);
-        // The published weights lie between the two.
+        // The published weights are between the two.
         let softmax = gamma(Weights::Softmax);
         assert!((softmax[2] - 0.5).abs() < 1e-12 && softmax[0] < 1e-12, "{softmax:?}");
     }

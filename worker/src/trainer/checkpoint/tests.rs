@@ -1,4 +1,4 @@
-//! From a state to its snapshot, to a folder, and back into a state.
+//! Tests of a state's way to a snapshot, to a folder, and back to a state.
 
 use std::path::Path;
 
@@ -47,7 +47,7 @@ impl Place {
         State::new(&self.run, &self.origins, Device::Cpu).unwrap()
     }
 
-    /// In the second stage, where every number is another than at the start.
+    /// A state in the second stage whose values all differ from the initial ones.
     fn trained(&self) -> State {
         let mut state = self.start();
         state.enter_stage(&self.run, 1);
@@ -101,7 +101,7 @@ fn a_snapshot_is_not_changed_by_training_that_goes_on() {
     for (back, was) in buffers(&back).into_iter().zip(buffers(&place.trained())) {
         assert_eq!(back, was);
     }
-    // What captions, exports and starts other runs.
+    // The model folder, for captioning, export and other runs.
     let models = weights::folder::Folder::open(fetched.path()).unwrap();
     assert_eq!(models.manifest().vocabulary, place.origins.captioner_vocabulary.to_stored());
 }
@@ -120,7 +120,7 @@ fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
     let state = place.trained();
     place.save(&Snapshot::take(&state, &place.run, &place.origins, Some(origin())).unwrap());
     let files: Vec<_> = std::fs::read_dir(place.folder.path().join(NAME)).unwrap().map(|e| e.unwrap().path()).collect();
-    // Three models, moments, manifest, place and seal.
+    // Three models, moments, manifest, stamp and seal.
     assert_eq!(files.len(), 7, "{files:?}");
     for file in files {
         let content = std::fs::read(&file).unwrap();
@@ -139,7 +139,7 @@ fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
     assert!(matches!(fetch(&place.checkpoints, "../run"), Err(Stop::Fatal(_))));
     let seal = place.folder.path().join(NAME).join("checkpoint.json");
     std::fs::remove_file(&seal).unwrap();
-    // Leads nowhere, which is no damage to what was written.
+    // A symbolic link to itself is an I/O error, not damage.
     std::os::unix::fs::symlink(&seal, &seal).unwrap();
     assert!(matches!(fetch(&place.checkpoints, NAME), Err(Stop::Broken(Broken::Failed(_)))));
 }

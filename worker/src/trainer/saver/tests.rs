@@ -1,4 +1,4 @@
-//! What is reported of saves, and that the process can wait for them.
+//! Tests of the reports on saves, and of waiting for them.
 
 use std::path::Path;
 
@@ -48,7 +48,7 @@ fn what_was_saved_is_reported_and_what_was_not_too() {
     save(2, "0-xe-00000008", false);
     saver.saving().wait();
     assert_eq!(checkpoints.list().unwrap().sealed.into_iter().collect::<Vec<_>>(), ["0-xe-00000004"]);
-    // Nobody can make a folder of a file.
+    // The checkpoint folder cannot be created where a file is.
     std::fs::remove_dir_all(&place).unwrap();
     std::fs::write(&place, b"").unwrap();
     save(3, "0-xe-00000009", true);

@@ -1,4 +1,4 @@
-//! Peers that claim what they do not hold.
+//! Peers that claim states that they do not hold.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::run::{
 };
 
 const RUN_ID: &str = "3fa2";
-/// Of the coordinator before.
+/// The term of the coordinator before.
 const TERM: u64 = 12;
 
 fn restored(last_generation: u64, step: u64) -> Restored {
@@ -26,13 +26,13 @@ fn restored(last_generation: u64, step: u64) -> Restored {
     Restored { run_id: RUN_ID.into(), last_generation, terms, committed, done, ..Restored::default() }
 }
 
-/// A run whose first stage is evaluated every ten steps, gone on from there.
+/// A run whose first stage is evaluated every ten steps, resumed from there.
 fn run(restored: Restored) -> Run {
     let stages = vec![testing::stage("a", 50, 8, None, Some(10)), testing::stage("b", 50, 8, None, None)];
     Run::new(testing::run_file(stages), restored, TERM + 1)
 }
 
-/// Enters with these claims; why that is refused, if it is.
+/// Joins with these claims. Returns the kind of the refusal, if it is refused.
 fn enter(run: &mut Run, session: u64, claims: v1::Attach) -> Option<RefusalKind> {
     let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
     let token = format!("token {session}");
@@ -63,7 +63,7 @@ fn a_new_run_is_not_finished_by_who_says_that_it_is() {
         assert_eq!(enter(&mut run, 1, holding(RUN_ID, 1, 50, generation)), Some(RefusalKind::Disowned));
         assert_eq!((run.members.len(), run.committed), (0, Place::default()));
     }
-    // What was read from a checkpoint can be read again.
+    // A state from a checkpoint can be read again.
     let mut run = run(restored(0, 0));
     assert_eq!(enter(&mut run, 1, holding(RUN_ID, 1, 50, 0)), None);
     assert_eq!(run.committed, Place::default());
@@ -80,14 +80,15 @@ fn a_state_beyond_what_can_have_been_granted_is_none_of_the_runs() {
         holding(RUN_ID, 9, 0, 2),
         holding("77", 0, 12, 3),
         v1::Attach { run_id: RUN_ID.into(), generation: 4, ..Default::default() },
-        // Of what an older copy of the journal does not know.
+        // Claims of generations that an older copy of the journal does not know.
         v1::Attach { term: TERM + 7, ..holding(RUN_ID, 0, 12, 3) },
         v1::Attach { generation: 2, ..holding(RUN_ID, 0, 12, 3) },
         v1::Attach { run_id: "77".into(), generation: 1, ..Default::default() },
     ] {
         assert_eq!(entered(claims.clone()), Some(RefusalKind::Disowned), "{claims:?}");
     }
-    // Steps that nobody has reported: up to the evaluation that is due, as that would be on record.
+    // Steps that no member has reported are possible up to the next evaluation, which would be
+    // recorded.
     for step in [0, 12, 13, 20] {
         assert_eq!(entered(holding(RUN_ID, 0, step, 3)), None);
     }

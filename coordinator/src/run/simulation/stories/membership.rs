@@ -1,4 +1,4 @@
-//! Who comes, who goes, and who is sent away.
+//! Workers that join, leave, and are evicted.
 
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive};
 
@@ -61,7 +61,7 @@ fn asked_to_stop_while_a_worker_leaves_it_saves_first() {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
     let first = world.join();
     world.until(|world| world.run().committed.step == 2);
-    // Both are asked to end, as when a whole job is.
+    // Both get a shutdown signal, as when a whole job is stopped.
     world.agenda.after(Time::ZERO, Due::Connection { worker: first, wake: Wake::Leave });
     world.until(|world| world.happened(Happening::Leaving) == 1);
     world.tell(Event::Shutdown);
@@ -136,13 +136,13 @@ fn validation_data_may_change_between_two_coordinators_and_training_data_only_wh
     let (reason, _) = enter(&mut run, 1, of("others", "v"));
     let reason = reason.unwrap();
     assert!(reason.contains("the training data differ") && reason.contains("--accept-changes"), "{reason}");
-    // The first to come says what the validation data are now; the others have to have the same.
+    // The first worker defines the present validation data; the others must have the same.
     assert_eq!(enter(&mut run, 2, of("t", "mended")), (None, 1));
     let (reason, changes) = enter(&mut run, 3, of("t", "v"));
     assert!(reason.is_some_and(|reason| reason.contains("the validation data differ")) && changes == 0);
     assert_eq!(enter(&mut run, 4, of("t", "mended")), (None, 0));
 
-    // Where it is accepted, both may change, once; what models are made of may not.
+    // If the changes are accepted, both splits may change, once; the models' sources may not.
     let mut run = Run::new(run.file.clone(), restored(), 0).exchanging_data();
     let others = v1::DataSet { models_fingerprint: "others".into(), ..of("t", "v") };
     assert!(enter(&mut run, 1, others).0.is_some_and(|reason| reason.contains("the models differ")));
@@ -187,14 +187,14 @@ fn exchanged_data_begin_a_sequence_of_samples_where_the_run_goes_on() {
     assert_eq!(start, Some(v1::SequenceStart { step: 5, epoch: 5 }));
 }
 
-/// How many were sent away because they did not move.
+/// The number of workers that were evicted for a stall.
 fn sent_away(world: &World) -> usize {
     let stalled =
         |detail: &serde_json::Value| detail["reason"].as_str().is_some_and(|why| why.contains("did not move"));
     world.count(|record| matches!(record, Record::Event { what: Happening::Lost, detail } if stalled(detail)))
 }
 
-/// Two workers, the second of which stands still from the moment on at which it is at something; nobody looks after it.
+/// Two workers; the second one hangs from a certain activity on, and no operator kills it.
 fn with_one_that_hangs(file: RunFile, at: impl Fn(&Doing) -> bool) {
     let mut world = World::of(file);
     world.join();
@@ -223,7 +223,7 @@ fn who_hangs_is_sent_away_whatever_it_was_at() {
     with_one_that_hangs(file, |doing| matches!(doing, Doing::Nothing));
 }
 
-/// The last state can be saved only when one of two no longer listens.
+/// The last state can be saved only after one of the two has stopped responding.
 #[test]
 fn who_hangs_while_all_wait_for_a_checkpoint_is_sent_away() {
     let mut file = testing::run_file(vec![testing::stage("a", 10, 8, None, None)]);
@@ -263,7 +263,7 @@ fn who_captions_for_long_does_not_stand_still() {
     let mut world = World::of(file);
     let slow = world.join();
     world.join();
-    // Two ranges fall to it, and one to the other.
+    // Two ranges are assigned to it, and one to the other.
     world.until(|world| matches!(world.workers[&slow].doing, Doing::Applying(_)));
     world.workers.get_mut(&slow).unwrap().pace = Time::from_secs(6);
     world.finish();
@@ -280,7 +280,7 @@ fn nothing_is_lost_with_those_who_leave() {
     leave(&mut world, first);
     world.until(|world| !world.workers.contains_key(&first));
     world.until(|world| world.run().committed.step >= 10);
-    // The only state there is.
+    // It holds the only state.
     leave(&mut world, second);
     world.until(|world| world.workers.is_empty());
     assert_eq!(world.checkpoints().len(), 1);
@@ -303,7 +303,7 @@ fn whoever_comes_without_a_way_to_the_others_has_to_go_again() {
     assert_eq!(world.workers.get(&first).map_or(50, |worker| worker.history.len()), 50);
 }
 
-/// What was said of members that left or were evicted.
+/// The reasons for which members left or were evicted.
 fn farewells(world: &World) -> String {
     let reason = |record: &Record| match record {
         Record::Event { what: Happening::Lost | Happening::Left, detail } => Some(detail["reason"].to_string()),
@@ -312,7 +312,7 @@ fn farewells(world: &World) -> String {
     world.coordinator.records.iter().filter_map(reason).collect()
 }
 
-/// Its identity is the lower one, for which the other would have to go if neither was at fault.
+/// Its id is the lower one: without a fault of its own the other one would be evicted.
 #[test]
 fn who_advertises_a_loopback_address_to_other_machines_has_to_go() {
     let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
@@ -346,8 +346,8 @@ fn the_only_state_is_saved_before_its_holder_has_to_go() {
     assert_eq!(world.invariants.repeated, 0);
 }
 
-/// Two that advertise loopback addresses of one machine, and one of another machine; the state is
-/// saved once.
+/// Two workers advertise loopback addresses of one machine, one that of another; the state is saved
+/// once.
 #[test]
 fn several_of_one_machine_have_to_go_for_one_of_another() {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
@@ -361,7 +361,7 @@ fn several_of_one_machine_have_to_go_for_one_of_another() {
     assert_eq!(world.invariants.repeated, 0);
 }
 
-/// As where a machine is gone, and its worker is started again on another at once.
+/// A machine vanishes, and its worker is restarted on another one at once.
 #[test]
 fn who_takes_the_place_of_a_lost_machine_waits_until_it_is_free() {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 500, 8, None, None)]));
@@ -372,8 +372,8 @@ fn who_takes_the_place_of_a_lost_machine_waits_until_it_is_free() {
     let replacement = world.start_worker("third".into(), Some(0));
     world.until(|world| world.is_member(replacement));
     assert_eq!(world.happened(Happening::Lost), 1);
-    // One for a place whose holder lives is refused, long before it gives up; the holder does not
-    // notice.
+    // A worker that asks for the id of a live holder is refused, long before it would give up; the
+    // holder is not affected.
     let asked = world.agenda.now();
     let second = world.start_worker("fourth".into(), Some(1));
     world.until(|world| !world.workers.contains_key(&second));
@@ -382,7 +382,7 @@ fn who_takes_the_place_of_a_lost_machine_waits_until_it_is_free() {
     assert_eq!(world.happened(Happening::Lost), 1);
 }
 
-/// Two checkpoints in a row, during which nothing else happens.
+/// Two checkpoints in a row, without other events in between.
 #[test]
 fn whose_disk_is_slow_does_not_stand_still() {
     let stop_while_saving = |seed: u64| {

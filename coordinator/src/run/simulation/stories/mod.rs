@@ -1,4 +1,4 @@
-//! Single stories, in a world where nothing happens but what is told.
+//! Single scenarios, in a world without random faults.
 
 mod claims;
 mod membership;
@@ -20,7 +20,7 @@ use crate::run::{
     record::{Happening, Record, Source},
 };
 
-/// Longer than anything takes.
+/// Longer than any activity.
 const LONG: Time = Time::from_secs(600);
 
 impl World {
@@ -32,7 +32,7 @@ impl World {
         Self::new(0, Trace::Dropped, |_| scenario)
     }
 
-    /// A worker starts, and is let in.
+    /// Starts a worker, and waits until it is admitted.
     fn join(&mut self) -> WorkerId {
         let host = format!("host {}", self.last_worker + 1);
         let id = self.start_worker(host, None);
@@ -40,7 +40,7 @@ impl World {
         id
     }
 
-    /// Whether the coordinator counts on this worker.
+    /// Whether this worker is a member.
     fn is_member(&self, id: WorkerId) -> bool {
         let session = self.workers.get(&id).and_then(Worker::session);
         session.is_some_and(|session| self.run().members.rank_of(session).is_some())
@@ -53,7 +53,7 @@ impl World {
         }
     }
 
-    /// Lets so much time pass.
+    /// Lets this time pass.
     fn pass(&mut self, time: Time) {
         let end = self.agenda.now() + time;
         while self.step(end) {}
@@ -73,7 +73,7 @@ impl World {
         self.run().status(self.coordinator.clock)
     }
 
-    /// The steps that are committed, in order.
+    /// The committed steps, in order.
     fn committed(&self) -> Vec<Place> {
         self.invariants.committed.iter().map(|step| step.place).collect()
     }
@@ -90,7 +90,7 @@ impl World {
         self.count(|record| matches!(record, Record::Event { what: other, .. } if *other == what))
     }
 
-    /// Where generations started, and from what.
+    /// The start and the source of each generation.
     fn origins(&self) -> Vec<(Place, Source)> {
         let formed = |record: &Record| match record {
             Record::Formed { start, source, .. } => Some((*start, source.clone())),
@@ -104,7 +104,7 @@ fn at(stage: u32, step: u64) -> Place {
     Place { stage, step }
 }
 
-/// The token of a join that was granted.
+/// The token of an admitted join.
 pub fn admitted(actions: &[Action]) -> String {
     let token = |action: &Action| match action {
         Action::Admit { response, .. } => Some(response.session_token.clone()),

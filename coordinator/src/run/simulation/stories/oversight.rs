@@ -1,4 +1,4 @@
-//! Evaluations, best states, the guard's pauses and rollbacks.
+//! Evaluations, model selection, and the guard's pauses and rollbacks.
 
 use proto::{v1, v1::worker_message::Message};
 use runfile::{GuardAction, Rule, Stage};
@@ -27,7 +27,7 @@ fn evaluations(world: &World) -> Vec<(Place, Vec<Item>)> {
     world.coordinator.records.iter().filter_map(evaluated).collect()
 }
 
-/// A world where scores take a minute.
+/// A world in which scoring takes a minute.
 fn with_slow_scores(stage: Stage) -> World {
     World::with(Scenario { scoring: Time::from_secs(60), ..Scenario::quiet(testing::run_file(vec![stage])) })
 }
@@ -82,7 +82,7 @@ fn scores_under_way_are_not_lost_with_a_generation() {
     world.end_worker(first, false);
     world.join();
     world.finish();
-    // The checkpoint of the very state that is being scored.
+    // It is the checkpoint of the state that is being scored.
     assert_eq!(world.origins().last().unwrap().0, at(0, 1));
     assert_eq!((evaluations(&world).len(), world.captioned.len()), (1, 3));
 }
@@ -98,11 +98,11 @@ fn captions_of_a_state_that_is_lost_are_dropped() {
     assert_eq!(world.origins()[1].0, at(0, 2));
     world.finish();
     assert_eq!(evaluations(&world).iter().map(|(place, _)| place.step).collect::<Vec<_>>(), [3, 4]);
-    // Both ranges of the state that was lost were for nothing.
+    // Both captioned ranges of the lost state are useless.
     assert_eq!(world.captioned.len(), 3 + 3 + 3);
 }
 
-/// A run of a stage whose best state is the first that is evaluated.
+/// A run of a stage whose best state is the first one evaluated.
 fn with_its_best_first(patience: Option<u32>) -> World {
     let stage = Stage { metric: Some("cider".into()), patience, ..testing::stage("a", 20, 8, None, Some(5)) };
     let mut file = testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]);
@@ -123,7 +123,7 @@ fn a_stage_goes_back_to_its_best_and_the_next_goes_on_from_there() {
     assert_eq!(world.origins()[1..], [(at(0, 5), Source::Checkpoint("0-a-00000005".into()))]);
     assert_eq!(world.committed(), world.way_to(at(1, 3)));
     assert_eq!(world.committed().len(), 5 + 3);
-    // The best was kept although one checkpoint was to be; the last of the stage is kept for the user.
+    // The best checkpoint is kept although `keep` is 1; the last of the stage is kept for the user.
     assert_eq!(world.checkpoints(), ["0-a-00000005", "0-a-00000020", "1-b-00000003"]);
     assert_eq!(world.run().passed_over.iter().map(|saved| saved.place).collect::<Vec<_>>(), [at(0, 20)]);
     assert_eq!(world.run().samples_committed(), 8 * 8);
@@ -151,7 +151,7 @@ fn the_status_of_a_stage_that_was_ended_early_has_as_many_steps_as_it_has() {
     assert_eq!((status.step, status.steps), (0, 0));
 }
 
-/// A world where all captions of the last step are written and being scored, which takes long.
+/// A world in which all captions of the last step are written and being scored, which takes long.
 fn being_scored() -> World {
     let mut world = with_slow_scores(testing::stage("a", 1, 8, None, None));
     world.join();
@@ -183,7 +183,7 @@ fn a_decision_that_a_dying_coordinator_did_not_take_is_taken_when_it_is_back() {
     let mut world = with_its_best_first(None);
     world.join();
     world.until(|world| world.run().committed == at(0, 20) && is_scored(world));
-    // Its last words are the scores of the last step.
+    // Its last record is the evaluation of the last step.
     world.coordinator.doomed = Some(1);
     world.until(|world| world.coordinator.run.is_none());
     assert!(matches!(world.coordinator.records.last(), Some(Record::Evaluated { place, .. }) if *place == at(0, 20)));
@@ -215,7 +215,7 @@ fn a_paused_run_waits_whoever_comes_and_goes() {
     assert_eq!((status.state.as_str(), status.step), ("paused", 8));
     assert_eq!(world.origins().len(), 4);
 
-    // The rule is as broken as it was before the restart, and has fired.
+    // The rule is still broken as before the restart, and has fired already.
     world.resume();
     world.finish();
     assert_eq!((world.happened(Happening::Paused), world.happened(Happening::Resumed)), (1, 1));
@@ -244,7 +244,8 @@ fn a_rollback_ends_the_stage_where_no_rule_was_broken() {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 4, 8, None, None), stage]));
     world.join();
     world.finish();
-    // The first step's statistics are of the state that the stage began with; that is the last of the stage before.
+    // The statistics of the first step are of the initial state of the stage, the final one of the
+    // stage before.
     assert_eq!(world.invariants.ends, [(1, 0)].into());
     assert_eq!(world.origins().last().unwrap().0, at(0, 4));
     assert_eq!(world.committed(), world.way_to(at(0, 4)));
@@ -256,7 +257,7 @@ fn a_rollback_ends_the_stage_where_no_rule_was_broken() {
 #[test]
 fn a_rule_that_warns_or_pauses_takes_no_state_away() {
     for action in [GuardAction::Warn, GuardAction::Pause] {
-        // Broken by every evaluation.
+        // Every evaluation breaks it.
         let rule = Rule { metric: "cider".into(), ..broken(action) };
         let stage =
             Stage { metric: Some("cider".into()), guard: vec![rule], ..testing::stage("a", 20, 8, None, Some(5)) };
@@ -284,7 +285,7 @@ fn the_last_state_of_a_stage_is_kept_for_the_user_across_restarts() {
     assert_eq!(world.checkpoints()[..2], ["0-a-00000005", "0-a-00000020"]);
 }
 
-/// Where a run of one stage that ends with a rollback ends, for the first salt that `is_apt`.
+/// The end of a run of one stage that ends with a rollback, for the first salt that `is_apt`.
 fn rolled_back_to(stage: Stage, keep: u32, is_apt: impl Fn(u64) -> bool) -> u64 {
     let mut file = testing::run_file(vec![stage]);
     file.checkpoints.keep = keep;
@@ -304,19 +305,21 @@ fn what_a_rollback_would_need_is_kept_while_a_rule_is_about_to_fire() {
         for_,
         action: GuardAction::Rollback,
     };
-    // The better by the metric, the worse by the rule: the first of two that are beyond the bound is the best so far.
+    // Better by the metric, worse by the rule: the first of two states beyond the bound is the best
+    // so far.
     let guard = vec![above("cider", 4.5, 2)];
     let stage = Stage { metric: Some("cider".into()), guard, ..testing::stage("a", 50, 8, None, Some(10)) };
     let scores = |salt| [10, 20, 30].map(|step| score(salt, at(0, step)));
     assert_eq!(rolled_back_to(stage, 1, |salt| matches!(scores(salt), [..4.5, (4.5..), (4.5..)])), 10);
 
-    // Steps 1 to 5 are good, so the state at 4 is; then it takes longer than checkpoints are kept.
+    // Steps 1 to 5 are good, and so is the state at 4; the rule then takes longer than checkpoints
+    // are kept.
     let stage = Stage { guard: vec![above("kl", 2.5, 6)], ..testing::stage("a", 50, 8, Some(1), None) };
     let bad = |salt| move |step| score(salt + 1, at(0, step)) > 2.5;
     let apt = |salt| !(1..=5).any(bad(salt)) && (6..=11).all(bad(salt));
     assert_eq!(rolled_back_to(stage, 2, apt), 4);
 
-    // Whether the state that was just saved is good is not known before the next step.
+    // Whether the state just saved is good is known only after the next step.
     let stage = Stage { guard: vec![above("kl", 2.5, 1)], ..testing::stage("a", 50, 8, Some(1), None) };
     assert_eq!(rolled_back_to(stage, 1, |salt| !(1..=5).any(bad(salt)) && bad(salt)(6)), 4);
 }
@@ -327,7 +330,7 @@ fn a_checkpoint_that_a_stages_end_overtook_is_kept_as_its_last() {
     let mut world = World::of(testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]));
     let first = world.join();
     world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
-    // The step and the checkpoint: it is written before the report that ends the stage is heard.
+    // The step and the checkpoint: it is written before the report that ends the stage arrives.
     world.cut(first, Way::Up);
     world.until(|world| world.disk.checkpoints.len() == 1);
     assert!(world.invariants.ends.is_empty());
@@ -418,7 +421,7 @@ fn somebody_pauses_and_drains() {
     world.resume();
     world.finish();
     assert_eq!(world.happened(Happening::Lost), 0);
-    // What is over takes no orders.
+    // A finished run accepts no commands.
     world.steer(Command::Pause);
     assert_eq!((world.happened(Happening::Paused), world.happened(Happening::Resumed)), (1, 1));
 }

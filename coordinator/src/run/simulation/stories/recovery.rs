@@ -1,4 +1,4 @@
-//! What dies or breaks, and what becomes of the run.
+//! Failures of processes and storage, and recovery from them.
 
 use proto::v1;
 use runfile::Stage;
@@ -61,7 +61,8 @@ fn the_same_fatal_failure_again_and_again_fails_the_run() {
     assert!(reason.contains("no memory left"), "{reason}");
 }
 
-/// Two workers, of which the first is about to save when the coordinator gives it up, or dies; the second saves the same place.
+/// Two workers: the first is about to save when the coordinator evicts it or dies; the second saves
+/// the same state.
 fn saved_by_two(meanwhile: impl Fn(&mut World, WorkerId)) {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 9, 8, Some(3), None)]));
     let first = world.join();
@@ -96,7 +97,8 @@ fn nor_does_one_that_was_told_to_save_by_a_coordinator_that_has_died() {
     });
 }
 
-/// A member that is cut off goes on for as far as it was told; meanwhile another takes the run on from an older state.
+/// A disconnected member trains the steps that it was granted; meanwhile another one continues the
+/// run from an older state.
 #[test]
 fn a_state_that_went_another_way_is_not_taken_up() {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 500, 8, None, None)]));
@@ -137,7 +139,7 @@ fn a_run_that_cannot_save_holds_until_it_can() {
     world.join();
     world.disk.full = true;
     world.pass(Time::from_secs(100));
-    // Training went on while the first attempt was under way.
+    // Training continued while the first attempt was in progress.
     assert!((5..=10).contains(&world.run().committed.step), "{}", world.run().committed);
     assert_eq!((world.happened(Happening::SaveFailed), world.happened(Happening::SavedAgain)), (1, 0));
     world.disk.full = false;
@@ -146,7 +148,8 @@ fn a_run_that_cannot_save_holds_until_it_can() {
     assert_eq!(world.origins().len(), 1);
 }
 
-/// A checkpoint takes longer to write than a coordinator to come back, which has not asked for one when it is done.
+/// A checkpoint is written when the coordinator that ordered it has died; the next one has not
+/// ordered it.
 #[test]
 fn what_was_saved_for_a_coordinator_that_has_died_means_nothing_to_the_next() {
     let mut file = testing::run_file(vec![testing::stage("a", 20, 8, Some(5), Some(2))]);
@@ -196,7 +199,8 @@ fn a_coordinator_that_stood_still_finds_its_workers_with_all_that_they_have_done
     assert_eq!(world.committed(), world.way_to(at(0, 200)));
 }
 
-/// Who holds the state asks every few seconds by then, so whoever is new is often there first.
+/// By then the holders of the state retry only every few seconds, so a new worker often joins
+/// first.
 #[test]
 fn whoever_is_new_does_not_begin_without_those_who_hold_the_state() {
     let mut firsts = 0;
@@ -222,14 +226,14 @@ fn a_coordinator_that_comes_back_to_a_finished_run_clears_away_what_was_left() {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 5, 8, None, None)]));
     world.join();
     world.until(|world| world.happened(Happening::Finished) == 1);
-    // By a worker that was given up.
+    // Written by an evicted worker.
     world.disk.checkpoints.insert("0-a-00000003".into(), History::new());
     world.kill_coordinator(Time::from_secs(1));
     world.finish();
     assert_eq!((world.origins().len(), world.checkpoints()), (1, vec!["0-a-00000005"]));
 }
 
-/// Neither has a step that would tell a coordinator that restarts how far the run was.
+/// Neither state has a step in the journal that shows a restarted coordinator how far the run was.
 #[test]
 fn an_evaluation_is_given_up_with_the_beginning_of_the_stage_that_it_is_of() {
     let stage = Stage { evaluate_first: true, metric: Some("cider".into()), ..testing::stage("b", 6, 5, None, None) };
