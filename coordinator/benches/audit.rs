@@ -5,7 +5,7 @@ use std::path::Path;
 use dico_coordinator::audit::audit;
 use dico_coordinator::journal::{Journal, history::History};
 use dico_coordinator::run::plan::Place;
-use dico_coordinator::run::record::{Happening, Record, Source};
+use dico_coordinator::run::record::{EventKind, Record, Source};
 use dico_coordinator::run::statistics::StepStatistics;
 use divan::{Bencher, counter::ItemsCount};
 use proto::v1;
@@ -66,7 +66,7 @@ fn recorded() -> TempDir {
         start: Place::default(),
         source: Source::Seed,
     };
-    journal.write(&[Record::Event { what: Happening::Joined, detail: joined }, formed]).unwrap();
+    journal.write(&[Record::Event { what: EventKind::Joined, detail: joined }, formed]).unwrap();
     let summaries = names::ALL
         .into_iter()
         .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::{
-    run::record::Happening,
+    run::record::EventKind,
     text::{number, plural},
 };
 
@@ -19,7 +19,7 @@ pub const EVALUATION: &str = "evaluation";
 
 /// Names of all kinds of events.
 pub fn kinds() -> impl Iterator<Item = &'static str> {
-    Happening::ALL.into_iter().map(Happening::name).chain([GUARD, GENERATION, CHECKPOINT, EVALUATION])
+    EventKind::ALL.into_iter().map(EventKind::name).chain([GUARD, GENERATION, CHECKPOINT, EVALUATION])
 }
 
 /// An event in one line, without its time and kind.
@@ -47,7 +47,7 @@ pub fn describe(kind: &str, detail: &Value) -> String {
             let metrics: Vec<String> = metrics.map(|(name, value)| format!("{name} {}", plain(value))).collect();
             format!("stage {} step {}: {}", text("stage"), text("step"), metrics.join(", "))
         }
-        kind if kind == Happening::StageEnded.name() => {
+        kind if kind == EventKind::StageEnded.name() => {
             let mut line =
                 format!("stage {} with its state at step {}: {}", text("stage"), text("step"), text("reason"));
             for state in detail["passed_over"].as_array().into_iter().flatten() {
@@ -58,7 +58,7 @@ pub fn describe(kind: &str, detail: &Value) -> String {
             }
             line
         }
-        kind if [Happening::RolledBack, Happening::Adopted].map(Happening::name).contains(&kind) => {
+        kind if [EventKind::RolledBack, EventKind::Adopted].map(EventKind::name).contains(&kind) => {
             let place =
                 |key: &str| format!("stage {} step {}", plain(&detail[key]["stage"]), plain(&detail[key]["step"]));
             format!("from {} to {}: the state of {}", place("from"), place("to"), text("source"))

@@ -50,7 +50,7 @@ class Setting:
 
 # What is tested on the device, by modules; of the worker's other unit tests none computes.
 MODULES = [
-    "captioner::", "clip::", "forest::", "golden::", "nn::", "objective::", "optimizer::", "tensors::", "trainer::state::",
+    "captioner::", "clip::", "prefix_tree::", "golden::", "nn::", "objective::", "optimizer::", "tensors::", "trainer::state::",
 ]  # fmt: skip
 # In the names of tests of 16-bit products.
 SIXTEEN_BITS = "sixteen_bit"

@@ -10,13 +10,13 @@
 //! | [`collective`] | all-reduce, broadcast and gather between the ranks of a generation |
 //! | [`cuda`] | the part of libtorch that computes on GPUs, found and opened at run time |
 //! | [`data`] | the order of samples, and the loader that prefetches batches |
-//! | [`examination`] | the caption evaluator: captions of other images, and their scores |
+//! | [`caption_evaluator`] | the caption evaluator: captions of other images, and their scores |
 //! | [`export`] | the files of an exported folder besides weights, for transformers |
-//! | [`sight`] | the feature stores that a run's models can use |
+//! | [`feature_source`] | the feature stores that a run's models can use |
 //! | [`tensors`] | conversions between the bytes of files and libtorch's tensors |
-//! | [`laps`] | the phase timer of a step |
+//! | [`phase_timer`] | the phase timer of a step |
 //! | [`files`] | files and folders that appear only when they are complete |
-//! | `forest` | prefix trees of captions: common prefixes are computed once |
+//! | `prefix_tree` | prefix trees of captions: common prefixes are computed once |
 //! | `memory` | settings of the C allocator |
 //! | [`nn`] | layers, and parameters in one flat buffer |
 //! | [`protocol`] | validation of the coordinator's directives |
@@ -34,13 +34,13 @@ pub mod clip;
 pub mod collective;
 pub mod cuda;
 pub mod data;
-pub mod examination;
+pub mod caption_evaluator;
 pub mod export;
 pub mod files;
-mod forest;
+mod prefix_tree;
 #[cfg(test)]
 mod golden;
-pub mod laps;
+pub mod phase_timer;
 mod memory;
 pub mod models;
 pub mod nn;
@@ -49,7 +49,7 @@ pub mod optimizer;
 pub mod protocol;
 pub mod seeds;
 pub mod session;
-pub mod sight;
+pub mod feature_source;
 pub mod tensors;
 #[cfg(test)]
 mod testing;

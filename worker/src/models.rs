@@ -21,14 +21,14 @@ use weights::folder::{self, Folder};
 use weights::{Conventions, VisionArchitecture};
 
 use crate::captioner::{self, Captioner};
-use crate::clip::{self, Clip, Eyes, Trainables};
+use crate::clip::{self, Clip, VisionEncoder, Trainables};
 use crate::data::{Batch, Sizes, Views, normalise};
 use crate::nn::{Backend, Mismatch};
 use crate::seeds;
 use crate::tensors;
 
 /// The source of a model's initial parameters.
-enum Origin<T> {
+enum WeightSource<T> {
     /// Random initialization from the run's seed.
     Seed(Preset),
     /// Weights from a file or folder.
@@ -100,16 +100,16 @@ pub fn vocabulary<'a>(run: &RunFile, captions: impl Iterator<Item = &'a str>) ->
 }
 
 /// The weight sources of a run's models: their initial parameters, which frozen models keep.
-pub struct Origins {
+pub struct WeightSources {
     seed: u64,
     precision: Precision,
     /// The primary evaluator.
-    evaluator: Origin<weights::Clip>,
+    evaluator: WeightSource<weights::Clip>,
     /// The distinct models of the other evaluators; all are frozen.
     further: Vec<weights::Clip>,
     /// The parts of the evaluator that the run trains separately.
     trainables: Trainables,
-    captioner: Origin<Folder>,
+    captioner: WeightSource<Folder>,
     /// The initialization of the projection, for a captioner that starts from the seed.
     projection_init: ProjectionInit,
     /// The CLIP weights of the captioner's own vision encoder; none if it shares an evaluator's.
@@ -126,7 +126,7 @@ pub struct Origins {
     evaluator_tower: Option<Tower>,
 }
 
-impl Origins {
+impl WeightSources {
     /// Opens the weights that `run` names. Models without a vocabulary of their own get this
     /// `vocabulary`.
     ///
@@ -139,23 +139,23 @@ impl Origins {
         let (evaluator, evaluator_vocabulary) = match (&primary.settings.weights, primary.settings.preset) {
             (Some(path), _) => {
                 let (clip, vocabulary) = open_evaluator(path, &primary.settings.clip)?;
-                (Origin::Weights(clip), Some(Arc::new(vocabulary)))
+                (WeightSource::Weights(clip), Some(Arc::new(vocabulary)))
             }
-            (None, preset) => (Origin::Seed(preset.ok_or("evaluator needs either `preset` or `weights`")?), None),
+            (None, preset) => (WeightSource::Seed(preset.ok_or("evaluator needs either `preset` or `weights`")?), None),
         };
         let captioner = match (&run.captioner.weights, run.captioner.preset) {
-            (Some(path), _) => Origin::Weights(open_folder(path)?),
-            (None, preset) => Origin::Seed(preset.ok_or("captioner needs either `preset` or `weights`")?),
+            (Some(path), _) => WeightSource::Weights(open_folder(path)?),
+            (None, preset) => WeightSource::Seed(preset.ok_or("captioner needs either `preset` or `weights`")?),
         };
         let of_run = Arc::new(vocabulary);
         let captioner_vocabulary = match &captioner {
-            Origin::Weights(folder) => Arc::new(Vocabulary::stored(&folder.manifest().vocabulary)),
-            Origin::Seed(_) => Arc::clone(&of_run),
+            WeightSource::Weights(folder) => Arc::new(Vocabulary::stored(&folder.manifest().vocabulary)),
+            WeightSource::Seed(_) => Arc::clone(&of_run),
         };
         let evaluator_vocabulary = evaluator_vocabulary.unwrap_or(of_run);
         let vision = run.captioner.vision.as_deref().map(clip).transpose()?;
         let evaluator_tower = match &evaluator {
-            Origin::Weights(clip) if !run.trains_evaluator() => Some(of_clip(clip)),
+            WeightSource::Weights(clip) if !run.trains_evaluator() => Some(of_clip(clip)),
             _ => None,
         };
         let mut evaluators = vec![Evaluator::new(&primary, evaluator_vocabulary, 0)];
@@ -165,7 +165,7 @@ impl Origins {
             let (clip, vocabulary) =
                 open_evaluator(path, &named.settings.clip).map_err(|problem| format!("{}: {problem}", named.key()))?;
             let frozen = match &evaluator {
-                Origin::Weights(primary) if !run.trains_evaluator() => Some(primary),
+                WeightSource::Weights(primary) if !run.trains_evaluator() => Some(primary),
                 _ => None,
             };
             let shared = match frozen.filter(|primary| primary.is_same_model(&clip)) {
@@ -180,13 +180,13 @@ impl Origins {
         }
         let (vision_tower, vision_lora) = match (&vision, &captioner, &evaluator) {
             (Some(clip), ..) => (Some(of_clip(clip)), clip.lora()),
-            (None, Origin::Weights(folder), _) => {
+            (None, WeightSource::Weights(folder), _) => {
                 let (weights, architecture) = (folder.vision().map_err(text)?, &folder.manifest().vision.architecture);
                 let lora = weights.lora();
                 (Some(tower(weights.path(), weights.sha256(), architecture, lora)), lora)
             }
-            (None, Origin::Seed(_), Origin::Weights(clip)) => (evaluator_tower.clone(), clip.lora()),
-            (None, Origin::Seed(_), Origin::Seed(_)) => (None, None),
+            (None, WeightSource::Seed(_), WeightSource::Weights(clip)) => (evaluator_tower.clone(), clip.lora()),
+            (None, WeightSource::Seed(_), WeightSource::Seed(_)) => (None, None),
         };
         Ok(Self {
             seed: run.seed,
@@ -282,13 +282,13 @@ impl Origins {
         let evaluator = self.evaluator(backend)?;
         let further = self.further.iter().map(|clip| build(clip, backend)).collect::<Result<Vec<Clip>, _>>()?;
         let vision = match self.shared_tower() {
-            Some(number) => VisionEncoder::OfEvaluator(number),
-            None => VisionEncoder::Own(Box::new(self.eyes(backend)?)),
+            Some(number) => CaptionerVision::OfEvaluator(number),
+            None => CaptionerVision::Own(Box::new(self.vision_encoder(backend)?)),
         };
         let seen = match &vision {
-            VisionEncoder::Own(eyes) => eyes.architecture().clone(),
-            VisionEncoder::OfEvaluator(0) => evaluator.architecture().tower(),
-            VisionEncoder::OfEvaluator(number) => further[number - 1].architecture().tower(),
+            CaptionerVision::Own(vision_encoder) => vision_encoder.architecture().clone(),
+            CaptionerVision::OfEvaluator(0) => evaluator.architecture().tower(),
+            CaptionerVision::OfEvaluator(number) => further[number - 1].architecture().tower(),
         };
         let captioner = self.captioner(&seen, backend)?;
         Ok(Models { evaluator, further, vision, captioner })
@@ -297,11 +297,11 @@ impl Origins {
     fn evaluator(&self, backend: Backend) -> Result<Clip, String> {
         let (seed, parts) = (seeds::derive(self.seed, "evaluator"), &self.trainables);
         match &self.evaluator {
-            Origin::Seed(preset) => {
+            WeightSource::Seed(preset) => {
                 let architecture = clip::preset(*preset, self.evaluator_vocabulary().pad() as usize);
                 Ok(Clip::trainable(architecture, seed, backend, parts))
             }
-            Origin::Weights(clip) => {
+            WeightSource::Weights(clip) => {
                 let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
                 let made = Clip::trainable_with(clip.architecture().clone(), &values, seed, backend, parts);
                 let made = made.map_err(|mismatch| wrong(clip.path(), &mismatch))?;
@@ -320,7 +320,7 @@ impl Origins {
     /// twice.
     fn shared_tower(&self) -> Option<usize> {
         let own = match (&self.vision, &self.captioner) {
-            (None, Origin::Seed(_)) => return Some(0),
+            (None, WeightSource::Seed(_)) => return Some(0),
             _ => self.vision_tower.as_ref()?,
         };
         let is_own = |tower: &Tower| (&tower.sha256, &tower.computation) == (&own.sha256, &own.computation);
@@ -330,26 +330,26 @@ impl Origins {
         self.further.iter().position(|clip| is_own(&of_clip(clip))).map(|number| number + 1)
     }
 
-    fn eyes(&self, backend: Backend) -> Result<Eyes, String> {
+    fn vision_encoder(&self, backend: Backend) -> Result<VisionEncoder, String> {
         match (&self.vision, &self.captioner) {
             (Some(clip), _) => {
                 let values = tensors::from_weights(clip.tensors().map_err(|error| error.to_string())?);
-                let made = Eyes::new(clip.architecture().tower(), &values, backend);
+                let made = VisionEncoder::new(clip.architecture().tower(), &values, backend);
                 made.map_err(|mismatch| wrong(clip.path(), &mismatch))
             }
-            (None, Origin::Weights(folder)) => open_eyes(folder, backend),
-            (None, Origin::Seed(_)) => unreachable!("such a captioner uses the primary evaluator's tower"),
+            (None, WeightSource::Weights(folder)) => open_vision_encoder(folder, backend),
+            (None, WeightSource::Seed(_)) => unreachable!("such a captioner uses the primary evaluator's tower"),
         }
     }
 
     fn captioner(&self, seen: &VisionArchitecture, backend: Backend) -> Result<Captioner, String> {
         match &self.captioner {
-            Origin::Seed(preset) => {
+            WeightSource::Seed(preset) => {
                 let vocabulary = self.captioner_vocabulary.size() as usize;
                 let architecture = captioner::preset(*preset, seen.width(), seen.tokens(), vocabulary);
                 Ok(Captioner::new(architecture, self.projection_init, seeds::derive(self.seed, "captioner"), backend))
             }
-            Origin::Weights(folder) => open_captioner(folder, backend),
+            WeightSource::Weights(folder) => open_captioner(folder, backend),
         }
     }
 }
@@ -372,11 +372,11 @@ fn tower(path: &Path, sha256: String, architecture: &VisionArchitecture, lora: O
 ///
 /// # Errors
 /// It is missing, or its tensors do not fit its config.
-pub fn open_eyes(folder: &Folder, backend: impl Into<Backend>) -> Result<Eyes, String> {
+pub fn open_vision_encoder(folder: &Folder, backend: impl Into<Backend>) -> Result<VisionEncoder, String> {
     let text = |error: weights::Error| error.to_string();
     let weights = folder.vision().map_err(text)?;
     let values = tensors::from_weights(weights.tensors().map_err(text)?);
-    let made = Eyes::new(folder.manifest().vision.architecture.clone(), &values, backend);
+    let made = VisionEncoder::new(folder.manifest().vision.architecture.clone(), &values, backend);
     made.map_err(|mismatch| wrong(weights.path(), &mismatch))
 }
 
@@ -395,9 +395,9 @@ fn wrong(path: &Path, mismatch: &Mismatch) -> String {
 }
 
 /// The captioner's vision encoder.
-pub enum VisionEncoder {
+pub enum CaptionerVision {
     /// An encoder of its own.
-    Own(Box<Eyes>),
+    Own(Box<VisionEncoder>),
     /// The encoder of the evaluators' model with this index.
     OfEvaluator(usize),
 }
@@ -409,7 +409,7 @@ pub struct Models {
     /// The models of the other evaluators.
     pub further: Vec<Clip>,
     /// The captioner's vision tower.
-    pub vision: VisionEncoder,
+    pub vision: CaptionerVision,
     /// The captioner.
     pub captioner: Captioner,
 }
@@ -436,8 +436,8 @@ impl Models {
     #[must_use]
     pub fn seen(&self) -> VisionArchitecture {
         match &self.vision {
-            VisionEncoder::Own(eyes) => eyes.architecture().clone(),
-            VisionEncoder::OfEvaluator(number) => self.clip(*number).architecture().tower(),
+            CaptionerVision::Own(vision_encoder) => vision_encoder.architecture().clone(),
+            CaptionerVision::OfEvaluator(number) => self.clip(*number).architecture().tower(),
         }
     }
 
@@ -457,8 +457,8 @@ impl Models {
                 let seen = self.seen();
                 let images = normalise(&pixels[&(seen.image_size as u32)], range, device, &seen.normalization);
                 no_grad(|| match &self.vision {
-                    VisionEncoder::Own(eyes) => eyes.hidden(&images),
-                    VisionEncoder::OfEvaluator(number) => self.clip(*number).vision.hidden(&images),
+                    CaptionerVision::Own(vision_encoder) => vision_encoder.hidden(&images),
+                    CaptionerVision::OfEvaluator(number) => self.clip(*number).vision.hidden(&images),
                 })
             }
         }
@@ -474,7 +474,7 @@ impl Models {
                 let own = embeddings.narrow(1, before as i64, clip.architecture().embedding as i64);
                 part(&own, range, hidden.device())
             }
-            (Views::Pixels(_), VisionEncoder::OfEvaluator(shared)) if *shared == number => {
+            (Views::Pixels(_), CaptionerVision::OfEvaluator(shared)) if *shared == number => {
                 no_grad(|| clip.embed(hidden))
             }
             (Views::Pixels(pixels), _) => no_grad(|| {
@@ -544,8 +544,8 @@ mod tests {
             let clip = Clip::new(architecture.clone(), 1, Device::Cpu);
             assert_eq!(shapes(clip.parameters()), architecture.shapes().unwrap());
             let values = clip.parameters().named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
-            let eyes = Eyes::new(architecture.tower(), &values.collect(), Device::Cpu).unwrap();
-            assert_eq!(shapes(eyes.parameters()), architecture.tower().shapes().unwrap());
+            let vision_encoder = VisionEncoder::new(architecture.tower(), &values.collect(), Device::Cpu).unwrap();
+            assert_eq!(shapes(vision_encoder.parameters()), architecture.tower().shapes().unwrap());
         }
         let architecture = captioner::preset(Preset::Tiny, 64, 65, 50);
         let captioner = Captioner::new(architecture.clone(), ProjectionInit::default(), 1, Device::Cpu);

@@ -16,7 +16,7 @@ pub struct Adam {
 }
 
 /// The averaged gradient of a step.
-pub struct Slope<'a> {
+pub struct AveragedGradient<'a> {
     /// The sum of the gradients of all samples, `[trained]`.
     sum: &'a Tensor,
     /// The divisor of the average: the number of samples or tokens.
@@ -25,7 +25,7 @@ pub struct Slope<'a> {
     pub norm: f64,
 }
 
-impl<'a> Slope<'a> {
+impl<'a> AveragedGradient<'a> {
     /// The average of gradients whose sum is `sum`.
     #[must_use]
     pub fn new(sum: &'a Tensor, weight: f64) -> Self {
@@ -54,7 +54,7 @@ impl Adam {
 
     /// Applies update number `step` (from 1). Clips the gradient to the maximal norm. Overwrites
     /// the memory of the gradient.
-    pub fn update(&mut self, parameters: &Parameters, gradient: &Slope<'_>, step: u64, learning_rate: f64) {
+    pub fn update(&mut self, parameters: &Parameters, gradient: &AveragedGradient<'_>, step: u64, learning_rate: f64) {
         let runfile::Optimizer { betas, epsilon, weight_decay, clip_norm, .. } = self.settings;
         let mut trained = parameters.trained();
         if let Some(matrices) = &self.decayed {
@@ -125,9 +125,9 @@ mod tests {
             let samples = (2 * step + 1) as f64;
             let flat: Vec<f32> = gradient.iter().map(|&g| (samples * g) as f32).collect();
             let flat = Tensor::from_slice(&flat).to_device(testing::device());
-            let slope = Slope::new(&flat, samples);
-            assert!((slope.norm - norm).abs() < 1e-5);
-            adam.update(&parameters, &slope, step, 0.1);
+            let average = AveragedGradient::new(&flat, samples);
+            assert!((average.norm - norm).abs() < 1e-5);
+            adam.update(&parameters, &average, step, 0.1);
             for i in 0..6 {
                 let g = gradient[i] * (most / norm).min(1.0);
                 m[i] = 0.9 * m[i] + 0.1 * g;
@@ -211,7 +211,7 @@ mod tests {
             let found = rate(&from_zero(updates.warmup), step, updates.steps);
             assert!((found - of_peak).abs() < 1e-12, "step {step}: {found} is not {of_peak}");
             let gradient = input(&format!("gradient{step}"));
-            adam.update(&parameters, &Slope::new(&gradient, 1.0), step, lr * found);
+            adam.update(&parameters, &AveragedGradient::new(&gradient, 1.0), step, lr * found);
             golden::assert_close("parameters", parameters.flat(), &Tensor::from_slice(expected), 1e-6);
         }
     }

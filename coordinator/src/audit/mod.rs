@@ -25,7 +25,7 @@ use crate::journal::{
     Error,
     history::{Event, Generation, History, Step},
 };
-use crate::run::{cuts::Fate, plan::Place, record::Happening};
+use crate::run::{lineage::Fate, plan::Place, record::EventKind};
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -196,7 +196,7 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
         problem_count: chain.count - chain.problems.len() as u64,
         head: chain.head.to_string(),
         recovered,
-        finished: events.iter().any(|event| event.kind == Happening::Finished.name()),
+        finished: events.iter().any(|event| event.kind == EventKind::Finished.name()),
         samples,
         epochs,
         selections,
@@ -233,7 +233,7 @@ impl Audit {
 
 /// The checkpoint that a recovered journal begins with; none if it was not recovered.
 fn recovered(events: &[Event]) -> Option<Recovered> {
-    let first = events.first().filter(|event| event.kind == Happening::Recovered.name())?;
+    let first = events.first().filter(|event| event.kind == EventKind::Recovered.name())?;
     Some(Recovered {
         checkpoint: first.detail["checkpoint"].as_str()?.to_owned(),
         generation: first.detail["generation"].as_u64()?,
@@ -281,7 +281,7 @@ mod tests {
 
     use super::*;
     use crate::run::{
-        cuts::{Lineage, Selection},
+        lineage::{Lineage, Selection},
         data::{Exchange, Size},
         testing,
     };

@@ -11,7 +11,7 @@ use crate::{
     journal::history::{Event, Generation, Step},
     run::{
         plan::{Ends, Place, Plan},
-        record::Happening,
+        record::EventKind,
     },
 };
 
@@ -26,7 +26,7 @@ pub(super) fn problems(
     let mut path = Path {
         plan: Plan::new(file, ends(events)),
         moves: moves(events),
-        ended: of_generations(events, Happening::StageEnded),
+        ended: of_generations(events, EventKind::StageEnded),
         problems: unknown(events),
     };
     let first = recovered.map_or(1, |recovered| recovered.generation);
@@ -48,25 +48,25 @@ pub(super) fn problems(
             path.problems.push(problem);
         }
     }
-    if events.iter().any(|event| event.kind == Happening::Finished.name()) && !path.is_end(stood) {
+    if events.iter().any(|event| event.kind == EventKind::Finished.name()) && !path.is_end(stood) {
         path.problems.push(format!("the run is said to be finished, and stands at {stood}"));
     }
     path.problems
 }
 
 fn unknown(events: &[Event]) -> Vec<String> {
-    let is_known = |kind: &str| kind == "guard" || Happening::ALL.iter().any(|known| known.name() == kind);
+    let is_known = |kind: &str| kind == "guard" || EventKind::ALL.iter().any(|known| known.name() == kind);
     let unknown = events.iter().filter(|event| !is_known(&event.kind));
     unknown.map(|event| format!("an event is of the unknown kind {:?}", event.kind)).take(1).collect()
 }
 
 fn ends(events: &[Event]) -> Ends {
-    let ended = events.iter().filter(|event| event.kind == Happening::StageEnded.name());
+    let ended = events.iter().filter(|event| event.kind == EventKind::StageEnded.name());
     ended.filter_map(|event| point(&event.detail)).map(|Place { stage, step }| (stage, step)).collect()
 }
 
 /// The points of events of a kind, by generation.
-fn of_generations(events: &[Event], what: Happening) -> BTreeMap<u64, Place> {
+fn of_generations(events: &[Event], what: EventKind) -> BTreeMap<u64, Place> {
     let own = events.iter().filter(|event| event.kind == what.name());
     own.filter_map(|event| Some((event.detail["generation"].as_u64()?, point(&event.detail)?))).collect()
 }
@@ -74,7 +74,7 @@ fn of_generations(events: &[Event], what: Happening) -> BTreeMap<u64, Place> {
 /// The moves of generations, by giving up or adopting steps: number, from, to. A coordinator may
 /// die before it records the generation itself; the next one with that number may start elsewhere.
 fn moves(events: &[Event]) -> Vec<(u64, Place, Place)> {
-    let kinds = [Happening::RolledBack, Happening::Adopted].map(Happening::name);
+    let kinds = [EventKind::RolledBack, EventKind::Adopted].map(EventKind::name);
     let own = events.iter().filter(|event| kinds.contains(&event.kind.as_str()));
     let moved = |event: &Event| {
         let detail = &event.detail;

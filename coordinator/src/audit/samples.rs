@@ -9,10 +9,10 @@ use super::{Epoch, Exchanged, Samples, point};
 use crate::{
     journal::history::{Event, Step},
     run::{
-        cuts::{Fate, Lineage},
+        lineage::{Fate, Lineage},
         data::{Exchange, Size},
         plan::Place,
-        record::Happening,
+        record::EventKind,
     },
 };
 
@@ -81,7 +81,7 @@ pub(super) fn applied(
     }
     // An adopted step was applied, but not reported: it replaces the missing report unless it was
     // given up later. It belongs to the generation before the one that adopts it.
-    for event in events.iter().filter(|event| event.kind == Happening::Adopted.name()) {
+    for event in events.iter().filter(|event| event.kind == EventKind::Adopted.name()) {
         let [from, to] = ["from", "to"].map(|key| point(&event.detail[key]));
         let (Some(from), Some(to), Some(by)) = (from, to, event.detail["generation"].as_u64()) else { continue };
         let first = if from.stage == to.stage { from.step } else { 0 };

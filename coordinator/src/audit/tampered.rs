@@ -64,9 +64,9 @@ fn plain() -> Kept {
     records.extend((1..=5).map(|n| step(at(1, n), 1)));
     let from_to = |step| json!({ "stage": 1, "step": step });
     let detail = json!({ "from": from_to(5), "to": from_to(3), "generation": 2, "source": "rank 0" });
-    records.extend([Record::Event { what: Happening::RolledBack, detail }, formed(2, at(1, 3))]);
+    records.extend([Record::Event { what: EventKind::RolledBack, detail }, formed(2, at(1, 3))]);
     records.extend((4..=8).map(|n| step(at(1, n), 2)));
-    records.push(Record::Event { what: Happening::Finished, detail: json!({}) });
+    records.push(Record::Event { what: EventKind::Finished, detail: json!({}) });
     journal.write(&records).unwrap();
     Kept::new(&journal.into_history())
 }

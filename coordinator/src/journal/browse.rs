@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     happened::{CHECKPOINT, GENERATION},
-    run::{cuts::Fate, plan::Place},
+    run::{lineage::Fate, plan::Place},
 };
 
 /// Maximal number of checkpoints among the events.

@@ -13,10 +13,10 @@ use storage::JournalHead;
 use super::{Error, VERSION, Verdict, chain, checkpoint, exchanges, place, recovery, unsigned, verify};
 use crate::run::{
     self,
-    cuts::{Fate, Lineage, Selection},
+    lineage::{Fate, Lineage, Selection},
     data::{Exchange, Size},
     plan::Place,
-    record::Happening,
+    record::EventKind,
 };
 
 /// A journal opened for reading.
@@ -64,7 +64,7 @@ pub struct Step {
 pub struct Event {
     /// When it was recorded, in Unix seconds.
     pub at: f64,
-    /// The kind: the name of a [`Happening`], or `guard`.
+    /// The kind: the name of a [`EventKind`], or `guard`.
     pub kind: String,
     /// The details; the keys depend on the kind.
     pub detail: Value,
@@ -174,7 +174,7 @@ impl History {
     /// SQLite cannot read it.
     pub fn training_data(&self) -> Result<Option<Size>, Error> {
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
-        let joined = self.connection.query_row(query, [Happening::Joined.name()], |row| row.get::<_, String>(0));
+        let joined = self.connection.query_row(query, [EventKind::Joined.name()], |row| row.get::<_, String>(0));
         let detail: Value =
             joined.optional()?.and_then(|detail| serde_json::from_str(&detail).ok()).unwrap_or_default();
         let [images, captions] = ["train_images", "train_captions"].map(|key| detail[key].as_u64());
@@ -195,7 +195,7 @@ impl History {
     /// SQLite cannot read it.
     pub fn finished(&self) -> Result<bool, Error> {
         let query = "SELECT EXISTS (SELECT 1 FROM events WHERE kind = ?)";
-        Ok(self.connection.query_row(query, [Happening::Finished.name()], |row| row.get(0))?)
+        Ok(self.connection.query_row(query, [EventKind::Finished.name()], |row| row.get(0))?)
     }
 
     /// All generations, in order.

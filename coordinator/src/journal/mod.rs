@@ -21,7 +21,7 @@
 //!   but not selected: the run goes on from the earlier state, and they stay in curves, reports and the audit.
 //! - The view `cuts` (`generation, stage, step`) has the starts of generations and the ends of stages: no row of a generation
 //!   up to `generation` that lies beyond `(stage, step)` is of the present history.
-//! - Kinds of events are the names of [`Happening`]s, and `guard` with `{stage, step, metric, value, bound, action}`.
+//! - Kinds of events are the names of [`EventKind`]s, and `guard` with `{stage, step, metric, value, bound, action}`.
 //! - Rows are added, and each column is written once; the entries of `chain` tell in which order, and of what (see [`chain`]).
 //! - The last run file is in force. An event `settings_changed` with `{stage, step, changes: [{key, old, new, mutability}]}` says from
 //!   which step on it differs from the one before. `created` is when it was accepted.
@@ -58,12 +58,12 @@ use storage::JournalHead;
 
 use crate::random;
 use crate::run::{
-    best::Scores,
-    cuts::Cuts,
+    model_selection::Scores,
+    lineage::Cuts,
     data::Exchange,
     guard::Firing,
     plan::{Boundaries, Boundary, Ends, Place},
-    record::{Checkpoint, Happening, Means, Record, Restored},
+    record::{Checkpoint, EventKind, Means, Record, Restored},
     statistics::StepStatistics,
     terms::TermLog,
 };
@@ -275,7 +275,7 @@ impl Journal {
         let run_id = run_id(connection)?;
         let query = "SELECT CASE kind WHEN ?1 THEN detail_json ->> 'reason' END FROM events WHERE kind IN (?1, ?2)
             ORDER BY rowid DESC LIMIT 1";
-        let kinds = [Happening::Paused, Happening::Resumed].map(Happening::name);
+        let kinds = [EventKind::Paused, EventKind::Resumed].map(EventKind::name);
         let paused = connection.query_row(query, kinds, |row| row.get(0)).optional()?.flatten();
         let query = "SELECT number, stage, step FROM generations ORDER BY number DESC LIMIT 1";
         let last = connection.query_row(query, [], |row| Ok((unsigned(row, 0)?, place(row, 1)?))).optional()?;
@@ -327,11 +327,11 @@ impl Journal {
         let query = "SELECT detail_json ->> 'stage', detail_json ->> 'step' FROM events WHERE kind = ? ORDER BY rowid";
         let ends = connection
             .prepare(query)?
-            .query_map([Happening::StageEnded.name()], |row| Ok((row.get(0)?, unsigned(row, 1)?)))?
+            .query_map([EventKind::StageEnded.name()], |row| Ok((row.get(0)?, unsigned(row, 1)?)))?
             .collect::<Result<Ends, _>>()?;
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
         let latest =
-            |what: Happening| connection.query_row(query, [what.name()], |row| row.get::<_, String>(0)).optional();
+            |what: EventKind| connection.query_row(query, [what.name()], |row| row.get::<_, String>(0)).optional();
         Ok(Restored {
             run_id,
             terms,
@@ -346,9 +346,9 @@ impl Journal {
             measured: self.measured(committed)?,
             ends,
             paused,
-            data_set: latest(Happening::Joined)?.and_then(|detail| data_set(&detail)),
+            data_set: latest(EventKind::Joined)?.and_then(|detail| data_set(&detail)),
             exchanges: exchanges(connection)?,
-            finished: latest(Happening::Finished)?.is_some(),
+            finished: latest(EventKind::Finished)?.is_some(),
         })
     }
 
@@ -447,7 +447,7 @@ const PRESENT: &str = "NOT EXISTS (SELECT 1 FROM cuts
     WHERE cuts.generation >= own.generation AND (cuts.stage, cuts.step) < (own.stage, own.step))";
 
 /// SQL: whether the row `own`, which is not [`PRESENT`], was trained, but its stage ended with an
-/// earlier state, the best one. As [`Lineage::fate`](crate::run::cuts::Lineage::fate).
+/// earlier state, the best one. As [`Lineage::fate`](crate::run::lineage::Lineage::fate).
 const NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
     AND ended.detail_json ->> 'cause' IN ('best_state', 'early_stopping')
     AND ended.detail_json ->> 'stage' = own.stage AND ended.detail_json ->> 'step' < own.step
@@ -500,7 +500,7 @@ fn means(json: &str) -> Means {
 fn exchanges(connection: &Connection) -> Result<Vec<Exchange>, Error> {
     let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
     let mut events = connection.prepare(query)?;
-    let details = events.query_map([Happening::DataChanged.name()], |row| row.get::<_, String>(0))?;
+    let details = events.query_map([EventKind::DataChanged.name()], |row| row.get::<_, String>(0))?;
     let starts = "SELECT stage, step FROM generations WHERE number >= ? ORDER BY stage, step LIMIT 1";
     let mut exchanges = Vec::new();
     for detail in details {
@@ -661,7 +661,7 @@ mod tests {
     use super::*;
     use crate::{
         journal::history::History,
-        run::{Run, cuts::Fate, data::Size, membership::Machine, record::Source, testing},
+        run::{Run, lineage::Fate, data::Size, membership::Machine, record::Source, testing},
     };
 
     const TERM: u64 = 0xF000_0000_0000_0007;
@@ -759,11 +759,11 @@ mod tests {
             before,
         };
         let exchanged = |generation| Record::Event {
-            what: Happening::DataChanged,
+            what: EventKind::DataChanged,
             detail: exchange(generation, None).detail(Size { images: 8, captions: 40 }),
         };
         let validation = Record::Event {
-            what: Happening::DataChanged,
+            what: EventKind::DataChanged,
             detail: json!({ "split": "validation", "images_before_and_after": [1, 2] }),
         };
         let mut journal = Journal::open(folder.path(), &file()).unwrap();
@@ -783,7 +783,7 @@ mod tests {
             "train_images": 2, "train_captions": 10, "skipped_images": 0, "validation_images": 7, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m",
         });
         let mut records = vec![
-            Record::Event { what: Happening::Joined, detail },
+            Record::Event { what: EventKind::Joined, detail },
             formed(1, 0, Source::Seed),
             Record::Ready { generation: 1, recovery: false },
         ];
@@ -845,7 +845,7 @@ mod tests {
         let mut records = vec![formed(1, 0, Source::Seed)];
         records.extend((1..=15).map(|s| step(s, 1)));
         records.extend([5, 10, 15].into_iter().flat_map(|s| [Record::Saved(saved(s, 1)), evaluated(s, 1)]));
-        records.push(event(Happening::Paused, json!({ "reason": "kl is 9" })));
+        records.push(event(EventKind::Paused, json!({ "reason": "kl is 9" })));
         journal.write(&records).unwrap();
         let restored = journal.restore().unwrap();
         assert_eq!((restored.paused.as_deref(), restored.cuts), (Some("kl is 9"), cuts([(1, 0)])));
@@ -853,7 +853,7 @@ mod tests {
 
         // The coordinator died when only the decision was on disk.
         let ended = json!({ "stage": 0, "step": 10, "generation": 1, "cause": "early_stopping", "reason": "patience" });
-        let decided = [event(Happening::Resumed, json!({})), event(Happening::StageEnded, ended), step(16, 1)];
+        let decided = [event(EventKind::Resumed, json!({})), event(EventKind::StageEnded, ended), step(16, 1)];
         journal.write(&decided).unwrap();
         let restored = journal.restore().unwrap();
         let at = |step| Place { stage: 0, step };
@@ -902,7 +902,7 @@ mod tests {
                 let end = reached.step.saturating_sub(back);
                 let cause = ["best_state", "early_stopping", "guard"][cause];
                 let detail = json!({ "stage": 0, "step": end, "generation": last, "cause": cause, "reason": "x" });
-                journal.write(&[Record::Event { what: Happening::StageEnded, detail }]).unwrap();
+                journal.write(&[Record::Event { what: EventKind::StageEnded, detail }]).unwrap();
                 for (start, steps) in then {
                     let place = |step| Place { stage: 1, step };
                     // Or at the end of the previous stage, whose state the next one begins with.
@@ -927,9 +927,9 @@ mod tests {
     fn a_run_can_be_paused_before_anybody_comes() {
         let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
         let event = |what, detail| Record::Event { what, detail };
-        journal.write(&[event(Happening::Paused, json!({ "reason": "somebody" }))]).unwrap();
+        journal.write(&[event(EventKind::Paused, json!({ "reason": "somebody" }))]).unwrap();
         assert_eq!(journal.restore().unwrap().paused.as_deref(), Some("somebody"));
-        journal.write(&[event(Happening::Resumed, json!({}))]).unwrap();
+        journal.write(&[event(EventKind::Resumed, json!({}))]).unwrap();
         let restored = journal.restore().unwrap();
         assert_eq!(restored, Restored { run_id: restored.run_id.clone(), ..Restored::default() });
     }

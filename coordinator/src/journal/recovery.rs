@@ -10,7 +10,7 @@ use storage::Stamp;
 use super::{Accept, Error, FILE, Journal, check, lock};
 use crate::run::{
     plan::Place,
-    record::{Checkpoint, Happening, Record, Source},
+    record::{Checkpoint, EventKind, Record, Source},
 };
 
 /// The suffixes of SQLite's files beside the database.
@@ -57,7 +57,7 @@ impl Journal {
 pub(super) fn former_run_ids(connection: &Connection) -> Result<BTreeSet<String>, Error> {
     let query = "SELECT value FROM events, json_each(detail_json, '$.run_ids') WHERE kind = ?";
     let mut events = connection.prepare(query)?;
-    Ok(events.query_map([Happening::Recovered.name()], |row| row.get(0))?.collect::<Result<_, _>>()?)
+    Ok(events.query_map([EventKind::Recovered.name()], |row| row.get(0))?.collect::<Result<_, _>>()?)
 }
 
 /// The first records of a recovered journal.
@@ -90,7 +90,7 @@ fn records(Recovery { checkpoints, newest, run_ids }: &Recovery, set_aside: Opti
             parameters_sha256: stamp.parameters_sha256.clone(),
         })
     });
-    [Record::Event { what: Happening::Recovered, detail }, formed].into_iter().chain(saved).collect()
+    [Record::Event { what: EventKind::Recovered, detail }, formed].into_iter().chain(saved).collect()
 }
 
 /// Renames the journal in a folder, if there is one. Returns its new name.

@@ -7,7 +7,7 @@ use runfile::{Change, Mutability, RunFile, changes, continuation};
 use serde_json::json;
 
 use super::{Error, Journal, write_event, write_run_file};
-use crate::run::record::{Happening, Restored};
+use crate::run::record::{EventKind, Restored};
 
 /// The changed settings that a coordinator takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl Journal {
         let detail = json!({ "stage": place.stage, "step": place.step, "changes": changes });
         let (transaction, mut chain) = (self.connection.transaction()?, self.chain.clone());
         write_run_file(&transaction, &mut chain, file, &restored.run_id)?;
-        write_event(&transaction, &mut chain, Happening::SettingsChanged.name(), &detail)?;
+        write_event(&transaction, &mut chain, EventKind::SettingsChanged.name(), &detail)?;
         transaction.commit()?;
         self.chain = chain;
         for change in &changes {

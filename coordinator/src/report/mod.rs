@@ -33,7 +33,7 @@ use crate::{
         Error,
         history::{Checkpoint, Evaluation, Event, Generation, History, Measured},
     },
-    run::{plan::Place, record::Happening},
+    run::{plan::Place, record::EventKind},
 };
 
 /// Maximal number of rows for generations, and for events of one kind; of more, the last are
@@ -263,7 +263,7 @@ impl Report {
             audit,
             formed_at: generations.iter().skip(earlier).map(|generation| generation.formed_at).collect(),
             guard: happened(&events, |kind| kind == GUARD),
-            events: happened(&events, |kind| kind != GUARD && kind != Happening::Joined.name()),
+            events: happened(&events, |kind| kind != GUARD && kind != EventKind::Joined.name()),
             machines: machines(history)?,
             settings,
         })
@@ -282,11 +282,11 @@ impl Outcome {
         for Event { at, kind, detail } in events.iter().rev() {
             let reason = || detail["reason"].as_str().unwrap_or_default().to_owned();
             match kind {
-                kind if kind == Happening::Finished.name() => return Self::Finished,
+                kind if kind == EventKind::Finished.name() => return Self::Finished,
                 // A failed run may have been served again, and have continued.
-                kind if kind == Happening::Failed.name() && *at >= formed => return Self::Failed(reason()),
-                kind if kind == Happening::Paused.name() => return Self::Paused(reason()),
-                kind if kind == Happening::Resumed.name() => return Self::Unfinished,
+                kind if kind == EventKind::Failed.name() && *at >= formed => return Self::Failed(reason()),
+                kind if kind == EventKind::Paused.name() => return Self::Paused(reason()),
+                kind if kind == EventKind::Resumed.name() => return Self::Unfinished,
                 _ => {}
             }
         }
@@ -296,7 +296,7 @@ impl Outcome {
 
 impl Recoveries {
     fn of(audit: &Audit, events: &[Event]) -> Self {
-        let lost = events.iter().filter(|event| event.kind == Happening::Lost.name()).count() as u64;
+        let lost = events.iter().filter(|event| event.kind == EventKind::Lost.name()).count() as u64;
         let mut recoveries = Self { lost, ..Self::default() };
         for life in &audit.generations {
             recoveries.given_up += life.given_up;
@@ -348,7 +348,7 @@ fn stages(history: &History, settings: &RunFile, events: &[Event]) -> Result<Vec
 }
 
 fn end(events: &[Event], stage: u32) -> Option<End> {
-    let ended = events.iter().rev().filter(|event| event.kind == Happening::StageEnded.name());
+    let ended = events.iter().rev().filter(|event| event.kind == EventKind::StageEnded.name());
     let mut own = ended.filter(|event| event.detail["stage"].as_u64() == Some(stage.into()));
     End::deserialize(&own.next()?.detail).ok()
 }

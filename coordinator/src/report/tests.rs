@@ -56,7 +56,7 @@ fn formed(generation: u64, stage: u32, step: u64) -> Record {
     }
 }
 
-fn event(what: Happening, detail: serde_json::Value) -> Record {
+fn event(what: EventKind, detail: serde_json::Value) -> Record {
     Record::Event { what, detail }
 }
 
@@ -65,16 +65,16 @@ fn history(folder: &Path, more: Vec<Record>) -> History {
     let stages = vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)];
     let mut journal = Journal::open(folder, &testing::run_file(stages)).unwrap();
     let detail = json!({ "rank": 0, "train_images": 16, "train_captions": 16, "skipped_images": 0, "validation_images": 30, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m" });
-    let mut records = vec![event(Happening::Joined, detail), formed(1, 0, 0)];
+    let mut records = vec![event(EventKind::Joined, detail), formed(1, 0, 0)];
     records.extend((1..=4).map(|n| step(0, n, 1)));
     records.push(evaluated(0, 4, 1, "a cat", 1.0));
     records.extend((1..=5).map(|n| step(1, n, 1)));
     records.push(evaluated(1, 4, 1, "given up", 9.0));
-    records.push(event(Happening::Lost, json!({ "rank": 1, "host": "here", "reason": EVIL })));
+    records.push(event(EventKind::Lost, json!({ "rank": 1, "host": "here", "reason": EVIL })));
     records.push(Record::Ended { generation: 1, reason: "lost".into() });
     let at = |step| json!({ "stage": 1, "step": step });
     let detail = json!({ "from": at(5), "to": at(3), "generation": 2, "source": "rank 0" });
-    records.push(event(Happening::RolledBack, detail));
+    records.push(event(EventKind::RolledBack, detail));
     records.push(formed(2, 1, 3));
     records.extend((4..=8).map(|n| step(1, n, 2)));
     records.push(evaluated(1, 8, 2, EVIL, 2.0));
@@ -93,7 +93,7 @@ fn report(more: Vec<Record>) -> Report {
 
 #[test]
 fn a_report_has_what_is_in_the_journal() {
-    let report = report(vec![event(Happening::Finished, json!({}))]);
+    let report = report(vec![event(EventKind::Finished, json!({}))]);
     assert_eq!(report.outcome, Outcome::Finished);
     let stages: Vec<_> = report.stages.iter().map(|stage| (stage.name.as_str(), stage.steps, stage.samples)).collect();
     assert_eq!(stages, [("a", 4, 16), ("b", 8, 32)]);
@@ -127,7 +127,7 @@ fn a_selected_state_is_marked_and_peoples_scores_are_not_compared() {
     records.extend([evaluated(1, 2, 1, "bad", 1.0), evaluated(1, 4, 1, "good", 3.0), evaluated(1, 8, 1, "fair", 2.0)]);
     let detail = json!({ "stage": 1, "step": 4, "generation": 1, "cause": "best_state", "reason": "it is the best",
         "passed_over": [{ "step": 8, "score": 2.0, "reason": "its score is not better" }] });
-    records.extend([event(Happening::StageEnded, detail), event(Happening::Finished, json!({}))]);
+    records.extend([event(EventKind::StageEnded, detail), event(EventKind::Finished, json!({}))]);
     journal.write(&records).unwrap();
     let report = Report::read(&History::open(folder.path()).unwrap()).unwrap();
     assert_eq!((report.stages[1].steps, report.stages[1].curves["loss"].step.len()), (8, 8));
@@ -157,12 +157,12 @@ fn what_others_wrote_is_text_on_the_page() {
 #[test]
 fn how_a_run_stands_is_said() {
     assert_eq!(report(vec![]).outcome, Outcome::Unfinished);
-    let failed = || event(Happening::Failed, json!({ "reason": "the data differ" }));
+    let failed = || event(EventKind::Failed, json!({ "reason": "the data differ" }));
     assert_eq!(report(vec![failed()]).outcome, Outcome::Failed("the data differ".into()));
     assert_eq!(report(vec![failed(), formed(3, 1, 8)]).outcome, Outcome::Unfinished);
-    let paused = || event(Happening::Paused, json!({ "reason": "kl is 9" }));
+    let paused = || event(EventKind::Paused, json!({ "reason": "kl is 9" }));
     assert_eq!(report(vec![paused()]).outcome, Outcome::Paused("kl is 9".into()));
-    assert_eq!(report(vec![paused(), event(Happening::Resumed, json!({}))]).outcome, Outcome::Unfinished);
+    assert_eq!(report(vec![paused(), event(EventKind::Resumed, json!({}))]).outcome, Outcome::Unfinished);
 }
 
 #[test]
@@ -182,14 +182,14 @@ fn a_long_run_is_a_small_page() {
     assert!(page.len() < 200_000, "{} bytes", page.len());
     // Many generations and events are truncated, too.
     let mut many: Vec<Record> = (3..1_003).map(|number| formed(number, 1, 8)).collect();
-    many.extend((0..1_000).map(|rank| event(Happening::Lost, json!({ "rank": rank }))));
+    many.extend((0..1_000).map(|rank| event(EventKind::Lost, json!({ "rank": rank }))));
     let page = report(many).page();
     assert!(page.len() < 200_000 && page.contains("802 before them"), "{} bytes", page.len());
 }
 
 #[test]
 fn the_page_is_well_formed() {
-    let page = report(vec![event(Happening::Finished, json!({}))]).page();
+    let page = report(vec![event(EventKind::Finished, json!({}))]).page();
     let void = ["!doctype", "meta", "br", "img", "input", "hr", "link"];
     let mut open: Vec<String> = Vec::new();
     for tag in page.split('<').skip(1) {

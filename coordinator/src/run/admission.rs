@@ -11,7 +11,7 @@ use super::{
     data::{self, DataOfRun, Exchange},
     membership::Terms,
     plan::Place,
-    record::Happening,
+    record::EventKind,
 };
 
 /// Upper bound of the heartbeats per second of all workers together, as far as `lost_after` allows.
@@ -106,7 +106,7 @@ impl Run {
         if let Some(member) = self.members.get_mut(rank) {
             member.position = attach.holds.filter(is_held);
         }
-        self.event(Happening::Joined, detail);
+        self.event(EventKind::Joined, detail);
         Ok(())
     }
 
@@ -120,11 +120,11 @@ impl Run {
         let images = json!([before.validation_images, data_set.validation_images]);
         let exchange = Exchange { generation: self.last_generation + 1, from: None, before: before.into() };
         if training {
-            self.event(Happening::DataChanged, exchange.detail(data_set.into()));
+            self.event(EventKind::DataChanged, exchange.detail(data_set.into()));
             self.exchanges.push(exchange);
         }
         if validation {
-            self.event(Happening::DataChanged, json!({ "split": "validation", "images_before_and_after": images }));
+            self.event(EventKind::DataChanged, json!({ "split": "validation", "images_before_and_after": images }));
         }
     }
 

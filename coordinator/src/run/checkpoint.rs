@@ -26,7 +26,7 @@ use serde_json::json;
 use super::{
     Action, Outcome, Run, Time, Violation, one_line,
     plan::{Boundary, Place},
-    record::{Checkpoint, Happening, Record, Source},
+    record::{Checkpoint, EventKind, Record, Source},
 };
 
 /// Maximal length of a hash from a worker, in bytes. SHA-256 as hex has 64.
@@ -136,7 +136,7 @@ impl Run {
 
     fn can_save(&mut self, at: Place) {
         if let Some(unsaved) = self.unsaved.take() {
-            self.event(Happening::SavedAgain, json!({ "at": at.to_string(), "reason": unsaved.reason }));
+            self.event(EventKind::SavedAgain, json!({ "at": at.to_string(), "reason": unsaved.reason }));
         }
     }
 
@@ -172,7 +172,7 @@ impl Run {
         let Some(Saving { place, wanted: true, .. }) = self.saving.take() else { return Ok(()) };
         self.done.remove(&(place, Boundary::Checkpoint));
         if self.unsaved.is_none() {
-            self.event(Happening::SaveFailed, json!({ "rank": rank, "reason": reason }));
+            self.event(EventKind::SaveFailed, json!({ "rank": rank, "reason": reason }));
         }
         self.unsaved = Some(Unsaved { reason, again: now.saturating_add(RETRY) });
         Ok(())
@@ -229,7 +229,7 @@ impl Run {
         if hashes.values().any(|other| *other != hash) {
             let list: Vec<String> = hashes.iter().map(|(rank, hash)| format!("rank {rank} {}", one(hash))).collect();
             let reason = format!("the ranks' parameters differ at {place}: {}", list.join(", "));
-            self.event(Happening::Diverged, json!({ "stage": place.stage, "step": place.step, "hashes": hashes }));
+            self.event(EventKind::Diverged, json!({ "stage": place.stage, "step": place.step, "hashes": hashes }));
             self.conclude(now, Outcome::Failed(reason));
             return;
         }
@@ -255,7 +255,7 @@ impl Run {
         self.checkpoints.remove(&place);
         self.done.remove(&(place, Boundary::Checkpoint));
         self.progress += 1;
-        self.event(Happening::Damaged, json!({ "rank": rank, "checkpoint": name, "reason": reason }));
+        self.event(EventKind::Damaged, json!({ "rank": rank, "checkpoint": name, "reason": reason }));
         self.record(Record::Damaged(name.to_owned()));
         Ok(())
     }

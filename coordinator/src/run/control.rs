@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{
     Outcome, Phase, Refusal, RefusalKind, Run,
     plan::{Boundary, Place},
-    record::Happening,
+    record::EventKind,
 };
 
 /// A command of an operator, from `coordinator admin` or the HTTP API.
@@ -46,7 +46,7 @@ impl Run {
                 Some(reason) => no(format!("the run is paused already: {reason}")),
                 None => {
                     let (Place { stage, step }, reason) = (self.committed, "somebody asked for it".to_owned());
-                    self.event(Happening::Paused, json!({ "stage": stage, "step": step, "reason": reason }));
+                    self.event(EventKind::Paused, json!({ "stage": stage, "step": step, "reason": reason }));
                     self.paused = Some(reason);
                     Ok(format!("the run pauses at {}", self.ahead()))
                 }
@@ -54,8 +54,8 @@ impl Run {
             Command::Resume => match self.paused.take() {
                 None => no("the run is not paused: there is nothing to resume".into()),
                 Some(reason) => {
-                    self.tempo.interrupt();
-                    self.event(Happening::Resumed, json!({ "at": self.committed.to_string(), "reason": reason }));
+                    self.throughput.interrupt();
+                    self.event(EventKind::Resumed, json!({ "at": self.committed.to_string(), "reason": reason }));
                     Ok("the run goes on".into())
                 }
             },

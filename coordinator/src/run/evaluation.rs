@@ -15,7 +15,7 @@ use super::{
     captions::{self, Captions, Images, Item, Reportable},
     plan::{Boundary, Place},
     progress::Awaiting,
-    record::{Happening, Record},
+    record::{EventKind, Record},
 };
 
 /// The evaluation in progress.
@@ -109,11 +109,11 @@ impl Run {
         match (&before, &evaluation.unsaved) {
             (None, Some(reason)) => {
                 let detail = json!({ "at": at, "reason": reason });
-                self.event(Happening::SaveFailed, detail);
+                self.event(EventKind::SaveFailed, detail);
             }
             (Some(reason), None) => {
                 let detail = json!({ "at": at, "reason": reason });
-                self.event(Happening::SavedAgain, detail);
+                self.event(EventKind::SavedAgain, detail);
             }
             _ => {}
         }

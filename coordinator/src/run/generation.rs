@@ -9,7 +9,7 @@
 //!        '------------------------------------+-------------------------'
 //!
 //!     (1) at once: a member is lost or fails
-//!     (2) after the step in flight: a member joins or leaves; see comings
+//!     (2) after the step in flight: a member joins or leaves; see membership_changes
 //!     (3) a stage ends with an earlier state; see oversight
 //! ```
 
@@ -22,13 +22,13 @@ use super::{
     Action, Outcome, Phase, Run, Time, Violation,
     admission::is_held,
     data,
-    lockstep::Lockstep,
+    step_tracker::StepTracker,
     membership::Standing,
     one_line,
     plan::Place,
     progress::Awaiting,
     reach,
-    record::{Happening, Record, Source},
+    record::{EventKind, Record, Source},
     statistics::Merger,
 };
 
@@ -52,7 +52,7 @@ pub(super) struct Generation {
     /// The point up to which directives were sent.
     pub granted: Place,
     /// The point that each member has reported.
-    pub lockstep: Lockstep,
+    pub step_tracker: StepTracker,
     /// A batch size, and the number of its samples for each rank.
     pub shares: (u32, Vec<u32>),
     /// The run's progress when the generation was formed.
@@ -69,7 +69,7 @@ pub(super) struct Generation {
 impl Generation {
     /// Whether all members have reported all steps that were granted.
     pub fn quiet(&self) -> bool {
-        self.lockstep.all_at(self.granted)
+        self.step_tracker.all_at(self.granted)
     }
 }
 
@@ -152,7 +152,7 @@ impl Run {
         self.rendezvous(number, &ranks, start, &source);
         self.generation = Some(Generation {
             number,
-            lockstep: Lockstep::new(&ranks, start),
+            step_tracker: StepTracker::new(&ranks, start),
             shares: (0, Vec::new()),
             began: self.progress,
             members: ranks,
@@ -203,7 +203,7 @@ impl Run {
             "generation": generation,
             "source": source.to_string(),
         });
-        self.event(if start < from { Happening::RolledBack } else { Happening::Adopted }, detail);
+        self.event(if start < from { EventKind::RolledBack } else { EventKind::Adopted }, detail);
         self.saves_up_to(start);
         self.committed = start;
         if start < from || start.stage != from.stage {
@@ -342,7 +342,7 @@ impl Run {
         let text = format!("rank {rank} failed: {reason}");
         if failed.fatal {
             let session = self.members.get(rank).map(|member| member.session);
-            self.remove(now, rank, Happening::Lost, &text);
+            self.remove(now, rank, EventKind::Lost, &text);
             self.actions.extend(session.map(|session| Action::Close { session, refusal: None }));
         } else if current {
             // A member that reports a failure releases its generation by itself: it gets no
@@ -362,7 +362,7 @@ impl Run {
         let Some(generation) = self.generation.as_mut().filter(|_| live) else { return };
         let number = generation.number;
         generation.awaiting = None;
-        self.tempo.interrupt();
+        self.throughput.interrupt();
         self.phase = Phase::Waiting;
         self.cause = (reason.to_owned(), by_failure);
         for rank in generation.members.clone() {

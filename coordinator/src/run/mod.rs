@@ -10,15 +10,15 @@
 //!      |---- data         the identity of the training data, and its exchanges
 //!      |---- generation   waiting -> forming -> running -> waiting -> ... -> over
 //!      |---- admission    checks of workers that join, and their first state
-//!      |---- comings      membership changes: when a generation halts for a join or a leave
+//!      |---- membership_changes      membership changes: when a generation halts for a join or a leave
 //!      |---- reach        evicts members that others cannot reach
-//!      |---- progress     grants, boundaries, commits of the running generation (lockstep, shares)
+//!      |---- progress     grants, boundaries, commits of the running generation (step_tracker, shares)
 //!      |---- stalls       evicts members that make no progress
 //!      |---- statistics   merging the reports of a step
 //!      |---- checkpoint   states being saved, states on disk, and their retention
 //!      |---- evaluation   captions (captions) and their scores
 //!      |---- control      commands of operators
-//!      |---- oversight    guard (guard), model selection (best), and early stopping
+//!      |---- oversight    guard (guard), model selection (model_selection), and early stopping
 //!      v
 //!   Action: Admit, Done, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
 //! ```
@@ -30,17 +30,17 @@
 //! the seed, and each of them names its point in the plan.
 
 mod admission;
-pub mod best;
+pub mod model_selection;
 pub mod captions;
 mod checkpoint;
-mod comings;
+mod membership_changes;
 mod control;
-pub mod cuts;
+pub mod lineage;
 pub mod data;
 mod evaluation;
 mod generation;
 pub mod guard;
-pub mod lockstep;
+pub mod step_tracker;
 pub mod membership;
 mod oversight;
 pub mod plan;
@@ -53,7 +53,7 @@ pub(crate) mod simulation;
 mod stalls;
 pub mod statistics;
 mod status;
-mod tempo;
+mod throughput;
 pub mod terms;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -69,11 +69,11 @@ use proto::{v1, v1::worker_message::Message};
 use runfile::RunFile;
 use serde_json::json;
 
-use best::Scores;
+use model_selection::Scores;
 use captions::Item;
 use checkpoint::{Saving, Unsaved};
 pub use control::Command;
-use cuts::Cuts;
+use lineage::Cuts;
 use data::{DataOfRun, Exchange};
 use evaluation::Evaluation;
 use generation::{Failures, Generation};
@@ -81,9 +81,9 @@ use guard::Guard;
 use membership::{Membership, Overdue, Standing};
 use plan::{Boundaries, Place, Plan};
 use reach::Complaints;
-use record::{Checkpoint, Happening, Record, Restored};
+use record::{Checkpoint, EventKind, Record, Restored};
 use statistics::StepStatistics;
-use tempo::Tempo;
+use throughput::Throughput;
 use terms::TermLog;
 
 /// Time since the coordinator started.
@@ -358,7 +358,7 @@ pub struct Run {
     /// Why the last generation ended, and whether it failed.
     cause: (String, bool),
     latest: Option<StepStatistics>,
-    tempo: Tempo,
+    throughput: Throughput,
     stopping: bool,
     exited: bool,
     actions: Vec<Action>,
@@ -408,7 +408,7 @@ impl Run {
             may_exchange_data: false,
             cause: ("start".into(), false),
             latest: None,
-            tempo: Tempo::default(),
+            throughput: Throughput::default(),
             stopping: false,
             exited: false,
             actions: Vec::new(),
@@ -451,7 +451,7 @@ impl Run {
                 if let Some(rank) = self.members.rank_of(session) {
                     match self.phase {
                         // It was told to leave.
-                        Phase::Over { .. } => self.remove(now, rank, Happening::Left, "the run is over"),
+                        Phase::Over { .. } => self.remove(now, rank, EventKind::Left, "the run is over"),
                         _ => self.lose(now, rank, "its stream closed"),
                     }
                 }
@@ -485,7 +485,7 @@ impl Run {
             let reason = format!("rank {rank} broke the protocol: {}", one_line(&violation));
             let refusal = Refusal::new(RefusalKind::InvalidArgument, reason.clone());
             self.actions.push(Action::Close { session, refusal: Some(refusal) });
-            self.remove(now, rank, Happening::Lost, &reason);
+            self.remove(now, rank, EventKind::Lost, &reason);
         }
     }
 
@@ -526,7 +526,7 @@ impl Run {
                 if let Some(member) = self.members.get(rank) {
                     self.actions.push(Action::Close { session: member.session, refusal: None });
                 }
-                self.remove(now, rank, Happening::Left, "finished");
+                self.remove(now, rank, EventKind::Left, "finished");
                 Ok(())
             }
         }
@@ -555,7 +555,7 @@ impl Run {
 
     /// Removes a member that failed.
     fn lose(&mut self, now: Time, rank: u32, why: &str) {
-        self.remove(now, rank, Happening::Lost, &format!("rank {rank} was lost: {why}"));
+        self.remove(now, rank, EventKind::Lost, &format!("rank {rank} was lost: {why}"));
     }
 
     /// The name of the checkpoint with the final state of a finished run.
@@ -570,11 +570,11 @@ impl Run {
             self.leave(session, reason, false);
             self.actions.push(Action::Close { session, refusal: None });
         }
-        self.remove(now, rank, Happening::Lost, &format!("rank {rank} was sent away: {reason}"));
+        self.remove(now, rank, EventKind::Lost, &format!("rank {rank} was sent away: {reason}"));
     }
 
     /// Removes a member, records the event, and ends the generation that it was in.
-    fn remove(&mut self, now: Time, rank: u32, what: Happening, reason: &str) {
+    fn remove(&mut self, now: Time, rank: u32, what: EventKind, reason: &str) {
         let Some(member) = self.members.remove(rank) else { return };
         self.event(what, json!({ "rank": rank, "host": member.machine.host, "reason": reason }));
         if self.last_generation == 0 && self.members.is_empty() {
@@ -623,9 +623,9 @@ impl Run {
             }
         }
         let (what, reason) = match &outcome {
-            Outcome::Finished => (Happening::Finished, "the run is finished"),
-            Outcome::Stopped => (Happening::Stopped, stopping.as_str()),
-            Outcome::Failed(reason) => (Happening::Failed, reason.as_str()),
+            Outcome::Finished => (EventKind::Finished, "the run is finished"),
+            Outcome::Stopped => (EventKind::Stopped, stopping.as_str()),
+            Outcome::Failed(reason) => (EventKind::Failed, reason.as_str()),
         };
         self.flush_statistics();
         self.saving = None;
@@ -634,7 +634,7 @@ impl Run {
             self.record(Record::Ended { generation, reason });
         }
         let mut detail = json!({ "at": self.committed.to_string(), "reason": reason });
-        if what == Happening::Finished {
+        if what == EventKind::Finished {
             detail["result"] = json!(self.result());
         }
         self.event(what, detail);
@@ -645,7 +645,7 @@ impl Run {
         self.actions.push(Action::Record(record));
     }
 
-    fn event(&mut self, what: Happening, detail: serde_json::Value) {
+    fn event(&mut self, what: EventKind, detail: serde_json::Value) {
         self.record(Record::Event { what, detail });
     }
 

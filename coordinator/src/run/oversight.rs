@@ -2,7 +2,7 @@
 //!
 //! A stage ends early or with an earlier state for one of three reasons: its best state is not its
 //! last, its `patience` has run out (early stopping), or a guard rule with that action has fired.
-//! All three work alike: [`Known::end`](super::best::Known::end) names a place, and the next
+//! All three work alike: [`Known::end`](super::model_selection::Known::end) names a place, and the next
 //! generation starts from the checkpoint there, with the stage behind it. Later states are given up
 //! if the guard decided so; otherwise they were trained, but not selected, and stay in all records.
 //! The last state of a stage stays saved in either case. The decision follows from recorded data
@@ -16,10 +16,10 @@ use statistics::Summary;
 
 use super::{
     Phase, Run, Time,
-    best::{Best, End, EndCause, Known, PassedOver},
+    model_selection::{Best, End, EndCause, Known, PassedOver},
     guard::{Firing, Guard},
     plan::Place,
-    record::{Happening, Record},
+    record::{EventKind, Record},
     statistics::StepStatistics,
 };
 
@@ -66,7 +66,7 @@ impl Run {
             let (action, reason) = (firing.action, format!("{firing} at {place}"));
             self.record(Record::Guard { place, firing });
             if action == GuardAction::Pause && self.paused.is_none() {
-                self.event(Happening::Paused, json!({ "stage": place.stage, "step": place.step, "reason": reason }));
+                self.event(EventKind::Paused, json!({ "stage": place.stage, "step": place.step, "reason": reason }));
                 self.paused = Some(reason);
             }
         }
@@ -96,7 +96,7 @@ impl Run {
             "reason": reason,
             "passed_over": passed_over.into_iter().map(described).collect::<Vec<_>>(),
         });
-        self.event(Happening::StageEnded, detail);
+        self.event(EventKind::StageEnded, detail);
         self.passed_over.extend(last.and_then(|last| self.checkpoints.remove(&last)));
         self.delete_checkpoints(|other| *other > place);
         self.saves_up_to(place);

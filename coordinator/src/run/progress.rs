@@ -123,13 +123,13 @@ impl Run {
     }
 
     /// How many of the next `steps` may be granted: up to `control.window` steps beyond those that
-    /// all members have reported. Members train in lockstep, so only their reports can be late.
+    /// all members have reported. Members train in step_tracker, so only their reports can be late.
     /// Returns 0 if less than half a window is open, because a directive for every step would only
     /// add traffic.
     fn grantable(&self, generation: &Generation, steps: u64) -> u32 {
         let window = self.file.control.window;
         let granted = generation.granted.step;
-        let reported = generation.lockstep.last().map_or(granted, |last| last.step);
+        let reported = generation.step_tracker.last().map_or(granted, |last| last.step);
         let open = reported.saturating_add(window.into()).saturating_sub(granted).min(u64::from(u32::MAX));
         let enough = u64::from(window.div_ceil(2)).min(steps);
         if open < enough { 0 } else { open.min(steps) as u32 }
@@ -212,7 +212,7 @@ impl Run {
         };
         let generation = self.generation.as_mut().filter(|generation| generation.number == position.generation);
         let Some(generation) = generation.filter(|_| own == position.generation) else { return Ok(()) };
-        let Some(reached) = generation.lockstep.of(rank) else { return Ok(()) };
+        let Some(reached) = generation.step_tracker.of(rank) else { return Ok(()) };
         if matches!(self.phase, Phase::Over { .. }) {
             return Ok(());
         }
@@ -224,14 +224,14 @@ impl Run {
             return Err(format!("{} samples in a step", report.samples));
         }
         let read = StepStatistics::read(rank, report, &position)?;
-        generation.lockstep.advance(rank, place);
+        generation.step_tracker.advance(rank, place);
         let whole = generation.merger.add(generation.members.len(), read);
         if let Some(member) = self.members.get_mut(rank) {
             member.position = Some(position);
             member.measure(report);
         }
         self.commit(place);
-        self.tempo.reached(now, place);
+        self.throughput.reached(now, place);
         if let Some(step) = whole {
             self.guard_step(&step);
             self.record_step(step);
@@ -264,7 +264,7 @@ impl Run {
         let Some(Awaiting::Advance { stage, done }) = &mut generation.awaiting else {
             return Err("it advanced to a stage unasked".into());
         };
-        if *stage != advanced.stage || generation.lockstep.of(rank) != Some(generation.granted) {
+        if *stage != advanced.stage || generation.step_tracker.of(rank) != Some(generation.granted) {
             return Err(format!("it advanced to stage {} instead of {stage}, or too early", advanced.stage));
         }
         done.insert(rank);
@@ -272,7 +272,7 @@ impl Run {
         if done.len() == world {
             generation.awaiting = None;
             generation.granted = place;
-            generation.lockstep.set_all(place);
+            generation.step_tracker.set_all(place);
         }
         if let Some(member) = self.members.get_mut(rank) {
             member.position = Some(place.in_generation(number));

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::v1;
 
 use super::{
-    best::Scores,
+    model_selection::Scores,
     captions::Item,
-    cuts::Cuts,
+    lineage::Cuts,
     data::Exchange,
     guard::Firing,
     membership::Machine,
@@ -58,7 +58,7 @@ pub struct Checkpoint {
 
 /// The kind of an event: a record other than those with variants of their own in [`Record`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Happening {
+pub enum EventKind {
     /// A worker attached, and is a member.
     Joined,
     /// A member failed: it disconnected, was silent or was evicted.
@@ -100,7 +100,7 @@ pub enum Happening {
     Recovered,
 }
 
-impl Happening {
+impl EventKind {
     /// All kinds of events.
     pub const ALL: [Self; 19] = [
         Self::Joined,
@@ -231,7 +231,7 @@ pub enum Record {
     /// An event of another kind. Decisions are durable before they are carried out.
     Event {
         /// The kind.
-        what: Happening,
+        what: EventKind,
         /// The details, as in the journal.
         detail: serde_json::Value,
     },
@@ -245,8 +245,8 @@ impl Record {
             Self::Formed { .. } | Self::Saved(_) | Self::Deleted(_) | Self::Damaged(_) | Self::Evaluated { .. } => true,
             // Workers that were told that the run is finished do not come back: a coordinator
             // without this record would wait for them.
-            Self::Event { what: Happening::Finished, .. } => true,
-            Self::Event { what, .. } => matches!(what, Happening::StageEnded | Happening::Paused | Happening::Resumed),
+            Self::Event { what: EventKind::Finished, .. } => true,
+            Self::Event { what, .. } => matches!(what, EventKind::StageEnded | EventKind::Paused | EventKind::Resumed),
             Self::Ready { .. } | Self::Ended { .. } | Self::Step(_) | Self::Guard { .. } => false,
         }
     }

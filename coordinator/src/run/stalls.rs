@@ -67,7 +67,7 @@ impl Run {
         let Some(generation) = &self.generation else { return Vec::new() };
         let owes = |rank: &u32| match &self.phase {
             Phase::Forming => !generation.ready.contains(rank),
-            Phase::Running if generation.lockstep.of(*rank) != Some(generation.granted) => true,
+            Phase::Running if generation.step_tracker.of(*rank) != Some(generation.granted) => true,
             Phase::Running => match &generation.awaiting {
                 Some(Awaiting::Captions { asked }) => asked.get(rank).is_some_and(|ranges| !ranges.is_empty()),
                 Some(Awaiting::Advance { done, .. }) => !done.contains(rank),

@@ -65,7 +65,7 @@ impl Run {
             slowest_rank: lag.map(|(rank, _)| rank),
             lag_seconds: lag.map_or(0.0, |(_, seconds)| seconds),
             tokens_per_second: self.latest.as_ref().map_or(0.0, StepStatistics::tokens_per_second),
-            seconds_left: self.tempo.until(self.committed, steps),
+            seconds_left: self.throughput.until(self.committed, steps),
             min_workers: self.file.workers.min,
             example: None,
         }

@@ -140,7 +140,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::run::{record::Happening, testing};
+    use crate::run::{record::EventKind, testing};
 
     /// A file system of one MiB.
     struct SmallDisk(tempfile::TempDir);
@@ -179,7 +179,7 @@ mod tests {
         let mut recorder = Recorder::start(journal, readiness);
         let detail = json!({ "reason": "x".repeat(100 << 10) });
         for _ in 0..5 {
-            let record = Record::Event { what: Happening::Lost, detail: detail.clone() };
+            let record = Record::Event { what: EventKind::Lost, detail: detail.clone() };
             recorder.write(record).await.unwrap();
         }
         ready.wait_for(Result::is_err).await.unwrap();

@@ -13,7 +13,7 @@ use crate::{
     journal::Journal,
     run::{
         captions::Item,
-        record::{Happening, Record, Source},
+        record::{EventKind, Record, Source},
         statistics::StepStatistics,
         testing,
     },
@@ -163,7 +163,7 @@ fn what_is_given_up_is_purged_and_nothing_is_written_twice() {
     assert_eq!(place.curve("evaluation/cider"), BTreeMap::new());
     // The guard ends the stage with step 2.
     let detail = json!({ "stage": 0, "step": 2, "generation": 2, "cause": "guard", "reason": "test" });
-    place.write([Record::Event { what: Happening::StageEnded, detail }, formed(3, Place { stage: 0, step: 2 })]);
+    place.write([Record::Event { what: EventKind::StageEnded, detail }, formed(3, Place { stage: 0, step: 2 })]);
     place.write([step(1, 1, 3, 3.0)]);
     export.catch_up(&history).unwrap();
     assert_eq!(losses(&place), [(1, 1), (2, 1), (11, 3)]);
@@ -180,7 +180,7 @@ fn what_was_trained_beyond_the_selected_state_stays() {
     let history = place.history();
     let (mut export, _) = Export::create(&place.out(), &history).unwrap();
     let detail = json!({ "stage": 0, "step": 2, "generation": 1, "cause": "best_state", "reason": "test" });
-    place.write([Record::Event { what: Happening::StageEnded, detail }, formed(2, Place { stage: 0, step: 2 })]);
+    place.write([Record::Event { what: EventKind::StageEnded, detail }, formed(2, Place { stage: 0, step: 2 })]);
     place.write([step(1, 1, 2, 3.0)]);
     export.catch_up(&history).unwrap();
     assert_eq!(place.curve("train/loss").into_keys().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 11]);

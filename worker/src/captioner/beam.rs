@@ -22,13 +22,13 @@ pub struct Hypothesis {
 /// A language model that is decoded step by step, for `images * beams` captions in parallel.
 pub trait Steps {
     /// Appends `tokens` (`[rows]`) to all captions. Returns the next-token logits `[rows,
-    /// vocabulary]`, in 32 bits. If `origins` is given, row i first becomes a copy of row
-    /// `origins[i]`.
-    fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor;
+    /// vocabulary]`, in 32 bits. If `sources` is given, row i first becomes a copy of row
+    /// `sources[i]`.
+    fn next(&mut self, tokens: &[i64], sources: Option<&[i64]>) -> Tensor;
 
     /// Like [`Steps::next`], but returns only the `count` likeliest tokens.
-    fn likeliest(&mut self, tokens: &[i64], origins: Option<&[i64]>, count: i64) -> Likeliest {
-        let (log_probabilities, tokens) = likeliest(&self.next(tokens, origins), count);
+    fn likeliest(&mut self, tokens: &[i64], sources: Option<&[i64]>, count: i64) -> Likeliest {
+        let (log_probabilities, tokens) = likeliest(&self.next(tokens, sources), count);
         Likeliest {
             each: tokens.size()[1] as usize,
             log_probabilities: Vec::try_from(log_probabilities.flatten(0, 1)).expect("log-probabilities are f32"),
@@ -61,13 +61,13 @@ pub fn likeliest(logits: &Tensor, count: i64) -> (Tensor, Tensor) {
 pub fn search(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<Hypothesis>> {
     let k = search.beams;
     let mut states: Vec<Image> = (0..images).map(|_| Image::new(search)).collect();
-    let mut origins: Option<Vec<i64>> = None;
+    let mut sources: Option<Vec<i64>> = None;
     for length in 1..search.max_length {
         let open = || states.iter().flat_map(|state| &state.open);
         let tokens: Vec<i64> = open().map(|beam| *beam.tokens.last().unwrap_or(&search.begin)).collect();
         let sums: Vec<f32> = open().map(|beam| beam.log_probability).collect();
         // The best candidates of an image are among the best of each beam.
-        let following = following(&steps.likeliest(&tokens, origins.as_deref(), 2 * k as i64), &sums, k);
+        let following = following(&steps.likeliest(&tokens, sources.as_deref(), 2 * k as i64), &sums, k);
         let mut next_origins = Vec::with_capacity(images * k);
         for (image, (state, candidates)) in states.iter_mut().zip(following).enumerate() {
             let from = state.advance(candidates, length, search);
@@ -76,7 +76,7 @@ pub fn search(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<
         if states.iter().all(|state| state.done) {
             break;
         }
-        origins = Some(next_origins);
+        sources = Some(next_origins);
     }
     states.into_iter().map(|state| state.finish(search)).collect()
 }
@@ -134,7 +134,7 @@ impl Image {
             return (0..search.beams).collect();
         }
         let mut open = Vec::with_capacity(search.beams);
-        let mut origins = Vec::with_capacity(search.beams);
+        let mut sources = Vec::with_capacity(search.beams);
         let mut best = f32::NEG_INFINITY;
         for (rank, candidate) in candidates.into_iter().enumerate() {
             best = best.max(candidate.log_probability);
@@ -147,13 +147,13 @@ impl Image {
                 }
             } else if open.len() < search.beams {
                 open.push(Beam { tokens, log_probability: candidate.log_probability });
-                origins.push(candidate.beam);
+                sources.push(candidate.beam);
             }
         }
         self.open = open;
         let attainable = score(best, length, search);
         self.done = self.finished.len() == search.beams && self.finished[search.beams - 1].score >= attainable;
-        origins
+        sources
     }
 
     fn add(&mut self, tokens: Vec<i64>, score: f64, search: &Search) {
@@ -208,9 +208,9 @@ mod tests {
     }
 
     impl Steps for Toy {
-        fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
-            if let Some(origins) = origins {
-                self.rows = origins.iter().map(|&row| self.rows[row as usize].clone()).collect();
+        fn next(&mut self, tokens: &[i64], sources: Option<&[i64]>) -> Tensor {
+            if let Some(sources) = sources {
+                self.rows = sources.iter().map(|&row| self.rows[row as usize].clone()).collect();
             }
             self.rows.iter_mut().zip(tokens).for_each(|(row, &token)| row.push(token));
             let rows = self.rows.iter().enumerate();

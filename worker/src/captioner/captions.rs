@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tch::{Device, Tensor};
 
-use crate::forest::{Forest, Tree};
+use crate::prefix_tree::{Forest, Tree};
 
 /// Captions to be scored: equally many for each image, each with begin and end tokens.
 pub struct Captions {
@@ -31,7 +31,7 @@ impl Captions {
     pub fn new(sequences: &[Vec<i64>], each: usize, device: Device) -> Self {
         let of_images = sequences.chunks(each);
         let trees: Vec<Tree> =
-            of_images.clone().map(|captions| Tree::plant(captions.iter().map(|caption| inputs(caption)))).collect();
+            of_images.clone().map(|captions| Tree::build(captions.iter().map(|caption| inputs(caption)))).collect();
         let forest = Forest::new(&trees, device);
         let mut nodes = Vec::new();
         let [mut after, mut targets, mut pairs, mut row] = [(); 4].map(|()| Vec::<i64>::new());

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use tch::{Kind, Tensor};
 
 use super::{CaptionerArchitecture, Initial, beam::Steps};
-use crate::forest::Forest;
+use crate::prefix_tree::Forest;
 use crate::nn::{
     self, Builder, Conv1d, Embedding, LayerNorm, Mode, Parameter, attention, attention_mask, merge_heads, split_heads,
     split_parts, stack_parts, takes_gpu_path,
@@ -219,9 +219,9 @@ struct Incremental<'a> {
 
 impl Incremental<'_> {
     /// Adds a node to each beam. Returns the attention mask, `[images, 1, beams, nodes]`.
-    fn grow(&mut self, origins: Option<&[i64]>) -> Tensor {
-        if let Some(origins) = origins {
-            self.seen = origins.iter().map(|&row| self.seen[row as usize].clone()).collect();
+    fn grow(&mut self, sources: Option<&[i64]>) -> Tensor {
+        if let Some(sources) = sources {
+            self.seen = sources.iter().map(|&row| self.seen[row as usize].clone()).collect();
         }
         let beams = self.beams as usize;
         for (row, seen) in self.seen.iter_mut().enumerate() {
@@ -234,11 +234,11 @@ impl Incremental<'_> {
 }
 
 impl Steps for Incremental<'_> {
-    fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
+    fn next(&mut self, tokens: &[i64], sources: Option<&[i64]>) -> Tensor {
         let position = self.length;
         let own = &self.cache.own;
         let (kind, device) = (own.kind(), own.device());
-        let mask = self.grow(origins).to_device(device).to_kind(kind);
+        let mask = self.grow(sources).to_device(device).to_kind(kind);
         let tokens = Tensor::from_slice(tokens).view([-1, self.beams]).to_device(device);
         self.decoder.logits(&self.decoder.step(&tokens, position, &mask, &self.cache, self.mode))
     }

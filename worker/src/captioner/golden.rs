@@ -4,7 +4,7 @@ use serde::Deserialize;
 use tch::{Kind, Tensor, no_grad};
 
 use super::*;
-use crate::forest::{Forest, Tree};
+use crate::prefix_tree::{Forest, Tree};
 use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
 use crate::testing;
 
@@ -91,7 +91,7 @@ fn case(backend: Backend) -> (Golden, Captioner) {
 /// A forest with one tree per caption; the indices of its tokens in the forest, and in the expected
 /// values, `[captions * longest]`.
 fn whole(captions: &[Vec<i64>]) -> (Forest, Tensor, Tensor) {
-    let trees: Vec<Tree> = captions.iter().map(|caption| Tree::plant([&caption[..]])).collect();
+    let trees: Vec<Tree> = captions.iter().map(|caption| Tree::build([&caption[..]])).collect();
     let forest = Forest::new(&trees, testing::device());
     let longest = captions.iter().map(Vec::len).max().unwrap_or(0);
     let tokens = captions.iter().enumerate();
@@ -380,14 +380,14 @@ fn released_folders_load_and_compute_what_transformers_does() {
     for folder in ["pickle", "shards"] {
         let released = weights::Released::open(&golden::path(&format!("released/{folder}"))).unwrap();
         let vision = crate::tensors::from_weights(released.vision_tensors().unwrap());
-        let eyes = crate::clip::Eyes::new(released.vision().clone(), &vision, testing::device()).unwrap();
+        let vision_encoder = crate::clip::VisionEncoder::new(released.vision().clone(), &vision, testing::device()).unwrap();
         let values = crate::tensors::from_weights(released.captioner_tensors());
         let captioner = Captioner::with(released.captioner().clone(), &values, testing::device()).unwrap();
         let side = released.vision().image_size as i64;
         let pixels = (0..golden.images).map(|n| golden::input(&format!("released.pixels{n}"), &[3, side, side]));
         let (captions, nodes, places) = whole(&golden.captions);
         no_grad(|| {
-            let hidden = eyes.hidden(&Tensor::stack(&pixels.collect::<Vec<_>>(), 0));
+            let hidden = vision_encoder.hidden(&Tensor::stack(&pixels.collect::<Vec<_>>(), 0));
             let shown = hidden.narrow(1, 0, golden.hidden_tokens.min(hidden.size()[1]));
             assert_close(&format!("{folder}: hidden"), &shown, &expected["hidden"], 1e-4);
             let image_of = (0..golden.captions.len() as i64).map(|caption| caption % golden.images);

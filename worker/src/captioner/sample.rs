@@ -48,8 +48,8 @@ mod tests {
     }
 
     impl Steps for Coin {
-        fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
-            assert!(tokens.len() as i64 == self.rows && origins.is_none());
+        fn next(&mut self, tokens: &[i64], sources: Option<&[i64]>) -> Tensor {
+            assert!(tokens.len() as i64 == self.rows && sources.is_none());
             Tensor::from_slice(&[1.0_f32 / 2.0, 1.0 / 3.0, 1.0 / 6.0])
                 .log()
                 .repeat([self.rows, 1])

@@ -16,9 +16,9 @@ use weights::folder::Folder;
 use super::device::Compute;
 use crate::captioner::beam::Hypothesis;
 use crate::captioner::{Captioner, Search};
-use crate::clip::Eyes;
+use crate::clip::VisionEncoder;
 use crate::data::normalise;
-use crate::models::{open_captioner, open_eyes, open_folder};
+use crate::models::{open_captioner, open_vision_encoder, open_folder};
 use crate::nn::Mode;
 use crate::trainer::stamp;
 
@@ -97,7 +97,7 @@ impl Caption {
             end: vocabulary.end(),
         };
         let writer = Writer {
-            eyes: open_eyes(&folder, device)?,
+            vision_encoder: open_vision_encoder(&folder, device)?,
             captioner,
             vocabulary,
             search,
@@ -166,7 +166,7 @@ fn paths(images: &[PathBuf]) -> impl Iterator<Item = Result<PathBuf, String>> {
 }
 
 struct Writer {
-    eyes: Eyes,
+    vision_encoder: VisionEncoder,
     captioner: Captioner,
     vocabulary: Vocabulary,
     search: Search,
@@ -178,7 +178,7 @@ struct Writer {
 impl Writer {
     /// Prints a line for each image. Returns how many could not be read; each of them was named on standard error.
     fn caption(&self, paths: &[PathBuf]) -> Result<usize, String> {
-        let size = self.eyes.architecture().image_size as u32;
+        let size = self.vision_encoder.architecture().image_size as u32;
         let read = |path: &Path| {
             let encoded = read_file(path).map_err(|error| error.to_string())?;
             let pixels = self.preprocessing.square(&encoded, size);
@@ -205,8 +205,8 @@ impl Writer {
         if !readable.is_empty() {
             let (count, side) = (readable.len(), i64::from(size));
             let pixels = Tensor::from_slice(&pixels).view([count as i64, side, side, 3]);
-            let by = &self.eyes.architecture().normalization;
-            let hidden = tch::no_grad(|| self.eyes.hidden(&normalise(&pixels, 0..count, self.device, by)));
+            let by = &self.vision_encoder.architecture().normalization;
+            let hidden = tch::no_grad(|| self.vision_encoder.hidden(&normalise(&pixels, 0..count, self.device, by)));
             let found = self.captioner.search(&hidden, &self.search, Mode::Evaluate);
             let mut out = terminal::out();
             for (path, beams) in readable.iter().zip(found) {

@@ -9,8 +9,8 @@ use tch::{Device, Tensor};
 
 use super::device::Compute;
 use crate::data::{Batch, Loader, Source, kind};
-use crate::models::{self, Models, Origins};
-use crate::{sight, tensors};
+use crate::models::{self, Models, WeightSources};
+use crate::{feature_source, tensors};
 
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker encode --config configs/coco-vit-l14.yaml --split train --out features\n\n\
@@ -45,10 +45,10 @@ impl Encode {
         let run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
         let data = Arc::new(DataSet::load(&run.data).map_err(|error| error.to_string())?);
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
-        let origins = Origins::open(&run, models::vocabulary(&run, captions))?;
-        let models = origins.models(device)?;
-        let manifest = sight::manifest(&data, self.split, &origins, &models, self.dtype)?;
-        let folder = sight::path(&self.out, self.split);
+        let sources = WeightSources::open(&run, models::vocabulary(&run, captions))?;
+        let models = sources.models(device)?;
+        let manifest = feature_source::manifest(&data, self.split, &sources, &models, self.dtype)?;
+        let folder = feature_source::path(&self.out, self.split);
         let mut writer = Writer::open(&folder, manifest.clone()).map_err(|error| error.to_string())?;
         let skip_corrupt = run.data.skip_corrupt;
         let source = Source { data, sizes: models.sizes(), stores: None, skip_corrupt };

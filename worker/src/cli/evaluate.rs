@@ -13,9 +13,9 @@ use weights::Conventions;
 use super::device::Compute;
 use super::report::Print;
 use crate::data::{Loader, Source};
-use crate::examination::{Examiner, Writer};
-use crate::models::{self, Origins};
-use crate::sight;
+use crate::caption_evaluator::{CaptionEvaluator, Writer};
+use crate::models::{self, WeightSources};
+use crate::feature_source;
 
 /// Threads that prepare batches.
 const LOADING_THREADS: usize = 2;
@@ -105,17 +105,17 @@ impl Evaluate {
         if images == 0 {
             return Err(format!("split `{}` has no images", self.split));
         }
-        let origins = Origins::open(run, models::vocabulary(run, std::iter::empty()))?;
-        let models = origins.models(device)?;
+        let sources = WeightSources::open(run, models::vocabulary(run, std::iter::empty()))?;
+        let models = sources.models(device)?;
         run.check_positions(models.captioner.architecture().positions)?;
-        let stores = if self.split == Split::Test { None } else { sight::stores(run, data, &origins, &models)? };
+        let stores = if self.split == Split::Test { None } else { feature_source::stores(run, data, &sources, &models)? };
         let skip_corrupt = run.data.skip_corrupt;
         let source = Source { data: Arc::clone(data), sizes: models.sizes(), stores, skip_corrupt };
         let loader = Loader::new(source, LOADING_THREADS);
-        let examiner = Examiner {
+        let evaluator = CaptionEvaluator {
             run,
             models: &models,
-            origins: &origins,
+            sources: &sources,
             data,
             split: self.split,
             scenes: scenes.as_ref(),
@@ -129,7 +129,7 @@ impl Evaluate {
         for (range, batch) in loader.ranges(self.split, ranges) {
             let batch = batch?;
             skipped += batch.skipped;
-            items.extend(examiner.items(&batch));
+            items.extend(evaluator.items(&batch));
             bar.set_position(range.end as u64);
         }
         if skipped > 0 {

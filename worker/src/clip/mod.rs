@@ -46,13 +46,13 @@ pub fn preset(preset: Preset, vocabulary_size: usize) -> Architecture {
 }
 
 /// A frozen vision encoder without a text encoder: the captioner's feature source.
-pub struct Eyes {
+pub struct VisionEncoder {
     architecture: VisionArchitecture,
     vision: Vision,
     parameters: Parameters,
 }
 
-impl Eyes {
+impl VisionEncoder {
     /// An encoder with the parameters `values`, which may be those of a whole CLIP.
     ///
     /// # Errors

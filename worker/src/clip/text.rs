@@ -4,7 +4,7 @@ use tch::{Device, Tensor};
 use weights::clip::Architecture;
 
 use super::{transformer::Transformer, unit};
-use crate::forest::{Forest, Tree};
+use crate::prefix_tree::{Forest, Tree};
 use crate::nn::{Builder, Embedding, LayerNorm, takes_gpu_path};
 
 /// Number of texts in one forward pass on a CPU. The texts' prefix trees are padded to the largest
@@ -49,7 +49,7 @@ impl Text {
     pub fn embed(&self, texts: &[Vec<i64>], each: usize) -> Tensor {
         let device = self.text_projection.device();
         let each = each.max(1);
-        let trees = texts.chunks(each).map(|texts| Tree::plant(texts.iter().map(Vec::as_slice)));
+        let trees = texts.chunks(each).map(|texts| Tree::build(texts.iter().map(Vec::as_slice)));
         let mut trees: Vec<(usize, Tree)> = trees.enumerate().collect();
         trees.sort_by_key(|(_, tree)| tree.size());
         let group = if takes_gpu_path(device) { GPU_GROUP } else { GROUP }.div_ceil(each);

@@ -83,7 +83,7 @@ mod tests {
     use crate::clip::{Clip, preset};
     use crate::collective::Solo;
     use crate::objective::contrastive::{self, Pairs};
-    use crate::optimizer::{Adam, Slope};
+    use crate::optimizer::{Adam, AveragedGradient};
     use crate::{tensors, testing};
 
     fn lora() -> Lora {
@@ -136,7 +136,7 @@ mod tests {
             let pairs = Pairs { tokens: 0, images, texts, generated_images: None, generated_texts: None };
             let outcome = contrastive::outcome(&pairs, &clip.logit_scale(), &Solo).unwrap();
             outcome.loss.backward();
-            adam.update(clip.parameters(), &Slope::new(&gradient, outcome.weight), step, learning_rate);
+            adam.update(clip.parameters(), &AveragedGradient::new(&gradient, outcome.weight), step, learning_rate);
             outcome.loss_sum
         });
         let losses = losses.collect();

@@ -11,7 +11,7 @@ use tokenizer::Vocabulary;
 use super::reward::RewardModel;
 use crate::captioner::beam::Hypothesis;
 use crate::captioner::{Captioner, Captions, Search};
-use crate::laps::{Lap, Laps};
+use crate::phase_timer::{StepPhase, PhaseTimer};
 use crate::nn::Mode;
 use crate::seeds;
 
@@ -40,7 +40,7 @@ pub struct Context<'a> {
     /// The dropout during generation; none to generate as in evaluations.
     pub candidate_dropout: Option<CandidateDropout>,
     /// Measures the time of each phase.
-    pub laps: &'a Laps,
+    pub timer: &'a PhaseTimer,
 }
 
 /// Dropout while candidates are generated.
@@ -82,7 +82,7 @@ impl CandidateDropout {
 impl Context<'_> {
     /// Generates the candidates of each image with the policy.
     pub fn candidates(&self, policy: &Captioner, images: &Images<'_>, generate: Generate) -> Vec<Vec<Hypothesis>> {
-        self.laps.time(Lap::Search, || match self.candidate_dropout {
+        self.timer.time(StepPhase::Search, || match self.candidate_dropout {
             None => generate(policy, images.hidden, &self.search, Mode::Evaluate),
             Some(dropout) => dropout.candidates(policy, images, &self.search, generate),
         })
@@ -90,7 +90,7 @@ impl Context<'_> {
 
     /// The rewards of each image's candidates, `[images, candidates]`.
     pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<Hypothesis>]) -> Tensor {
-        self.laps.time(Lap::Reward, || no_grad(|| self.reward_model.rewards(images, &self.decode(candidates))))
+        self.timer.time(StepPhase::Reward, || no_grad(|| self.reward_model.rewards(images, &self.decode(candidates))))
     }
 
     /// The texts of each image's candidates, and whether they have an end token.
@@ -132,7 +132,7 @@ impl Candidates {
             captioner.token_log_probabilities(images.hidden, &captions, mode).sums().view([count, each])
         };
         let reference = || no_grad(|| log_probabilities(context.reference, Mode::Evaluate));
-        let reference = context.laps.time(Lap::Reference, reference);
+        let reference = context.timer.time(StepPhase::Reference, reference);
         Self { found, rewards, policy: log_probabilities(policy, mode), reference }
     }
 

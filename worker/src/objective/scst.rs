@@ -16,7 +16,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::Outcome;
 use super::candidates::{Candidates, Context, Images};
 use crate::captioner::{Captioner, Search};
-use crate::laps::Lap;
+use crate::phase_timer::StepPhase;
 use crate::nn::Mode;
 
 /// The loss of a batch's images under the current policy.
@@ -32,7 +32,7 @@ pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, s
         Baseline::Mean => candidates.rewards.mean_dim(1, true, Kind::Float),
         Baseline::Greedy => {
             let one = Search { beams: 1, ..context.search };
-            let greedy = context.laps.time(Lap::Search, || policy.search(images.hidden, &one, Mode::Evaluate));
+            let greedy = context.timer.time(StepPhase::Search, || policy.search(images.hidden, &one, Mode::Evaluate));
             context.rewards(images, &greedy)
         }
     };

@@ -16,7 +16,7 @@ use weights::Archive;
 use super::state::State;
 use super::{Stop, Trainer};
 use crate::collective::Broken;
-use crate::models::Origins;
+use crate::models::WeightSources;
 use crate::tensors;
 
 /// The file with both moments of Adam.
@@ -60,7 +60,7 @@ impl Trainer {
         if let Some(reason) = difference(&stamp, order) {
             return Err(Stop::Damaged { checkpoint: name.clone(), reason });
         }
-        restore(&mut self.state, &self.run, &self.origins, fetched.path(), &stamp)
+        restore(&mut self.state, &self.run, &self.sources, fetched.path(), &stamp)
             .map_err(|problem| Stop::Fatal(format!("cannot use checkpoint {name}: {problem}")))?;
         tracing::info!(name, "checkpoint read");
         Ok(())
@@ -110,9 +110,9 @@ fn stop(name: &str, error: storage::Error) -> Stop {
 
 /// Loads the checkpoint in `folder` into `state`. If it does not fit, `state` has no position
 /// afterwards.
-fn restore(state: &mut State, run: &RunFile, origins: &Origins, folder: &Path, stamp: &Stamp) -> Result<(), String> {
+fn restore(state: &mut State, run: &RunFile, sources: &WeightSources, folder: &Path, stamp: &Stamp) -> Result<(), String> {
     let models = weights::folder::Folder::open(folder).map_err(|error| error.to_string())?;
-    if models.manifest().vocabulary != origins.captioner_vocabulary.to_stored() {
+    if models.manifest().vocabulary != sources.captioner_vocabulary.to_stored() {
         return Err("it was made with another vocabulary".to_owned());
     }
     let stage = run.stages.get(stamp.stage as usize).filter(|stage| stage.name == stamp.stage_name);

@@ -5,7 +5,7 @@ use proto::v1::{self, worker_message::Message};
 use runfile::Objective;
 
 use super::{Stop, Trainer};
-use crate::examination::{Examiner, Writer};
+use crate::caption_evaluator::{CaptionEvaluator, Writer};
 
 impl Trainer {
     /// Captions the ranges of the validation split that are assigned to this worker, and reports
@@ -13,10 +13,10 @@ impl Trainer {
     /// captions instead.
     pub(super) fn evaluate(&self, generation: u64, order: &v1::Evaluate) -> Result<(), Stop> {
         let stage = self.state.position.unwrap_or_default().stage as usize;
-        let examiner = Examiner {
+        let evaluator = CaptionEvaluator {
             run: &self.run,
             models: &self.state.models,
-            origins: &self.origins,
+            sources: &self.sources,
             data: &self.data,
             split: Split::Validation,
             scenes: self.scenes.as_ref(),
@@ -31,7 +31,7 @@ impl Trainer {
             self.not_abandoned()?;
             let batch = batch?;
             skipped += batch.skipped;
-            let items = examiner.items(&batch);
+            let items = evaluator.items(&batch);
             let range = Some(v1::ImageRange { begin: range.start as u64, end: range.end as u64 });
             let evaluation = order.evaluation;
             let parts = proto::parts(items);

@@ -35,9 +35,9 @@ use crate::captioner::Search;
 use crate::collective::{Broken, Collective, Flag, Meeting};
 use crate::data::{Loader, Source};
 use crate::memory;
-use crate::models::{self, Origins};
+use crate::models::{self, WeightSources};
 use crate::protocol::Checked;
-use crate::sight;
+use crate::feature_source;
 pub use checkpoint::stamp;
 pub use saver::Saving;
 use saver::{Save, Saver};
@@ -153,7 +153,7 @@ pub struct Trainer {
     data: Arc<DataSet>,
     pairs: Pairs,
     scenes: Option<world::Scenes>,
-    origins: Origins,
+    sources: WeightSources,
     /// The document frequencies of the training captions, if a stage rewards CIDEr-D.
     cider: Option<Cider>,
     loader: Loader,
@@ -198,13 +198,13 @@ impl Trainer {
             Some(vocabulary) => vocabulary,
             None => models::vocabulary(&run, captions),
         };
-        let origins = Origins::open(&run, vocabulary)?;
-        let state = State::new(&run, &origins, device)?;
+        let sources = WeightSources::open(&run, vocabulary)?;
+        let state = State::new(&run, &sources, device)?;
         run.check_positions(state.models.captioner.architecture().positions)?;
         let longest_caption = run.decoding.max_length as usize * MAX_TOKEN_BYTES;
-        let embedding = origins.embedding_numbers(&state.models);
+        let embedding = sources.embedding_numbers(&state.models);
         data.check_evaluation(embedding, longest_caption).map_err(|error| error.to_string())?;
-        let stores = sight::stores(&run, &data, &origins, &state.models)?;
+        let stores = feature_source::stores(&run, &data, &sources, &state.models)?;
         let skip_corrupt = run.data.skip_corrupt;
         let source = Source { data: Arc::clone(&data), sizes: state.models.sizes(), stores, skip_corrupt };
         let cider = run.stages.iter().any(rewards_cider).then(|| {
@@ -221,7 +221,7 @@ impl Trainer {
             data,
             pairs,
             scenes,
-            origins,
+            sources,
             cider,
             loader: Loader::new(source, LOADING_THREADS),
             ahead: Ahead::default(),
@@ -255,7 +255,7 @@ impl Trainer {
             training_fingerprint: self.data.training_sha256(),
             validation_images: self.data.split(Split::Validation).len() as u64,
             validation_fingerprint: self.data.validation_sha256(),
-            models_fingerprint: self.origins.fingerprint(),
+            models_fingerprint: self.sources.fingerprint(),
         }
     }
 
@@ -329,7 +329,7 @@ impl Trainer {
                 self.progress.phase(v1::Phase::Checkpoint);
                 let writes = self.collective()?.rank() == 0;
                 let origin = writes.then(|| self.origin(generation, journal.unwrap_or_default()));
-                let snapshot = Snapshot::take(&self.state, &self.run, &self.origins, origin)?;
+                let snapshot = Snapshot::take(&self.state, &self.run, &self.sources, origin)?;
                 self.saver.save(Save { generation, checkpoint, name, snapshot })?;
             }
             Kind::Advance(v1::Advance { stage }) => {
@@ -394,7 +394,7 @@ impl Trainer {
             (Some(source), _) => source as usize,
             (None, "") => {
                 if !self.state.untouched {
-                    self.state = State::new(&self.run, &self.origins, self.device)?;
+                    self.state = State::new(&self.run, &self.sources, self.device)?;
                 }
                 0
             }
@@ -408,7 +408,7 @@ impl Trainer {
         if let Err(broken) = self.state.adopt(&self.run, position, source, collective.as_ref()) {
             if self.state.position.is_none() {
                 // The abandoned broadcast may still write to the old state's memory.
-                self.state = State::new(&self.run, &self.origins, self.device)?;
+                self.state = State::new(&self.run, &self.sources, self.device)?;
             }
             return Err(broken.into());
         }
@@ -482,7 +482,7 @@ impl Trainer {
     }
 
     fn search(&self) -> Search {
-        Search::new(&self.run.decoding, &self.origins.captioner_vocabulary)
+        Search::new(&self.run.decoding, &self.sources.captioner_vocabulary)
     }
 }
 

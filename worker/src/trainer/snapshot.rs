@@ -14,7 +14,7 @@ use weights::folder;
 
 use super::checkpoint::{MOMENTS, OPTIMIZER, file_name};
 use super::state::State;
-use crate::models::Origins;
+use crate::models::WeightSources;
 use crate::tensors;
 
 /// The number of values that are converted to bytes at a time.
@@ -59,7 +59,7 @@ impl Snapshot {
     /// checkpoint needs.
     /// # Errors
     /// The state has a name that cannot be written to a file.
-    pub fn take(state: &State, run: &RunFile, origins: &Origins, origin: Option<Origin>) -> Result<Self, String> {
+    pub fn take(state: &State, run: &RunFile, sources: &WeightSources, origin: Option<Origin>) -> Result<Self, String> {
         let text = |error: weights::Error| error.to_string();
         let models = state.own().map(|(model, parameters)| {
             let start = weights::safetensors_start(shapes(parameters.named(), "")).map_err(text)?;
@@ -91,7 +91,7 @@ impl Snapshot {
             journal,
             sequence,
         };
-        let manifest = origins.manifest(&state.models).to_json().map_err(text)?;
+        let manifest = sources.manifest(&state.models).to_json().map_err(text)?;
         Ok(Self { models, rest: Some(Rest { moments, manifest, stamp }) })
     }
 

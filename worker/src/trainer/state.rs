@@ -7,9 +7,9 @@ use tch::{Device, Tensor, no_grad};
 
 use crate::captioner::Captioner;
 use crate::collective::{Broken, Collective};
-use crate::models::{Models, Origins};
+use crate::models::{Models, WeightSources};
 use crate::nn::Parameters;
-use crate::optimizer::{Adam, Slope};
+use crate::optimizer::{Adam, AveragedGradient};
 
 /// Everything that training changes: the part of a worker that a joining rank receives and a
 /// checkpoint stores.
@@ -35,11 +35,11 @@ impl State {
     ///
     /// # Errors
     /// The weights do not fit the models, or the models do not fit each other.
-    pub fn new(run: &RunFile, origins: &Origins, device: Device) -> Result<Self, String> {
-        let models = origins.models(device)?;
+    pub fn new(run: &RunFile, sources: &WeightSources, device: Device) -> Result<Self, String> {
+        let models = sources.models(device)?;
         // Replaced when the first stage is entered, which selects the trained model.
         let optimizer = Adam::new(models.captioner.parameters(), &run.stages[0].optimizer);
-        let evaluator_is_own = origins.evaluator_is_own();
+        let evaluator_is_own = sources.evaluator_is_own();
         let mut state =
             Self { position: None, untouched: true, models, reference: None, optimizer, evaluator_is_own, stage: 0 };
         state.enter_stage(run, 0);
@@ -89,7 +89,7 @@ impl State {
     }
 
     /// Applies update `step` (from 1) to the model that `objective` trains.
-    pub fn update(&mut self, objective: Objective, gradient: &Slope<'_>, step: u64, learning_rate: f64) {
+    pub fn update(&mut self, objective: Objective, gradient: &AveragedGradient<'_>, step: u64, learning_rate: f64) {
         let trained = match objective {
             Objective::Contrastive => self.models.evaluator.parameters(),
             _ => self.models.captioner.parameters(),
@@ -204,8 +204,8 @@ stages:
     #[test]
     fn what_arrives_is_what_products_of_16_bits_read() {
         let run = RunFile::parse(Path::new("test.yaml"), &format!("{RUN}precision: bf16\n")).unwrap();
-        let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
-        let mut state = State::new(&run, &origins, testing::device()).unwrap();
+        let sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
+        let mut state = State::new(&run, &sources, testing::device()).unwrap();
         let current = |state: &State| state.own().map(|(_, parameters)| parameters.is_current()).collect::<Vec<_>>();
         assert_eq!(current(&state), [true; 2]);
         let target = v1::Position { stage: 1, step: 3, generation: 4 };
@@ -222,8 +222,8 @@ stages:
         let stage = "stages:\n  - { name: part, objective: contrastive, contrastive: { trainable: { lora: { rank: 2 } } }, \
                      steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }\n";
         let run = RunFile::parse(Path::new("test.yaml"), &RUN.replace("stages:\n", stage)).unwrap();
-        let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
-        let mut state = State::new(&run, &origins, testing::device()).unwrap();
+        let sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
+        let mut state = State::new(&run, &sources, testing::device()).unwrap();
         let moments = |state: &State| [&state.optimizer.first, &state.optimizer.second].map(Tensor::numel);
         let of_factors = moments(&state);
         state.enter_stage(&run, 1);
@@ -241,16 +241,16 @@ stages:
     #[test]
     fn a_state_that_arrived_in_part_is_no_state() {
         let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
-        let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
+        let sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
         let target = v1::Position { stage: 1, step: 3, generation: 4 };
         for arrived in 0..3 {
-            let mut state = State::new(&run, &origins, testing::device()).unwrap();
+            let mut state = State::new(&run, &sources, testing::device()).unwrap();
             assert!(state.untouched && state.position.is_none());
             state.position = Some(v1::Position { stage: 0, step: 2, generation: 3 });
             assert!(state.adopt(&run, target, 0, &Dying(Cell::new(arrived))).is_err());
             assert_eq!((state.position, state.untouched), (None, false), "{arrived} buffers arrived");
         }
-        let mut state = State::new(&run, &origins, testing::device()).unwrap();
+        let mut state = State::new(&run, &sources, testing::device()).unwrap();
         state.adopt(&run, target, 0, &Dying(Cell::new(100))).unwrap();
         assert_eq!((state.position, state.untouched), (Some(target), false));
     }

@@ -15,13 +15,13 @@ use super::{Stop, Trainer};
 use crate::captioner::Captions;
 use crate::collective::{Broken, Collective};
 use crate::data::{Batch, Pending, Sample, permutation};
-use crate::laps::{Lap, Laps};
+use crate::phase_timer::{StepPhase, PhaseTimer};
 use crate::models::Evaluator;
 use crate::nn::{Gradient, Mode};
 use crate::objective::candidates::{CandidateDropout, Context, Images};
 use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::objective::{Example, Outcome, contrastive, cross_entropy, dico, scst};
-use crate::optimizer::{Slope, rate};
+use crate::optimizer::{AveragedGradient, rate};
 use crate::seeds;
 
 /// Number of batches that are decoded ahead of the step that needs them.
@@ -41,10 +41,10 @@ impl Trainer {
         let started = Instant::now();
         let position = self.state.position.unwrap_or_default();
         self.not_abandoned()?;
-        let laps = Laps::default();
-        laps.add(Lap::Wait, self.rested.take().map_or(0.0, |since| (started - since).as_secs_f64()));
+        let timer = PhaseTimer::default();
+        timer.add(StepPhase::Wait, self.rested.take().map_or(0.0, |since| (started - since).as_secs_f64()));
         self.progress.phase(v1::Phase::Load);
-        let batch = laps.time(Lap::Load, || self.next_batch(window, position.step))?;
+        let batch = timer.time(StepPhase::Load, || self.next_batch(window, position.step))?;
         if batch.skipped > 0 {
             tracing::warn!(
                 stage = position.stage,
@@ -59,7 +59,7 @@ impl Trainer {
         // uninterrupted one.
         let numbers = [u64::from(position.stage), position.step, rank as u64];
         tch::manual_seed(seeds::combine(self.run.seed, &numbers) as i64);
-        let total = self.accumulate(position.stage as usize, &batch, &laps)?;
+        let total = self.accumulate(position.stage as usize, &batch, &timer)?;
 
         self.progress.phase(v1::Phase::AllReduce);
         let stage = &self.run.stages[position.stage as usize];
@@ -74,23 +74,23 @@ impl Trainer {
             return Err(broken.into());
         }
         let all_reduce_seconds = reducing.elapsed().as_secs_f64();
-        laps.add(Lap::AllReduce, all_reduce_seconds);
+        timer.add(StepPhase::AllReduce, all_reduce_seconds);
 
         let extra = Vec::<f32>::try_from(&gradient.extra).map_err(|error| error.to_string())?;
         let (weight, halting) = (f64::from(extra[0]), extra[1] > 0.0);
         let step = position.step + 1;
         let learning_rate = stage.optimizer.learning_rate * rate(&stage.schedule, step, stage.steps);
         // All ranks have the same sum, so they agree on whether there is an update.
-        let slope = (weight > 0.0).then(|| Slope::new(&gradient.values, weight));
-        let norm = slope.as_ref().map_or(0.0, |slope| slope.norm);
+        let average = (weight > 0.0).then(|| AveragedGradient::new(&gradient.values, weight));
+        let norm = average.as_ref().map_or(0.0, |average| average.norm);
         if !norm.is_finite() {
             let (name, loss) = (&stage.name, total.loss_sum / total.weight);
             return Err(Stop::Fatal(format!(
                 "the gradient of stage {name} is not finite at step {step} (loss {loss}): lower its learning rate"
             )));
         }
-        match slope {
-            Some(slope) => self.state.update(stage.objective, &slope, step, learning_rate),
+        match average {
+            Some(average) => self.state.update(stage.objective, &average, step, learning_rate),
             None => tracing::warn!(
                 stage = stage.name,
                 step,
@@ -111,7 +111,7 @@ impl Trainer {
             all_reduce_seconds,
             summaries: total.summaries.iter().map(|(&name, summary)| (name.to_owned(), summary.into())).collect(),
             tokens: total.tokens,
-            phase_seconds: laps.of(seconds),
+            phase_seconds: timer.of(seconds),
             example: total.example.filter(|example| rank == 0 && is_finite(example)).map(|example| self.told(example)),
         };
         self.rested = Some(Instant::now());
@@ -184,14 +184,14 @@ impl Trainer {
     /// Accumulates the gradients of a batch, one micro-batch at a time. If no image of this rank's
     /// share could be decoded, there is nothing to add, except that the contrastive objective has
     /// to take part in the collective operations of its ranks.
-    fn accumulate(&self, stage: usize, batch: &Batch, laps: &Laps) -> Result<Total, Stop> {
+    fn accumulate(&self, stage: usize, batch: &Batch, timer: &PhaseTimer) -> Result<Total, Stop> {
         let settings = &self.run.stages[stage];
         let gradient = self.state.trained(settings.objective).gradient();
         _ = gradient.expect("the stage's model is in training").values.zero_();
         let mut total = Total::default();
         for part in parts(settings, batch.samples.len()) {
             self.not_abandoned()?;
-            let outcome = self.outcome(stage, batch, part, laps)?;
+            let outcome = self.outcome(stage, batch, part, timer)?;
             // A share without images has no gradient if the temperature of the contrastive loss is
             // frozen.
             if outcome.loss.requires_grad() {
@@ -202,21 +202,21 @@ impl Trainer {
         Ok(total)
     }
 
-    fn outcome(&self, stage: usize, batch: &Batch, range: Range<usize>, laps: &Laps) -> Result<Outcome, Stop> {
+    fn outcome(&self, stage: usize, batch: &Batch, range: Range<usize>, timer: &PhaseTimer) -> Result<Outcome, Stop> {
         let settings = &self.run.stages[stage];
         let mode = Mode::Train { dropout: self.run.captioner.dropout };
         match settings.objective {
             Objective::Contrastive => self.contrastive(settings, batch, range),
             Objective::CrossEntropy => {
-                let vocabulary = &self.origins.captioner_vocabulary;
+                let vocabulary = &self.sources.captioner_vocabulary;
                 let most = self.run.captioner.max_target_length as usize;
                 let texts = self.captions(batch, range.clone()).map(|text| vocabulary.encode_target(text, most));
                 let captions = Captions::new(&texts.collect::<Vec<_>>(), 1, self.device);
                 let models = &self.state.models;
-                let hidden = laps.time(Lap::Vision, || models.hidden(batch, range));
+                let hidden = timer.time(StepPhase::Vision, || models.hidden(batch, range));
                 Ok(cross_entropy::outcome(&models.captioner, &hidden, &captions, mode))
             }
-            Objective::Scst | Objective::Dico => Ok(self.rewarded(settings, batch, range, mode, laps)),
+            Objective::Scst | Objective::Dico => Ok(self.rewarded(settings, batch, range, mode, timer)),
         }
     }
 
@@ -227,7 +227,7 @@ impl Trainer {
     }
 
     fn contrastive(&self, settings: &Stage, batch: &Batch, range: Range<usize>) -> Result<Outcome, Stop> {
-        let (models, vocabulary) = (&self.state.models, self.origins.evaluator_vocabulary());
+        let (models, vocabulary) = (&self.state.models, self.sources.evaluator_vocabulary());
         let evaluator = &models.evaluator;
         let most = evaluator.architecture().text.context_length;
         let encode = |text: &str| vocabulary.encode(text, most);
@@ -277,13 +277,13 @@ impl Trainer {
     }
 
     /// The loss of an objective that rewards the policy's own captions.
-    fn rewarded(&self, settings: &Stage, batch: &Batch, range: Range<usize>, mode: Mode, laps: &Laps) -> Outcome {
+    fn rewarded(&self, settings: &Stage, batch: &Batch, range: Range<usize>, mode: Mode, timer: &PhaseTimer) -> Outcome {
         let State { models, reference, .. } = &self.state;
         let rewards = match settings.objective {
             Objective::Scst => &settings.scst.reward,
             _ => &settings.dico.reward,
         };
-        let rewarded = self.origins.evaluators.iter().filter(|evaluator| {
+        let rewarded = self.sources.evaluators.iter().filter(|evaluator| {
             let weight = rewards.get(&Reward::Evaluator(evaluator.name.clone()));
             weight.is_some_and(|weight| *weight != 0.0)
         });
@@ -294,14 +294,14 @@ impl Trainer {
         let context = Context {
             reference: reference.as_ref().expect("such a stage begins with a reference"),
             reward_model,
-            vocabulary: &self.origins.captioner_vocabulary,
+            vocabulary: &self.sources.captioner_vocabulary,
             search: self.search(),
             candidate_dropout: self.candidate_dropout(),
-            laps,
+            timer,
         };
-        let hidden = laps.time(Lap::Vision, || models.hidden(batch, range.clone()));
+        let hidden = timer.time(StepPhase::Vision, || models.hidden(batch, range.clone()));
         let embed = |evaluator: &&Evaluator| models.embeddings(batch, range.clone(), &hidden, evaluator.clip);
-        let embeddings: Vec<Tensor> = laps.time(Lap::Vision, || rewarded.iter().map(embed).collect());
+        let embeddings: Vec<Tensor> = timer.time(StepPhase::Vision, || rewarded.iter().map(embed).collect());
         let numbers: Vec<usize> = batch.samples[range].iter().map(|sample| sample.image).collect();
         let images = Images { hidden: &hidden, embeddings: &embeddings, numbers: &numbers };
         match settings.objective {

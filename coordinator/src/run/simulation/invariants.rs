@@ -22,9 +22,9 @@ use runfile::GuardAction;
 
 use crate::run::{
     Phase, SessionId, Time,
-    best::EndCause,
+    model_selection::EndCause,
     plan::{Ends, Place},
-    record::{Checkpoint, Happening, Record, Source},
+    record::{Checkpoint, EventKind, Record, Source},
 };
 
 /// Without faults there has to be progress within this time: more than a worker may take to release
@@ -266,16 +266,16 @@ impl World {
                 assert!(self.disk.damaged.contains(name), "{name} is as it was written");
                 self.invariants.damaged = true;
             }
-            Record::Event { what: Happening::Lost, detail } => self.check_lost(detail),
+            Record::Event { what: EventKind::Lost, detail } => self.check_lost(detail),
             Record::Evaluated { place, .. } => {
                 let updates = up_to(&self.invariants.committed, *place).len();
                 let earlier = self.invariants.evaluated.insert(*place, (updates, false));
                 assert!(earlier.is_none_or(|(_, again)| again), "{place} is evaluated twice");
             }
-            Record::Event { what: Happening::Paused, .. } => self.invariants.paused = true,
-            Record::Event { what: Happening::Resumed, .. } => self.invariants.paused = false,
-            Record::Event { what: Happening::RolledBack, .. } => self.invariants.rolled_back = true,
-            Record::Event { what: Happening::StageEnded, detail } => {
+            Record::Event { what: EventKind::Paused, .. } => self.invariants.paused = true,
+            Record::Event { what: EventKind::Resumed, .. } => self.invariants.paused = false,
+            Record::Event { what: EventKind::RolledBack, .. } => self.invariants.rolled_back = true,
+            Record::Event { what: EventKind::StageEnded, detail } => {
                 let number = |key: &str| detail[key].as_u64().expect("a number");
                 let end = Place { stage: number("stage") as u32, step: number("step") };
                 let ended = self.invariants.ends.insert(end.stage, end.step);
@@ -288,11 +288,11 @@ impl World {
                     self.invariants.at = end.min(self.invariants.at);
                 }
             }
-            Record::Event { what: Happening::Finished, .. } => {
+            Record::Event { what: EventKind::Finished, .. } => {
                 self.check_finished();
                 self.invariants.over = true;
             }
-            Record::Event { what: Happening::Failed, .. } => self.invariants.over = true,
+            Record::Event { what: EventKind::Failed, .. } => self.invariants.over = true,
             _ => {}
         }
     }

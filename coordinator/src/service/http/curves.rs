@@ -15,7 +15,7 @@ use crate::{
         history::History,
     },
     run::{
-        cuts::{Fate, Lineage, Selection},
+        lineage::{Fate, Lineage, Selection},
         plan::Place,
     },
 };

@@ -13,7 +13,7 @@ use statistics::names::{self, Better};
 use super::{Desk, Problem, limits::QueryParameters};
 use crate::{
     journal::browse::{Compared, EvaluationId},
-    run::cuts::Fate,
+    run::lineage::Fate,
 };
 
 /// Maximal number of events in an answer.

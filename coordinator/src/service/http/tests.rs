@@ -25,7 +25,7 @@ use crate::{
     run::{
         captions::Item,
         plan::Place,
-        record::{Happening, Record, Source},
+        record::{EventKind, Record, Source},
         statistics::StepStatistics,
         testing,
     },
@@ -331,7 +331,7 @@ fn what_was_trained_beyond_the_selected_state_is_shown() {
     journal.write(&records).unwrap();
     read_all(&mut curves, folder.path());
     let detail = json!({ "stage": 0, "step": 8, "generation": 2, "cause": "best_state", "reason": "x" });
-    journal.write(&[Record::Event { what: Happening::StageEnded, detail }, formed(3, 8)]).unwrap();
+    journal.write(&[Record::Event { what: EventKind::StageEnded, detail }, formed(3, 8)]).unwrap();
     read_all(&mut curves, folder.path());
     let mut anew = Curves::new(1);
     read_all(&mut anew, folder.path());
@@ -441,11 +441,11 @@ async fn only_images_of_evaluations_are_shown() {
 
 #[tokio::test]
 async fn events_are_told_with_the_newest_first() {
-    use crate::run::record::Happening;
+    use crate::run::record::EventKind;
     let mut site = Site::new(None).await;
     site.journal.write(&[formed(1, 0)]).unwrap();
     let lost =
-        |rank: u32| Record::Event { what: Happening::Lost, detail: json!({ "rank": rank, "reason": "<b>x</b>" }) };
+        |rank: u32| Record::Event { what: EventKind::Lost, detail: json!({ "rank": rank, "reason": "<b>x</b>" }) };
     site.journal.write(&(0..150).map(lost).collect::<Vec<_>>()).unwrap();
     let (_, events) = site.get("/api/events").await;
     let events = events.as_array().unwrap();

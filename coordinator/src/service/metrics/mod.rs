@@ -14,7 +14,7 @@ use statistics::{Summary, names};
 use super::refusals::Refusals;
 use crate::run::{
     Run,
-    record::{Happening, Record},
+    record::{EventKind, Record},
     statistics::StepStatistics,
 };
 use ranks::Ranks;
@@ -139,7 +139,7 @@ impl Metrics {
                 counter!("dico_checkpoints_total").increment(1);
                 gauge!("dico_last_checkpoint_timestamp_seconds").set(now());
             }
-            Record::Event { what: Happening::Lost, .. } => counter!("dico_workers_lost_total").increment(1),
+            Record::Event { what: EventKind::Lost, .. } => counter!("dico_workers_lost_total").increment(1),
             Record::Evaluated { metrics, .. } => {
                 for (metric, score) in metrics {
                     gauge!("dico_evaluation_score", "metric" => metric.clone()).set(*score);

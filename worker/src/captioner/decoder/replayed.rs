@@ -120,10 +120,10 @@ impl<'a> Replayed<'a> {
     }
 
     /// Copies the inputs of a step to the GPU. Returns the position of the step.
-    fn begin_step(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> i64 {
+    fn begin_step(&mut self, tokens: &[i64], sources: Option<&[i64]>) -> i64 {
         let rows = 0..tokens.len() as i64;
-        let origins = origins.map_or_else(|| rows.collect(), <[i64]>::to_vec);
-        let inputs = Tensor::from_slice(&[tokens, &origins].concat()).view([2, -1]);
+        let sources = sources.map_or_else(|| rows.collect(), <[i64]>::to_vec);
+        let inputs = Tensor::from_slice(&[tokens, &sources].concat()).view([2, -1]);
         self.workspace.tensors.inputs.copy_(&inputs);
         self.position += 1;
         self.position - 1
@@ -131,13 +131,13 @@ impl<'a> Replayed<'a> {
 }
 
 impl Steps for Replayed<'_> {
-    fn next(&mut self, tokens: &[i64], origins: Option<&[i64]>) -> Tensor {
-        let position = self.begin_step(tokens, origins);
+    fn next(&mut self, tokens: &[i64], sources: Option<&[i64]>) -> Tensor {
+        let position = self.begin_step(tokens, sources);
         self.decoder.logits(&self.workspace.tensors.hidden(self.decoder, position))
     }
 
-    fn likeliest(&mut self, tokens: &[i64], origins: Option<&[i64]>, count: i64) -> Likeliest {
-        let position = self.begin_step(tokens, origins);
+    fn likeliest(&mut self, tokens: &[i64], sources: Option<&[i64]>, count: i64) -> Likeliest {
+        let position = self.begin_step(tokens, sources);
         let Workspace { tensors, steps, pool, .. } = &mut *self.workspace;
         let (_, rows, each) = tensors.likeliest.size3().expect("it is [2, rows, count]");
         assert_eq!(count, 2 * rows / tensors.mask.size()[0], "as many as beam search asks for");

@@ -19,12 +19,12 @@ use crate::cli::device::Compute;
 use crate::clip::{self, Clip};
 use crate::collective::Collective;
 use crate::data::normalise;
-use crate::laps::Laps;
+use crate::phase_timer::PhaseTimer;
 use crate::nn::{Backend, Gradient, Mode};
 use crate::objective::candidates::{Context, Images};
 use crate::objective::dico;
 use crate::objective::reward::{EvaluatorReward, RewardModel};
-use crate::optimizer::{Adam, Slope};
+use crate::optimizer::{Adam, AveragedGradient};
 
 /// Steps that are not counted: the first ones find memory and kernels.
 const WARM_UP: usize = 2;
@@ -134,7 +134,7 @@ struct Measured {
 struct Bench<'a> {
     device: Device,
     collective: &'a dyn Collective,
-    eyes: Clip,
+    vision_encoder: Clip,
     evaluator: Clip,
     policy: Captioner,
     reference: Captioner,
@@ -149,7 +149,7 @@ struct Bench<'a> {
     search: Search,
     settings: Dico,
     /// Not looked at: on a GPU they would tell when something was asked for, not when it was done.
-    laps: Laps,
+    timer: PhaseTimer,
 }
 
 impl Step {
@@ -224,9 +224,9 @@ impl Step {
     fn prepare<'a>(&self, device: Device, collective: &'a dyn Collective) -> Bench<'a> {
         let (vocabulary, judge_vocabulary) = (Vocabulary::stored(&self.vocabulary), Vocabulary::full());
         let backend = Backend { device, precision: self.precision };
-        let eyes = Clip::new(self.vision.architecture(), 1, backend);
+        let vision_encoder = Clip::new(self.vision.architecture(), 1, backend);
         let evaluator = evaluator(&judge_vocabulary, backend);
-        let (width, tokens) = (eyes.architecture().vision_width(), eyes.architecture().vision_tokens());
+        let (width, tokens) = (vision_encoder.architecture().vision_width(), vision_encoder.architecture().vision_tokens());
         let architecture = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
         let mut policy = Captioner::new(architecture, ProjectionInit::default(), 3, backend);
         let reference = policy.copy();
@@ -239,7 +239,7 @@ impl Step {
             clip_norm: None,
         };
         let optimizer = Adam::new(policy.parameters(), &settings);
-        let side = eyes.architecture().image_size as i64;
+        let side = vision_encoder.architecture().image_size as i64;
         tch::manual_seed(4 + collective.rank() as i64);
         let pixels = Tensor::randint(256, [i64::from(self.batch), side, side, 3], (Kind::Uint8, Device::Cpu));
         let search = Search {
@@ -256,7 +256,7 @@ impl Step {
         let mut bench = Bench {
             device,
             collective,
-            eyes,
+            vision_encoder,
             evaluator,
             policy,
             reference,
@@ -268,7 +268,7 @@ impl Step {
             judge_vocabulary,
             search,
             settings,
-            laps: Laps::default(),
+            timer: PhaseTimer::default(),
         };
         bench.seen = self.cached_features.then(|| bench.look());
         bench
@@ -282,7 +282,7 @@ impl Bench<'_> {
             return (hidden.shallow_clone(), embeddings.shallow_clone());
         }
         let images = normalise(&self.pixels, 0..self.numbers.len(), self.device, &Normalization::default());
-        no_grad(|| (self.eyes.vision.hidden(&images), self.evaluator.embed(&self.evaluator.vision.hidden(&images))))
+        no_grad(|| (self.vision_encoder.vision.hidden(&images), self.evaluator.embed(&self.evaluator.vision.hidden(&images))))
     }
 
     /// PAC-S by this evaluator.
@@ -305,7 +305,7 @@ impl Bench<'_> {
             vocabulary: &self.vocabulary,
             search: self.search,
             candidate_dropout: None,
-            laps: &self.laps,
+            timer: &self.timer,
         }
     }
 
@@ -319,8 +319,8 @@ impl Bench<'_> {
         let outcome = dico::outcome(&self.policy, &images, &self.context(&evaluators), &self.settings, mode);
         outcome.loss.backward();
         self.collective.all_reduce(&whole).map_err(|broken| broken.to_string())?;
-        let slope = Slope::new(&gradient, outcome.weight * self.collective.world_size() as f64);
-        self.optimizer.update(self.policy.parameters(), &slope, number, LEARNING_RATE);
+        let average = AveragedGradient::new(&gradient, outcome.weight * self.collective.world_size() as f64);
+        self.optimizer.update(self.policy.parameters(), &average, number, LEARNING_RATE);
         Ok(())
     }
 
@@ -372,7 +372,7 @@ impl Bench<'_> {
         let batches = RANKED.div_ceil(images);
         for _ in 0..batches {
             let pixels = normalise(&self.pixels.randint_like(256), 0..images, self.device, &Normalization::default());
-            let found = no_grad(|| self.policy.search(&self.eyes.vision.hidden(&pixels), &self.search, Mode::Evaluate));
+            let found = no_grad(|| self.policy.search(&self.vision_encoder.vision.hidden(&pixels), &self.search, Mode::Evaluate));
             let order = |evaluator: &Clip| {
                 let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
                 self.rewards(evaluator, &embeddings, &found).argsort_stable(true, 1, true)

@@ -16,10 +16,10 @@ use crate::captioner::golden as captioner;
 use crate::captioner::{Captions, Search};
 use crate::clip::{Clip, golden as clip};
 use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
-use crate::laps::Laps;
+use crate::phase_timer::PhaseTimer;
 use crate::nn::Backend;
 use crate::objective::reward::{EvaluatorReward, RewardModel};
-use crate::optimizer::{Adam, Slope, rate};
+use crate::optimizer::{Adam, AveragedGradient, rate};
 use crate::testing;
 
 #[derive(Deserialize)]
@@ -169,14 +169,14 @@ impl Case {
     }
 
     /// The context as the trainer makes it, but without dropout, whose masks differ from PyTorch's.
-    fn context<'a>(&'a self, run: &'a RunFile, evaluators: &'a [EvaluatorReward<'a>], laps: &'a Laps) -> Context<'a> {
+    fn context<'a>(&'a self, run: &'a RunFile, evaluators: &'a [EvaluatorReward<'a>], timer: &'a PhaseTimer) -> Context<'a> {
         Context {
             reference: &self.reference,
             reward_model: RewardModel { evaluators, cider: None, weights: &stage(run).dico.reward },
             vocabulary: &self.vocabulary,
             search: Search::new(&run.decoding, &self.vocabulary),
             candidate_dropout: None,
-            laps,
+            timer,
         }
     }
 
@@ -220,9 +220,9 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
     assert!(cut > 0 && cut < setting.candidates.iter().flatten().count(), "some candidates are cut, others end");
 
     for Step { tau, chosen, gamma, margin, loss, tensors } in &setting.steps {
-        let laps = Laps::default();
+        let timer = PhaseTimer::default();
         let evaluators = case.evaluators(&run);
-        let context = case.context(&run, &evaluators, &laps);
+        let context = case.context(&run, &evaluators, &timer);
         let settings = Dico { tau: *tau, ..stage(&run).dico.clone() };
         let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, testing::device());
         let candidates = context.candidates(&policy, &case.images(), Captioner::search);
@@ -255,7 +255,7 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
         let optimizer = runfile::Optimizer { learning_rate: lr, ..stage(&run).optimizer.clone() };
         assert_eq!(optimizer, runfile::Optimizer { learning_rate: lr, betas, epsilon: eps, ..plain_adam() });
         let rate = lr * rate(&stage(&run).schedule, 1, stage(&run).steps);
-        Adam::new(parameters, &optimizer).update(parameters, &Slope::new(&gradient, 1.0), 1, rate);
+        Adam::new(parameters, &optimizer).update(parameters, &AveragedGradient::new(&gradient, 1.0), 1, rate);
         if expected.keys().any(|name| name.starts_with("updated.")) {
             let updated = parameters.named().map(|(name, value)| (name, value.shallow_clone()));
             // Adam's first step is nearly the sign of the gradient: where the gradient is only

@@ -25,7 +25,7 @@ const RUN_ID: &str = "3fa2";
 
 struct Place {
     run: RunFile,
-    origins: Origins,
+    sources: WeightSources,
     checkpoints: Checkpoints,
     folder: tempfile::TempDir,
 }
@@ -37,14 +37,14 @@ impl Place {
 
     fn of(run: &str) -> Self {
         let run = RunFile::parse(Path::new("test.yaml"), run).unwrap();
-        let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
+        let sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::open(folder.path().to_str().unwrap(), &Access::environment()).unwrap();
-        Self { run, origins, checkpoints, folder }
+        Self { run, sources, checkpoints, folder }
     }
 
     fn start(&self) -> State {
-        State::new(&self.run, &self.origins, Device::Cpu).unwrap()
+        State::new(&self.run, &self.sources, Device::Cpu).unwrap()
     }
 
     /// A state in the second stage whose values all differ from the initial ones.
@@ -83,8 +83,8 @@ fn fill(buffer: &Tensor, value: f64) {
 fn a_snapshot_is_not_changed_by_training_that_goes_on() {
     let place = Place::new();
     let mut state = place.trained();
-    let whole = Snapshot::take(&state, &place.run, &place.origins, Some(origin())).unwrap();
-    let hashed = Snapshot::take(&state, &place.run, &place.origins, None).unwrap();
+    let whole = Snapshot::take(&state, &place.run, &place.sources, Some(origin())).unwrap();
+    let hashed = Snapshot::take(&state, &place.run, &place.sources, None).unwrap();
     let sha256 = state.parameters_sha256();
 
     buffers(&state).into_iter().for_each(|buffer| fill(buffer, -1.0));
@@ -95,7 +95,7 @@ fn a_snapshot_is_not_changed_by_training_that_goes_on() {
     place.save(&whole);
     let mut back = place.start();
     let fetched = place.checkpoints.read(NAME).unwrap();
-    restore(&mut back, &place.run, &place.origins, fetched.path(), &place.checkpoints.stamp(NAME).unwrap()).unwrap();
+    restore(&mut back, &place.run, &place.sources, fetched.path(), &place.checkpoints.stamp(NAME).unwrap()).unwrap();
     assert_eq!(back.parameters_sha256(), sha256);
     assert_eq!(back.position, Some(v1::Position { stage: 1, step: 3, generation: 0 }));
     for (back, was) in buffers(&back).into_iter().zip(buffers(&place.trained())) {
@@ -103,13 +103,13 @@ fn a_snapshot_is_not_changed_by_training_that_goes_on() {
     }
     // The model folder, for captioning, export and other runs.
     let models = weights::folder::Folder::open(fetched.path()).unwrap();
-    assert_eq!(models.manifest().vocabulary, place.origins.captioner_vocabulary.to_stored());
+    assert_eq!(models.manifest().vocabulary, place.sources.captioner_vocabulary.to_stored());
 }
 
 #[test]
 fn ranks_that_do_not_write_leave_nothing() {
     let place = Place::new();
-    let snapshot = Snapshot::take(&place.trained(), &place.run, &place.origins, None).unwrap();
+    let snapshot = Snapshot::take(&place.trained(), &place.run, &place.sources, None).unwrap();
     place.save(&snapshot);
     assert_eq!(place.checkpoints.list().unwrap(), storage::Listing::default());
 }
@@ -118,7 +118,7 @@ fn ranks_that_do_not_write_leave_nothing() {
 fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
     let place = Place::new();
     let state = place.trained();
-    place.save(&Snapshot::take(&state, &place.run, &place.origins, Some(origin())).unwrap());
+    place.save(&Snapshot::take(&state, &place.run, &place.sources, Some(origin())).unwrap());
     let files: Vec<_> = std::fs::read_dir(place.folder.path().join(NAME)).unwrap().map(|e| e.unwrap().path()).collect();
     // Three models, moments, manifest, stamp and seal.
     assert_eq!(files.len(), 7, "{files:?}");
@@ -147,23 +147,23 @@ fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
 #[test]
 fn what_is_whole_but_does_not_fit_is_refused() {
     let place = Place::new();
-    place.save(&Snapshot::take(&place.trained(), &place.run, &place.origins, Some(origin())).unwrap());
+    place.save(&Snapshot::take(&place.trained(), &place.run, &place.sources, Some(origin())).unwrap());
     let fetched = place.checkpoints.read(NAME).unwrap();
     let saved = place.checkpoints.stamp(NAME).unwrap();
-    let refusal = |run: &RunFile, origins: &Origins| {
-        restore(&mut place.start(), run, origins, fetched.path(), &saved).unwrap_err()
+    let refusal = |run: &RunFile, sources: &WeightSources| {
+        restore(&mut place.start(), run, sources, fetched.path(), &saved).unwrap_err()
     };
-    let other = Origins::open(&place.run, Vocabulary::of_corpus(["a blue square"])).unwrap();
+    let other = WeightSources::open(&place.run, Vocabulary::of_corpus(["a blue square"])).unwrap();
     assert!(refusal(&place.run, &other).contains("another vocabulary"));
     let mut renamed = place.run.clone();
     renamed.stages[1].name = "other".into();
-    assert!(refusal(&renamed, &place.origins).contains("no stage dico"));
+    assert!(refusal(&renamed, &place.sources).contains("no stage dico"));
 }
 
 #[test]
 fn what_is_whole_but_another_state_is_seen() {
     let place = Place::new();
-    let sha256 = place.save(&Snapshot::take(&place.trained(), &place.run, &place.origins, Some(origin())).unwrap());
+    let sha256 = place.save(&Snapshot::take(&place.trained(), &place.run, &place.sources, Some(origin())).unwrap());
     let saved = place.checkpoints.stamp(NAME).unwrap();
     assert_eq!((saved.generation, &saved.journal, saved.sequence), (4, &origin().journal, origin().sequence));
     let order = |run_id: &str, name: &str, stage, step, checkpoint_sha256: &str| v1::Rendezvous {
@@ -211,7 +211,7 @@ fn of_what_a_stage_does_not_train_no_moments_are_saved() {
         state.position = Some(v1::Position { stage: at as u32, step: 3, generation: 4 });
         buffers(&state).into_iter().enumerate().for_each(|(at, buffer)| fill(buffer, at as f64 + 0.25));
         let name = format!("{at}-00000003");
-        let snapshot = Snapshot::take(&state, &place.run, &place.origins, Some(origin())).unwrap();
+        let snapshot = Snapshot::take(&state, &place.run, &place.sources, Some(origin())).unwrap();
         snapshot.write(&place.checkpoints, &name, &snapshot.parameters_sha256()).unwrap();
 
         let fetched = place.checkpoints.read(&name).unwrap();
@@ -227,7 +227,7 @@ fn of_what_a_stage_does_not_train_no_moments_are_saved() {
 
         let mut back = place.start();
         let stamp = place.checkpoints.stamp(&name).unwrap();
-        restore(&mut back, &place.run, &place.origins, fetched.path(), &stamp).unwrap();
+        restore(&mut back, &place.run, &place.sources, fetched.path(), &stamp).unwrap();
         assert_eq!(back.parameters_sha256(), state.parameters_sha256());
         for (back, was) in buffers(&back).into_iter().zip(buffers(&state)) {
             assert_eq!(back, was);

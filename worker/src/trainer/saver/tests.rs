@@ -8,7 +8,7 @@ use tch::Device;
 use tokenizer::Vocabulary;
 
 use super::*;
-use crate::models::Origins;
+use crate::models::WeightSources;
 use crate::trainer::snapshot::Origin;
 use crate::trainer::state::State;
 
@@ -27,8 +27,8 @@ stages:
 #[test]
 fn what_was_saved_is_reported_and_what_was_not_too() {
     let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
-    let origins = Origins::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
-    let state = State::new(&run, &origins, Device::Cpu).unwrap();
+    let sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
+    let state = State::new(&run, &sources, Device::Cpu).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("checkpoints");
     let checkpoints = Arc::new(Checkpoints::open(place.to_str().unwrap(), &Access::environment()).unwrap());
@@ -41,7 +41,7 @@ fn what_was_saved_is_reported_and_what_was_not_too() {
             journal: JournalHead::default(),
             sequence: Sequence::default(),
         };
-        let snapshot = Snapshot::take(&state, &run, &origins, written.then_some(origin)).unwrap();
+        let snapshot = Snapshot::take(&state, &run, &sources, written.then_some(origin)).unwrap();
         saver.save(Save { generation: 3, checkpoint, name: name.to_owned(), snapshot }).unwrap();
     };
     save(1, "0-xe-00000004", true);

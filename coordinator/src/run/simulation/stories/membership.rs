@@ -8,7 +8,7 @@ use super::{admitted, at};
 use crate::run::{
     Action, Event, Outcome, RequestId, Run, SessionId, Time,
     plan::Place,
-    record::{Checkpoint, Happening, Record, Restored, Source},
+    record::{Checkpoint, EventKind, Record, Restored, Source},
     simulation::{
         HERE,
         network::Way,
@@ -63,7 +63,7 @@ fn asked_to_stop_while_a_worker_leaves_it_saves_first() {
     world.until(|world| world.run().committed.step == 2);
     // Both get a shutdown signal, as when a whole job is stopped.
     world.agenda.after(Time::ZERO, Due::Connection { worker: first, wake: Wake::Leave });
-    world.until(|world| world.happened(Happening::Leaving) == 1);
+    world.until(|world| world.happened(EventKind::Leaving) == 1);
     world.tell(Event::Shutdown);
     world.until(|world| world.outcome.is_some());
     assert_eq!(world.outcome, Some(Outcome::Stopped));
@@ -130,7 +130,7 @@ fn validation_data_may_change_between_two_coordinators_and_training_data_only_wh
             _ => None,
         });
         let is_change =
-            |action: &&Action| matches!(action, Action::Record(Record::Event { what: Happening::DataChanged, .. }));
+            |action: &&Action| matches!(action, Action::Record(Record::Event { what: EventKind::DataChanged, .. }));
         (reason.cloned(), actions.iter().filter(is_change).count())
     };
     let (reason, _) = enter(&mut run, 1, of("others", "v"));
@@ -191,7 +191,7 @@ fn exchanged_data_begin_a_sequence_of_samples_where_the_run_goes_on() {
 fn sent_away(world: &World) -> usize {
     let stalled =
         |detail: &serde_json::Value| detail["reason"].as_str().is_some_and(|why| why.contains("did not move"));
-    world.count(|record| matches!(record, Record::Event { what: Happening::Lost, detail } if stalled(detail)))
+    world.count(|record| matches!(record, Record::Event { what: EventKind::Lost, detail } if stalled(detail)))
 }
 
 /// Two workers; the second one hangs from a certain activity on, and no operator kills it.
@@ -206,7 +206,7 @@ fn with_one_that_hangs(file: RunFile, at: impl Fn(&Doing) -> bool) {
     world.until(|world| !world.workers.contains_key(&hangs));
     world.join();
     world.finish();
-    assert_eq!(world.happened(Happening::Lost), 1);
+    assert_eq!(world.happened(EventKind::Lost), 1);
 }
 
 #[test]
@@ -231,14 +231,14 @@ fn who_hangs_while_all_wait_for_a_checkpoint_is_sent_away() {
     let mut world = World::of(file);
     let hangs = [world.join(), world.join()][1];
     world.disk.full = true;
-    world.until(|world| world.happened(Happening::SaveFailed) == 1);
+    world.until(|world| world.happened(EventKind::SaveFailed) == 1);
     world.pass(Time::from_millis(500));
     world.workers.get_mut(&hangs).unwrap().stuck = true;
     world.disk.full = false;
     world.until(|world| !world.workers.contains_key(&hangs));
     world.join();
     world.finish();
-    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
+    assert_eq!((world.happened(EventKind::Lost), world.happened(EventKind::RolledBack)), (1, 0));
 }
 
 #[test]
@@ -250,10 +250,10 @@ fn who_hangs_alone_is_sent_away_when_another_comes() {
     world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
     world.workers.get_mut(&first).unwrap().stuck = true;
     world.pass(Time::from_secs(100));
-    assert_eq!(world.happened(Happening::Lost), 0);
+    assert_eq!(world.happened(EventKind::Lost), 0);
     world.join();
     world.finish();
-    assert_eq!(world.happened(Happening::Lost), 1);
+    assert_eq!(world.happened(EventKind::Lost), 1);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn who_captions_for_long_does_not_stand_still() {
     world.until(|world| matches!(world.workers[&slow].doing, Doing::Applying(_)));
     world.workers.get_mut(&slow).unwrap().pace = Time::from_secs(6);
     world.finish();
-    assert_eq!(world.happened(Happening::Lost), 0);
+    assert_eq!(world.happened(EventKind::Lost), 0);
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn nothing_is_lost_with_those_who_leave() {
     assert_eq!(world.checkpoints().len(), 1);
     world.join();
     world.finish();
-    assert_eq!((world.happened(Happening::Left), world.happened(Happening::RolledBack)), (3, 0));
+    assert_eq!((world.happened(EventKind::Left), world.happened(EventKind::RolledBack)), (3, 0));
     assert_eq!(world.invariants.repeated, 0);
 }
 
@@ -299,14 +299,14 @@ fn whoever_comes_without_a_way_to_the_others_has_to_go_again() {
     world.cut(second, Way::Peers);
     world.finish();
     assert!(!world.workers.contains_key(&second));
-    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
+    assert_eq!((world.happened(EventKind::Lost), world.happened(EventKind::RolledBack)), (1, 0));
     assert_eq!(world.workers.get(&first).map_or(50, |worker| worker.history.len()), 50);
 }
 
 /// The reasons for which members left or were evicted.
 fn farewells(world: &World) -> String {
     let reason = |record: &Record| match record {
-        Record::Event { what: Happening::Lost | Happening::Left, detail } => Some(detail["reason"].to_string()),
+        Record::Event { what: EventKind::Lost | EventKind::Left, detail } => Some(detail["reason"].to_string()),
         _ => None,
     };
     world.coordinator.records.iter().filter_map(reason).collect()
@@ -327,7 +327,7 @@ fn who_advertises_a_loopback_address_to_other_machines_has_to_go() {
     assert!(["127.0.0.1", "10.0.0.2", "rank 1", "--host"].iter().all(|part| said.contains(part)), "{said}");
     world.join();
     world.finish();
-    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
+    assert_eq!((world.happened(EventKind::Lost), world.happened(EventKind::RolledBack)), (1, 0));
 }
 
 #[test]
@@ -342,7 +342,7 @@ fn the_only_state_is_saved_before_its_holder_has_to_go() {
     let saved = world.run().committed;
     assert!(saved.step >= 5 && world.checkpoints().len() == 1, "{saved} {:?}", world.checkpoints());
     world.finish();
-    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (0, 0));
+    assert_eq!((world.happened(EventKind::Lost), world.happened(EventKind::RolledBack)), (0, 0));
     assert_eq!(world.invariants.repeated, 0);
 }
 
@@ -357,7 +357,7 @@ fn several_of_one_machine_have_to_go_for_one_of_another() {
     local.iter().for_each(|id| world.cut(*id, Way::Peers));
     world.until(|world| local.iter().all(|id| !world.workers.contains_key(id)));
     world.finish();
-    assert_eq!((world.happened(Happening::Lost), world.happened(Happening::RolledBack)), (1, 0));
+    assert_eq!((world.happened(EventKind::Lost), world.happened(EventKind::RolledBack)), (1, 0));
     assert_eq!(world.invariants.repeated, 0);
 }
 
@@ -371,7 +371,7 @@ fn who_takes_the_place_of_a_lost_machine_waits_until_it_is_free() {
     world.end_worker(lost, true);
     let replacement = world.start_worker("third".into(), Some(0));
     world.until(|world| world.is_member(replacement));
-    assert_eq!(world.happened(Happening::Lost), 1);
+    assert_eq!(world.happened(EventKind::Lost), 1);
     // A worker that asks for the id of a live holder is refused, long before it would give up; the
     // holder is not affected.
     let asked = world.agenda.now();
@@ -379,7 +379,7 @@ fn who_takes_the_place_of_a_lost_machine_waits_until_it_is_free() {
     world.until(|world| !world.workers.contains_key(&second));
     assert!(world.agenda.now() - asked < world.scenario.lost_after(), "{:?}", world.agenda.now() - asked);
     assert!(world.is_member(stays) && world.is_member(replacement));
-    assert_eq!(world.happened(Happening::Lost), 1);
+    assert_eq!(world.happened(EventKind::Lost), 1);
 }
 
 /// Two checkpoints in a row, without other events in between.

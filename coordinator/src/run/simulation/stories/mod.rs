@@ -17,7 +17,7 @@ use super::{
 use crate::run::{
     Action, Command, Outcome, Time,
     plan::Place,
-    record::{Happening, Record, Source},
+    record::{EventKind, Record, Source},
 };
 
 /// Longer than any activity.
@@ -86,7 +86,7 @@ impl World {
         self.coordinator.records.iter().filter(|record| what(record)).count()
     }
 
-    fn happened(&self, what: Happening) -> usize {
+    fn happened(&self, what: EventKind) -> usize {
         self.count(|record| matches!(record, Record::Event { what: other, .. } if *other == what))
     }
 

@@ -9,7 +9,7 @@ use crate::run::{
     captions::{Images, Item},
     plan::Place,
     progress::Awaiting,
-    record::{Happening, Record, Source},
+    record::{EventKind, Record, Source},
     simulation::{WorkerId, network::Way, scenario::Scenario, score, worker::Doing, world::World},
     testing,
 };
@@ -127,7 +127,7 @@ fn a_stage_goes_back_to_its_best_and_the_next_goes_on_from_there() {
     assert_eq!(world.checkpoints(), ["0-a-00000005", "0-a-00000020", "1-b-00000003"]);
     assert_eq!(world.run().passed_over.iter().map(|saved| saved.place).collect::<Vec<_>>(), [at(0, 20)]);
     assert_eq!(world.run().samples_committed(), 8 * 8);
-    assert_eq!(world.happened(Happening::RolledBack), 0, "nothing was lost");
+    assert_eq!(world.happened(EventKind::RolledBack), 0, "nothing was lost");
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn whoever_joins_while_scores_are_awaited_is_taken_in_and_they_stay_welcome() {
 fn asked_to_stop_it_does_not_wait_for_scores() {
     let mut world = being_scored();
     world.tell(Event::Shutdown);
-    world.until(|world| world.happened(Happening::Stopped) == 1);
+    world.until(|world| world.happened(EventKind::Stopped) == 1);
     assert_eq!(evaluations(&world), []);
 }
 
@@ -188,7 +188,7 @@ fn a_decision_that_a_dying_coordinator_did_not_take_is_taken_when_it_is_back() {
     world.until(|world| world.coordinator.run.is_none());
     assert!(matches!(world.coordinator.records.last(), Some(Record::Evaluated { place, .. }) if *place == at(0, 20)));
     world.finish();
-    assert_eq!((world.invariants.ends.clone(), world.happened(Happening::StageEnded)), ([(0, 5)].into(), 1));
+    assert_eq!((world.invariants.ends.clone(), world.happened(EventKind::StageEnded)), ([(0, 5)].into(), 1));
     assert_eq!(world.committed(), world.way_to(at(1, 3)));
 }
 
@@ -218,7 +218,7 @@ fn a_paused_run_waits_whoever_comes_and_goes() {
     // The rule is still broken as before the restart, and has fired already.
     world.resume();
     world.finish();
-    assert_eq!((world.happened(Happening::Paused), world.happened(Happening::Resumed)), (1, 1));
+    assert_eq!((world.happened(EventKind::Paused), world.happened(EventKind::Resumed)), (1, 1));
 }
 
 #[test]
@@ -417,11 +417,11 @@ fn somebody_pauses_and_drains() {
     world.steer(Command::Drain(1));
     world.until(|world| world.status().members.len() == 1);
     world.steer(Command::Drain(1));
-    assert_eq!(world.happened(Happening::Leaving), 1, "nobody is asked twice, or who is not there");
+    assert_eq!(world.happened(EventKind::Leaving), 1, "nobody is asked twice, or who is not there");
     world.resume();
     world.finish();
-    assert_eq!(world.happened(Happening::Lost), 0);
+    assert_eq!(world.happened(EventKind::Lost), 0);
     // A finished run accepts no commands.
     world.steer(Command::Pause);
-    assert_eq!((world.happened(Happening::Paused), world.happened(Happening::Resumed)), (1, 1));
+    assert_eq!((world.happened(EventKind::Paused), world.happened(EventKind::Resumed)), (1, 1));
 }

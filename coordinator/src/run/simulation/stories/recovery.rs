@@ -6,7 +6,7 @@ use runfile::Stage;
 use super::at;
 use crate::run::{
     Outcome, Time,
-    record::{Happening, Record, Source},
+    record::{EventKind, Record, Source},
     simulation::{
         History, WorkerId,
         network::Way,
@@ -129,7 +129,7 @@ fn a_checkpoint_that_is_damaged_is_replaced_by_the_one_before() {
     world.finish();
     let from = |step: u64| (at(0, step), Source::Checkpoint(format!("0-a-{step:08}")));
     assert_eq!(world.origins()[1..], [from(10), from(5)]);
-    assert_eq!(world.happened(Happening::Damaged), 1);
+    assert_eq!(world.happened(EventKind::Damaged), 1);
     assert_eq!(world.committed(), world.way_to(at(0, 20)));
 }
 
@@ -141,10 +141,10 @@ fn a_run_that_cannot_save_holds_until_it_can() {
     world.pass(Time::from_secs(100));
     // Training continued while the first attempt was in progress.
     assert!((5..=10).contains(&world.run().committed.step), "{}", world.run().committed);
-    assert_eq!((world.happened(Happening::SaveFailed), world.happened(Happening::SavedAgain)), (1, 0));
+    assert_eq!((world.happened(EventKind::SaveFailed), world.happened(EventKind::SavedAgain)), (1, 0));
     world.disk.full = false;
     world.finish();
-    assert_eq!((world.happened(Happening::SaveFailed), world.happened(Happening::SavedAgain)), (1, 1));
+    assert_eq!((world.happened(EventKind::SaveFailed), world.happened(EventKind::SavedAgain)), (1, 1));
     assert_eq!(world.origins().len(), 1);
 }
 
@@ -164,7 +164,7 @@ fn what_was_saved_for_a_coordinator_that_has_died_means_nothing_to_the_next() {
     assert!(world.is_member(first));
     world.join();
     world.finish();
-    assert_eq!(world.happened(Happening::Lost), 0);
+    assert_eq!(world.happened(EventKind::Lost), 0);
     assert_eq!(world.committed(), world.way_to(at(0, 20)));
 }
 
@@ -180,7 +180,7 @@ fn a_coordinator_that_waits_for_its_disk_takes_nobody_for_lost() {
     world.pass(Time::from_secs(100));
     world.thaw_coordinator();
     world.finish();
-    assert_eq!((world.happened(Happening::Lost), world.origins().len()), (0, 1));
+    assert_eq!((world.happened(EventKind::Lost), world.origins().len()), (0, 1));
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_coordinator_that_stood_still_finds_its_workers_with_all_that_they_have_done
     world.pass(Time::from_secs(30));
     world.thaw_coordinator();
     world.finish();
-    assert_eq!(world.happened(Happening::RolledBack), 0);
+    assert_eq!(world.happened(EventKind::RolledBack), 0);
     assert_eq!(world.committed(), world.way_to(at(0, 200)));
 }
 
@@ -215,7 +215,7 @@ fn whoever_is_new_does_not_begin_without_those_who_hold_the_state() {
         world.until(|world| world.is_member(new) || world.is_member(holder));
         firsts += u32::from(world.is_member(new));
         world.finish();
-        assert_eq!(world.happened(Happening::RolledBack), 0, "seed {seed}");
+        assert_eq!(world.happened(EventKind::RolledBack), 0, "seed {seed}");
         assert_eq!(world.committed(), world.way_to(at(0, 200)));
     }
     assert!(firsts > 0, "the holder was always there first");
@@ -225,7 +225,7 @@ fn whoever_is_new_does_not_begin_without_those_who_hold_the_state() {
 fn a_coordinator_that_comes_back_to_a_finished_run_clears_away_what_was_left() {
     let mut world = World::of(testing::run_file(vec![testing::stage("a", 5, 8, None, None)]));
     world.join();
-    world.until(|world| world.happened(Happening::Finished) == 1);
+    world.until(|world| world.happened(EventKind::Finished) == 1);
     // Written by an evicted worker.
     world.disk.checkpoints.insert("0-a-00000003".into(), History::new());
     world.kill_coordinator(Time::from_secs(1));

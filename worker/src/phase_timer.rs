@@ -9,7 +9,7 @@ use statistics::names;
 
 /// A phase of a step; numbered as in [`names::PHASES`].
 #[derive(Clone, Copy, Debug)]
-pub enum Lap {
+pub enum StepPhase {
     /// Waiting for the data loader.
     Load,
     /// Encoding images with frozen vision encoders.
@@ -30,11 +30,11 @@ pub enum Lap {
 
 /// The time of each phase, in seconds.
 #[derive(Debug, Default)]
-pub struct Laps([Cell<f64>; names::PHASES.len()]);
+pub struct PhaseTimer([Cell<f64>; names::PHASES.len()]);
 
-impl Laps {
+impl PhaseTimer {
     /// Runs `work`, and adds its time to a phase.
-    pub fn time<T>(&self, lap: Lap, work: impl FnOnce() -> T) -> T {
+    pub fn time<T>(&self, lap: StepPhase, work: impl FnOnce() -> T) -> T {
         let started = Instant::now();
         let done = work();
         self.add(lap, started.elapsed().as_secs_f64());
@@ -42,7 +42,7 @@ impl Laps {
     }
 
     /// Adds seconds to a phase.
-    pub fn add(&self, lap: Lap, seconds: f64) {
+    pub fn add(&self, lap: StepPhase, seconds: f64) {
         let known = &self.0[lap as usize];
         known.set(known.get() + seconds);
     }
@@ -51,8 +51,8 @@ impl Laps {
     /// as learning.
     pub fn of(&self, step: f64) -> HashMap<String, f64> {
         let timed: f64 = self.0.iter().map(Cell::get).sum();
-        let waited = self.0[Lap::Wait as usize].get();
-        self.add(Lap::Learn, (step - (timed - waited)).max(0.0));
+        let waited = self.0[StepPhase::Wait as usize].get();
+        self.add(StepPhase::Learn, (step - (timed - waited)).max(0.0));
         names::PHASES.into_iter().zip(&self.0).map(|(name, seconds)| (name.to_owned(), seconds.get())).collect()
     }
 }
@@ -63,12 +63,12 @@ mod tests {
 
     #[test]
     fn what_is_not_timed_is_learning() {
-        let laps = Laps::default();
-        laps.add(Lap::Load, 1.0);
-        laps.add(Lap::Search, 2.0);
-        laps.add(Lap::Search, 0.5);
-        laps.add(Lap::Wait, 7.0);
-        let parts = laps.of(10.0);
+        let timer = PhaseTimer::default();
+        timer.add(StepPhase::Load, 1.0);
+        timer.add(StepPhase::Search, 2.0);
+        timer.add(StepPhase::Search, 0.5);
+        timer.add(StepPhase::Wait, 7.0);
+        let parts = timer.of(10.0);
         assert_eq!((parts["load"], parts["search"], parts["learn"], parts["wait"]), (1.0, 2.5, 6.5, 7.0));
         assert_eq!((parts["all_reduce"], parts.len()), (0.0, 8));
     }

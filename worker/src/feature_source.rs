@@ -7,7 +7,7 @@ use dataset::{DataSet, Split};
 use features::{Dtype, Manifest, Rows, Store, Tower};
 use runfile::RunFile;
 
-use crate::models::{Models, Origins};
+use crate::models::{Models, WeightSources};
 
 /// The manifest that the store of `split` has to have.
 ///
@@ -16,11 +16,11 @@ use crate::models::{Models, Origins};
 pub fn manifest(
     data: &DataSet,
     split: Split,
-    origins: &Origins,
+    sources: &WeightSources,
     models: &Models,
     dtype: Dtype,
 ) -> Result<Manifest, String> {
-    let towers: (Tower, Vec<Tower>) = origins.towers().ok_or(
+    let towers: (Tower, Vec<Tower>) = sources.towers().ok_or(
         "features can only be stored of frozen towers: give evaluator.weights, and captioner.vision if it differs",
     )?;
     let seen = models.seen();
@@ -40,10 +40,10 @@ pub fn manifest(
 ///
 /// # Errors
 /// A store is missing or incomplete, or was computed from something else.
-pub fn stores(run: &RunFile, data: &DataSet, origins: &Origins, models: &Models) -> Result<Option<[Store; 2]>, String> {
+pub fn stores(run: &RunFile, data: &DataSet, sources: &WeightSources, models: &Models) -> Result<Option<[Store; 2]>, String> {
     let Some(folder) = &run.data.features else { return Ok(None) };
     let open = |split: Split| {
-        let wanted = manifest(data, split, origins, models, Dtype::F32)?;
+        let wanted = manifest(data, split, sources, models, Dtype::F32)?;
         Store::open(&path(folder, split), &wanted).map_err(|error| error.to_string())
     };
     Ok(Some([open(Split::Train)?, open(Split::Validation)?]))

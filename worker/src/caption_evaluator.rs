@@ -11,7 +11,7 @@ use tch::Tensor;
 use crate::caption_scorer::{Scorer, TextEmbeddings, floats};
 use crate::captioner::Search;
 use crate::data::Batch;
-use crate::models::{Models, Origins};
+use crate::models::{Models, WeightSources};
 use crate::nn::Mode;
 
 /// The captions that are evaluated.
@@ -25,13 +25,13 @@ pub enum Writer {
 }
 
 /// Evaluates models on a split.
-pub struct Examiner<'a> {
+pub struct CaptionEvaluator<'a> {
     /// The run file, for the settings of generation.
     pub run: &'a RunFile,
     /// The captioner and the evaluators.
     pub models: &'a Models,
     /// The evaluators' settings, and all vocabularies.
-    pub origins: &'a Origins,
+    pub sources: &'a WeightSources,
     /// The data set.
     pub data: &'a DataSet,
     /// The split to evaluate.
@@ -46,7 +46,7 @@ pub struct Examiner<'a> {
 /// tokenization.
 type Reading<'a> = (usize, &'a str, TextReading);
 
-impl Examiner<'_> {
+impl CaptionEvaluator<'_> {
     /// The items of one prepared batch of the split. Their last bits depend on which images are in
     /// the batch.
     #[must_use]
@@ -77,7 +77,7 @@ impl Examiner<'_> {
     fn add_scores(&self, batch: &Batch, hidden: &Tensor, written: &[scoring::Item], found: &mut [v1::EvaluationItem]) {
         let mut images: HashMap<usize, Vec<f32>> = HashMap::new();
         let mut texts: HashMap<Reading<'_>, TextEmbeddings> = HashMap::new();
-        for evaluator in &self.origins.evaluators {
+        for evaluator in &self.sources.evaluators {
             let clip = self.models.clip(evaluator.clip);
             let (settings, vocabulary) = (&evaluator.settings, &*evaluator.vocabulary);
             let scorer = Scorer { clip, vocabulary, settings, score: evaluator.score };
@@ -104,7 +104,7 @@ impl Examiner<'_> {
         if self.writer == Writer::People {
             return items.iter().map(|&(number, item)| by_people(item, number)).collect();
         }
-        let vocabulary = &self.origins.captioner_vocabulary;
+        let vocabulary = &self.sources.captioner_vocabulary;
         let found = self.models.captioner.search(hidden, &Search::new(&self.run.decoding, vocabulary), Mode::Evaluate);
         let captions = found.iter().map(|beams| vocabulary.decode(&beams[0].tokens));
         let item = |(candidate, (_, item)): (String, &(usize, &Item))| scoring::Item {

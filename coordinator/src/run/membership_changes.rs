@@ -16,7 +16,7 @@ use super::{
     one_line,
     plan::Place,
     progress::Awaiting,
-    record::{Happening, Source},
+    record::{EventKind, Source},
 };
 
 /// Upper bound of a worker's delay between two attempts to join.
@@ -31,7 +31,7 @@ impl Run {
     /// Marks a member as leaving. [`Self::dismiss`] releases it once nothing depends on it.
     pub(super) fn wants_to_go(&mut self, rank: u32, reason: String) {
         if self.members.get(rank).is_some_and(|member| member.leaving.is_none()) {
-            self.event(Happening::Leaving, json!({ "rank": rank, "reason": reason }));
+            self.event(EventKind::Leaving, json!({ "rank": rank, "reason": reason }));
             self.members.wants_to_go(rank, reason);
         }
     }
@@ -107,7 +107,7 @@ impl Run {
             let reason = reason.unwrap_or_default();
             self.leave(session, &reason, !self.is_isolated(rank));
             self.actions.push(Action::Close { session, refusal: None });
-            self.remove(now, rank, Happening::Left, &reason);
+            self.remove(now, rank, EventKind::Left, &reason);
         }
     }
 

@@ -32,7 +32,7 @@ struct Node {
 
 impl Tree {
     /// Builds the tree of `sequences`. Parents come before their children.
-    pub fn plant<'a>(sequences: impl IntoIterator<Item = &'a [i64]>) -> Self {
+    pub fn build<'a>(sequences: impl IntoIterator<Item = &'a [i64]>) -> Self {
         let mut nodes: Vec<Node> = Vec::new();
         let mut known = HashMap::new();
         let mut paths = Vec::new();
@@ -110,7 +110,7 @@ mod tests {
 
     fn forest() -> (Vec<Tree>, Forest) {
         let groups: [&[&[i64]]; 2] = [&[&[7, 1, 2], &[7, 1, 3, 4], &[7, 1, 2]], &[&[7, 5]]];
-        let trees: Vec<Tree> = groups.iter().map(|group| Tree::plant(group.iter().copied())).collect();
+        let trees: Vec<Tree> = groups.iter().map(|group| Tree::build(group.iter().copied())).collect();
         let forest = Forest::new(&trees, testing::device());
         (trees, forest)
     }
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn trees_are_padded_to_the_largest_and_on_gpus_to_what_attention_takes() {
-        let length = || Forest::new(&[Tree::plant([&[7, 1, 2][..]])], Device::Cpu).length;
+        let length = || Forest::new(&[Tree::build([&[7, 1, 2][..]])], Device::Cpu).length;
         assert_eq!((length(), nn::on_gpu_path(length)), (3, 8));
     }
 

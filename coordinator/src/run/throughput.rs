@@ -8,14 +8,14 @@ const SMOOTHING: f64 = 0.02;
 
 /// Seconds per step: the mean of the first steps of a stage, then an exponential moving average.
 #[derive(Debug, Default)]
-pub struct Tempo {
+pub struct Throughput {
     last: Option<(Time, Place)>,
     stage: u32,
     steps: u64,
     seconds: f64,
 }
 
-impl Tempo {
+impl Throughput {
     /// Records that the run has reached a point. A new stage starts a new average.
     pub fn reached(&mut self, now: Time, place: Place) {
         if self.stage != place.stage {
@@ -51,18 +51,18 @@ mod tests {
     #[test]
     fn what_is_left_follows_from_the_pace() {
         let at = |step| Place { stage: 1, step };
-        let mut tempo = Tempo::default();
-        assert_eq!(tempo.until(at(0), 10), None);
+        let mut throughput = Throughput::default();
+        assert_eq!(throughput.until(at(0), 10), None);
         for second in 0..4 {
-            tempo.reached(Time::from_secs(2 * second), at(second));
+            throughput.reached(Time::from_secs(2 * second), at(second));
             // The report of another member.
-            tempo.reached(Time::from_secs(2 * second + 1), at(second));
+            throughput.reached(Time::from_secs(2 * second + 1), at(second));
         }
-        assert_eq!(tempo.until(at(3), 10), Some(14.0));
-        tempo.interrupt();
-        tempo.reached(Time::from_secs(1_000), at(4));
-        tempo.reached(Time::from_secs(1_002), at(5));
-        assert_eq!(tempo.until(at(5), 10), Some(10.0));
-        assert_eq!(tempo.until(Place { stage: 2, step: 0 }, 10), None);
+        assert_eq!(throughput.until(at(3), 10), Some(14.0));
+        throughput.interrupt();
+        throughput.reached(Time::from_secs(1_000), at(4));
+        throughput.reached(Time::from_secs(1_002), at(5));
+        assert_eq!(throughput.until(at(5), 10), Some(10.0));
+        assert_eq!(throughput.until(Place { stage: 2, step: 0 }, 10), None);
     }
 }

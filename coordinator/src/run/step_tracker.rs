@@ -8,13 +8,13 @@ use super::plan::Place;
 
 /// The last point that each member has reported.
 #[derive(Debug)]
-pub struct Lockstep {
+pub struct StepTracker {
     reached: BTreeMap<u32, Place>,
     /// The number of members at each point.
     at: BTreeMap<Place, usize>,
 }
 
-impl Lockstep {
+impl StepTracker {
     /// All of `ranks` at the same point.
     #[must_use]
     pub fn new(ranks: &[u32], start: Place) -> Self {
@@ -72,19 +72,19 @@ mod tests {
     proptest! {
         #[test]
         fn it_answers_as_a_look_at_every_member_would(moves in prop::collection::vec(0..4_u32, 0..60)) {
-            let mut lockstep = Lockstep::new(&[0, 1, 2, 3], at(0));
+            let mut step_tracker = StepTracker::new(&[0, 1, 2, 3], at(0));
             let mut steps = [0; 4];
             for rank in moves {
                 steps[rank as usize] += 1;
-                lockstep.advance(rank, at(steps[rank as usize]));
-                prop_assert_eq!(lockstep.last(), steps.iter().min().map(|step| at(*step)));
+                step_tracker.advance(rank, at(steps[rank as usize]));
+                prop_assert_eq!(step_tracker.last(), steps.iter().min().map(|step| at(*step)));
                 for step in 0..5 {
-                    prop_assert_eq!(lockstep.all_at(at(step)), steps.iter().all(|own| *own == step));
+                    prop_assert_eq!(step_tracker.all_at(at(step)), steps.iter().all(|own| *own == step));
                 }
-                prop_assert_eq!(lockstep.of(rank), Some(at(steps[rank as usize])));
+                prop_assert_eq!(step_tracker.of(rank), Some(at(steps[rank as usize])));
             }
-            lockstep.set_all(at(99));
-            prop_assert!(lockstep.all_at(at(99)) && lockstep.of(7).is_none());
+            step_tracker.set_all(at(99));
+            prop_assert!(step_tracker.all_at(at(99)) && step_tracker.of(7).is_none());
         }
     }
 }
