@@ -40,7 +40,12 @@ pub fn manifest(
 ///
 /// # Errors
 /// A store is missing or incomplete, or was computed from something else.
-pub fn stores(run: &RunFile, data: &DataSet, sources: &WeightSources, models: &Models) -> Result<Option<[Store; 2]>, String> {
+pub fn stores(
+    run: &RunFile,
+    data: &DataSet,
+    sources: &WeightSources,
+    models: &Models,
+) -> Result<Option<[Store; 2]>, String> {
     let Some(folder) = &run.data.features else { return Ok(None) };
     let open = |split: Split| {
         let wanted = manifest(data, split, sources, models, Dtype::F32)?;

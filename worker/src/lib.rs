@@ -27,6 +27,7 @@
 //! Only the training thread uses libtorch; the session runs on tokio; they communicate over
 //! channels.
 
+pub mod caption_evaluator;
 pub mod caption_scorer;
 pub mod captioner;
 pub mod cli;
@@ -34,22 +35,21 @@ pub mod clip;
 pub mod collective;
 pub mod cuda;
 pub mod data;
-pub mod caption_evaluator;
 pub mod export;
+pub mod feature_source;
 pub mod files;
-mod prefix_tree;
 #[cfg(test)]
 mod golden;
-pub mod phase_timer;
 mod memory;
 pub mod models;
 pub mod nn;
 pub mod objective;
 pub mod optimizer;
+pub mod phase_timer;
+mod prefix_tree;
 pub mod protocol;
 pub mod seeds;
 pub mod session;
-pub mod feature_source;
 pub mod tensors;
 #[cfg(test)]
 mod testing;

@@ -21,7 +21,7 @@ use weights::folder::{self, Folder};
 use weights::{Conventions, VisionArchitecture};
 
 use crate::captioner::{self, Captioner};
-use crate::clip::{self, Clip, VisionEncoder, Trainables};
+use crate::clip::{self, Clip, Trainables, VisionEncoder};
 use crate::data::{Batch, Sizes, Views, normalise};
 use crate::nn::{Backend, Mismatch};
 use crate::seeds;

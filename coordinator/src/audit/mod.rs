@@ -281,8 +281,8 @@ mod tests {
 
     use super::*;
     use crate::run::{
-        lineage::{Lineage, Selection},
         data::{Exchange, Size},
+        lineage::{Lineage, Selection},
         testing,
     };
 

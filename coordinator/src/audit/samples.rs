@@ -9,8 +9,8 @@ use super::{Epoch, Exchanged, Samples, point};
 use crate::{
     journal::history::{Event, Step},
     run::{
-        lineage::{Fate, Lineage},
         data::{Exchange, Size},
+        lineage::{Fate, Lineage},
         plan::Place,
         record::EventKind,
     },

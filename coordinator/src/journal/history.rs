@@ -13,8 +13,8 @@ use storage::JournalHead;
 use super::{Error, VERSION, Verdict, chain, checkpoint, exchanges, place, recovery, unsigned, verify};
 use crate::run::{
     self,
-    lineage::{Fate, Lineage, Selection},
     data::{Exchange, Size},
+    lineage::{Fate, Lineage, Selection},
     plan::Place,
     record::EventKind,
 };

@@ -58,10 +58,10 @@ use storage::JournalHead;
 
 use crate::random;
 use crate::run::{
-    model_selection::Scores,
-    lineage::Cuts,
     data::Exchange,
     guard::Firing,
+    lineage::Cuts,
+    model_selection::Scores,
     plan::{Boundaries, Boundary, Ends, Place},
     record::{Checkpoint, EventKind, Means, Record, Restored},
     statistics::StepStatistics,
@@ -661,7 +661,7 @@ mod tests {
     use super::*;
     use crate::{
         journal::history::History,
-        run::{Run, lineage::Fate, data::Size, membership::Machine, record::Source, testing},
+        run::{Run, data::Size, lineage::Fate, membership::Machine, record::Source, testing},
     };
 
     const TERM: u64 = 0xF000_0000_0000_0007;

@@ -22,7 +22,6 @@ use super::{
     Action, Outcome, Phase, Run, Time, Violation,
     admission::is_held,
     data,
-    step_tracker::StepTracker,
     membership::Standing,
     one_line,
     plan::Place,
@@ -30,6 +29,7 @@ use super::{
     reach,
     record::{EventKind, Record, Source},
     statistics::Merger,
+    step_tracker::StepTracker,
 };
 
 /// The run fails after this many generations in a row that ended with the same fatal failure and

@@ -30,18 +30,17 @@
 //! the seed, and each of them names its point in the plan.
 
 mod admission;
-pub mod model_selection;
 pub mod captions;
 mod checkpoint;
-mod membership_changes;
 mod control;
-pub mod lineage;
 pub mod data;
 mod evaluation;
 mod generation;
 pub mod guard;
-pub mod step_tracker;
+pub mod lineage;
 pub mod membership;
+mod membership_changes;
+pub mod model_selection;
 mod oversight;
 pub mod plan;
 mod progress;
@@ -53,10 +52,11 @@ pub(crate) mod simulation;
 mod stalls;
 pub mod statistics;
 mod status;
-mod throughput;
+pub mod step_tracker;
 pub mod terms;
 #[cfg(test)]
 pub(crate) mod testing;
+mod throughput;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -69,22 +69,22 @@ use proto::{v1, v1::worker_message::Message};
 use runfile::RunFile;
 use serde_json::json;
 
-use model_selection::Scores;
 use captions::Item;
 use checkpoint::{Saving, Unsaved};
 pub use control::Command;
-use lineage::Cuts;
 use data::{DataOfRun, Exchange};
 use evaluation::Evaluation;
 use generation::{Failures, Generation};
 use guard::Guard;
+use lineage::Cuts;
 use membership::{Membership, Overdue, Standing};
+use model_selection::Scores;
 use plan::{Boundaries, Place, Plan};
 use reach::Complaints;
 use record::{Checkpoint, EventKind, Record, Restored};
 use statistics::StepStatistics;
-use throughput::Throughput;
 use terms::TermLog;
+use throughput::Throughput;
 
 /// Time since the coordinator started.
 pub type Time = Duration;

@@ -16,8 +16,8 @@ use statistics::Summary;
 
 use super::{
     Phase, Run, Time,
-    model_selection::{Best, End, EndCause, Known, PassedOver},
     guard::{Firing, Guard},
+    model_selection::{Best, End, EndCause, Known, PassedOver},
     plan::Place,
     record::{EventKind, Record},
     statistics::StepStatistics,

@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::v1;
 
 use super::{
-    model_selection::Scores,
     captions::Item,
-    lineage::Cuts,
     data::Exchange,
     guard::Firing,
+    lineage::Cuts,
     membership::Machine,
+    model_selection::Scores,
     plan::{Boundaries, Ends, Place},
     statistics::StepStatistics,
     terms::TermLog,

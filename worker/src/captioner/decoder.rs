@@ -7,11 +7,11 @@ use std::cell::RefCell;
 use tch::{Kind, Tensor};
 
 use super::{CaptionerArchitecture, Initial, beam::Steps};
-use crate::prefix_tree::Forest;
 use crate::nn::{
     self, Builder, Conv1d, Embedding, LayerNorm, Mode, Parameter, attention, attention_mask, merge_heads, split_heads,
     split_parts, stack_parts, takes_gpu_path,
 };
+use crate::prefix_tree::Forest;
 use replayed::{Replayed, Workspace};
 
 /// The decoder, parameters `decoder.transformer.*`. The output projection is tied to the token

@@ -4,8 +4,8 @@ use serde::Deserialize;
 use tch::{Kind, Tensor, no_grad};
 
 use super::*;
-use crate::prefix_tree::{Forest, Tree};
 use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
+use crate::prefix_tree::{Forest, Tree};
 use crate::testing;
 
 #[derive(Deserialize)]
@@ -380,7 +380,8 @@ fn released_folders_load_and_compute_what_transformers_does() {
     for folder in ["pickle", "shards"] {
         let released = weights::Released::open(&golden::path(&format!("released/{folder}"))).unwrap();
         let vision = crate::tensors::from_weights(released.vision_tensors().unwrap());
-        let vision_encoder = crate::clip::VisionEncoder::new(released.vision().clone(), &vision, testing::device()).unwrap();
+        let vision_encoder =
+            crate::clip::VisionEncoder::new(released.vision().clone(), &vision, testing::device()).unwrap();
         let values = crate::tensors::from_weights(released.captioner_tensors());
         let captioner = Captioner::with(released.captioner().clone(), &values, testing::device()).unwrap();
         let side = released.vision().image_size as i64;

@@ -18,7 +18,7 @@ use crate::captioner::beam::Hypothesis;
 use crate::captioner::{Captioner, Search};
 use crate::clip::VisionEncoder;
 use crate::data::normalise;
-use crate::models::{open_captioner, open_vision_encoder, open_folder};
+use crate::models::{open_captioner, open_folder, open_vision_encoder};
 use crate::nn::Mode;
 use crate::trainer::stamp;
 

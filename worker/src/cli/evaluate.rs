@@ -12,10 +12,10 @@ use weights::Conventions;
 
 use super::device::Compute;
 use super::report::Print;
-use crate::data::{Loader, Source};
 use crate::caption_evaluator::{CaptionEvaluator, Writer};
-use crate::models::{self, WeightSources};
+use crate::data::{Loader, Source};
 use crate::feature_source;
+use crate::models::{self, WeightSources};
 
 /// Threads that prepare batches.
 const LOADING_THREADS: usize = 2;
@@ -108,7 +108,8 @@ impl Evaluate {
         let sources = WeightSources::open(run, models::vocabulary(run, std::iter::empty()))?;
         let models = sources.models(device)?;
         run.check_positions(models.captioner.architecture().positions)?;
-        let stores = if self.split == Split::Test { None } else { feature_source::stores(run, data, &sources, &models)? };
+        let stores =
+            if self.split == Split::Test { None } else { feature_source::stores(run, data, &sources, &models)? };
         let skip_corrupt = run.data.skip_corrupt;
         let source = Source { data: Arc::clone(data), sizes: models.sizes(), stores, skip_corrupt };
         let loader = Loader::new(source, LOADING_THREADS);

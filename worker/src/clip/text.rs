@@ -4,8 +4,8 @@ use tch::{Device, Tensor};
 use weights::clip::Architecture;
 
 use super::{transformer::Transformer, unit};
-use crate::prefix_tree::{Forest, Tree};
 use crate::nn::{Builder, Embedding, LayerNorm, takes_gpu_path};
+use crate::prefix_tree::{Forest, Tree};
 
 /// Number of texts in one forward pass on a CPU. The texts' prefix trees are padded to the largest
 /// one; small groups keep padding low.

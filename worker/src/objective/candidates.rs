@@ -11,8 +11,8 @@ use tokenizer::Vocabulary;
 use super::reward::RewardModel;
 use crate::captioner::beam::Hypothesis;
 use crate::captioner::{Captioner, Captions, Search};
-use crate::phase_timer::{StepPhase, PhaseTimer};
 use crate::nn::Mode;
+use crate::phase_timer::{PhaseTimer, StepPhase};
 use crate::seeds;
 
 /// The images of a batch.

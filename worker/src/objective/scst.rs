@@ -16,8 +16,8 @@ use tch::{Kind, Tensor, no_grad};
 use super::Outcome;
 use super::candidates::{Candidates, Context, Images};
 use crate::captioner::{Captioner, Search};
-use crate::phase_timer::StepPhase;
 use crate::nn::Mode;
+use crate::phase_timer::StepPhase;
 
 /// The loss of a batch's images under the current policy.
 #[must_use]

@@ -110,7 +110,13 @@ fn stop(name: &str, error: storage::Error) -> Stop {
 
 /// Loads the checkpoint in `folder` into `state`. If it does not fit, `state` has no position
 /// afterwards.
-fn restore(state: &mut State, run: &RunFile, sources: &WeightSources, folder: &Path, stamp: &Stamp) -> Result<(), String> {
+fn restore(
+    state: &mut State,
+    run: &RunFile,
+    sources: &WeightSources,
+    folder: &Path,
+    stamp: &Stamp,
+) -> Result<(), String> {
     let models = weights::folder::Folder::open(folder).map_err(|error| error.to_string())?;
     if models.manifest().vocabulary != sources.captioner_vocabulary.to_stored() {
         return Err("it was made with another vocabulary".to_owned());

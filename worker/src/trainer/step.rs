@@ -15,13 +15,13 @@ use super::{Stop, Trainer};
 use crate::captioner::Captions;
 use crate::collective::{Broken, Collective};
 use crate::data::{Batch, Pending, Sample, permutation};
-use crate::phase_timer::{StepPhase, PhaseTimer};
 use crate::models::Evaluator;
 use crate::nn::{Gradient, Mode};
 use crate::objective::candidates::{CandidateDropout, Context, Images};
 use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::objective::{Example, Outcome, contrastive, cross_entropy, dico, scst};
 use crate::optimizer::{AveragedGradient, rate};
+use crate::phase_timer::{PhaseTimer, StepPhase};
 use crate::seeds;
 
 /// Number of batches that are decoded ahead of the step that needs them.
@@ -277,7 +277,14 @@ impl Trainer {
     }
 
     /// The loss of an objective that rewards the policy's own captions.
-    fn rewarded(&self, settings: &Stage, batch: &Batch, range: Range<usize>, mode: Mode, timer: &PhaseTimer) -> Outcome {
+    fn rewarded(
+        &self,
+        settings: &Stage,
+        batch: &Batch,
+        range: Range<usize>,
+        mode: Mode,
+        timer: &PhaseTimer,
+    ) -> Outcome {
         let State { models, reference, .. } = &self.state;
         let rewards = match settings.objective {
             Objective::Scst => &settings.scst.reward,

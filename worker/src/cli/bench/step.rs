@@ -19,12 +19,12 @@ use crate::cli::device::Compute;
 use crate::clip::{self, Clip};
 use crate::collective::Collective;
 use crate::data::normalise;
-use crate::phase_timer::PhaseTimer;
 use crate::nn::{Backend, Gradient, Mode};
 use crate::objective::candidates::{Context, Images};
 use crate::objective::dico;
 use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::optimizer::{Adam, AveragedGradient};
+use crate::phase_timer::PhaseTimer;
 
 /// Steps that are not counted: the first ones find memory and kernels.
 const WARM_UP: usize = 2;
@@ -226,7 +226,8 @@ impl Step {
         let backend = Backend { device, precision: self.precision };
         let vision_encoder = Clip::new(self.vision.architecture(), 1, backend);
         let evaluator = evaluator(&judge_vocabulary, backend);
-        let (width, tokens) = (vision_encoder.architecture().vision_width(), vision_encoder.architecture().vision_tokens());
+        let (width, tokens) =
+            (vision_encoder.architecture().vision_width(), vision_encoder.architecture().vision_tokens());
         let architecture = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
         let mut policy = Captioner::new(architecture, ProjectionInit::default(), 3, backend);
         let reference = policy.copy();
@@ -282,7 +283,9 @@ impl Bench<'_> {
             return (hidden.shallow_clone(), embeddings.shallow_clone());
         }
         let images = normalise(&self.pixels, 0..self.numbers.len(), self.device, &Normalization::default());
-        no_grad(|| (self.vision_encoder.vision.hidden(&images), self.evaluator.embed(&self.evaluator.vision.hidden(&images))))
+        no_grad(|| {
+            (self.vision_encoder.vision.hidden(&images), self.evaluator.embed(&self.evaluator.vision.hidden(&images)))
+        })
     }
 
     /// PAC-S by this evaluator.
@@ -372,7 +375,9 @@ impl Bench<'_> {
         let batches = RANKED.div_ceil(images);
         for _ in 0..batches {
             let pixels = normalise(&self.pixels.randint_like(256), 0..images, self.device, &Normalization::default());
-            let found = no_grad(|| self.policy.search(&self.vision_encoder.vision.hidden(&pixels), &self.search, Mode::Evaluate));
+            let found = no_grad(|| {
+                self.policy.search(&self.vision_encoder.vision.hidden(&pixels), &self.search, Mode::Evaluate)
+            });
             let order = |evaluator: &Clip| {
                 let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
                 self.rewards(evaluator, &embeddings, &found).argsort_stable(true, 1, true)

@@ -16,10 +16,10 @@ use crate::captioner::golden as captioner;
 use crate::captioner::{Captions, Search};
 use crate::clip::{Clip, golden as clip};
 use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
-use crate::phase_timer::PhaseTimer;
 use crate::nn::Backend;
 use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::optimizer::{Adam, AveragedGradient, rate};
+use crate::phase_timer::PhaseTimer;
 use crate::testing;
 
 #[derive(Deserialize)]
@@ -169,7 +169,12 @@ impl Case {
     }
 
     /// The context as the trainer makes it, but without dropout, whose masks differ from PyTorch's.
-    fn context<'a>(&'a self, run: &'a RunFile, evaluators: &'a [EvaluatorReward<'a>], timer: &'a PhaseTimer) -> Context<'a> {
+    fn context<'a>(
+        &'a self,
+        run: &'a RunFile,
+        evaluators: &'a [EvaluatorReward<'a>],
+        timer: &'a PhaseTimer,
+    ) -> Context<'a> {
         Context {
             reference: &self.reference,
             reward_model: RewardModel { evaluators, cider: None, weights: &stage(run).dico.reward },
