@@ -343,11 +343,11 @@ mod tests {
             if let Some(since) = since {
                 return Some((best.map_or(10 * since as u64, step), seen));
             }
-            let Some(model_selection) = best else { continue };
+            let Some(best) = best else { continue };
             let not_better = seen - 1 - best;
             let is_over = seen == values.len() || patience.is_some_and(|patience| not_better >= patience as usize);
             if not_better > 0 && is_over {
-                return Some((step(model_selection), seen));
+                return Some((step(best), seen));
             }
         }
         None
