@@ -10,7 +10,7 @@ use weights::{MODELING_MODULE, VisionArchitecture};
 
 const MODELING: &str = include_str!("modeling_dico.py");
 const IMAGE_PROCESSING: &str = include_str!("image_processing_dico.py");
-/// Example code for using the folder; also in the README of this repository.
+/// Example code for using the folder; also in `docs/training.md`.
 const SNIPPET: &str = include_str!("snippet.py");
 /// The folder's name in [`SNIPPET`].
 const SNIPPET_FOLDER: &str = "my-dico";
