@@ -32,7 +32,7 @@ chaos: programs
 
 ## Time small parts: order of samples, tokens, pixels, CIDEr, state machine, audits. A release build, which takes long.
 microbench: libtorch
-	cargo bench --locked -p dico-worker -p dico-dataset -p dico-scoring -p dico-coordinator --bench samples --bench pixels --bench cider --bench steps --bench audit
+	cargo bench --locked -p dico-worker -p image-preprocess -p caption-metrics -p dico-coordinator --bench samples --bench pixels --bench cider --bench steps --bench audit
 
 ## Run all checks that must pass before a change lands. Installs what it needs (Debian's packages, as root), and
 ## takes up to 45 minutes from a fresh clone on two cores. Checks that need root fail without it.

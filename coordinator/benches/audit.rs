@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use config::RunFile;
 use dico_coordinator::audit::audit;
 use dico_coordinator::journal::{Journal, history::History};
 use dico_coordinator::run::plan::Place;
@@ -9,7 +10,6 @@ use dico_coordinator::run::record::{EventKind, Record, Source};
 use dico_coordinator::run::statistics::StepStatistics;
 use divan::{Bencher, counter::ItemsCount};
 use proto::v1;
-use runfile::RunFile;
 use serde_json::json;
 use statistics::{Summary, names};
 use tempfile::TempDir;

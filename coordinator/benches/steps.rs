@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
+use config::RunFile;
 use dico_coordinator::run::record::Restored;
 use dico_coordinator::run::{Action, Event, RequestId, Run, SessionId};
 use divan::{Bencher, counter::ItemsCount};
 use proto::PROTOCOL_VERSION;
 use proto::v1::{self, directive::Directive, worker_message::Message};
-use runfile::RunFile;
 use statistics::{Summary, names};
 
 fn main() {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, bail, ensure};
-use runfile::RunFile;
-use storage::{JournalHead, Listing, Stamp};
+use checkpoint_store::{JournalHead, Listing, Stamp};
+use config::RunFile;
 use tracing::warn;
 
 use crate::{
@@ -78,7 +78,7 @@ pub fn agree(
     journal: &Journal,
     restored: &Restored,
     found: &Listing,
-    stamp: impl Fn(&str) -> Result<Stamp, storage::Error>,
+    stamp: impl Fn(&str) -> Result<Stamp, checkpoint_store::Error>,
 ) -> anyhow::Result<BTreeSet<String>> {
     let (known, former) = (known(restored), journal.former_run_ids()?);
     let mut left = BTreeSet::new();
@@ -106,7 +106,7 @@ pub fn agree(
 pub fn recovery(
     file: &RunFile,
     found: &Listing,
-    stamp: impl Fn(&str) -> Result<Stamp, storage::Error>,
+    stamp: impl Fn(&str) -> Result<Stamp, checkpoint_store::Error>,
 ) -> anyhow::Result<Recovery> {
     let place = file.checkpoint_place();
     let mut stamps = Vec::new();
@@ -126,7 +126,7 @@ pub fn recovery(
         bail!("there is no sealed checkpoint of run {} in {place} to go on from: choose another output", file.name);
     };
     ensure!(
-        newest.sequence == storage::Sequence::default(),
+        newest.sequence == checkpoint_store::Sequence::default(),
         "the training data of stage {} were exchanged, and only its journal knows in which order they are gone through: bring it back, \
          or begin a new run from checkpoint {}",
         newest.stage_name,

@@ -24,7 +24,6 @@
 //! - [`audit`]: whether the journal bears out that every sample was trained on once.
 //! - [`report`] and [`tensorboard`]: the journal as a page, and as event files.
 //! - `watch`: a run as it goes, in a terminal.
-//! - [`load`]: thousands of light workers, to measure all of it.
 //! - [`cli`]: one file per subcommand.
 
 pub mod audit;
@@ -32,7 +31,6 @@ mod checkpoints;
 pub mod cli;
 mod happened;
 pub mod journal;
-pub mod load;
 mod random;
 pub mod report;
 pub mod run;

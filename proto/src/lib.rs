@@ -1,7 +1,8 @@
-//! The protocol between coordinator and workers. The text of record is `dico/v1/dico.proto`; this crate holds only
-//! what is generated from it and the numbers that both sides must agree on.
+//! The protocol between coordinator and workers. The text of record is `dico/v1/dico.proto`; this crate holds what is
+//! generated from it, conversions to types of other crates, and the numbers that both sides must agree on.
 
 mod parts;
+mod summary;
 
 pub use parts::{MAX_PART_BYTES, parts};
 
@@ -18,8 +19,8 @@ pub const EVALUATION_RANGE: u64 = 50;
 /// Raised whenever a change makes older peers misunderstand newer ones. Exchanged at join; a mismatch is refused.
 pub const PROTOCOL_VERSION: u32 = 9;
 
-/// Most bytes of a message to the coordinator. The largest is a part of a range of captions, a quarter of this: see [`parts`].
-pub const MOST_TO_COORDINATOR: usize = 16 << 20;
+/// Maximal size in bytes of a message to the coordinator. The largest is a part of a range of captions, a quarter of this: see [`parts`].
+pub const MAX_BYTES_TO_COORDINATOR: usize = 16 << 20;
 
-/// Most bytes of a message from the coordinator: a run file, or how each of 100,000 members is.
-pub const MOST_FROM_COORDINATOR: usize = 64 << 20;
+/// Maximal size in bytes of a message from the coordinator: a run file, or how each of 100,000 members is.
+pub const MAX_BYTES_FROM_COORDINATOR: usize = 64 << 20;

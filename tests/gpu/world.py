@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-# As of the runs in tests/src/lib.rs.
+# As of the runs in crates/test-support/src/lib.rs.
 RUN_FILE = """\
 name: test
 seed: 11
@@ -40,7 +40,7 @@ stages:
 """
 OPTIMIZER = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }"
 IMAGES = 60
-# Another order of summation moves a parameter by no more; as in tests/tests/training.rs.
+# Another order of summation moves a parameter by no more; as in tests/end_to_end/training.rs.
 TOLERANCE = 2e-5
 # What 16-bit products may make of a tensor: a hundredth of its length, and as much besides, as of a vector that began at zero all
 # that there is may be a few updates.

@@ -12,7 +12,7 @@ one, shuffled, cut, repeated, mixed, without words, empty. Writes into the folde
 - timing.refs.json, timing.cands.json, timing.json: 5,000 candidates with 5 references each, and the seconds that
   pycocoevalcap took for each part.
 
-Then `DICO_METRICS_PARITY=target/parity/metrics cargo test -p dico-scoring --test parity -- --nocapture`.
+Then `DICO_METRICS_PARITY=target/parity/metrics cargo test -p caption-metrics --test parity -- --nocapture`.
 """
 
 import argparse

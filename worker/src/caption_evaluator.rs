@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
+use config::{RunFile, TextReading};
 use dataset::{DataSet, Item, Split};
 use proto::v1;
-use runfile::{RunFile, TextReading};
 use tch::Tensor;
 
 use crate::caption_scorer::{Scorer, TextEmbeddings, floats};
@@ -37,7 +37,7 @@ pub struct CaptionEvaluator<'a> {
     /// The split to evaluate.
     pub split: Split,
     /// The scenes of the synthetic data set, if the images are from it.
-    pub scenes: Option<&'a world::Scenes>,
+    pub scenes: Option<&'a synthetic_data::Scenes>,
     /// The captions to evaluate.
     pub writer: Writer,
 }
@@ -59,7 +59,7 @@ impl CaptionEvaluator<'_> {
             batch.samples.iter().map(|sample| (sample.image, &self.data.split(self.split)[sample.image])).collect();
         let hidden = self.models.hidden(batch, 0..count);
         let written = self.written(&items, &hidden);
-        let item = |((_, item), written): (&(usize, &Item), &scoring::Item)| v1::EvaluationItem {
+        let item = |((_, item), written): (&(usize, &Item), &caption_metrics::Item)| v1::EvaluationItem {
             image: item.name.clone(),
             image_id: item.id,
             caption: written.candidate.clone(),
@@ -74,7 +74,13 @@ impl CaptionEvaluator<'_> {
 
     /// Adds the scores of each evaluator. Models, and texts that two evaluators tokenize alike, are
     /// computed once.
-    fn add_scores(&self, batch: &Batch, hidden: &Tensor, written: &[scoring::Item], found: &mut [v1::EvaluationItem]) {
+    fn add_scores(
+        &self,
+        batch: &Batch,
+        hidden: &Tensor,
+        written: &[caption_metrics::Item],
+        found: &mut [v1::EvaluationItem],
+    ) {
         let mut images: HashMap<usize, Vec<f32>> = HashMap::new();
         let mut texts: HashMap<Reading<'_>, TextEmbeddings> = HashMap::new();
         for evaluator in &self.sources.evaluators {
@@ -100,14 +106,14 @@ impl CaptionEvaluator<'_> {
     }
 
     /// A caption for each item, with the references to score it against.
-    fn written(&self, items: &[(usize, &Item)], hidden: &Tensor) -> Vec<scoring::Item> {
+    fn written(&self, items: &[(usize, &Item)], hidden: &Tensor) -> Vec<caption_metrics::Item> {
         if self.writer == Writer::People {
             return items.iter().map(|&(number, item)| by_people(item, number)).collect();
         }
         let vocabulary = &self.sources.captioner_vocabulary;
         let found = self.models.captioner.search(hidden, &Search::new(&self.run.decoding, vocabulary), Mode::Evaluate);
         let captions = found.iter().map(|beams| vocabulary.decode(&beams[0].tokens));
-        let item = |(candidate, (_, item)): (String, &(usize, &Item))| scoring::Item {
+        let item = |(candidate, (_, item)): (String, &(usize, &Item))| caption_metrics::Item {
             candidate,
             references: item.captions.clone(),
         };
@@ -117,7 +123,7 @@ impl CaptionEvaluator<'_> {
     fn judged(&self, item: &Item, caption: &str) -> Vec<(String, f64)> {
         let scene = self.scenes.and_then(|scenes| item.known_as().find_map(|name| scenes.get(name)));
         let Some(scene) = scene else { return Vec::new() };
-        let verdict = world::judge(caption, scene);
+        let verdict = synthetic_data::judge(caption, scene);
         let scores = [
             ("grammatical", f64::from(verdict.grammatical)),
             ("truthful", f64::from(verdict.truthful)),
@@ -128,13 +134,13 @@ impl CaptionEvaluator<'_> {
 }
 
 /// One of the image's own captions, with the others as references (or itself if there is no other).
-fn by_people(item: &Item, number: usize) -> scoring::Item {
+fn by_people(item: &Item, number: usize) -> caption_metrics::Item {
     let mut references = item.captions.clone();
     let candidate = references.swap_remove(number % references.len());
     if references.is_empty() {
         references.push(candidate.clone());
     }
-    scoring::Item { candidate, references }
+    caption_metrics::Item { candidate, references }
 }
 
 /// Removes scores and embeddings that are not finite, as an evaluator with damaged weights or too

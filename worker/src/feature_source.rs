@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
+use config::RunFile;
 use dataset::{DataSet, Split};
-use features::{Dtype, Manifest, Rows, Store, Tower};
-use runfile::RunFile;
+use feature_store::{Dtype, Manifest, Rows, Store, Tower};
 
 use crate::models::{Models, WeightSources};
 

@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use features::Tower;
-use runfile::{EvaluatorScore, NamedEvaluator, Precision, Preset, ProjectionInit, RunFile};
+use config::{EvaluatorScore, NamedEvaluator, Precision, Preset, ProjectionInit, RunFile};
+use feature_store::Tower;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
@@ -42,7 +42,7 @@ enum WeightSource<T> {
 /// It is not a model folder, or it is damaged.
 pub fn open_folder(path: &Path) -> Result<Folder, String> {
     let folder = Folder::open(path).map_err(|error| error.to_string())?;
-    storage::verify(path).map_err(|error| error.to_string())?;
+    checkpoint_store::verify(path).map_err(|error| error.to_string())?;
     Ok(folder)
 }
 
@@ -54,7 +54,7 @@ pub fn open_folder(path: &Path) -> Result<Folder, String> {
 pub fn open_evaluator(path: &Path, said: &Conventions) -> Result<(weights::Clip, Vocabulary), String> {
     let (clip, vocabulary) = folder::open_evaluator(path, said).map_err(|error| error.to_string())?;
     if path.is_dir() && path.join(folder::MANIFEST).is_file() {
-        storage::verify(path).map_err(|error| error.to_string())?;
+        checkpoint_store::verify(path).map_err(|error| error.to_string())?;
     }
     Ok((clip, Vocabulary::stored(&vocabulary)))
 }
@@ -70,7 +70,7 @@ pub struct Evaluator {
     /// The score that its cosines are converted to.
     pub score: EvaluatorScore,
     /// How it tokenizes texts.
-    pub settings: runfile::Evaluator,
+    pub settings: config::Evaluator,
     /// Its vocabulary.
     pub vocabulary: Arc<Vocabulary>,
     /// The index of its model, for [`Models::clip`]: evaluators with the same weights share one.
@@ -94,8 +94,8 @@ impl Evaluator {
 /// The initial vocabulary of a run with these training captions.
 pub fn vocabulary<'a>(run: &RunFile, captions: impl Iterator<Item = &'a str>) -> Vocabulary {
     match run.vocabulary {
-        runfile::Vocabulary::Full => Vocabulary::full(),
-        runfile::Vocabulary::Corpus => Vocabulary::of_corpus(captions),
+        config::Vocabulary::Full => Vocabulary::full(),
+        config::Vocabulary::Corpus => Vocabulary::of_corpus(captions),
     }
 }
 

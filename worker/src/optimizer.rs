@@ -1,13 +1,13 @@
 //! Adam and AdamW over the trained range of a model's flat buffer, and the learning rate schedule.
 
-use runfile::{Schedule, Shape};
+use config::{Schedule, Shape};
 use tch::{Tensor, no_grad};
 
 use crate::nn::{self, Parameters, Update};
 
 /// Adam (Kingma and Ba 2015), with decoupled weight decay (Loshchilov and Hutter 2019) on matrices.
 pub struct Adam {
-    settings: runfile::Optimizer,
+    settings: config::Optimizer,
     /// First moment, `[trained]`.
     pub first: Tensor,
     /// Second moment, `[trained]`.
@@ -36,7 +36,7 @@ impl<'a> AveragedGradient<'a> {
 impl Adam {
     /// An optimizer with zero moments for the trained parameters.
     #[must_use]
-    pub fn new(parameters: &Parameters, settings: &runfile::Optimizer) -> Self {
+    pub fn new(parameters: &Parameters, settings: &config::Optimizer) -> Self {
         let trained = parameters.trained();
         Self {
             settings: settings.clone(),
@@ -47,7 +47,7 @@ impl Adam {
     }
 
     /// Takes other settings; keeps the moments.
-    pub fn configure(&mut self, parameters: &Parameters, settings: &runfile::Optimizer) {
+    pub fn configure(&mut self, parameters: &Parameters, settings: &config::Optimizer) {
         self.decayed = (settings.weight_decay > 0.0).then(|| parameters.matrices());
         self.settings = settings.clone();
     }
@@ -55,7 +55,7 @@ impl Adam {
     /// Applies update number `step` (from 1). Clips the gradient to the maximal norm. Overwrites
     /// the memory of the gradient.
     pub fn update(&mut self, parameters: &Parameters, gradient: &AveragedGradient<'_>, step: u64, learning_rate: f64) {
-        let runfile::Optimizer { betas, epsilon, weight_decay, clip_norm, .. } = self.settings;
+        let config::Optimizer { betas, epsilon, weight_decay, clip_norm, .. } = self.settings;
         let mut trained = parameters.trained();
         if let Some(matrices) = &self.decayed {
             no_grad(|| trained -= (&trained * matrices) * (learning_rate * weight_decay));
@@ -102,7 +102,7 @@ mod tests {
         _ = builder.normal("vector", &[2], 1.0);
         let mut parameters = builder.finish();
         parameters.start_training(|_| true);
-        let settings = runfile::Optimizer {
+        let settings = config::Optimizer {
             learning_rate: 0.1,
             betas: [0.9, 0.99],
             epsilon: 1e-8,
@@ -116,7 +116,7 @@ mod tests {
             // Other settings keep the moments.
             let (decay, most) = if step < 4 { (0.5, 4.0) } else { (0.25, 2.0) };
             if step == 4 {
-                let changed = runfile::Optimizer { weight_decay: decay, clip_norm: Some(most), ..settings.clone() };
+                let changed = config::Optimizer { weight_decay: decay, clip_norm: Some(most), ..settings.clone() };
                 adam.configure(&parameters, &changed);
             }
             let gradient: Vec<f64> = (0..6).map(|i| ((i as f64) - 2.5) * step as f64 * 0.25).collect();
@@ -204,8 +204,7 @@ mod tests {
         parameters.start_training(|_| true);
         let input = |name: &str| golden::input(&format!("schedule.{name}"), &[count]);
         tch::no_grad(|| parameters.flat().shallow_clone().copy_(&input("parameters")));
-        let settings =
-            runfile::Optimizer { learning_rate: lr, betas, epsilon: eps, weight_decay: 0.0, clip_norm: None };
+        let settings = config::Optimizer { learning_rate: lr, betas, epsilon: eps, weight_decay: 0.0, clip_norm: None };
         let mut adam = Adam::new(&parameters, &settings);
         for (step, (of_peak, expected)) in (1..).zip(updates.rates.iter().zip(&updates.parameters)) {
             let found = rate(&from_zero(updates.warmup), step, updates.steps);

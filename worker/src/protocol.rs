@@ -8,9 +8,9 @@
 //!    '--------------------------------'------- Idle, which the worker says ------'
 //! ```
 
+use config::RunFile;
 use proto::EVALUATION_RANGE;
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
-use runfile::RunFile;
 
 /// Maximal number of peers that a member may be told to check. Each check takes a thread.
 const MAX_PEERS: usize = 256;
@@ -348,7 +348,7 @@ impl Generation {
 }
 
 fn check_checkpoint(name: &str) -> Result<(), String> {
-    storage::check_name(name).map_err(|_| format!("the checkpoint name {}", shown(name)))
+    checkpoint_store::check_name(name).map_err(|_| format!("the checkpoint name {}", shown(name)))
 }
 
 fn need(holds: bool, problem: impl FnOnce() -> String) -> Result<(), String> {

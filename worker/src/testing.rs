@@ -6,7 +6,7 @@
 
 use std::process::Command;
 
-use runfile::Precision;
+use config::Precision;
 use tch::{Device, Kind};
 
 use crate::nn::{self, Backend};

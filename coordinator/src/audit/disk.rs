@@ -1,6 +1,6 @@
 //! Audit of checkpoints: whether the checkpoints on disk are those in the journal.
 
-use storage::{Checkpoints, Error, Stamp};
+use checkpoint_store::{Checkpoints, Error, Stamp};
 
 use crate::{
     checkpoints,

@@ -17,8 +17,8 @@ mod samples;
 
 use std::collections::BTreeMap;
 
+use checkpoint_store::JournalHead;
 use serde::Serialize;
-use storage::JournalHead;
 
 use self::samples::{TrainingData, applied, epochs};
 use crate::journal::{
@@ -277,7 +277,7 @@ mod tampered;
 mod tests {
     use std::collections::BTreeSet;
 
-    use runfile::Objective;
+    use config::Objective;
 
     use super::*;
     use crate::run::{

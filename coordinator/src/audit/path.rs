@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use runfile::RunFile;
+use config::RunFile;
 
 use super::{Recovered, point};
 use crate::{

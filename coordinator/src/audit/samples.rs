@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use config::RunFile;
 use proto::v1;
-use runfile::RunFile;
 
 use super::{Epoch, Exchanged, Samples, point};
 use crate::{
@@ -130,7 +130,7 @@ pub(super) fn epochs(
 /// A walk through the samples of a stage.
 struct Walk<'a> {
     data: &'a TrainingData,
-    stage: &'a runfile::Stage,
+    stage: &'a config::Stage,
     /// The start of the present sequence of samples.
     start: v1::SequenceStart,
     /// The number of exchanges before the present data.

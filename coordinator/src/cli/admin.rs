@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::Args;
-use connection::{ADMIN_TOKEN, Address, Channel, Link, Token};
 use proto::v1::admin_client::AdminClient;
+use transport::{ADMIN_TOKEN, Address, Channel, Link, Token};
 
 /// A running coordinator.
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ impl Way {
         question: impl AsyncFnOnce(AdminClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, String> {
         let Self(link) = self;
-        let client = |channel| AdminClient::new(channel).max_decoding_message_size(proto::MOST_FROM_COORDINATOR);
+        let client = |channel| AdminClient::new(channel).max_decoding_message_size(proto::MAX_BYTES_FROM_COORDINATOR);
         let answer = link.ask(async |channel| question(client(channel)).await).await;
         answer.map_err(|status| format!("{}: {}", link.url(), status.message()))
     }

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use anyhow::{Context, bail};
+use checkpoint_store::{Checkpoints, JournalHead};
 use clap::Args;
-use storage::{Access, Checkpoints, JournalHead};
+use object_io::Access;
 
 use super::history::State;
 use crate::audit::{self, Epoch, Exchanged, Life, Recovered, Samples, Selected};
@@ -51,9 +52,9 @@ impl Audit {
             audit.add(audit::disk::compare(&history, &kept)?);
         }
         if self.json {
-            writeln!(terminal::out(), "{}", serde_json::to_string(&audit)?)?;
+            writeln!(cli_support::out(), "{}", serde_json::to_string(&audit)?)?;
         } else {
-            write!(terminal::out(), "{}", as_table(&audit))?;
+            write!(cli_support::out(), "{}", as_table(&audit))?;
         }
         let Samples { missing, repeated, .. } = audit.samples;
         if missing > 0 || repeated > 0 {

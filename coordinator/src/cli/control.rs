@@ -36,9 +36,9 @@ impl Control {
         let request = v1::ControlRequest { command: command.into(), rank };
         let v1::ControlResponse { message } = self.admin.ask(async |mut client| client.control(request).await)?;
         if self.json {
-            writeln!(terminal::out(), "{}", json!({ "message": message }))?;
+            writeln!(cli_support::out(), "{}", json!({ "message": message }))?;
         } else {
-            writeln!(terminal::out(), "{message}")?;
+            writeln!(cli_support::out(), "{message}")?;
         }
         Ok(())
     }

@@ -50,7 +50,7 @@ impl Events {
     }
 
     fn print(&self, events: &[Event]) -> std::io::Result<()> {
-        let mut out = terminal::out();
+        let mut out = cli_support::out();
         for event in events.iter().filter(|event| self.kind.is_empty() || self.kind.contains(&event.kind)) {
             let Event { at, kind, detail } = event;
             if self.json {

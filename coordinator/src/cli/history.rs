@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use runfile::RunFile;
+use config::RunFile;
 
 use crate::journal::history::History;
 

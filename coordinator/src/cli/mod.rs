@@ -4,13 +4,11 @@ mod admin;
 mod audit;
 mod control;
 mod events;
-mod files;
 mod history;
 mod report;
 mod schema;
 mod security;
 mod serve;
-mod simulate;
 mod status;
 mod tensorboard;
 mod validate;
@@ -19,8 +17,8 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use cli_support::{Completions, Logs};
 use proto::v1;
-use terminal::{Completions, Logs};
 
 /// Plans a DiCO run, directs its workers and records what they report.
 #[derive(Debug, Parser)]
@@ -71,7 +69,6 @@ enum Command {
     Events(events::Events),
     Report(report::ReportCommand),
     Tensorboard(tensorboard::Tensorboard),
-    Simulate(simulate::Simulate),
     #[command(
         after_help = "Example:\n  coordinator completions bash > ~/.local/share/bash-completion/completions/coordinator"
     )]
@@ -83,7 +80,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let Arguments { command, logs } = Arguments::parse();
     logs.start();
-    terminal::share_new_files_with_group();
+    cli_support::share_new_files_with_group();
     let result = match command {
         Command::Serve(serve) => serve.run(),
         Command::Validate(validate) => validate.run(),
@@ -100,13 +97,12 @@ pub fn main() -> ExitCode {
         Command::Events(events) => events.run(),
         Command::Report(report) => report.run(),
         Command::Tensorboard(tensorboard) => tensorboard.run(),
-        Command::Simulate(simulate) => simulate.run(),
         Command::Completions(completions) => completions.print(Arguments::command()).map_err(anyhow::Error::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::complain(format_args!("coordinator: error: {}", line(&error)));
+            cli_support::complain(format_args!("coordinator: error: {}", line(&error)));
             ExitCode::FAILURE
         }
     }

@@ -30,16 +30,16 @@ pub struct ReportCommand {
 impl ReportCommand {
     /// Reads and writes.
     pub fn run(self) -> anyhow::Result<()> {
-        let progress = terminal::spinner("reading the journal");
+        let progress = cli_support::spinner("reading the journal");
         let report = Report::read(&self.state.open()?)?;
         progress.finish_and_clear();
         if self.json {
-            writeln!(terminal::out(), "{}", serde_json::to_string(&report)?)?;
+            writeln!(cli_support::out(), "{}", serde_json::to_string(&report)?)?;
             return Ok(());
         }
         let page = report.page();
         std::fs::write(&self.out, &page).with_context(|| self.out.display().to_string())?;
-        writeln!(terminal::out(), "{}: {} KiB", self.out.display(), page.len().div_ceil(1024))?;
+        writeln!(cli_support::out(), "{}: {} KiB", self.out.display(), page.len().div_ceil(1024))?;
         Ok(())
     }
 }

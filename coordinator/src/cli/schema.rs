@@ -19,11 +19,11 @@ impl SchemaCommand {
     /// Prints it.
     pub fn run(self) -> anyhow::Result<()> {
         let text = if self.markdown {
-            runfile::reference()
+            config::reference()
         } else {
-            format!("{}\n", serde_json::to_string_pretty(&runfile::schema_json())?)
+            format!("{}\n", serde_json::to_string_pretty(&config::schema_json())?)
         };
-        terminal::out().write_all(text.as_bytes())?;
+        cli_support::out().write_all(text.as_bytes())?;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::ensure;
 use clap::Args;
-use connection::{ADMIN_TOKEN, JOIN_TOKEN, TlsFiles, Token};
+use transport::{ADMIN_TOKEN, JOIN_TOKEN, TlsFiles, Token};
 
 use crate::service::{Security, Tokens};
 

@@ -3,10 +3,11 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
+use checkpoint_store::{Checkpoints, Listing};
 use clap::Args;
-use runfile::RunFile;
-use storage::{Access, Checkpoints, Listing};
-use terminal::EndSignals;
+use cli_support::EndSignals;
+use config::RunFile;
+use object_io::Access;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::security::Admission;
@@ -67,7 +68,7 @@ impl Serve {
         let (file, warnings) = RunFile::load_with_warnings(&self.config)?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         // Every worker takes one for its connection.
-        super::files::raise_limit();
+        cli_support::raise_open_files_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(self.serve(file));
         runtime.shutdown_timeout(LAST_TASKS);
@@ -99,7 +100,7 @@ impl Serve {
         let (stop, served) = service.start();
         tokio::spawn(signals(stop)?);
         // The parent process may not read the output.
-        terminal::tell(format_args!("{addresses}"));
+        cli_support::tell(format_args!("{addresses}"));
         match served.await? {
             Outcome::Finished | Outcome::Stopped => Ok(()),
             Outcome::Failed(reason) => Err(anyhow!(reason)),
@@ -160,7 +161,7 @@ impl Opening {
         let journal = Journal::open_accepting(&self.state, &self.file, self.accept);
         if let Err(journal::Error::Settings(refused)) = &journal {
             // The list does not fit the one line of an error.
-            terminal::complain(format_args!("{}", refused.explanation()));
+            cli_support::complain(format_args!("{}", refused.explanation()));
         }
         Ok(journal?)
     }
@@ -191,7 +192,7 @@ fn is_recoverable(problem: &anyhow::Error) -> bool {
 /// # Errors
 /// Their folder cannot be made or written to.
 fn check_captions(file: &RunFile) -> anyhow::Result<()> {
-    storage::check_writable(&file.captions_folder().to_string_lossy(), &Access::environment())
+    checkpoint_store::check_writable(&file.captions_folder().to_string_lossy(), &Access::environment())
         .context("captions of evaluations")
 }
 
@@ -199,7 +200,7 @@ fn check_captions(file: &RunFile) -> anyhow::Result<()> {
 fn open(place: &str) -> anyhow::Result<(Checkpoints, Listing)> {
     let access = Access::environment();
     let opened = Checkpoints::open(place, &access).and_then(|checkpoints| {
-        storage::check_writable(place, &access)?;
+        checkpoint_store::check_writable(place, &access)?;
         let found = checkpoints.list()?;
         Ok((checkpoints, found))
     });

@@ -26,9 +26,9 @@ impl Status {
     pub fn run(self) -> anyhow::Result<()> {
         let status = self.admin.ask(async |mut client| client.status(v1::StatusRequest {}).await)?;
         if self.json {
-            writeln!(terminal::out(), "{}", as_json(&status))?;
+            writeln!(cli_support::out(), "{}", as_json(&status))?;
         } else {
-            write!(terminal::out(), "{}", as_table(&status))?;
+            write!(cli_support::out(), "{}", as_table(&status))?;
         }
         Ok(())
     }

@@ -42,7 +42,7 @@ impl Tensorboard {
     /// Writes.
     pub fn run(self) -> anyhow::Result<()> {
         let history = self.state.open()?;
-        let progress = terminal::spinner("writing what the journal has");
+        let progress = cli_support::spinner("writing what the journal has");
         let (mut export, mut written) = Export::create(&self.out, &history)?;
         progress.set_message("following the run");
         if self.follow {
@@ -52,12 +52,12 @@ impl Tensorboard {
         let Written { steps, evaluations } = written;
         if self.json {
             writeln!(
-                terminal::out(),
+                cli_support::out(),
                 "{}",
                 json!({ "file": export.path(), "steps": steps, "evaluations": evaluations })
             )?;
         } else {
-            writeln!(terminal::out(), "{}: {steps} steps, {evaluations} evaluations", export.path().display())?;
+            writeln!(cli_support::out(), "{}: {steps} steps, {evaluations} evaluations", export.path().display())?;
         }
         Ok(())
     }

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use config::{RunFile, Stage};
 use dataset::{DataSet, Split};
-use features::{Dtype, Manifest, Rows, Store, Tower};
-use runfile::{RunFile, Stage};
+use feature_store::{Dtype, Manifest, Rows, Store, Tower};
 use serde_json::json;
 use tokenizer::{MAX_TOKEN_BYTES, Vocabulary};
 use weights::folder::{self, Folder};
@@ -43,7 +43,7 @@ impl Validate {
         let (file, warnings) = RunFile::load_with_warnings(&self.config)?;
         let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         let (images, found) = self.check(&file).with_context(|| self.config.display().to_string())?;
-        let mut out = terminal::out();
+        let mut out = cli_support::out();
         if self.json {
             let mut printed = json!({
                 "run": file.name, "plan": summary(&file), "found": found, "warnings": warnings, "settings": file,
@@ -63,7 +63,7 @@ impl Validate {
     fn check(&self, file: &RunFile) -> anyhow::Result<(Images, Vec<String>)> {
         let mut images = Images::look(&file.data, self.decode_all)?;
         images.expect_usable(self.json)?;
-        let progress = terminal::spinner("looking at what the run file names");
+        let progress = cli_support::spinner("looking at what the run file names");
         let (stores, found) = check(file, &images.data)?;
         progress.finish_and_clear();
         for (split, store) in &stores {
@@ -79,10 +79,10 @@ impl Validate {
 ///
 /// # Errors
 /// One of them is missing or damaged.
-pub(super) fn metrics(scoring: &runfile::Scoring) -> anyhow::Result<scoring::Metrics> {
-    let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = scoring;
-    let files = scoring::Files::new([meteor_jar, meteor_paraphrases, spice_jar]);
-    scoring::Metrics::open(&files).context("scoring")
+pub(super) fn metrics(scoring: &config::Scoring) -> anyhow::Result<caption_metrics::Metrics> {
+    let config::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = scoring;
+    let files = caption_metrics::Files::new([meteor_jar, meteor_paraphrases, spice_jar]);
+    caption_metrics::Metrics::open(&files).context("scoring")
 }
 
 /// Feature stores, each with the split that it is of.
@@ -94,7 +94,8 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
         ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
     }
     metrics(&file.scoring)?;
-    storage::check_writable(&file.checkpoint_place(), &storage::Access::environment()).context("checkpoints")?;
+    checkpoint_store::check_writable(&file.checkpoint_place(), &object_io::Access::environment())
+        .context("checkpoints")?;
     // One of the corpus has all tokens of the captions.
     let mut vocabulary = Vocabulary::full();
     data.complete(file).context("data")?;
@@ -103,7 +104,7 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
     let mut evaluators: Vec<Clip> = Vec::new();
     let mut embedding = 0;
     for named in file.named_evaluators() {
-        embedding += named.settings.preset.map_or(0, runfile::Preset::evaluator_embedding);
+        embedding += named.settings.preset.map_or(0, config::Preset::evaluator_embedding);
         let Some(path) = &named.settings.weights else { continue };
         let clip = evaluator(path, &named.settings.clip).with_context(|| format!("{}.weights", named.key()))?;
         embedding += clip.architecture().embedding;
@@ -145,7 +146,7 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
 fn evaluator(path: &Path, said: &Conventions) -> anyhow::Result<Clip> {
     let (clip, _) = folder::open_evaluator(path, said)?;
     if path.is_dir() && path.join(folder::MANIFEST).is_file() {
-        storage::verify(path)?;
+        checkpoint_store::verify(path)?;
     }
     clip.tensors()?;
     Ok(clip)
@@ -166,7 +167,7 @@ fn of_clip(clip: &Clip) -> Tower {
 /// What an imported captioner, or one of another run, sees through, and which tokens it knows.
 fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture, Tower, Vocabulary)> {
     let folder = Folder::open(path)?;
-    storage::verify(path)?;
+    checkpoint_store::verify(path)?;
     let manifest = folder.manifest();
     let vision = folder.vision()?;
     let architecture = manifest.vision.architecture.clone();

@@ -94,7 +94,7 @@ impl Watch {
         match end {
             End::Enough => Ok(()),
             End::Over(line) => {
-                writeln!(terminal::out(), "{line}")?;
+                writeln!(cli_support::out(), "{line}")?;
                 Ok(())
             }
             // As a shell reports a process that a signal ended.
@@ -165,7 +165,7 @@ impl Looker<'_> {
     /// Draws until the run is over, or the reader quits.
     async fn draw(&mut self) -> anyhow::Result<End> {
         let mut terminal = Terminal::start()?;
-        let mut screen = Screen::new(!terminal::no_color());
+        let mut screen = Screen::new(!cli_support::no_color());
         let mut events = EventStream::new();
         let mut tick = time::interval(TICK);
         let mut signals =
@@ -210,7 +210,7 @@ impl Looker<'_> {
             let line = if json { seen.to_string() } else { line(&self.seen, self.from.elapsed()) };
             if line != before {
                 let printed = if json { line.clone() } else { format!("{}  {line}", text::local_time(at)) };
-                writeln!(terminal::out(), "{printed}")?;
+                writeln!(cli_support::out(), "{printed}")?;
                 before = line;
             }
             taken?;

@@ -8,9 +8,9 @@
 //! write to the journal can also rehash all of it, but cannot change the heads that are stored
 //! elsewhere.
 
+use checkpoint_store::JournalHead;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, types::ValueRef};
 use sha2::{Digest, Sha256};
-use storage::JournalHead;
 
 /// The hash before the first entry.
 const START: [u8; 32] = [0; 32];

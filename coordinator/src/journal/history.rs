@@ -4,11 +4,11 @@ mod measured;
 
 use std::{collections::BTreeSet, path::Path};
 
+use checkpoint_store::JournalHead;
+use config::RunFile;
 pub use measured::{Caption, Checkpoint, Cut, Evaluation, Measured};
-use runfile::RunFile;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
-use storage::JournalHead;
 
 use super::{Error, VERSION, Verdict, chain, checkpoint, exchanges, place, recovery, unsigned, verify};
 use crate::run::{

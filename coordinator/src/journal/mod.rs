@@ -47,14 +47,14 @@ use std::{
 
 pub use chain::Verdict;
 use chain::{Chain, Entry, Kind};
+use checkpoint_store::JournalHead;
+use config::RunFile;
 use proto::v1;
 pub use recovery::Recovery;
-use runfile::RunFile;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde_json::json;
 pub use settings::{Accept, Refused};
 use statistics::Summary;
-use storage::JournalHead;
 
 use crate::random;
 use crate::run::{
@@ -655,8 +655,8 @@ fn summarise(summary: &Summary) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use config::{GuardAction, Rule};
     use proptest::prelude::*;
-    use runfile::{GuardAction, Rule};
 
     use super::*;
     use crate::{
@@ -957,12 +957,12 @@ mod tests {
     #[test]
     fn the_guard_is_on_record() {
         let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
-        let rule = runfile::Rule {
+        let rule = config::Rule {
             metric: "kl".into(),
             above: Some(1.0),
             below: None,
             for_: 1,
-            action: runfile::GuardAction::Warn,
+            action: config::GuardAction::Warn,
         };
         let place = Place { stage: 0, step: 3 };
         let firings = crate::run::guard::Guard::new(0, &[rule]).step(place, |_| Some(2.5));

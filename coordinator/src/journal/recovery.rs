@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use runfile::RunFile;
+use checkpoint_store::Stamp;
+use config::RunFile;
 use rusqlite::Connection;
 use serde_json::json;
-use storage::Stamp;
 
 use super::{Accept, Error, FILE, Journal, check, lock};
 use crate::run::{

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use runfile::{Change, Mutability, RunFile, changes, continuation};
+use config::{Change, Mutability, RunFile, changes, continuation};
 use serde_json::json;
 
 use super::{Error, Journal, write_event, write_run_file};

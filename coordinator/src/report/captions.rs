@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use config::{Data, RunFile};
 use dataset::{DataSet, Item, Split};
 use image::codecs::jpeg::JpegEncoder;
-use runfile::{Data, RunFile};
 use serde::Serialize;
 
 use crate::journal::{

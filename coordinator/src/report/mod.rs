@@ -19,7 +19,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use runfile::{Objective, RunFile};
+use config::{Objective, RunFile};
 use serde::{Deserialize, Serialize};
 use statistics::names::Better;
 

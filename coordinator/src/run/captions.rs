@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use caption_metrics::Embeddings;
+use config::{NamedEvaluator, RunFile};
 use dataset::limits::{MAX_CAPTIONS, MAX_EMBEDDING, MAX_EVALUATION_BYTES, MAX_TEXT_BYTES, evaluation_item_bytes};
 use proto::{EVALUATION_RANGE, v1};
-use runfile::{NamedEvaluator, RunFile};
-use scoring::Embeddings;
 
 use super::shares;
 

@@ -1,8 +1,8 @@
 //! The identity of the data that a run trains on, and the points at which the training data
 //! changed.
 
+use config::{Objective, Stage};
 use proto::v1;
-use runfile::{Objective, Stage};
 use serde_json::{Value, json};
 
 use super::plan::Place;

@@ -4,7 +4,7 @@
 //! the bound in between. Only a rule with `action: rollback` disqualifies states: the first that was beyond the bound, and
 //! all that were trained from it.
 
-use runfile::{GuardAction, Rule};
+use config::{GuardAction, Rule};
 
 use super::plan::Place;
 

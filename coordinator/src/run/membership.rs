@@ -31,8 +31,6 @@ use super::{Refusal, RefusalKind, SessionId, Time};
 use reservations::{Reservation, Reservations};
 use waiting::WaitQueue;
 
-/// Worker ids are below this.
-pub const RANKS: u32 = runfile::MAX_WORKERS;
 /// How long a worker may take to release a collective. No heartbeat reports progress in that.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Maximal length of the name of a host, device or version, in bytes. DNS allows 253 for host
@@ -238,8 +236,8 @@ impl Membership {
             let reason = "host, version and device must be names, without control characters".to_owned();
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
-        if let Some(rank) = request.rank.filter(|rank| *rank >= RANKS) {
-            let reason = format!("rank {rank} is out of range: ranks are below {RANKS}");
+        if let Some(rank) = request.rank.filter(|rank| *rank >= config::MAX_WORKERS) {
+            let reason = format!("rank {rank} is out of range: ranks are below {}", config::MAX_WORKERS);
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let machine = Machine { host: host.clone(), version: version.clone(), device: device.clone() };
@@ -356,8 +354,8 @@ impl Membership {
     /// The lowest free rank that is not in `wanted`.
     fn free(&mut self, wanted: &[Option<u32>]) -> Option<u32> {
         let is_free = |rank: &u32| self.reserved.get(*rank).is_none() && !self.members.contains_key(rank);
-        self.free_from = (self.free_from..RANKS).find(is_free)?;
-        (self.free_from..RANKS).find(|rank| is_free(rank) && !wanted.contains(&Some(*rank)))
+        self.free_from = (self.free_from..config::MAX_WORKERS).find(is_free)?;
+        (self.free_from..config::MAX_WORKERS).find(|rank| is_free(rank) && !wanted.contains(&Some(*rank)))
     }
 
     /// Devices of different types give results that differ in the last bits, so members would not

@@ -65,8 +65,8 @@ use std::{
     time::Duration,
 };
 
+use config::RunFile;
 use proto::{v1, v1::worker_message::Message};
-use runfile::RunFile;
 use serde_json::json;
 
 use captions::Item;

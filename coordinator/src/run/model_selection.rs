@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use runfile::Stage;
+use config::Stage;
 
 use super::{
     guard::Guard,
@@ -192,7 +192,7 @@ impl Known<'_> {
 
 #[cfg(test)]
 mod tests {
-    use runfile::{GuardAction, Rule};
+    use config::{GuardAction, Rule};
 
     use proptest::prelude::*;
 

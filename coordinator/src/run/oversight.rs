@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use runfile::GuardAction;
+use config::GuardAction;
 use serde_json::json;
 use statistics::Summary;
 

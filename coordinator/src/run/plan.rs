@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use config::{RunFile, Stage};
 use proto::v1;
-use runfile::{RunFile, Stage};
 
 /// A point of the run: `step` updates of stage `stage` are applied. Ordered by progress of the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

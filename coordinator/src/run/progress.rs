@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use config::Sharding;
 use proto::{v1, v1::directive::Directive};
-use runfile::Sharding;
 
 use super::{
     Outcome, Phase, Run, Time, Violation,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use runfile::{RunFile, Stage};
+use config::{RunFile, Stage};
 
 /// A stage that trains with cross-entropy.
 pub fn stage(name: &str, steps: u64, batch: u32, checkpoint_every: Option<u64>, evaluate_every: Option<u64>) -> Stage {

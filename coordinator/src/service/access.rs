@@ -9,9 +9,9 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use connection::Token;
 use proto::v1::{admin_server, coordinator_server};
 use tonic::{Code, Status};
+use transport::Token;
 
 use super::{
     door::Peer,

@@ -2,7 +2,7 @@
 
 use std::{fs::File, path::Path};
 
-use scoring::results::{self, Captioned};
+use caption_metrics::results::{self, Captioned};
 
 use crate::run::captions::Item;
 

@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
+use checkpoint_store::{Checkpoints, JournalHead};
 use proto::{v1, v1::directive::Directive};
-use storage::{Checkpoints, JournalHead};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
@@ -73,7 +73,7 @@ pub struct Driver {
     pub metrics: Metrics,
     pub refusals: Refusals,
     /// Computes the scores of captions.
-    pub scoring: Arc<scoring::Metrics>,
+    pub scoring: Arc<caption_metrics::Metrics>,
     pub readiness: watch::Sender<Readiness>,
     /// The run's checkpoints.
     pub checkpoints: Arc<Checkpoints>,

@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use scoring::Metrics;
+use caption_metrics::Metrics;
 use tokio::{sync::mpsc, time};
 use tracing::warn;
 

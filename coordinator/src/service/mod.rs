@@ -33,10 +33,10 @@ mod tests;
 use std::{path::PathBuf, sync::Arc};
 
 use axum::middleware;
+use checkpoint_store::Checkpoints;
+use config::RunFile;
 use proto::v1::{admin_server::AdminServer, coordinator_server::CoordinatorServer};
-use runfile::RunFile;
 use rustls::ServerConfig;
-use storage::Checkpoints;
 use tokio::{net::TcpListener, sync::mpsc, sync::watch, time};
 use tonic::{service::Routes, transport::Server};
 
@@ -79,7 +79,7 @@ pub struct Service {
     /// The run's checkpoints, to delete those that are no longer needed.
     pub checkpoints: Checkpoints,
     /// Computes the scores of captions.
-    pub scoring: scoring::Metrics,
+    pub scoring: caption_metrics::Metrics,
     /// The listener for workers and the admin CLI (gRPC).
     pub grpc: TcpListener,
     /// The listener for Prometheus, probes and browsers (HTTP).
@@ -150,7 +150,7 @@ impl Service {
         let reception = Reception { tokens, refusals: refusals.clone() };
         let (ended, last_status) = watch::channel(None);
         let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), disk, last_status);
-        let workers = CoordinatorServer::new(grpc.clone()).max_decoding_message_size(proto::MOST_TO_COORDINATOR);
+        let workers = CoordinatorServer::new(grpc.clone()).max_decoding_message_size(proto::MAX_BYTES_TO_COORDINATOR);
         let routes = Routes::new(workers).add_service(AdminServer::new(grpc)).into_axum_router();
         let routes = routes.layer(middleware::from_fn_with_state(reception, access::receive));
         let [idle, patience] = ASKED_AFTER.map(Some);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use storage::JournalHead;
+use checkpoint_store::JournalHead;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::http::Readiness;

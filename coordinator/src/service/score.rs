@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use scoring::{Examined, Metrics};
+use caption_metrics::{Examined, Metrics};
 
 use crate::run::captions::Item;
 
@@ -24,7 +24,7 @@ pub fn score(metrics: &Metrics, items: Vec<Item>) -> (BTreeMap<String, f64>, Vec
 
 fn examined(mut item: Item) -> (Item, Examined) {
     let examined = Examined {
-        item: scoring::Item { candidate: item.caption.clone(), references: item.references.clone() },
+        item: caption_metrics::Item { candidate: item.caption.clone(), references: item.references.clone() },
         scores: item.scores.clone(),
         embeddings: std::mem::take(&mut item.embeddings),
     };
@@ -33,7 +33,7 @@ fn examined(mut item: Item) -> (Item, Examined) {
 
 #[cfg(test)]
 mod tests {
-    use scoring::{Embeddings, Files};
+    use caption_metrics::{Embeddings, Files};
 
     use super::*;
 

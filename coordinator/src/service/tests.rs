@@ -5,6 +5,7 @@ mod refusals;
 
 use std::{path::Path, time::Duration};
 
+use config::{GuardAction, Rule, RunFile, Stage};
 use proto::{
     PROTOCOL_VERSION,
     v1::{
@@ -12,7 +13,6 @@ use proto::{
         worker_message::Message,
     },
 };
-use runfile::{GuardAction, Rule, RunFile, Stage};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -76,9 +76,9 @@ async fn serve_file(mut file: RunFile, security: Security, stay: bool) -> Served
     let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
-    let scoring = scoring::Metrics::open(&scoring::Files::default()).expect("no files are named");
-    let access = storage::Access::environment();
-    let checkpoints = storage::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
+    let scoring = caption_metrics::Metrics::open(&caption_metrics::Files::default()).expect("no files are named");
+    let access = object_io::Access::environment();
+    let checkpoints = checkpoint_store::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
     let state = output.path().join("state");
     let service = Service { file, run, journal, state, checkpoints, scoring, grpc, http, security, stay };
     let (stop, served) = service.start();

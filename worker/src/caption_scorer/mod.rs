@@ -10,9 +10,9 @@ use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 
+use caption_metrics::{Item, Report, Scores, retrieval};
+use config::{EvaluatorScore, NamedEvaluator};
 use dataset::{DataSet, Split};
-use runfile::{EvaluatorScore, NamedEvaluator};
-use scoring::{Item, Report, Scores, retrieval};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
 use tokenizer::Vocabulary;
@@ -36,7 +36,7 @@ pub struct Scorer<'a> {
     /// The evaluator's vocabulary.
     pub vocabulary: &'a Vocabulary,
     /// How texts are tokenized.
-    pub settings: &'a runfile::Evaluator,
+    pub settings: &'a config::Evaluator,
     /// The score that its cosines are converted to.
     pub score: EvaluatorScore,
 }
@@ -53,7 +53,7 @@ impl Scorer<'_> {
                 (texts.number(&item.candidate), item.references.iter().map(|text| texts.number(text)).collect())
             })
             .collect();
-        let runfile::Evaluator { prefix, text: reading, .. } = self.settings;
+        let config::Evaluator { prefix, text: reading, .. } = self.settings;
         let encode =
             |caption: &&str| clip::read(self.vocabulary, *reading, &format!("{prefix}{caption}"), text.context_length);
         let tokens: Vec<Vec<i64>> = texts.texts.iter().map(encode).collect();
@@ -105,7 +105,7 @@ impl TextEmbeddings {
 pub struct CaptionScorer {
     clip: Clip,
     vocabulary: Vocabulary,
-    settings: runfile::Evaluator,
+    settings: config::Evaluator,
     score: EvaluatorScore,
     /// The fingerprint of everything that its image embeddings depend on.
     fingerprint: String,

@@ -1,6 +1,6 @@
 //! The captioner's encoder: a BERT over the vision encoder's hidden states.
 
-use runfile::ProjectionInit;
+use config::ProjectionInit;
 use tch::Tensor;
 
 use super::{CaptionerArchitecture, Initial};

@@ -14,7 +14,7 @@ mod sample;
 
 use std::collections::BTreeMap;
 
-use runfile::{Decoding, Preset, ProjectionInit};
+use config::{Decoding, Preset, ProjectionInit};
 use tch::{Tensor, no_grad};
 use tokenizer::Vocabulary;
 pub use weights::CaptionerArchitecture;

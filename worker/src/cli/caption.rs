@@ -4,11 +4,10 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use dataset::preprocess::{self, Preprocessing};
+use checkpoint_store::Stamp;
 use dataset::read_file;
-use runfile::CropOffset;
+use image_preprocess::{CropOffset, Preprocessing};
 use serde::Serialize;
-use storage::Stamp;
 use tch::{Device, Tensor};
 use tokenizer::Vocabulary;
 use weights::folder::Folder;
@@ -108,9 +107,9 @@ impl Caption {
         // How many there are is known unless they come from standard input. What is printed on the same terminal is progress enough.
         let known = !self.images.iter().any(|path| path.as_os_str() == "-");
         let bar = match () {
-            () if std::io::stdout().is_terminal() => terminal::hidden(),
-            () if known => terminal::bar(self.images.len() as u64, "images"),
-            () => terminal::spinner("captioning"),
+            () if std::io::stdout().is_terminal() => cli_support::hidden(),
+            () if known => cli_support::bar(self.images.len() as u64, "images"),
+            () => cli_support::spinner("captioning"),
         };
         let mut failed = 0;
         let mut batch = Vec::with_capacity(BATCH);
@@ -182,7 +181,7 @@ impl Writer {
         let read = |path: &Path| {
             let encoded = read_file(path).map_err(|error| error.to_string())?;
             let pixels = self.preprocessing.square(&encoded, size);
-            let orientation = preprocess::orientation(&encoded).to_exif();
+            let orientation = image_preprocess::orientation(&encoded).to_exif();
             if pixels.is_ok() && orientation != 1 && !self.preprocessing.exif {
                 super::warn(format_args!(
                     "warning: {}: its EXIF orientation ({orientation}) is not applied, so the model sees the photo turned: --exif \
@@ -208,7 +207,7 @@ impl Writer {
             let by = &self.vision_encoder.architecture().normalization;
             let hidden = tch::no_grad(|| self.vision_encoder.hidden(&normalise(&pixels, 0..count, self.device, by)));
             let found = self.captioner.search(&hidden, &self.search, Mode::Evaluate);
-            let mut out = terminal::out();
+            let mut out = cli_support::out();
             for (path, beams) in readable.iter().zip(found) {
                 writeln!(out, "{}", self.line(path, &beams)).map_err(|error| error.to_string())?;
             }

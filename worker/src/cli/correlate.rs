@@ -2,11 +2,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::PathBuf;
 
+use caption_metrics::correlation::{accuracy, kendall};
+use caption_metrics::files::judgements::{Judged, Judgements};
+use caption_metrics::{Files, Item, Metrics, Report};
 use dataset::DataSet;
 use dataset::image_folder::ImageFolder;
-use scoring::correlation::{accuracy, kendall};
-use scoring::files::judgements::{Judged, Judgements};
-use scoring::{Files, Item, Metrics, Report};
 use serde_json::{Value, json};
 
 use super::device::Compute;
@@ -57,13 +57,13 @@ pub struct Correlate {
 impl Correlate {
     pub fn run(self) -> Result<(), String> {
         let device = self.compute.prepare()?;
-        let text = |error: scoring::Error| error.to_string();
+        let text = |error: caption_metrics::Error| error.to_string();
         let judgements = Judgements::read(&self.judgements).map_err(text)?;
         let captions = judgements.captions();
         let items: Vec<Item> = captions.iter().map(|judged| judged.item.clone()).collect();
         let files = Files::new([&self.meteor_jar, &self.meteor_paraphrases, &None]);
         let metrics = Metrics::open(&files).map_err(text)?;
-        let progress = terminal::spinner(format!("scoring {} captions", items.len()));
+        let progress = cli_support::spinner(format!("scoring {} captions", items.len()));
         let mut report = metrics.score(&items);
         progress.finish_and_clear();
         report.notes.iter().for_each(|note| tracing::warn!("{note}"));
@@ -103,7 +103,7 @@ impl Correlate {
         for evaluator in evaluator::named(&self.evaluators, None)? {
             let scorer = CaptionScorer::open(&evaluator, device)
                 .map_err(|problem| format!("evaluator {}: {problem}", evaluator.name))?;
-            let bar = terminal::bar(files.len() as u64, "images");
+            let bar = cli_support::bar(files.len() as u64, "images");
             let data = DataSet::of_images(files.clone());
             let embedded = scorer.embed_images(data, self.cache.as_deref(), |done| bar.set_position(done as u64));
             bar.finish_and_clear();
@@ -111,7 +111,7 @@ impl Correlate {
             let width = embedded.len() / files.len();
             let of_caption = |judged: &&Judged| &embedded[numbers[judged.image.as_str()] * width..][..width];
             let images: Vec<f32> = captions.iter().flat_map(of_caption).copied().collect();
-            let progress = terminal::spinner("reading captions");
+            let progress = cli_support::spinner("reading captions");
             scorer.score(&images, items, |_| {}).add(&evaluator, report);
             progress.finish_and_clear();
         }
@@ -129,7 +129,7 @@ impl Correlate {
         }
         let width = found.keys().map(String::len).max().unwrap_or(0);
         let columns: Vec<&String> = found.values().next().into_iter().flatten().map(|(name, _)| name).collect();
-        let mut out = std::io::BufWriter::new(terminal::out());
+        let mut out = std::io::BufWriter::new(cli_support::out());
         let mut table = || -> std::io::Result<()> {
             write!(out, "{:width$}", "")?;
             columns.iter().try_for_each(|name| write!(out, "  {name:>10}"))?;
@@ -147,7 +147,7 @@ impl Correlate {
 
 /// Tau-b and tau-c of each metric whose scores are not all the same.
 fn correlations(report: &Report, ratings: &[f64]) -> BTreeMap<String, Vec<(String, f64)>> {
-    let of = |(name, scores): (&scoring::Name, &Vec<f64>)| {
+    let of = |(name, scores): (&caption_metrics::Name, &Vec<f64>)| {
         let [tau_b, tau_c] = kendall(scores, ratings)?;
         Some((name.clone().into_owned(), vec![("tau_b".to_owned(), tau_b), ("tau_c".to_owned(), tau_c)]))
     };
@@ -160,7 +160,7 @@ fn accuracies(report: &Report, categories: &[&str]) -> BTreeMap<String, Vec<(Str
     names.sort_unstable();
     names.dedup();
     names.push(ALL);
-    let of = |(name, scores): (&scoring::Name, &Vec<f64>)| {
+    let of = |(name, scores): (&caption_metrics::Name, &Vec<f64>)| {
         let share = |category: &&str| {
             let pairs = scores.as_chunks::<2>().0.iter().zip(categories);
             let own =

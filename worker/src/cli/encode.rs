@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use config::RunFile;
 use dataset::{DataSet, Split};
-use features::{Dtype, Manifest, Writer};
-use runfile::RunFile;
+use feature_store::{Dtype, Manifest, Writer};
 use serde_json::json;
 use tch::{Device, Tensor};
 
@@ -82,7 +82,7 @@ impl Encode {
         let whole =
             writer.rows() - if writer.rows() < manifest.images { writer.rows() % u64::from(self.batch) } else { 0 };
         writer.keep(whole).map_err(|error| error.to_string())?;
-        let bar = terminal::bar(manifest.images, "images");
+        let bar = cli_support::bar(manifest.images, "images");
         bar.set_position(writer.rows());
         bar.reset_eta();
         let first = writer.rows() as usize;

@@ -2,11 +2,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use caption_metrics::results::{self, Captioned};
+use caption_metrics::{Examined, Files, Item, Metrics};
+use config::{Captioner, RunFile};
 use dataset::{DataSet, Split};
 use proto::{EVALUATION_RANGE, v1};
-use runfile::{Captioner, RunFile};
-use scoring::results::{self, Captioned};
-use scoring::{Examined, Files, Item, Metrics};
 use tch::Device;
 use weights::Conventions;
 
@@ -50,7 +50,7 @@ impl Evaluate {
     pub fn run(self) -> Result<(), String> {
         let device = self.compute.prepare()?;
         let run = self.run_of_checkpoint()?;
-        let runfile::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &run.scoring;
+        let config::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &run.scoring;
         let files = Files::new([meteor_jar, meteor_paraphrases, spice_jar]);
         let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
         let data = Arc::new(self.data(&run)?);
@@ -61,7 +61,7 @@ impl Evaluate {
             results::write(path, &captions).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         let (names, examined): (Vec<String>, Vec<Examined>) = items.into_iter().map(examined).unzip();
-        let progress = terminal::spinner(format!("scoring {} captions", names.len()));
+        let progress = cli_support::spinner(format!("scoring {} captions", names.len()));
         let mut report = metrics.evaluate(&examined);
         let known: HashMap<&str, Option<&'static str>> =
             data.split(self.split).iter().map(|item| (item.name.as_str(), item.domain)).collect();
@@ -99,7 +99,7 @@ impl Evaluate {
 
     /// All images of the split, sorted by name as the coordinator does: sums depend on the order.
     fn examine(&self, run: &RunFile, data: &Arc<DataSet>, device: Device) -> Result<Vec<v1::EvaluationItem>, String> {
-        let scenes = run.data.scenes.as_deref().map(world::Scenes::load).transpose();
+        let scenes = run.data.scenes.as_deref().map(synthetic_data::Scenes::load).transpose();
         let scenes = scenes.map_err(|error| error.to_string())?;
         let images = data.split(self.split).len();
         if images == 0 {
@@ -122,7 +122,7 @@ impl Evaluate {
             scenes: scenes.as_ref(),
             writer: Writer::Captioner,
         };
-        let bar = terminal::bar(images as u64, "images");
+        let bar = cli_support::bar(images as u64, "images");
         let range = EVALUATION_RANGE as usize;
         let ranges = (0..images).step_by(range).map(|from| from..images.min(from + range));
         let mut items = Vec::with_capacity(images);
@@ -149,7 +149,7 @@ fn examined(item: v1::EvaluationItem) -> (String, Examined) {
     let v1::EvaluationItem { image, caption, references, scores, embeddings, .. } = item;
     let item = Item { candidate: caption, references };
     let by_evaluator =
-        |v1::Embeddings { prefix, image, text }: v1::Embeddings| (prefix, scoring::Embeddings { image, text });
+        |v1::Embeddings { prefix, image, text }: v1::Embeddings| (prefix, caption_metrics::Embeddings { image, text });
     let embeddings = embeddings.into_iter().map(by_evaluator).collect();
     (image, Examined { item, scores: scores.into_iter().collect(), embeddings })
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use runfile::{Evaluator, EvaluatorScore, NamedEvaluator, RunFile};
+use config::{Evaluator, EvaluatorScore, NamedEvaluator, RunFile};
 use weights::Conventions;
 
 /// An evaluator as `--evaluator` names it.

@@ -25,7 +25,7 @@ pub struct Export {
 impl Export {
     pub fn run(self) -> Result<(), String> {
         let text = |error: weights::Error| error.to_string();
-        let progress = terminal::spinner("reading, translating and writing the weights");
+        let progress = cli_support::spinner("reading, translating and writing the weights");
         let folder = open_folder(&self.from)?;
         let stamp = stamp(&self.from);
         let (vision, kept) = (folder.vision().map_err(text)?, folder.released().map_err(text)?);

@@ -44,7 +44,7 @@ impl ExportEvaluator {
         if to.exists() {
             return Err(format!("{} exists: choose another name or remove it", to.display()));
         }
-        let progress = terminal::spinner("reading and writing the weights");
+        let progress = cli_support::spinner("reading and writing the weights");
         open_folder(&from)?;
         let (clip, vocabulary) = folder::open_evaluator(&from, &Conventions::default()).map_err(text)?;
         if vocabulary != folder::Vocabulary::Full {

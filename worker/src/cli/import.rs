@@ -24,7 +24,7 @@ pub struct Import {
 impl Import {
     pub fn run(self) -> Result<(), String> {
         let text = |error: weights::Error| error.to_string();
-        let progress = terminal::spinner("reading, translating and writing the weights");
+        let progress = cli_support::spinner("reading, translating and writing the weights");
         let released = Released::open(&self.from).map_err(text)?;
         let vocabulary = released.vocabulary().map_err(text)?;
         files::new_folder(&self.to, |folder| {
@@ -42,7 +42,7 @@ impl Import {
                 published_prefix: Some(released.vision_prefix().to_owned()),
             };
             Manifest::new(vocabulary, released.captioner().clone(), tower, None).write(folder).map_err(text)?;
-            storage::seal(folder).map_err(|error| error.to_string())
+            checkpoint_store::seal(folder).map_err(|error| error.to_string())
         })?;
         progress.finish_and_clear();
         let tensors = released.captioner_tensors().len();

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use connection::Address;
+use transport::Address;
 
 use super::{device::Compute, launcher};
 use crate::session::{self, Ending, Options, RankSource, WantedRank};
@@ -37,7 +37,7 @@ pub struct Join {
 
 impl Join {
     pub fn run(self) -> Result<ExitCode, String> {
-        terminal::share_new_files_with_group();
+        cli_support::share_new_files_with_group();
         let rank = match self.rank {
             Some(rank) => Some(WantedRank { rank, source: RankSource::Flag }),
             None => launcher::rank(|name| std::env::var(name).ok())?,

@@ -22,7 +22,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use terminal::{Completions, Logs};
+use cli_support::{Completions, Logs};
 
 #[cfg(test)]
 pub use device::parse as parse_device;
@@ -69,12 +69,12 @@ enum Command {
 /// # Errors
 /// Standard output cannot be written.
 fn print(line: fmt::Arguments<'_>) -> Result<(), String> {
-    writeln!(terminal::out(), "{line}").map_err(|error| error.to_string())
+    writeln!(cli_support::out(), "{line}").map_err(|error| error.to_string())
 }
 
 /// Says something beside what is printed, if that is possible.
 fn warn(line: fmt::Arguments<'_>) {
-    terminal::complain(format_args!("worker: {line}"));
+    cli_support::complain(format_args!("worker: {line}"));
 }
 
 /// Runs the command line; an error is one line on stderr and exit code 1.

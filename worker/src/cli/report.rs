@@ -1,6 +1,6 @@
 use std::io::{BufWriter, Write};
 
-use scoring::{Form, Report};
+use caption_metrics::{Form, Report};
 
 /// How scores are printed.
 #[derive(clap::Args)]
@@ -27,7 +27,7 @@ impl Print {
         if form != Form::Json {
             report.notes.iter().for_each(|note| super::warn(format_args!("{note}")));
         }
-        let mut out = BufWriter::new(terminal::out());
+        let mut out = BufWriter::new(cli_support::out());
         let printed = report.print(ids, form, &mut out).and_then(|()| out.flush());
         printed.map_err(|error| error.to_string())
     }

@@ -1,11 +1,11 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use caption_metrics::files::{Captions, ReferenceImage};
+use caption_metrics::{Files, Metrics, Report};
+use config::{Objective, RunFile, Scoring};
 use dataset::image_folder::ImageFolder;
 use dataset::{DataSet, Item, Split};
-use runfile::{Objective, RunFile, Scoring};
-use scoring::files::{Captions, ReferenceImage};
-use scoring::{Files, Metrics, Report};
 use tch::Device;
 
 use super::device::Compute;
@@ -93,7 +93,7 @@ impl Score {
             &self.spice_jar.clone().or(spice_jar),
         ]);
         let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
-        let progress = terminal::spinner(format!("scoring {} captions", captions.ids.len()));
+        let progress = cli_support::spinner(format!("scoring {} captions", captions.ids.len()));
         let mut report = captions.score(&metrics);
         progress.finish_and_clear();
         self.score_by_evaluators(&captions, of_run.as_ref(), device, &mut report)?;
@@ -112,11 +112,11 @@ impl Score {
             let scorer = CaptionScorer::open(&evaluator, device)
                 .map_err(|problem| format!("evaluator {}: {problem}", evaluator.name))?;
             let data = self.pictures(captions, run)?;
-            let bar = terminal::bar(captions.ids.len() as u64, "images");
+            let bar = cli_support::bar(captions.ids.len() as u64, "images");
             let images = scorer.embed_images(data, self.cache.as_deref(), |done| bar.set_position(done as u64));
             bar.finish_and_clear();
             let images = images?;
-            let progress = terminal::spinner("reading captions");
+            let progress = cli_support::spinner("reading captions");
             let scores = scorer.score(&images, &captions.items, |_| {});
             scores.add(&evaluator, report);
             scores.add_retrieval(&evaluator, &images, report);
@@ -149,7 +149,7 @@ impl Score {
         let data = DataSet::load_split(&run.data, split).map_err(|error| error.to_string())?;
         let numbers: HashMap<&str, usize> =
             data.split(split).iter().enumerate().map(|(number, item)| (item.name.as_str(), number)).collect();
-        let number = |image: &scoring::files::Names| numbers.get(image.name.as_deref()?).copied();
+        let number = |image: &caption_metrics::files::Names| numbers.get(image.name.as_deref()?).copied();
         let found: Vec<Option<usize>> = captions.images.iter().map(number).collect();
         let absent = found.iter().zip(&captions.ids).filter(|(number, _)| number.is_none()).map(|(_, id)| id);
         missing(&format!("split `{split}`"), &absent.collect::<Vec<_>>())?;

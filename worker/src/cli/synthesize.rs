@@ -24,17 +24,18 @@ pub struct Synthesize {
 
 impl Synthesize {
     pub fn run(self) -> Result<(), String> {
-        let text = |error: world::Error| error.to_string();
+        let text = |error: synthetic_data::Error| error.to_string();
         // Before the rest: a folder with a dataset.json is complete.
         if self.positives {
-            let progress = terminal::spinner("drawing positives");
-            world::synthesize_positives(&self.out, self.images as usize, self.seed).map_err(text)?;
+            let progress = cli_support::spinner("drawing positives");
+            synthetic_data::synthesize_positives(&self.out, self.images as usize, self.seed).map_err(text)?;
             progress.finish_and_clear();
         }
-        let bar = terminal::bar(self.images.into(), "images");
-        let drawn =
-            world::synthesize(&self.out, self.images as usize, self.seed, |images| bar.set_position(images as u64));
-        let world::Summary { train, val, test } = drawn.map_err(text)?;
+        let bar = cli_support::bar(self.images.into(), "images");
+        let drawn = synthetic_data::synthesize(&self.out, self.images as usize, self.seed, |images| {
+            bar.set_position(images as u64)
+        });
+        let synthetic_data::Summary { train, val, test } = drawn.map_err(text)?;
         bar.finish_and_clear();
         if self.json {
             super::print(format_args!("{}", json!({ "folder": self.out, "train": train, "val": val, "test": test })))?;

@@ -12,7 +12,7 @@ mod vision;
 
 use std::collections::BTreeMap;
 
-use runfile::{Preset, TextReading, Trainable};
+use config::{Preset, TextReading, Trainable};
 use tch::{Kind, Tensor};
 use tokenizer::Vocabulary;
 use weights::Lora;

@@ -77,7 +77,7 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
-    use runfile::Preset;
+    use config::Preset;
 
     use crate::clip::{Clip, preset};
     use crate::testing;

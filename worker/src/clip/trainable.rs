@@ -1,7 +1,7 @@
 //! The parameter groups of an evaluator: which of them a contrastive stage trains, and their memory
 //! layout.
 
-use runfile::{RunFile, Trainable};
+use config::{RunFile, Trainable};
 use weights::Lora;
 use weights::clip::{LORA_ALPHA, is_lora_factor};
 
@@ -75,7 +75,7 @@ impl Group {
 mod tests {
     use std::collections::BTreeMap;
 
-    use runfile::Preset;
+    use config::Preset;
     use tch::{Kind, Tensor, no_grad};
     use weights::write_safetensors;
 
@@ -117,13 +117,8 @@ mod tests {
 
     /// Trains this part for some steps. Returns the loss of each.
     fn train(clip: &mut Clip, trainable: &Trainable, learning_rate: f64) -> Vec<f64> {
-        let settings = runfile::Optimizer {
-            learning_rate,
-            betas: [0.9, 0.999],
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: None,
-        };
+        let settings =
+            config::Optimizer { learning_rate, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.1, clip_norm: None };
         clip.start_training(trainable);
         let mut adam = Adam::new(clip.parameters(), &settings);
         let trained: usize = clip.parameters().named_trained().map(|(_, tensor)| tensor.numel()).sum();

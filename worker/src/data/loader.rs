@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use dataset::{DataSet, Error, Split};
-use features::{Dtype, Store};
+use feature_store::{Dtype, Store};
 use tch::{Device, Kind, Tensor};
 use weights::Normalization;
 
@@ -306,7 +306,7 @@ pub fn kind(dtype: Dtype) -> Kind {
 
 #[cfg(test)]
 mod tests {
-    use features::{Manifest, Rows, Tower, Writer};
+    use feature_store::{Manifest, Rows, Tower, Writer};
 
     use super::*;
 
@@ -320,8 +320,8 @@ mod tests {
         });
         let annotations = folder.path().join("dataset.json");
         std::fs::write(&annotations, format!(r#"{{"images": [{}]}}"#, images.join(","))).unwrap();
-        let karpathy = Some(runfile::Karpathy { annotations, images: folder.path().into() });
-        let data = DataSet::load(&runfile::Data { karpathy, skip_corrupt, ..Default::default() }).unwrap();
+        let karpathy = Some(config::Karpathy { annotations, images: folder.path().into() });
+        let data = DataSet::load(&config::Data { karpathy, skip_corrupt, ..Default::default() }).unwrap();
         (folder, Arc::new(data))
     }
 

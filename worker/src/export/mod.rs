@@ -2,8 +2,8 @@
 //! loads it with `AutoModel` and `AutoProcessor`: Python code, a tokenizer, settings, and a model
 //! card.
 
+use checkpoint_store::Stamp;
 use serde_json::{Value, json};
-use storage::Stamp;
 use tokenizer::SPECIAL;
 use weights::folder::{self, Folder};
 use weights::{MODELING_MODULE, VisionArchitecture};
@@ -73,7 +73,7 @@ fn tokenizer_config(folder: &Folder) -> Value {
 
 /// The default settings of `worker caption`.
 fn generation(folder: &Folder, vocabulary: &tokenizer::Vocabulary) -> Value {
-    let defaults = runfile::Decoding::default();
+    let defaults = config::Decoding::default();
     json!({
         "bos_token_id": vocabulary.begin(),
         "decoder_start_token_id": vocabulary.begin(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use runfile::Precision;
+use config::Precision;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 use weights::Lora;

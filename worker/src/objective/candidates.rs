@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use scoring::cider::Candidate;
+use caption_metrics::cider::Candidate;
 use statistics::{Summary, names};
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
@@ -207,7 +207,7 @@ fn repetition(candidate: &Hypothesis) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use runfile::{Preset, ProjectionInit};
+    use config::{Preset, ProjectionInit};
 
     use super::*;
     use crate::{captioner, testing};
@@ -221,7 +221,7 @@ mod tests {
         });
         let hidden = Tensor::stack(&hidden.collect::<Vec<_>>(), 0);
         let images = Images { hidden: &hidden, embeddings: &[], numbers };
-        let decoding = runfile::Decoding { beams: 3, max_length: 8, ..runfile::Decoding::default() };
+        let decoding = config::Decoding { beams: 3, max_length: 8, ..config::Decoding::default() };
         let search = Search { begin: 38, end: 39, ..Search::new(&decoding, &Vocabulary::full()) };
         tch::manual_seed(5);
         let found = CandidateDropout { probability: 0.5, seed }.candidates(policy, &images, &search, generate);

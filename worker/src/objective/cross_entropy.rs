@@ -21,7 +21,7 @@ pub fn outcome(captioner: &Captioner, vision: &Tensor, captions: &Captions, mode
 
 #[cfg(test)]
 mod tests {
-    use runfile::{Preset, ProjectionInit};
+    use config::{Preset, ProjectionInit};
     use tch::{Device, no_grad};
     use tokenizer::Vocabulary;
 

@@ -1,8 +1,8 @@
 //! The reward model: a candidate's reward is a weighted sum of evaluators' scores, CIDEr-D against
 //! the image's captions, and a penalty for a missing end token.
 
-use runfile::{CutCandidates, EvaluatorScore, Reward, Rewards, TextReading};
-use scoring::cider::{Candidate, Cider};
+use caption_metrics::cider::{Candidate, Cider};
+use config::{CutCandidates, EvaluatorScore, Reward, Rewards, TextReading};
 use tch::{Kind, Tensor};
 use tokenizer::Vocabulary;
 
@@ -113,7 +113,7 @@ fn missing_end(candidates: &[Vec<Candidate>]) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use runfile::{Preset, Rewards};
+    use config::{Preset, Rewards};
     use tch::Device;
 
     use super::*;

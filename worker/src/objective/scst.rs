@@ -10,7 +10,7 @@
 //! et al., CVPR 2020). The reference policy does not enter the loss; it is used to report the
 //! divergence.
 
-use runfile::{Baseline, Candidates as Source, Scst};
+use config::{Baseline, Candidates as Source, Scst};
 use tch::{Kind, Tensor, no_grad};
 
 use super::Outcome;

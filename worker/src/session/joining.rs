@@ -164,7 +164,7 @@ impl<'a> Attempts<'a> {
     /// Waits before the next attempt, after one without an answer. Fails when `patience` has
     /// passed.
     pub async fn retry(&mut self, problem: &str) -> Result<(), String> {
-        let problem = &terminal::one_line(problem, MAX_REASON_CHARS);
+        let problem = &cli_support::one_line(problem, MAX_REASON_CHARS);
         let waited = self.since.elapsed();
         // One more attempt when `patience` has passed.
         self.pause = self.pause.min(self.options.patience.saturating_sub(waited));
@@ -183,7 +183,7 @@ impl<'a> Attempts<'a> {
 
     /// Waits before the next attempt, after an answer that asks to retry.
     async fn ask_again(&mut self, reason: &str) {
-        self.wait(&terminal::one_line(reason, MAX_REASON_CHARS)).await;
+        self.wait(&cli_support::one_line(reason, MAX_REASON_CHARS)).await;
         self.since = Instant::now();
     }
 
@@ -197,7 +197,7 @@ impl<'a> Attempts<'a> {
 
 /// The error message for a refusal, with the remedy.
 fn refusal(options: &Options, status: &Status) -> String {
-    let (url, reason) = (options.coordinator.url(), terminal::one_line(status.message(), MAX_REASON_CHARS));
+    let (url, reason) = (options.coordinator.url(), cli_support::one_line(status.message(), MAX_REASON_CHARS));
     match (status.code(), options.rank) {
         // The answer did not come from a coordinator.
         (Code::Internal, _) => format!("{url}: {reason}"),

@@ -1,6 +1,6 @@
 //! The shutdown signal: SIGTERM, SIGINT or SIGHUP.
 
-use terminal::EndSignals;
+use cli_support::EndSignals;
 use tokio::sync::watch;
 
 /// The reason for leaving that the coordinator is told.

@@ -18,10 +18,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use connection::{Channel, Link};
 use proto::v1::{self, coordinator_client::CoordinatorClient};
 use tch::Device;
 use tokio::sync::watch;
+use transport::{Channel, Link};
 
 use crate::collective::Store;
 use crate::trainer::End;
@@ -152,7 +152,7 @@ async fn take_part(
             Over::Finished => return finish(place.rank, training).await,
             Over::Left(reason) => {
                 tracing::info!(rank = place.rank, reason, "left");
-                terminal::tell(format_args!("left rank={}", place.rank));
+                cli_support::tell(format_args!("left rank={}", place.rank));
                 return Ok(Ending::Left);
             }
             Over::Failed(reason) => return Err(reason),
@@ -218,7 +218,7 @@ async fn begin_anew(
 
 async fn finish(rank: u32, training: &mut Training) -> Result<Ending, String> {
     let End::Finished(sha256) = training.end().await else { return Err(training_died()) };
-    terminal::tell(format_args!("finished rank={rank} parameters_sha256={sha256}"));
+    cli_support::tell(format_args!("finished rank={rank} parameters_sha256={sha256}"));
     Ok(Ending::Finished)
 }
 

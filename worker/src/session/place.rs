@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use config::{MAX_WORKERS, RunFile};
 use proto::{PROTOCOL_VERSION, v1};
-use runfile::{MAX_WORKERS, RunFile};
 
 use super::MAX_REASON_CHARS;
 use crate::protocol::Violation;
@@ -59,7 +59,7 @@ impl Place {
             format!("it wants a heartbeat each {heartbeat} ms, and counts a connection as lost after {lost_after} ms")
         })?;
         let run = RunFile::from_json(&run_file).map_err(|problem| {
-            let problem = terminal::one_line(&problem, MAX_REASON_CHARS);
+            let problem = cli_support::one_line(&problem, MAX_REASON_CHARS);
             violation(&format!("its run file does not fit this version: {problem}"))
         })?;
         Ok(Self { rank, session_token, run, run_id, heartbeat, lost_after })

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use connection::Link;
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
+use transport::Link;
 
 use super::joining::MIN_HEARTBEAT;
 use super::place::Place;
@@ -127,7 +127,7 @@ async fn last_words(mut directives: tonic::Streaming<v1::Directive>, leaves: boo
 
 /// How a session ends after a Leave; `leaves` is whether this worker had asked to leave.
 fn left(leave: &v1::Leave, leaves: bool) -> Over {
-    let reason = terminal::one_line(&leave.reason, MAX_REASON_CHARS);
+    let reason = cli_support::one_line(&leave.reason, MAX_REASON_CHARS);
     if leaves || leave.orderly { Over::Left(reason) } else { Over::Failed(reason) }
 }
 
@@ -150,7 +150,7 @@ async fn close(
 }
 
 fn broken(status: &Status) -> Over {
-    let reason = terminal::one_line(status.message(), MAX_REASON_CHARS);
+    let reason = cli_support::one_line(status.message(), MAX_REASON_CHARS);
     match status.code() {
         // The coordinator has refused this worker, and would refuse it again.
         Code::InvalidArgument

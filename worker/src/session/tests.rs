@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use config::RunFile;
 use proto::PROTOCOL_VERSION;
 use proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::v1::directive::Directive as Kind;
-use runfile::RunFile;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -67,7 +67,7 @@ impl Scene {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display();
-        world::synthesize(&folder.path().join("world"), 20, 3, |_| {}).unwrap();
+        synthetic_data::synthesize(&folder.path().join("world"), 20, 3, |_| {}).unwrap();
         let optimizer = "optimizer: { learning_rate: 1.0e-3 }";
         let text = format!(
             "name: test\noutput: {path}/run\nworkers: {{ min: 1, max: 2 }}\n\

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::mpsc as blocking;
 use std::time::Duration;
 
+use config::RunFile;
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
-use runfile::RunFile;
 use tch::Device;
 use tokio::sync::{mpsc, oneshot};
 
@@ -93,7 +93,7 @@ impl Training {
             return Err("the coordinator has another run: the state that was held is of no use to it".to_owned());
         }
         let run = place.run.clone();
-        let changes = runfile::changes(&self.run, &run);
+        let changes = config::changes(&self.run, &run);
         if changes.is_empty() {
             return Ok(());
         }

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use checkpoint_store::{Checkpoints, Fetched, STAMP, Stamp};
+use config::RunFile;
 use proto::v1;
-use runfile::RunFile;
-use storage::{Checkpoints, Fetched, STAMP, Stamp};
 use tch::Tensor;
 use tokenizer::Vocabulary;
 use weights::Archive;
@@ -74,10 +74,10 @@ impl Trainer {
 /// # Errors
 /// The checkpoints cannot be read.
 pub fn vocabulary(run: &RunFile, checkpoints: &Checkpoints) -> Result<Option<Vocabulary>, String> {
-    if run.vocabulary == runfile::Vocabulary::Full || run.captioner.weights.is_some() {
+    if run.vocabulary == config::Vocabulary::Full || run.captioner.weights.is_some() {
         return Ok(None);
     }
-    let text = |error: storage::Error| format!("checkpoints: {error}");
+    let text = |error: checkpoint_store::Error| format!("checkpoints: {error}");
     for name in checkpoints.list().map_err(text)?.sealed.iter().rev() {
         match checkpoints.read_file(name, weights::folder::MANIFEST) {
             Ok(manifest) => {
@@ -98,11 +98,11 @@ fn fetch(checkpoints: &Checkpoints, name: &str) -> Result<Fetched, Stop> {
 }
 
 /// The consequence for the generation of a checkpoint `name` that cannot be read.
-fn stop(name: &str, error: storage::Error) -> Stop {
+fn stop(name: &str, error: checkpoint_store::Error) -> Stop {
     let reason = error.to_string();
     match error {
         error if error.is_damage() => Stop::Damaged { checkpoint: name.to_owned(), reason },
-        storage::Error::Version { .. } | storage::Error::Name { .. } => Stop::Fatal(reason),
+        checkpoint_store::Error::Version { .. } | checkpoint_store::Error::Name { .. } => Stop::Fatal(reason),
         // Other errors may be transient: the next generation tries again.
         _ => Stop::Broken(Broken::Failed(reason)),
     }

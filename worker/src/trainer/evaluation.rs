@@ -1,8 +1,8 @@
 //! The Evaluate directive: captions images of the validation split.
 
+use config::Objective;
 use dataset::Split;
 use proto::v1::{self, worker_message::Message};
-use runfile::Objective;
 
 use super::{Stop, Trainer};
 use crate::caption_evaluator::{CaptionEvaluator, Writer};

@@ -23,11 +23,12 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use caption_metrics::cider::Cider;
+use checkpoint_store::{Checkpoints, JournalHead, Sequence};
+use config::{Change, Mutability, Objective, Reward, RunFile, Stage};
 use dataset::{DataSet, Split};
+use object_io::Access;
 use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
-use runfile::{Change, Mutability, Objective, Reward, RunFile, Stage};
-use scoring::cider::Cider;
-use storage::{Access, Checkpoints, JournalHead, Sequence};
 use tch::Device;
 use tokenizer::MAX_TOKEN_BYTES;
 
@@ -152,7 +153,7 @@ pub struct Trainer {
     host: IpAddr,
     data: Arc<DataSet>,
     pairs: Pairs,
-    scenes: Option<world::Scenes>,
+    scenes: Option<synthetic_data::Scenes>,
     sources: WeightSources,
     /// The document frequencies of the training captions, if a stage rewards CIDEr-D.
     cider: Option<Cider>,
@@ -189,8 +190,13 @@ impl Trainer {
         reports: Reports,
     ) -> Result<Self, String> {
         let data = Arc::new(DataSet::load_for(&run).map_err(|error| error.to_string())?);
-        let scenes =
-            run.data.scenes.as_deref().map(world::Scenes::load).transpose().map_err(|error| error.to_string())?;
+        let scenes = run
+            .data
+            .scenes
+            .as_deref()
+            .map(synthetic_data::Scenes::load)
+            .transpose()
+            .map_err(|error| error.to_string())?;
         let checkpoints = Checkpoints::open(&run.checkpoint_place(), &Access::environment());
         let checkpoints = Arc::new(checkpoints.map_err(|error| format!("checkpoints: {error}"))?);
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);

@@ -5,8 +5,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use checkpoint_store::Checkpoints;
 use proto::v1::{self, worker_message::Message};
-use storage::Checkpoints;
 
 use super::Reports;
 use super::snapshot::Snapshot;

@@ -6,9 +6,9 @@
 //! as long again, and writing to a disk three times as long. Rank 0 needs that much additional
 //! memory while the checkpoint is written; the other ranks copy the parameters only.
 
-use runfile::RunFile;
+use checkpoint_store::{Checkpoints, JournalHead, STAMP, STAMP_FORMAT, Sequence, Stamp};
+use config::RunFile;
 use sha2::{Digest, Sha256};
-use storage::{Checkpoints, JournalHead, STAMP, STAMP_FORMAT, Sequence, Stamp};
 use tch::{Device, Kind, Tensor};
 use weights::folder;
 

@@ -1,7 +1,7 @@
 //! The training state: models, optimizer and position, and how it moves between ranks.
 
+use config::{Objective, RunFile};
 use proto::v1;
-use runfile::{Objective, RunFile};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
 

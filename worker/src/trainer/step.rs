@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Instant;
 
+use config::{Objective, Precision, Reward, Stage};
 use dataset::Split;
 use proto::v1;
-use runfile::{Objective, Precision, Reward, Stage};
 use statistics::Summary;
 use tch::{Kind, Tensor};
 
@@ -240,7 +240,7 @@ impl Trainer {
             0 => nothing(),
             _ => evaluator.embed(&evaluator.vision.hidden(pixels)),
         };
-        let runfile::Contrastive { generated_images, generated_captions, .. } = settings.contrastive;
+        let config::Contrastive { generated_images, generated_captions, .. } = settings.contrastive;
         let texts: Vec<Vec<i64>> = self.captions(batch, range.clone()).map(encode).collect();
         let pairs = contrastive::Pairs {
             tokens: texts.iter().map(|text| text.len() as u64).sum(),

@@ -7,7 +7,7 @@ use std::thread::available_parallelism;
 
 use anyhow::{Context, bail};
 use dataset::{BadImage, DataSet, Split};
-use features::Store;
+use feature_store::Store;
 use serde_json::{Value, json};
 
 /// So many images of each split are decoded unless all are to be.
@@ -32,8 +32,8 @@ impl Images {
     ///
     /// # Errors
     /// Annotations or tars cannot be read or are not in their format.
-    pub fn look(settings: &runfile::Data, decode_all: bool) -> anyhow::Result<Self> {
-        let progress = terminal::spinner("looking at images");
+    pub fn look(settings: &config::Data, decode_all: bool) -> anyhow::Result<Self> {
+        let progress = cli_support::spinner("looking at images");
         let data = DataSet::survey(settings).context("data")?;
         progress.finish_and_clear();
         let most = match () {
@@ -43,7 +43,7 @@ impl Images {
         };
         let samples = Split::ALL.map(|split| (split, spread(data.split(split).len(), most)));
         let decoded: usize = samples.iter().map(|(_, images)| images.len()).sum();
-        let bar = terminal::bar(decoded as u64, "images decoded");
+        let bar = cli_support::bar(decoded as u64, "images decoded");
         let threads = available_parallelism().map_or(1, NonZero::get).max(MIN_THREADS);
         let mut bad = data.left_out().to_vec();
         for (split, images) in samples {
@@ -75,9 +75,9 @@ impl Images {
             return Ok(());
         }
         if json {
-            writeln!(terminal::out(), "{}", self.json())?;
+            writeln!(cli_support::out(), "{}", self.json())?;
         } else {
-            self.lines().try_for_each(|line| writeln!(terminal::out(), "{line}"))?;
+            self.lines().try_for_each(|line| writeln!(cli_support::out(), "{line}"))?;
         }
         let count = self.bad.len();
         match (refused, missing) {

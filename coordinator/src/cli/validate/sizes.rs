@@ -2,8 +2,8 @@
 
 use std::thread;
 
+use config::{Objective, RunFile, Stage};
 use dataset::{DataSet, Split};
-use runfile::{Objective, RunFile, Stage};
 use tokenizer::Vocabulary;
 
 /// What is worth knowing of lengths and batches, in lines for people.

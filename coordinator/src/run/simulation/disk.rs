@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use checkpoint_store::Listing;
 use rand::Rng;
-use storage::Listing;
 
 use super::{History, world::World};
 use crate::run::{checkpoint::Saving, record::Record};

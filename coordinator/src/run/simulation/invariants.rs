@@ -18,7 +18,7 @@ use super::{
     worker::{Doing, Worker},
     world::{Trace, World},
 };
-use runfile::GuardAction;
+use config::GuardAction;
 
 use crate::run::{
     Phase, SessionId, Time,

@@ -1,8 +1,8 @@
 //! The parameters of a simulated run: its run file, its machines and its speeds.
 
+use config::{GuardAction, Rule, RunFile, Sharding, Stage};
 use rand::{Rng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
-use runfile::{GuardAction, Rule, RunFile, Sharding, Stage};
 
 use super::{faults::Fault, score};
 use crate::run::{

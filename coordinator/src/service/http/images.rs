@@ -15,7 +15,7 @@ use axum::{
     http::{StatusCode, header},
     response::IntoResponse,
 };
-use runfile::Data;
+use config::Data;
 use serde::Deserialize;
 use tokio::sync::{OnceCell, Semaphore};
 use tracing::warn;

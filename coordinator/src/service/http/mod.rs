@@ -46,8 +46,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use config::RunFile;
 use metrics_exporter_prometheus::PrometheusHandle;
-use runfile::RunFile;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -142,10 +142,7 @@ pub fn routes(
         .with_state(desk);
     Router::new()
         .route("/metrics", get(move || async move { (exposition(), metrics.render()) }))
-        .route(
-            "/healthz",
-            get(move || async move { ([(connection::GRPC_PORT_HEADER, grpc_port.to_string())], "ok\n") }),
-        )
+        .route("/healthz", get(move || async move { ([(transport::GRPC_PORT_HEADER, grpc_port.to_string())], "ok\n") }))
         .route("/readyz", get(move || ready(readiness)))
         .nest("/api", api)
         .merge(page::routes())

@@ -6,8 +6,8 @@ use std::{
 };
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
+use config::{Objective, RunFile};
 use proto::v1;
-use runfile::{Objective, RunFile};
 use serde::Serialize;
 use tokio::{sync::oneshot, time};
 

@@ -31,9 +31,9 @@ use crate::{
     },
     service::metrics::Metrics,
 };
-use connection::Token;
 use curves::{News, Piece};
 use proto::v1;
+use transport::Token;
 
 const ADMIN: &str = "the-token-of-the-administrators";
 
@@ -56,7 +56,7 @@ impl Site {
         std::fs::write(images.join("1.jpg"), [0xff, 0xd8, 0xff, 0xe0]).unwrap();
         std::fs::write(images.join("page.jpg"), "<script>alert(1)</script>").unwrap();
         std::fs::write(output.path().join("secret.jpg"), [0xff, 0xd8, 0xff, 0xe0]).unwrap();
-        file.data.karpathy = Some(runfile::Karpathy { annotations: output.path().join("dataset.json"), images });
+        file.data.karpathy = Some(config::Karpathy { annotations: output.path().join("dataset.json"), images });
         let listed = ["1.jpg", "page.jpg", "gone.jpg"]
             .map(|name| serde_json::json!({ "filename": name, "split": "val", "sentences": [{ "raw": "a" }] }));
         std::fs::write(output.path().join("dataset.json"), json!({ "images": listed }).to_string()).unwrap();

@@ -6,9 +6,9 @@ mod ranks;
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use config::{GuardAction, RunFile};
 use metrics::{Counter, Gauge, Label, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use runfile::{GuardAction, RunFile};
 use statistics::{Summary, names};
 
 use super::refusals::Refusals;

@@ -2,7 +2,6 @@
 
 use std::{cell::RefCell, io, path::PathBuf, sync::Once, time::Duration};
 
-use connection::{Link, TlsFiles, Token};
 use futures::stream;
 use prost::Message as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -15,6 +14,7 @@ use tonic::{
     codegen::http::uri::PathAndQuery,
     transport::{Certificate, ClientTlsConfig, Endpoint},
 };
+use transport::{Link, TlsFiles, Token};
 
 use super::*;
 use crate::service::Tokens;
@@ -92,7 +92,7 @@ impl Scene {
         Endpoint::from_shared(format!("http://{}", self.served.grpc)).unwrap().connect().await.unwrap()
     }
 
-    async fn channel_with(&self, token: Option<&Token>) -> connection::Channel {
+    async fn channel_with(&self, token: Option<&Token>) -> transport::Channel {
         plain_link(self.served.grpc, token).stay(Duration::from_secs(30)).await.unwrap()
     }
 
@@ -311,10 +311,10 @@ async fn malformed_messages() {
 async fn oversized_messages() {
     let scene = Scene::plain(Tokens::default()).await;
     let attached = attachment(scene.channel().await).await;
-    let large = vec![0; proto::MOST_TO_COORDINATOR + 1];
+    let large = vec![0; proto::MAX_BYTES_TO_COORDINATOR + 1];
     let status = say_in_a_session(scene.channel().await, vec![attached, large.clone()]).await;
     assert_eq!(status.code(), Code::OutOfRange);
-    assert!(status.message().contains(&proto::MOST_TO_COORDINATOR.to_string()), "{status}");
+    assert!(status.message().contains(&proto::MAX_BYTES_TO_COORDINATOR.to_string()), "{status}");
     let mut grpc = Grpc::new(scene.channel().await);
     grpc.ready().await.unwrap();
     let status = grpc.unary(Request::new(large), PathAndQuery::from_static(JOIN), Raw).await.unwrap_err();

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use dataset::{preprocess, read_file};
+use dataset::read_file;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
@@ -96,7 +96,7 @@ impl Input {
                     scope.spawn(|| {
                         while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
                             let encoded = read_file(path).map_err(|error| error.to_string())?;
-                            let pixels = preprocess::square(&encoded, self.size);
+                            let pixels = image_preprocess::square(&encoded, self.size);
                             std::hint::black_box(pixels.map_err(|problem| format!("{}: {problem}", path.display()))?);
                         }
                         Ok(())

@@ -87,7 +87,7 @@ mod tests {
         assert!(sizes.into_iter().all(|bytes| (120_000..180_000).contains(&bytes)), "COCO's have about 160 KB");
         let pixels: Vec<_> = paths
             .iter()
-            .map(|path| dataset::preprocess::square(&dataset::read_file(path).unwrap(), 224).unwrap())
+            .map(|path| image_preprocess::square(&dataset::read_file(path).unwrap(), 224).unwrap())
             .collect();
         assert_ne!(pixels[0], pixels[1]);
     }

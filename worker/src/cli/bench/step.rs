@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use runfile::{CutCandidates, Dico, EvaluatorScore, Optimizer, Precision, Preset, ProjectionInit, TextReading};
+use config::{CutCandidates, Dico, EvaluatorScore, Optimizer, Precision, Preset, ProjectionInit, TextReading};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor, no_grad};

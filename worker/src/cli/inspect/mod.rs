@@ -53,7 +53,7 @@ struct Inspection {
 impl Inspect {
     pub fn run(self) -> Result<(), String> {
         let source = Source::open(&self.data, self.images.as_deref())?;
-        let progress = terminal::spinner("looking at images and captions");
+        let progress = cli_support::spinner("looking at images and captions");
         let (read, mut findings) = survey(&source);
         findings.decode(&source, &read, self.decode_all);
         findings.add_limits(&source, &read);
@@ -68,7 +68,7 @@ impl Inspect {
     }
 
     fn print(&self, inspection: &Inspection) -> std::io::Result<()> {
-        let mut out = terminal::out();
+        let mut out = cli_support::out();
         if self.json {
             serde_json::to_writer(&mut out, inspection)?;
             return writeln!(out);

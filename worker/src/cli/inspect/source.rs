@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
+use config::{Coco, CocoSplit, Data, Karpathy, RunFile, WebDataset};
 use dataset::Split;
-use runfile::{Coco, CocoSplit, Data, Karpathy, RunFile, WebDataset};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::fmt::{Display, Formatter};
 
+use caption_metrics::tokens::Tokeniser;
 use dataset::Item;
-use scoring::tokens::Tokeniser;
 use serde::Serialize;
 use tokenizer::Vocabulary;
 
@@ -152,8 +152,8 @@ mod tests {
         let images: Vec<String> = (0..).zip(captions).map(|(at, captions)| image(at, captions)).collect();
         let path = folder.path().join("dataset.json");
         std::fs::write(&path, format!(r#"{{"images": [{}]}}"#, images.join(","))).unwrap();
-        let karpathy = Some(runfile::Karpathy { annotations: path, images: "/images".into() });
-        let settings = runfile::Data { karpathy, ..Default::default() };
+        let karpathy = Some(config::Karpathy { annotations: path, images: "/images".into() });
+        let settings = config::Data { karpathy, ..Default::default() };
         dataset::DataSet::annotated(&settings, dataset::Split::Train).unwrap().split(dataset::Split::Train).to_vec()
     }
 

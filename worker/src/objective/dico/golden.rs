@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use runfile::{CutCandidates, Decoding, EvaluatorScore, Objective, RunFile, Stage};
-use scoring::cider::Candidate;
+use caption_metrics::cider::Candidate;
+use config::{CutCandidates, Decoding, EvaluatorScore, Objective, RunFile, Stage};
 use serde::Deserialize;
 use tokenizer::Vocabulary;
 use weights::folder;
@@ -90,9 +90,9 @@ fn run(name: &str) -> RunFile {
     let mut run = RunFile::load(&path).unwrap();
     if name != "release" {
         run.decoding = Decoding::default();
-        *run.primary_evaluator_mut() = runfile::Evaluator { score: Some(EvaluatorScore::PacS), ..Default::default() };
+        *run.primary_evaluator_mut() = config::Evaluator { score: Some(EvaluatorScore::PacS), ..Default::default() };
         let stage = Stage { optimizer: plain_adam(), ..stage(&run).clone() };
-        run.stages = vec![Stage { dico: Dico::default(), schedule: runfile::Schedule::default(), ..stage }];
+        run.stages = vec![Stage { dico: Dico::default(), schedule: config::Schedule::default(), ..stage }];
     }
     if name == "closed" {
         run.primary_evaluator_mut().cut_candidates = CutCandidates::Closed;
@@ -106,7 +106,7 @@ fn stage(run: &RunFile) -> &Stage {
 }
 
 /// An optimizer with default settings except for the learning rate.
-fn plain_adam() -> runfile::Optimizer {
+fn plain_adam() -> config::Optimizer {
     serde_json::from_str(r#"{ "learning_rate": 1.0 }"#).unwrap()
 }
 
@@ -257,8 +257,8 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
 
         // The release's optimizer and warm-up, at a rate whose updates are larger than rounding.
         let AdamSettings { lr, betas, eps } = golden.adam;
-        let optimizer = runfile::Optimizer { learning_rate: lr, ..stage(&run).optimizer.clone() };
-        assert_eq!(optimizer, runfile::Optimizer { learning_rate: lr, betas, epsilon: eps, ..plain_adam() });
+        let optimizer = config::Optimizer { learning_rate: lr, ..stage(&run).optimizer.clone() };
+        assert_eq!(optimizer, config::Optimizer { learning_rate: lr, betas, epsilon: eps, ..plain_adam() });
         let rate = lr * rate(&stage(&run).schedule, 1, stage(&run).steps);
         Adam::new(parameters, &optimizer).update(parameters, &AveragedGradient::new(&gradient, 1.0), 1, rate);
         if expected.keys().any(|name| name.starts_with("updated.")) {

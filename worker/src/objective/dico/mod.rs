@@ -13,7 +13,7 @@
 #[cfg(test)]
 mod golden;
 
-use runfile::{Dico, Weights};
+use config::{Dico, Weights};
 use statistics::{Summary, names};
 use tch::{Kind, Tensor, no_grad};
 

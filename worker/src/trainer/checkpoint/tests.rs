@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use storage::{Access, JournalHead, Sequence};
+use checkpoint_store::{JournalHead, Sequence};
+use object_io::Access;
 use tch::{Device, no_grad};
 
 use super::*;
@@ -111,7 +112,7 @@ fn ranks_that_do_not_write_leave_nothing() {
     let place = Place::new();
     let snapshot = Snapshot::take(&place.trained(), &place.run, &place.sources, None).unwrap();
     place.save(&snapshot);
-    assert_eq!(place.checkpoints.list().unwrap(), storage::Listing::default());
+    assert_eq!(place.checkpoints.list().unwrap(), checkpoint_store::Listing::default());
 }
 
 #[test]

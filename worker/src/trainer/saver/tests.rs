@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use runfile::RunFile;
-use storage::{Access, JournalHead, Sequence};
+use checkpoint_store::{JournalHead, Sequence};
+use config::RunFile;
+use object_io::Access;
 use tch::Device;
 use tokenizer::Vocabulary;
 

@@ -2,7 +2,7 @@
 
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive};
 
-use runfile::RunFile;
+use config::RunFile;
 
 use super::{admitted, at};
 use crate::run::{

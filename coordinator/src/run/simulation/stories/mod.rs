@@ -5,8 +5,8 @@ mod membership;
 mod oversight;
 mod recovery;
 
+use config::RunFile;
 use proto::v1;
-use runfile::RunFile;
 
 use super::{
     WorkerId,

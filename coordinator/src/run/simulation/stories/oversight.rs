@@ -1,7 +1,7 @@
 //! Evaluations, model selection, and the guard's pauses and rollbacks.
 
+use config::{GuardAction, Rule, Stage};
 use proto::{v1, v1::worker_message::Message};
-use runfile::{GuardAction, Rule, Stage};
 
 use super::at;
 use crate::run::{

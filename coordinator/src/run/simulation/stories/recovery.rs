@@ -1,7 +1,7 @@
 //! Failures of processes and storage, and recovery from them.
 
+use config::Stage;
 use proto::v1;
-use runfile::Stage;
 
 use super::at;
 use crate::run::{

@@ -1,0 +1,230 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use config::{Evaluator, EvaluatorScore, Karpathy, Positives, RunFile};
+use demos::cluster::{self, Cluster};
+use demos::journal::Journal;
+use demos::progress::Progress;
+use serde::{Deserialize, Serialize};
+
+use crate::arms::{ARMS, Arm, Judge};
+
+/// The captioner that all arms start from.
+pub const START: &str = "xe";
+
+/// What came of one seed.
+pub struct SeedResult {
+    /// The seed.
+    pub seed: u64,
+    /// By name of the arm; [`START`] is the captioner before any of them.
+    pub arms: BTreeMap<String, ArmResult>,
+}
+
+/// What came of one arm.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ArmResult {
+    /// Wall-clock seconds of the training.
+    pub seconds: f64,
+    /// Scores of validation images over steps.
+    pub curve: Vec<Point>,
+    /// Scores of test images at the end, by both evaluators.
+    pub test: BTreeMap<String, f64>,
+    /// What the guard did.
+    pub guard: Vec<serde_json::Value>,
+}
+
+/// One evaluation.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Point {
+    /// After so many steps.
+    pub step: u64,
+    /// Scores by name.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// One seed's comparison.
+pub struct Seed {
+    number: u64,
+    folder: PathBuf,
+    base: RunFile,
+    tune: RunFile,
+}
+
+impl Seed {
+    /// The two run files, with seed, output and data of this seed's folder below `out`.
+    pub fn new(number: u64, out: &Path, base: &Path, tune: &Path) -> Result<Self> {
+        let folder = std::path::absolute(out.join(number.to_string()))?;
+        let world = folder.join("world");
+        let of_seed = |path: &Path| -> Result<RunFile> {
+            let mut run = RunFile::load(path)?;
+            run.seed = number;
+            run.data.karpathy =
+                Some(Karpathy { annotations: world.join("dataset.json"), images: world.join("images") });
+            run.data.scenes = Some(world.join("scenes.json"));
+            Ok(run)
+        };
+        let mut base = of_seed(base)?;
+        base.output = folder.join("base");
+        let positives = world.join("positives");
+        base.data.positives =
+            Some(Positives { images: Some(positives.join("images")), captions: Some(positives.join("captions.json")) });
+        let tune = of_seed(tune)?;
+        ensure!(tune.stages.len() == 1, "the arms' run file needs exactly one stage");
+        ensure!(base.stages.len() == 3, "the base's run file needs three stages: CLIP, PAC and teacher forcing");
+        Ok(Self { number, folder, base, tune })
+    }
+
+    /// Runs all that is not done yet.
+    pub async fn run(self, images: u32) -> Result<SeedResult> {
+        println!("seed {}", self.number);
+        cluster::synthesize(&self.folder.join("world"), images, self.number, &["--positives"])?;
+        let mut arms = BTreeMap::new();
+        let base = match done_before(&self.base)? {
+            Some(done) => done,
+            None => {
+                // All arms start from it.
+                ARMS.iter().try_for_each(|arm| remove(&self.folder.join(arm.name)))?;
+                self.result(START, &self.base, 2).await?
+            }
+        };
+        arms.insert(START.to_owned(), base);
+        for arm in &ARMS {
+            let run = self.of_arm(arm);
+            let result = match done_before(&run)? {
+                Some(done) => done,
+                None => self.result(arm.name, &run, 0).await?,
+            };
+            arms.insert(arm.name.to_owned(), result);
+        }
+        Ok(SeedResult { seed: self.number, arms })
+    }
+
+    fn of_arm(&self, arm: &Arm) -> RunFile {
+        let mut run = self.tune.clone();
+        run.name = arm.name.to_owned();
+        run.output = self.folder.join(arm.name);
+        run.stages = vec![arm.stage(&self.tune.stages[0])];
+        run.captioner.weights = Some(self.checkpoint_of_base(2));
+        self.judged_by(run, arm.judge)
+    }
+
+    fn judged_by(&self, mut run: RunFile, judge: Judge) -> RunFile {
+        let (stage, score) = match judge {
+            Judge::Clip => (0, EvaluatorScore::ClipS),
+            // Teacher forcing leaves the evaluator as it is, and the captioner sees through the same.
+            Judge::Pac => (2, EvaluatorScore::PacS),
+        };
+        let weights = Some(self.checkpoint_of_base(stage));
+        let evaluator = run.primary_evaluator_mut();
+        *evaluator = Evaluator { preset: None, weights, score: Some(score), ..evaluator.clone() };
+        run
+    }
+
+    /// The last checkpoint of a stage of the base.
+    fn checkpoint_of_base(&self, stage: usize) -> PathBuf {
+        let config::Stage { name, steps, .. } = &self.base.stages[stage];
+        self.base.output.join(format!("checkpoints/{stage}-{name}-{steps:08}"))
+    }
+
+    /// Trains and tests one run.
+    async fn result(&self, name: &str, run: &RunFile, stage: usize) -> Result<ArmResult> {
+        let (config, result) = files(run);
+        remove(&run.output)?;
+        std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
+        std::fs::write(&config, as_yaml(run)?).with_context(|| format!("cannot write {}", config.display()))?;
+        println!("{name}");
+        let started = Instant::now();
+        let cluster = Cluster::start(&config, run)?;
+        let hashes = cluster.watch(Progress::new(run)).await?;
+        let seconds = started.elapsed().as_secs_f64();
+        ensure!(
+            hashes.values().all(|hash| Some(hash) == hashes.values().next()),
+            "{name}: the workers' parameters differ"
+        );
+        let journal = Journal::open(&run.output.join("coordinator/journal.sqlite"))?;
+        let curve = journal.evaluations(stage)?;
+        let curve = curve.into_iter().map(|evaluation| Point { step: evaluation.step, metrics: evaluation.metrics });
+        let curve = curve.collect();
+        let checkpoint = last_checkpoint(&run.output)?;
+        let mut test = BTreeMap::new();
+        for judge in [Judge::Clip, Judge::Pac] {
+            let config = self.folder.join("judge.yaml");
+            // Teacher forcing goes with either judge.
+            let run = RunFile { stages: vec![self.base.stages[2].clone()], ..run.clone() };
+            std::fs::write(&config, serde_json::to_vec(&self.judged_by(run, judge))?)?;
+            test.extend(evaluate(&config, &checkpoint).await?);
+        }
+        let done = ArmResult { seconds, curve, test, guard: journal.events("guard")? };
+        // Under its name only when it is whole.
+        let partial = result.with_extension("partial");
+        std::fs::write(&partial, serde_json::to_vec_pretty(&done)?)
+            .and_then(|()| std::fs::rename(&partial, &result))
+            .with_context(|| format!("cannot write {}", result.display()))?;
+        Ok(done)
+    }
+}
+
+/// Where the run file and the result of a run are.
+fn files(run: &RunFile) -> (PathBuf, PathBuf) {
+    (run.output.join("run.yaml"), run.output.join("result.json"))
+}
+
+/// JSON is YAML.
+fn as_yaml(run: &RunFile) -> Result<Vec<u8>> {
+    Ok(serde_json::to_vec_pretty(run)?)
+}
+
+/// What came of a run that was done before with the same run file.
+fn done_before(run: &RunFile) -> Result<Option<ArmResult>> {
+    let (config, result) = files(run);
+    let text = as_yaml(run)?;
+    let (Ok(before), Ok(done)) = (std::fs::read(&config), std::fs::read(&result)) else { return Ok(None) };
+    if before != text {
+        return Ok(None);
+    }
+    // One of another version is no result: the run is done again.
+    let done = serde_json::from_slice(&done).ok();
+    if done.is_some() {
+        println!("{}: done before", run.name);
+    }
+    Ok(done)
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The state that a run ended with: names of checkpoints begin with the stage and end with the step.
+fn last_checkpoint(output: &Path) -> Result<PathBuf> {
+    let folder = output.join("checkpoints");
+    let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    paths.into_iter().max().with_context(|| format!("{} is empty", folder.display()))
+}
+
+/// Scores of the test images, which nothing was chosen by.
+async fn evaluate(config: &Path, checkpoint: &Path) -> Result<BTreeMap<String, f64>> {
+    #[derive(Deserialize)]
+    struct Report {
+        corpus: BTreeMap<String, f64>,
+    }
+    let mut command = tokio::process::Command::from(local_cluster::command("worker")?);
+    command.kill_on_drop(true);
+    command.arg("evaluate").arg("--config").arg(config).arg("--checkpoint").arg(checkpoint);
+    let output = command
+        .args(["--split", "test", "--json", "--threads", "1"])
+        .output()
+        .await
+        .context("cannot run worker evaluate")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "worker evaluate: {}", said.lines().last().unwrap_or("it said nothing"));
+    let report: Report = serde_json::from_slice(&output.stdout).context("worker evaluate --json")?;
+    Ok(report.corpus)
+}

@@ -1,0 +1,102 @@
+//! The processes of a run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use config::RunFile;
+use local_cluster::{Coordinator, Process, command, parameters_sha256};
+use proto::v1::{StatusRequest, admin_client::AdminClient};
+
+use crate::progress::Progress;
+
+/// Interval of status requests to the coordinator.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Synthesizes the data set, with `more` options, unless it exists.
+///
+/// # Errors
+/// It cannot be synthesized, or the existing one has another number of images.
+pub fn synthesize(world: &Path, images: u32, seed: u64, more: &[&str]) -> Result<()> {
+    if world.join("dataset.json").exists() {
+        let there = std::fs::read_dir(world.join("images")).with_context(|| world.display().to_string())?.count();
+        let folder = world.parent().unwrap_or(world).display();
+        ensure!(there == images as usize, "the world in {folder} has {there} images, not {images}: remove that folder");
+        return Ok(());
+    }
+    let mut command = command("worker")?;
+    command.arg("synthesize").arg("--out").arg(world);
+    command.args(["--images", &images.to_string(), "--seed", &seed.to_string()]).args(more);
+    let status = command.status().context("cannot run worker synthesize")?;
+    ensure!(status.success(), "worker synthesize failed");
+    Ok(())
+}
+
+/// A coordinator and its workers.
+pub struct Cluster {
+    coordinator: Coordinator,
+    workers: Vec<Process>,
+}
+
+impl Cluster {
+    /// Starts a coordinator on free ports, and as many workers as the run takes.
+    ///
+    /// # Errors
+    /// A program is missing or does not start.
+    pub fn start(config: &Path, run: &RunFile) -> Result<Self> {
+        let log = |name: &str| run.output.join(format!("{name}.log"));
+        let coordinator = Coordinator::start(command("coordinator")?, config, &[], log("coordinator"))?;
+        let (grpc, http) = (&coordinator.grpc, &coordinator.http);
+        println!("coordinator: grpc={grpc} http={http}; page: http://{http}");
+        let url = format!("http://{grpc}");
+        let workers = (0..run.workers.max)
+            .map(|id| {
+                let mut command = command("worker")?;
+                command.args(["join", "--coordinator", &url, "--rank", &id.to_string(), "--threads", "1"]);
+                command.env("OMP_NUM_THREADS", "1");
+                let name = format!("worker-{id}");
+                Ok(Process::start(&name, &mut command, log(&name))?)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { coordinator, workers })
+    }
+
+    /// Shows progress until the run is complete. Returns the SHA-256 of each worker's parameters,
+    /// by worker id.
+    ///
+    /// # Errors
+    /// A process failed; the message has the end of its log.
+    pub async fn watch(mut self, mut progress: Progress) -> Result<BTreeMap<String, String>> {
+        let url = format!("http://{}", self.coordinator.grpc);
+        let mut admin = AdminClient::connect(url).await.context("cannot reach the coordinator")?;
+        let mut tick = tokio::time::interval(POLL);
+        let mut is_running = true;
+        while is_running {
+            tick.tick().await;
+            is_running = is_alive(&mut self.coordinator.process)?;
+            for worker in &mut self.workers {
+                is_running |= is_alive(worker)?;
+            }
+            // A coordinator that shuts down may not answer.
+            if let Ok(status) = admin.status(StatusRequest {}).await {
+                progress.show(&status.into_inner());
+            }
+        }
+        progress.done();
+        let mut hashes = BTreeMap::new();
+        for (id, worker) in self.workers.iter_mut().enumerate() {
+            let printed = worker.finish()?;
+            let hash = parameters_sha256(&printed).with_context(|| format!("worker {id} did not finish"))?;
+            hashes.insert(id.to_string(), hash.to_owned());
+        }
+        Ok(hashes)
+    }
+}
+
+/// Whether a process still runs; fails if it has failed.
+fn is_alive(process: &mut Process) -> Result<bool> {
+    let status = process.try_wait()?;
+    status.map_or(Ok(()), |status| process.check(status))?;
+    Ok(status.is_none())
+}

@@ -1,0 +1,76 @@
+use std::path::PathBuf;
+
+use object_store::path::Path as Key;
+use url::Url;
+
+use crate::LocationError;
+
+/// A folder or a prefix of a bucket.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Location {
+    /// A folder on a disk.
+    Folder(PathBuf),
+    /// A prefix, which may be empty, of an S3 bucket.
+    Bucket {
+        /// The name of the bucket.
+        name: String,
+        /// The prefix of all keys.
+        prefix: Key,
+    },
+}
+
+impl Location {
+    /// Parses a path, `file:///folder` or `s3://bucket/prefix`.
+    ///
+    /// # Errors
+    /// It has none of these forms.
+    pub fn parse(location: &str) -> Result<Self, LocationError> {
+        let wrong = |problem: String| LocationError { location: location.to_owned(), problem };
+        let unknown = || wrong("is neither a path nor of the form file:///folder or s3://bucket/prefix".to_owned());
+        match location.split_once("://") {
+            None => Ok(Self::Folder(location.into())),
+            Some(("file", _)) => {
+                let folder = Url::parse(location).map_err(|error| wrong(error.to_string()))?.to_file_path();
+                folder.map(Self::Folder).map_err(|()| unknown())
+            }
+            Some(("s3", rest)) => {
+                let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                if name.is_empty() {
+                    return Err(unknown());
+                }
+                let prefix = Key::parse(prefix).map_err(|error| wrong(error.to_string()))?;
+                Ok(Self::Bucket { name: name.to_owned(), prefix })
+            }
+            Some(_) => Err(unknown()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_and_buckets_are_told_apart() {
+        let folder = |path: &str| Location::Folder(path.into());
+        let bucket = |prefix: &str| Location::Bucket { name: "bucket".into(), prefix: Key::parse(prefix).unwrap() };
+        for (place, expected) in [
+            ("runs/a", folder("runs/a")),
+            ("/runs/a b", folder("/runs/a b")),
+            ("file:///runs/a b%20c/", folder("/runs/a b c/")),
+            ("s3://bucket", bucket("")),
+            ("s3://bucket/", bucket("")),
+            ("s3://bucket/runs/a/", bucket("runs/a")),
+        ] {
+            assert_eq!(Location::parse(place).unwrap(), expected, "{place}");
+        }
+    }
+
+    #[test]
+    fn what_is_neither_is_named() {
+        for place in ["s3://", "s3:///prefix", "s3://bucket/../a", "http://host/a", "file://host/a"] {
+            let error = Location::parse(place).unwrap_err().to_string();
+            assert!(error.starts_with(place), "{error}");
+        }
+    }
+}

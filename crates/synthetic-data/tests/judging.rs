@@ -1,0 +1,232 @@
+//! The judge finds lies and nonsense.
+
+mod common;
+
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use synthetic_data::{
+    Claims, Colour, LEVELS, Level, Link, Object, Phrase, Relation, Scene, Shape, Size, Verdict, captions, compose,
+    judge, parse,
+};
+
+/// A large red circle left of and above a small blue square; a small red star below both.
+fn scene() -> Scene {
+    let object = |shape, colour, size, x, y| Object { shape, colour, size, x, y };
+    Scene::new(vec![
+        object(Shape::Circle, Colour::Red, Size::Large, 11, 11),
+        object(Shape::Square, Colour::Blue, Size::Small, 53, 20),
+        object(Shape::Star, Colour::Red, Size::Small, 32, 53),
+    ])
+    .unwrap()
+}
+
+#[test]
+fn truths() {
+    for (caption, details) in [
+        ("a star", 1),
+        ("a red star", 2),
+        ("a star and a circle", 2),
+        ("there is a big red circle", 3),
+        ("a circle above a star", 3),
+        ("a circle higher than a square", 3),
+        ("a circle to the left of a star to the left of a square", 5),
+        ("a drawing of a large red circle on the left of a little blue square and a small red star", 10),
+    ] {
+        assert_eq!(judge(caption, &scene()), Verdict { grammatical: true, truthful: true, details }, "{caption}");
+    }
+}
+
+#[test]
+fn lies() {
+    for (caption, details) in [
+        ("a triangle", 1),
+        ("a blue star", 2),
+        ("a large star", 2),
+        ("a circle below a star", 3),
+        ("a star left of a circle", 3),
+        ("a red circle and a red circle", 4),
+        ("a circle above a circle", 3),
+        ("a star and a red star", 3),
+        ("a circle and a square and a star and a star", 4),
+        ("a picture of a circle and a square and a star and a triangle and a cross", 5),
+    ] {
+        assert_eq!(judge(caption, &scene()), Verdict { grammatical: true, truthful: false, details }, "{caption}");
+    }
+}
+
+#[test]
+fn nonsense_says_nothing() {
+    for caption in ["", "red", "a", "star a", "a star a star", "a star above", "red a star", "a star and and a circle"]
+    {
+        assert_eq!(judge(caption, &scene()), Verdict::default(), "{caption}");
+    }
+}
+
+#[test]
+fn matching_is_not_greedy() {
+    let star = |colour, x| Object { shape: Shape::Star, colour, size: Size::Small, x, y: 30 };
+    let scene = Scene::new(vec![star(Colour::Red, 10), star(Colour::Blue, 50)]).unwrap();
+    assert!(judge("a star and a red star", &scene).truthful, "the first is the blue one");
+    assert!(judge("a star right of a star", &scene).truthful);
+    assert!(!judge("a star right of a star left of a star", &scene).truthful, "there are only two");
+    assert!(!judge("a star left of a red star", &scene).truthful);
+    assert!(!judge("a star above a star", &scene).truthful);
+}
+
+/// The most detailed caption of a scene: it names everything.
+fn full(scene: &Scene, seed: u64) -> String {
+    let captions = captions(scene, seed);
+    captions[LEVELS.iter().position(|level| *level == Level::Full).unwrap()].clone()
+}
+
+/// The text of some claims, written independently of the library's writer.
+fn text(claims: &Claims) -> String {
+    let mut text = String::new();
+    for (index, phrase) in claims.phrases.iter().enumerate() {
+        if index > 0 {
+            let link = claims.links.iter().find(|link| link.object == index);
+            text += link.map_or(" and ", |link| match link.relation {
+                Relation::LeftOf => " left of ",
+                Relation::RightOf => " to the right of ",
+                Relation::Above => " over ",
+                Relation::Below => " lower than ",
+            });
+        }
+        let named =
+            [phrase.size.map(|size| size.words()[1]), phrase.colour.map(Colour::word), Some(phrase.shape.word())];
+        let named = named.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        text += if named.starts_with('o') { "an " } else { "a " };
+        text += &named;
+    }
+    text
+}
+
+/// Whether claims hold, by trying every choice of objects whatsoever.
+fn holds(claims: &Claims, scene: &Scene) -> bool {
+    let objects = scene.objects();
+    let (places, count) = (u32::try_from(claims.phrases.len()).unwrap(), objects.len());
+    (0..count.pow(places)).any(|choice| {
+        let chosen: Vec<_> = (0..places).map(|place| choice / count.pow(place) % count).collect();
+        let distinct = chosen.iter().enumerate().all(|(at, one)| !chosen[..at].contains(one));
+        let fits = claims.phrases.iter().zip(&chosen).all(|(phrase, index)| {
+            let object = &objects[*index];
+            phrase.shape == object.shape
+                && (phrase.colour.is_none() || phrase.colour == Some(object.colour))
+                && (phrase.size.is_none() || phrase.size == Some(object.size))
+        });
+        let lie = |link: &Link| {
+            let (a, b) = (&objects[chosen[link.subject]], &objects[chosen[link.object]]);
+            let (dx, dy) = (i32::from(a.x) - i32::from(b.x), i32::from(a.y) - i32::from(b.y));
+            match link.relation {
+                Relation::LeftOf => dx <= -6,
+                Relation::RightOf => dx >= 6,
+                Relation::Above => dy <= -6,
+                Relation::Below => dy >= 6,
+            }
+        };
+        distinct && fits && claims.links.iter().all(lie)
+    })
+}
+
+/// Claims about things like those in `scene`, so that true ones are not too rare.
+fn claims_about(scene: Scene) -> impl Strategy<Value = (Scene, Claims)> {
+    let one = (select(scene.objects().to_vec()), any::<bool>(), any::<bool>(), proptest::option::of(0usize..4));
+    proptest::collection::vec(one, 1..=5).prop_map(move |chosen| {
+        let mut claims = Claims { phrases: Vec::new(), links: Vec::new() };
+        for (index, (object, size, colour, relation)) in chosen.into_iter().enumerate() {
+            let shape = object.shape;
+            claims.phrases.push(Phrase {
+                size: size.then_some(object.size),
+                colour: colour.then_some(object.colour),
+                shape,
+            });
+            if let (Some(relation), Some(subject)) = (relation, index.checked_sub(1)) {
+                claims.links.push(Link { subject, relation: Relation::ALL[relation], object: index });
+            }
+        }
+        (scene.clone(), claims)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn claims_are_read_back_and_judged_as_by_brute_force(
+        (scene, claims) in common::any_scene().prop_flat_map(claims_about)
+    ) {
+        let caption = text(&claims);
+        prop_assert_eq!(parse(&caption), Some(claims.clone()), "{}", caption);
+        let verdict = judge(&caption, &scene);
+        prop_assert_eq!(verdict.truthful, holds(&claims, &scene), "{} of {:?}", caption, scene);
+        prop_assert_eq!(verdict.details, claims.details());
+    }
+
+    /// A full caption names every object's kind, so with one attribute exchanged it names either a kind that is not
+    /// there or one twice.
+    #[test]
+    fn a_wrong_attribute_is_a_lie(seed: u64, which: Index, what in 0..3, instead: Index) {
+        let scene = compose(seed);
+        let mut claims = parse(&full(&scene, seed)).unwrap();
+        let phrase = which.index(claims.phrases.len());
+        let phrase = &mut claims.phrases[phrase];
+        match what {
+            0 => phrase.shape = *instead.get(&Shape::ALL),
+            1 => phrase.colour = Some(*instead.get(&Colour::ALL)),
+            _ => phrase.size = Some(*instead.get(&Size::ALL)),
+        }
+        let unchanged = parse(&full(&scene, seed)).unwrap() == claims;
+        prop_assert_eq!(judge(&text(&claims), &scene).truthful, unchanged);
+    }
+
+    #[test]
+    fn an_opposite_relation_is_a_lie(seed: u64, which: Index) {
+        let scene = compose(seed);
+        let mut claims = parse(&full(&scene, seed)).unwrap();
+        if claims.links.is_empty() {
+            return Ok(());
+        }
+        let link = which.index(claims.links.len());
+        let relation = &mut claims.links[link].relation;
+        *relation = match relation {
+            Relation::LeftOf => Relation::RightOf,
+            Relation::RightOf => Relation::LeftOf,
+            Relation::Above => Relation::Below,
+            Relation::Below => Relation::Above,
+        };
+        prop_assert!(!judge(&text(&claims), &scene).truthful);
+    }
+
+    #[test]
+    fn any_text_is_judged(caption: String, seed: u64) {
+        let verdict = judge(&caption, &compose(seed));
+        prop_assert!(verdict.grammatical || verdict == Verdict::default());
+    }
+
+    /// Whatever is accepted says exactly what its words say: the words of its claims, articles and links are all there.
+    #[test]
+    fn whatever_is_accepted_has_one_reading(words in proptest::collection::vec(select(synthetic_data::vocabulary()), 1..9)) {
+        if let Some(claims) = parse(&words.join(" ")) {
+            let nouns = words.iter().filter(|word| Shape::ALL.iter().any(|shape| shape.word() == **word)).count();
+            let colours = words.iter().filter(|word| Colour::ALL.iter().any(|colour| colour.word() == **word)).count();
+            let ands = words.iter().filter(|word| **word == "and").count();
+            prop_assert_eq!(claims.phrases.len(), nouns);
+            prop_assert_eq!(claims.phrases.iter().filter(|phrase| phrase.colour.is_some()).count(), colours);
+            prop_assert_eq!(claims.links.len() + ands + 1, nouns);
+        }
+    }
+}
+
+#[test]
+fn shuffled_captions_are_hardly_ever_grammatical() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut grammatical = 0;
+    for seed in 0..2_000 {
+        let caption = full(&compose(seed), seed);
+        let words: Vec<_> = caption.split(' ').map(str::to_owned).collect();
+        let shuffled = Just(words).prop_shuffle().new_tree(&mut runner).unwrap().current().join(" ");
+        grammatical += usize::from(parse(&shuffled).is_some());
+    }
+    assert!(grammatical < 10, "{grammatical} of 2000");
+}

@@ -1,0 +1,259 @@
+//! What an evaluation says does not depend on who does it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use test_support::{Coordinator, Place, Process, clip, complete, error_line, run, wait_for};
+
+/// A place whose validation split takes several ranges, and a checkpoint of a short run on it.
+fn place() -> (Place, PathBuf) {
+    let place = Place::with_images(1100);
+    complete(&place, &place.run_file("first", 1, ""), 1);
+    let checkpoint = place.last_checkpoint("first");
+    clip::write(&place.path("clip.safetensors"), 1);
+    (place, checkpoint)
+}
+
+/// A run that starts from `checkpoint` and is evaluated before every of `steps` steps, by its own evaluator, by another, and by its
+/// own under another name.
+fn run_file(place: &Place, name: &str, checkpoint: &Path, workers: &str, steps: u32) -> PathBuf {
+    let (folder, checkpoint) = (place.path("").display().to_string(), checkpoint.display());
+    let text = format!(
+        "name: test\nseed: 11\noutput: {folder}{name}\nworkers: {workers}\n\
+         data:\n  karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}\n  \
+         scenes: {folder}world/scenes.json\nvocabulary: corpus\n\
+         evaluator: {{ weights: {checkpoint}, prefix: \"\" }}\nevaluators:\n  \
+         clip_s: {{ weights: {folder}clip.safetensors }}\n  \
+         pac_s_again: {{ weights: {checkpoint}, prefix: \"\" }}\n\
+         captioner: {{ weights: {checkpoint}, dropout: 0.0 }}\n\
+         decoding: {{ beams: 3, max_length: 12 }}\nstages:\n  \
+         - {{ name: dico, objective: dico, steps: {steps}, batch: 6, evaluate_first: true, evaluate_every: 1, \
+             dico: {{ reward: {{ pac_s: 0.5, clip_s: 0.5 }} }}, \
+             optimizer: {{ learning_rate: 1.0e-4 }} }}\n"
+    );
+    let path = place.path(&format!("{name}.yaml"));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Metrics and items of the evaluation before the first step.
+fn first_evaluation(place: &Place, name: &str) -> (String, Vec<[String; 3]>) {
+    let journal = place.journal(name);
+    let metrics =
+        journal.query_row("SELECT metrics_json FROM evaluations WHERE step = 0", [], |row| row.get(0)).unwrap();
+    let query = "SELECT image, caption, scores_json FROM evaluation_items WHERE step = 0 ORDER BY image";
+    let mut statement = journal.prepare(query).unwrap();
+    let items = statement.query_map([], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?])).unwrap();
+    (metrics, items.map(Result::unwrap).collect())
+}
+
+#[test]
+fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
+    let (place, checkpoint) = place();
+    let evaluated = [1, 2, 3].map(|workers| {
+        let name = format!("by-{workers}");
+        let config = run_file(&place, &name, &checkpoint, &format!("{{ min: {workers}, max: {workers} }}"), 1);
+        complete(&place, &config, workers);
+        first_evaluation(&place, &name)
+    });
+    assert_eq!(evaluated[0].1.len(), 110);
+    assert_eq!(evaluated[0], evaluated[1]);
+    assert_eq!(evaluated[0], evaluated[2]);
+
+    let [checkpoint, config] = [&checkpoint, &place.path("by-1.yaml")].map(|path| path.to_string_lossy().into_owned());
+    let captions = place.path("captions.json").to_string_lossy().into_owned();
+    let arguments = [
+        "evaluate",
+        "--checkpoint",
+        &checkpoint,
+        "--config",
+        &config,
+        "--split",
+        "val",
+        "--json",
+        "--captions",
+        &captions,
+    ];
+    let arguments = arguments.into_iter().chain(["--threads", "1"]).collect::<Vec<_>>();
+    let output = run("worker", &arguments);
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let metrics: serde_json::Value = serde_json::from_str(&evaluated[0].0).unwrap();
+    assert_eq!(report["corpus"], metrics);
+    for name in ["pac_s", "ref_pac_s", "retrieval_r1", "retrieval_mrr"] {
+        let again = match name.strip_prefix("retrieval") {
+            Some(rest) => format!("pac_s_again_retrieval{rest}"),
+            None => format!("{name}_again"),
+        };
+        assert!(metrics[name].is_number() && metrics[&again] == metrics[name], "{again}: {metrics}");
+    }
+    for name in ["clip_s", "ref_clip_s", "clip_s_retrieval_r5"] {
+        assert!(metrics[name].is_number(), "{name} is missing in {metrics}");
+    }
+    assert_ne!(metrics["clip_s"], metrics["pac_s"]);
+    for metric in ["pac_s", "ref_pac_s", "cider", "meteor", "rouge_l", "rep_1", "retrieval_r10", "grammatical"] {
+        assert!(metrics[metric].is_number(), "{metric} is missing in {metrics}");
+    }
+    // COCO's result format, from the command and from the coordinator.
+    let by_command = std::fs::read_to_string(&captions).unwrap();
+    let by_coordinator = std::fs::read_to_string(place.path("by-2/captions/0-dico-00000000.json")).unwrap();
+    assert_eq!(by_command, by_coordinator);
+    let results: Vec<serde_json::Value> = serde_json::from_str(&by_command).unwrap();
+    let ids: BTreeSet<u64> = results.iter().map(|result| result["image_id"].as_u64().unwrap()).collect();
+    assert_eq!((results.len(), ids.len()), (110, 110));
+    assert!(results.iter().all(|result| result["caption"].is_string()));
+
+    let error = error_line(&run("worker", &["evaluate", "--checkpoint", "/nowhere", "--config", &config]));
+    assert!(error.contains("/nowhere") && error.contains("no model folder"), "{error}");
+}
+
+#[test]
+fn an_evaluation_that_loses_a_worker_finishes_without_it_and_captions_every_image_once() {
+    let (place, checkpoint) = place();
+    let config = run_file(&place, "shaken", &checkpoint, "{ min: 1, max: 3 }", 40);
+    let coordinator = Coordinator::start(&place, &config);
+    let mut workers: BTreeMap<u32, Process> = (0..3).map(|rank| (rank, coordinator.worker(&place, rank))).collect();
+    // Until one was lost in the middle of an evaluation: not every blow falls there.
+    let mut next = 3;
+    let survived = loop {
+        let (victim, generation) = wait_for("an evaluation", || evaluating(&coordinator, &workers));
+        workers.remove(&victim);
+        if let Some(step) = survived_evaluation(&place, generation) {
+            break step;
+        }
+        workers.insert(next, coordinator.worker(&place, next));
+        next += 1;
+    };
+    let journal = place.journal("shaken");
+    let items = |sql: &str| journal.query_row(sql, [survived], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(items("SELECT count(*) FROM evaluation_items WHERE step = ?"), 110);
+    assert_eq!(items("SELECT count(DISTINCT image) FROM evaluation_items WHERE step = ?"), 110);
+}
+
+/// A worker that is seen in an evaluation together with others: its rank, and the generation.
+fn evaluating(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>) -> Option<(u32, i64)> {
+    let status = coordinator.status();
+    let members = status["members"].as_array().unwrap();
+    let evaluating = members.iter().filter(|member| members.len() > 1 && member["phase"] == "evaluate");
+    let mut ranks = evaluating.map(|member| member["rank"].as_u64().unwrap() as u32);
+    let rank = ranks.rfind(|rank| workers.contains_key(rank))?;
+    Some((rank, status["generation"].as_i64().unwrap()))
+}
+
+/// The step of an evaluation that was due when the generation `lost` lost a member, and that a later one finished; none if it was
+/// finished before.
+fn survived_evaluation(place: &Place, lost: i64) -> Option<i64> {
+    let journal = place.journal("shaken");
+    let number = |sql: &str, of: i64| journal.query_row(sql, [of], |row| row.get::<_, Option<i64>>(0)).unwrap();
+    // What the next generation does first is to finish an evaluation that is not, at the step where it begins.
+    let start = "SELECT (SELECT step FROM generations WHERE number > ? ORDER BY number LIMIT 1)";
+    let step = wait_for("the next generation", || number(start, lost));
+    let by = "SELECT min(generation) FROM evaluations WHERE step = ?";
+    let generation = wait_for("its evaluation", || number(by, step));
+    (generation > lost).then_some(step)
+}
+
+/// Gives the images of the validation split folders, so that two each have the same file name; scenes with them.
+fn pair_file_names(place: &Place) -> serde_json::Value {
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(place.path(&format!("world/{name}.json"))).unwrap()).unwrap()
+    };
+    let (mut dataset, mut scenes) = (read("dataset"), read("scenes"));
+    let images = place.path("world/images");
+    let mut next = 0;
+    for image in dataset["images"].as_array_mut().unwrap() {
+        if image["split"] != "val" {
+            continue;
+        }
+        let (folder, name) = (["a", "b"][next % 2], format!("{}.jpg", next / 2));
+        std::fs::create_dir_all(images.join(folder)).unwrap();
+        let old = image["filename"].as_str().unwrap().to_owned();
+        std::fs::rename(images.join(&old), images.join(folder).join(&name)).unwrap();
+        scenes[format!("{folder}/{name}")] = scenes[&old].clone();
+        (image["filepath"], image["filename"]) = (folder.into(), name.into());
+        next += 1;
+    }
+    for (name, value) in [("dataset", &dataset), ("scenes", &scenes)] {
+        std::fs::write(place.path(&format!("world/{name}.json")), value.to_string()).unwrap();
+    }
+    dataset
+}
+
+#[test]
+fn images_of_one_file_name_are_all_evaluated_and_score_against_cocos_annotations() {
+    let place = Place::new();
+    let dataset = pair_file_names(&place);
+    complete(&place, &place.run_file("paired", 1, ""), 1);
+
+    let journal = place.journal("paired");
+    let query = "SELECT DISTINCT image FROM evaluation_items WHERE stage = 2 AND step = 4 ORDER BY image";
+    let mut statement = journal.prepare(query).unwrap();
+    let images: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    assert_eq!(images, ["a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg"]);
+    let query = "SELECT count(*) FROM evaluation_items WHERE scores_json ->> 'truthful' IS NOT NULL AND stage = 2";
+    assert_eq!(journal.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap(), 12);
+
+    // The captions of the run, against the annotations in COCO's form and in Karpathy's.
+    let validation = || dataset["images"].as_array().unwrap().iter().filter(|image| image["split"] == "val");
+    let annotations = validation().flat_map(|image| {
+        let sentences = image["sentences"].as_array().unwrap();
+        sentences.iter().map(|sentence| serde_json::json!({ "image_id": image["cocoid"], "caption": sentence["raw"] }))
+    });
+    let coco = serde_json::json!({ "images": [], "annotations": annotations.collect::<Vec<_>>() });
+    std::fs::write(place.path("coco.json"), coco.to_string()).unwrap();
+    let score = |references: &str, more: &[&str]| {
+        let [references, candidates] =
+            [references, "paired/captions/2-dico-00000004.json"].map(|name| place.path(name).display().to_string());
+        let arguments = ["score", "--references", &references, "--candidates", &candidates, "--json"];
+        let output = run("worker", &[&arguments[..], more].concat());
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let by_coco = score("coco.json", &[]);
+    assert_eq!(by_coco["items"]["cider"].as_object().unwrap().len(), 6);
+    assert_eq!(score("world/dataset.json", &["--split", "val"])["corpus"], by_coco["corpus"]);
+
+    // The report shows all of them.
+    let [config, report] = ["paired.yaml", "report.html"].map(|name| place.path(name).display().to_string());
+    let made = run("coordinator", &["report", "--config", &config, "--out", &report]);
+    assert!(made.status.success(), "{made:?}");
+    let report = std::fs::read_to_string(report).unwrap();
+    assert!(images.iter().all(|image| report.contains(image)) && report.contains("data:image/jpeg;base64,"));
+    evaluate_without_captions(&place);
+}
+
+/// Captions an image list, as an evaluation server wants it, with domains as nocaps has them.
+fn evaluate_without_captions(place: &Place) {
+    let images = (0..3).zip(["a/0.jpg", "b/0.jpg", "a/1.jpg"]).map(|(id, name)| {
+        serde_json::json!({ "id": 100 + id, "file_name": name, "domain": if id == 0 { "in-domain" } else { "out-domain" } })
+    });
+    let list = serde_json::json!({ "info": {}, "images": images.collect::<Vec<_>>() });
+    std::fs::write(place.path("list.json"), list.to_string()).unwrap();
+    let folder = place.path("").display().to_string();
+    let config = std::fs::read_to_string(place.path("paired.yaml")).unwrap();
+    let karpathy = format!("karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}");
+    let split = format!("{{ annotations: {folder}list.json, images: {folder}world/images }}");
+    let coco = format!("coco: {{ train: {split}, validation: {split}, test: {split} }}");
+    assert!(config.contains(&karpathy));
+    std::fs::write(place.path("listed.yaml"), config.replace(&karpathy, &coco)).unwrap();
+
+    let path = |name: &str| place.path(name).display().to_string();
+    let error = error_line(&run("coordinator", &["validate", "--config", &path("listed.yaml")]));
+    let needed = "list.json: split `train` has no captions: stage `evaluator` (contrastive) trains on them";
+    assert!(error.contains(needed), "{error}");
+
+    let checkpoint = place.last_checkpoint("paired").display().to_string();
+    let (config, captions) = (path("listed.yaml"), path("server.json"));
+    let arguments = ["evaluate", "--checkpoint", &checkpoint, "--config", &config, "--captions", &captions, "--json"];
+    let output = run("worker", &[&arguments[..], &["--threads", "1"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (scores, domains) = (report["corpus"].as_object().unwrap(), report["domains"].as_object().unwrap());
+    assert!(scores.contains_key("pac_s") && scores.contains_key("retrieval_r1") && scores.contains_key("mean_length"));
+    assert!(!scores.contains_key("cider") && !scores.contains_key("ref_pac_s"));
+    assert_eq!(domains.keys().collect::<Vec<_>>(), ["in-domain", "out-domain"]);
+    assert_eq!(domains["in-domain"]["pac_s"], report["items"]["pac_s"]["a/0.jpg"]);
+    let results: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(captions).unwrap()).unwrap();
+    let ids: BTreeSet<u64> = results.iter().map(|result| result["image_id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [100, 101, 102].into());
+}

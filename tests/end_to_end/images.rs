@@ -1,0 +1,258 @@
+//! Bad and odd images: what cannot be decoded is left out, counted and named, or refused; EXIF
+//! orientation is applied only if asked.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::Value;
+use test_support::{Coordinator, Place, Process, clip, complete, error_line, printed_hash, run};
+
+/// A PNG with a sound header and end whose pixels are not there: only decoding tells.
+fn damaged_png() -> Vec<u8> {
+    let header = [0, 0, 0, 32, 0, 0, 0, 32, 8, 2, 0, 0, 0];
+    let mut crc = u32::MAX;
+    for byte in b"IHDR".iter().chain(&header) {
+        crc = (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()));
+    }
+    let data = b"\0\0\0\x04IDATdust\0\0\0\0\0\0\0\0IEND\xAE\x42\x60\x82";
+    [&b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"[..], &header, &(!crc).to_be_bytes(), data].concat()
+}
+
+/// The annotations of the place's world.
+fn annotations(place: &Place) -> Value {
+    serde_json::from_slice(&std::fs::read(place.path("world/dataset.json")).unwrap()).unwrap()
+}
+
+/// Images of a split, by name and number of captions, in order.
+fn listed(annotations: &Value, split: &str) -> Vec<(String, u64)> {
+    let images = annotations["images"].as_array().unwrap().iter().filter(|image| image["split"] == split);
+    let named = |image: &Value| {
+        (image["filename"].as_str().unwrap().to_owned(), image["sentences"].as_array().unwrap().len() as u64)
+    };
+    images.map(named).collect()
+}
+
+/// A run of all four objectives on some annotations of the place's world.
+fn run_file(place: &Place, name: &str, annotations: &str, skip_corrupt: bool, stages: [&str; 4]) -> PathBuf {
+    let folder = place.path("").display().to_string();
+    let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
+    let objectives = ["contrastive", "cross_entropy", "scst", "dico"];
+    let stages: String = objectives
+        .iter()
+        .zip(stages)
+        .map(|(objective, more)| format!("  - {{ name: {objective}, objective: {objective}, {more}, {optimizer} }}\n"))
+        .collect();
+    let text = format!(
+        "name: test\nseed: 11\noutput: {folder}{name}\nworkers: {{ min: 3, max: 3 }}\n\
+         data:\n  karpathy: {{ annotations: {folder}world/{annotations}, images: {folder}world/images }}\n  \
+         positives: {{ images: {folder}world/positives/images, captions: {folder}world/positives/captions.json }}\n  \
+         skip_corrupt: {skip_corrupt}\nvocabulary: corpus\nevaluator: {{ preset: tiny }}\n\
+         captioner: {{ preset: tiny, dropout: 0.0 }}\ndecoding: {{ beams: 3, max_length: 12 }}\nstages:\n{stages}"
+    );
+    let path = place.path(&format!("{name}.yaml"));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Runs a run file with three workers to its end; the hash of their parameters, and all that they
+/// logged.
+fn train(place: &Place, run_file: &Path) -> (String, String) {
+    let coordinator = Coordinator::start(place, run_file);
+    let workers: Vec<Process> = (0..3).map(|rank| coordinator.worker(place, rank)).collect();
+    let finished = workers.into_iter().map(|worker| {
+        let (well, printed) = worker.finish();
+        assert!(well);
+        printed_hash(&printed).expect("a worker that finished says so")
+    });
+    let hashes: BTreeSet<String> = finished.collect();
+    assert!(coordinator.process.finish().0);
+    assert_eq!(hashes.len(), 1, "the ranks differ");
+    let log = |rank: u32| std::fs::read_to_string(place.path(&format!("worker-{rank}.log"))).unwrap();
+    (hashes.into_iter().next().unwrap(), (0..3).map(log).collect())
+}
+
+fn validate(run_file: &Path, more: &[&str]) -> Output {
+    let config = run_file.to_string_lossy();
+    run("coordinator", &[&["validate", "--config", &*config][..], more].concat())
+}
+
+/// The last parts of the names of the bad images that `validate --json` lists.
+fn bad_images(output: &Output) -> BTreeSet<String> {
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {output:?}"));
+    let bad = printed["bad_images"].as_array().unwrap().iter();
+    let name =
+        |bad: &Value| Path::new(bad["image"].as_str().unwrap()).file_name().unwrap().to_string_lossy().into_owned();
+    bad.map(name).collect()
+}
+
+/// Samples that each stage of a run trained on.
+fn samples(place: &Place, name: &str) -> Vec<u64> {
+    let journal = place.journal(name);
+    let count = |stage: i64| {
+        let query = "SELECT sum(samples) FROM steps WHERE stage = ?";
+        journal.query_row(query, [stage], |row| row.get::<_, i64>(0)).unwrap() as u64
+    };
+    (0..4).map(count).collect()
+}
+
+/// All 40 are found before training, by a look at the headers and ends of all files: so the two
+/// runs have the same list of images, and the same permutation of it. Hence they are held to the
+/// strictest sense of training on the same samples: the same parameters, to the bit.
+#[test]
+fn a_run_with_forty_bad_images_of_two_hundred_equals_one_without_them_and_names_them_all() {
+    let place = Place::with_images_and_positives(250);
+    let mut all = annotations(&place);
+    let train_images = listed(&all, "train");
+    assert_eq!(train_images.len(), 200);
+    let bad: Vec<&str> = train_images.iter().step_by(5).map(|(name, _)| name.as_str()).collect();
+    for (number, name) in bad.iter().enumerate() {
+        let path = place.path("world/images").join(name);
+        let sound = std::fs::read(&path).unwrap();
+        match number % 4 {
+            0 => std::fs::write(&path, &sound[..sound.len() * 2 / 3]).unwrap(),
+            1 => std::fs::write(&path, b"").unwrap(),
+            2 => std::fs::write(&path, b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n").unwrap(),
+            _ => std::fs::remove_file(&path).unwrap(),
+        }
+    }
+    let is_bad = |image: &Value| bad.contains(&image["filename"].as_str().unwrap());
+    all["images"].as_array_mut().unwrap().retain(|image| !is_bad(image));
+    std::fs::write(place.path("world/good.json"), all.to_string()).unwrap();
+
+    let stages = [
+        "steps: 6, batch: 12, contrastive: { generated_images: 0.05, generated_captions: 0.1 }",
+        "steps: 6, batch: 12",
+        "steps: 4, batch: 3",
+        "steps: 4, batch: 3",
+    ];
+    let skipping = run_file(&place, "skipping", "dataset.json", true, stages);
+    let names: BTreeSet<String> = bad.iter().map(|&name| name.to_owned()).collect();
+    let validated = validate(&skipping, &["--decode-all", "--json"]);
+    assert!(validated.status.success(), "{validated:?}");
+    assert_eq!(bad_images(&validated), names);
+
+    let (with_bad, log) = train(&place, &skipping);
+    assert!(bad.iter().all(|name| log.contains(name)), "{log}");
+    assert_eq!(place.events("skipping", "joined")[0]["skipped_images"], 40);
+    let (without, _) = train(&place, &run_file(&place, "good", "good.json", false, stages));
+    assert_eq!(with_bad, without);
+
+    // Where images may not be left out, all are listed at once, too, and workers refuse to start.
+    let strict = run_file(&place, "strict", "dataset.json", false, stages);
+    let validated = validate(&strict, &["--decode-all", "--json"]);
+    assert_eq!(bad_images(&validated), names);
+    let error = error_line(&validated);
+    assert!(error.contains("40 images") && error.contains(bad[0]) && error.contains("data.skip_corrupt"), "{error}");
+    let coordinator = Coordinator::start(&place, &strict);
+    let error = error_line(&run("worker", &["join", "--coordinator", &coordinator.url, "--threads", "1"]));
+    assert!(error.contains(bad[0]) && error.contains("39 more") && error.contains("data.skip_corrupt"), "{error}");
+}
+
+/// Images that only decoding tells from sound ones take their places in the permutation. What is
+/// compared is then how many samples of an epoch were trained on: each stage is one epoch, and
+/// every sound image is to be there once. Batches are so small that whole shares, and whole
+/// batches, cannot be decoded.
+#[test]
+fn shares_and_batches_that_cannot_be_decoded_weigh_nothing() {
+    let place = Place::with_images_and_positives(30);
+    let all = annotations(&place);
+    let (train_images, validation) = (listed(&all, "train"), listed(&all, "val"));
+    assert_eq!((train_images.len(), validation.len()), (24, 3));
+    let (bad, good): (Vec<_>, Vec<_>) = train_images.iter().enumerate().partition(|(number, _)| number % 6 > 1);
+    let (drawn_badly, _) = good[0].1;
+    let bad: Vec<&str> =
+        bad.into_iter().map(|(_, (name, _))| name.as_str()).chain([validation[0].0.as_str()]).collect();
+    for name in &bad {
+        std::fs::write(place.path("world/images").join(name), damaged_png()).unwrap();
+    }
+    std::fs::write(place.path("world/positives/images").join(drawn_badly), damaged_png()).unwrap();
+    let captions: u64 = train_images.iter().map(|(_, captions)| captions).sum();
+    let stages = [
+        "steps: 8, batch: 3, contrastive: { generated_images: 0.05, generated_captions: 0.1 }".to_owned(),
+        format!("steps: {}, batch: 6", captions / 6),
+        "steps: 8, batch: 3".to_owned(),
+        "steps: 4, batch: 6, micro_batch: 1, evaluate_every: 4".to_owned(),
+    ];
+    let stages = stages.each_ref().map(String::as_str);
+    let skipping = run_file(&place, "skipping", "dataset.json", true, stages);
+    let (_, log) = train(&place, &skipping);
+    assert!(bad.iter().chain([&drawn_badly.as_str()]).all(|name| log.contains(name)), "{log}");
+    assert!(log.contains("the step changes nothing"), "{log}");
+    let good_captions: u64 = good.iter().map(|(_, (_, captions))| captions).sum();
+    assert_eq!(captions % 6, 0);
+    assert_eq!(samples(&place, "skipping"), [7, good_captions, 8, 8]);
+    let journal = place.journal("skipping");
+    let empty = "SELECT count(*) FROM steps WHERE samples = 0 AND loss IS NULL AND gradient_norm = 0";
+    assert!(journal.query_row(empty, [], |row| row.get::<_, i64>(0)).unwrap() > 0);
+    let captioned = "SELECT count(DISTINCT image) FROM evaluation_items";
+    assert_eq!(journal.query_row(captioned, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
+
+    let strict = run_file(&place, "strict", "dataset.json", false, stages);
+    let names: BTreeSet<String> = bad.iter().map(|&name| name.to_owned()).chain([drawn_badly.clone()]).collect();
+    for more in [&["--json"][..], &["--json", "--decode-all"]] {
+        assert_eq!(bad_images(&validate(&strict, more)), names);
+    }
+    let listed = String::from_utf8(validate(&strict, &[]).stdout).unwrap();
+    assert_eq!(listed.lines().filter(|line| line.starts_with("bad image: ")).count(), names.len(), "{listed}");
+    let alone = std::fs::read_to_string(&strict).unwrap().replace("{ min: 3, max: 3 }", "{ min: 1, max: 1 }");
+    std::fs::write(&strict, alone).unwrap();
+    let coordinator = Coordinator::start(&place, &strict);
+    let error = error_line(&run("worker", &["join", "--coordinator", &coordinator.url, "--threads", "1"]));
+    assert!(names.iter().any(|name| error.contains(name)) && error.contains("data.skip_corrupt"), "{error}");
+}
+
+#[test]
+fn exif_orientation_is_applied_where_it_is_asked_for_and_never_mixed() {
+    let place = Place::with_images(30);
+    clip::write(&place.path("evaluator.safetensors"), 1);
+    let name = listed(&annotations(&place), "val")[0].0.clone();
+    let photo = place.path("world/images").join(name);
+    let plain = std::fs::read(&photo).unwrap();
+    // Orientation 6: to be turned by 90 degrees.
+    let exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
+    std::fs::write(&photo, [&plain[..2], &[0xFF, 0xE1], &length, exif, &plain[2..]].concat()).unwrap();
+
+    let folder = place.path("").display().to_string();
+    let config = |name: &str, data: &str| {
+        let text = format!(
+            "name: test\nseed: 5\noutput: {folder}{name}\nworkers: {{ min: 1, max: 1 }}\n\
+             data:\n  karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}\n{data}\
+             vocabulary: corpus\ncaptioner: {{ preset: tiny, dropout: 0.0 }}\n\
+             evaluator: {{ weights: {folder}evaluator.safetensors }}\ndecoding: {{ beams: 3, max_length: 8 }}\nstages:\n  \
+             - {{ name: xe, objective: cross_entropy, steps: 2, batch: 4, optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
+        );
+        let path = place.path(&format!("{name}.yaml"));
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (ignoring, applying) = (config("ignoring", ""), config("applying", "  exif: true\n"));
+    let said = |config: &Path| String::from_utf8(validate(config, &[]).stdout).unwrap();
+    assert!(said(&ignoring).contains("1 images have an EXIF orientation that is not applied"), "{}", said(&ignoring));
+    assert!(!said(&applying).contains("EXIF"));
+
+    let encode = |config: &Path| {
+        let (config, out) = (config.to_string_lossy().into_owned(), format!("{folder}features"));
+        run("worker", &["encode", "--config", &config, "--split", "val", "--out", &out])
+    };
+    assert!(encode(&ignoring).status.success());
+    let error = error_line(&encode(&applying));
+    assert!(error.contains("another preprocessing") && error.contains("EXIF orientation applied"), "{error}");
+    // Nor is another crop.
+    let error = error_line(&encode(&config("floor", "  crop_offset: floor\n")));
+    assert!(error.contains("another preprocessing") && error.contains("offset rounded down"), "{error}");
+
+    complete(&place, &applying, 1);
+    let (checkpoint, photo) = (place.last_checkpoint("applying").display().to_string(), photo.display().to_string());
+    let caption = |more: &[&str]| {
+        let output = run("worker", &[&["caption", "--checkpoint", &checkpoint, "--json", &photo][..], more].concat());
+        assert!(output.status.success(), "{output:?}");
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (turned, warning) = caption(&[]);
+    assert!(warning.contains("EXIF orientation (6) is not applied") && warning.contains("--exif"), "{warning}");
+    let (upright, silence) = caption(&["--exif"]);
+    assert!(!silence.contains("EXIF"), "{silence}");
+    assert_ne!(turned, upright);
+}
