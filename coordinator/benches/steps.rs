@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use config::RunFile;
-use dico_coordinator::run::record::Restored;
+use dico_coordinator::run::record::RestoredRun;
 use dico_coordinator::run::{Action, Event, RequestId, Run, SessionId};
 use divan::{Bencher, counter::ItemsCount};
 use proto::PROTOCOL_VERSION;
@@ -59,7 +59,7 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
 "
     );
     let file = RunFile::parse(Path::new("bench.yaml"), &text).expect("the text above is a run file");
-    let mut run = Run::new(file, Restored::default(), 0);
+    let mut run = Run::new(file, RestoredRun::default(), 0);
     let mut generation = 0;
     for session in 0..u64::from(workers) {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };

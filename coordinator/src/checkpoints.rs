@@ -9,13 +9,13 @@ use tracing::warn;
 
 use crate::{
     journal::{Journal, Recovery},
-    run::{plan::Place, record::Restored},
+    run::{plan::Place, record::RestoredRun},
 };
 
 /// Removes checkpoints from the restored state that do not exist, and adds unknown ones as
 /// unfinished: those that were being written or about to be deleted when the last coordinator
 /// ended.
-pub fn reconcile(file: &RunFile, restored: &mut Restored, found: Listing) {
+pub fn reconcile(file: &RunFile, restored: &mut RestoredRun, found: Listing) {
     let place = file.checkpoint_place();
     for checkpoints in [&mut restored.checkpoints, &mut restored.passed_over] {
         checkpoints.retain(|checkpoint| {
@@ -41,7 +41,7 @@ pub fn reconcile(file: &RunFile, restored: &mut Restored, found: Listing) {
     }
 }
 
-fn known(restored: &Restored) -> BTreeSet<String> {
+fn known(restored: &RestoredRun) -> BTreeSet<String> {
     restored.checkpoints.iter().chain(&restored.passed_over).map(|checkpoint| checkpoint.name.clone()).collect()
 }
 
@@ -76,7 +76,7 @@ pub struct Disagreement {
 pub fn agree(
     file: &RunFile,
     journal: &Journal,
-    restored: &Restored,
+    restored: &RestoredRun,
     found: &Listing,
     stamp: impl Fn(&str) -> Result<Stamp, checkpoint_store::Error>,
 ) -> anyhow::Result<BTreeSet<String>> {
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn what_is_gone_is_forgotten_and_what_is_left_over_remembered() {
         let (checkpoints, passed_over) = (vec![saved(4), saved(8)], vec![saved(12)]);
-        let mut restored = Restored { last_generation: 1, checkpoints, passed_over, ..Restored::default() };
+        let mut restored = RestoredRun { last_generation: 1, checkpoints, passed_over, ..RestoredRun::default() };
         let found = Listing {
             sealed: names(["0-a-1-00000002", "0-a-1-00000004", "0-a-1-00000012", "1-b-00000004", "notes"]),
             unsealed: names(["0-a-1-00000008", "0-a-1-00000013", "0-a-1-9"]),

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use test_support::{Coordinator, Place, complete, error_line, run, tensors, wait_for};
+use test_support::{Coordinator, Workspace, complete, error_line, run, tensors, wait_for};
 
 /// A run whose first stage trains all of the evaluator in so many steps, whose second trains factors and whose third the projections,
 /// and which is judged by what came of it.
-fn run_file(place: &Place, name: &str, workers: u32, (vocabulary, steps): (&str, u32)) -> PathBuf {
-    let folder = place.path("").display().to_string();
+fn run_file(workspace: &Workspace, name: &str, workers: u32, (vocabulary, steps): (&str, u32)) -> PathBuf {
+    let folder = workspace.path("").display().to_string();
     let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
     let lora = "{ lora: { rank: 3, alpha: 24 } }";
     let contrastive =
@@ -29,7 +29,7 @@ fn run_file(place: &Place, name: &str, workers: u32, (vocabulary, steps): (&str,
         contrastive(lora),
         contrastive("projections"),
     );
-    let path = place.path(&format!("{name}.yaml"));
+    let path = workspace.path(&format!("{name}.yaml"));
     std::fs::write(&path, text).unwrap();
     path
 }
@@ -37,12 +37,12 @@ fn run_file(place: &Place, name: &str, workers: u32, (vocabulary, steps): (&str,
 /// Vocabulary and steps of runs of which the parameters alone matter.
 const SHORT: (&str, u32) = ("corpus", 4);
 
-fn checkpoint(place: &Place, run: &str, name: &str) -> PathBuf {
-    place.path(run).join("checkpoints").join(name)
+fn checkpoint(workspace: &Workspace, run: &str, name: &str) -> PathBuf {
+    workspace.path(run).join("checkpoints").join(name)
 }
 
-fn evaluator(place: &Place, run: &str, name: &str) -> BTreeMap<String, Vec<f32>> {
-    tensors(&checkpoint(place, run, name).join("evaluator.safetensors"))
+fn evaluator(workspace: &Workspace, run: &str, name: &str) -> BTreeMap<String, Vec<f32>> {
+    tensors(&checkpoint(workspace, run, name).join("evaluator.safetensors"))
 }
 
 /// Names of what differs between two states.
@@ -58,13 +58,13 @@ fn is_factor(name: &str) -> bool {
 
 #[test]
 fn stages_change_their_part_alone_and_two_workers_do_what_one_does() {
-    let place = Place::new();
-    let one = complete(&place, &run_file(&place, "one", 1, SHORT), 1);
-    let two = complete(&place, &run_file(&place, "two", 2, SHORT), 2);
+    let workspace = Workspace::new();
+    let one = complete(&workspace, &run_file(&workspace, "one", 1, SHORT), 1);
+    let two = complete(&workspace, &run_file(&workspace, "two", 2, SHORT), 2);
     assert_eq!(two[0], two[1], "ranks differ");
     // The sums are taken in another order, so the bits differ, or this compares one run with itself.
     assert_ne!(one[0], two[0]);
-    let (one, two) = (place.parameters("one"), place.parameters("two"));
+    let (one, two) = (workspace.parameters("one"), workspace.parameters("two"));
     assert_eq!(one.keys().collect::<Vec<_>>(), two.keys().collect::<Vec<_>>());
     for (name, values) in &one {
         for (a, b) in values.iter().zip(&two[name]) {
@@ -72,25 +72,25 @@ fn stages_change_their_part_alone_and_two_workers_do_what_one_does() {
         }
     }
     let states = ["0-all-00000004", "1-lora-00000012", "2-projections-00000004", "4-dico-00000002"];
-    let [all, lora, projections, end] = states.map(|name| evaluator(&place, "two", name));
+    let [all, lora, projections, end] = states.map(|name| evaluator(&workspace, "two", name));
     let factors: Vec<String> = all.keys().filter(|name| is_factor(name)).cloned().collect();
     // Two factors of four weights in each of five layers, and of the patch embedding.
     assert_eq!((factors.len(), changed(&all, &lora)), (2 * (4 * 5 + 1), factors));
     assert_eq!(changed(&lora, &projections), ["text_projection", "visual.proj"]);
     assert_eq!(changed(&projections, &end), Vec::<String>::new());
-    let moments = tensors(&checkpoint(&place, "two", states[1]).join("optimizer.safetensors"));
+    let moments = tensors(&checkpoint(&workspace, "two", states[1]).join("optimizer.safetensors"));
     assert_eq!(moments.len(), 2 * 2 * (4 * 5 + 1));
     assert!(moments.keys().all(|name| is_factor(name)));
 }
 
 #[test]
 fn a_run_that_was_stopped_in_the_middle_of_a_lora_stage_equals_one_that_was_not() {
-    let place = Place::new();
-    let whole = complete(&place, &run_file(&place, "whole", 2, SHORT), 2);
-    let stopped = run_file(&place, "stopped", 2, SHORT);
-    let coordinator = Coordinator::start(&place, &stopped);
-    let workers: Vec<_> = (0..2).map(|rank| coordinator.worker(&place, rank)).collect();
-    let saved = checkpoint(&place, "stopped", "1-lora-00000004").join("checkpoint.json");
+    let workspace = Workspace::new();
+    let whole = complete(&workspace, &run_file(&workspace, "whole", 2, SHORT), 2);
+    let stopped = run_file(&workspace, "stopped", 2, SHORT);
+    let coordinator = Coordinator::start(&workspace, &stopped);
+    let workers: Vec<_> = (0..2).map(|rank| coordinator.worker(&workspace, rank)).collect();
+    let saved = checkpoint(&workspace, "stopped", "1-lora-00000004").join("checkpoint.json");
     wait_for("a checkpoint of the stage", || saved.exists().then_some(()));
     coordinator.process.terminate();
     for worker in workers {
@@ -98,17 +98,17 @@ fn a_run_that_was_stopped_in_the_middle_of_a_lora_stage_equals_one_that_was_not(
         assert!(well && printed.starts_with("left rank=") && !printed.contains("finished"), "{printed}");
     }
     assert!(coordinator.process.finish().0);
-    assert!(!checkpoint(&place, "stopped", "2-projections-00000004").exists(), "it was stopped too late");
-    assert_eq!(whole, complete(&place, &stopped, 2));
+    assert!(!checkpoint(&workspace, "stopped", "2-projections-00000004").exists(), "it was stopped too late");
+    assert_eq!(whole, complete(&workspace, &stopped, 2));
 }
 
 #[test]
 fn runs_start_from_an_evaluator_with_factors_and_see_through_it() {
-    let place = Place::new();
-    complete(&place, &run_file(&place, "first", 1, SHORT), 1);
-    let first = place.last_checkpoint("first").display().to_string();
+    let workspace = Workspace::new();
+    complete(&workspace, &run_file(&workspace, "first", 1, SHORT), 1);
+    let first = workspace.last_checkpoint("first").display().to_string();
     let optimizer = "optimizer: { learning_rate: 1.0e-3 }";
-    let folder = place.path("").display().to_string();
+    let folder = workspace.path("").display().to_string();
     let next = |name: &str, captioner: &str, stage: &str| {
         let text = format!(
             "name: test\nseed: 5\noutput: {folder}{name}\nworkers: {{ min: 1, max: 1 }}\n\
@@ -117,10 +117,10 @@ fn runs_start_from_an_evaluator_with_factors_and_see_through_it() {
              decoding: {{ beams: 2, max_length: 8 }}\nstages:\n  \
              - {{ name: next, objective: {stage}, steps: 2, batch: 6, {optimizer} }}\n"
         );
-        let path = place.path(&format!("{name}.yaml"));
+        let path = workspace.path(&format!("{name}.yaml"));
         std::fs::write(&path, text).unwrap();
-        complete(&place, &path, 1);
-        (path, place.last_checkpoint(name))
+        complete(&workspace, &path, 1);
+        (path, workspace.last_checkpoint(name))
     };
     // One sees through the tower in the other run's folder, the other through the evaluator's file.
     for (name, captioner, stage) in [
@@ -146,13 +146,13 @@ fn printed(arguments: &[&str]) -> Value {
 
 #[test]
 fn an_exported_evaluator_scores_as_the_checkpoint_does() {
-    let place = Place::new();
-    let config = run_file(&place, "run", 1, ("full", 300));
-    complete(&place, &config, 1);
+    let workspace = Workspace::new();
+    let config = run_file(&workspace, "run", 1, ("full", 300));
+    complete(&workspace, &config, 1);
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let from = text(&place.last_checkpoint("run"));
+    let from = text(&workspace.last_checkpoint("run"));
     let export = |name: &str, more: &[&str]| {
-        let to = text(&place.path(name));
+        let to = text(&workspace.path(name));
         let exported = printed(&[&["export-evaluator", "--from", &from, "--to", &to, "--json"], more].concat());
         // As `--evaluator` takes it.
         let settings = exported["clip"].as_object().unwrap().iter();
@@ -166,8 +166,8 @@ fn an_exported_evaluator_scores_as_the_checkpoint_does() {
 
     // The reference captions of the images that it was trained on: for others cosines are below
     // zero, which scores do not show.
-    let captions = text(&place.path("captions.json"));
-    let data = std::fs::read_to_string(place.path("world/dataset.json")).unwrap();
+    let captions = text(&workspace.path("captions.json"));
+    let data = std::fs::read_to_string(workspace.path("world/dataset.json")).unwrap();
     let data: Value = serde_json::from_str(&data).unwrap();
     let learned = data["images"].as_array().unwrap().iter().filter(|image| image["split"] == "train");
     let said =
@@ -192,25 +192,25 @@ fn an_exported_evaluator_scores_as_the_checkpoint_does() {
     let as_released = score(&apart.replace(",lora=merged", ""));
     assert_ne!(as_released["corpus"]["pac_s"], of_checkpoint["corpus"]["pac_s"]);
 
-    let to = text(&place.path("merged.pth"));
+    let to = text(&workspace.path("merged.pth"));
     let refused = |from: &str, more: &[&str]| {
-        let to = text(&place.path("other.pth"));
+        let to = text(&workspace.path("other.pth"));
         error_line(&run("worker", &[&["export-evaluator", "--from", from, "--to", &to], more].concat()))
     };
     let exists = error_line(&run("worker", &["export-evaluator", "--from", &from, "--to", &to]));
     assert!(exists.contains("merged.pth exists"), "{exists}");
-    let none = refused(&text(&place.path("world")), &[]);
+    let none = refused(&text(&workspace.path("world")), &[]);
     assert!(none.contains("is no model folder"), "{none}");
 }
 
 #[test]
 fn evaluators_that_other_programs_could_not_use_are_not_exported() {
-    let place = Place::new();
-    let config = place.run_file("corpus", 1, "");
-    complete(&place, &config, 1);
-    let from = place.last_checkpoint("corpus").to_string_lossy().into_owned();
-    let to = place.path("evaluator.pth").to_string_lossy().into_owned();
+    let workspace = Workspace::new();
+    let config = workspace.run_file("corpus", 1, "");
+    complete(&workspace, &config, 1);
+    let from = workspace.last_checkpoint("corpus").to_string_lossy().into_owned();
+    let to = workspace.path("evaluator.pth").to_string_lossy().into_owned();
     let refused = error_line(&run("worker", &["export-evaluator", "--from", &from, "--to", &to]));
     assert!(refused.contains("its evaluator knows the tokens of its training captions only"), "{refused}");
-    assert!(!place.path("evaluator.pth").exists());
+    assert!(!workspace.path("evaluator.pth").exists());
 }

@@ -2,38 +2,38 @@
 
 use std::net::TcpListener;
 
-use test_support::{Coordinator, Place, error_line, run};
+use test_support::{Coordinator, Workspace, error_line, run};
 
-fn validate(place: &Place, text: &str) -> String {
-    let path = place.path("bad.yaml");
+fn validate(workspace: &Workspace, text: &str) -> String {
+    let path = workspace.path("bad.yaml");
     std::fs::write(&path, text).unwrap();
     error_line(&run("coordinator", &["validate", "--config", &path.to_string_lossy()]))
 }
 
-fn good(place: &Place) -> String {
-    std::fs::read_to_string(place.run_file("run", 1, "")).unwrap()
+fn good(workspace: &Workspace) -> String {
+    std::fs::read_to_string(workspace.run_file("run", 1, "")).unwrap()
 }
 
 #[test]
 fn an_unknown_or_mistyped_key_is_named_with_its_place_and_the_nearest_valid_key() {
-    let place = Place::new();
-    let error = validate(&place, &good(&place).replace("seed: 11", "sede: 11"));
+    let workspace = Workspace::new();
+    let error = validate(&workspace, &good(&workspace).replace("seed: 11", "sede: 11"));
     assert!(error.ends_with("bad.yaml:2:1: unknown key `sede`: did you mean `seed`?"), "{error}");
-    let error = validate(&place, &good(&place).replace("steps: 6", "steps: many"));
+    let error = validate(&workspace, &good(&workspace).replace("steps: 6", "steps: many"));
     assert!(error.contains("bad.yaml:14:") && error.contains("many"), "{error}");
-    let error = validate(&place, &good(&place).replace("objective: dico", "objective: diko"));
+    let error = validate(&workspace, &good(&workspace).replace("objective: dico", "objective: diko"));
     assert!(error.contains("unknown value `diko`: did you mean `dico`?"), "{error}");
-    let error = validate(&place, &good(&place).replace("steps: 6", "steps: 0"));
+    let error = validate(&workspace, &good(&workspace).replace("steps: 6", "steps: 0"));
     assert!(error.ends_with("bad.yaml:14:50: stages[1].steps: must be at least 1"), "{error}");
-    let error = validate(&place, "name: [");
+    let error = validate(&workspace, "name: [");
     assert!(error.contains("bad.yaml:1:"), "{error}");
 }
 
 #[test]
 fn a_reward_of_an_evaluator_that_nothing_has_trained_is_refused_wherever_run_files_are_read() {
-    let place = Place::new();
-    let text = good(&place).replace("objective: contrastive", "objective: cross_entropy");
-    let error = validate(&place, &text);
+    let workspace = Workspace::new();
+    let text = good(&workspace).replace("objective: contrastive", "objective: cross_entropy");
+    let error = validate(&workspace, &text);
     assert!(
         error.contains("bad.yaml:15:5: stages[2].dico.reward: the reward `pac_s` comes from the evaluator"),
         "{error}"
@@ -42,7 +42,7 @@ fn a_reward_of_an_evaluator_that_nothing_has_trained_is_refused_wherever_run_fil
         error.ends_with("put a stage with `objective: contrastive` before it, or set evaluator.weights"),
         "{error}"
     );
-    let config = place.path("bad.yaml").to_string_lossy().into_owned();
+    let config = workspace.path("bad.yaml").to_string_lossy().into_owned();
     for (program, arguments) in [
         ("coordinator", &["serve", "--config", &config, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"][..]),
         ("worker", &["encode", "--config", &config, "--split", "val", "--out", "features"]),
@@ -53,25 +53,25 @@ fn a_reward_of_an_evaluator_that_nothing_has_trained_is_refused_wherever_run_fil
 
 #[test]
 fn a_missing_file_is_named() {
-    let place = Place::new();
+    let workspace = Workspace::new();
     let error = error_line(&run("coordinator", &["validate", "--config", "/nowhere/run.yaml"]));
     assert!(error.contains("/nowhere/run.yaml") && error.contains("No such file"), "{error}");
-    let error = validate(&place, &good(&place).replace("dataset.json", "missing.json"));
+    let error = validate(&workspace, &good(&workspace).replace("dataset.json", "missing.json"));
     assert!(error.contains("world/missing.json") && error.matches("No such file").count() == 1, "{error}");
 }
 
 /// The line that a single worker of `run_file` ends with.
-fn worker_error(place: &Place, run_file: &std::path::Path) -> String {
-    let coordinator = Coordinator::start(place, run_file);
+fn worker_error(workspace: &Workspace, run_file: &std::path::Path) -> String {
+    let coordinator = Coordinator::start(workspace, run_file);
     error_line(&run("worker", &["join", "--coordinator", &coordinator.url, "--threads", "1"]))
 }
 
 #[test]
 fn an_annotation_of_a_missing_or_corrupt_image_is_refused_or_skipped_and_counted() {
-    let place = Place::new();
-    let run_file = place.run_file("run", 1, "");
-    let images = place.path("world/images");
-    let dataset = std::fs::read_to_string(place.path("world/dataset.json")).unwrap();
+    let workspace = Workspace::new();
+    let run_file = workspace.run_file("run", 1, "");
+    let images = workspace.path("world/images");
+    let dataset = std::fs::read_to_string(workspace.path("world/dataset.json")).unwrap();
     let dataset: serde_json::Value = serde_json::from_str(&dataset).unwrap();
     let all = dataset["images"].as_array().unwrap();
     let train = |n: usize| {
@@ -79,48 +79,48 @@ fn an_annotation_of_a_missing_or_corrupt_image_is_refused_or_skipped_and_counted
         of_train.map(|image| image["filename"].as_str().unwrap()).nth(n).unwrap()
     };
     std::fs::remove_file(images.join(train(0))).unwrap();
-    let error = worker_error(&place, &run_file);
+    let error = worker_error(&workspace, &run_file);
     assert!(error.contains(train(0)) && error.contains("data.skip_corrupt"), "{error}");
 
     std::fs::write(images.join(train(0)), b"no image").unwrap();
-    let error = worker_error(&place, &run_file);
+    let error = worker_error(&workspace, &run_file);
     assert!(error.contains(train(0)) && error.contains("data.skip_corrupt"), "{error}");
 
-    let run_file = place.run_file("skipping", 1, "");
+    let run_file = workspace.run_file("skipping", 1, "");
     let skipping = std::fs::read_to_string(&run_file).unwrap().replace("data:\n", "data:\n  skip_corrupt: true\n");
     std::fs::write(&run_file, skipping).unwrap();
-    let coordinator = Coordinator::start(&place, &run_file);
-    let worker = coordinator.worker(&place, 0);
+    let coordinator = Coordinator::start(&workspace, &run_file);
+    let worker = coordinator.worker(&workspace, 0);
     assert!(worker.finish().0);
     assert!(coordinator.process.finish().0);
-    let log = std::fs::read_to_string(place.path("worker-0.log")).unwrap();
+    let log = std::fs::read_to_string(workspace.path("worker-0.log")).unwrap();
     assert!(log.contains(train(0)), "{log}");
 }
 
 #[test]
 fn a_port_in_use_is_named() {
-    let place = Place::new();
-    let run_file = place.run_file("run", 1, "");
+    let workspace = Workspace::new();
+    let run_file = workspace.run_file("run", 1, "");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let config = run_file.to_string_lossy().into_owned();
     let error = error_line(&run("coordinator", &["serve", "--config", &config, "--listen", &address]));
     assert!(error.contains(&address), "{error}");
-    assert!(!place.path("run").exists(), "it left its state behind");
+    assert!(!workspace.path("run").exists(), "it left its state behind");
 }
 
 #[test]
 fn a_rank_taken_twice_is_refused_and_the_first_holder_goes_on() {
-    let place = Place::new();
-    let coordinator = Coordinator::start(&place, &place.run_file("run", 2, ""));
-    let first = coordinator.worker(&place, 0);
+    let workspace = Workspace::new();
+    let coordinator = Coordinator::start(&workspace, &workspace.run_file("run", 2, ""));
+    let first = coordinator.worker(&workspace, 0);
     while !first.log().contains("joined") {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let second = run("worker", &["join", "--coordinator", &coordinator.url, "--rank", "0"]);
     let error = error_line(&second);
     assert!(error.contains("rank 0"), "{error}");
-    let other = coordinator.worker(&place, 1);
+    let other = coordinator.worker(&workspace, 1);
     assert!(first.finish().0 && other.finish().0);
 }
 

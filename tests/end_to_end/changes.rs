@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
-use test_support::{Coordinator, Place, Process, command, error_line, run, wait_for};
+use test_support::{Coordinator, Process, Workspace, command, error_line, run, wait_for};
 
 const STAGES: &str = "stages:
   - name: xe
@@ -16,8 +16,8 @@ const STAGES: &str = "stages:
 ";
 
 /// What a run file says besides its name, output, models and stages.
-fn head(place: &Place) -> String {
-    let folder = place.path("").display().to_string();
+fn head(workspace: &Workspace) -> String {
+    let folder = workspace.path("").display().to_string();
     format!(
         "workers: {{ min: 1, max: 2 }}\nseed: 11\n\
          data:\n  karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}\n\
@@ -26,14 +26,14 @@ fn head(place: &Place) -> String {
 }
 
 /// Writes a run of so many steps of teacher forcing.
-fn run_file(place: &Place, steps: u32) -> PathBuf {
+fn run_file(workspace: &Workspace, steps: u32) -> PathBuf {
     let text = format!(
         "name: test\noutput: {}\nevaluator: {{ preset: tiny }}\ncaptioner: {{ preset: tiny, dropout: 0.0 }}\n{}{}",
-        place.path("run").display(),
-        head(place),
+        workspace.path("run").display(),
+        head(workspace),
         STAGES.replace("STEPS", &steps.to_string())
     );
-    let path = place.path("run.yaml");
+    let path = workspace.path("run.yaml");
     std::fs::write(&path, text).unwrap();
     path
 }
@@ -57,19 +57,19 @@ fn count(journal: &Connection, condition: &str) -> i64 {
 }
 
 /// Waits until the state of this step, or of a later one, is on disk.
-fn wait_for_checkpoint(place: &Place, step: i64) {
-    let journal = place.journal("run");
+fn wait_for_checkpoint(workspace: &Workspace, step: i64) {
+    let journal = workspace.journal("run");
     let saved = || journal.query_row("SELECT max(step) FROM checkpoints", [], |row| row.get::<_, Option<i64>>(0));
     wait_for("a checkpoint", || (saved().unwrap() >= Some(step)).then_some(()));
 }
 
 #[test]
 fn changed_settings_are_refused_with_a_list_until_they_are_accepted() {
-    let place = Place::new();
-    let config = run_file(&place, 120);
-    let coordinator = Coordinator::start(&place, &config);
-    let worker = coordinator.worker(&place, 0);
-    wait_for_checkpoint(&place, 20);
+    let workspace = Workspace::new();
+    let config = run_file(&workspace, 120);
+    let coordinator = Coordinator::start(&workspace, &config);
+    let worker = coordinator.worker(&workspace, 0);
+    wait_for_checkpoint(&workspace, 20);
     drop(worker);
     drop(coordinator);
 
@@ -88,24 +88,24 @@ fn changed_settings_are_refused_with_a_list_until_they_are_accepted() {
         .take_while(|line| line.starts_with(' '));
     let recipe: String = recipe.map(|line| format!("{}\n", line.trim_start())).collect();
     let stages = STAGES.replace("STEPS", "5");
-    let text = format!("{}{recipe}{}", head(&place), stages.strip_prefix("stages:\n").unwrap());
-    let new = place.path("new.yaml");
+    let text = format!("{}{recipe}{}", head(&workspace), stages.strip_prefix("stages:\n").unwrap());
+    let new = workspace.path("new.yaml");
     std::fs::write(&new, text).unwrap();
     let validated = run("coordinator", &["validate", "--config", &new.to_string_lossy()]);
     assert!(validated.status.success(), "{recipe}{validated:?}");
     replace(&config, "seed: 12", "seed: 11");
-    assert_eq!(place.events("run", "settings_changed"), Vec::<serde_json::Value>::new());
+    assert_eq!(workspace.events("run", "settings_changed"), Vec::<serde_json::Value>::new());
 
-    let coordinator = Coordinator::start_with(&place, &config, "http", &["--accept-changes"]);
-    assert!(coordinator.worker(&place, 0).finish().0 && coordinator.process.finish().0);
-    let changed = place.events("run", "settings_changed");
+    let coordinator = Coordinator::start_with(&workspace, &config, "http", &["--accept-changes"]);
+    assert!(coordinator.worker(&workspace, 0).finish().0 && coordinator.process.finish().0);
+    let changed = workspace.events("run", "settings_changed");
     assert_eq!(changed.len(), 1);
     assert!(changed[0]["step"].as_u64().unwrap() >= 20, "{}", changed[0]);
     let expected = serde_json::json!([{
         "key": "stages[0].optimizer.learning_rate", "old": 0.001, "new": 0.0005, "mutability": "next_step",
     }]);
     assert_eq!(changed[0]["changes"], expected);
-    let journal = place.journal("run");
+    let journal = workspace.journal("run");
     let new = count(&journal, "generation > 1 AND learning_rate = 0.0005");
     assert_eq!(new, count(&journal, "generation > 1"));
     assert!(new >= 80, "{new} steps");
@@ -113,27 +113,27 @@ fn changed_settings_are_refused_with_a_list_until_they_are_accepted() {
 }
 
 /// A coordinator on this port, once it listens.
-fn serve(place: &Place, run_file: &Path, port: u16, more: &[&str]) -> Process {
+fn serve(workspace: &Workspace, run_file: &Path, port: u16, more: &[&str]) -> Process {
     let mut command = command("coordinator");
     let listen = format!("127.0.0.1:{port}");
     command.arg("serve").arg("--config").arg(run_file).args(["--listen", &listen, "--http", "127.0.0.1:0"]).args(more);
-    let mut process = Process::start(&mut command, place.path("coordinator.log"));
+    let mut process = Process::start(&mut command, workspace.path("coordinator.log"));
     assert!(process.line().starts_with("listening"));
     process
 }
 
 #[test]
 fn a_worker_that_stays_takes_the_settings_of_the_restarted_coordinator() {
-    let place = Place::new();
-    let config = run_file(&place, 1_000_000);
+    let workspace = Workspace::new();
+    let config = run_file(&workspace, 1_000_000);
     // One that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let coordinator = serve(&place, &config, port, &[]);
+    let coordinator = serve(&workspace, &config, port, &[]);
     let url = format!("http://127.0.0.1:{port}");
     let mut join = command("worker");
     join.args(["join", "--coordinator", &url, "--rank", "0", "--threads", "1"]);
-    let mut worker = Process::start(&mut join, place.path("worker.log"));
-    let journal = wait_for("a journal", || place.try_journal("run"));
+    let mut worker = Process::start(&mut join, workspace.path("worker.log"));
+    let journal = wait_for("a journal", || workspace.try_journal("run"));
     let source = || -> String {
         let query = "SELECT source FROM generations ORDER BY number DESC LIMIT 1";
         journal.query_row(query, [], |row| row.get(0)).unwrap()
@@ -143,7 +143,7 @@ fn a_worker_that_stays_takes_the_settings_of_the_restarted_coordinator() {
     // It keeps its state, and learns at the new rate.
     drop(coordinator);
     replace(&config, "learning_rate: 0.001", "learning_rate: 0.0005");
-    let coordinator = serve(&place, &config, port, &["--accept-changes"]);
+    let coordinator = serve(&workspace, &config, port, &["--accept-changes"]);
     wait_for("steps at the new rate", || (count(&journal, "learning_rate = 0.0005") > 5).then_some(()));
     assert_eq!(source(), "rank 0");
     let old = count(&journal, "learning_rate = 0.001");
@@ -152,10 +152,10 @@ fn a_worker_that_stays_takes_the_settings_of_the_restarted_coordinator() {
 
     // A setting of data loading takes effect only when data are loaded again: from the last
     // checkpoint.
-    wait_for_checkpoint(&place, 20);
+    wait_for_checkpoint(&workspace, 20);
     drop(coordinator);
     replace(&config, "data:\n", "data:\n  skip_corrupt: true\n");
-    let coordinator = serve(&place, &config, port, &["--accept-changes"]);
+    let coordinator = serve(&workspace, &config, port, &["--accept-changes"]);
     wait_for("steps after loading", || (count(&journal, "generation = 3") > 0).then_some(()));
     assert!(source().starts_with("checkpoint 0-xe-"), "{}", source());
     assert!(worker.log().contains("loading data and models again"), "{}", worker.log());
@@ -164,8 +164,8 @@ fn a_worker_that_stays_takes_the_settings_of_the_restarted_coordinator() {
 }
 
 /// Edits the images of the world's training split.
-fn edit_training_images(place: &Place, edit: impl FnOnce(&mut Vec<serde_json::Value>)) {
-    let path = place.path("world/dataset.json");
+fn edit_training_images(workspace: &Workspace, edit: impl FnOnce(&mut Vec<serde_json::Value>)) {
+    let path = workspace.path("world/dataset.json");
     let mut dataset: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let images = dataset["images"].as_array_mut().unwrap();
     let (mut training, mut others) = images.drain(..).partition::<Vec<_>, _>(|image| image["split"] == "train");
@@ -183,36 +183,36 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn mended_training_data_are_trained_on_from_a_new_epoch_on() {
     const STEPS: u32 = 240;
-    let place = Place::new();
-    edit_training_images(&place, |images| {
+    let workspace = Workspace::new();
+    edit_training_images(&workspace, |images| {
         images[0]["sentences"][0] = serde_json::json!({ "raw": "a zebra", "tokens": ["a", "zebra"] });
     });
-    let config = run_file(&place, STEPS);
-    let coordinator = Coordinator::start(&place, &config);
-    let worker = coordinator.worker(&place, 0);
-    wait_for_checkpoint(&place, 40);
+    let config = run_file(&workspace, STEPS);
+    let coordinator = Coordinator::start(&workspace, &config);
+    let worker = coordinator.worker(&workspace, 0);
+    wait_for_checkpoint(&workspace, 40);
     drop(worker);
     drop(coordinator);
 
     // One image is taken out, and with it a word; a caption of another is corrected.
     let mut before = 0;
-    edit_training_images(&place, |images| {
+    edit_training_images(&workspace, |images| {
         before = images.len() as u64;
         images.remove(0);
         images[0]["sentences"][0] = serde_json::json!({ "raw": "a corrected caption", "tokens": [] });
     });
-    let coordinator = Coordinator::start(&place, &config);
-    let mut worker = coordinator.worker(&place, 0);
+    let coordinator = Coordinator::start(&workspace, &config);
+    let mut worker = coordinator.worker(&workspace, 0);
     wait_for("the worker's end", || worker.ended().then_some(()));
     let log = worker.log();
     assert_eq!(worker.exit().0, Some(1));
     let counts = format!("{} images and {} captions", before - 1, 5 * (before - 1));
     assert!(log.contains("training data differ") && log.contains(&counts) && log.contains("--accept-changes"), "{log}");
     drop(coordinator);
-    copy(&place.path("run"), &place.path("again"));
+    copy(&workspace.path("run"), &workspace.path("again"));
 
-    let coordinator = Coordinator::start_with(&place, &config, "http", &["--accept-changes"]);
-    assert!(coordinator.worker(&place, 0).finish().0 && coordinator.process.finish().0);
+    let coordinator = Coordinator::start_with(&workspace, &config, "http", &["--accept-changes"]);
+    assert!(coordinator.worker(&workspace, 0).finish().0 && coordinator.process.finish().0);
     let audit = run("coordinator", &["audit", "--config", &config.to_string_lossy(), "--json"]);
     let audit: serde_json::Value = serde_json::from_slice(&audit.stdout).unwrap();
     assert_eq!((&audit["clean"], &audit["finished"]), (&true.into(), &true.into()));
@@ -232,18 +232,18 @@ fn mended_training_data_are_trained_on_from_a_new_epoch_on() {
     let expected: Vec<u64> = epochs(old, 5 * before).chain(epochs(new, 5 * (before - 1))).collect();
     let found = audit["epochs"].as_array().unwrap().iter().map(|epoch| epoch["committed"].as_u64().unwrap());
     assert_eq!(found.collect::<Vec<_>>(), expected);
-    let changed = &place.events("run", "data_changed")[0];
+    let changed = &workspace.events("run", "data_changed")[0];
     assert_eq!(changed["captions_before_and_after"], serde_json::json!([5 * before, 5 * (before - 1)]));
 
     // It is the same run when a fault follows the change: one that comes later needs no leave.
-    replace(&config, &place.path("run").display().to_string(), &place.path("again").display().to_string());
-    let coordinator = Coordinator::start_with(&place, &config, "http", &["--accept-changes"]);
-    let worker = coordinator.worker(&place, 0);
+    replace(&config, &workspace.path("run").display().to_string(), &workspace.path("again").display().to_string());
+    let coordinator = Coordinator::start_with(&workspace, &config, "http", &["--accept-changes"]);
+    let worker = coordinator.worker(&workspace, 0);
     wait_for("later steps", || (coordinator.status()["step"].as_u64()? > step + 30).then_some(()));
     drop(worker);
     drop(coordinator);
-    let coordinator = Coordinator::start(&place, &config);
-    assert!(coordinator.worker(&place, 0).finish().0 && coordinator.process.finish().0);
-    assert_eq!(place.events("again", "data_changed").len(), 1);
-    assert!(place.parameters("run") == place.parameters("again"));
+    let coordinator = Coordinator::start(&workspace, &config);
+    assert!(coordinator.worker(&workspace, 0).finish().0 && coordinator.process.finish().0);
+    assert_eq!(workspace.events("again", "data_changed").len(), 1);
+    assert!(workspace.parameters("run") == workspace.parameters("again"));
 }

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use test_support::{Coordinator, Place, Process, command, complete, error_line, run, wait_for};
+use test_support::{Coordinator, Process, Workspace, command, complete, error_line, run, wait_for};
 
 /// A run of many small steps, too long to be over before it is asked to end.
-fn long_run(place: &Place) -> PathBuf {
-    let folder = place.path("");
+fn long_run(workspace: &Workspace) -> PathBuf {
+    let folder = workspace.path("");
     let folder = folder.display();
     let text = format!(
         "name: test\nseed: 11\noutput: {folder}/run\nworkers: {{ min: 1, max: 2 }}\n\
@@ -15,15 +15,15 @@ fn long_run(place: &Place) -> PathBuf {
          vocabulary: corpus\nevaluator: {{ preset: tiny }}\ncaptioner: {{ preset: tiny, dropout: 0.0 }}\nstages:\n  \
          - {{ name: xe, objective: cross_entropy, steps: 100000, batch: 12, optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
     );
-    let path = place.path("run.yaml");
+    let path = workspace.path("run.yaml");
     std::fs::write(&path, text).unwrap();
     path
 }
 
 /// Starts a run with two workers that have a status of their own for leaving, and waits until it trains.
-fn train(place: &Place) -> (Coordinator, [Process; 2]) {
-    let coordinator = Coordinator::start(place, &long_run(place));
-    let workers = [0, 1].map(|rank| coordinator.worker_with(place, rank, &["--left-status", "75"]));
+fn train(workspace: &Workspace) -> (Coordinator, [Process; 2]) {
+    let coordinator = Coordinator::start(workspace, &long_run(workspace));
+    let workers = [0, 1].map(|rank| coordinator.worker_with(workspace, rank, &["--left-status", "75"]));
     wait_for("steps of both workers", || {
         let status = coordinator.status();
         let members = status["members"].as_array().unwrap().len();
@@ -48,38 +48,41 @@ fn control(coordinator: &Coordinator, arguments: &[&str]) {
 
 #[test]
 fn a_drained_worker_leaves_in_good_order_and_so_do_all_when_the_coordinator_stops() {
-    let place = Place::new();
-    let (coordinator, [first, second]) = train(&place);
+    let workspace = Workspace::new();
+    let (coordinator, [first, second]) = train(&workspace);
     control(&coordinator, &["drain", "1"]);
-    left(second, &place.path("worker-1.log"));
+    left(second, &workspace.path("worker-1.log"));
     control(&coordinator, &["stop"]);
-    left(first, &place.path("worker-0.log"));
+    left(first, &workspace.path("worker-0.log"));
     assert_eq!(coordinator.process.exit().0, Some(0));
 }
 
 #[test]
 fn all_leave_in_good_order_when_the_coordinator_gets_a_signal() {
-    let place = Place::new();
-    let (coordinator, [first, second]) = train(&place);
+    let workspace = Workspace::new();
+    let (coordinator, [first, second]) = train(&workspace);
     coordinator.process.terminate();
-    left(first, &place.path("worker-0.log"));
-    left(second, &place.path("worker-1.log"));
+    left(first, &workspace.path("worker-0.log"));
+    left(second, &workspace.path("worker-1.log"));
     assert_eq!(coordinator.process.exit().0, Some(0));
 }
 
 #[test]
 fn a_watch_ends_with_the_run_although_the_coordinator_goes_first() {
-    let place = Place::new();
-    let run_file = place.run_file("run", 1, "");
-    let coordinator = Coordinator::start(&place, &run_file);
+    let workspace = Workspace::new();
+    let run_file = workspace.run_file("run", 1, "");
+    let coordinator = Coordinator::start(&workspace, &run_file);
     // So far apart that the run is over between two looks: the last one comes when it is.
     let watch = ["watch", "--plain", "--coordinator", &coordinator.url, "--interval"];
     let mut watches = ["50", "60"].map(|interval| {
-        Process::start(command("coordinator").args(watch).arg(interval), place.path(&format!("watch-{interval}.log")))
+        Process::start(
+            command("coordinator").args(watch).arg(interval),
+            workspace.path(&format!("watch-{interval}.log")),
+        )
     });
     let first: Vec<String> = watches.iter_mut().map(Process::line).collect();
     assert!(first.iter().all(|line| line.contains("waiting")), "{first:?}");
-    let (worker_ended, _) = coordinator.worker(&place, 0).finish();
+    let (worker_ended, _) = coordinator.worker(&workspace, 0).finish();
     assert!(worker_ended);
     for watch in watches {
         let (code, printed) = watch.exit();
@@ -127,21 +130,21 @@ fn closed() -> Stdio {
 
 #[test]
 fn a_full_or_closed_standard_output_is_no_panic() {
-    let place = Place::new();
-    let config = place.run_file("run", 1, "");
-    complete(&place, &config, 1);
-    let checkpoint = place.last_checkpoint("run");
-    let image = std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path();
+    let workspace = Workspace::new();
+    let config = workspace.run_file("run", 1, "");
+    complete(&workspace, &config, 1);
+    let checkpoint = workspace.last_checkpoint("run");
+    let image = std::fs::read_dir(workspace.path("world/images")).unwrap().next().unwrap().unwrap().path();
     let [config, checkpoint, image, world, html, logs, exported, drawn, references] = [
         config,
         checkpoint,
         image,
-        place.path("world/dataset.json"),
-        place.path("report.html"),
-        place.path("logs"),
-        place.path("exported"),
-        place.path("drawn"),
-        place.path("captions.json"),
+        workspace.path("world/dataset.json"),
+        workspace.path("report.html"),
+        workspace.path("logs"),
+        workspace.path("exported"),
+        workspace.path("drawn"),
+        workspace.path("captions.json"),
     ]
     .map(|path| path.to_string_lossy().into_owned());
     std::fs::write(&references, r#"[{ "image_id": 1, "caption": "a red circle" }]"#).unwrap();
@@ -178,8 +181,8 @@ fn a_full_or_closed_standard_output_is_no_panic() {
 
 #[test]
 fn a_run_does_not_depend_on_who_reads_what_it_says() {
-    let place = Place::new();
-    let config = place.run_file("run", 1, "");
+    let workspace = Workspace::new();
+    let config = workspace.run_file("run", 1, "");
     // A free port: where it listens cannot be read.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (listen, url) = (format!("127.0.0.1:{port}"), format!("http://127.0.0.1:{port}"));
@@ -190,13 +193,13 @@ fn a_run_does_not_depend_on_who_reads_what_it_says() {
     join.args(["join", "--coordinator", &url, "--rank", "0", "--threads", "1"]);
     let worker = join.stdout(closed()).stderr(closed()).status().unwrap();
     assert_eq!((worker.code(), coordinator.wait().unwrap().code()), (Some(0), Some(0)));
-    assert_eq!(place.events("run", "finished").len(), 1);
+    assert_eq!(workspace.events("run", "finished").len(), 1);
 }
 
 #[test]
 fn a_terminal_that_is_closed_stops_the_run_in_good_order_and_a_warning_does_not() {
-    let place = Place::new();
-    let (mut coordinator, workers) = train(&place);
+    let workspace = Workspace::new();
+    let (mut coordinator, workers) = train(&workspace);
     let reached = coordinator.status()["step"].as_u64();
     for signal in ["USR1", "USR2"] {
         coordinator.process.signal(signal);
@@ -208,20 +211,20 @@ fn a_terminal_that_is_closed_stops_the_run_in_good_order_and_a_warning_does_not(
     coordinator.process.signal("HUP");
     coordinator.process.signal("HUP");
     let [first, second] = workers;
-    left(first, &place.path("worker-0.log"));
-    left(second, &place.path("worker-1.log"));
+    left(first, &workspace.path("worker-0.log"));
+    left(second, &workspace.path("worker-1.log"));
     assert_eq!(coordinator.process.exit().0, Some(0));
-    assert_eq!(place.events("run", "stopped").len(), 1);
+    assert_eq!(workspace.events("run", "stopped").len(), 1);
 }
 
 #[test]
 fn a_run_under_nohup_goes_on_when_the_terminal_is_closed() {
-    let place = Place::new();
-    let config = long_run(&place);
+    let workspace = Workspace::new();
+    let config = long_run(&workspace);
     let mut serve = std::process::Command::new("nohup");
     serve.arg(test_support::program("coordinator")).arg("serve").arg("--config").arg(&config);
     serve.args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]).stdin(Stdio::null());
-    let mut coordinator = Process::start(&mut serve, place.path("coordinator.log"));
+    let mut coordinator = Process::start(&mut serve, workspace.path("coordinator.log"));
     let line = coordinator.line();
     let url = format!("http://{}", line.split("grpc=").nth(1).unwrap().split_whitespace().next().unwrap());
     coordinator.signal("HUP");

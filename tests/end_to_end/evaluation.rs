@@ -3,21 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use test_support::{Coordinator, Place, Process, clip, complete, error_line, run, wait_for};
+use test_support::{Coordinator, Process, Workspace, clip, complete, error_line, run, wait_for};
 
 /// A place whose validation split takes several ranges, and a checkpoint of a short run on it.
-fn place() -> (Place, PathBuf) {
-    let place = Place::with_images(1100);
-    complete(&place, &place.run_file("first", 1, ""), 1);
-    let checkpoint = place.last_checkpoint("first");
-    clip::write(&place.path("clip.safetensors"), 1);
-    (place, checkpoint)
+fn workspace() -> (Workspace, PathBuf) {
+    let workspace = Workspace::with_images(1100);
+    complete(&workspace, &workspace.run_file("first", 1, ""), 1);
+    let checkpoint = workspace.last_checkpoint("first");
+    clip::write(&workspace.path("clip.safetensors"), 1);
+    (workspace, checkpoint)
 }
 
 /// A run that starts from `checkpoint` and is evaluated before every of `steps` steps, by its own evaluator, by another, and by its
 /// own under another name.
-fn run_file(place: &Place, name: &str, checkpoint: &Path, workers: &str, steps: u32) -> PathBuf {
-    let (folder, checkpoint) = (place.path("").display().to_string(), checkpoint.display());
+fn run_file(workspace: &Workspace, name: &str, checkpoint: &Path, workers: &str, steps: u32) -> PathBuf {
+    let (folder, checkpoint) = (workspace.path("").display().to_string(), checkpoint.display());
     let text = format!(
         "name: test\nseed: 11\noutput: {folder}{name}\nworkers: {workers}\n\
          data:\n  karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}\n  \
@@ -31,14 +31,14 @@ fn run_file(place: &Place, name: &str, checkpoint: &Path, workers: &str, steps: 
              dico: {{ reward: {{ pac_s: 0.5, clip_s: 0.5 }} }}, \
              optimizer: {{ learning_rate: 1.0e-4 }} }}\n"
     );
-    let path = place.path(&format!("{name}.yaml"));
+    let path = workspace.path(&format!("{name}.yaml"));
     std::fs::write(&path, text).unwrap();
     path
 }
 
 /// Metrics and items of the evaluation before the first step.
-fn first_evaluation(place: &Place, name: &str) -> (String, Vec<[String; 3]>) {
-    let journal = place.journal(name);
+fn first_evaluation(workspace: &Workspace, name: &str) -> (String, Vec<[String; 3]>) {
+    let journal = workspace.journal(name);
     let metrics =
         journal.query_row("SELECT metrics_json FROM evaluations WHERE step = 0", [], |row| row.get(0)).unwrap();
     let query = "SELECT image, caption, scores_json FROM evaluation_items WHERE step = 0 ORDER BY image";
@@ -49,19 +49,20 @@ fn first_evaluation(place: &Place, name: &str) -> (String, Vec<[String; 3]>) {
 
 #[test]
 fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
-    let (place, checkpoint) = place();
+    let (workspace, checkpoint) = workspace();
     let evaluated = [1, 2, 3].map(|workers| {
         let name = format!("by-{workers}");
-        let config = run_file(&place, &name, &checkpoint, &format!("{{ min: {workers}, max: {workers} }}"), 1);
-        complete(&place, &config, workers);
-        first_evaluation(&place, &name)
+        let config = run_file(&workspace, &name, &checkpoint, &format!("{{ min: {workers}, max: {workers} }}"), 1);
+        complete(&workspace, &config, workers);
+        first_evaluation(&workspace, &name)
     });
     assert_eq!(evaluated[0].1.len(), 110);
     assert_eq!(evaluated[0], evaluated[1]);
     assert_eq!(evaluated[0], evaluated[2]);
 
-    let [checkpoint, config] = [&checkpoint, &place.path("by-1.yaml")].map(|path| path.to_string_lossy().into_owned());
-    let captions = place.path("captions.json").to_string_lossy().into_owned();
+    let [checkpoint, config] =
+        [&checkpoint, &workspace.path("by-1.yaml")].map(|path| path.to_string_lossy().into_owned());
+    let captions = workspace.path("captions.json").to_string_lossy().into_owned();
     let arguments = [
         "evaluate",
         "--checkpoint",
@@ -96,7 +97,7 @@ fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
     }
     // COCO's result format, from the command and from the coordinator.
     let by_command = std::fs::read_to_string(&captions).unwrap();
-    let by_coordinator = std::fs::read_to_string(place.path("by-2/captions/0-dico-00000000.json")).unwrap();
+    let by_coordinator = std::fs::read_to_string(workspace.path("by-2/captions/0-dico-00000000.json")).unwrap();
     assert_eq!(by_command, by_coordinator);
     let results: Vec<serde_json::Value> = serde_json::from_str(&by_command).unwrap();
     let ids: BTreeSet<u64> = results.iter().map(|result| result["image_id"].as_u64().unwrap()).collect();
@@ -109,22 +110,22 @@ fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
 
 #[test]
 fn an_evaluation_that_loses_a_worker_finishes_without_it_and_captions_every_image_once() {
-    let (place, checkpoint) = place();
-    let config = run_file(&place, "shaken", &checkpoint, "{ min: 1, max: 3 }", 40);
-    let coordinator = Coordinator::start(&place, &config);
-    let mut workers: BTreeMap<u32, Process> = (0..3).map(|rank| (rank, coordinator.worker(&place, rank))).collect();
+    let (workspace, checkpoint) = workspace();
+    let config = run_file(&workspace, "shaken", &checkpoint, "{ min: 1, max: 3 }", 40);
+    let coordinator = Coordinator::start(&workspace, &config);
+    let mut workers: BTreeMap<u32, Process> = (0..3).map(|rank| (rank, coordinator.worker(&workspace, rank))).collect();
     // Until one was lost in the middle of an evaluation: not every blow falls there.
     let mut next = 3;
     let survived = loop {
         let (victim, generation) = wait_for("an evaluation", || evaluating(&coordinator, &workers));
         workers.remove(&victim);
-        if let Some(step) = survived_evaluation(&place, generation) {
+        if let Some(step) = survived_evaluation(&workspace, generation) {
             break step;
         }
-        workers.insert(next, coordinator.worker(&place, next));
+        workers.insert(next, coordinator.worker(&workspace, next));
         next += 1;
     };
-    let journal = place.journal("shaken");
+    let journal = workspace.journal("shaken");
     let items = |sql: &str| journal.query_row(sql, [survived], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(items("SELECT count(*) FROM evaluation_items WHERE step = ?"), 110);
     assert_eq!(items("SELECT count(DISTINCT image) FROM evaluation_items WHERE step = ?"), 110);
@@ -142,8 +143,8 @@ fn evaluating(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>) -> Op
 
 /// The step of an evaluation that was due when the generation `lost` lost a member, and that a later one finished; none if it was
 /// finished before.
-fn survived_evaluation(place: &Place, lost: i64) -> Option<i64> {
-    let journal = place.journal("shaken");
+fn survived_evaluation(workspace: &Workspace, lost: i64) -> Option<i64> {
+    let journal = workspace.journal("shaken");
     let number = |sql: &str, of: i64| journal.query_row(sql, [of], |row| row.get::<_, Option<i64>>(0)).unwrap();
     // What the next generation does first is to finish an evaluation that is not, at the step where it begins.
     let start = "SELECT (SELECT step FROM generations WHERE number > ? ORDER BY number LIMIT 1)";
@@ -154,12 +155,12 @@ fn survived_evaluation(place: &Place, lost: i64) -> Option<i64> {
 }
 
 /// Gives the images of the validation split folders, so that two each have the same file name; scenes with them.
-fn pair_file_names(place: &Place) -> serde_json::Value {
+fn pair_file_names(workspace: &Workspace) -> serde_json::Value {
     let read = |name: &str| -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(place.path(&format!("world/{name}.json"))).unwrap()).unwrap()
+        serde_json::from_slice(&std::fs::read(workspace.path(&format!("world/{name}.json"))).unwrap()).unwrap()
     };
     let (mut dataset, mut scenes) = (read("dataset"), read("scenes"));
-    let images = place.path("world/images");
+    let images = workspace.path("world/images");
     let mut next = 0;
     for image in dataset["images"].as_array_mut().unwrap() {
         if image["split"] != "val" {
@@ -174,18 +175,18 @@ fn pair_file_names(place: &Place) -> serde_json::Value {
         next += 1;
     }
     for (name, value) in [("dataset", &dataset), ("scenes", &scenes)] {
-        std::fs::write(place.path(&format!("world/{name}.json")), value.to_string()).unwrap();
+        std::fs::write(workspace.path(&format!("world/{name}.json")), value.to_string()).unwrap();
     }
     dataset
 }
 
 #[test]
 fn images_of_one_file_name_are_all_evaluated_and_score_against_cocos_annotations() {
-    let place = Place::new();
-    let dataset = pair_file_names(&place);
-    complete(&place, &place.run_file("paired", 1, ""), 1);
+    let workspace = Workspace::new();
+    let dataset = pair_file_names(&workspace);
+    complete(&workspace, &workspace.run_file("paired", 1, ""), 1);
 
-    let journal = place.journal("paired");
+    let journal = workspace.journal("paired");
     let query = "SELECT DISTINCT image FROM evaluation_items WHERE stage = 2 AND step = 4 ORDER BY image";
     let mut statement = journal.prepare(query).unwrap();
     let images: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
@@ -200,10 +201,10 @@ fn images_of_one_file_name_are_all_evaluated_and_score_against_cocos_annotations
         sentences.iter().map(|sentence| serde_json::json!({ "image_id": image["cocoid"], "caption": sentence["raw"] }))
     });
     let coco = serde_json::json!({ "images": [], "annotations": annotations.collect::<Vec<_>>() });
-    std::fs::write(place.path("coco.json"), coco.to_string()).unwrap();
+    std::fs::write(workspace.path("coco.json"), coco.to_string()).unwrap();
     let score = |references: &str, more: &[&str]| {
         let [references, candidates] =
-            [references, "paired/captions/2-dico-00000004.json"].map(|name| place.path(name).display().to_string());
+            [references, "paired/captions/2-dico-00000004.json"].map(|name| workspace.path(name).display().to_string());
         let arguments = ["score", "--references", &references, "--candidates", &candidates, "--json"];
         let output = run("worker", &[&arguments[..], more].concat());
         assert!(output.status.success(), "{output:?}");
@@ -214,35 +215,35 @@ fn images_of_one_file_name_are_all_evaluated_and_score_against_cocos_annotations
     assert_eq!(score("world/dataset.json", &["--split", "val"])["corpus"], by_coco["corpus"]);
 
     // The report shows all of them.
-    let [config, report] = ["paired.yaml", "report.html"].map(|name| place.path(name).display().to_string());
+    let [config, report] = ["paired.yaml", "report.html"].map(|name| workspace.path(name).display().to_string());
     let made = run("coordinator", &["report", "--config", &config, "--out", &report]);
     assert!(made.status.success(), "{made:?}");
     let report = std::fs::read_to_string(report).unwrap();
     assert!(images.iter().all(|image| report.contains(image)) && report.contains("data:image/jpeg;base64,"));
-    evaluate_without_captions(&place);
+    evaluate_without_captions(&workspace);
 }
 
 /// Captions an image list, as an evaluation server wants it, with domains as nocaps has them.
-fn evaluate_without_captions(place: &Place) {
+fn evaluate_without_captions(workspace: &Workspace) {
     let images = (0..3).zip(["a/0.jpg", "b/0.jpg", "a/1.jpg"]).map(|(id, name)| {
         serde_json::json!({ "id": 100 + id, "file_name": name, "domain": if id == 0 { "in-domain" } else { "out-domain" } })
     });
     let list = serde_json::json!({ "info": {}, "images": images.collect::<Vec<_>>() });
-    std::fs::write(place.path("list.json"), list.to_string()).unwrap();
-    let folder = place.path("").display().to_string();
-    let config = std::fs::read_to_string(place.path("paired.yaml")).unwrap();
+    std::fs::write(workspace.path("list.json"), list.to_string()).unwrap();
+    let folder = workspace.path("").display().to_string();
+    let config = std::fs::read_to_string(workspace.path("paired.yaml")).unwrap();
     let karpathy = format!("karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}");
     let split = format!("{{ annotations: {folder}list.json, images: {folder}world/images }}");
     let coco = format!("coco: {{ train: {split}, validation: {split}, test: {split} }}");
     assert!(config.contains(&karpathy));
-    std::fs::write(place.path("listed.yaml"), config.replace(&karpathy, &coco)).unwrap();
+    std::fs::write(workspace.path("listed.yaml"), config.replace(&karpathy, &coco)).unwrap();
 
-    let path = |name: &str| place.path(name).display().to_string();
+    let path = |name: &str| workspace.path(name).display().to_string();
     let error = error_line(&run("coordinator", &["validate", "--config", &path("listed.yaml")]));
     let needed = "list.json: split `train` has no captions: stage `evaluator` (contrastive) trains on them";
     assert!(error.contains(needed), "{error}");
 
-    let checkpoint = place.last_checkpoint("paired").display().to_string();
+    let checkpoint = workspace.last_checkpoint("paired").display().to_string();
     let (config, captions) = (path("listed.yaml"), path("server.json"));
     let arguments = ["evaluate", "--checkpoint", &checkpoint, "--config", &config, "--captions", &captions, "--json"];
     let output = run("worker", &[&arguments[..], &["--threads", "1"]].concat());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::Value;
-use test_support::{Coordinator, Place, Process, clip, complete, error_line, printed_hash, run};
+use test_support::{Coordinator, Process, Workspace, clip, complete, error_line, printed_hash, run};
 
 /// A PNG with a sound header and end whose pixels are not there: only decoding tells.
 fn damaged_png() -> Vec<u8> {
@@ -20,8 +20,8 @@ fn damaged_png() -> Vec<u8> {
 }
 
 /// The annotations of the place's world.
-fn annotations(place: &Place) -> Value {
-    serde_json::from_slice(&std::fs::read(place.path("world/dataset.json")).unwrap()).unwrap()
+fn annotations(workspace: &Workspace) -> Value {
+    serde_json::from_slice(&std::fs::read(workspace.path("world/dataset.json")).unwrap()).unwrap()
 }
 
 /// Images of a split, by name and number of captions, in order.
@@ -34,8 +34,8 @@ fn listed(annotations: &Value, split: &str) -> Vec<(String, u64)> {
 }
 
 /// A run of all four objectives on some annotations of the place's world.
-fn run_file(place: &Place, name: &str, annotations: &str, skip_corrupt: bool, stages: [&str; 4]) -> PathBuf {
-    let folder = place.path("").display().to_string();
+fn run_file(workspace: &Workspace, name: &str, annotations: &str, skip_corrupt: bool, stages: [&str; 4]) -> PathBuf {
+    let folder = workspace.path("").display().to_string();
     let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
     let objectives = ["contrastive", "cross_entropy", "scst", "dico"];
     let stages: String = objectives
@@ -50,16 +50,16 @@ fn run_file(place: &Place, name: &str, annotations: &str, skip_corrupt: bool, st
          skip_corrupt: {skip_corrupt}\nvocabulary: corpus\nevaluator: {{ preset: tiny }}\n\
          captioner: {{ preset: tiny, dropout: 0.0 }}\ndecoding: {{ beams: 3, max_length: 12 }}\nstages:\n{stages}"
     );
-    let path = place.path(&format!("{name}.yaml"));
+    let path = workspace.path(&format!("{name}.yaml"));
     std::fs::write(&path, text).unwrap();
     path
 }
 
 /// Runs a run file with three workers to its end; the hash of their parameters, and all that they
 /// logged.
-fn train(place: &Place, run_file: &Path) -> (String, String) {
-    let coordinator = Coordinator::start(place, run_file);
-    let workers: Vec<Process> = (0..3).map(|rank| coordinator.worker(place, rank)).collect();
+fn train(workspace: &Workspace, run_file: &Path) -> (String, String) {
+    let coordinator = Coordinator::start(workspace, run_file);
+    let workers: Vec<Process> = (0..3).map(|rank| coordinator.worker(workspace, rank)).collect();
     let finished = workers.into_iter().map(|worker| {
         let (well, printed) = worker.finish();
         assert!(well);
@@ -68,7 +68,7 @@ fn train(place: &Place, run_file: &Path) -> (String, String) {
     let hashes: BTreeSet<String> = finished.collect();
     assert!(coordinator.process.finish().0);
     assert_eq!(hashes.len(), 1, "the ranks differ");
-    let log = |rank: u32| std::fs::read_to_string(place.path(&format!("worker-{rank}.log"))).unwrap();
+    let log = |rank: u32| std::fs::read_to_string(workspace.path(&format!("worker-{rank}.log"))).unwrap();
     (hashes.into_iter().next().unwrap(), (0..3).map(log).collect())
 }
 
@@ -87,8 +87,8 @@ fn bad_images(output: &Output) -> BTreeSet<String> {
 }
 
 /// Samples that each stage of a run trained on.
-fn samples(place: &Place, name: &str) -> Vec<u64> {
-    let journal = place.journal(name);
+fn samples(workspace: &Workspace, name: &str) -> Vec<u64> {
+    let journal = workspace.journal(name);
     let count = |stage: i64| {
         let query = "SELECT sum(samples) FROM steps WHERE stage = ?";
         journal.query_row(query, [stage], |row| row.get::<_, i64>(0)).unwrap() as u64
@@ -101,13 +101,13 @@ fn samples(place: &Place, name: &str) -> Vec<u64> {
 /// strictest sense of training on the same samples: the same parameters, to the bit.
 #[test]
 fn a_run_with_forty_bad_images_of_two_hundred_equals_one_without_them_and_names_them_all() {
-    let place = Place::with_images_and_positives(250);
-    let mut all = annotations(&place);
+    let workspace = Workspace::with_images_and_positives(250);
+    let mut all = annotations(&workspace);
     let train_images = listed(&all, "train");
     assert_eq!(train_images.len(), 200);
     let bad: Vec<&str> = train_images.iter().step_by(5).map(|(name, _)| name.as_str()).collect();
     for (number, name) in bad.iter().enumerate() {
-        let path = place.path("world/images").join(name);
+        let path = workspace.path("world/images").join(name);
         let sound = std::fs::read(&path).unwrap();
         match number % 4 {
             0 => std::fs::write(&path, &sound[..sound.len() * 2 / 3]).unwrap(),
@@ -118,7 +118,7 @@ fn a_run_with_forty_bad_images_of_two_hundred_equals_one_without_them_and_names_
     }
     let is_bad = |image: &Value| bad.contains(&image["filename"].as_str().unwrap());
     all["images"].as_array_mut().unwrap().retain(|image| !is_bad(image));
-    std::fs::write(place.path("world/good.json"), all.to_string()).unwrap();
+    std::fs::write(workspace.path("world/good.json"), all.to_string()).unwrap();
 
     let stages = [
         "steps: 6, batch: 12, contrastive: { generated_images: 0.05, generated_captions: 0.1 }",
@@ -126,25 +126,25 @@ fn a_run_with_forty_bad_images_of_two_hundred_equals_one_without_them_and_names_
         "steps: 4, batch: 3",
         "steps: 4, batch: 3",
     ];
-    let skipping = run_file(&place, "skipping", "dataset.json", true, stages);
+    let skipping = run_file(&workspace, "skipping", "dataset.json", true, stages);
     let names: BTreeSet<String> = bad.iter().map(|&name| name.to_owned()).collect();
     let validated = validate(&skipping, &["--decode-all", "--json"]);
     assert!(validated.status.success(), "{validated:?}");
     assert_eq!(bad_images(&validated), names);
 
-    let (with_bad, log) = train(&place, &skipping);
+    let (with_bad, log) = train(&workspace, &skipping);
     assert!(bad.iter().all(|name| log.contains(name)), "{log}");
-    assert_eq!(place.events("skipping", "joined")[0]["skipped_images"], 40);
-    let (without, _) = train(&place, &run_file(&place, "good", "good.json", false, stages));
+    assert_eq!(workspace.events("skipping", "joined")[0]["skipped_images"], 40);
+    let (without, _) = train(&workspace, &run_file(&workspace, "good", "good.json", false, stages));
     assert_eq!(with_bad, without);
 
     // Where images may not be left out, all are listed at once, too, and workers refuse to start.
-    let strict = run_file(&place, "strict", "dataset.json", false, stages);
+    let strict = run_file(&workspace, "strict", "dataset.json", false, stages);
     let validated = validate(&strict, &["--decode-all", "--json"]);
     assert_eq!(bad_images(&validated), names);
     let error = error_line(&validated);
     assert!(error.contains("40 images") && error.contains(bad[0]) && error.contains("data.skip_corrupt"), "{error}");
-    let coordinator = Coordinator::start(&place, &strict);
+    let coordinator = Coordinator::start(&workspace, &strict);
     let error = error_line(&run("worker", &["join", "--coordinator", &coordinator.url, "--threads", "1"]));
     assert!(error.contains(bad[0]) && error.contains("39 more") && error.contains("data.skip_corrupt"), "{error}");
 }
@@ -155,8 +155,8 @@ fn a_run_with_forty_bad_images_of_two_hundred_equals_one_without_them_and_names_
 /// batches, cannot be decoded.
 #[test]
 fn shares_and_batches_that_cannot_be_decoded_weigh_nothing() {
-    let place = Place::with_images_and_positives(30);
-    let all = annotations(&place);
+    let workspace = Workspace::with_images_and_positives(30);
+    let all = annotations(&workspace);
     let (train_images, validation) = (listed(&all, "train"), listed(&all, "val"));
     assert_eq!((train_images.len(), validation.len()), (24, 3));
     let (bad, good): (Vec<_>, Vec<_>) = train_images.iter().enumerate().partition(|(number, _)| number % 6 > 1);
@@ -164,9 +164,9 @@ fn shares_and_batches_that_cannot_be_decoded_weigh_nothing() {
     let bad: Vec<&str> =
         bad.into_iter().map(|(_, (name, _))| name.as_str()).chain([validation[0].0.as_str()]).collect();
     for name in &bad {
-        std::fs::write(place.path("world/images").join(name), damaged_png()).unwrap();
+        std::fs::write(workspace.path("world/images").join(name), damaged_png()).unwrap();
     }
-    std::fs::write(place.path("world/positives/images").join(drawn_badly), damaged_png()).unwrap();
+    std::fs::write(workspace.path("world/positives/images").join(drawn_badly), damaged_png()).unwrap();
     let captions: u64 = train_images.iter().map(|(_, captions)| captions).sum();
     let stages = [
         "steps: 8, batch: 3, contrastive: { generated_images: 0.05, generated_captions: 0.1 }".to_owned(),
@@ -175,20 +175,20 @@ fn shares_and_batches_that_cannot_be_decoded_weigh_nothing() {
         "steps: 4, batch: 6, micro_batch: 1, evaluate_every: 4".to_owned(),
     ];
     let stages = stages.each_ref().map(String::as_str);
-    let skipping = run_file(&place, "skipping", "dataset.json", true, stages);
-    let (_, log) = train(&place, &skipping);
+    let skipping = run_file(&workspace, "skipping", "dataset.json", true, stages);
+    let (_, log) = train(&workspace, &skipping);
     assert!(bad.iter().chain([&drawn_badly.as_str()]).all(|name| log.contains(name)), "{log}");
     assert!(log.contains("the step changes nothing"), "{log}");
     let good_captions: u64 = good.iter().map(|(_, (_, captions))| captions).sum();
     assert_eq!(captions % 6, 0);
-    assert_eq!(samples(&place, "skipping"), [7, good_captions, 8, 8]);
-    let journal = place.journal("skipping");
+    assert_eq!(samples(&workspace, "skipping"), [7, good_captions, 8, 8]);
+    let journal = workspace.journal("skipping");
     let empty = "SELECT count(*) FROM steps WHERE samples = 0 AND loss IS NULL AND gradient_norm = 0";
     assert!(journal.query_row(empty, [], |row| row.get::<_, i64>(0)).unwrap() > 0);
     let captioned = "SELECT count(DISTINCT image) FROM evaluation_items";
     assert_eq!(journal.query_row(captioned, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
 
-    let strict = run_file(&place, "strict", "dataset.json", false, stages);
+    let strict = run_file(&workspace, "strict", "dataset.json", false, stages);
     let names: BTreeSet<String> = bad.iter().map(|&name| name.to_owned()).chain([drawn_badly.clone()]).collect();
     for more in [&["--json"][..], &["--json", "--decode-all"]] {
         assert_eq!(bad_images(&validate(&strict, more)), names);
@@ -197,24 +197,24 @@ fn shares_and_batches_that_cannot_be_decoded_weigh_nothing() {
     assert_eq!(listed.lines().filter(|line| line.starts_with("bad image: ")).count(), names.len(), "{listed}");
     let alone = std::fs::read_to_string(&strict).unwrap().replace("{ min: 3, max: 3 }", "{ min: 1, max: 1 }");
     std::fs::write(&strict, alone).unwrap();
-    let coordinator = Coordinator::start(&place, &strict);
+    let coordinator = Coordinator::start(&workspace, &strict);
     let error = error_line(&run("worker", &["join", "--coordinator", &coordinator.url, "--threads", "1"]));
     assert!(names.iter().any(|name| error.contains(name)) && error.contains("data.skip_corrupt"), "{error}");
 }
 
 #[test]
 fn exif_orientation_is_applied_where_it_is_asked_for_and_never_mixed() {
-    let place = Place::with_images(30);
-    clip::write(&place.path("evaluator.safetensors"), 1);
-    let name = listed(&annotations(&place), "val")[0].0.clone();
-    let photo = place.path("world/images").join(name);
+    let workspace = Workspace::with_images(30);
+    clip::write(&workspace.path("evaluator.safetensors"), 1);
+    let name = listed(&annotations(&workspace), "val")[0].0.clone();
+    let photo = workspace.path("world/images").join(name);
     let plain = std::fs::read(&photo).unwrap();
     // Orientation 6: to be turned by 90 degrees.
     let exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
     let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
     std::fs::write(&photo, [&plain[..2], &[0xFF, 0xE1], &length, exif, &plain[2..]].concat()).unwrap();
 
-    let folder = place.path("").display().to_string();
+    let folder = workspace.path("").display().to_string();
     let config = |name: &str, data: &str| {
         let text = format!(
             "name: test\nseed: 5\noutput: {folder}{name}\nworkers: {{ min: 1, max: 1 }}\n\
@@ -223,7 +223,7 @@ fn exif_orientation_is_applied_where_it_is_asked_for_and_never_mixed() {
              evaluator: {{ weights: {folder}evaluator.safetensors }}\ndecoding: {{ beams: 3, max_length: 8 }}\nstages:\n  \
              - {{ name: xe, objective: cross_entropy, steps: 2, batch: 4, optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
         );
-        let path = place.path(&format!("{name}.yaml"));
+        let path = workspace.path(&format!("{name}.yaml"));
         std::fs::write(&path, text).unwrap();
         path
     };
@@ -243,8 +243,9 @@ fn exif_orientation_is_applied_where_it_is_asked_for_and_never_mixed() {
     let error = error_line(&encode(&config("floor", "  crop_offset: floor\n")));
     assert!(error.contains("another preprocessing") && error.contains("offset rounded down"), "{error}");
 
-    complete(&place, &applying, 1);
-    let (checkpoint, photo) = (place.last_checkpoint("applying").display().to_string(), photo.display().to_string());
+    complete(&workspace, &applying, 1);
+    let (checkpoint, photo) =
+        (workspace.last_checkpoint("applying").display().to_string(), photo.display().to_string());
     let caption = |more: &[&str]| {
         let output = run("worker", &[&["caption", "--checkpoint", &checkpoint, "--json", &photo][..], more].concat());
         assert!(output.status.success(), "{output:?}");

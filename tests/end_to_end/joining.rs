@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use test_support::network::Network;
-use test_support::{Coordinator, Place, Process, command, error_line, run, wait_for};
+use test_support::{Coordinator, Process, Workspace, command, error_line, run, wait_for};
 
 /// A run that does not end by itself.
-fn endless(place: &Place, workers: u32, lost_after: f64) -> PathBuf {
-    let path = place.run_file("run", workers, &format!("control: {{ lost_after: {lost_after:.1} }}\n"));
+fn endless(workspace: &Workspace, workers: u32, lost_after: f64) -> PathBuf {
+    let path = workspace.run_file("run", workers, &format!("control: {{ lost_after: {lost_after:.1} }}\n"));
     let text = std::fs::read_to_string(&path).unwrap();
     let one_of_few = format!("workers: {{ min: {workers}, max: {workers} }}");
     let text = text.replace("steps: 4, batch: 12", "steps: 100000, batch: 12");
@@ -20,17 +20,17 @@ fn endless(place: &Place, workers: u32, lost_after: f64) -> PathBuf {
 }
 
 /// A worker in this environment, without `--rank`.
-fn join_in(place: &Place, url: &str, name: &str, environment: &[(&str, &str)]) -> Process {
+fn join_in(workspace: &Workspace, url: &str, name: &str, environment: &[(&str, &str)]) -> Process {
     let mut join = command("worker");
     join.args(["join", "--coordinator", url, "--threads", "1"]).envs(environment.iter().copied());
-    Process::start(&mut join, place.path(&format!("{name}.log")))
+    Process::start(&mut join, workspace.path(&format!("{name}.log")))
 }
 
 /// The error of a worker that ended.
-fn error_of(place: &Place, name: &str, process: Process) -> String {
+fn error_of(workspace: &Workspace, name: &str, process: Process) -> String {
     let (well, _) = process.finish();
     assert!(!well, "{name} should have failed");
-    let log = std::fs::read_to_string(place.path(&format!("{name}.log"))).unwrap();
+    let log = std::fs::read_to_string(workspace.path(&format!("{name}.log"))).unwrap();
     // libtorch may have something to say after it.
     let error = log.lines().find_map(|line| line.strip_prefix("worker: error: "));
     error.unwrap_or_else(|| panic!("no error in {log:?}")).to_owned()
@@ -44,10 +44,11 @@ fn joined(process: &Process) -> String {
 /// As in `for i in 0 1 2; do worker join & done` in a batch script of Slurm.
 #[test]
 fn workers_of_a_loop_in_a_batch_script_get_ranks_of_their_own() {
-    let place = Place::new();
-    let coordinator = Coordinator::start(&place, &place.run_file("run", 3, ""));
+    let workspace = Workspace::new();
+    let coordinator = Coordinator::start(&workspace, &workspace.run_file("run", 3, ""));
     let batch_script = [("SLURM_JOB_ID", "7"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "3")];
-    let workers = [0, 1, 2].map(|number| join_in(&place, &coordinator.url, &format!("worker {number}"), &batch_script));
+    let workers =
+        [0, 1, 2].map(|number| join_in(&workspace, &coordinator.url, &format!("worker {number}"), &batch_script));
     let ranks = workers.map(|worker| {
         assert!(worker.log().contains("SLURM_PROCID=0 is not used") || joined(&worker).contains("rank_source"));
         let (well, printed) = worker.finish();
@@ -64,27 +65,27 @@ fn workers_of_a_loop_in_a_batch_script_get_ranks_of_their_own() {
 /// rank.
 #[test]
 fn of_several_workers_of_one_rank_the_first_stays_and_the_others_learn_where_it_came_from() {
-    let place = Place::new();
-    let coordinator = Coordinator::start(&place, &endless(&place, 3, 10.0));
+    let workspace = Workspace::new();
+    let coordinator = Coordinator::start(&workspace, &endless(&workspace, 3, 10.0));
     let task = [("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2")];
-    let first = join_in(&place, &coordinator.url, "first", &task);
+    let first = join_in(&workspace, &coordinator.url, "first", &task);
     let line = joined(&first);
     assert!(line.contains("rank=1") && line.contains("rank_source=\"SLURM_PROCID\""), "{line}");
     // While the first one is loading, and when it trains.
-    let second = join_in(&place, &coordinator.url, "second", &task);
-    let third = coordinator.worker(&place, 1);
-    let error = error_of(&place, "second", second);
+    let second = join_in(&workspace, &coordinator.url, "second", &task);
+    let third = coordinator.worker(&workspace, 1);
+    let error = error_of(&workspace, "second", second);
     for part in ["rank 1 is taken", "127.0.0.1", "SLURM_PROCID", "--rank"] {
         assert!(error.contains(part), "{error}");
     }
-    let error = error_of(&place, "worker-1", third);
+    let error = error_of(&workspace, "worker-1", third);
     assert!(error.contains("rank 1 is taken") && error.contains("choose another --rank"), "{error}");
     let index = [("JOB_COMPLETION_INDEX", "1")];
-    let error = error_of(&place, "fourth", join_in(&place, &coordinator.url, "fourth", &index));
+    let error = error_of(&workspace, "fourth", join_in(&workspace, &coordinator.url, "fourth", &index));
     assert!(error.contains("rank 1 came from the environment variable JOB_COMPLETION_INDEX"), "{error}");
     let members = coordinator.status()["members"].as_array().unwrap().len();
     assert_eq!(members, 1);
-    assert_eq!(place.events("run", "lost"), Vec::<serde_json::Value>::new());
+    assert_eq!(workspace.events("run", "lost"), Vec::<serde_json::Value>::new());
 }
 
 #[test]
@@ -103,8 +104,8 @@ fn refused(url: &str) -> String {
 
 #[test]
 fn a_worker_that_joins_the_http_port_is_told_the_other_one() {
-    let place = Place::new();
-    let coordinator = Coordinator::start(&place, &place.run_file("run", 1, ""));
+    let workspace = Workspace::new();
+    let coordinator = Coordinator::start(&workspace, &workspace.run_file("run", 1, ""));
     let grpc_port = coordinator.url.rsplit_once(':').unwrap().1;
     let error = refused(&format!("http://{}", coordinator.http));
     assert!(error.contains("HTTP port") && error.ends_with(&format!("its gRPC port is {grpc_port}")), "{error}");
@@ -168,26 +169,26 @@ fn an_address_that_is_no_machines_is_refused() {
 const HEAD: u32 = 0;
 
 /// A coordinator on the first machine, for all.
-fn serve(network: &Network, place: &Place, config: &Path) -> Process {
+fn serve(network: &Network, workspace: &Workspace, config: &Path) -> Process {
     let mut serve = command("coordinator");
     serve.arg("serve").arg("--config").arg(config).args(["--insecure", "--http", "127.0.0.1:0"]);
     serve.args(["--listen", "0.0.0.0:7070"]);
-    let mut coordinator = Process::start(&mut network.on(HEAD, &serve), place.path("coordinator.log"));
+    let mut coordinator = Process::start(&mut network.on(HEAD, &serve), workspace.path("coordinator.log"));
     coordinator.line();
     coordinator
 }
 
 /// A worker on a machine, which finds the coordinator there.
-fn worker(network: &Network, place: &Place, machine: u32, coordinator: &str, rank: u32, name: &str) -> Process {
+fn worker(network: &Network, workspace: &Workspace, machine: u32, coordinator: &str, rank: u32, name: &str) -> Process {
     let mut join: Command = command("worker");
     join.args(["join", "--coordinator", &format!("http://{coordinator}:7070"), "--threads", "1"]);
     join.args(["--rank", &rank.to_string()]);
-    Process::start(&mut network.on(machine, &join), place.path(&format!("{name}.log")))
+    Process::start(&mut network.on(machine, &join), workspace.path(&format!("{name}.log")))
 }
 
 /// Waits until exactly these train; returns how far.
-fn train(place: &Place, members: &[i64], beyond: i64) -> i64 {
-    let journal = wait_for("a journal", || place.try_journal("run"));
+fn train(workspace: &Workspace, members: &[i64], beyond: i64) -> i64 {
+    let journal = wait_for("a journal", || workspace.try_journal("run"));
     let query = "SELECT members_json, (SELECT max(step) FROM steps WHERE generation = number) AS reached
         FROM generations WHERE reached > ? ORDER BY number DESC LIMIT 1";
     wait_for("training", || {
@@ -204,40 +205,40 @@ fn train(place: &Place, members: &[i64], beyond: i64) -> i64 {
 #[test]
 fn a_worker_that_advertises_a_loopback_address_to_another_machine_saves_and_goes() {
     let Some(network) = Network::new(2) else { return };
-    let place = Place::new();
-    let coordinator = serve(&network, &place, &endless(&place, 2, 10.0));
-    let local = worker(&network, &place, HEAD, "127.0.0.1", 0, "local");
-    let reached = train(&place, &[0], 3);
-    let _other = worker(&network, &place, 1, &network.address(HEAD), 1, "other");
-    let error = error_of(&place, "local", local);
+    let workspace = Workspace::new();
+    let coordinator = serve(&network, &workspace, &endless(&workspace, 2, 10.0));
+    let local = worker(&network, &workspace, HEAD, "127.0.0.1", 0, "local");
+    let reached = train(&workspace, &[0], 3);
+    let _other = worker(&network, &workspace, 1, &network.address(HEAD), 1, "other");
+    let error = error_of(&workspace, "local", local);
     for part in ["127.0.0.1", &network.address(1), "rank 1", "--host"] {
         assert!(error.contains(part), "{error}");
     }
-    train(&place, &[1], reached);
-    assert_eq!(place.events("run", "rollback"), Vec::<serde_json::Value>::new());
+    train(&workspace, &[1], reached);
+    assert_eq!(workspace.events("run", "rollback"), Vec::<serde_json::Value>::new());
     // With an address that others reach it is welcome.
     let mut again = command("worker");
     again.args(["join", "--coordinator", "http://127.0.0.1:7070", "--host", &network.address(HEAD), "--threads", "1"]);
-    let _again = Process::start(&mut network.on(HEAD, &again), place.path("again.log"));
-    train(&place, &[0, 1], reached);
+    let _again = Process::start(&mut network.on(HEAD, &again), workspace.path("again.log"));
+    train(&workspace, &[0, 1], reached);
     drop(coordinator);
 }
 
 #[test]
 fn a_worker_that_replaces_a_lost_machine_waits_for_its_rank() {
     let Some(network) = Network::new(4) else { return };
-    let place = Place::new();
-    let _coordinator = serve(&network, &place, &endless(&place, 2, 8.0));
+    let workspace = Workspace::new();
+    let _coordinator = serve(&network, &workspace, &endless(&workspace, 2, 8.0));
     let head = network.address(HEAD);
-    let _stays = worker(&network, &place, 1, &head, 0, "stays");
-    let _lost = worker(&network, &place, 2, &head, 1, "lost");
-    let reached = train(&place, &[0, 1], 3);
+    let _stays = worker(&network, &workspace, 1, &head, 0, "stays");
+    let _lost = worker(&network, &workspace, 2, &head, 1, "lost");
+    let reached = train(&workspace, &[0, 1], 3);
     network.pull(2);
-    let replacement = worker(&network, &place, 3, &head, 1, "replacement");
-    train(&place, &[0, 1], reached);
+    let replacement = worker(&network, &workspace, 3, &head, 1, "replacement");
+    train(&workspace, &[0, 1], reached);
     assert!(joined(&replacement).contains("rank=1"));
     // Another one is told who has the rank now.
-    let second = worker(&network, &place, 1, &head, 1, "second");
-    let error = error_of(&place, "second", second);
+    let second = worker(&network, &workspace, 1, &head, 1, "second");
+    let error = error_of(&workspace, "second", second);
     assert!(error.contains("rank 1 is taken") && error.contains(&network.address(3)), "{error}");
 }

@@ -4,11 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use test_support::{Place, complete, error_line, run};
+use test_support::{Workspace, complete, error_line, run};
 
 /// Changes what people said of one image of a split; its name.
-fn rewrite(place: &Place, split: &str, image: usize, captions: Vec<String>) -> String {
-    let path = place.path("world/dataset.json");
+fn rewrite(workspace: &Workspace, split: &str, image: usize, captions: Vec<String>) -> String {
+    let path = workspace.path("world/dataset.json");
     let mut dataset: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let images = dataset["images"].as_array_mut().unwrap();
     let image = images.iter_mut().filter(|image| image["split"] == split).nth(image).unwrap();
@@ -37,17 +37,17 @@ fn validated(run_file: &Path) -> String {
 
 #[test]
 fn a_thousand_references_and_long_captions_are_evaluated_and_cost_no_worker() {
-    let place = Place::new();
-    rewrite(&place, "val", 0, vec![caption(50); 33]);
-    rewrite(&place, "val", 1, (0..1_000).map(|number| caption(60 + number % 40)).collect());
-    rewrite(&place, "val", 2, vec![caption(4_097), caption(65_536)]);
-    rewrite(&place, "train", 0, vec![caption(65_536)]);
-    let run_file = place.run_file("run", 2, "");
+    let workspace = Workspace::new();
+    rewrite(&workspace, "val", 0, vec![caption(50); 33]);
+    rewrite(&workspace, "val", 1, (0..1_000).map(|number| caption(60 + number % 40)).collect());
+    rewrite(&workspace, "val", 2, vec![caption(4_097), caption(65_536)]);
+    rewrite(&workspace, "train", 0, vec![caption(65_536)]);
+    let run_file = workspace.run_file("run", 2, "");
     let found = validated(&run_file);
     let lengths = "captions: of 236 training captions 1 are longer than captioner.max_target_length (77 tokens";
     assert!(found.contains(lengths), "{found}");
-    complete(&place, &run_file, 2);
-    let journal = place.journal("run");
+    complete(&workspace, &run_file, 2);
+    let journal = workspace.journal("run");
     let query = "SELECT references_json FROM evaluation_items WHERE stage = 2 AND step = 4 ORDER BY image";
     let mut statement = journal.prepare(query).unwrap();
     let references = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
@@ -57,31 +57,31 @@ fn a_thousand_references_and_long_captions_are_evaluated_and_cost_no_worker() {
     assert_eq!(counts, [2, 5, 5, 5, 33, 1_000]);
     let longest = references.iter().flatten().map(String::len).max();
     assert_eq!(longest, Some(65_536));
-    assert_eq!(place.events("run", "lost"), [json!(null); 0]);
+    assert_eq!(workspace.events("run", "lost"), [json!(null); 0]);
 }
 
 #[test]
 fn what_is_beyond_the_limits_is_named_with_its_image_and_file_by_all() {
-    let place = Place::new();
-    let run_file = place.run_file("run", 1, "");
-    let original = std::fs::read(place.path("world/dataset.json")).unwrap();
+    let workspace = Workspace::new();
+    let run_file = workspace.run_file("run", 1, "");
+    let original = std::fs::read(workspace.path("world/dataset.json")).unwrap();
     for (split, captions, expected) in [
         ("val", vec![caption(50); 1_001], "has 1001 captions, an image can have 1000 at most"),
         ("train", vec![caption(65_537)], "has a caption of 65537 bytes, a caption can have 65536 at most"),
     ] {
-        let name = rewrite(&place, split, 1, captions);
-        let coordinator = test_support::Coordinator::start(&place, &run_file);
+        let name = rewrite(&workspace, split, 1, captions);
+        let coordinator = test_support::Coordinator::start(&workspace, &run_file);
         let join = ["join", "--coordinator", &coordinator.url, "--threads", "1"];
         for error in [error_line(&validate(&run_file)), error_line(&run("worker", &join))] {
             assert!(error.contains("world/dataset.json: ") && error.contains(&format!("{name} {expected}")), "{error}");
         }
-        std::fs::write(place.path("world/dataset.json"), &original).unwrap();
+        std::fs::write(workspace.path("world/dataset.json"), &original).unwrap();
     }
 }
 
 /// The run file with some of its text replaced.
-fn changed(place: &Place, from: &str, to: &str) -> PathBuf {
-    let path = place.run_file("changed", 1, "");
+fn changed(workspace: &Workspace, from: &str, to: &str) -> PathBuf {
+    let path = workspace.run_file("changed", 1, "");
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(from), "{from} is not in {text}");
     std::fs::write(&path, text.replace(from, to)).unwrap();
@@ -90,28 +90,28 @@ fn changed(place: &Place, from: &str, to: &str) -> PathBuf {
 
 #[test]
 fn lengths_and_batches_that_do_not_go_with_the_data_are_said() {
-    let place = Place::new();
-    let found = validated(&changed(&place, "max_length: 12", "max_length: 8"));
+    let workspace = Workspace::new();
+    let found = validated(&changed(&workspace, "max_length: 12", "max_length: 8"));
     let counts = found.lines().find(|line| line.contains("than decoding.max_length (8 tokens")).unwrap();
     let longer: u32 =
         counts.split("learned up to there), ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!((1..240).contains(&longer), "{counts}");
     assert!(counts.contains("of 240 training captions 0 are longer"), "{counts}");
 
-    let found = validated(&changed(&place, "steps: 4, batch: 6", "steps: 4, batch: 55"));
+    let found = validated(&changed(&workspace, "steps: 4, batch: 6", "steps: 4, batch: 55"));
     assert!(found.contains("stage dico: its batch of 55 is more than the 48 training images"), "{found}");
-    let found = validated(&changed(&place, "steps: 6, batch: 12", "steps: 6, batch: 240"));
+    let found = validated(&changed(&workspace, "steps: 6, batch: 12", "steps: 6, batch: 240"));
     assert!(!found.contains("its batch"), "{found}");
 
-    let error = error_line(&validate(&changed(&place, "max: 1", "max: 9")));
+    let error = error_line(&validate(&changed(&workspace, "max: 1", "max: 9")));
     assert!(error.contains("stages[2].batch: is 6, and workers.max is 9: every worker needs a sample"), "{error}");
-    let error = error_line(&validate(&changed(&place, "dropout: 0.0", "dropout: 0.0, max_target_length: 78")));
+    let error = error_line(&validate(&changed(&workspace, "dropout: 0.0", "dropout: 0.0, max_target_length: 78")));
     assert!(error.contains("captioner.max_target_length: is 78, the captioner has 77 positions"), "{error}");
 
-    std::fs::create_dir(place.path("changed")).unwrap();
-    std::fs::write(place.path("changed/captions"), "in the way").unwrap();
+    std::fs::create_dir(workspace.path("changed")).unwrap();
+    std::fs::write(workspace.path("changed/captions"), "in the way").unwrap();
     // The run's output is on the coordinator's machine, so only `serve` looks there.
-    let run_file = changed(&place, "seed: 11", "seed: 12");
+    let run_file = changed(&workspace, "seed: 11", "seed: 12");
     let run_file = run_file.to_string_lossy();
     let served =
         run("coordinator", &["serve", "--config", &run_file, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
@@ -121,15 +121,15 @@ fn lengths_and_batches_that_do_not_go_with_the_data_are_said() {
 
 #[test]
 fn what_is_learned_does_not_depend_on_how_long_generated_captions_may_be() {
-    let place = Place::new();
+    let workspace = Workspace::new();
     let learned = |name: &str, search: u32, target: &str| {
-        let path = place.run_file(name, 1, "");
+        let path = workspace.run_file(name, 1, "");
         let text = std::fs::read_to_string(&path).unwrap();
         // Without the stage that generates captions.
         let stages = text.find("  - { name: dico").unwrap();
         let text = text[..stages].replace("max_length: 12", &format!("max_length: {search}"));
         std::fs::write(&path, text.replace("dropout: 0.0", &format!("dropout: 0.0{target}"))).unwrap();
-        complete(&place, &path, 1)
+        complete(&workspace, &path, 1)
     };
     let first = learned("first", 12, "");
     assert_eq!(first, learned("second", 5, ""));

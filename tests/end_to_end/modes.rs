@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use test_support::{Place, Process, command, error_line, program, run};
+use test_support::{Process, Workspace, command, error_line, program, run};
 
 /// A command that runs `name` with this umask.
 fn masked(umask: &str, name: &str) -> Command {
@@ -46,20 +46,20 @@ fn check(folder: &Path) -> usize {
 
 #[test]
 fn what_a_run_writes_is_for_its_user_and_group_whatever_the_umask() {
-    let place = Place::new();
+    let workspace = Workspace::new();
     for umask in ["000", "077"] {
         let name = format!("run-{umask}");
-        let run_file = place.run_file(&name, 1, "");
+        let run_file = workspace.run_file(&name, 1, "");
         let mut serve = masked(umask, "coordinator");
         serve.arg("serve").arg("--config").arg(&run_file).args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
-        let mut coordinator = Process::start(&mut serve, place.path("coordinator.log"));
+        let mut coordinator = Process::start(&mut serve, workspace.path("coordinator.log"));
         let line = coordinator.line();
         let address = line.split_whitespace().find_map(|word| word.strip_prefix("grpc=")).unwrap();
         let url = format!("http://{address}");
         done(umask, "worker", &["join", "--coordinator", &url, "--threads", "1"]);
         assert!(coordinator.finish().0);
 
-        let output = place.path(&name);
+        let output = workspace.path(&name);
         let path = |name: &str| output.join(name).to_string_lossy().into_owned();
         let state = path("coordinator");
         done(umask, "coordinator", &["tensorboard", "--state", &state, "--out", &path("tensorboard")]);
@@ -74,8 +74,8 @@ fn what_a_run_writes_is_for_its_user_and_group_whatever_the_umask() {
 
 #[test]
 fn a_secret_that_everybody_can_read_is_warned_about_and_one_without_end_refused() {
-    let place = Place::new();
-    let token = place.path("token");
+    let workspace = Workspace::new();
+    let token = workspace.path("token");
     std::fs::write(&token, "the-token-of-the-workers\n").unwrap();
     let path = token.to_string_lossy().into_owned();
     // Nobody listens there: what is said comes before.
@@ -97,10 +97,10 @@ fn a_secret_that_everybody_can_read_is_warned_about_and_one_without_end_refused(
         let url = if options.len() > 2 { "https://127.0.0.1:1" } else { "http://127.0.0.1:1" };
         let error = error_line(&run("worker", &[&["join", "--coordinator", url], options].concat()));
         assert!(error.starts_with(expected), "{error}");
-        let run_file = place.run_file("run", 1, "").to_string_lossy().into_owned();
+        let run_file = workspace.run_file("run", 1, "").to_string_lossy().into_owned();
         let serve = ["serve", "--config", &run_file, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
         let error = error_line(&run("coordinator", &[&serve[..], options].concat()));
         assert!(error.starts_with(expected), "{error}");
-        assert!(!place.path("run").exists(), "it left its state behind");
+        assert!(!workspace.path("run").exists(), "it left its state behind");
     }
 }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use test_support::{Coordinator, Place, complete, error_line, run, tensors, wait_for};
+use test_support::{Coordinator, Workspace, complete, error_line, run, tensors, wait_for};
 
 /// A run with these stages on the place's world, from scratch or, if there is one, from a checkpoint.
-fn run_file(place: &Place, name: &str, workers: u32, start: Option<&Path>, stages: &[&str]) -> PathBuf {
-    let folder = place.path("").display().to_string();
+fn run_file(workspace: &Workspace, name: &str, workers: u32, start: Option<&Path>, stages: &[&str]) -> PathBuf {
+    let folder = workspace.path("").display().to_string();
     let start = start.map_or_else(|| "preset: tiny".to_owned(), |path| format!("weights: {}", path.display()));
     let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
     let stages: String =
@@ -19,14 +19,14 @@ fn run_file(place: &Place, name: &str, workers: u32, start: Option<&Path>, stage
          vocabulary: corpus\nevaluator: {{ {start}, prefix: \"\" }}\ncaptioner: {{ {start}, dropout: 0.0 }}\n\
          decoding: {{ beams: 3, max_length: 12 }}\nstages:\n{stages}"
     );
-    let path = place.path(&format!("{name}.yaml"));
+    let path = workspace.path(&format!("{name}.yaml"));
     std::fs::write(&path, text).unwrap();
     path
 }
 
 #[test]
 fn every_objective_trains_and_leaves_all_ranks_alike() {
-    let place = Place::with_positives();
+    let workspace = Workspace::with_positives();
     let stages = [
         "name: pac, objective: contrastive, contrastive: { generated_images: 0.05, generated_captions: 0.1 }, steps: 3, batch: 12, OPTIMIZER",
         "name: xe, objective: cross_entropy, steps: 2, batch: 12, OPTIMIZER",
@@ -36,9 +36,9 @@ fn every_objective_trains_and_leaves_all_ranks_alike() {
         "name: worst, objective: dico, dico: { weights: worst, reward: { cider: 1 } }, steps: 2, batch: 6, OPTIMIZER",
         "name: free, objective: dico, dico: { reference: false }, steps: 2, batch: 6, OPTIMIZER",
     ];
-    let hashes = complete(&place, &run_file(&place, "run", 2, None, &stages), 2);
+    let hashes = complete(&workspace, &run_file(&workspace, "run", 2, None, &stages), 2);
     assert_eq!(hashes[0], hashes[1]);
-    let journal = place.journal("run");
+    let journal = workspace.journal("run");
     let summaries = |stage: usize, step: i64| -> serde_json::Value {
         let query = "SELECT summaries_json FROM steps WHERE stage = ? AND step = ?";
         let text: String = journal.query_row(query, (stage as i64, step), |row| row.get(0)).unwrap();
@@ -60,13 +60,13 @@ fn every_objective_trains_and_leaves_all_ranks_alike() {
 
 #[test]
 fn a_stage_that_only_gets_worse_ends_with_what_it_began_with() {
-    let place = Place::with_positives();
+    let workspace = Workspace::with_positives();
     let first = [
         "name: evaluator, objective: contrastive, steps: 2, batch: 12, OPTIMIZER",
         "name: xe, objective: cross_entropy, steps: 60, batch: 12, OPTIMIZER",
     ];
-    complete(&place, &run_file(&place, "first", 1, None, &first), 1);
-    let start = place.last_checkpoint("first");
+    complete(&workspace, &run_file(&workspace, "first", 1, None, &first), 1);
+    let start = workspace.last_checkpoint("first");
     let ruinous = "objective: scst, steps: 8, batch: 6, evaluate_first: true, evaluate_every: 2, metric: cider, \
                    scst: { reward: { cider: 1 } }, optimizer: { learning_rate: 0.1 }";
     let (impatient, guarded) = (
@@ -74,40 +74,40 @@ fn a_stage_that_only_gets_worse_ends_with_what_it_began_with() {
         format!("name: guarded, guard: [{{ metric: bleu_1, below: 0.2, action: rollback }}], {ruinous}"),
     );
     for (name, stage) in [("impatient", &impatient), ("guarded", &guarded)] {
-        complete(&place, &run_file(&place, name, 2, Some(&start), &[stage]), 2);
+        complete(&workspace, &run_file(&workspace, name, 2, Some(&start), &[stage]), 2);
         // The last state of the stage is kept beside the one that it ended with.
         let (selected, last) =
-            (place.path(name).join(format!("checkpoints/0-{name}-00000000")), place.last_checkpoint(name));
+            (workspace.path(name).join(format!("checkpoints/0-{name}-00000000")), workspace.last_checkpoint(name));
         assert!(last > selected, "{}", last.display());
         let [began, ended] = [&start, &selected].map(|folder| tensors(&folder.join("captioner.safetensors")));
         assert_eq!(began, ended);
-        let ends = place.events(name, "stage_ended");
+        let ends = workspace.events(name, "stage_ended");
         assert_eq!((ends.len(), &ends[0]["step"]), (1, &serde_json::json!(0)), "{ends:?}");
     }
-    assert_eq!(place.events("impatient", "guard").len(), 0);
-    let guard = place.events("guarded", "guard");
+    assert_eq!(workspace.events("impatient", "guard").len(), 0);
+    let guard = workspace.events("guarded", "guard");
     assert_eq!((&guard[0]["metric"], &guard[0]["action"]), (&"bleu_1".into(), &"rollback".into()), "{guard:?}");
     assert!(guard[0]["step"].as_u64().unwrap() > 0, "it was bad from the start: {guard:?}");
 }
 
 #[test]
 fn a_paused_run_waits_until_it_is_told_to_go_on() {
-    let place = Place::with_positives();
+    let workspace = Workspace::with_positives();
     let stages = [
         "name: xe, objective: cross_entropy, steps: 2, batch: 12, OPTIMIZER",
         "name: dico, objective: dico, dico: { reward: { cider: 1 } }, steps: 30, batch: 6, \
          guard: [{ metric: caption_length, above: 0, action: pause }], OPTIMIZER",
     ];
-    let coordinator = Coordinator::start(&place, &run_file(&place, "run", 1, None, &stages));
+    let coordinator = Coordinator::start(&workspace, &run_file(&workspace, "run", 1, None, &stages));
     let resume = || run("coordinator", &["resume", "--coordinator", &coordinator.url]);
     let error = error_line(&resume());
     assert!(error.contains("not paused"), "{error}");
-    let worker = coordinator.worker(&place, 0);
+    let worker = coordinator.worker(&workspace, 0);
     let status = wait_for("the pause", || Some(coordinator.status()).filter(|status| status["state"] == "paused"));
     assert!(status["reason"].as_str().unwrap().contains("caption_length"), "{status}");
     assert!(resume().status.success());
     assert!(worker.finish().0);
     assert!(coordinator.process.finish().0);
-    let [paused, resumed] = ["paused", "resumed"].map(|kind| place.events("run", kind).len());
+    let [paused, resumed] = ["paused", "resumed"].map(|kind| workspace.events("run", kind).len());
     assert_eq!((paused, resumed), (1, 1));
 }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use test_support::{Coordinator, Place, Process, command, run};
+use test_support::{Coordinator, Process, Workspace, command, run};
 
 fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -15,23 +15,23 @@ fn get(address: &str, path: &str) -> String {
 
 #[test]
 fn a_waiting_run_is_alive_but_not_ready_and_says_so() {
-    let place = Place::new();
-    let coordinator = Coordinator::start(&place, &place.run_file("run", 1, ""));
+    let workspace = Workspace::new();
+    let coordinator = Coordinator::start(&workspace, &workspace.run_file("run", 1, ""));
     assert!(get(&coordinator.http, "/healthz").starts_with("HTTP/1.1 200"));
     assert!(get(&coordinator.http, "/readyz").starts_with("HTTP/1.1 503"));
     assert!(get(&coordinator.http, "/metrics").contains("dico_members 0"));
     let status = run("coordinator", &["status", "--coordinator", &coordinator.url, "--json"]);
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!((&status["run"], &status["state"]), (&"test".into(), &"waiting".into()));
-    let worker = coordinator.worker(&place, 0);
+    let worker = coordinator.worker(&workspace, 0);
     assert!(worker.finish().0);
     assert!(coordinator.process.finish().0);
 }
 
 #[test]
 fn another_protocol_version_is_refused_with_both_versions_named() {
-    let place = Place::new();
-    let coordinator = Coordinator::start(&place, &place.run_file("run", 1, ""));
+    let workspace = Workspace::new();
+    let coordinator = Coordinator::start(&workspace, &workspace.run_file("run", 1, ""));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let refusal = runtime.block_on(async {
         let client = proto::v1::coordinator_client::CoordinatorClient::connect(coordinator.url.clone());
@@ -45,21 +45,21 @@ fn another_protocol_version_is_refused_with_both_versions_named() {
 
 #[test]
 fn a_run_can_be_watched_and_reported_on_and_looked_at_in_tensorboard() {
-    let place = Place::new();
-    let run_file = place.run_file("run", 1, "");
-    let coordinator = Coordinator::start(&place, &run_file);
+    let workspace = Workspace::new();
+    let run_file = workspace.run_file("run", 1, "");
+    let coordinator = Coordinator::start(&workspace, &run_file);
     let watch = ["watch", "--coordinator", &coordinator.url, "--interval", "0.05", "--give-up-after", "60"];
     // No terminal: it prints.
-    let mut lines = Process::start(command("coordinator").args(watch), place.path("watch.log"));
+    let mut lines = Process::start(command("coordinator").args(watch), workspace.path("watch.log"));
     assert!(lines.line().contains("waiting (0 of at least 1 workers are attached), stage 0 (evaluator), step 0 of 4"));
-    let mut objects = Process::start(command("coordinator").args(watch).arg("--json"), place.path("objects.log"));
+    let mut objects = Process::start(command("coordinator").args(watch).arg("--json"), workspace.path("objects.log"));
     let object: serde_json::Value = serde_json::from_str(&objects.line()).unwrap();
     assert_eq!((&object["status"]["run"], object.get("problem")), (&"test".into(), None));
-    let worker = coordinator.worker(&place, 0);
+    let worker = coordinator.worker(&workspace, 0);
     assert!(worker.finish().0 && coordinator.process.finish().0);
 
     let config = run_file.to_string_lossy();
-    let [page, events] = ["report.html", "events"].map(|name| place.path(name).to_string_lossy().into_owned());
+    let [page, events] = ["report.html", "events"].map(|name| workspace.path(name).to_string_lossy().into_owned());
     let printed = run("coordinator", &["report", "--config", &config, "--out", &page]);
     assert!(printed.status.success(), "{printed:?}");
     let page = std::fs::read_to_string(page).unwrap();

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use test_support::{Place, command, complete, error_line, run};
+use test_support::{Workspace, command, complete, error_line, run};
 
-fn inspect(place: &Place, arguments: &[&str]) -> Output {
-    command("worker").arg("inspect").args(arguments).current_dir(place.path("")).output().unwrap()
+fn inspect(workspace: &Workspace, arguments: &[&str]) -> Output {
+    command("worker").arg("inspect").args(arguments).current_dir(workspace.path("")).output().unwrap()
 }
 
 fn printed(output: &Output) -> Value {
@@ -32,11 +32,11 @@ fn images(dataset: &Value, split: &str) -> Vec<String> {
 
 #[test]
 fn inspect_shows_figures_and_samples_and_all_problems_at_once() {
-    let place = Place::new();
-    let output = inspect(&place, &["world/dataset.json", "--json"]);
+    let workspace = Workspace::new();
+    let output = inspect(&workspace, &["world/dataset.json", "--json"]);
     assert!(output.status.success(), "{output:?}");
     let report = printed(&output);
-    let path = place.path("world/dataset.json");
+    let path = workspace.path("world/dataset.json");
     let mut dataset = read_json(&path);
     for split in ["train", "val", "test"] {
         let found = &report["splits"][split];
@@ -53,8 +53,8 @@ fn inspect_shows_figures_and_samples_and_all_problems_at_once() {
     assert_eq!((&report["problems"], &report["notes"]), (&json!([]), &json!([])));
 
     let (train, val, test) = (images(&dataset, "train"), images(&dataset, "val"), images(&dataset, "test"));
-    std::fs::remove_file(place.path("world/images").join(&train[0])).unwrap();
-    std::fs::write(place.path("world/images").join(&val[0]), "no image").unwrap();
+    std::fs::remove_file(workspace.path("world/images").join(&train[0])).unwrap();
+    std::fs::write(workspace.path("world/images").join(&val[0]), "no image").unwrap();
     for image in dataset["images"].as_array_mut().unwrap() {
         if image["filename"] == test[0].as_str() {
             image["sentences"] = json!([]);
@@ -76,7 +76,7 @@ fn inspect_shows_figures_and_samples_and_all_problems_at_once() {
     leak["split"] = json!("train");
     dataset["images"].as_array_mut().unwrap().push(leak);
     std::fs::write(&path, dataset.to_string()).unwrap();
-    let output = inspect(&place, &["world/dataset.json", "--json"]);
+    let output = inspect(&workspace, &["world/dataset.json", "--json"]);
     assert_eq!(error_line(&output), "world/dataset.json: 3 problems");
     let report = printed(&output);
     let (problems, notes) = (lines(&report["problems"]).join("\n"), lines(&report["notes"]).join("\n"));
@@ -96,32 +96,33 @@ fn inspect_shows_figures_and_samples_and_all_problems_at_once() {
         assert!(notes.contains(&note), "{note}: {notes}");
     }
     // The same for people.
-    let text = String::from_utf8(inspect(&place, &["world/dataset.json"]).stdout).unwrap();
+    let text = String::from_utf8(inspect(&workspace, &["world/dataset.json"]).stdout).unwrap();
     assert!(text.contains("train: ") && text.contains("problems: 3\n") && text.contains("notes: 3\n"), "{text}");
     assert!(problems.lines().chain(notes.lines()).all(|line| text.contains(line)), "{text}");
 }
 
 #[test]
 fn inspect_takes_run_files_and_tars_and_says_what_else_it_is_given() {
-    let place = Place::new();
-    let folder = format!("{}/", place.path("").display()).replace("//", "/");
-    let text = std::fs::read_to_string(place.run_file("run", 1, "")).unwrap();
+    let workspace = Workspace::new();
+    let folder = format!("{}/", workspace.path("").display()).replace("//", "/");
+    let text = std::fs::read_to_string(workspace.run_file("run", 1, "")).unwrap();
     // Relative to the run file, not to the current folder.
-    std::fs::create_dir(place.path("configs")).unwrap();
-    std::fs::write(place.path("configs/run.yaml"), text.replace(&folder, "../")).unwrap();
-    let output = inspect(&place, &["configs/run.yaml", "--json"]);
+    std::fs::create_dir(workspace.path("configs")).unwrap();
+    std::fs::write(workspace.path("configs/run.yaml"), text.replace(&folder, "../")).unwrap();
+    let output = inspect(&workspace, &["configs/run.yaml", "--json"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(printed(&output)["splits"].as_object().unwrap().len(), 3);
-    let validated = run("coordinator", &["validate", "--config", &place.path("configs/run.yaml").to_string_lossy()]);
+    let validated =
+        run("coordinator", &["validate", "--config", &workspace.path("configs/run.yaml").to_string_lossy()]);
     assert!(validated.status.success(), "{validated:?}");
-    let moved = place.path("configs/moved.yaml");
+    let moved = workspace.path("configs/moved.yaml");
     std::fs::write(&moved, text.replace(&folder, "")).unwrap();
     // As earlier versions had it: found in the current folder, with a warning.
-    let output = inspect(&place, &["configs/moved.yaml", "--json"]);
+    let output = inspect(&workspace, &["configs/moved.yaml", "--json"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("`world/images` is taken from the current folder"), "{said}");
 
-    let (photos, dataset) = (place.path("photos"), read_json(&place.path("world/dataset.json")));
+    let (photos, dataset) = (workspace.path("photos"), read_json(&workspace.path("world/dataset.json")));
     std::fs::create_dir(&photos).unwrap();
     let captions = [
         ("txt", "A red circle.\nA circle\n\n"),
@@ -130,14 +131,14 @@ fn inspect_takes_run_files_and_tars_and_says_what_else_it_is_given() {
         ("json", r#"{"title": "A square.", "license": 3}"#),
     ];
     for (at, (image, (extension, text))) in images(&dataset, "train").iter().zip(captions).enumerate() {
-        std::fs::copy(place.path("world/images").join(image), photos.join(format!("{at}.jpg"))).unwrap();
+        std::fs::copy(workspace.path("world/images").join(image), photos.join(format!("{at}.jpg"))).unwrap();
         std::fs::write(photos.join(format!("{at}.{extension}")), text).unwrap();
     }
-    let error = error_line(&inspect(&place, &["photos"]));
+    let error = error_line(&inspect(&workspace, &["photos"]));
     assert!(error.contains("photos: is a folder: ") && error.contains("`tar -cf NAME.tar -C photos .`"), "{error}");
     let packed = Command::new("tar").args(["-cf", "photos.tar", "-C", "photos", "."]).current_dir(&folder).status();
     assert!(packed.unwrap().success());
-    let output = inspect(&place, &["photos.tar", "--json"]);
+    let output = inspect(&workspace, &["photos.tar", "--json"]);
     assert_eq!(error_line(&output), "photos.tar: 1 problem");
     let report = printed(&output);
     let found = &report["splits"]["train"];
@@ -148,41 +149,41 @@ fn inspect_takes_run_files_and_tars_and_says_what_else_it_is_given() {
                     `captions`, `caption`, `text` is a text or a list of texts";
     assert!(problem.contains(expected), "{problem}");
 
-    let error = error_line(&inspect(&place, &["missing.json"]));
+    let error = error_line(&inspect(&workspace, &["missing.json"]));
     assert_eq!(error, "missing.json: there is no such file");
-    std::fs::write(place.path("other.json"), r#"{"photos": []}"#).unwrap();
-    let output = inspect(&place, &["other.json"]);
+    std::fs::write(workspace.path("other.json"), r#"{"photos": []}"#).unwrap();
+    let output = inspect(&workspace, &["other.json"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(!output.status.success() && said.contains("missing field `images`") && said.contains("`photos`"), "{said}");
 }
 
 /// COCO's annotations of one image, which is missing, as a split of a run file.
-fn coco_split(place: &Place, name: &str) -> String {
+fn coco_split(workspace: &Workspace, name: &str) -> String {
     let annotations = json!({
         "images": [{ "id": 1, "file_name": format!("{name}.jpg") }, { "id": 2, "file_name": "sound.jpg" }],
         "annotations": [{ "image_id": 1, "caption": "a star" }, { "image_id": 2, "caption": "a star" }],
     });
-    std::fs::write(place.path(&format!("{name}.json")), annotations.to_string()).unwrap();
+    std::fs::write(workspace.path(&format!("{name}.json")), annotations.to_string()).unwrap();
     format!("{{ annotations: {name}.json, images: photos }}")
 }
 
 #[test]
 fn inspect_reads_each_split_where_another_cannot_be_read() {
-    let place = Place::new();
-    let text = std::fs::read_to_string(place.run_file("run", 1, "")).unwrap();
-    let dataset = read_json(&place.path("world/dataset.json"));
-    std::fs::create_dir(place.path("photos")).unwrap();
-    let image = place.path("world/images").join(&images(&dataset, "train")[0]);
-    std::fs::copy(image, place.path("photos/sound.jpg")).unwrap();
-    let [train, val, test] = ["t", "v", "u"].map(|name| coco_split(&place, name));
+    let workspace = Workspace::new();
+    let text = std::fs::read_to_string(workspace.run_file("run", 1, "")).unwrap();
+    let dataset = read_json(&workspace.path("world/dataset.json"));
+    std::fs::create_dir(workspace.path("photos")).unwrap();
+    let image = workspace.path("world/images").join(&images(&dataset, "train")[0]);
+    std::fs::copy(image, workspace.path("photos/sound.jpg")).unwrap();
+    let [train, val, test] = ["t", "v", "u"].map(|name| coco_split(&workspace, name));
     let start = text.find("  karpathy:").unwrap();
     let end = start + text[start..].find('\n').unwrap();
     // `val` is another name of the key.
     let coco = format!("  coco: {{ train: {train}, val: {val}, test: {test} }}");
     let text = text.replace(&text[start..end], &coco);
-    std::fs::write(place.path("coco.yaml"), &text).unwrap();
-    std::fs::write(place.path("v.json"), r#"{"annotations": [], "pictures": []}"#).unwrap();
-    let output = inspect(&place, &["coco.yaml", "--json"]);
+    std::fs::write(workspace.path("coco.yaml"), &text).unwrap();
+    std::fs::write(workspace.path("v.json"), r#"{"annotations": [], "pictures": []}"#).unwrap();
+    let output = inspect(&workspace, &["coco.yaml", "--json"]);
     assert_eq!(error_line(&output), "coco.yaml: 3 problems");
     let report = printed(&output);
     let problems = lines(&report["problems"]).join("\n");
@@ -197,9 +198,9 @@ fn inspect_reads_each_split_where_another_cannot_be_read() {
     }
     assert_eq!((&report["splits"]["train"]["images"], &report["splits"]["test"]["images"]), (&1.into(), &1.into()));
 
-    _ = coco_split(&place, "v");
-    std::fs::write(place.path("coco.yaml"), text.replace("data:\n", "data:\n  skip_corrupt: true\n")).unwrap();
-    let output = inspect(&place, &["coco.yaml", "--json"]);
+    _ = coco_split(&workspace, "v");
+    std::fs::write(workspace.path("coco.yaml"), text.replace("data:\n", "data:\n  skip_corrupt: true\n")).unwrap();
+    let output = inspect(&workspace, &["coco.yaml", "--json"]);
     assert!(output.status.success(), "{output:?}");
     let notes = lines(&printed(&output)["notes"]);
     assert_eq!(notes.iter().filter(|note| note.starts_with("left out: ") && note.contains("No such file")).count(), 3);
@@ -207,19 +208,19 @@ fn inspect_reads_each_split_where_another_cannot_be_read() {
 }
 
 /// Takes the captions out of the training and validation split of the world.
-fn silence(place: &Place) {
-    let mut dataset = read_json(&place.path("world/dataset.json"));
+fn silence(workspace: &Workspace) {
+    let mut dataset = read_json(&workspace.path("world/dataset.json"));
     for image in dataset["images"].as_array_mut().unwrap() {
         image["sentences"] = json!([]);
     }
-    std::fs::write(place.path("world/silent.json"), dataset.to_string()).unwrap();
+    std::fs::write(workspace.path("world/silent.json"), dataset.to_string()).unwrap();
 }
 
 #[test]
 fn what_a_run_wrote_is_scored_and_dico_goes_on_without_captions() {
-    let place = Place::new();
-    let config = place.run_file("first", 1, "");
-    complete(&place, &config, 1);
+    let workspace = Workspace::new();
+    let config = workspace.run_file("first", 1, "");
+    complete(&workspace, &config, 1);
 
     let score = |more: &[&str]| {
         let mut command = command("worker");
@@ -230,7 +231,7 @@ fn what_a_run_wrote_is_scored_and_dico_goes_on_without_captions() {
     let output = score(&["--split", "validation", "--json"]);
     assert!(output.status.success(), "{output:?}");
     let report = printed(&output);
-    let journal = place.journal("first");
+    let journal = workspace.journal("first");
     let query = "SELECT metrics_json FROM evaluations WHERE stage = 2 ORDER BY step DESC LIMIT 1";
     let metrics: Value =
         serde_json::from_str(&journal.query_row(query, [], |row| row.get::<_, String>(0)).unwrap()).unwrap();
@@ -241,9 +242,9 @@ fn what_a_run_wrote_is_scored_and_dico_goes_on_without_captions() {
     let of_the_run = |note: &String| note.ends_with("first/captions/2-dico-00000004.json");
     assert!(notes.iter().any(of_the_run), "{notes:?}");
     // The same captions under file names.
-    let written = read_json(&place.path("first/captions/2-dico-00000004.json"));
-    let names = images(&read_json(&place.path("world/dataset.json")), "val");
-    let dataset = read_json(&place.path("world/dataset.json"));
+    let written = read_json(&workspace.path("first/captions/2-dico-00000004.json"));
+    let names = images(&read_json(&workspace.path("world/dataset.json")), "val");
+    let dataset = read_json(&workspace.path("world/dataset.json"));
     let of_name = |name: &str| {
         let image = dataset["images"].as_array().unwrap().iter().find(|image| image["filename"] == name).unwrap();
         written.as_array().unwrap().iter().find(|result| result["image_id"] == image["cocoid"]).unwrap()["caption"]
@@ -251,7 +252,7 @@ fn what_a_run_wrote_is_scored_and_dico_goes_on_without_captions() {
     };
     let renamed: serde_json::Map<String, Value> =
         names.iter().map(|name| (format!("photos/{name}"), of_name(name))).collect();
-    let path = place.path("renamed.json");
+    let path = workspace.path("renamed.json");
     std::fs::write(&path, Value::from(renamed).to_string()).unwrap();
     let path = path.to_string_lossy();
     let output = score(&["--split", "val", "--candidates", &path, "--json"]);
@@ -262,8 +263,8 @@ fn what_a_run_wrote_is_scored_and_dico_goes_on_without_captions() {
     let error = error_line(&score(&["--split", "train", "--candidates", &path]));
     assert!(error.contains("first.yaml: has no references of 6 of the candidates' images"), "{error}");
 
-    silence(&place);
-    let (folder, checkpoint) = (place.path("").display().to_string(), place.last_checkpoint("first"));
+    silence(&workspace);
+    let (folder, checkpoint) = (workspace.path("").display().to_string(), workspace.last_checkpoint("first"));
     let silent = |objective: &str| {
         let checkpoint = checkpoint.display();
         let text = format!(
@@ -273,8 +274,8 @@ fn what_a_run_wrote_is_scored_and_dico_goes_on_without_captions() {
              decoding: {{ beams: 3, max_length: 12 }}\nstages:\n  \
              - {{ name: tune, steps: 4, batch: 6, evaluate_every: 2, optimizer: {{ learning_rate: 1.0e-4 }}, {objective} }}\n"
         );
-        std::fs::write(place.path("silent.yaml"), text).unwrap();
-        run("coordinator", &["validate", "--config", &place.path("silent.yaml").to_string_lossy()])
+        std::fs::write(workspace.path("silent.yaml"), text).unwrap();
+        run("coordinator", &["validate", "--config", &workspace.path("silent.yaml").to_string_lossy()])
     };
     for (objective, problem) in [
         ("objective: cross_entropy", "split `train` has no captions: stage `tune` (cross_entropy) trains on them"),
@@ -289,38 +290,38 @@ fn what_a_run_wrote_is_scored_and_dico_goes_on_without_captions() {
     }
     let validated = silent("objective: dico, metric: pac_s");
     assert!(validated.status.success(), "{validated:?}");
-    let inspected = inspect(&place, &["silent.yaml"]);
+    let inspected = inspect(&workspace, &["silent.yaml"]);
     let text = String::from_utf8_lossy(&inspected.stdout).into_owned();
     assert!(
         inspected.status.success() && text.contains("split `train` has no captions: it can be captioned"),
         "{text}"
     );
-    complete(&place, &place.path("silent.yaml"), 1);
-    let journal = place.journal("silent");
+    complete(&workspace, &workspace.path("silent.yaml"), 1);
+    let journal = workspace.journal("silent");
     let query =
         "SELECT count(*) FROM evaluations WHERE metrics_json ->> 'pac_s' > 0 AND metrics_json ->> 'cider' IS NULL";
     assert_eq!(journal.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
     let query = "SELECT count(*) FROM evaluation_items WHERE references_json = '[]' AND caption != ''";
     assert_eq!(journal.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap(), 12);
-    let error = error_line(&run("worker", &["score", "--config", &place.path("silent.yaml").to_string_lossy()]));
+    let error = error_line(&run("worker", &["score", "--config", &workspace.path("silent.yaml").to_string_lossy()]));
     assert!(error.ends_with("split `val` has no captions: there is nothing to score against"), "{error}");
 }
 
 #[test]
 fn captions_do_not_steer_the_terminal() {
-    let place = Place::new();
-    let path = place.path("world/dataset.json");
+    let workspace = Workspace::new();
+    let path = workspace.path("world/dataset.json");
     let mut dataset = read_json(&path);
     for image in dataset["images"].as_array_mut().unwrap() {
         image["sentences"][0]["raw"] = "a \u{1b}[31mred\u{9b}0m circle".into();
     }
     std::fs::write(&path, dataset.to_string()).unwrap();
-    let shown = inspect(&place, &["world/dataset.json"]);
+    let shown = inspect(&workspace, &["world/dataset.json"]);
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("a \\u001b[31mred\\u009b0m circle"), "{shown}");
     assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
     // JSON reads what was written as what it was.
-    let report = printed(&inspect(&place, &["world/dataset.json", "--json"]));
+    let report = printed(&inspect(&workspace, &["world/dataset.json", "--json"]));
     let captions = &report["splits"]["train"]["samples"][0]["captions"];
     assert!(captions.to_string().contains("\\u001b[31mred"), "{captions}");
     assert_eq!(captions[0], "a \u{1b}[31mred\u{9b}0m circle");

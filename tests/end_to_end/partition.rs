@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 use test_support::network::Network;
-use test_support::{Place, Process, command, run, wait_for};
+use test_support::{Process, Workspace, command, run, wait_for};
 
 const COORDINATOR: u32 = 0;
 
-fn run_file(place: &Place, workers: u32) -> PathBuf {
-    let folder = place.path("");
+fn run_file(workspace: &Workspace, workers: u32) -> PathBuf {
+    let folder = workspace.path("");
     let folder = folder.display();
     let text = format!(
         "name: test\nseed: 11\noutput: {folder}/run\nworkers: {{ min: 1, max: {workers} }}\n\
@@ -18,7 +18,7 @@ fn run_file(place: &Place, workers: u32) -> PathBuf {
          decoding: {{ beams: 2, max_length: 8 }}\ncontrol: {{ lost_after: 1.5 }}\nstages:\n  \
          - {{ name: xe, objective: cross_entropy, steps: 100000, batch: 12, optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
     );
-    let path = place.path("run.yaml");
+    let path = workspace.path("run.yaml");
     std::fs::write(&path, text).unwrap();
     path
 }
@@ -29,18 +29,18 @@ struct Cluster {
     workers: Vec<Process>,
 }
 
-fn start(network: &Network, place: &Place, config: &Path, workers: u32) -> Cluster {
+fn start(network: &Network, workspace: &Workspace, config: &Path, workers: u32) -> Cluster {
     let address = network.address(COORDINATOR);
     let mut serve = command("coordinator");
     serve.arg("serve").arg("--config").arg(config).args(["--insecure", "--http", "127.0.0.1:0"]);
     serve.args(["--listen", &format!("{address}:7070")]);
-    let mut coordinator = Process::start(&mut network.on(COORDINATOR, &serve), place.path("coordinator.log"));
+    let mut coordinator = Process::start(&mut network.on(COORDINATOR, &serve), workspace.path("coordinator.log"));
     coordinator.line();
     let url = format!("http://{address}:7070");
     let workers = (0..workers).map(|rank| {
         let mut join = command("worker");
         join.args(["join", "--coordinator", &url, "--rank", &rank.to_string(), "--threads", "1"]);
-        Process::start(&mut network.on(1 + rank, &join), place.path(&format!("worker-{rank}.log")))
+        Process::start(&mut network.on(1 + rank, &join), workspace.path(&format!("worker-{rank}.log")))
     });
     let workers = workers.collect();
     Cluster { coordinator, workers }
@@ -76,10 +76,10 @@ fn stop(cluster: Cluster, config: &Path) {
 #[test]
 fn a_worker_whose_cable_is_pulled_is_missed_and_comes_back_with_it() {
     let Some(network) = Network::new(4) else { return };
-    let place = Place::new();
-    let config = run_file(&place, 3);
-    let cluster = start(&network, &place, &config, 3);
-    let journal = wait_for("a journal", || place.try_journal("run"));
+    let workspace = Workspace::new();
+    let config = run_file(&workspace, 3);
+    let cluster = start(&network, &workspace, &config, 3);
+    let journal = wait_for("a journal", || workspace.try_journal("run"));
     let together = train(&journal, &[0, 1, 2], 0);
     network.pull(1 + 1);
     let without = train(&journal, &[0, 2], together);
@@ -91,10 +91,10 @@ fn a_worker_whose_cable_is_pulled_is_missed_and_comes_back_with_it() {
 #[test]
 fn a_coordinator_whose_cable_is_pulled_is_waited_for() {
     let Some(network) = Network::new(3) else { return };
-    let place = Place::new();
-    let config = run_file(&place, 2);
-    let cluster = start(&network, &place, &config, 2);
-    let journal = wait_for("a journal", || place.try_journal("run"));
+    let workspace = Workspace::new();
+    let config = run_file(&workspace, 2);
+    let cluster = start(&network, &workspace, &config, 2);
+    let journal = wait_for("a journal", || workspace.try_journal("run"));
     let together = train(&journal, &[0, 1], 0);
     network.pull(COORDINATOR);
     wait_for("the loss of both", || {
@@ -104,17 +104,17 @@ fn a_coordinator_whose_cable_is_pulled_is_waited_for() {
     network.plug(COORDINATOR);
     train(&journal, &[0, 1], together);
     // Whatever was applied meanwhile is still there.
-    assert_eq!(place.events("run", "rollback"), Vec::<serde_json::Value>::new());
+    assert_eq!(workspace.events("run", "rollback"), Vec::<serde_json::Value>::new());
     stop(cluster, &config);
 }
 
 #[test]
 fn of_two_workers_that_cannot_reach_each_other_one_goes_on_with_the_rest() {
     let Some(network) = Network::new(4) else { return };
-    let place = Place::new();
-    let config = run_file(&place, 3);
-    let mut cluster = start(&network, &place, &config, 3);
-    let journal = wait_for("a journal", || place.try_journal("run"));
+    let workspace = Workspace::new();
+    let config = run_file(&workspace, 3);
+    let mut cluster = start(&network, &workspace, &config, 3);
+    let journal = wait_for("a journal", || workspace.try_journal("run"));
     let together = train(&journal, &[0, 1, 2], 0);
     // Both still reach the coordinator, and the third.
     network.separate(1 + 1, 1 + 2);
@@ -124,7 +124,7 @@ fn of_two_workers_that_cannot_reach_each_other_one_goes_on_with_the_rest() {
     let gone = if members.contains(&1) { 2 } else { 1 };
     let (well, _) = cluster.workers.remove(gone).finish();
     assert!(!well);
-    let log = std::fs::read_to_string(place.path(&format!("worker-{gone}.log"))).unwrap();
+    let log = std::fs::read_to_string(workspace.path(&format!("worker-{gone}.log"))).unwrap();
     assert!(log.lines().last().unwrap().contains("cannot reach each other"), "{log}");
     stop(cluster, &config);
 }

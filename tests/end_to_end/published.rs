@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use serde_json::json;
-use test_support::{Place, clip, command, complete, error_line, run, tensors};
+use test_support::{Workspace, clip, command, complete, error_line, run, tensors};
 
 /// A run that sees through one CLIP and is judged by another, with `data` and `more` besides.
-fn run_file(place: &Place, name: &str, data: &str, captioner: &str) -> PathBuf {
-    let folder = place.path("").display().to_string();
+fn run_file(workspace: &Workspace, name: &str, data: &str, captioner: &str) -> PathBuf {
+    let folder = workspace.path("").display().to_string();
     let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
     let text = format!(
         "name: test\nseed: 5\noutput: {folder}/{name}\nworkers: {{ min: 1, max: 1 }}\n\
@@ -19,45 +19,45 @@ fn run_file(place: &Place, name: &str, data: &str, captioner: &str) -> PathBuf {
          - {{ name: xe, objective: cross_entropy, steps: 3, batch: 8, {optimizer} }}\n  \
          - {{ name: dico, objective: dico, steps: 2, batch: 4, {optimizer} }}\n"
     );
-    let path = place.path(&format!("{name}.yaml"));
+    let path = workspace.path(&format!("{name}.yaml"));
     std::fs::write(&path, text).unwrap();
     path
 }
 
-fn place() -> (Place, String) {
-    let place = Place::new();
-    clip::write(&place.path("evaluator.safetensors"), 1);
-    clip::write(&place.path("eyes.safetensors"), 2);
-    let scratch = format!("preset: tiny, vision: {}", place.path("eyes.safetensors").display());
-    (place, scratch)
+fn workspace() -> (Workspace, String) {
+    let workspace = Workspace::new();
+    clip::write(&workspace.path("evaluator.safetensors"), 1);
+    clip::write(&workspace.path("eyes.safetensors"), 2);
+    let scratch = format!("preset: tiny, vision: {}", workspace.path("eyes.safetensors").display());
+    (workspace, scratch)
 }
 
-fn encode(place: &Place, run_file: &Path, split: &str) -> std::process::Output {
+fn encode(workspace: &Workspace, run_file: &Path, split: &str) -> std::process::Output {
     let (config, out) =
-        (run_file.to_string_lossy().into_owned(), place.path("features").to_string_lossy().into_owned());
+        (run_file.to_string_lossy().into_owned(), workspace.path("features").to_string_lossy().into_owned());
     let arguments = ["encode", "--config", &config, "--split", split, "--out", &out, "--dtype", "f32", "--batch", "7"];
     run("worker", &arguments)
 }
 
 #[test]
 fn training_from_stored_features_gives_what_training_from_images_does() {
-    let (place, scratch) = place();
+    let (workspace, scratch) = workspace();
     // A second evaluator, which the captioner sees through: each row has its embedding, too.
-    let second = place.path("eyes.safetensors");
+    let second = workspace.path("eyes.safetensors");
     let vocabulary = format!("vocabulary: corpus\nevaluators: {{ clip_s: {{ weights: {} }} }}\n", second.display());
-    let without = run_file(&place, "without", &vocabulary, &scratch);
+    let without = run_file(&workspace, "without", &vocabulary, &scratch);
     for split in ["train", "val"] {
-        assert!(encode(&place, &without, split).status.success());
+        assert!(encode(&workspace, &without, split).status.success());
     }
-    let features = format!("  features: {}\n{vocabulary}", place.path("features").display());
-    let with = run_file(&place, "with", &features, &scratch);
+    let features = format!("  features: {}\n{vocabulary}", workspace.path("features").display());
+    let with = run_file(&workspace, "with", &features, &scratch);
     let validated = run("coordinator", &["validate", "--config", &with.to_string_lossy()]);
     assert!(validated.status.success(), "{validated:?}");
-    complete(&place, &without, 1);
+    complete(&workspace, &without, 1);
     // Nothing but the annotations and the stores is read.
-    std::fs::remove_dir_all(place.path("world/images")).unwrap();
-    complete(&place, &with, 1);
-    let (without, with) = (place.parameters("without"), place.parameters("with"));
+    std::fs::remove_dir_all(workspace.path("world/images")).unwrap();
+    complete(&workspace, &with, 1);
+    let (without, with) = (workspace.parameters("without"), workspace.parameters("with"));
     assert_eq!(without.keys().collect::<Vec<_>>(), with.keys().collect::<Vec<_>>());
     assert!(without.keys().any(|name| name.starts_with("reference.")));
     for (name, values) in &without {
@@ -67,7 +67,7 @@ fn training_from_stored_features_gives_what_training_from_images_does() {
     }
     let evaluated = ["without", "with"].map(|run| {
         let query = "SELECT metrics_json FROM evaluations ORDER BY stage DESC LIMIT 1";
-        let metrics: String = place.journal(run).query_row(query, [], |row| row.get(0)).unwrap();
+        let metrics: String = workspace.journal(run).query_row(query, [], |row| row.get(0)).unwrap();
         serde_json::from_str::<std::collections::BTreeMap<String, f64>>(&metrics).unwrap()
     });
     for name in ["pac_s", "ref_pac_s", "clip_s", "ref_clip_s"] {
@@ -75,26 +75,27 @@ fn training_from_stored_features_gives_what_training_from_images_does() {
         assert!((without - with).abs() < 1e-3, "{name}: {without} and {with}");
     }
     let other =
-        run_file(&place, "other", &features.replace("clip_s", "clip_s_2").replace("eyes", "evaluator"), &scratch);
+        run_file(&workspace, "other", &features.replace("clip_s", "clip_s_2").replace("eyes", "evaluator"), &scratch);
     let error = error_line(&run("coordinator", &["validate", "--config", &other.to_string_lossy()]));
     assert!(error.contains("data.features") && error.contains("evaluators"), "{error}");
 }
 
 #[test]
 fn an_interrupted_encoding_goes_on_and_other_weights_are_refused_with_both_hashes() {
-    let (place, scratch) = place();
-    let config = run_file(&place, "run", "", &scratch);
-    assert!(encode(&place, &config, "val").status.success());
-    let (features, checksums) = (place.path("features/val/features.bin"), place.path("features/val/checksums.bin"));
+    let (workspace, scratch) = workspace();
+    let config = run_file(&workspace, "run", "", &scratch);
+    assert!(encode(&workspace, &config, "val").status.success());
+    let (features, checksums) =
+        (workspace.path("features/val/features.bin"), workspace.path("features/val/checksums.bin"));
     let (whole, sums) = (std::fs::read(&features).unwrap(), std::fs::read(&checksums).unwrap());
     // As a crash in the middle of a row leaves it.
     std::fs::write(&features, &whole[..whole.len() / 2 + 3]).unwrap();
-    assert!(encode(&place, &config, "val").status.success());
+    assert!(encode(&workspace, &config, "val").status.success());
     assert!(std::fs::read(&features).unwrap() == whole && std::fs::read(&checksums).unwrap() == sums);
 
-    let old = sha256_in(&place.path("features/val/manifest.json"));
-    clip::write(&place.path("eyes.safetensors"), 3);
-    let error = error_line(&encode(&place, &config, "val"));
+    let old = sha256_in(&workspace.path("features/val/manifest.json"));
+    clip::write(&workspace.path("eyes.safetensors"), 3);
+    let error = error_line(&encode(&workspace, &config, "val"));
     assert!(error.contains("another vision tower") && error.contains(&old), "{error}");
     let hashes = error.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 64).count();
     assert_eq!(hashes, 2, "{error}");
@@ -108,12 +109,12 @@ fn sha256_in(manifest: &Path) -> String {
 
 #[test]
 fn a_checkpoint_captions_images_and_survives_export_and_import() {
-    let (place, scratch) = place();
-    complete(&place, &run_file(&place, "run", "", &scratch), 1);
-    let checkpoint = place.last_checkpoint("run").to_string_lossy().into_owned();
-    let mut images = std::fs::read_dir(place.path("world/images")).unwrap();
+    let (workspace, scratch) = workspace();
+    complete(&workspace, &run_file(&workspace, "run", "", &scratch), 1);
+    let checkpoint = workspace.last_checkpoint("run").to_string_lossy().into_owned();
+    let mut images = std::fs::read_dir(workspace.path("world/images")).unwrap();
     let [first, second] = [(); 2].map(|()| images.next().unwrap().unwrap().path().to_string_lossy().into_owned());
-    let missing = place.path("missing.jpg").to_string_lossy().into_owned();
+    let missing = workspace.path("missing.jpg").to_string_lossy().into_owned();
 
     let plain = run("worker", &["caption", "--checkpoint", &checkpoint, "--max-length", "8", &first, &second]);
     let plain = String::from_utf8(plain.stdout).unwrap();
@@ -137,7 +138,7 @@ fn a_checkpoint_captions_images_and_survives_export_and_import() {
     assert_eq!(scores.len(), 4);
     assert!(scores.is_sorted_by(|a, b| a >= b));
 
-    let [released, imported, again] = ["released", "imported", "again"].map(|name| place.path(name));
+    let [released, imported, again] = ["released", "imported", "again"].map(|name| workspace.path(name));
     let text = |path: &Path| path.to_string_lossy().into_owned();
     for (program, from, to) in [
         ("export", &PathBuf::from(&checkpoint), &released),
@@ -158,17 +159,17 @@ fn a_checkpoint_captions_images_and_survives_export_and_import() {
 
     // And a run can begin with it.
     let start = format!("weights: {}", imported.display());
-    complete(&place, &run_file(&place, "second", "", &start), 1);
+    complete(&workspace, &run_file(&workspace, "second", "", &start), 1);
     let error = error_line(&run("worker", &["export", "--from", &checkpoint, "--to", &text(&released)]));
     assert!(error.contains("exists"), "{error}");
 }
 
 #[test]
 fn a_captioner_that_knows_its_corpus_only_survives_export_and_import() {
-    let (place, scratch) = place();
-    complete(&place, &run_file(&place, "run", "vocabulary: corpus\n", &scratch), 1);
-    let [exported, imported, again] = ["exported", "imported", "again"].map(|name| place.path(name));
-    let checkpoint = place.last_checkpoint("run");
+    let (workspace, scratch) = workspace();
+    complete(&workspace, &run_file(&workspace, "run", "vocabulary: corpus\n", &scratch), 1);
+    let [exported, imported, again] = ["exported", "imported", "again"].map(|name| workspace.path(name));
+    let checkpoint = workspace.last_checkpoint("run");
     for (program, from, to) in
         [("export", &checkpoint, &exported), ("import", &exported, &imported), ("export", &imported, &again)]
     {
@@ -207,7 +208,7 @@ fn a_captioner_that_knows_its_corpus_only_survives_export_and_import() {
     let card = std::fs::read_to_string(exported.join("README.md")).unwrap();
     assert!(card.contains("stage `dico` of run `test`, after step 2") && card.contains("(\"exported\""), "{card}");
 
-    let image = std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path();
+    let image = std::fs::read_dir(workspace.path("world/images")).unwrap().next().unwrap().unwrap().path();
     let captions = [&checkpoint, &imported]
         .map(|folder| run("worker", &["caption", "--checkpoint", &folder.to_string_lossy(), &image.to_string_lossy()]));
     assert!(captions.iter().all(|output| output.status.success() && output.stderr.is_empty()), "{captions:?}");
@@ -216,18 +217,18 @@ fn a_captioner_that_knows_its_corpus_only_survives_export_and_import() {
 
 #[test]
 fn captions_of_a_captioner_that_was_never_trained_come_with_a_warning() {
-    let place = Place::new();
-    complete(&place, &place.run_file("run", 1, ""), 1);
-    let image = std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path();
-    let first = place.path("run/checkpoints/0-evaluator-00000004");
-    for (checkpoint, warns) in [(first, true), (place.last_checkpoint("run"), false)] {
+    let workspace = Workspace::new();
+    complete(&workspace, &workspace.run_file("run", 1, ""), 1);
+    let image = std::fs::read_dir(workspace.path("world/images")).unwrap().next().unwrap().unwrap().path();
+    let first = workspace.path("run/checkpoints/0-evaluator-00000004");
+    for (checkpoint, warns) in [(first, true), (workspace.last_checkpoint("run"), false)] {
         let checkpoint = checkpoint.to_string_lossy();
         let output = run("worker", &["caption", "--checkpoint", &checkpoint, &image.to_string_lossy()]);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
         assert_eq!(said.contains("its captioner was never trained"), warns, "{said}");
         assert_eq!(said.contains("stage `evaluator` of run `test`, after step 4"), warns, "{said}");
-        let exported = place.path(&format!("exported-{warns}"));
+        let exported = workspace.path(&format!("exported-{warns}"));
         let output = run("worker", &["export", "--from", &checkpoint, "--to", &exported.to_string_lossy()]);
         assert_eq!(String::from_utf8_lossy(&output.stderr).contains("never trained"), warns, "{output:?}");
     }
@@ -235,24 +236,24 @@ fn captions_of_a_captioner_that_was_never_trained_come_with_a_warning() {
 
 #[test]
 fn a_run_begins_with_the_captioner_of_another_and_sees_as_that_one_did() {
-    let (place, _) = place();
+    let (workspace, _) = workspace();
     // Its captioner sees through an evaluator of its own.
-    complete(&place, &place.run_file("first", 1, ""), 1);
-    let start = format!("weights: {}", place.last_checkpoint("first").display());
-    complete(&place, &run_file(&place, "second", "", &start), 1);
-    let image = std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path();
-    let checkpoint = place.last_checkpoint("second").to_string_lossy().into_owned();
+    complete(&workspace, &workspace.run_file("first", 1, ""), 1);
+    let start = format!("weights: {}", workspace.last_checkpoint("first").display());
+    complete(&workspace, &run_file(&workspace, "second", "", &start), 1);
+    let image = std::fs::read_dir(workspace.path("world/images")).unwrap().next().unwrap().unwrap().path();
+    let checkpoint = workspace.last_checkpoint("second").to_string_lossy().into_owned();
     let output = run("worker", &["caption", "--checkpoint", &checkpoint, &image.to_string_lossy()]);
     assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
 fn validation_names_what_is_missing_or_does_not_fit() {
-    let (place, scratch) = place();
-    let good = std::fs::read_to_string(run_file(&place, "run", "", &scratch)).unwrap();
+    let (workspace, scratch) = workspace();
+    let good = std::fs::read_to_string(run_file(&workspace, "run", "", &scratch)).unwrap();
     let validate = |text: &str| {
-        std::fs::write(place.path("run.yaml"), text).unwrap();
-        run("coordinator", &["validate", "--config", &place.path("run.yaml").to_string_lossy()])
+        std::fs::write(workspace.path("run.yaml"), text).unwrap();
+        run("coordinator", &["validate", "--config", &workspace.path("run.yaml").to_string_lossy()])
     };
     let output = validate(&good);
     let said = String::from_utf8(output.stdout).unwrap();
@@ -264,13 +265,14 @@ fn validation_names_what_is_missing_or_does_not_fit() {
     assert!(error.contains("captioner.vision") && error.contains("dataset.json"), "{error}");
     let error = error_line(&validate(&good.replace("data:\n", "data:\n  features: nowhere\n")));
     assert!(error.contains("data.features") && error.contains("nowhere/train"), "{error}");
-    let error = error_line(&validate(&good.replace(&scratch, &format!("weights: {}", place.path("world").display()))));
+    let error =
+        error_line(&validate(&good.replace(&scratch, &format!("weights: {}", workspace.path("world").display()))));
     assert!(error.contains("captioner.weights") && error.contains("is no model folder"), "{error}");
     let error = error_line(&validate(&good.replace("karpathy:", "coco: {}\n  karpathy:")));
     assert!(error.contains("missing field"), "{error}");
 
-    let weights = std::fs::read(place.path("evaluator.safetensors")).unwrap();
-    std::fs::write(place.path("evaluator.safetensors"), &weights[..weights.len() / 2]).unwrap();
+    let weights = std::fs::read(workspace.path("evaluator.safetensors")).unwrap();
+    std::fs::write(workspace.path("evaluator.safetensors"), &weights[..weights.len() / 2]).unwrap();
     let error = error_line(&validate(&good));
     assert!(error.contains("evaluator.weights") && error.contains("evaluator.safetensors"), "{error}");
 }
@@ -284,14 +286,14 @@ fn scores(arguments: &[&str]) -> serde_json::Value {
 
 #[test]
 fn captions_from_anywhere_are_scored_as_an_evaluation_scores_them() {
-    let (place, scratch) = place();
-    let config = run_file(&place, "run", "", &scratch);
-    complete(&place, &config, 1);
+    let (workspace, scratch) = workspace();
+    let config = run_file(&workspace, "run", "", &scratch);
+    complete(&workspace, &config, 1);
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let (config, checkpoint, captions) =
-        (text(&config), text(&place.last_checkpoint("run")), text(&place.path("captions.json")));
+        (text(&config), text(&workspace.last_checkpoint("run")), text(&workspace.path("captions.json")));
     let [images, cache, own, other] =
-        ["world/images", "cache", "evaluator.safetensors", "eyes.safetensors"].map(|name| text(&place.path(name)));
+        ["world/images", "cache", "evaluator.safetensors", "eyes.safetensors"].map(|name| text(&workspace.path(name)));
     let evaluated = scores(&[
         "evaluate",
         "--config",
@@ -337,17 +339,18 @@ fn captions_from_anywhere_are_scored_as_an_evaluation_scores_them() {
         assert!(alone["corpus"][name].is_number() && both["corpus"][named] == alone["corpus"][name], "{name}");
     }
     // The other form of an evaluator.
-    std::fs::write(place.path("judge.yaml"), "weights: evaluator.safetensors\nscore: clip_s\nprefix: \"\"\n").unwrap();
-    let judge = format!("mine={}", text(&place.path("judge.yaml")));
+    std::fs::write(workspace.path("judge.yaml"), "weights: evaluator.safetensors\nscore: clip_s\nprefix: \"\"\n")
+        .unwrap();
+    let judge = format!("mine={}", text(&workspace.path("judge.yaml")));
     assert!(score(&["--evaluator", &judge])["corpus"]["ref_mine"].is_number());
 
     let refused = |more: &[&str]| {
         let basis = ["score", "--config", &config, "--split", "val", "--candidates", &captions];
         error_line(&run("worker", &[&basis[..], more].concat()))
     };
-    std::fs::create_dir(place.path("few")).unwrap();
-    std::fs::copy(first_image(&place), place.path("few/x.jpg")).unwrap();
-    let few = text(&place.path("few"));
+    std::fs::create_dir(workspace.path("few")).unwrap();
+    std::fs::copy(first_image(&workspace), workspace.path("few/x.jpg")).unwrap();
+    let few = text(&workspace.path("few"));
     let line = refused(&["--evaluator", "run", "--images", &few]);
     assert!(line.contains("there is no image of") && line.contains("few"), "{line}");
     let line = refused(&["--evaluator", &format!("pac_s={captions}")]);
@@ -356,9 +359,9 @@ fn captions_from_anywhere_are_scored_as_an_evaluation_scores_them() {
 
 #[test]
 fn scores_are_correlated_with_ratings_and_pairs() {
-    let (place, _) = place();
-    let text = |name: &str| place.path(name).to_string_lossy().into_owned();
-    let mut names: Vec<String> = std::fs::read_dir(place.path("world/images"))
+    let (workspace, _) = workspace();
+    let text = |name: &str| workspace.path(name).to_string_lossy().into_owned();
+    let mut names: Vec<String> = std::fs::read_dir(workspace.path("world/images"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -369,7 +372,7 @@ fn scores_are_correlated_with_ratings_and_pairs() {
         json!({ "image": name, "caption": caption, "references": ["a red circle here"], "rating": number % 4 })
     };
     let ratings: Vec<_> = names.iter().take(12).enumerate().map(rated).collect();
-    std::fs::write(place.path("ratings.json"), serde_json::to_vec(&ratings).unwrap()).unwrap();
+    std::fs::write(workspace.path("ratings.json"), serde_json::to_vec(&ratings).unwrap()).unwrap();
     let pair = |(number, name): (usize, &String)| {
         let captions = if number < 3 { ["a red circle here", "a"] } else { ["a", "a red circle here"] };
         json!({
@@ -378,7 +381,7 @@ fn scores_are_correlated_with_ratings_and_pairs() {
         })
     };
     let pairs: Vec<_> = names.iter().take(5).enumerate().map(pair).collect();
-    std::fs::write(place.path("pairs.json"), serde_json::to_vec(&pairs).unwrap()).unwrap();
+    std::fs::write(workspace.path("pairs.json"), serde_json::to_vec(&pairs).unwrap()).unwrap();
     let evaluator = format!("pac_s={}", text("evaluator.safetensors"));
     let correlate = |file: &str| {
         let [judgements, images, cache] = [text(file), text("world/images"), text("cache")];
@@ -391,12 +394,12 @@ fn scores_are_correlated_with_ratings_and_pairs() {
     let found = correlate("pairs.json");
     // Of the last pair the shorter caption is preferred.
     assert_eq!(found["metrics"]["rouge_l"], json!({ "HC": 1.0, "HM": 2.0 / 3.0, "all": 0.8 }));
-    std::fs::write(place.path("missing.json"), r#"[{"image": "q.jpg", "caption": "a", "rating": 1}]"#).unwrap();
+    std::fs::write(workspace.path("missing.json"), r#"[{"image": "q.jpg", "caption": "a", "rating": 1}]"#).unwrap();
     let [judgements, images] = [text("missing.json"), text("world/images")];
     let line = error_line(&run("worker", &["correlate", "--judgements", &judgements, "--images", &images]));
     assert!(line.contains("there is no image \"q.jpg\""), "{line}");
 }
 
-fn first_image(place: &Place) -> PathBuf {
-    std::fs::read_dir(place.path("world/images")).unwrap().next().unwrap().unwrap().path()
+fn first_image(workspace: &Workspace) -> PathBuf {
+    std::fs::read_dir(workspace.path("world/images")).unwrap().next().unwrap().unwrap().path()
 }

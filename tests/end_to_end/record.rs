@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use test_support::{Coordinator, Place, complete, error_line, run, wait_for};
+use test_support::{Coordinator, Workspace, complete, error_line, run, wait_for};
 
 /// The names of sealed checkpoints, in order.
-fn checkpoints(place: &Place) -> Vec<String> {
-    let entries = fs::read_dir(place.path("run/checkpoints")).into_iter().flatten().flatten();
+fn checkpoints(workspace: &Workspace) -> Vec<String> {
+    let entries = fs::read_dir(workspace.path("run/checkpoints")).into_iter().flatten().flatten();
     let sealed = entries.filter(|entry| entry.path().join("checkpoint.json").is_file());
     let mut names: Vec<String> = sealed.map(|entry| entry.file_name().into_string().unwrap()).collect();
     names.sort();
@@ -15,10 +15,10 @@ fn checkpoints(place: &Place) -> Vec<String> {
 }
 
 /// Goes on with a run until so many checkpoints are sealed, and stops it in good order.
-fn go_on(place: &Place, config: &Path, until: usize) {
-    let coordinator = Coordinator::start(place, config);
-    let worker = coordinator.worker(place, 0);
-    wait_for("checkpoints", || (checkpoints(place).len() >= until).then_some(()));
+fn go_on(workspace: &Workspace, config: &Path, until: usize) {
+    let coordinator = Coordinator::start(workspace, config);
+    let worker = coordinator.worker(workspace, 0);
+    wait_for("checkpoints", || (checkpoints(workspace).len() >= until).then_some(()));
     coordinator.process.terminate();
     assert!(coordinator.process.finish().0 && worker.finish().0);
 }
@@ -41,54 +41,54 @@ fn printed(output: &std::process::Output) -> String {
 }
 
 /// Recovers a run whose journal is unusable, and runs it to its end.
-fn recover(place: &Place, config: &Path) {
-    let coordinator = Coordinator::start_with(place, config, "http", &["--recover"]);
-    assert!(coordinator.worker(place, 0).finish().0 && coordinator.process.finish().0);
+fn recover(workspace: &Workspace, config: &Path) {
+    let coordinator = Coordinator::start_with(workspace, config, "http", &["--recover"]);
+    assert!(coordinator.worker(workspace, 0).finish().0 && coordinator.process.finish().0);
 }
 
 #[test]
 fn an_older_copy_of_the_journal_is_seen_and_the_run_goes_on_from_the_newest_checkpoint() {
-    let place = Place::new();
-    let (config, state) = (place.saving_run_file("run"), place.path("run/coordinator"));
-    go_on(&place, &config, 2);
+    let workspace = Workspace::new();
+    let (config, state) = (workspace.saving_run_file("run"), workspace.path("run/coordinator"));
+    go_on(&workspace, &config, 2);
     let whole = audit(&config, &[]);
     assert!(whole.status.success(), "{whole:?}");
     let head = printed(&whole).lines().last().unwrap().strip_prefix("last record ").unwrap().to_owned();
     let journal = state.join("journal.sqlite");
     let older = fs::read(&journal).unwrap();
-    go_on(&place, &config, 5);
+    go_on(&workspace, &config, 5);
     let known = audit(&config, &["--head", &head]);
     assert!(known.status.success() && printed(&known).contains("\nclean: "), "{known:?}");
     let later = printed(&known).lines().last().unwrap().strip_prefix("last record ").unwrap().to_owned();
     fs::write(&journal, &older).unwrap();
 
-    let newest = checkpoints(&place).last().unwrap().clone();
+    let newest = checkpoints(&workspace).last().unwrap().clone();
     let line = refused(&config);
     assert!(line.contains("the journal is not the one") && line.contains("--recover"), "{line}");
     assert_eq!(fs::read(&journal).unwrap(), older, "nothing is changed");
-    assert_eq!(checkpoints(&place).last(), Some(&newest));
+    assert_eq!(checkpoints(&workspace).last(), Some(&newest));
     let found = audit(&config, &[]);
     assert!(!found.status.success() && printed(&found).contains("was saved under another journal"), "{found:?}");
     let found = audit(&config, &["--journal-only", "--head", &later]);
     assert!(!found.status.success() && printed(&found).contains("it was changed, or is an older copy"), "{found:?}");
 
-    recover(&place, &config);
-    let recovered = place.events("run", "recovered");
+    recover(&workspace, &config);
+    let recovered = workspace.events("run", "recovered");
     assert_eq!(recovered[0]["checkpoint"], newest.as_str());
     assert_eq!(fs::read(state.join("journal.sqlite.replaced-1")).unwrap(), older, "the old one is kept");
     let after = audit(&config, &[]);
     let text = printed(&after);
     assert!(after.status.success() && text.contains(&format!("it begins with checkpoint {newest}")), "{after:?}");
-    complete(&place, &place.saving_run_file("alone"), 1);
-    assert!(place.parameters("run") == place.parameters("alone"));
+    complete(&workspace, &workspace.saving_run_file("alone"), 1);
+    assert!(workspace.parameters("run") == workspace.parameters("alone"));
 }
 
 #[test]
 fn checkpoints_without_a_journal_are_not_taken_for_a_new_run_and_a_damaged_one_is_not_used() {
-    let place = Place::new();
-    let (config, state) = (place.saving_run_file("run"), place.path("run/coordinator"));
+    let workspace = Workspace::new();
+    let (config, state) = (workspace.saving_run_file("run"), workspace.path("run/coordinator"));
     let journal = state.join("journal.sqlite");
-    go_on(&place, &config, 3);
+    go_on(&workspace, &config, 3);
     let whole = fs::read(&journal).unwrap();
 
     fs::remove_file(&journal).unwrap();
@@ -114,19 +114,19 @@ fn checkpoints_without_a_journal_are_not_taken_for_a_new_run_and_a_damaged_one_i
     }
 
     fs::remove_file(&journal).unwrap();
-    recover(&place, &config);
+    recover(&workspace, &config);
     assert!(audit(&config, &[]).status.success());
-    complete(&place, &place.saving_run_file("alone"), 1);
-    assert!(place.parameters("run") == place.parameters("alone"));
+    complete(&workspace, &workspace.saving_run_file("alone"), 1);
+    assert!(workspace.parameters("run") == workspace.parameters("alone"));
 }
 
 #[test]
 fn an_audit_compares_the_checkpoints() {
-    let place = Place::new();
-    let config = place.saving_run_file("run");
-    go_on(&place, &config, 3);
-    let folder = place.path("run/checkpoints");
-    let names = checkpoints(&place);
+    let workspace = Workspace::new();
+    let config = workspace.saving_run_file("run");
+    go_on(&workspace, &config, 3);
+    let folder = workspace.path("run/checkpoints");
+    let names = checkpoints(&workspace);
     let [first, second, ..] = &names[..] else { panic!("{names:?}") };
     for (from, to) in [(first.as_str(), "aside"), (second, first), ("aside", second)] {
         fs::rename(folder.join(from), folder.join(to)).unwrap();
@@ -141,7 +141,7 @@ fn an_audit_compares_the_checkpoints() {
     fs::remove_dir_all(folder.join(second)).unwrap();
     let text = printed(&audit(&config, &[]));
     assert!(text.contains(&format!("checkpoint {second} is missing")), "{text}");
-    fs::rename(&folder, place.path("moved")).unwrap();
+    fs::rename(&folder, workspace.path("moved")).unwrap();
     let line = error_line(&audit(&config, &[]));
     assert!(line.contains("--journal-only"), "{line}");
 }

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use test_support::{Coordinator, Place, command, error_line, run};
+use test_support::{Coordinator, Workspace, command, error_line, run};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -18,18 +18,25 @@ fn authority(name: &str) -> Authority {
 
 /// Options for a certificate valid until that year, signed by one authority, with another as its
 /// trust root.
-fn certificate(place: &Place, name: &str, until: i32, signed_by: &Authority, believes: &Authority) -> Vec<String> {
+fn certificate(
+    workspace: &Workspace,
+    name: &str,
+    until: i32,
+    signed_by: &Authority,
+    believes: &Authority,
+) -> Vec<String> {
     let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
     params.not_after = rcgen::date_time_ymd(until, 1, 1);
     let key = KeyPair::generate().unwrap();
     let certificate = params.signed_by(&key, signed_by).unwrap();
     let files = [("--tls-ca", believes.pem()), ("--tls-cert", certificate.pem()), ("--tls-key", key.serialize_pem())];
-    let option = |(option, text): (&str, String)| [option.to_owned(), file(place, &format!("{name}{option}"), &text)];
+    let option =
+        |(option, text): (&str, String)| [option.to_owned(), file(workspace, &format!("{name}{option}"), &text)];
     files.into_iter().flat_map(option).collect()
 }
 
-fn file(place: &Place, name: &str, text: &str) -> String {
-    let path = place.path(name);
+fn file(workspace: &Workspace, name: &str, text: &str) -> String {
+    let path = workspace.path(name);
     std::fs::write(&path, text).unwrap();
     path.to_string_lossy().into_owned()
 }
@@ -61,17 +68,17 @@ fn assert_refused(coordinator: &Coordinator, reason: &str, times: usize) {
 
 #[test]
 fn a_run_over_mutual_tls_does_not_notice_whom_it_refuses() {
-    let place = Place::new();
+    let workspace = Workspace::new();
     let (authority, strangers) = (authority("ours"), authority("strangers"));
-    let admin = ["--admin-token-file".to_owned(), file(&place, "admin", "the-token-of-the-admins\n")];
-    let server = [certificate(&place, "coordinator", 4000, &authority, &authority), admin.to_vec()].concat();
-    let run_file = place.run_file("run", 2, "");
-    let coordinator = Coordinator::start_with(&place, &run_file, "https", &strs(&server));
-    let good = certificate(&place, "worker", 4000, &authority, &authority);
-    let first = coordinator.worker_with(&place, 0, &strs(&good));
+    let admin = ["--admin-token-file".to_owned(), file(&workspace, "admin", "the-token-of-the-admins\n")];
+    let server = [certificate(&workspace, "coordinator", 4000, &authority, &authority), admin.to_vec()].concat();
+    let run_file = workspace.run_file("run", 2, "");
+    let coordinator = Coordinator::start_with(&workspace, &run_file, "https", &strs(&server));
+    let good = certificate(&workspace, "worker", 4000, &authority, &authority);
+    let first = coordinator.worker_with(&workspace, 0, &strs(&good));
 
     for (name, until, signed_by) in [("expired", 2020, &authority), ("foreign", 4000, &strangers)] {
-        let bad = certificate(&place, name, until, signed_by, &authority);
+        let bad = certificate(&workspace, name, until, signed_by, &authority);
         let join = ["join", "--coordinator", &coordinator.url];
         let error = error_line(&run("worker", &[&join[..], &strs(&bad)].concat()));
         assert!(error.contains("takes no such certificate"), "{name}: {error}");
@@ -89,19 +96,19 @@ fn a_run_over_mutual_tls_does_not_notice_whom_it_refuses() {
     assert_refused(&coordinator, "certificate", 2);
     assert_refused(&coordinator, "handshake", 1);
     assert_refused(&coordinator, "admin_token", 1);
-    let second = coordinator.worker_with(&place, 1, &strs(&good));
+    let second = coordinator.worker_with(&workspace, 1, &strs(&good));
     assert!(first.finish().0 && second.finish().0 && coordinator.process.finish().0);
     // Nobody had to come back.
-    let log = std::fs::read_to_string(place.path("worker-0.log")).unwrap();
+    let log = std::fs::read_to_string(workspace.path("worker-0.log")).unwrap();
     assert!(!log.contains("connection to the coordinator lost"), "{log}");
 }
 
 #[test]
 fn a_join_token_lets_workers_in() {
-    let place = Place::new();
-    let token = file(&place, "token", "the-token-of-the-workers\n");
-    let run_file = place.run_file("run", 1, "");
-    let coordinator = Coordinator::start_with(&place, &run_file, "http", &["--join-token-file", &token]);
+    let workspace = Workspace::new();
+    let token = file(&workspace, "token", "the-token-of-the-workers\n");
+    let run_file = workspace.run_file("run", 1, "");
+    let coordinator = Coordinator::start_with(&workspace, &run_file, "http", &["--join-token-file", &token]);
     let join = ["join", "--coordinator", &coordinator.url, "--threads", "1"];
     assert!(error_line(&run("worker", &join)).contains("--join-token-file"));
     let guess = command("worker").args(join).env("DICO_JOIN_TOKEN", "a-token-that-is-not-it").output().unwrap();
@@ -110,7 +117,7 @@ fn a_join_token_lets_workers_in() {
     let error = error_line(&short);
     assert!(error.contains("DICO_JOIN_TOKEN") && error.contains("16") && !error.contains("too short"), "{error}");
     assert_refused(&coordinator, "join_token", 2);
-    let worker = coordinator.worker_with(&place, 0, &["--join-token-file", &token]);
+    let worker = coordinator.worker_with(&workspace, 0, &["--join-token-file", &token]);
     assert!(worker.finish().0);
     assert!(!coordinator.process.log().contains("the-token-of"));
     assert!(coordinator.process.finish().0);
@@ -123,12 +130,12 @@ fn serve(run_file: &Path, more: &[&str]) -> String {
 
 #[test]
 fn a_coordinator_does_not_listen_to_everybody_by_mistake() {
-    let place = Place::new();
-    let run_file = place.run_file("run", 1, "");
+    let workspace = Workspace::new();
+    let run_file = workspace.run_file("run", 1, "");
     let error = serve(&run_file, &["--listen", "0.0.0.0:0"]);
     assert!(["--tls-cert", "--join-token-file", "--insecure"].iter().all(|way| error.contains(way)), "{error}");
-    assert!(!place.path("run").exists(), "it left its state behind");
-    let short = file(&place, "token", "short");
+    assert!(!workspace.path("run").exists(), "it left its state behind");
+    let short = file(&workspace, "token", "short");
     let error = serve(&run_file, &["--join-token-file", &short]);
     assert!(error.contains(&short) && error.contains("openssl rand"), "{error}");
 }

@@ -1,19 +1,19 @@
 //! Where checkpoints are kept.
 
 use s3_test_server::Bucket;
-use test_support::{Coordinator, Place, complete, error_line, run, wait_for};
+use test_support::{Coordinator, Workspace, complete, error_line, run, wait_for};
 
 #[test]
 fn a_run_goes_on_from_a_checkpoint_in_a_bucket_as_if_it_had_never_stopped() {
     let bucket = Bucket::start();
-    let mut place = Place::new();
-    place.environment = bucket.environment();
-    let whole = complete(&place, &place.run_file("whole", 2, "control: { window: 1 }\n"), 2);
+    let mut workspace = Workspace::new();
+    workspace.environment = bucket.environment();
+    let whole = complete(&workspace, &workspace.run_file("whole", 2, "control: { window: 1 }\n"), 2);
 
     let kept = "control: { window: 1 }\ncheckpoints: { to: \"s3://data/runs/a\" }\n";
-    let run_file = place.run_file("stopped", 2, kept);
-    let coordinator = Coordinator::start(&place, &run_file);
-    let workers: Vec<_> = (0..2).map(|rank| coordinator.worker(&place, rank)).collect();
+    let run_file = workspace.run_file("stopped", 2, kept);
+    let coordinator = Coordinator::start(&workspace, &run_file);
+    let workers: Vec<_> = (0..2).map(|rank| coordinator.worker(&workspace, rank)).collect();
     let seal = "data/runs/a/0-evaluator-00000004/checkpoint.json";
     wait_for("a checkpoint", || bucket.objects().contains_key(seal).then_some(()));
     coordinator.process.terminate();
@@ -22,19 +22,19 @@ fn a_run_goes_on_from_a_checkpoint_in_a_bucket_as_if_it_had_never_stopped() {
         assert!(well && printed.starts_with("left rank="), "it has not finished: {printed}");
     }
     assert!(coordinator.process.finish().0);
-    assert_eq!(complete(&place, &run_file, 2), whole);
+    assert_eq!(complete(&workspace, &run_file, 2), whole);
 
     let last = |name: &String| name.starts_with("data/runs/a/2-dico-00000004") && name.ends_with("/checkpoint.json");
     assert!(bucket.objects().keys().any(last));
-    assert!(!place.path("stopped/checkpoints").exists());
+    assert!(!workspace.path("stopped/checkpoints").exists());
 }
 
 #[test]
 fn a_place_that_cannot_be_used_is_named_before_anybody_trains() {
-    let place = Place::new();
-    std::fs::write(place.path("file"), "").unwrap();
-    let to = format!("file://{}", place.path("file/below").display());
-    let run_file = place.run_file("run", 1, &format!("checkpoints: {{ to: \"{to}\" }}\n"));
+    let workspace = Workspace::new();
+    std::fs::write(workspace.path("file"), "").unwrap();
+    let to = format!("file://{}", workspace.path("file/below").display());
+    let run_file = workspace.run_file("run", 1, &format!("checkpoints: {{ to: \"{to}\" }}\n"));
     let config = run_file.to_string_lossy();
     let listen = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     for arguments in [&["validate", "--config", &config][..], &[&["serve", "--config", &config][..], &listen].concat()]

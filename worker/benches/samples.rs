@@ -8,7 +8,7 @@ use tokenizer::Vocabulary;
 
 const CAPTION: &str = "A man rides a wave on a surfboard while two dogs watch from the sandy beach.";
 /// Longest caption, in tokens.
-const MOST: usize = 77;
+const MAX_TOKENS: usize = 77;
 
 fn main() {
     divan::main();
@@ -28,12 +28,12 @@ fn permutation(bencher: Bencher<'_, '_>, length: u64) {
 #[divan::bench]
 fn caption_to_tokens(bencher: Bencher<'_, '_>) {
     let vocabulary = Vocabulary::full();
-    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| vocabulary.encode(black_box(CAPTION), MOST));
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| vocabulary.encode(black_box(CAPTION), MAX_TOKENS));
 }
 
 #[divan::bench]
 fn tokens_to_caption(bencher: Bencher<'_, '_>) {
     let vocabulary = Vocabulary::full();
-    let tokens = vocabulary.encode(CAPTION, MOST);
+    let tokens = vocabulary.encode(CAPTION, MAX_TOKENS);
     bencher.counter(ItemsCount::new(1_usize)).bench_local(|| vocabulary.decode(black_box(&tokens[1..])));
 }

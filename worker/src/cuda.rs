@@ -60,7 +60,7 @@ fn open(path: &Path) -> Result<(), String> {
 }
 
 /// A possible location of libtorch.
-struct Place {
+struct LibtorchLocation {
     /// The source of this location, for messages.
     source: &'static str,
     /// The folder of its libraries, or the reason why there is none.
@@ -72,8 +72,8 @@ fn places(
     variable: impl Fn(&str) -> Option<OsString>,
     own: Option<PathBuf>,
     python: Result<PathBuf, String>,
-) -> Vec<Place> {
-    let place = |source, folder| Place { source, folder };
+) -> Vec<LibtorchLocation> {
+    let place = |source, folder| LibtorchLocation { source, folder };
     let mut places = vec![place(
         "LIBTORCH",
         variable("LIBTORCH").map(|root| Path::new(&root).join("lib")).ok_or_else(|| "not set".to_owned()),
@@ -92,9 +92,9 @@ fn places(
 }
 
 /// The first location that has the CUDA part in the right version.
-fn find(places: &[Place]) -> Result<PathBuf, String> {
+fn find(places: &[LibtorchLocation]) -> Result<PathBuf, String> {
     let mut looked = String::new();
-    for Place { source, folder } in places {
+    for LibtorchLocation { source, folder } in places {
         let problem = match folder {
             Err(problem) => problem.clone(),
             Ok(folder) => match look(folder) {

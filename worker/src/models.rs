@@ -22,7 +22,7 @@ use weights::{Conventions, VisionArchitecture};
 
 use crate::captioner::{self, Captioner};
 use crate::clip::{self, Clip, Trainables, VisionEncoder};
-use crate::data::{Batch, Sizes, Views, normalise};
+use crate::data::{Batch, BatchImages, Sizes, normalise};
 use crate::nn::{Backend, Mismatch};
 use crate::seeds;
 use crate::tensors;
@@ -452,8 +452,8 @@ impl Models {
     pub fn hidden(&self, batch: &Batch, range: Range<usize>) -> Tensor {
         let device = self.captioner.parameters().flat().device();
         match &batch.views {
-            Views::Features { hidden, .. } => part(hidden, range, device),
-            Views::Pixels(pixels) => {
+            BatchImages::Features { hidden, .. } => part(hidden, range, device),
+            BatchImages::Pixels(pixels) => {
                 let seen = self.seen();
                 let images = normalise(&pixels[&(seen.image_size as u32)], range, device, &seen.normalization);
                 no_grad(|| match &self.vision {
@@ -469,15 +469,15 @@ impl Models {
     pub fn embeddings(&self, batch: &Batch, range: Range<usize>, hidden: &Tensor, number: usize) -> Tensor {
         let clip = self.clip(number);
         match (&batch.views, &self.vision) {
-            (Views::Features { embeddings, .. }, _) => {
+            (BatchImages::Features { embeddings, .. }, _) => {
                 let before: usize = self.clips().take(number).map(|clip| clip.architecture().embedding).sum();
                 let own = embeddings.narrow(1, before as i64, clip.architecture().embedding as i64);
                 part(&own, range, hidden.device())
             }
-            (Views::Pixels(_), CaptionerVision::OfEvaluator(shared)) if *shared == number => {
+            (BatchImages::Pixels(_), CaptionerVision::OfEvaluator(shared)) if *shared == number => {
                 no_grad(|| clip.embed(hidden))
             }
-            (Views::Pixels(pixels), _) => no_grad(|| {
+            (BatchImages::Pixels(pixels), _) => no_grad(|| {
                 let images = normalise_for(clip, &pixels[&image_size(clip)], range);
                 clip.embed(&clip.vision.hidden(&images))
             }),
@@ -501,8 +501,10 @@ impl Models {
     /// The batch comes from a feature store, which requires frozen encoders.
     pub fn evaluator_pixels(&self, batch: &Batch, range: Range<usize>) -> Result<Tensor, String> {
         match &batch.views {
-            Views::Features { .. } => Err("data.features cannot be used in a contrastive stage".to_owned()),
-            Views::Pixels(pixels) => Ok(normalise_for(&self.evaluator, &pixels[&image_size(&self.evaluator)], range)),
+            BatchImages::Features { .. } => Err("data.features cannot be used in a contrastive stage".to_owned()),
+            BatchImages::Pixels(pixels) => {
+                Ok(normalise_for(&self.evaluator, &pixels[&image_size(&self.evaluator)], range))
+            }
         }
     }
 }

@@ -58,7 +58,7 @@ impl Tree {
 }
 
 /// A batch of prefix trees, as input of a transformer.
-pub struct Forest {
+pub struct PrefixTrees {
     /// The tokens, `[trees, nodes]`, padded with zeros at the end.
     pub ids: Tensor,
     /// The position of each node in its sequences, `[trees, nodes]`.
@@ -70,7 +70,7 @@ pub struct Forest {
     pub length: usize,
 }
 
-impl Forest {
+impl PrefixTrees {
     /// Pads `trees` to the largest of them, and on a GPU to the next [`attention_length`].
     pub fn new<'a>(trees: impl IntoIterator<Item = &'a Tree>, device: Device) -> Self {
         let trees: Vec<&Tree> = trees.into_iter().collect();
@@ -108,10 +108,10 @@ mod tests {
     use super::*;
     use crate::{nn, testing};
 
-    fn forest() -> (Vec<Tree>, Forest) {
+    fn forest() -> (Vec<Tree>, PrefixTrees) {
         let groups: [&[&[i64]]; 2] = [&[&[7, 1, 2], &[7, 1, 3, 4], &[7, 1, 2]], &[&[7, 5]]];
         let trees: Vec<Tree> = groups.iter().map(|group| Tree::build(group.iter().copied())).collect();
-        let forest = Forest::new(&trees, testing::device());
+        let forest = PrefixTrees::new(&trees, testing::device());
         (trees, forest)
     }
 
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn trees_are_padded_to_the_largest_and_on_gpus_to_what_attention_takes() {
-        let length = || Forest::new(&[Tree::build([&[7, 1, 2][..]])], Device::Cpu).length;
+        let length = || PrefixTrees::new(&[Tree::build([&[7, 1, 2][..]])], Device::Cpu).length;
         assert_eq!((length(), nn::on_gpu_path(length)), (3, 8));
     }
 

@@ -27,9 +27,9 @@ const MAX_SHOWN_CHARS: usize = 100;
 /// How a coordinator has broken the protocol, in one line of limited length.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the coordinator broke the protocol: {0}")]
-pub struct Violation(String);
+pub struct ProtocolViolation(String);
 
-impl Violation {
+impl ProtocolViolation {
     /// A violation with this description, of one line.
     #[must_use]
     pub fn new(what: impl Into<String>) -> Self {
@@ -39,12 +39,12 @@ impl Violation {
 
 /// A valid directive: its numbers are within the run, and its order is right.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Checked {
+pub struct CheckedDirective {
     generation: u64,
     kind: Kind,
 }
 
-impl Checked {
+impl CheckedDirective {
     /// An Abandon for a generation that the worker releases by itself.
     #[must_use]
     pub fn abandon(generation: u64) -> Self {
@@ -170,18 +170,19 @@ impl Protocol {
     ///
     /// # Errors
     /// The directive does not fit the run, or is not valid at this point.
-    pub fn check(&mut self, directive: v1::Directive) -> Result<Option<Checked>, Violation> {
+    pub fn check(&mut self, directive: v1::Directive) -> Result<Option<CheckedDirective>, ProtocolViolation> {
         let v1::Directive { generation, directive } = directive;
-        let kind = directive.ok_or_else(|| Violation::new("a directive that says nothing"))?;
+        let kind = directive.ok_or_else(|| ProtocolViolation::new("a directive that says nothing"))?;
         let what = name(&kind);
-        let matters = self.check_kind(generation, &kind).map_err(|problem| Violation(format!("{what}: {problem}")))?;
+        let matters =
+            self.check_kind(generation, &kind).map_err(|problem| ProtocolViolation(format!("{what}: {problem}")))?;
         // Reasons are only logged.
         let kind = match kind {
             Kind::Abandon(_) => Kind::Abandon(v1::Abandon::default()),
             Kind::Halt(_) => Kind::Halt(v1::Halt::default()),
             kind => kind,
         };
-        Ok(matters.then_some(Checked { generation, kind }))
+        Ok(matters.then_some(CheckedDirective { generation, kind }))
     }
 
     /// Whether the directive is not obsolete.

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dico_worker::collective::{Broken, Collective, Flag, Meeting, Nccl, Store};
+use dico_worker::collective::{Collective, CollectiveError, Flag, Nccl, RendezvousPlan, Store};
 use dico_worker::cuda;
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -119,7 +119,7 @@ fn take_part(role: &str, store_address: &str, [generation, rank, world_size]: [u
     let abandon = Flag::default();
     let meet = |generation, patience, abandon: &Flag| {
         let (rank, world_size, abandon) = (rank as usize, world_size as usize, abandon.clone());
-        Nccl::meet(&Meeting { store_address, generation, term: 0, rank, world_size, patience, abandon }, 0)
+        Nccl::meet(&RendezvousPlan { store_address, generation, term: 0, rank, world_size, patience, abandon }, 0)
     };
     let (listened, lines) = std::sync::mpsc::channel();
     let flag = abandon.clone();
@@ -150,7 +150,7 @@ fn take_part(role: &str, store_address: &str, [generation, rank, world_size]: [u
     };
     drop(nccl);
     println!("broken after {:.3} s: {broken}", waited.as_secs_f64());
-    assert!(broken == Broken::Abandoned || matches!(broken, Broken::Failed(_)));
+    assert!(broken == CollectiveError::Abandoned || matches!(broken, CollectiveError::Failed(_)));
     let next = lines.recv().expect("the test goes on").parse().expect("a generation");
     let started = Instant::now();
     let nccl = meet(next, PATIENCE, &Flag::default()).expect("the others come");

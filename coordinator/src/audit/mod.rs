@@ -25,7 +25,7 @@ use crate::journal::{
     Error,
     history::{Event, Generation, History, Step},
 };
-use crate::run::{lineage::Fate, plan::Place, record::EventKind};
+use crate::run::{lineage::StateFate, plan::Place, record::EventKind};
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -49,11 +49,11 @@ pub struct Audit {
     pub epochs: Vec<Epoch>,
     /// Stages that ended with an earlier state than their last because that was the best one, in
     /// order.
-    pub selections: Vec<Selected>,
+    pub selections: Vec<StageSelection>,
     /// Changes of training data during or before a stage, in order.
-    pub exchanges: Vec<Exchanged>,
+    pub exchanges: Vec<DataChangeSummary>,
     /// Generations, in order.
-    pub generations: Vec<Life>,
+    pub generations: Vec<GenerationRecord>,
 }
 
 /// The numbers of samples that were trained on once, never, or again.
@@ -107,7 +107,7 @@ pub struct Epoch {
 
 /// A stage that ended with its best state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Selected {
+pub struct StageSelection {
     /// Number of the stage, from 0.
     pub stage: u32,
     /// The name of the stage.
@@ -120,7 +120,7 @@ pub struct Selected {
 
 /// A change of training data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Exchanged {
+pub struct DataChangeSummary {
     /// Number of the stage, from 0.
     pub stage: u32,
     /// The name of the stage.
@@ -139,7 +139,7 @@ pub struct Exchanged {
 
 /// The record of a generation, from start to end.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Life {
+pub struct GenerationRecord {
     /// The number of the generation.
     pub generation: u64,
     /// The worker ids of its members.
@@ -178,7 +178,7 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
         let Place { stage, step } = selection.place;
         let (last, _) = applied.range(Place { stage, step: 0 }..=Place { stage, step: u64::MAX }).next_back()?;
         let name = file.stages.get(stage as usize)?.name.clone();
-        Some(Selected { stage, name, step, trained: last.step })
+        Some(StageSelection { stage, name, step, trained: last.step })
     });
     let selections = selections.collect();
     let begin = recovered.as_ref().map_or_else(Place::default, |recovered| recovered.place);
@@ -246,7 +246,7 @@ fn point(json: &serde_json::Value) -> Option<Place> {
     Some(Place { stage, step: json.get("step")?.as_u64()? })
 }
 
-fn lives(generations: &[Generation], steps: &[Step]) -> Vec<Life> {
+fn lives(generations: &[Generation], steps: &[Step]) -> Vec<GenerationRecord> {
     let mut own: BTreeMap<u64, Vec<&Step>> = BTreeMap::new();
     for step in steps {
         own.entry(step.generation).or_default().push(step);
@@ -256,14 +256,14 @@ fn lives(generations: &[Generation], steps: &[Step]) -> Vec<Life> {
         let steps = own.get(&generation.number).map_or(&[][..], Vec::as_slice);
         let first = steps.iter().map(|step| step.at).min_by(f64::total_cmp);
         let before = std::mem::replace(&mut ended, generation.ended_at);
-        Life {
+        GenerationRecord {
             generation: generation.number,
             members: generation.members.clone(),
             cause: generation.cause.clone(),
             start: (generation.start.stage, generation.start.step),
             source: generation.source.clone(),
             steps: steps.len() as u64,
-            given_up: steps.iter().filter(|step| step.fate == Fate::GivenUp).count() as u64,
+            given_up: steps.iter().filter(|step| step.fate == StateFate::GivenUp).count() as u64,
             recovery_s: first.zip(before).map(|(first, before)| first - before),
         }
     };
@@ -281,13 +281,13 @@ mod tests {
 
     use super::*;
     use crate::run::{
-        data::{Exchange, Size},
+        data::{DataChange, Size},
         lineage::{Lineage, Selection},
         testing,
     };
 
     fn step(step: u64, generation: u64, counts: bool) -> Step {
-        let fate = if counts { Fate::Current } else { Fate::GivenUp };
+        let fate = if counts { StateFate::Current } else { StateFate::GivenUp };
         Step { place: Place { stage: 0, step }, generation, at: 100.0 + step as f64, fate }
     }
 
@@ -361,7 +361,7 @@ mod tests {
     fn exchanged_data_begin_with_an_epoch_of_their_own() {
         // Seven images instead of ten from the third generation on, which starts after the third
         // step.
-        let exchange = Exchange {
+        let exchange = DataChange {
             generation: 3,
             from: Some(Place { stage: 0, step: 3 }),
             before: Size { images: 10, captions: 50 },

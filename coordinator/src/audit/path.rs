@@ -10,7 +10,7 @@ use super::{Recovered, point};
 use crate::{
     journal::history::{Event, Generation, Step},
     run::{
-        plan::{Ends, Place, Plan},
+        plan::{Place, Plan, StageEnds},
         record::EventKind,
     },
 };
@@ -60,7 +60,7 @@ fn unknown(events: &[Event]) -> Vec<String> {
     unknown.map(|event| format!("an event is of the unknown kind {:?}", event.kind)).take(1).collect()
 }
 
-fn ends(events: &[Event]) -> Ends {
+fn ends(events: &[Event]) -> StageEnds {
     let ended = events.iter().filter(|event| event.kind == EventKind::StageEnded.name());
     ended.filter_map(|event| point(&event.detail)).map(|Place { stage, step }| (stage, step)).collect()
 }

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use config::RunFile;
 use proto::v1;
 
-use super::{Epoch, Exchanged, Samples, point};
+use super::{DataChangeSummary, Epoch, Samples, point};
 use crate::{
     journal::history::{Event, Step},
     run::{
-        data::{Exchange, Size},
-        lineage::{Fate, Lineage},
+        data::{DataChange, Size},
+        lineage::{Lineage, StateFate},
         plan::Place,
         record::EventKind,
     },
@@ -22,7 +22,7 @@ const MAX_GAP: u64 = 1_000_000;
 
 /// All training data of a run.
 pub(super) struct TrainingData {
-    pub exchanges: Vec<Exchange>,
+    pub exchanges: Vec<DataChange>,
     /// The size of the data since the last exchange.
     pub last: Size,
 }
@@ -39,10 +39,10 @@ impl TrainingData {
     }
 
     /// The exchanges that took effect.
-    pub fn exchanged(&self, file: &RunFile) -> Vec<Exchanged> {
-        let exchanged = |(version, exchange): (usize, &Exchange)| {
+    pub fn exchanged(&self, file: &RunFile) -> Vec<DataChangeSummary> {
+        let exchanged = |(version, exchange): (usize, &DataChange)| {
             let (Place { stage, step }, before, after) = (exchange.from?, exchange.before, self.size(version + 1));
-            Some(Exchanged {
+            Some(DataChangeSummary {
                 stage,
                 name: file.stages.get(stage as usize)?.name.clone(),
                 step,
@@ -58,7 +58,7 @@ impl TrainingData {
 
 /// The record of a step that was not given up.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Applied {
+pub(super) struct AppliedStep {
     /// How often it was applied.
     times: u64,
     /// The last generation that applied it.
@@ -72,9 +72,9 @@ pub(super) fn applied(
     events: &[Event],
     lineage: &Lineage,
     starts: &BTreeMap<u64, Place>,
-) -> BTreeMap<Place, Applied> {
-    let mut all: BTreeMap<Place, Applied> = BTreeMap::new();
-    for step in steps.iter().filter(|step| step.fate != Fate::GivenUp) {
+) -> BTreeMap<Place, AppliedStep> {
+    let mut all: BTreeMap<Place, AppliedStep> = BTreeMap::new();
+    for step in steps.iter().filter(|step| step.fate != StateFate::GivenUp) {
         let applied = all.entry(step.place).or_default();
         applied.times += 1;
         applied.generation = applied.generation.max(step.generation);
@@ -90,8 +90,8 @@ pub(super) fn applied(
         }
         for step in first + 1..=to.step {
             let place = Place { stage: to.stage, step };
-            if lineage.fate(place, by) != Fate::GivenUp {
-                all.entry(place).or_insert(Applied { times: 1, generation: by.saturating_sub(1) });
+            if lineage.fate(place, by) != StateFate::GivenUp {
+                all.entry(place).or_insert(AppliedStep { times: 1, generation: by.saturating_sub(1) });
             }
         }
     }
@@ -103,20 +103,21 @@ pub(super) fn applied(
 pub(super) fn epochs(
     file: &RunFile,
     data: &TrainingData,
-    applied: &BTreeMap<Place, Applied>,
+    applied: &BTreeMap<Place, AppliedStep>,
     begin: Place,
 ) -> (Vec<Epoch>, Vec<String>) {
     let (mut epochs, mut problems) = (Vec::new(), Vec::new());
     for (number, stage) in (begin.stage..).zip(file.stages.iter().skip(begin.stage as usize)) {
         let before = if number == begin.stage { begin.step } else { 0 };
-        let mut walk = Walk { data, stage, start: v1::SequenceStart::default(), version: 0, own: BTreeMap::new() };
+        let mut walk =
+            SampleWalk { data, stage, start: v1::SequenceStart::default(), version: 0, own: BTreeMap::new() };
         let mut next = before + 1;
         let of_stage = |step| Place { stage: number, step };
         for (Place { step, .. }, done) in applied.range(of_stage(next)..=of_stage(u64::MAX)) {
             if step - next > MAX_GAP {
                 problems.push(format!("stage {}: steps {next} to {} are missing", stage.name, step - 1));
             } else {
-                (next..*step).for_each(|step| walk.add(step, Applied::default()));
+                (next..*step).for_each(|step| walk.add(step, AppliedStep::default()));
             }
             walk.add(*step, *done);
             next = step + 1;
@@ -128,7 +129,7 @@ pub(super) fn epochs(
 }
 
 /// A walk through the samples of a stage.
-struct Walk<'a> {
+struct SampleWalk<'a> {
     data: &'a TrainingData,
     stage: &'a config::Stage,
     /// The start of the present sequence of samples.
@@ -138,9 +139,9 @@ struct Walk<'a> {
     own: BTreeMap<u64, Samples>,
 }
 
-impl Walk<'_> {
+impl SampleWalk<'_> {
     /// Counts the samples of the next step.
-    fn add(&mut self, step: u64, Applied { times, generation }: Applied) {
+    fn add(&mut self, step: u64, AppliedStep { times, generation }: AppliedStep) {
         let batch = u64::from(self.stage.batch);
         if self.data.version(generation) > self.version {
             let length = self.data.size(self.version).epoch(self.stage.objective).max(1);

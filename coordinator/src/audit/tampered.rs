@@ -22,11 +22,11 @@ const TABLES: [&str; 8] =
     ["run", "generations", "steps", "checkpoints", "evaluations", "evaluation_items", "events", "chain"];
 
 /// A journal on disk.
-struct Kept {
+struct JournalFile {
     folder: tempfile::TempDir,
 }
 
-impl Kept {
+impl JournalFile {
     fn new(history: &History) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.sqlite");
@@ -43,7 +43,7 @@ impl Kept {
 }
 
 /// A finished run of two stages that has lost a generation.
-fn plain() -> Kept {
+fn plain() -> JournalFile {
     let file = testing::run_file(vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)]);
     let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file).unwrap();
     let at = |stage, step| Place { stage, step };
@@ -68,7 +68,7 @@ fn plain() -> Kept {
     records.extend((4..=8).map(|n| step(at(1, n), 2)));
     records.push(Record::Event { what: EventKind::Finished, detail: json!({}) });
     journal.write(&records).unwrap();
-    Kept::new(&journal.into_history())
+    JournalFile::new(&journal.into_history())
 }
 
 /// All content of a journal.
@@ -182,7 +182,7 @@ fn whatever_is_done_to_a_journal_is_found() {
     let mut edits = 0;
     for seed in 0..40 {
         // Every other run is interrupted.
-        let whole = Kept::new(&recorded(seed, if seed % 2 == 0 { u64::MAX } else { 2_000 + 100 * seed }));
+        let whole = JournalFile::new(&recorded(seed, if seed % 2 == 0 { u64::MAX } else { 2_000 + 100 * seed }));
         let untouched = audited(whole.copy()).unwrap();
         assert!(untouched.clean, "seed {seed}: {untouched:?}");
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

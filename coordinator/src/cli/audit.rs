@@ -9,7 +9,7 @@ use clap::Args;
 use object_io::Access;
 
 use super::history::State;
-use crate::audit::{self, Epoch, Exchanged, Life, Recovered, Samples, Selected};
+use crate::audit::{self, DataChangeSummary, Epoch, GenerationRecord, Recovered, Samples, StageSelection};
 
 /// Check a run's journal: that it is whole, every sample once, and what each fault cost.
 ///
@@ -78,7 +78,7 @@ fn as_table(audit: &audit::Audit) -> String {
     if !audit.selections.is_empty() {
         text.push('\n');
     }
-    for Selected { stage, name, step, trained } in &audit.selections {
+    for StageSelection { stage, name, step, trained } in &audit.selections {
         _ = writeln!(
             text,
             "stage {stage} ({name}) ended with its best state, that of step {step}; {trained} steps were trained"
@@ -87,7 +87,7 @@ fn as_table(audit: &audit::Audit) -> String {
     if !audit.exchanges.is_empty() {
         text.push('\n');
     }
-    for Exchanged { stage, name, step, images_before, images_after, captions_before, captions_after } in
+    for DataChangeSummary { stage, name, step, images_before, images_after, captions_before, captions_after } in
         &audit.exchanges
     {
         _ = writeln!(
@@ -101,7 +101,9 @@ fn as_table(audit: &audit::Audit) -> String {
         "\n{:>10} {:>7} {:>14} {:>8} {:>10}  cause",
         "generation", "members", "start", "steps", "recovery"
     );
-    for Life { generation, members, cause, start: (stage, step), steps, recovery_s, .. } in &audit.generations {
+    for GenerationRecord { generation, members, cause, start: (stage, step), steps, recovery_s, .. } in
+        &audit.generations
+    {
         let (members, start) = (members.len(), format!("{stage}/{step}"));
         let recovery = recovery_s.map_or_else(String::new, |seconds| format!("{seconds:.2} s"));
         _ = writeln!(text, "{generation:>10} {members:>7} {start:>14} {steps:>8} {recovery:>10}  {cause}");

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::history::State;
 use crate::{
     happened::{describe, kinds},
-    journal::{browse::Heard, history::Event},
+    journal::{browse::EventCursor, history::Event},
     text::local_time,
 };
 
@@ -38,7 +38,7 @@ impl Events {
     /// Reads and prints.
     pub fn run(self) -> anyhow::Result<()> {
         let history = self.state.open()?;
-        let mut known = Heard::default();
+        let mut known = EventCursor::default();
         loop {
             let events = history.happened(&mut known)?;
             self.print(&events)?;

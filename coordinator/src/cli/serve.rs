@@ -13,10 +13,10 @@ use tokio::net::{TcpListener, TcpSocket};
 use super::security::Admission;
 use crate::{
     checkpoints::{self, Disagreement},
-    journal::{self, Accept, Journal},
+    journal::{self, AcceptedChanges, Journal},
     random,
-    run::{Outcome, Run, record::Restored},
-    service::{Service, Stop},
+    run::{Outcome, Run, record::RestoredRun},
+    service::{Service, StopHandle},
 };
 
 /// How long tasks in the background may take when all else is done: enough to delete an old checkpoint. Scores, which may
@@ -82,9 +82,10 @@ impl Serve {
         let grpc = bind(self.listen, "--listen")?;
         let http = bind(self.http, "--http")?;
         let state = self.state.unwrap_or_else(|| file.output.join("coordinator"));
-        let accept = if self.accept_changes { Accept::NextStep } else { Accept::Free };
-        let opening = Opening { file: file.clone(), state: state.clone(), accept, recover: self.recover };
-        let Opened { journal, restored, checkpoints } = tokio::task::spawn_blocking(move || opening.open()).await??;
+        let accept = if self.accept_changes { AcceptedChanges::NextStep } else { AcceptedChanges::Free };
+        let opening = StorageOptions { file: file.clone(), state: state.clone(), accept, recover: self.recover };
+        let OpenedStorage { journal, restored, checkpoints } =
+            tokio::task::spawn_blocking(move || opening.open()).await??;
         check_captions(&file)?;
         if restored.finished {
             tracing::info!(state = %state.display(), "the run is finished already; --stay goes on serving its page");
@@ -109,24 +110,24 @@ impl Serve {
 }
 
 /// A journal and checkpoints that are to be opened.
-struct Opening {
+struct StorageOptions {
     file: RunFile,
     /// The folder of the journal.
     state: PathBuf,
-    accept: Accept,
+    accept: AcceptedChanges,
     recover: bool,
 }
 
 /// A journal, what is in it, and the checkpoints that go with it.
-struct Opened {
+struct OpenedStorage {
     journal: Journal,
-    restored: Restored,
+    restored: RestoredRun,
     checkpoints: Checkpoints,
 }
 
-impl Opening {
+impl StorageOptions {
     /// Opens both, or makes them for a new run. Of what is there nothing is changed before it is known to belong together.
-    fn open(&self) -> anyhow::Result<Opened> {
+    fn open(&self) -> anyhow::Result<OpenedStorage> {
         let (checkpoints, mut found) = open(&self.file.checkpoint_place())?;
         let stamp = |name: &str| checkpoints.stamp(name);
         let agreed = |journal: Journal| {
@@ -149,7 +150,7 @@ impl Opening {
         };
         found.sealed.retain(|name| !left.contains(name));
         checkpoints::reconcile(&self.file, &mut restored, found);
-        Ok(Opened { journal, restored, checkpoints })
+        Ok(OpenedStorage { journal, restored, checkpoints })
     }
 
     fn journal(&self, found: &Listing) -> anyhow::Result<Journal> {
@@ -227,7 +228,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Stops the coordinator on the first signal, and the process on the second.
-fn signals(stop: Stop) -> std::io::Result<impl Future<Output = ()>> {
+fn signals(stop: StopHandle) -> std::io::Result<impl Future<Output = ()>> {
     let mut signals = EndSignals::listen()?;
     Ok(async move {
         signals.asked().await;

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::history::State;
 use crate::{
     journal::history::History,
-    tensorboard::{Export, Written},
+    tensorboard::{Export, WrittenCounts},
 };
 
 /// Between looks at the journal with `--follow`.
@@ -49,7 +49,7 @@ impl Tensorboard {
             follow(&history, &mut export, &mut written)?;
         }
         progress.finish_and_clear();
-        let Written { steps, evaluations } = written;
+        let WrittenCounts { steps, evaluations } = written;
         if self.json {
             writeln!(
                 cli_support::out(),
@@ -64,11 +64,11 @@ impl Tensorboard {
 }
 
 /// Writes what is recorded until the run is finished.
-fn follow(history: &History, export: &mut Export, written: &mut Written) -> anyhow::Result<()> {
+fn follow(history: &History, export: &mut Export, written: &mut WrittenCounts) -> anyhow::Result<()> {
     loop {
         // Whatever was recorded before the run was finished is there once it is.
         let finished = history.finished()?;
-        let Written { steps, evaluations } = export.catch_up(history)?;
+        let WrittenCounts { steps, evaluations } = export.catch_up(history)?;
         written.steps += steps;
         written.evaluations += evaluations;
         if finished {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     text,
-    watch::{Screen, Seen, Turn, line},
+    watch::{CollectedStatus, Screen, Scroll, line},
 };
 
 /// Between attempts to reach a coordinator that is away.
@@ -59,7 +59,7 @@ pub struct Watch {
 }
 
 /// How a run stands, or why that is not known.
-type Answer = Result<v1::StatusResponse, String>;
+type StatusAnswer = Result<v1::StatusResponse, String>;
 
 /// Why watching ends.
 enum End {
@@ -82,7 +82,7 @@ impl Watch {
         let (answers, mut answered) = mpsc::channel(1);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let end = runtime.block_on(async {
-            let mut looker = Looker { answered: &mut answered, patience: self.give_up_after, seen: Seen::default(), from: Instant::now() };
+            let mut looker = Looker { answered: &mut answered, patience: self.give_up_after, seen: CollectedStatus::default(), from: Instant::now() };
             tokio::select! {
                 () = ask(&way, interval, answers) => Ok(End::Enough),
                 end = async {
@@ -104,7 +104,7 @@ impl Watch {
 }
 
 /// Hands over how the run stands, at intervals and when it is over; until the receiver is gone.
-async fn ask(way: &Way, interval: Duration, answers: mpsc::Sender<Answer>) {
+async fn ask(way: &Way, interval: Duration, answers: mpsc::Sender<StatusAnswer>) {
     let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
     loop {
         let problem = match way.ask(async |mut client| client.watch(v1::WatchRequest { interval_ms }).await).await {
@@ -133,15 +133,15 @@ fn is_over(status: &v1::StatusResponse) -> bool {
 }
 
 struct Looker<'a> {
-    answered: &'a mut mpsc::Receiver<Answer>,
+    answered: &'a mut mpsc::Receiver<StatusAnswer>,
     patience: Option<u64>,
-    seen: Seen,
+    seen: CollectedStatus,
     from: Instant,
 }
 
 impl Looker<'_> {
     /// Takes in an answer; an error is that there was none for too long.
-    fn take(&mut self, answer: Answer) -> anyhow::Result<()> {
+    fn take(&mut self, answer: StatusAnswer) -> anyhow::Result<()> {
         let now = self.from.elapsed();
         match answer {
             Ok(status) => self.seen.hear(now, status),
@@ -181,7 +181,7 @@ impl Looker<'_> {
                 event = events.next() => match event {
                     Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => match meaning(key) {
                         Some(Meaning::Quit) => return Ok(End::Enough),
-                        Some(Meaning::Turn(turn)) => screen.turn(turn),
+                        Some(Meaning::Scroll(turn)) => screen.turn(turn),
                         None => {}
                     },
                     // It has another size now, for example.
@@ -253,19 +253,19 @@ impl Drop for Terminal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
     Quit,
-    Turn(Turn),
+    Scroll(Scroll),
 }
 
 fn meaning(key: KeyEvent) -> Option<Meaning> {
     match key.code {
         KeyCode::Char('q') | KeyCode::Esc => Some(Meaning::Quit),
         KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Meaning::Quit),
-        KeyCode::Up | KeyCode::Char('k') => Some(Meaning::Turn(Turn::Up)),
-        KeyCode::Down | KeyCode::Char('j') => Some(Meaning::Turn(Turn::Down)),
-        KeyCode::PageUp => Some(Meaning::Turn(Turn::PageUp)),
-        KeyCode::PageDown => Some(Meaning::Turn(Turn::PageDown)),
-        KeyCode::Home => Some(Meaning::Turn(Turn::Home)),
-        KeyCode::End => Some(Meaning::Turn(Turn::End)),
+        KeyCode::Up | KeyCode::Char('k') => Some(Meaning::Scroll(Scroll::Up)),
+        KeyCode::Down | KeyCode::Char('j') => Some(Meaning::Scroll(Scroll::Down)),
+        KeyCode::PageUp => Some(Meaning::Scroll(Scroll::PageUp)),
+        KeyCode::PageDown => Some(Meaning::Scroll(Scroll::PageDown)),
+        KeyCode::Home => Some(Meaning::Scroll(Scroll::Home)),
+        KeyCode::End => Some(Meaning::Scroll(Scroll::End)),
         _ => None,
     }
 }
@@ -282,6 +282,6 @@ mod tests {
         }
         assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Some(Meaning::Quit));
         assert_eq!(key(KeyCode::Char('c'), KeyModifiers::NONE), None);
-        assert_eq!(key(KeyCode::Down, KeyModifiers::NONE), Some(Meaning::Turn(Turn::Down)));
+        assert_eq!(key(KeyCode::Down, KeyModifiers::NONE), Some(Meaning::Scroll(Scroll::Down)));
     }
 }

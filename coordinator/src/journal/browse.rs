@@ -13,11 +13,11 @@ use super::{
 };
 use crate::{
     happened::{CHECKPOINT, GENERATION},
-    run::{lineage::Fate, plan::Place},
+    run::{lineage::StateFate, plan::Place},
 };
 
 /// Maximal number of checkpoints among the events.
-const MOST_CHECKPOINTS: usize = 10;
+const MAX_CHECKPOINTS: usize = 10;
 /// Maximal number of references per image that are shown; an image may have a thousand.
 const MAX_SHOWN_REFERENCES: usize = 32;
 /// Maximal size of a shown reference, in bytes.
@@ -62,7 +62,7 @@ pub struct Distribution {
 
 /// Counters of the journal's rows: they change when there is something new to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Marks {
+pub struct RowCounters {
     /// Events, generations and checkpoints.
     pub events: u64,
     /// Evaluations.
@@ -72,7 +72,7 @@ pub struct Marks {
 /// A cursor of [`History::happened`]: the number or the time of the last row read from each of its
 /// tables.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Heard([f64; 4]);
+pub struct EventCursor([f64; 4]);
 
 /// The key of an evaluation. As text: `STAGE-STEP-GENERATION`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub struct Evaluated {
     /// Scores by name.
     pub metrics: BTreeMap<String, f64>,
     /// The fate of the evaluated state.
-    pub fate: Fate,
+    pub fate: StateFate,
 }
 
 /// A caption of an evaluation, with its scores.
@@ -176,11 +176,11 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read it.
-    pub fn marks(&self) -> Result<Marks, Error> {
+    pub fn marks(&self) -> Result<RowCounters, Error> {
         let query =
             "SELECT (SELECT ifnull(max(rowid), 0) FROM events) + (SELECT ifnull(max(number), 0) FROM generations)
             + (SELECT count(*) FROM checkpoints), (SELECT count(*) FROM evaluations)";
-        let marks = |row: &Row<'_>| Ok(Marks { events: unsigned(row, 0)?, evaluations: unsigned(row, 1)? });
+        let marks = |row: &Row<'_>| Ok(RowCounters { events: unsigned(row, 0)?, evaluations: unsigned(row, 1)? });
         Ok(self.connection.query_row(query, [], marks)?)
     }
 
@@ -206,7 +206,7 @@ impl History {
                 json!({ "generation": number, "members": members, "cause": cause, "stage": stage, "step": step });
             Ok(Event { at: row.get(0)?, kind: GENERATION.into(), detail })
         })?);
-        let query = format!("SELECT at, name FROM checkpoints ORDER BY at DESC LIMIT {MOST_CHECKPOINTS}");
+        let query = format!("SELECT at, name FROM checkpoints ORDER BY at DESC LIMIT {MAX_CHECKPOINTS}");
         events.extend(self.all(&query, |row| {
             let detail = json!({ "name": row.get::<_, String>(1)? });
             Ok(Event { at: row.get(0)?, kind: CHECKPOINT.into(), detail })
@@ -221,7 +221,7 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn happened(&self, known: &mut Heard) -> Result<Vec<Event>, Error> {
+    pub fn happened(&self, known: &mut EventCursor) -> Result<Vec<Event>, Error> {
         let queries = [
             "SELECT at, rowid, kind, detail_json FROM events WHERE rowid > ?1 ORDER BY rowid",
             "SELECT formed_at, formed_at, 'generation', json_object('generation', number, 'members',
@@ -258,7 +258,7 @@ impl History {
         );
         let mut evaluations = self.all(&query, |row| {
             Ok(Evaluated {
-                fate: if row.get(5)? { Fate::Current } else { Fate::NotSelected },
+                fate: if row.get(5)? { StateFate::Current } else { StateFate::NotSelected },
                 id: EvaluationId { place: place(row, 0)?, generation: unsigned(row, 2)? },
                 at: row.get(3)?,
                 metrics: metrics(&row.get::<_, String>(4)?),

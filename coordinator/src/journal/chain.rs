@@ -228,12 +228,12 @@ fn feed(hash: &mut Sha256, value: ValueRef<'_>) -> rusqlite::Result<()> {
 
 /// The head of a chain that is being written.
 #[derive(Clone, Debug)]
-pub(super) struct Chain {
+pub(super) struct ChainWriter {
     sequence: u64,
     hash: [u8; 32],
 }
 
-impl Chain {
+impl ChainWriter {
     /// The chain of an open journal. Does not check it.
     pub fn open(connection: &Connection) -> rusqlite::Result<Self> {
         let query = "SELECT sequence, hash FROM chain ORDER BY sequence DESC LIMIT 1";
@@ -260,7 +260,7 @@ impl Chain {
 
 /// The result of checking a whole journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct ChainCheck {
     /// The last entry.
     pub head: JournalHead,
     /// The first problems, as messages to people.
@@ -269,7 +269,7 @@ pub struct Verdict {
     pub count: u64,
 }
 
-impl Verdict {
+impl ChainCheck {
     pub(super) fn add(&mut self, problem: String) {
         self.count += 1;
         if self.problems.len() < MAX_LISTED {
@@ -282,8 +282,8 @@ impl Verdict {
 ///
 /// # Errors
 /// SQLite cannot read the journal.
-pub(super) fn verify(connection: &Connection) -> rusqlite::Result<Verdict> {
-    let (mut verdict, mut before, mut sequence) = (Verdict::default(), START, 0);
+pub(super) fn verify(connection: &Connection) -> rusqlite::Result<ChainCheck> {
+    let (mut verdict, mut before, mut sequence) = (ChainCheck::default(), START, 0);
     let mut chain = connection
         .prepare("SELECT sequence, kind, stage, step, generation, number, hash FROM chain ORDER BY sequence")?;
     let mut rows = chain.query([])?;

@@ -6,15 +6,15 @@ use std::{collections::BTreeSet, path::Path};
 
 use checkpoint_store::JournalHead;
 use config::RunFile;
-pub use measured::{Caption, Checkpoint, Cut, Evaluation, Measured};
+pub use measured::{Caption, Checkpoint, Evaluation, LineageCursor, MeasuredStep};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
 
-use super::{Error, VERSION, Verdict, chain, checkpoint, exchanges, place, recovery, unsigned, verify};
+use super::{ChainCheck, Error, VERSION, chain, checkpoint, exchanges, place, recovery, unsigned, verify};
 use crate::run::{
     self,
-    data::{Exchange, Size},
-    lineage::{Fate, Lineage, Selection},
+    data::{DataChange, Size},
+    lineage::{Lineage, Selection, StateFate},
     plan::Place,
     record::EventKind,
 };
@@ -56,7 +56,7 @@ pub struct Step {
     /// When it was recorded, in Unix seconds.
     pub at: f64,
     /// The fate of the step's state.
-    pub fate: Fate,
+    pub fate: StateFate,
 }
 
 /// A recorded event.
@@ -122,7 +122,7 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read it.
-    pub fn verify(&self) -> Result<Verdict, Error> {
+    pub fn verify(&self) -> Result<ChainCheck, Error> {
         verify(&self.connection)
     }
 
@@ -185,7 +185,7 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn exchanges(&self) -> Result<Vec<Exchange>, Error> {
+    pub fn exchanges(&self) -> Result<Vec<DataChange>, Error> {
         exchanges(&self.connection)
     }
 

@@ -45,25 +45,25 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-pub use chain::Verdict;
-use chain::{Chain, Entry, Kind};
+pub use chain::ChainCheck;
+use chain::{ChainWriter, Entry, Kind};
 use checkpoint_store::JournalHead;
 use config::RunFile;
 use proto::v1;
 pub use recovery::Recovery;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde_json::json;
-pub use settings::{Accept, Refused};
+pub use settings::{AcceptedChanges, SettingsError};
 use statistics::Summary;
 
 use crate::random;
 use crate::run::{
-    data::Exchange,
-    guard::Firing,
-    lineage::Cuts,
+    data::DataChange,
+    guard::TriggeredRule,
+    lineage::BranchPoints,
     model_selection::Scores,
-    plan::{Boundaries, Boundary, Ends, Place},
-    record::{Checkpoint, EventKind, Means, Record, Restored},
+    plan::{Boundaries, Boundary, Place, StageEnds},
+    record::{Checkpoint, EventKind, Record, RestoredRun, StepMeans},
     statistics::StepStatistics,
     terms::TermLog,
 };
@@ -115,7 +115,7 @@ pub enum Error {
     /// Its run has other settings, some of which may not change, or only if the user accepts the
     /// change.
     #[error("{0}")]
-    Settings(Box<Refused>),
+    Settings(Box<SettingsError>),
     /// It was written by another version of the program.
     #[error("the journal has version {found}, this program writes version {VERSION}; use another --state or output")]
     OtherVersion {
@@ -164,7 +164,7 @@ impl Error {
 #[derive(Debug)]
 pub struct Journal {
     connection: Connection,
-    chain: Chain,
+    chain: ChainWriter,
     /// The file lock, held for as long as the journal is open.
     _lock: Option<std::fs::File>,
 }
@@ -175,14 +175,14 @@ impl Journal {
     /// # Errors
     /// When another coordinator uses it, or it is of another run.
     pub fn open(state: &Path, file: &RunFile) -> Result<Self, Error> {
-        Self::open_accepting(state, file, Accept::Free)
+        Self::open_accepting(state, file, AcceptedChanges::Free)
     }
 
     /// As [`Self::open`]; `accept` says which changed settings are taken.
     ///
     /// # Errors
     /// When another coordinator uses it, its run has settings that are not allowed to change, or it is damaged.
-    pub fn open_accepting(state: &Path, file: &RunFile, accept: Accept) -> Result<Self, Error> {
+    pub fn open_accepting(state: &Path, file: &RunFile, accept: AcceptedChanges) -> Result<Self, Error> {
         let lock = lock(state)?;
         let connection = Connection::open(state.join(FILE))?;
         check(&connection)?;
@@ -201,10 +201,10 @@ impl Journal {
     /// # Errors
     /// When it is of another run.
     pub fn new(connection: Connection, file: &RunFile) -> Result<Self, Error> {
-        Self::new_accepting(connection, file, Accept::Free)
+        Self::new_accepting(connection, file, AcceptedChanges::Free)
     }
 
-    fn new_accepting(connection: Connection, file: &RunFile, accept: Accept) -> Result<Self, Error> {
+    fn new_accepting(connection: Connection, file: &RunFile, accept: AcceptedChanges) -> Result<Self, Error> {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "busy_timeout", 5000)?;
@@ -218,7 +218,7 @@ impl Journal {
             transaction.execute_batch(chain::SCHEMA)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
-        let mut chain = Chain::open(&transaction)?;
+        let mut chain = ChainWriter::open(&transaction)?;
         let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
         let known: Option<String> = transaction.query_row(query, [], |row| row.get(0)).optional()?;
         if known.is_none() {
@@ -270,7 +270,7 @@ impl Journal {
     ///
     /// # Errors
     /// When SQLite cannot read it.
-    pub fn restore(&self) -> Result<Restored, Error> {
+    pub fn restore(&self) -> Result<RestoredRun, Error> {
         let connection = &self.connection;
         let run_id = run_id(connection)?;
         let query = "SELECT CASE kind WHEN ?1 THEN detail_json ->> 'reason' END FROM events WHERE kind IN (?1, ?2)
@@ -280,7 +280,7 @@ impl Journal {
         let query = "SELECT number, stage, step FROM generations ORDER BY number DESC LIMIT 1";
         let last = connection.query_row(query, [], |row| Ok((unsigned(row, 0)?, place(row, 1)?))).optional()?;
         let Some((last_generation, start)) = last else {
-            return Ok(Restored { run_id, paused, ..Restored::default() });
+            return Ok(RestoredRun { run_id, paused, ..RestoredRun::default() });
         };
 
         let mut terms = TermLog::default();
@@ -289,7 +289,7 @@ impl Journal {
             let (number, term) = generation?;
             terms.record(number, term.cast_unsigned());
         }
-        let mut cuts = Cuts::default();
+        let mut cuts = BranchPoints::default();
         let mut starts = connection.prepare("SELECT generation + 1, stage, step FROM cuts ORDER BY generation")?;
         for start in starts.query_map([], |row| Ok((unsigned(row, 0)?, place(row, 1)?)))? {
             let (generation, start) = start?;
@@ -328,11 +328,11 @@ impl Journal {
         let ends = connection
             .prepare(query)?
             .query_map([EventKind::StageEnded.name()], |row| Ok((row.get(0)?, unsigned(row, 1)?)))?
-            .collect::<Result<Ends, _>>()?;
+            .collect::<Result<StageEnds, _>>()?;
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
         let latest =
             |what: EventKind| connection.query_row(query, [what.name()], |row| row.get::<_, String>(0)).optional();
-        Ok(Restored {
+        Ok(RestoredRun {
             run_id,
             terms,
             last_generation,
@@ -354,7 +354,7 @@ impl Journal {
 
     /// The metrics of the current stage's guard rules in its last steps up to `committed`, as many
     /// as the rules need. A rule that was broken in more steps in a row has fired before.
-    fn measured(&self, committed: Place) -> Result<Vec<(Place, Means)>, Error> {
+    fn measured(&self, committed: Place) -> Result<Vec<(Place, StepMeans)>, Error> {
         let file = run_file(&self.connection)?;
         let rules = file.stages.get(committed.stage as usize).map_or(&[][..], |stage| &stage.guard);
         let Some(longest) = rules.iter().map(|rule| rule.for_).max() else { return Ok(Vec::new()) };
@@ -396,7 +396,7 @@ fn check(connection: &Connection) -> Result<(), Error> {
     if version != VERSION {
         return Ok(());
     }
-    let Verdict { problems, count, .. } = verify(connection)?;
+    let ChainCheck { problems, count, .. } = verify(connection)?;
     match problems.first() {
         None => Ok(()),
         Some(first) if count == 1 => Err(Error::Damaged(first.clone())),
@@ -405,7 +405,7 @@ fn check(connection: &Connection) -> Result<(), Error> {
 }
 
 /// Checks pages, tables and chain.
-fn verify(connection: &Connection) -> Result<Verdict, Error> {
+fn verify(connection: &Connection) -> Result<ChainCheck, Error> {
     let pages: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if pages != "ok" {
         return Err(Error::Damaged(pages));
@@ -491,13 +491,13 @@ fn metrics(json: &str) -> BTreeMap<String, f64> {
 }
 
 /// The means of a step's distributions, by name.
-fn means(json: &str) -> Means {
+fn means(json: &str) -> StepMeans {
     let summaries: BTreeMap<String, serde_json::Value> = serde_json::from_str(json).unwrap_or_default();
     summaries.into_iter().filter_map(|(name, summary)| Some((name, summary["mean"].as_f64()?))).collect()
 }
 
 /// The changes of training data, in order, with the points at which they took effect.
-fn exchanges(connection: &Connection) -> Result<Vec<Exchange>, Error> {
+fn exchanges(connection: &Connection) -> Result<Vec<DataChange>, Error> {
     let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
     let mut events = connection.prepare(query)?;
     let details = events.query_map([EventKind::DataChanged.name()], |row| row.get::<_, String>(0))?;
@@ -505,9 +505,9 @@ fn exchanges(connection: &Connection) -> Result<Vec<Exchange>, Error> {
     let mut exchanges = Vec::new();
     for detail in details {
         let detail: serde_json::Value = serde_json::from_str(&detail?).unwrap_or_default();
-        let Some(exchange) = Exchange::from_detail(&detail) else { continue };
+        let Some(exchange) = DataChange::from_detail(&detail) else { continue };
         let from = connection.query_row(starts, [exchange.generation.cast_signed()], |row| place(row, 0)).optional()?;
-        exchanges.push(Exchange { from, ..exchange });
+        exchanges.push(DataChange { from, ..exchange });
     }
     Ok(exchanges)
 }
@@ -533,7 +533,7 @@ fn now() -> f64 {
 }
 
 /// Records that a run file comes into force.
-fn write_run_file(to: &Transaction<'_>, chain: &mut Chain, file: &RunFile, id: &str) -> rusqlite::Result<()> {
+fn write_run_file(to: &Transaction<'_>, chain: &mut ChainWriter, file: &RunFile, id: &str) -> rusqlite::Result<()> {
     let text = serde_json::to_string(file).expect("a run file is plain data");
     // SQLite's integers are signed; the seed keeps its bits, and the JSON has its value.
     let row = params![file.name, file.seed.cast_signed(), text, now(), id];
@@ -541,7 +541,7 @@ fn write_run_file(to: &Transaction<'_>, chain: &mut Chain, file: &RunFile, id: &
     chain.append(to, Entry::of_row(Kind::RunFile, to.last_insert_rowid()))
 }
 
-fn write(to: &Transaction<'_>, chain: &mut Chain, record: &Record) -> rusqlite::Result<()> {
+fn write(to: &Transaction<'_>, chain: &mut ChainWriter, record: &Record) -> rusqlite::Result<()> {
     let run = |sql: &str, row: &[&dyn rusqlite::ToSql]| to.prepare_cached(sql)?.execute(row).map(|_| ());
     match record {
         Record::Formed { generation, term, members, cause, start, source } => {
@@ -589,7 +589,7 @@ fn write(to: &Transaction<'_>, chain: &mut Chain, record: &Record) -> rusqlite::
             chain.append(to, Entry::at(Kind::Evaluated, (stage, step, generation)))
         }
         Record::Guard { place, firing } => {
-            let Firing { metric, value, bound, action, .. } = firing;
+            let TriggeredRule { metric, value, bound, action, .. } = firing;
             let (Place { stage, step }, action) = (*place, action.name());
             let detail = json!({ "stage": stage, "step": step, "metric": metric, "value": value, "bound": bound, "action": action });
             write_event(to, chain, "guard", &detail)
@@ -604,7 +604,7 @@ fn keys(place: Place, generation: u64) -> (u32, i64, i64) {
 
 fn write_event(
     to: &Transaction<'_>,
-    chain: &mut Chain,
+    chain: &mut ChainWriter,
     kind: &str,
     detail: &serde_json::Value,
 ) -> rusqlite::Result<()> {
@@ -614,7 +614,7 @@ fn write_event(
 }
 
 /// Records that the checkpoint of this name, if there is one, is deleted.
-fn write_deleted(to: &Transaction<'_>, chain: &mut Chain, name: &str) -> rusqlite::Result<()> {
+fn write_deleted(to: &Transaction<'_>, chain: &mut ChainWriter, name: &str) -> rusqlite::Result<()> {
     let sql = "UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL RETURNING stage, step, generation";
     let keys = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
     let deleted: Vec<_> =
@@ -661,7 +661,7 @@ mod tests {
     use super::*;
     use crate::{
         journal::history::History,
-        run::{Run, data::Size, lineage::Fate, membership::Machine, record::Source, testing},
+        run::{Run, data::Size, lineage::StateFate, membership::Machine, record::Source, testing},
     };
 
     const TERM: u64 = 0xF000_0000_0000_0007;
@@ -699,8 +699,8 @@ mod tests {
         Checkpoint { place: Place { stage: 0, step }, generation, run_id, name, parameters_sha256 }
     }
 
-    fn cuts<const N: usize>(starts: [(u64, u64); N]) -> Cuts {
-        let mut cuts = Cuts::default();
+    fn cuts<const N: usize>(starts: [(u64, u64); N]) -> BranchPoints {
+        let mut cuts = BranchPoints::default();
         starts.into_iter().for_each(|(generation, step)| cuts.cut(generation, Place { stage: 0, step }));
         cuts
     }
@@ -753,7 +753,7 @@ mod tests {
     fn exchanged_data_count_from_the_earliest_start_since_then() {
         let folder = tempfile::tempdir().unwrap();
         let before = Size { images: 9, captions: 45 };
-        let exchange = |generation, from: Option<u64>| Exchange {
+        let exchange = |generation, from: Option<u64>| DataChange {
             generation,
             from: from.map(|step| Place { stage: 0, step }),
             before,
@@ -804,7 +804,7 @@ mod tests {
         let at = |step| Place { stage: 0, step };
         let mut terms = TermLog::default();
         (1..=3).for_each(|generation| terms.record(generation, TERM));
-        let expected = Restored {
+        let expected = RestoredRun {
             terms,
             last_generation: 3,
             cuts: cuts([(1, 0), (2, 10), (3, 11)]),
@@ -825,11 +825,11 @@ mod tests {
             }),
             finished: false,
             scores: [5, 10].map(|step| (at(step), [("cider".to_owned(), 1.0)].into())).into(),
-            ..Restored::default()
+            ..RestoredRun::default()
         };
         let journal = Journal::open(folder.path(), &file()).unwrap();
         let restored = journal.restore().unwrap();
-        assert_eq!(restored, Restored { run_id: restored.run_id.clone(), ..expected });
+        assert_eq!(restored, RestoredRun { run_id: restored.run_id.clone(), ..expected });
         let summaries: String = journal
             .connection
             .query_row("SELECT summaries_json FROM steps WHERE step = 12 AND loss IS NULL", [], |row| row.get(0))
@@ -912,13 +912,13 @@ mod tests {
             let history = History { connection: journal.connection };
             let query = format!("SELECT {PRESENT}, {NOT_SELECTED} FROM steps AS own ORDER BY stage, step, generation");
             let fates = history.all(&query, |row| Ok(match (row.get(0)?, row.get(1)?) {
-                (true, _) => Fate::Current,
-                (false, true) => Fate::NotSelected,
-                (false, false) => Fate::GivenUp,
+                (true, _) => StateFate::Current,
+                (false, true) => StateFate::NotSelected,
+                (false, false) => StateFate::GivenUp,
             }));
             for (step, fate) in history.steps().unwrap().into_iter().zip(fates.unwrap()) {
                 prop_assert_eq!(step.fate, fate, "{:?}", step);
-                prop_assert!(step.fate != Fate::NotSelected || end.is_some_and(|(_, cause)| cause < 2));
+                prop_assert!(step.fate != StateFate::NotSelected || end.is_some_and(|(_, cause)| cause < 2));
             }
         }
     }
@@ -931,7 +931,7 @@ mod tests {
         assert_eq!(journal.restore().unwrap().paused.as_deref(), Some("somebody"));
         journal.write(&[event(EventKind::Resumed, json!({}))]).unwrap();
         let restored = journal.restore().unwrap();
-        assert_eq!(restored, Restored { run_id: restored.run_id.clone(), ..Restored::default() });
+        assert_eq!(restored, RestoredRun { run_id: restored.run_id.clone(), ..RestoredRun::default() });
     }
 
     #[test]

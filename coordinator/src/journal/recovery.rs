@@ -7,7 +7,7 @@ use config::RunFile;
 use rusqlite::Connection;
 use serde_json::json;
 
-use super::{Accept, Error, FILE, Journal, check, lock};
+use super::{AcceptedChanges, Error, FILE, Journal, check, lock};
 use crate::run::{
     plan::Place,
     record::{Checkpoint, EventKind, Record, Source},
@@ -40,7 +40,7 @@ impl Journal {
         let set_aside = set_aside(state).map_err(|source| Error::Open { path: state.to_owned(), source })?;
         let connection = Connection::open(state.join(FILE))?;
         check(&connection)?;
-        let mut journal = Self::new_accepting(connection, file, Accept::Free)?;
+        let mut journal = Self::new_accepting(connection, file, AcceptedChanges::Free)?;
         journal.write(&records(recovery, set_aside.as_deref()))?;
         Ok(Self { _lock: Some(lock), ..journal })
     }

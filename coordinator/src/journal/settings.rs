@@ -7,11 +7,11 @@ use config::{Change, Mutability, RunFile, changes, continuation};
 use serde_json::json;
 
 use super::{Error, Journal, write_event, write_run_file};
-use crate::run::record::{EventKind, Restored};
+use crate::run::record::{EventKind, RestoredRun};
 
 /// The changed settings that a coordinator takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accept {
+pub enum AcceptedChanges {
     /// Settings that may change freely.
     Free,
     /// Also settings that may change from the next step on (`serve --accept-changes`).
@@ -20,7 +20,7 @@ pub enum Accept {
 
 /// Why a run file is refused for the journal's run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Refused {
+pub struct SettingsError {
     /// All settings that differ.
     pub changes: Vec<Change>,
     /// The lines of a run file that starts a new run from the last checkpoint; none without a
@@ -28,7 +28,7 @@ pub struct Refused {
     pub continuation: Option<String>,
 }
 
-impl Refused {
+impl SettingsError {
     /// Whether some of the changes require a new run.
     #[must_use]
     pub fn is_other_run(&self) -> bool {
@@ -67,7 +67,7 @@ impl Refused {
     }
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (strictest, advice) = match self.is_other_run() {
             true => (Mutability::Fixed, "use another output for a new run"),
@@ -82,7 +82,7 @@ impl fmt::Display for Refused {
 impl Journal {
     /// Replaces the `known` run file by another one and records the changes, if `accept` allows all
     /// of them.
-    pub(super) fn take_settings(&mut self, known: &str, file: &RunFile, accept: Accept) -> Result<(), Error> {
+    pub(super) fn take_settings(&mut self, known: &str, file: &RunFile, accept: AcceptedChanges) -> Result<(), Error> {
         let known: RunFile = serde_json::from_str(known).map_err(|error| Error::RunFile(error.to_string()))?;
         let changes = changes(&known, file);
         if changes.is_empty() {
@@ -90,14 +90,14 @@ impl Journal {
         }
         let restored = self.restore()?;
         let allowed = match accept {
-            Accept::Free => Mutability::Free,
-            Accept::NextStep => Mutability::NextStep,
+            AcceptedChanges::Free => Mutability::Free,
+            AcceptedChanges::NextStep => Mutability::NextStep,
         };
         // A run without a generation has trained nothing yet.
         let has_begun = restored.last_generation > 0;
         if has_begun && changes.iter().any(|change| change.mutability > allowed) {
             let continuation = last_checkpoint(&known, &restored).map(|path| continuation(&known, &path));
-            return Err(Error::Settings(Box::new(Refused { changes, continuation })));
+            return Err(Error::Settings(Box::new(SettingsError { changes, continuation })));
         }
         let place = restored.committed;
         let detail = json!({ "stage": place.stage, "step": place.step, "changes": changes });
@@ -114,7 +114,7 @@ impl Journal {
 }
 
 /// The folder or URL of the run's last checkpoint.
-fn last_checkpoint(file: &RunFile, restored: &Restored) -> Option<String> {
+fn last_checkpoint(file: &RunFile, restored: &RestoredRun) -> Option<String> {
     let place = file.checkpoint_place();
     let name = &restored.checkpoints.last()?.name;
     Some(format!("{}/{name}", place.strip_prefix("file://").unwrap_or(&place)))
@@ -155,11 +155,11 @@ mod tests {
         journal.write(&records).unwrap();
     }
 
-    fn open(path: &Path, file: &RunFile, accept: Accept) -> Result<Journal, Error> {
+    fn open(path: &Path, file: &RunFile, accept: AcceptedChanges) -> Result<Journal, Error> {
         Journal::new_accepting(Connection::open(path).unwrap(), file, accept)
     }
 
-    fn refused(path: &Path, file: &RunFile, accept: Accept) -> Refused {
+    fn refused(path: &Path, file: &RunFile, accept: AcceptedChanges) -> SettingsError {
         match open(path, file, accept) {
             Err(Error::Settings(refused)) => *refused,
             other => panic!("it should be refused: {other:?}"),
@@ -181,7 +181,7 @@ mod tests {
         let mut slower = file();
         slower.stages[0].optimizer.learning_rate = 1e-4;
         slower.stages[0].patience = Some(3);
-        let refused = refused(&path, &slower, Accept::Free);
+        let refused = refused(&path, &slower, AcceptedChanges::Free);
         assert!(!refused.is_other_run());
         let explanation = refused.explanation();
         for words in [
@@ -193,18 +193,18 @@ mod tests {
         }
         assert_eq!(recorded(&path), Vec::<serde_json::Value>::new());
 
-        drop(open(&path, &slower, Accept::NextStep).unwrap());
+        drop(open(&path, &slower, AcceptedChanges::NextStep).unwrap());
         let expected = json!({ "stage": 0, "step": 5, "changes": [
             { "key": "stages[0].optimizer.learning_rate", "old": 0.001, "new": 0.0001, "mutability": "next_step" },
             { "key": "stages[0].patience", "old": null, "new": 3, "mutability": "next_step" },
         ] });
         assert_eq!(recorded(&path), [expected]);
         // From now on the new file is in force.
-        drop(open(&path, &slower, Accept::Free).unwrap());
+        drop(open(&path, &slower, AcceptedChanges::Free).unwrap());
         assert_eq!(recorded(&path).len(), 1);
         let known = History::new(Connection::open(&path).unwrap()).unwrap().run_file().unwrap();
         assert_eq!(known, slower);
-        assert!(open(&path, &file(), Accept::Free).is_err());
+        assert!(open(&path, &file(), AcceptedChanges::Free).is_err());
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod tests {
         begun(&path);
         let mut other = file();
         (other.seed, other.stages[0].optimizer.learning_rate) = (1, 1e-4);
-        for accept in [Accept::Free, Accept::NextStep] {
+        for accept in [AcceptedChanges::Free, AcceptedChanges::NextStep] {
             let refused = refused(&path, &other, accept);
             let line = refused.to_string();
             assert!(line.contains("another seed;") && line.contains("another output"), "{line}");
@@ -230,7 +230,7 @@ mod tests {
         // Scores with other tables are another metric, although it has the same name.
         let mut tables = file();
         tables.scoring.meteor_paraphrases = Some("paraphrase-en.gz".into());
-        assert!(refused(&path, &tables, Accept::NextStep).is_other_run());
+        assert!(refused(&path, &tables, AcceptedChanges::NextStep).is_other_run());
         assert_eq!(recorded(&path), Vec::<serde_json::Value>::new());
     }
 
@@ -239,12 +239,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.sqlite");
         let other = RunFile { name: "other".into(), seed: 1, ..file() };
-        drop(open(&path, &other, Accept::Free).unwrap());
+        drop(open(&path, &other, AcceptedChanges::Free).unwrap());
         begun(&path);
         assert_eq!(recorded(&path).len(), 1);
         let mut slower = file();
         slower.control.lost_after = 60.0;
-        drop(open(&path, &slower, Accept::Free).unwrap());
+        drop(open(&path, &slower, AcceptedChanges::Free).unwrap());
         assert_eq!(recorded(&path)[1]["changes"][0]["key"], "control.lost_after");
     }
 }

@@ -14,7 +14,7 @@ use crate::journal::{
 };
 
 /// Maximal number of images.
-const MOST_IMAGES: u32 = 12;
+const MAX_IMAGES: u32 = 12;
 /// The side of an image, in pixels.
 const SIDE: u32 = 224;
 /// The JPEG quality, in percent.
@@ -64,7 +64,7 @@ impl Captions {
         after: &Evaluation,
     ) -> Result<Self, Error> {
         let mut images = Vec::new();
-        for Caption { image, caption, references, scores } in history.captions(after, MOST_IMAGES)? {
+        for Caption { image, caption, references, scores } in history.captions(after, MAX_IMAGES)? {
             let earlier = before.map(|before| history.caption(before, &image)).transpose()?.flatten();
             let (before, scores_before) = earlier.map(|earlier| (earlier.caption, earlier.scores)).unzip();
             images.push(Captioned {

@@ -12,12 +12,12 @@ const POINTS: usize = 400;
 pub struct Curves {
     /// The number of steps per point, minus one.
     more: u64,
-    points: Vec<Point>,
+    points: Vec<CurvePoint>,
 }
 
 /// A point: some consecutive steps.
 #[derive(Clone, Debug)]
-struct Point {
+struct CurvePoint {
     last: u64,
     values: BTreeMap<&'static str, Values>,
 }
@@ -57,7 +57,7 @@ impl Curves {
     /// Adds the measurements of a step. Steps have to be in order.
     pub fn add(&mut self, step: u64, values: impl Iterator<Item = (&'static str, f64)>) {
         let values = values.map(|(name, value)| (name, Values { count: 1, sum: value, min: value, max: value }));
-        let point = Point { last: step, values: values.collect() };
+        let point = CurvePoint { last: step, values: values.collect() };
         let width = self.more + 1;
         match self.points.last_mut() {
             Some(last) if (last.last.saturating_sub(1)) / width == step.saturating_sub(1) / width => last.merge(point),
@@ -72,7 +72,7 @@ impl Curves {
     /// Merges the points that now belong to the same steps.
     fn halve(&mut self) {
         let width = self.more + 1;
-        let mut halved: Vec<Point> = Vec::with_capacity(self.points.len() / 2 + 1);
+        let mut halved: Vec<CurvePoint> = Vec::with_capacity(self.points.len() / 2 + 1);
         for point in self.points.drain(..) {
             match halved.last_mut() {
                 Some(last) if last.last.saturating_sub(1) / width == point.last.saturating_sub(1) / width => {
@@ -101,7 +101,7 @@ impl Curves {
     }
 }
 
-impl Point {
+impl CurvePoint {
     fn merge(&mut self, later: Self) {
         self.last = later.last;
         for (name, values) in later.values {

@@ -31,14 +31,14 @@ use crate::{
     happened::GUARD,
     journal::{
         Error,
-        history::{Checkpoint, Evaluation, Event, Generation, History, Measured},
+        history::{Checkpoint, Evaluation, Event, Generation, History, MeasuredStep},
     },
     run::{plan::Place, record::EventKind},
 };
 
 /// Maximal number of rows for generations, and for events of one kind; of more, the last are
 /// listed.
-const MOST_ROWS: usize = 200;
+const MAX_ROWS: usize = 200;
 
 /// The facts of a report.
 #[derive(Clone, Debug, Serialize)]
@@ -58,11 +58,11 @@ pub struct Report {
     /// The stages that have begun.
     pub stages: Vec<Stage>,
     /// The evaluations with their scores.
-    pub evaluations: Vec<Evaluated>,
+    pub evaluations: Vec<EvaluationEntry>,
     /// Captions before and after the last stage that was evaluated.
     pub captions: Option<Captions>,
     /// The checkpoints that were not deleted.
-    pub checkpoints: Vec<Saved>,
+    pub checkpoints: Vec<CheckpointEntry>,
     /// The cost of faults.
     pub recoveries: Recoveries,
     /// The audit: samples, epochs and generations; of very many generations only the last.
@@ -70,11 +70,11 @@ pub struct Report {
     /// When each of these generations was formed.
     pub formed_at: Vec<f64>,
     /// The guard rules that have fired.
-    pub guard: Vec<Happened>,
+    pub guard: Vec<EventEntry>,
     /// Other events, except for workers that joined.
-    pub events: Vec<Happened>,
+    pub events: Vec<EventEntry>,
     /// The machines of the workers.
-    pub machines: Vec<Machine>,
+    pub machines: Vec<MachineGroup>,
     /// The run file.
     pub settings: RunFile,
 }
@@ -130,12 +130,12 @@ pub struct End {
     /// Later states that a reader may have expected instead: the last one, and those with a better
     /// score.
     #[serde(default)]
-    pub passed_over: Vec<PassedOver>,
+    pub passed_over: Vec<LaterState>,
 }
 
 /// A state that a stage did not end with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PassedOver {
+pub struct LaterState {
     /// The step of the state.
     pub step: u64,
     /// Its score by the stage's metric.
@@ -156,7 +156,7 @@ pub enum Captioner {
 
 /// An evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Evaluated {
+pub struct EvaluationEntry {
     /// The number of the state's stage.
     pub stage: u32,
     /// The name of the state's stage.
@@ -177,7 +177,7 @@ pub struct Evaluated {
 
 /// A checkpoint that was not deleted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Saved {
+pub struct CheckpointEntry {
     /// The name of the checkpoint.
     pub name: String,
     /// The SHA-256 (hex) of its parameters.
@@ -205,7 +205,7 @@ pub struct Recoveries {
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Happened {
+pub struct EventEntry {
     /// When it was recorded.
     pub at: f64,
     /// The kind.
@@ -216,7 +216,7 @@ pub struct Happened {
 
 /// The workers of one version on one device of one host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Machine {
+pub struct MachineGroup {
     /// The host.
     pub host: String,
     /// The device.
@@ -241,7 +241,7 @@ impl Report {
         let outcome = Outcome::of(&events, &generations);
         let times = events.iter().map(|event| event.at).chain(stages.iter().map(|stage| stage.to));
         let last_at = times.chain(evaluations.iter().map(|evaluation| evaluation.at)).fold(begun_at, f64::max);
-        let earlier = audit.generations.len().saturating_sub(MOST_ROWS);
+        let earlier = audit.generations.len().saturating_sub(MAX_ROWS);
         audit.generations.drain(..earlier);
         let evaluated = evaluated(&settings, &stages, &evaluations);
         let captions = compared(&evaluated).map(|(before, after)| {
@@ -258,7 +258,7 @@ impl Report {
             captions: captions.transpose()?,
             evaluations: evaluated,
             stages,
-            checkpoints: history.checkpoints()?.into_iter().map(Saved::from).collect(),
+            checkpoints: history.checkpoints()?.into_iter().map(CheckpointEntry::from).collect(),
             recoveries,
             audit,
             formed_at: generations.iter().skip(earlier).map(|generation| generation.formed_at).collect(),
@@ -310,7 +310,7 @@ impl Recoveries {
     }
 }
 
-impl From<Checkpoint> for Saved {
+impl From<Checkpoint> for CheckpointEntry {
     fn from(Checkpoint { name, parameters_sha256, at, is_current, .. }: Checkpoint) -> Self {
         Self { name, parameters_sha256, at, is_passed_over: !is_current }
     }
@@ -319,7 +319,7 @@ impl From<Checkpoint> for Saved {
 fn stages(history: &History, settings: &RunFile, events: &[Event]) -> Result<Vec<Stage>, Error> {
     let mut begun: BTreeMap<u32, (Stage, Curves)> = BTreeMap::new();
     history.measured(Place::default(), |step| {
-        let Measured { place: Place { stage: number, step, .. }, at, samples, learning, speed, .. } = step;
+        let MeasuredStep { place: Place { stage: number, step, .. }, at, samples, learning, speed, .. } = step;
         let Some(wanted) = settings.stages.get(number as usize) else { return };
         let (stage, curves) = begun.entry(number).or_insert_with(|| {
             let stage = Stage {
@@ -355,7 +355,7 @@ fn end(events: &[Event], stage: u32) -> Option<End> {
 
 /// The indices of the evaluations whose captions are compared: the state before the last evaluated
 /// stage, and the one that it ended with.
-fn compared(evaluated: &[Evaluated]) -> Option<(Option<usize>, usize)> {
+fn compared(evaluated: &[EvaluationEntry]) -> Option<(Option<usize>, usize)> {
     let of_model = || (0..evaluated.len()).filter(|index| evaluated[*index].captioner == Captioner::Model);
     let last = of_model().next_back()?;
     let stage = evaluated[last].stage;
@@ -372,7 +372,7 @@ fn compared(evaluated: &[Evaluated]) -> Option<(Option<usize>, usize)> {
     Some((before.or_else(|| others().next()), after))
 }
 
-fn evaluated(settings: &RunFile, stages: &[Stage], evaluations: &[Evaluation]) -> Vec<Evaluated> {
+fn evaluated(settings: &RunFile, stages: &[Stage], evaluations: &[Evaluation]) -> Vec<EvaluationEntry> {
     let captioner = |stage: u32| match settings.stages.get(stage as usize).map(|stage| &stage.objective) {
         Some(Objective::Contrastive) => Captioner::People,
         _ => Captioner::Model,
@@ -400,7 +400,7 @@ fn evaluated(settings: &RunFile, stages: &[Stage], evaluations: &[Evaluation]) -
         };
         let best = scores.iter().filter(|score| is_best(*score)).map(|(name, _)| name.clone()).collect();
         let stage_name = settings.stages.get(place.stage as usize).map_or_else(String::new, |stage| stage.name.clone());
-        Evaluated {
+        EvaluationEntry {
             stage: place.stage,
             stage_name,
             step: place.step,
@@ -414,23 +414,23 @@ fn evaluated(settings: &RunFile, stages: &[Stage], evaluations: &[Evaluation]) -
     evaluations.iter().map(evaluated).collect()
 }
 
-fn happened(events: &[Event], which: impl Fn(&str) -> bool) -> Vec<Happened> {
-    let mut happened: Vec<Happened> = events
+fn happened(events: &[Event], which: impl Fn(&str) -> bool) -> Vec<EventEntry> {
+    let mut happened: Vec<EventEntry> = events
         .iter()
         .rev()
         .filter(|event| which(&event.kind))
-        .take(MOST_ROWS)
-        .map(|Event { at, kind, detail }| Happened { at: *at, kind: kind.clone(), detail: detail.clone() })
+        .take(MAX_ROWS)
+        .map(|Event { at, kind, detail }| EventEntry { at: *at, kind: kind.clone(), detail: detail.clone() })
         .collect();
     happened.reverse();
     happened
 }
 
-fn machines(history: &History) -> Result<Vec<Machine>, Error> {
+fn machines(history: &History) -> Result<Vec<MachineGroup>, Error> {
     let mut machines: BTreeMap<[String; 3], BTreeSet<u32>> = BTreeMap::new();
     for (machine, rank) in history.machines()? {
         machines.entry(machine).or_default().insert(rank);
     }
-    let machine = |([host, device, version], ranks): ([String; 3], _)| Machine { host, device, version, ranks };
+    let machine = |([host, device, version], ranks): ([String; 3], _)| MachineGroup { host, device, version, ranks };
     Ok(machines.into_iter().map(machine).collect())
 }

@@ -3,8 +3,8 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
-    Captioned, Captioner, Captions, End, Evaluated, Happened, Machine, Outcome, PassedOver, Recoveries, Report, Saved,
-    Stage, chart::Chart, curves::Curve,
+    Captioned, Captioner, Captions, CheckpointEntry, End, EvaluationEntry, EventEntry, LaterState, MachineGroup,
+    Outcome, Recoveries, Report, Stage, chart::Chart, curves::Curve,
 };
 use crate::{
     audit::{Audit, Samples},
@@ -90,7 +90,7 @@ fn clean(audit: &Audit) -> &'static str {
 }
 
 /// A score of the model at its first evaluation and at the state that the run ended with.
-fn leading_score(evaluations: &[Evaluated]) -> Option<(&'static str, f64, f64)> {
+fn leading_score(evaluations: &[EvaluationEntry]) -> Option<(&'static str, f64, f64)> {
     let of_model = || evaluations.iter().filter(|evaluation| evaluation.captioner == Captioner::Model);
     let last = of_model().next_back()?;
     let selected = of_model().rfind(|evaluation| evaluation.stage == last.stage && evaluation.is_selected);
@@ -161,7 +161,7 @@ fn ended(stage: &Stage) -> String {
 }
 
 fn passed_over(stage: &Stage) -> impl Iterator<Item = String> {
-    stage.end.iter().flat_map(|end| &end.passed_over).map(|PassedOver { step, score, reason }| {
+    stage.end.iter().flat_map(|end| &end.passed_over).map(|LaterState { step, score, reason }| {
         let score = score.map_or_else(String::new, |score| format!(" (score {})", number(score)));
         format!("step {}{score} was passed over: {reason}", count(*step))
     })
@@ -238,7 +238,7 @@ fn evaluations(report: &Report) -> Markup {
                 } }
                 tbody { @for metric in metrics { tr {
                     th scope="row" { (metric) }
-                    @for Evaluated { scores, best, .. } in evaluations {
+                    @for EvaluationEntry { scores, best, .. } in evaluations {
                         td.number.best[best.contains(metric)] { @if let Some(score) = scores.get(metric) { (number(*score)) } }
                     }
                 } } }
@@ -320,7 +320,7 @@ fn faults(report: &Report) -> Markup {
     }
 }
 
-fn happenings(title: &str, note: &str, all: &[Happened]) -> Markup {
+fn happenings(title: &str, note: &str, all: &[EventEntry]) -> Markup {
     let id = title.to_lowercase();
     html! {
         @if !all.is_empty() {
@@ -329,7 +329,7 @@ fn happenings(title: &str, note: &str, all: &[Happened]) -> Markup {
                 p.note { (note) }
                 div.scroll { table {
                     thead { tr { th { "when" } th { "what" } th { "particulars" } } }
-                    tbody { @for Happened { at, kind, detail } in all { tr {
+                    tbody { @for EventEntry { at, kind, detail } in all { tr {
                         td.when { (time(*at)) } td { (kind) } td { (describe(kind, detail)) }
                     } } }
                 } }
@@ -345,16 +345,16 @@ fn settings(report: &Report) -> Markup {
             h2 #settings { "Settings and versions" }
             div.scroll { table {
                 thead { tr { th { "host" } th { "device" } th { "worker" } th.number { "ranks" } } }
-                tbody { @for Machine { host, device, version, ranks } in report.machines.iter().take(super::MOST_ROWS) { tr {
+                tbody { @for MachineGroup { host, device, version, ranks } in report.machines.iter().take(super::MAX_ROWS) { tr {
                     td { (host) } td { (device) } td { (version) } td.number { (ranks.len()) }
                 } } }
             } }
-            @if report.machines.len() > super::MOST_ROWS { p.note { "And " (report.machines.len() - super::MOST_ROWS) " more." } }
+            @if report.machines.len() > super::MAX_ROWS { p.note { "And " (report.machines.len() - super::MAX_ROWS) " more." } }
             @if !report.checkpoints.is_empty() {
                 h3 { "Checkpoints" }
                 div.scroll { table {
                     thead { tr { th { "name" } th { "complete" } th { "SHA-256 of its parameters" } } }
-                    tbody { @for Saved { name, parameters_sha256, at, is_passed_over } in &report.checkpoints { tr {
+                    tbody { @for CheckpointEntry { name, parameters_sha256, at, is_passed_over } in &report.checkpoints { tr {
                         td { (name) @if *is_passed_over { " (passed over)" } } td.when { (time(*at)) }
                         td { code title=(parameters_sha256) { (parameters_sha256.get(..HASH).unwrap_or(parameters_sha256)) } }
                     } } }

@@ -111,7 +111,8 @@ fn a_report_has_what_is_in_the_journal() {
     assert!(captions.images.iter().all(|image| image.before.as_deref() == Some("a cat") && image.after == EVIL));
     // The data set does not exist.
     assert!(captions.no_pictures.as_ref().unwrap().contains("annotations.json"));
-    let machine = Machine { host: "here".into(), device: "cpu".into(), version: "0.1.0".into(), ranks: [0, 1].into() };
+    let machine =
+        MachineGroup { host: "here".into(), device: "cpu".into(), version: "0.1.0".into(), ranks: [0, 1].into() };
     assert_eq!(report.machines, [machine]);
     assert_eq!(report.checkpoints.len(), 1);
 }
@@ -131,7 +132,7 @@ fn a_selected_state_is_marked_and_peoples_scores_are_not_compared() {
     journal.write(&records).unwrap();
     let report = Report::read(&History::open(folder.path()).unwrap()).unwrap();
     assert_eq!((report.stages[1].steps, report.stages[1].curves["loss"].step.len()), (8, 8));
-    let marks = |of: fn(&Evaluated) -> bool| report.evaluations.iter().map(of).collect::<Vec<_>>();
+    let marks = |of: fn(&EvaluationEntry) -> bool| report.evaluations.iter().map(of).collect::<Vec<_>>();
     assert_eq!(marks(|evaluation| evaluation.captioner == Captioner::People), [true, false, false, false]);
     assert_eq!(marks(|evaluation| evaluation.is_selected), [false, false, true, false]);
     assert_eq!(marks(|evaluation| evaluation.best.contains("cider")), [false, false, true, false]);

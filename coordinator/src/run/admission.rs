@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time,
-    data::{self, DataOfRun, Exchange},
+    data::{self, DataChange, RunData},
     membership::Terms,
     plan::Place,
     record::EventKind,
@@ -101,7 +101,7 @@ impl Run {
             "holds": attach.holds.as_ref().map(|position| Place::from(position).to_string()),
         });
         if self.data_set.as_ref().is_none_or(|known| known.source.is_none()) {
-            self.data_set = Some(DataOfRun { source: Some(rank), data_set });
+            self.data_set = Some(RunData { source: Some(rank), data_set });
         }
         if let Some(member) = self.members.get_mut(rank) {
             member.position = attach.holds.filter(is_held);
@@ -112,13 +112,13 @@ impl Run {
 
     /// Records how the data of the first worker differ from the data in the journal.
     fn note_changes(&mut self, data_set: &v1::DataSet) {
-        let Some(DataOfRun { source: None, data_set: before }) = &self.data_set else { return };
+        let Some(RunData { source: None, data_set: before }) = &self.data_set else { return };
         let (training, validation) = (
             before.training_fingerprint != data_set.training_fingerprint,
             before.validation_fingerprint != data_set.validation_fingerprint,
         );
         let images = json!([before.validation_images, data_set.validation_images]);
-        let exchange = Exchange { generation: self.last_generation + 1, from: None, before: before.into() };
+        let exchange = DataChange { generation: self.last_generation + 1, from: None, before: before.into() };
         if training {
             self.event(EventKind::DataChanged, exchange.detail(data_set.into()));
             self.exchanges.push(exchange);

@@ -16,14 +16,14 @@ use super::shares;
 /// The names that workers may report for a caption. They are a fixed set, because scores become
 /// metric labels.
 #[derive(Clone, Debug)]
-pub struct Reportable {
+pub struct ReportableScores {
     /// Names of the scores that workers compute, with models or scenes.
     scores: Vec<String>,
     /// The name prefix of each evaluator's retrieval metrics.
     prefixes: Vec<String>,
 }
 
-impl Reportable {
+impl ReportableScores {
     /// The names for the evaluations of a run.
     #[must_use]
     pub fn of(run: &RunFile) -> Self {
@@ -87,7 +87,7 @@ pub struct Item {
 impl Item {
     /// Reads an item of a report. Fails with a message if it exceeds a limit or has an unknown
     /// name. Workers check their data against the same [limits](dataset::limits).
-    fn read(item: v1::EvaluationItem, reportable: &Reportable) -> Result<Self, String> {
+    fn read(item: v1::EvaluationItem, reportable: &ReportableScores) -> Result<Self, String> {
         let v1::EvaluationItem { image, caption, references, scores, image_id, embeddings, continued: _ } = item;
         if [&image, &caption].into_iter().any(|text| text.len() > MAX_TEXT_BYTES) {
             return Err(format!("a text of more than {MAX_TEXT_BYTES} bytes in an evaluation"));
@@ -156,13 +156,13 @@ pub struct Captions {
     bytes: usize,
     /// The width of each evaluator's embeddings, by prefix; the first item with one sets it.
     widths: BTreeMap<String, usize>,
-    reportable: Reportable,
+    reportable: ReportableScores,
 }
 
 impl Captions {
     /// The captions of a split with this number of images, none of them reported yet.
     #[must_use]
-    pub fn new(images: u64, reportable: Reportable) -> Self {
+    pub fn new(images: u64, reportable: ReportableScores) -> Self {
         let (reported, partial, names) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
         Self { images, reported, partial, names, bytes: 0, widths: BTreeMap::new(), reportable }
     }
@@ -258,7 +258,8 @@ mod tests {
     }
 
     fn of(images: u64) -> Captions {
-        let reportable = Reportable { scores: vec!["pac_s".into()], prefixes: vec![String::new(), "clip_s_".into()] };
+        let reportable =
+            ReportableScores { scores: vec!["pac_s".into()], prefixes: vec![String::new(), "clip_s_".into()] };
         Captions::new(images, reportable)
     }
 

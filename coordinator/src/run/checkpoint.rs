@@ -24,13 +24,13 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Outcome, Run, Time, Violation, one_line,
+    Action, Outcome, ProtocolViolation, Run, Time, one_line,
     plan::{Boundary, Place},
     record::{Checkpoint, EventKind, Record, Source},
 };
 
 /// Maximal length of a hash from a worker, in bytes. SHA-256 as hex has 64.
-const LONGEST_HASH: usize = 128;
+const MAX_HASH_LENGTH: usize = 128;
 /// Interval between attempts to save after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -55,7 +55,7 @@ pub(super) struct Saving {
 
 /// The last attempt to save failed. Training is held until an attempt succeeds.
 #[derive(Debug)]
-pub(super) struct Unsaved {
+pub(super) struct FailedSave {
     /// Why it failed, as a message to people.
     pub reason: String,
     /// The time of the next attempt.
@@ -145,9 +145,9 @@ impl Run {
         now: Time,
         rank: u32,
         report: v1::CheckpointDone,
-    ) -> Result<(), Violation> {
+    ) -> Result<(), ProtocolViolation> {
         let hash = report.parameters_sha256;
-        if hash.is_empty() || hash.len() > LONGEST_HASH {
+        if hash.is_empty() || hash.len() > MAX_HASH_LENGTH {
             return Err("a checkpoint without a hash of the parameters".into());
         }
         let Some(saving) = self.saving_of(rank, report.generation, report.checkpoint)? else { return Ok(()) };
@@ -162,7 +162,7 @@ impl Run {
         now: Time,
         rank: u32,
         report: &v1::CheckpointFailed,
-    ) -> Result<(), Violation> {
+    ) -> Result<(), ProtocolViolation> {
         let Some(saving) = self.saving_of(rank, report.generation, report.checkpoint)? else { return Ok(()) };
         if saving.writer != rank {
             return Err("it failed to write a checkpoint that another writes".into());
@@ -174,13 +174,13 @@ impl Run {
         if self.unsaved.is_none() {
             self.event(EventKind::SaveFailed, json!({ "rank": rank, "reason": reason }));
         }
-        self.unsaved = Some(Unsaved { reason, again: now.saturating_add(RETRY) });
+        self.unsaved = Some(FailedSave { reason, again: now.saturating_add(RETRY) });
         Ok(())
     }
 
     /// The save in progress, if the member's report is about it. Reports about cancelled saves are
     /// ignored; one about a number that was never sent breaks the protocol.
-    fn saving_of(&mut self, rank: u32, generation: u64, number: u64) -> Result<Option<&mut Saving>, Violation> {
+    fn saving_of(&mut self, rank: u32, generation: u64, number: u64) -> Result<Option<&mut Saving>, ProtocolViolation> {
         if number > self.last_directive {
             return Err(format!("checkpoint {number} was not asked for"));
         }
@@ -243,7 +243,7 @@ impl Run {
 
     /// A member reports that the checkpoint from which the generation starts is damaged: the next
     /// generation uses an earlier one.
-    pub(super) fn damaged(&mut self, rank: u32, name: &str, reason: &str) -> Result<(), Violation> {
+    pub(super) fn damaged(&mut self, rank: u32, name: &str, reason: &str) -> Result<(), ProtocolViolation> {
         let place = self.checkpoints.iter().find(|(_, checkpoint)| checkpoint.name == name).map(|(place, _)| *place);
         let (Some(place), Some(generation)) = (place, &self.generation) else {
             return Err("a damaged checkpoint that the run does not have".into());

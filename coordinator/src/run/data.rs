@@ -12,14 +12,14 @@ const MAX_FINGERPRINT: usize = 128;
 
 /// The data of a run's workers: all workers of one coordinator process have the same.
 #[derive(Debug)]
-pub(super) struct DataOfRun {
+pub(super) struct RunData {
     /// The id of the worker that described the data to this coordinator; none if the journal did.
     pub source: Option<u32>,
     /// The description: fingerprints and sizes of the splits.
     pub data_set: v1::DataSet,
 }
 
-impl DataOfRun {
+impl RunData {
     /// Why a worker with other data cannot join; none if it can. All workers of one coordinator
     /// process have the same data. Across a restart of the coordinator, validation data may change,
     /// and training data too if `may_change`.
@@ -104,7 +104,7 @@ impl From<&v1::DataSet> for Size {
 
 /// A change of the training data between two coordinator processes (`serve --accept-changes`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exchange {
+pub struct DataChange {
     /// The first generation that trains on the new data.
     pub generation: u64,
     /// The point from which on the run trains on the new data: the earliest start of a generation
@@ -114,7 +114,7 @@ pub struct Exchange {
     pub before: Size,
 }
 
-impl Exchange {
+impl DataChange {
     /// The exchange as stored in the journal; `after` is the size of the new data.
     #[must_use]
     pub fn detail(&self, after: Size) -> Value {
@@ -148,9 +148,9 @@ impl Exchange {
 /// The point in stage `number`, after these exchanges, at which its current sequence of samples
 /// begins, and the epoch of it.
 #[must_use]
-pub fn sequence_start(exchanges: &[Exchange], number: u32, stage: &Stage) -> v1::SequenceStart {
+pub fn sequence_start(exchanges: &[DataChange], number: u32, stage: &Stage) -> v1::SequenceStart {
     let mut start = v1::SequenceStart::default();
-    for Exchange { from, before, .. } in exchanges {
+    for DataChange { from, before, .. } in exchanges {
         let Some(from) = from.filter(|from| from.stage == number) else { continue };
         let samples = from.step.saturating_sub(start.step) * u64::from(stage.batch);
         start.epoch += samples.div_ceil(before.epoch(stage.objective).max(1));
@@ -164,8 +164,8 @@ mod tests {
     use super::*;
     use crate::run::testing;
 
-    fn exchange(generation: u64, images: u64) -> Exchange {
-        Exchange { generation, from: None, before: Size { images, captions: 5 * images } }
+    fn exchange(generation: u64, images: u64) -> DataChange {
+        DataChange { generation, from: None, before: Size { images, captions: 5 * images } }
     }
 
     fn at(step: u64) -> Place {
@@ -176,7 +176,7 @@ mod tests {
     fn other_data_begin_with_a_whole_epoch() {
         let mut stage = testing::stage("dico", 100, 4, None, None);
         stage.objective = Objective::Dico;
-        let start = |exchanges: &[Exchange], number| {
+        let start = |exchanges: &[DataChange], number| {
             let v1::SequenceStart { step, epoch } = sequence_start(exchanges, number, &stage);
             (step, epoch)
         };
@@ -214,8 +214,8 @@ mod tests {
     fn the_journal_keeps_an_exchange() {
         let exchange = exchange(3, 10);
         let detail = exchange.detail(Size { images: 9, captions: 45 });
-        assert_eq!(Exchange::from_detail(&detail), Some(exchange));
+        assert_eq!(DataChange::from_detail(&detail), Some(exchange));
         let of_validation = json!({ "split": "validation", "images_before_and_after": [3, 4] });
-        assert_eq!(Exchange::from_detail(&of_validation), None);
+        assert_eq!(DataChange::from_detail(&of_validation), None);
     }
 }

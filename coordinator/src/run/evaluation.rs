@@ -11,10 +11,10 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Run, Violation,
-    captions::{self, Captions, Images, Item, Reportable},
+    Action, ProtocolViolation, Run,
+    captions::{self, Captions, Images, Item, ReportableScores},
     plan::{Boundary, Place},
-    progress::Awaiting,
+    progress::PendingBoundary,
     record::{EventKind, Record},
 };
 
@@ -37,7 +37,7 @@ impl Run {
     pub(super) fn evaluate(&mut self, place: Place) {
         if self.evaluation.is_none() {
             let images = self.data_set.as_ref().map_or(0, |known| known.data_set.validation_images);
-            let captions = Some(Captions::new(images, Reportable::of(&self.file)));
+            let captions = Some(Captions::new(images, ReportableScores::of(&self.file)));
             self.evaluation = Some(Evaluation { number: self.next_directive(), place, captions, unsaved: None });
         }
         let Some(evaluation) = &mut self.evaluation else { return };
@@ -54,7 +54,7 @@ impl Run {
         let share = |index| captions::share(&missing, world, index);
         let ranks = (0..).zip(&generation.members);
         let asked = ranks.map(|(index, rank)| (*rank, share(index).iter().copied().collect())).collect();
-        generation.awaiting = Some(Awaiting::Captions { asked });
+        generation.awaiting = Some(PendingBoundary::Captions { asked });
         self.tell(|index, _| {
             let ranges = share(index).iter().map(|range| (*range).into()).collect();
             Directive::Evaluate(v1::Evaluate { evaluation: number, ranges })
@@ -64,7 +64,7 @@ impl Run {
     /// Waits for the scores of the complete captions. Requests them unless that was done before.
     fn await_scores(&mut self) {
         if let Some(generation) = &mut self.generation {
-            generation.awaiting = Some(Awaiting::Scores);
+            generation.awaiting = Some(PendingBoundary::Scores);
         }
         let Some(Evaluation { number, place, captions, .. }) = &mut self.evaluation else { return };
         let (evaluation, place, Some(written)) = (*number, *place, captions.take()) else { return };
@@ -73,14 +73,14 @@ impl Run {
         self.actions.push(Action::Score { evaluation, items, captions });
     }
 
-    pub(super) fn evaluation_items(&mut self, rank: u32, report: v1::EvaluationItems) -> Result<(), Violation> {
+    pub(super) fn evaluation_items(&mut self, rank: u32, report: v1::EvaluationItems) -> Result<(), ProtocolViolation> {
         if !self.is_current(rank, report.generation)? {
             return Ok(());
         }
         let awaiting = self.generation.as_mut().and_then(|generation| generation.awaiting.as_mut());
         let under_way = self.evaluation.as_mut().filter(|evaluation| evaluation.number == report.evaluation);
         let captions = under_way.and_then(|evaluation| evaluation.captions.as_mut());
-        let (Some(Awaiting::Captions { asked }), Some(captions)) = (awaiting, captions) else {
+        let (Some(PendingBoundary::Captions { asked }), Some(captions)) = (awaiting, captions) else {
             return Err(format!("evaluation {} is not under way", report.evaluation));
         };
         let range = Images::from(report.range.ok_or("captions without a range")?);
@@ -124,7 +124,7 @@ impl Run {
         let Some(evaluation) = self.evaluation.take_if(|evaluation| evaluation.number == number) else { return };
         let place = evaluation.place;
         if let Some(generation) = &mut self.generation {
-            generation.awaiting.take_if(|awaiting| matches!(awaiting, Awaiting::Scores));
+            generation.awaiting.take_if(|awaiting| matches!(awaiting, PendingBoundary::Scores));
         }
         self.done.insert((place, Boundary::Evaluation));
         self.progress += 1;

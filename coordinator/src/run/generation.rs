@@ -19,16 +19,16 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Outcome, Phase, Run, Time, Violation,
+    Action, Outcome, Phase, ProtocolViolation, Run, Time,
     admission::is_held,
     data,
-    membership::Standing,
+    membership::MemberState,
     one_line,
     plan::Place,
-    progress::Awaiting,
+    progress::PendingBoundary,
     reach,
     record::{EventKind, Record, Source},
-    statistics::Merger,
+    statistics::StepMerger,
     step_tracker::StepTracker,
 };
 
@@ -59,11 +59,11 @@ pub(super) struct Generation {
     pub began: u64,
     /// The boundary directive that was sent and that not all members have reported; none while
     /// training.
-    pub awaiting: Option<Awaiting>,
+    pub awaiting: Option<PendingBoundary>,
     /// Why the generation is to end. Its members were told to halt; it ends when one has halted or
     /// all granted steps are done.
     pub ending: Option<String>,
-    pub merger: Merger,
+    pub merger: StepMerger,
 }
 
 impl Generation {
@@ -117,7 +117,7 @@ impl Failures {
 }
 
 /// The point at which a generation starts, and the source of that state.
-pub(super) struct Origin {
+pub(super) struct StartPoint {
     pub start: Place,
     pub source: Source,
 }
@@ -130,7 +130,7 @@ impl Run {
         }
         self.part(now);
         let Some(ranks) = self.next_members() else { return };
-        let Origin { start, source } = self.origin();
+        let StartPoint { start, source } = self.origin();
         if self.is_missed(now, start) {
             return;
         }
@@ -162,14 +162,14 @@ impl Run {
             granted: start,
             awaiting: None,
             ending: None,
-            merger: Merger::default(),
+            merger: StepMerger::default(),
         });
         self.phase = Phase::Forming;
     }
 
     /// The furthest state available: a member's (that of the lowest id, members that stay first),
     /// else a checkpoint's, else the seed's.
-    pub(super) fn origin(&self) -> Origin {
+    pub(super) fn origin(&self) -> StartPoint {
         let usable = |position: &v1::Position| self.cuts.allow(position.into(), position.generation);
         let held = self.members.iter().filter_map(|(rank, member)| {
             let place = Place::from(member.position.as_ref().filter(|position| usable(position))?);
@@ -179,10 +179,10 @@ impl Run {
         let saved = self.checkpoints.values().next_back();
         match (held.max(), saved) {
             (Some((start, _, rank)), saved) if saved.is_none_or(|saved| saved.place <= start) => {
-                Origin { start, source: Source::Member(rank.0) }
+                StartPoint { start, source: Source::Member(rank.0) }
             }
-            (_, Some(saved)) => Origin { start: saved.place, source: Source::Checkpoint(saved.name.clone()) },
-            (_, None) => Origin { start: Place::default(), source: Source::Seed },
+            (_, Some(saved)) => StartPoint { start: saved.place, source: Source::Checkpoint(saved.name.clone()) },
+            (_, None) => StartPoint { start: Place::default(), source: Source::Seed },
         }
     }
 
@@ -225,7 +225,7 @@ impl Run {
             saved.map(|saved| (saved.run_id.clone(), saved.parameters_sha256.clone())).unwrap_or_default();
         let sequence_start = data::sequence_start(&self.exchanges, start.stage, self.plan.stage(start));
         for (index, rank) in ranks.iter().enumerate() {
-            self.members.stand(*rank, Standing::In(number));
+            self.members.stand(*rank, MemberState::In(number));
             let Some(session) = self.members.get(*rank).map(|member| member.session) else { continue };
             let rendezvous = v1::Rendezvous {
                 rank: index as u32,
@@ -258,20 +258,20 @@ impl Run {
 
     /// Whether a message of a worker belongs to the generation that forms or runs. False for an
     /// older generation; a violation of the protocol for a generation that does not exist.
-    pub(super) fn is_current(&self, rank: u32, number: u64) -> Result<bool, Violation> {
+    pub(super) fn is_current(&self, rank: u32, number: u64) -> Result<bool, ProtocolViolation> {
         if number > self.last_generation {
             return Err(format!("generation {number} does not exist"));
         }
         let live = matches!(self.phase, Phase::Forming | Phase::Running);
         let standing = self.members.get(rank).map(|member| member.standing);
         match standing {
-            Some(Standing::In(own)) if own == number => Ok(live),
+            Some(MemberState::In(own)) if own == number => Ok(live),
             _ if live && number == self.last_generation => Err(format!("it is not in generation {number}")),
             _ => Ok(false),
         }
     }
 
-    pub(super) fn ready(&mut self, rank: u32, ready: &v1::Ready) -> Result<(), Violation> {
+    pub(super) fn ready(&mut self, rank: u32, ready: &v1::Ready) -> Result<(), ProtocolViolation> {
         if !self.is_current(rank, ready.generation)? {
             return Ok(());
         }
@@ -289,7 +289,7 @@ impl Run {
         Ok(())
     }
 
-    pub(super) fn idle(&mut self, now: Time, rank: u32, idle: &v1::Idle) -> Result<(), Violation> {
+    pub(super) fn idle(&mut self, now: Time, rank: u32, idle: &v1::Idle) -> Result<(), ProtocolViolation> {
         if idle.generation > self.last_generation {
             return Err(format!("generation {} does not exist", idle.generation));
         }
@@ -299,16 +299,16 @@ impl Run {
         let position = idle.position.filter(is_held);
         let Some(member) = self.members.get_mut(rank) else { return Ok(()) };
         let own = match member.standing {
-            Standing::In(own) | Standing::LettingGo { generation: own, .. } => own,
-            Standing::Idle => 0,
+            MemberState::In(own) | MemberState::LettingGo { generation: own, .. } => own,
+            MemberState::Idle => 0,
         };
         if own > idle.generation {
             return Ok(());
         }
-        let was_in = matches!(member.standing, Standing::In(_));
+        let was_in = matches!(member.standing, MemberState::In(_));
         member.position = position;
         member.beat(now, v1::Phase::Idle, position);
-        self.members.stand(rank, Standing::Idle);
+        self.members.stand(rank, MemberState::Idle);
         self.stops_saving(now, rank, idle.saving);
         if was_in {
             let halted = self.generation.as_ref().and_then(|generation| generation.ending.clone());
@@ -319,13 +319,13 @@ impl Run {
         Ok(())
     }
 
-    pub(super) fn failed(&mut self, now: Time, rank: u32, failed: &v1::Failed) -> Result<(), Violation> {
+    pub(super) fn failed(&mut self, now: Time, rank: u32, failed: &v1::Failed) -> Result<(), ProtocolViolation> {
         if failed.generation > self.last_generation {
             return Err(format!("generation {} does not exist", failed.generation));
         }
         let reason = one_line(&failed.reason);
         let current = matches!(self.phase, Phase::Forming | Phase::Running)
-            && self.members.get(rank).is_some_and(|member| member.standing == Standing::In(failed.generation));
+            && self.members.get(rank).is_some_and(|member| member.standing == MemberState::In(failed.generation));
         if current && !failed.damaged_checkpoint.is_empty() {
             self.damaged(rank, &failed.damaged_checkpoint, &reason)?;
         }
@@ -347,7 +347,7 @@ impl Run {
         } else if current {
             // A member that reports a failure releases its generation by itself: it gets no
             // directive.
-            self.members.stand(rank, Standing::LettingGo { generation: failed.generation, since: now });
+            self.members.stand(rank, MemberState::LettingGo { generation: failed.generation, since: now });
             self.end_generation(now, &text, !halted);
         }
         if too_many && !matches!(self.phase, Phase::Over { .. }) {
@@ -366,9 +366,9 @@ impl Run {
         self.phase = Phase::Waiting;
         self.cause = (reason.to_owned(), by_failure);
         for rank in generation.members.clone() {
-            let member = self.members.get(rank).filter(|member| member.standing == Standing::In(number));
+            let member = self.members.get(rank).filter(|member| member.standing == MemberState::In(number));
             let Some(session) = member.map(|member| member.session) else { continue };
-            self.members.stand(rank, Standing::LettingGo { generation: number, since: now });
+            self.members.stand(rank, MemberState::LettingGo { generation: number, since: now });
             self.send(session, number, Directive::Abandon(v1::Abandon { reason: reason.to_owned() }));
         }
         self.record(Record::Ended { generation: number, reason: reason.to_owned() });

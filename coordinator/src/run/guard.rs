@@ -10,7 +10,7 @@ use super::plan::Place;
 
 /// The event that a rule fires.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Firing {
+pub struct TriggeredRule {
     /// The metric that the rule checks.
     pub metric: String,
     /// The value beyond the bound.
@@ -22,7 +22,7 @@ pub struct Firing {
     above: bool,
 }
 
-impl std::fmt::Display for Firing {
+impl std::fmt::Display for TriggeredRule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { metric, value, bound, above, .. } = self;
         write!(f, "{metric} is {value:.4}, {} {bound}", if *above { "above" } else { "below" })
@@ -72,17 +72,17 @@ impl Guard {
 
     /// Checks the statistics of the step that reached `place`; they are of the state before its
     /// update. Returns the rules that fire.
-    pub fn step(&mut self, place: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<Firing> {
+    pub fn step(&mut self, place: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<TriggeredRule> {
         let state = Place { step: place.step.saturating_sub(1), ..place };
         self.observe(place, state, value)
     }
 
     /// Checks the scores of the state at `place`. Returns the rules that fire.
-    pub fn evaluation(&mut self, place: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<Firing> {
+    pub fn evaluation(&mut self, place: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<TriggeredRule> {
         self.observe(place, place, value)
     }
 
-    fn observe(&mut self, place: Place, state: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<Firing> {
+    fn observe(&mut self, place: Place, state: Place, value: impl Fn(&str) -> Option<f64>) -> Vec<TriggeredRule> {
         let mut firings = Vec::new();
         for Watched { rule, broken, since } in &mut self.rules {
             let Some(value) = value(&rule.metric) else { continue };
@@ -100,7 +100,7 @@ impl Guard {
                 continue;
             }
             let (above, bound) = (rule.above.is_some(), rule.above.or(rule.below).unwrap_or_default());
-            let firing = Firing { metric: rule.metric.clone(), value, bound, action: rule.action, above };
+            let firing = TriggeredRule { metric: rule.metric.clone(), value, bound, action: rule.action, above };
             let is_earliest = self.violation.as_ref().is_none_or(|held| *since < held.since);
             if rule.action == GuardAction::Rollback && is_earliest {
                 self.violation = Some(Violation { since: *since, reason: format!("{firing} at {place}") });

@@ -13,9 +13,9 @@ use super::plan::Place;
 /// The branch points that still matter: for each generation, the point beyond which states of
 /// earlier generations are given up. Points increase with generations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cuts(BTreeMap<u64, Place>);
+pub struct BranchPoints(BTreeMap<u64, Place>);
 
-impl Cuts {
+impl BranchPoints {
     /// Records that the run starts from `start` in `generation`: states of earlier generations
     /// beyond `start` are given up.
     pub fn cut(&mut self, generation: u64, start: Place) {
@@ -36,7 +36,7 @@ impl Cuts {
 
 /// The fate of a state that a generation reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum StateFate {
     /// The run continues from it, or from a state that was trained from it.
     Current,
     /// It was trained, but its stage ended with an earlier state: the best one.
@@ -57,9 +57,9 @@ pub struct Selection {
 /// The history of a run with all its branches, to classify recorded states.
 #[derive(Clone, Debug, Default)]
 pub struct Lineage {
-    current: Cuts,
+    current: BranchPoints,
     /// By stage: the selection, and the cuts that were made before it.
-    selections: BTreeMap<u32, (Selection, Cuts)>,
+    selections: BTreeMap<u32, (Selection, BranchPoints)>,
 }
 
 impl Lineage {
@@ -68,7 +68,7 @@ impl Lineage {
     #[must_use]
     pub fn new(cuts: &BTreeSet<(u64, Place)>, selections: &BTreeSet<Selection>) -> Self {
         let up_to = |generation: u64| {
-            let mut own = Cuts::default();
+            let mut own = BranchPoints::default();
             cuts.iter().filter(|(first, _)| *first <= generation).for_each(|(first, place)| own.cut(*first, *place));
             own
         };
@@ -79,14 +79,14 @@ impl Lineage {
 
     /// The fate of the state that `generation` reached at `place`.
     #[must_use]
-    pub fn fate(&self, place: Place, generation: u64) -> Fate {
+    pub fn fate(&self, place: Place, generation: u64) -> StateFate {
         if self.current.allow(place, generation) {
-            return Fate::Current;
+            return StateFate::Current;
         }
         let was_current = self.selections.get(&place.stage).is_some_and(|(selection, before)| {
             generation <= selection.generation && place > selection.place && before.allow(place, generation)
         });
-        if was_current { Fate::NotSelected } else { Fate::GivenUp }
+        if was_current { StateFate::NotSelected } else { StateFate::GivenUp }
     }
 }
 
@@ -101,7 +101,7 @@ mod tests {
         fn a_state_counts_if_no_later_generation_started_before_it(
             starts in prop::collection::vec(0..9_u64, 0..12), step in 0..9_u64, generation in 0..14_u64,
         ) {
-            let mut cuts = Cuts::default();
+            let mut cuts = BranchPoints::default();
             let at = |step| Place { stage: 0, step };
             for (number, start) in (1..).zip(&starts) {
                 cuts.cut(number, at(*start));
@@ -119,9 +119,15 @@ mod tests {
         let selection = Selection { place: at(0, 6), generation: 2 };
         let lineage = Lineage::new(&cuts.into(), &[selection].into());
         let fates = |generation, steps: [u64; 4]| steps.map(|step| lineage.fate(at(0, step), generation));
-        assert_eq!(fates(1, [4, 5, 6, 7]), [Fate::Current, Fate::GivenUp, Fate::GivenUp, Fate::GivenUp]);
-        assert_eq!(fates(2, [5, 6, 7, 10]), [Fate::Current, Fate::Current, Fate::NotSelected, Fate::NotSelected]);
-        assert_eq!(lineage.fate(at(1, 3), 3), Fate::GivenUp);
-        assert_eq!(lineage.fate(at(1, 3), 4), Fate::Current);
+        assert_eq!(
+            fates(1, [4, 5, 6, 7]),
+            [StateFate::Current, StateFate::GivenUp, StateFate::GivenUp, StateFate::GivenUp]
+        );
+        assert_eq!(
+            fates(2, [5, 6, 7, 10]),
+            [StateFate::Current, StateFate::Current, StateFate::NotSelected, StateFate::NotSelected]
+        );
+        assert_eq!(lineage.fate(at(1, 3), 3), StateFate::GivenUp);
+        assert_eq!(lineage.fate(at(1, 3), 4), StateFate::Current);
     }
 }

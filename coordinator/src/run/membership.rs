@@ -35,14 +35,14 @@ use waiting::WaitQueue;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Maximal length of the name of a host, device or version, in bytes. DNS allows 253 for host
 /// names.
-const LONGEST_NAME: usize = 512;
+const MAX_NAME_LENGTH: usize = 512;
 
 /// The weight of the newest step in a member's moving average of speed.
 const SMOOTHING: f64 = 0.2;
 
 /// The state of a member with respect to generations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum MemberState {
     /// Available for the next generation.
     Idle,
     /// Part of this generation.
@@ -85,7 +85,7 @@ pub struct Member {
     /// The address (host:port) of the rendezvous store that it serves.
     pub store_address: String,
     /// Its state with respect to generations.
-    pub standing: Standing,
+    pub standing: MemberState,
     /// The activity that its last heartbeat names.
     pub phase: v1::Phase,
     /// The training state it holds.
@@ -119,15 +119,15 @@ pub struct Rates {
 }
 
 impl Reservation {
-    fn as_holder(&self) -> Holder<'_> {
-        Holder { machine: &self.machine, heard: self.heard, state: HolderState::Loading }
+    fn as_holder(&self) -> IdHolder<'_> {
+        IdHolder { machine: &self.machine, heard: self.heard, state: HolderState::Loading }
     }
 }
 
 impl Member {
-    fn as_holder(&self) -> Holder<'_> {
+    fn as_holder(&self) -> IdHolder<'_> {
         let state = if self.leaving.is_some() { HolderState::Leaving } else { HolderState::Active };
-        Holder { machine: &self.machine, heard: self.heard, state }
+        IdHolder { machine: &self.machine, heard: self.heard, state }
     }
 
     /// Handles the phase and position of a heartbeat. A change of either counts as progress.
@@ -173,7 +173,7 @@ pub struct Terms {
 }
 
 /// The holder of an id, as far as it concerns a worker that asks for that id.
-struct Holder<'a> {
+struct IdHolder<'a> {
     machine: &'a Machine,
     heard: Time,
     state: HolderState,
@@ -190,7 +190,7 @@ enum HolderState {
     Leaving,
 }
 
-impl Holder<'_> {
+impl IdHolder<'_> {
     /// Whether it is a member that is alive and stays, as seen by a worker that has waited for its
     /// place for `waited`: the member was heard at least one `heartbeat` after the wait began, so the
     /// message was not under way before.
@@ -227,9 +227,9 @@ impl Membership {
         terms: &Terms,
     ) -> Result<(u32, String), Refusal> {
         let v1::JoinRequest { host, version, device, idempotency_key, .. } = request;
-        if [host, version, device, idempotency_key].into_iter().any(|name| name.len() > LONGEST_NAME) {
+        if [host, version, device, idempotency_key].into_iter().any(|name| name.len() > MAX_NAME_LENGTH) {
             let reason =
-                format!("host, version, device and idempotency_key must not be longer than {LONGEST_NAME} bytes");
+                format!("host, version, device and idempotency_key must not be longer than {MAX_NAME_LENGTH} bytes");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         if [host, version, device].into_iter().any(|name| name.contains(char::is_control)) {
@@ -292,7 +292,7 @@ impl Membership {
     ) -> Result<u32, Refusal> {
         let held = |reason| Err(Refusal::new(RefusalKind::Held, reason));
         let waited = Duration::from_millis(request.waited_ms);
-        let stays = |holder: &Holder<'_>| holder.stays(now, waited, terms.heartbeat);
+        let stays = |holder: &IdHolder<'_>| holder.stays(now, waited, terms.heartbeat);
         let lost_after = terms.lost_after.as_secs_f64();
         if let Some((rank, holder)) = request.rank.and_then(|rank| Some((rank, self.holder(rank)?))) {
             let [host, device] = [&holder.machine.host, &holder.machine.device].map(|name| name.escape_debug());
@@ -346,7 +346,7 @@ impl Membership {
         self.waiting.ahead_of(key, address, reservations).map(|waiter| waiter.wanted).filter(could_get).collect()
     }
 
-    fn holder(&self, rank: u32) -> Option<Holder<'_>> {
+    fn holder(&self, rank: u32) -> Option<IdHolder<'_>> {
         let member = self.members.get(&rank).map(Member::as_holder);
         member.or_else(|| self.reserved.get(rank).map(Reservation::as_holder))
     }
@@ -361,7 +361,7 @@ impl Membership {
     /// Devices of different types give results that differ in the last bits, so members would not
     /// hold identical states. All members have the same type of device, so the first one represents
     /// all. Workers that load are checked again when they [attach](Self::attach).
-    fn check_kind(&self, machine: &Machine, stays: impl Fn(&Holder<'_>) -> bool) -> Result<(), Refusal> {
+    fn check_kind(&self, machine: &Machine, stays: impl Fn(&IdHolder<'_>) -> bool) -> Result<(), Refusal> {
         match self.members.first_key_value().map(|(rank, member)| (rank, member.as_holder())) {
             Some((rank, other)) if other.machine.kind() != machine.kind() => {
                 let Machine { device, host, .. } = other.machine;
@@ -393,8 +393,9 @@ impl Membership {
             let reason = "unknown session token: join (again) to get one; tokens work once and run out".into();
             return Err(Refusal::new(RefusalKind::Unauthenticated, reason));
         };
-        if store_address.is_empty() || store_address.len() > LONGEST_NAME || store_address.contains(char::is_control) {
-            let reason = format!("store_address must be host:port, not longer than {LONGEST_NAME} bytes");
+        if store_address.is_empty() || store_address.len() > MAX_NAME_LENGTH || store_address.contains(char::is_control)
+        {
+            let reason = format!("store_address must be host:port, not longer than {MAX_NAME_LENGTH} bytes");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let machine = self.reserved.remove(rank).map(|reservation| reservation.machine).unwrap_or_default();
@@ -406,7 +407,7 @@ impl Membership {
             session,
             machine,
             store_address,
-            standing: Standing::Idle,
+            standing: MemberState::Idle,
             phase: v1::Phase::Idle,
             position: None,
             said: None,
@@ -426,18 +427,18 @@ impl Membership {
     pub fn remove(&mut self, rank: u32) -> Option<Member> {
         let member = self.members.remove(&rank)?;
         self.sessions.remove(&member.session);
-        self.busy -= usize::from(member.standing != Standing::Idle);
+        self.busy -= usize::from(member.standing != MemberState::Idle);
         self.leaving -= usize::from(member.leaving.is_some());
         self.free_from = self.free_from.min(rank);
         Some(member)
     }
 
     /// Sets the state of a member.
-    pub fn stand(&mut self, rank: u32, standing: Standing) {
+    pub fn stand(&mut self, rank: u32, standing: MemberState) {
         let Some(member) = self.members.get_mut(&rank) else { return };
         let before = std::mem::replace(&mut member.standing, standing);
-        self.busy += usize::from(standing != Standing::Idle);
-        self.busy -= usize::from(before != Standing::Idle);
+        self.busy += usize::from(standing != MemberState::Idle);
+        self.busy -= usize::from(before != MemberState::Idle);
     }
 
     /// Marks a member as leaving.
@@ -505,11 +506,11 @@ impl Membership {
     /// Members that were not heard from for `lost_after`, and members that do not release their
     /// generation.
     #[must_use]
-    pub fn overdue(&self, now: Time, lost_after: Duration) -> Vec<(u32, Overdue)> {
+    pub fn overdue(&self, now: Time, lost_after: Duration) -> Vec<(u32, OverdueReason)> {
         let overdue = |(&rank, member): (&u32, &Member)| match member.standing {
-            _ if now.saturating_sub(member.heard) >= lost_after => Some((rank, Overdue::Silent)),
-            Standing::LettingGo { generation, since } if now.saturating_sub(since) >= PATIENCE.max(lost_after) => {
-                Some((rank, Overdue::HoldingOn(generation)))
+            _ if now.saturating_sub(member.heard) >= lost_after => Some((rank, OverdueReason::Silent)),
+            MemberState::LettingGo { generation, since } if now.saturating_sub(since) >= PATIENCE.max(lost_after) => {
+                Some((rank, OverdueReason::HoldingOn(generation)))
             }
             _ => None,
         };
@@ -562,7 +563,7 @@ pub enum Stall {
 
 /// Why a member is overdue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overdue {
+pub enum OverdueReason {
     /// It was silent for `lost_after`.
     Silent,
     /// It does not release this generation.

@@ -11,11 +11,11 @@ use serde_json::json;
 
 use super::{
     Action, Run, Time,
-    generation::{Generation, Origin},
-    membership::{Member, Standing},
+    generation::{Generation, StartPoint},
+    membership::{Member, MemberState},
     one_line,
     plan::Place,
-    progress::Awaiting,
+    progress::PendingBoundary,
     record::{EventKind, Source},
 };
 
@@ -71,7 +71,7 @@ impl Run {
         if self.members.staying() == self.members.len() && !self.stopping {
             return None;
         }
-        let Origin { start, source: Source::Member(rank) } = self.origin() else { return None };
+        let StartPoint { start, source: Source::Member(rank) } = self.origin() else { return None };
         let leaves = self.stopping || self.members.get(rank).is_some_and(|member| member.leaving.is_some());
         (leaves && !self.is_saved(start)).then_some(rank)
     }
@@ -99,7 +99,7 @@ impl Run {
         }
         let kept = [self.indispensable(), self.saving.as_ref().map(|saving| saving.writer)];
         let free = |(rank, member): &(u32, &Member)| {
-            member.leaving.is_some() && member.standing == Standing::Idle && !kept.contains(&Some(*rank))
+            member.leaving.is_some() && member.standing == MemberState::Idle && !kept.contains(&Some(*rank))
         };
         let going = self.members.iter().filter(free);
         let going: Vec<_> = going.map(|(rank, member)| (rank, member.session, member.leaving.clone())).collect();
@@ -113,7 +113,7 @@ impl Run {
 
     /// Why the running generation has to halt; none if it may go on.
     pub(super) fn reason_to_halt(&self, generation: &Generation) -> Option<String> {
-        let under_way = !generation.quiet() || matches!(generation.awaiting, Some(Awaiting::Captions { .. }));
+        let under_way = !generation.quiet() || matches!(generation.awaiting, Some(PendingBoundary::Captions { .. }));
         if self.stopping && under_way {
             return Some("the coordinator stops".to_owned());
         }
@@ -134,14 +134,14 @@ impl Run {
         }
         // Workers that join again and again must not keep the others from making progress: a
         // generation halts for a join only after it has made progress itself.
-        let scoring = matches!(generation.awaiting, Some(Awaiting::Scores));
+        let scoring = matches!(generation.awaiting, Some(PendingBoundary::Scores));
         let held_up = self.paused.is_some() || self.unsaved.is_some() || scoring;
         if self.progress == generation.began && !held_up {
             return None;
         }
         let is_new = |(rank, member): &(u32, &Member)| {
             member.leaving.is_none()
-                && member.standing == Standing::Idle
+                && member.standing == MemberState::Idle
                 && generation.members.binary_search(rank).is_err()
         };
         self.members.iter().find(is_new).map(|(rank, _)| format!("rank {rank} joined"))

@@ -70,18 +70,18 @@ use proto::{v1, v1::worker_message::Message};
 use serde_json::json;
 
 use captions::Item;
-use checkpoint::{Saving, Unsaved};
+use checkpoint::{FailedSave, Saving};
 pub use control::Command;
-use data::{DataOfRun, Exchange};
+use data::{DataChange, RunData};
 use evaluation::Evaluation;
 use generation::{Failures, Generation};
 use guard::Guard;
-use lineage::Cuts;
-use membership::{Membership, Overdue, Standing};
+use lineage::BranchPoints;
+use membership::{MemberState, Membership, OverdueReason};
 use model_selection::Scores;
 use plan::{Boundaries, Place, Plan};
-use reach::Complaints;
-use record::{Checkpoint, EventKind, Record, Restored};
+use reach::UnreachablePairs;
+use record::{Checkpoint, EventKind, Record, RestoredRun};
 use statistics::StepStatistics;
 use terms::TermLog;
 use throughput::Throughput;
@@ -92,7 +92,7 @@ pub type Time = Duration;
 /// How long the coordinator waits for its members to disconnect when the run is over.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Maximal length of a reason sent by a worker, in characters.
-const LONGEST_REASON: usize = 500;
+const MAX_REASON_LENGTH: usize = 500;
 
 /// Identifies a pending request, so that the service can deliver its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -277,7 +277,7 @@ impl Refusal {
 }
 
 /// Why a worker's message breaks the protocol. The coordinator closes the worker's stream with it.
-type Violation = String;
+type ProtocolViolation = String;
 
 /// The phase of the generation's life cycle; see [`generation`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -315,7 +315,7 @@ pub struct Run {
     /// The furthest point that any generation was told to train to.
     horizon: Place,
     /// Decides which states belong to the present history.
-    cuts: Cuts,
+    cuts: BranchPoints,
     committed: Place,
     /// Counts events of progress, to distinguish repeated failures with progress between them from
     /// a run that cannot go on.
@@ -328,7 +328,7 @@ pub struct Run {
     /// The checkpoint that is being saved.
     saving: Option<Saving>,
     /// Why the last attempt to save failed; none if it succeeded.
-    unsaved: Option<Unsaved>,
+    unsaved: Option<FailedSave>,
     /// States that this coordinator has ordered a member to save.
     attempted: BTreeSet<Place>,
     /// Whether no earlier coordinator can have ordered a save: the run is fresh.
@@ -349,10 +349,10 @@ pub struct Run {
     last_directive: u64,
     failures: Failures,
     /// Pairs of members that could not reach each other since the last generation was formed.
-    complaints: Complaints,
-    data_set: Option<DataOfRun>,
+    complaints: UnreachablePairs,
+    data_set: Option<RunData>,
     /// Earlier training data of the run, in order.
-    exchanges: Vec<Exchange>,
+    exchanges: Vec<DataChange>,
     /// Whether the first worker may bring training data other than the data in the journal.
     may_exchange_data: bool,
     /// Why the last generation ended, and whether it failed.
@@ -368,7 +368,7 @@ impl Run {
     /// A run of a checked run file, resumed from the state that an earlier coordinator's journal
     /// gives. `term` is random and different for each coordinator process: see [`terms`].
     #[must_use]
-    pub fn new(file: RunFile, restored: Restored, term: u64) -> Self {
+    pub fn new(file: RunFile, restored: RestoredRun, term: u64) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
         let plan = Plan::new(&file, restored.ends);
         let mut run = Self {
@@ -402,8 +402,8 @@ impl Run {
             // Workers may still be executing directives that an earlier coordinator numbered.
             last_directive: restored.last_generation << 32,
             failures: Failures::default(),
-            complaints: Complaints::default(),
-            data_set: restored.data_set.map(|data_set| DataOfRun { source: None, data_set }),
+            complaints: UnreachablePairs::default(),
+            data_set: restored.data_set.map(|data_set| RunData { source: None, data_set }),
             exchanges: restored.exchanges,
             may_exchange_data: false,
             cause: ("start".into(), false),
@@ -430,7 +430,7 @@ impl Run {
 
     /// The rules that fire when a step has measured this value.
     #[cfg(test)]
-    pub(crate) fn on_measured(&mut self, place: Place, metric: &str, mean: f64) -> Vec<guard::Firing> {
+    pub(crate) fn on_measured(&mut self, place: Place, metric: &str, mean: f64) -> Vec<guard::TriggeredRule> {
         self.guard.step(place, |name| (name == metric).then_some(mean))
     }
 
@@ -489,7 +489,7 @@ impl Run {
         }
     }
 
-    fn understand(&mut self, now: Time, rank: u32, message: Message) -> Result<(), Violation> {
+    fn understand(&mut self, now: Time, rank: u32, message: Message) -> Result<(), ProtocolViolation> {
         match message {
             Message::Attach(_) => Err("attached twice".into()),
             Message::Heartbeat(heartbeat) => {
@@ -539,13 +539,13 @@ impl Run {
         self.members.expire(now);
         for (rank, overdue) in self.members.overdue(now, lost_after) {
             match overdue {
-                Overdue::Silent => {
+                OverdueReason::Silent => {
                     let reason = format!("it was not heard for {} s", lost_after.as_secs_f64());
                     let session = self.members.get(rank).map(|member| member.session);
                     self.lose(now, rank, &reason);
                     self.actions.extend(session.map(|session| Action::Close { session, refusal: None }));
                 }
-                Overdue::HoldingOn(generation) => {
+                OverdueReason::HoldingOn(generation) => {
                     self.evict(now, rank, &format!("it did not let go of generation {generation}"));
                 }
             }
@@ -585,7 +585,7 @@ impl Run {
             self.missed_since = now;
         }
         self.stops_saving(now, rank, None);
-        if matches!(member.standing, Standing::In(_)) {
+        if matches!(member.standing, MemberState::In(_)) {
             self.end_generation(now, reason, true);
         }
     }
@@ -683,5 +683,5 @@ impl Run {
 
 /// A worker's text as one line of limited length.
 fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_REASON).collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_LENGTH).collect()
 }

@@ -16,7 +16,7 @@ pub type Scores = BTreeMap<Place, BTreeMap<String, f64>>;
 
 /// The best state of a stage and its score.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Best {
+pub struct BestState {
     /// The state.
     pub place: Place,
     /// The score by the stage's metric.
@@ -57,12 +57,12 @@ pub struct End {
     pub reason: String,
     /// Later states that a user may have expected instead, in order: the last one that was saved,
     /// and those with a better score.
-    pub passed_over: Vec<PassedOver>,
+    pub passed_over: Vec<LaterState>,
 }
 
 /// A later state that a stage does not end with.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PassedOver {
+pub struct LaterState {
     /// The state.
     pub place: Place,
     /// Its score by the stage's metric; none if it was not evaluated.
@@ -76,7 +76,7 @@ const MAX_PASSED_OVER: usize = 8;
 
 /// A view of a stage and its states, from which the decisions follow.
 #[derive(Clone, Copy, Debug)]
-pub struct Known<'a> {
+pub struct StageView<'a> {
     /// The stage.
     pub stage: &'a Stage,
     /// The stage's guard, which has the stage's number, too.
@@ -89,15 +89,15 @@ pub struct Known<'a> {
     pub done: &'a Boundaries,
 }
 
-impl Known<'_> {
+impl StageView<'_> {
     /// The state with the highest score among those that are saved and that no rollback rule
     /// disqualifies; the earliest of equals. None if the stage has no metric or no such state.
     #[must_use]
-    pub fn best(&self) -> Option<Best> {
+    pub fn best(&self) -> Option<BestState> {
         self.best_of(|_| true)
     }
 
-    fn best_of(&self, which: impl Fn(Place) -> bool) -> Option<Best> {
+    fn best_of(&self, which: impl Fn(Place) -> bool) -> Option<BestState> {
         let is_available = |place: Place| self.guard.qualifies(place) && self.checkpoints.contains_key(&place);
         let candidates = self.scored().filter(|candidate| is_available(candidate.place) && which(candidate.place));
         candidates.reduce(|best, other| if other.score > best.score { other } else { best })
@@ -114,7 +114,7 @@ impl Known<'_> {
             let reason = format!("the guard: {}", violation.reason);
             return Some(self.end_at(place, EndCause::Guard, reason));
         }
-        let (Best { place, score }, metric) = (self.best()?, self.stage.metric.as_ref()?);
+        let (BestState { place, score }, metric) = (self.best()?, self.stage.metric.as_ref()?);
         // A state that was evaluated, but never saved, may be lost by now.
         let saved = |place: &Place| self.done.contains(&(*place, Boundary::Checkpoint));
         let later: Vec<Place> =
@@ -136,7 +136,7 @@ impl Known<'_> {
     }
 
     fn end_at(&self, place: Place, cause: EndCause, reason: String) -> End {
-        let scores: BTreeMap<Place, f64> = self.scored().map(|Best { place, score }| (place, score)).collect();
+        let scores: BTreeMap<Place, f64> = self.scored().map(|BestState { place, score }| (place, score)).collect();
         let selected = scores.get(&place).copied().unwrap_or(f64::NEG_INFINITY);
         let better =
             scores.iter().filter(|(other, score)| **other > place && **score > selected).map(|(other, _)| *other);
@@ -147,7 +147,7 @@ impl Known<'_> {
                 Some(violation) if place >= violation.since => format!("the guard: {}", violation.reason),
                 _ => "its score is not better".into(),
             };
-            PassedOver { place, score: scores.get(&place).copied(), reason }
+            LaterState { place, score: scores.get(&place).copied(), reason }
         };
         End { place, cause, reason, passed_over: places.into_iter().map(passed_over).collect() }
     }
@@ -176,10 +176,10 @@ impl Known<'_> {
     }
 
     /// The states with a finite score by the stage's metric, in order.
-    fn scored(&self) -> impl Iterator<Item = Best> {
+    fn scored(&self) -> impl Iterator<Item = BestState> {
         let scored = |(place, scores): (Place, &BTreeMap<String, f64>)| {
             let score = *scores.get(self.stage.metric.as_ref()?)?;
-            score.is_finite().then_some(Best { place, score })
+            score.is_finite().then_some(BestState { place, score })
         };
         self.evaluated().filter_map(scored)
     }
@@ -209,7 +209,7 @@ mod tests {
         stage: &Stage,
         values: &[[f64; 2]],
         violated: Option<u64>,
-        judge: impl FnOnce(&Known<'_>) -> T,
+        judge: impl FnOnce(&StageView<'_>) -> T,
     ) -> T {
         let mut guard = Guard::new(1, &stage.guard);
         let places = || (1..).map(|n| at(10 * n)).zip(values);
@@ -229,7 +229,7 @@ mod tests {
         };
         let checkpoints = scores.keys().map(saved).collect();
         let done = scores.keys().map(|place| (*place, Boundary::Checkpoint)).collect();
-        judge(&Known { stage, guard: &guard, scores: &scores, checkpoints: &checkpoints, done: &done })
+        judge(&StageView { stage, guard: &guard, scores: &scores, checkpoints: &checkpoints, done: &done })
     }
 
     fn end_of_all(stage: &Stage, values: &[[f64; 2]], violated: Option<u64>) -> Option<End> {
@@ -301,7 +301,7 @@ mod tests {
         let by_cider = stage(Some("cider"), Some(3), vec![rule("cider", 5.0, GuardAction::Rollback)]);
         let passed_over = |scores: &[f64]| {
             let end = end_of(&by_cider, scores).unwrap();
-            let step = |passed: &PassedOver| (passed.place.step, passed.score);
+            let step = |passed: &LaterState| (passed.place.step, passed.score);
             (end.cause, end.passed_over.iter().map(step).collect::<Vec<_>>(), end.passed_over[0].reason.clone())
         };
         let (cause, states, reason) = passed_over(&[1.0, 3.0, 2.0, 2.5, 2.0]);

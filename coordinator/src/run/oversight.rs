@@ -2,7 +2,7 @@
 //!
 //! A stage ends early or with an earlier state for one of three reasons: its best state is not its
 //! last, its `patience` has run out (early stopping), or a guard rule with that action has fired.
-//! All three work alike: [`Known::end`](super::model_selection::Known::end) names a place, and the next
+//! All three work alike: [`StageView::end`](super::model_selection::StageView::end) names a place, and the next
 //! generation starts from the checkpoint there, with the stage behind it. Later states are given up
 //! if the guard decided so; otherwise they were trained, but not selected, and stay in all records.
 //! The last state of a stage stays saved in either case. The decision follows from recorded data
@@ -16,8 +16,8 @@ use statistics::Summary;
 
 use super::{
     Phase, Run, Time,
-    guard::{Firing, Guard},
-    model_selection::{Best, End, EndCause, Known, PassedOver},
+    guard::{Guard, TriggeredRule},
+    model_selection::{BestState, End, EndCause, LaterState, StageView},
     plan::Place,
     record::{EventKind, Record},
     statistics::StepStatistics,
@@ -25,15 +25,15 @@ use super::{
 
 impl Run {
     /// The current stage with its scores, guard and checkpoints.
-    pub(super) fn known(&self) -> Known<'_> {
+    pub(super) fn known(&self) -> StageView<'_> {
         let at = Place { stage: self.guard.stage(), step: 0 };
         let stage = self.plan.stage(at);
-        Known { stage, guard: &self.guard, scores: &self.scores, checkpoints: &self.checkpoints, done: &self.done }
+        StageView { stage, guard: &self.guard, scores: &self.scores, checkpoints: &self.checkpoints, done: &self.done }
     }
 
     /// The metric and the best state of the current stage.
     #[must_use]
-    pub fn best(&self) -> Option<(&str, Best)> {
+    pub fn best(&self) -> Option<(&str, BestState)> {
         let known = self.known();
         Some((known.stage.metric.as_deref()?, known.best()?))
     }
@@ -58,7 +58,7 @@ impl Run {
         self.heed(place, |guard| guard.evaluation(place, |metric| scores.get(metric).copied()));
     }
 
-    fn heed(&mut self, place: Place, observe: impl FnOnce(&mut Guard) -> Vec<Firing>) {
+    fn heed(&mut self, place: Place, observe: impl FnOnce(&mut Guard) -> Vec<TriggeredRule>) {
         if place.stage != self.guard.stage() || self.plan.has_ended(place.stage) {
             return;
         }
@@ -87,7 +87,7 @@ impl Run {
         self.plan.end(place);
         self.cuts.cut(self.last_generation + 1, place);
         self.evaluation = None;
-        let described = |PassedOver { place, score, reason }: PassedOver| json!({ "step": place.step, "score": score, "reason": reason });
+        let described = |LaterState { place, score, reason }: LaterState| json!({ "step": place.step, "score": score, "reason": reason });
         let detail = json!({
             "stage": place.stage,
             "step": place.step,

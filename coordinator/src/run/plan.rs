@@ -88,13 +88,13 @@ pub enum Next {
 }
 
 /// The step at which each stage ended, for stages that ended before their last step.
-pub type Ends = BTreeMap<u32, u64>;
+pub type StageEnds = BTreeMap<u32, u64>;
 
 /// The stages of a run with their boundaries.
 #[derive(Clone, Debug)]
 pub struct Plan {
     stages: Vec<Stage>,
-    ends: Ends,
+    ends: StageEnds,
     /// The last boundary of each kind that an operator requested.
     asked: BTreeMap<Boundary, Place>,
 }
@@ -102,7 +102,7 @@ pub struct Plan {
 impl Plan {
     /// The plan of a checked run file, in which these stages have ended early.
     #[must_use]
-    pub fn new(file: &RunFile, ends: Ends) -> Self {
+    pub fn new(file: &RunFile, ends: StageEnds) -> Self {
         Self { stages: file.stages.clone(), ends, asked: BTreeMap::new() }
     }
 
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_stage_ends_with_a_checkpoint_then_an_evaluation() {
-        let plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, Some(2), Some(4))]), Ends::new());
+        let plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, Some(2), Some(4))]), StageEnds::new());
         let at = |step| Place { stage: 0, step };
         let expected = [
             (at(0), Next::Train { steps: 2 }),
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_a_boundary_like_any_other() {
-        let mut plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, None, None)]), Ends::new());
+        let mut plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, None, None)]), StageEnds::new());
         let at = |step| Place { stage: 0, step };
         plan.ask(Boundary::Checkpoint, at(2));
         plan.ask(Boundary::Evaluation, at(2));
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn stages_follow_each_other_and_count_their_samples() {
         let stages = vec![testing::stage("a", 3, 4, None, None), testing::stage("b", 2, 5, None, None)];
-        let plan = Plan::new(&testing::run_file(stages), Ends::new());
+        let plan = Plan::new(&testing::run_file(stages), StageEnds::new());
         let said = walk(&plan);
         assert!(said.contains(&(Place { stage: 0, step: 3 }, Next::Advance { stage: 1 })));
         assert_eq!(said.last(), Some(&(Place { stage: 1, step: 2 }, Next::Finish)));
@@ -299,7 +299,7 @@ mod tests {
     fn a_stage_with_a_metric_saves_all_that_it_evaluates() {
         let stage =
             Stage { metric: Some("cider".into()), evaluate_first: true, ..testing::stage("a", 3, 4, None, Some(2)) };
-        let plan = Plan::new(&testing::run_file(vec![stage]), Ends::new());
+        let plan = Plan::new(&testing::run_file(vec![stage]), StageEnds::new());
         let at = |step| Place { stage: 0, step };
         let expected = [
             (at(0), Next::Checkpoint),
@@ -320,7 +320,7 @@ mod tests {
         let stage = Stage { evaluate_first: true, ..testing::stage("a", 6, 4, None, Some(2)) };
         let file = testing::run_file(vec![stage, testing::stage("b", 1, 5, None, None)]);
         let at = |step| Place { stage: 0, step };
-        let mut plan = Plan::new(&file, Ends::new());
+        let mut plan = Plan::new(&file, StageEnds::new());
         plan.end(at(4));
         let done = [(at(4), Boundary::Checkpoint), (at(4), Boundary::Evaluation)].into();
         assert_eq!(plan.next(at(4), &done), Next::Advance { stage: 1 });
@@ -337,7 +337,7 @@ mod tests {
             steps in 1..60_u64, checkpoint in prop::option::of(1..20_u64), evaluate in prop::option::of(1..20_u64),
         ) {
             let file = testing::run_file(vec![testing::stage("a", steps, 4, checkpoint, evaluate)]);
-            let said = walk(&Plan::new(&file, Ends::new()));
+            let said = walk(&Plan::new(&file, StageEnds::new()));
             let trained: u64 = said.iter().map(|(_, next)| if let Next::Train { steps } = next { *steps } else { 0 }).sum();
             prop_assert_eq!(trained, steps);
             let evaluated = said.iter().filter(|(_, next)| *next == Next::Evaluate).count() as u64;

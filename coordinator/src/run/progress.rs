@@ -7,10 +7,10 @@ use config::Sharding;
 use proto::{v1, v1::directive::Directive};
 
 use super::{
-    Outcome, Phase, Run, Time, Violation,
+    Outcome, Phase, ProtocolViolation, Run, Time,
     captions::Images,
     generation::Generation,
-    membership::Standing,
+    membership::MemberState,
     plan::{Next, Place},
     record::Record,
     shares,
@@ -19,7 +19,7 @@ use super::{
 
 /// A boundary directive that was sent to the members, and the reports that are still missing.
 #[derive(Debug)]
-pub(super) enum Awaiting {
+pub(super) enum PendingBoundary {
     /// The members write captions.
     Captions {
         /// The ranges of images that were assigned to each worker id and are not reported yet.
@@ -48,7 +48,7 @@ impl Run {
             }
             // Scoring needs no member, and the next generation can use the scores: joining and
             // leaving members do not wait for it.
-            let scoring = matches!(generation.awaiting, Some(Awaiting::Scores));
+            let scoring = matches!(generation.awaiting, Some(PendingBoundary::Scores));
             if generation.awaiting.is_some() && !scoring {
                 return;
             }
@@ -113,7 +113,7 @@ impl Run {
             Next::Checkpoint => self.place_checkpoint(granted),
             Next::Evaluate => self.evaluate(granted),
             Next::Advance { stage } => {
-                let awaiting = Awaiting::Advance { stage, done: BTreeSet::new() };
+                let awaiting = PendingBoundary::Advance { stage, done: BTreeSet::new() };
                 self.horizon = Place { stage, step: 0 };
                 self.place(awaiting, &Directive::Advance(v1::Advance { stage }));
             }
@@ -171,7 +171,7 @@ impl Run {
     }
 
     /// Sends a boundary directive to all members, and waits for their reports.
-    pub(super) fn place(&mut self, awaiting: Awaiting, directive: &Directive) {
+    pub(super) fn place(&mut self, awaiting: PendingBoundary, directive: &Directive) {
         if let Some(generation) = &mut self.generation {
             generation.awaiting = Some(awaiting);
         }
@@ -197,7 +197,7 @@ impl Run {
 
     // ------------------------------------------------------------------------------------------------------- steps
 
-    pub(super) fn step_done(&mut self, now: Time, rank: u32, report: &v1::StepDone) -> Result<(), Violation> {
+    pub(super) fn step_done(&mut self, now: Time, rank: u32, report: &v1::StepDone) -> Result<(), ProtocolViolation> {
         let position = report.position.ok_or("a step without position")?;
         let place = Place::from(&position);
         if position.generation > self.last_generation {
@@ -207,7 +207,7 @@ impl Run {
         // steps are applied.
         let standing = self.members.get(rank).map(|member| member.standing);
         let own = match standing {
-            Some(Standing::In(generation) | Standing::LettingGo { generation, .. }) => generation,
+            Some(MemberState::In(generation) | MemberState::LettingGo { generation, .. }) => generation,
             _ => return Ok(()),
         };
         let generation = self.generation.as_mut().filter(|generation| generation.number == position.generation);
@@ -255,13 +255,13 @@ impl Run {
         self.record(Record::Step(step));
     }
 
-    pub(super) fn advanced(&mut self, rank: u32, advanced: &v1::Advanced) -> Result<(), Violation> {
+    pub(super) fn advanced(&mut self, rank: u32, advanced: &v1::Advanced) -> Result<(), ProtocolViolation> {
         if !self.is_current(rank, advanced.generation)? {
             return Ok(());
         }
         let Some(generation) = &mut self.generation else { return Ok(()) };
         let (number, world) = (generation.number, generation.members.len());
-        let Some(Awaiting::Advance { stage, done }) = &mut generation.awaiting else {
+        let Some(PendingBoundary::Advance { stage, done }) = &mut generation.awaiting else {
             return Err("it advanced to a stage unasked".into());
         };
         if *stage != advanced.stage || generation.step_tracker.of(rank) != Some(generation.granted) {

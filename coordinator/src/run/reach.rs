@@ -18,13 +18,13 @@ use std::{
 
 use proto::v1;
 
-use super::{Run, Time, generation::Origin, membership::Member, plan::Place, record::Source};
+use super::{Run, Time, generation::StartPoint, membership::Member, plan::Place, record::Source};
 
 /// The number of other members that each member tries to connect to.
 const PEERS: usize = 64;
 
 /// Pairs of members that cannot reach each other, the lower identity first.
-pub(super) type Complaints = BTreeSet<(u32, u32)>;
+pub(super) type UnreachablePairs = BTreeSet<(u32, u32)>;
 
 /// The peers that the member at `index` tries to connect to: the [`PEERS`] that follow it in the
 /// circle of all `members`.
@@ -36,7 +36,7 @@ pub(super) fn peers(members: &[(u32, String)], index: usize) -> Vec<v1::Peer> {
 /// The member to evict: the one in most pairs. Ties are decided in this order: a member other than
 /// `precious`; the one not heard from for longest, because it may be dead; the highest id, because
 /// the member with the lowest id serves the rendezvous.
-fn worst(complaints: &Complaints, precious: Option<u32>, heard: impl Fn(u32) -> Time) -> Option<u32> {
+fn worst(complaints: &UnreachablePairs, precious: Option<u32>, heard: impl Fn(u32) -> Time) -> Option<u32> {
     let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
     for rank in complaints.iter().flat_map(|(a, b)| [*a, *b]) {
         *counts.entry(rank).or_default() += 1;
@@ -85,7 +85,7 @@ impl Run {
     }
 
     /// Evicts members with local addresses that cannot be reached by members with others.
-    fn part_from_local(&mut self, now: Time, complaints: &mut Complaints) {
+    fn part_from_local(&mut self, now: Time, complaints: &mut UnreachablePairs) {
         let mut at_fault: BTreeMap<u32, (u32, String)> = BTreeMap::new();
         for (a, b) in complaints.iter().copied() {
             match (self.local_address(a), self.local_address(b)) {
@@ -122,7 +122,7 @@ impl Run {
     /// The member that alone holds the furthest state, if there is one: evicting it would lose
     /// work, unlike evicting a member without state.
     fn sole_holder(&self) -> Option<u32> {
-        let Origin { start, source: Source::Member(rank) } = self.origin() else { return None };
+        let StartPoint { start, source: Source::Member(rank) } = self.origin() else { return None };
         let holds = |member: &Member| member.position.as_ref().map(Place::from) == Some(start);
         (self.members.iter().filter(|(_, member)| holds(member)).count() == 1).then_some(rank)
     }

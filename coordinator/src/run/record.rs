@@ -7,18 +7,18 @@ use proto::v1;
 
 use super::{
     captions::Item,
-    data::Exchange,
-    guard::Firing,
-    lineage::Cuts,
+    data::DataChange,
+    guard::TriggeredRule,
+    lineage::BranchPoints,
     membership::Machine,
     model_selection::Scores,
-    plan::{Boundaries, Ends, Place},
+    plan::{Boundaries, Place, StageEnds},
     statistics::StepStatistics,
     terms::TermLog,
 };
 
 /// The means of a step's measurements, by name.
-pub type Means = BTreeMap<String, f64>;
+pub type StepMeans = BTreeMap<String, f64>;
 
 /// The source of a generation's initial state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,7 +226,7 @@ pub enum Record {
         /// The point of the step or evaluation that broke the rule.
         place: Place,
         /// The rule and the value.
-        firing: Firing,
+        firing: TriggeredRule,
     },
     /// An event of another kind. Decisions are durable before they are carried out.
     Event {
@@ -254,7 +254,7 @@ impl Record {
 
 /// The state of a run as read from the journal of an earlier coordinator.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Restored {
+pub struct RestoredRun {
     /// The run's id; random.
     pub run_id: String,
     /// Which term formed which generation.
@@ -262,7 +262,7 @@ pub struct Restored {
     /// The number of the last generation; 0 if there was none.
     pub last_generation: u64,
     /// Decides which states belong to the present history.
-    pub cuts: Cuts,
+    pub cuts: BranchPoints,
     /// The furthest committed point.
     pub committed: Place,
     /// Checkpoints that are not deleted, in order.
@@ -277,15 +277,15 @@ pub struct Restored {
     /// The scores of the present history's evaluations.
     pub scores: Scores,
     /// The means of the last steps of the current stage, as many as its guard needs.
-    pub measured: Vec<(Place, Means)>,
+    pub measured: Vec<(Place, StepMeans)>,
     /// The stages that ended early.
-    pub ends: Ends,
+    pub ends: StageEnds,
     /// Why the run is paused; none if it is not.
     pub paused: Option<String>,
     /// The description of the workers' data; none if no worker ever attached.
     pub data_set: Option<v1::DataSet>,
     /// Earlier training data, in order.
-    pub exchanges: Vec<Exchange>,
+    pub exchanges: Vec<DataChange>,
     /// Whether the run is complete.
     pub finished: bool,
 }

@@ -7,8 +7,8 @@ use proto::v1;
 
 use super::{
     Outcome, Phase, Run, Time,
-    membership::{Member, Stall, Standing},
-    progress::Awaiting,
+    membership::{Member, MemberState, Stall},
+    progress::PendingBoundary,
 };
 
 /// An all-reduce that all members have entered counts as hung after this multiple of `lost_after`
@@ -69,14 +69,14 @@ impl Run {
             Phase::Forming => !generation.ready.contains(rank),
             Phase::Running if generation.step_tracker.of(*rank) != Some(generation.granted) => true,
             Phase::Running => match &generation.awaiting {
-                Some(Awaiting::Captions { asked }) => asked.get(rank).is_some_and(|ranges| !ranges.is_empty()),
-                Some(Awaiting::Advance { done, .. }) => !done.contains(rank),
-                Some(Awaiting::Scores) | None => false,
+                Some(PendingBoundary::Captions { asked }) => asked.get(rank).is_some_and(|ranges| !ranges.is_empty()),
+                Some(PendingBoundary::Advance { done, .. }) => !done.contains(rank),
+                Some(PendingBoundary::Scores) | None => false,
             },
             Phase::Waiting | Phase::Over { .. } => false,
         };
         let is_in = |rank: &u32| {
-            self.members.get(*rank).is_some_and(|member| member.standing == Standing::In(generation.number))
+            self.members.get(*rank).is_some_and(|member| member.standing == MemberState::In(generation.number))
         };
         generation.members.iter().copied().filter(|rank| is_in(rank) && owes(rank)).collect()
     }

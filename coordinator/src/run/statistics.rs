@@ -10,7 +10,7 @@ use statistics::{Summary, names};
 use super::plan::Place;
 
 /// Maximal number of candidates of an example; run files allow fewer beams.
-const MOST_CANDIDATES: usize = 1024;
+const MAX_CANDIDATES: usize = 1024;
 
 /// The statistics of a step over all shares that were reported.
 #[derive(Clone, Debug, PartialEq)]
@@ -176,17 +176,17 @@ fn is_modest(example: &v1::Example) -> bool {
     let modest = |candidate: &v1::Candidate| {
         short(&candidate.caption) && candidate.reward.is_finite() && candidate.gamma.is_finite()
     };
-    short(&example.image) && example.candidates.len() <= MOST_CANDIDATES && example.candidates.iter().all(modest)
+    short(&example.image) && example.candidates.len() <= MAX_CANDIDATES && example.candidates.iter().all(modest)
 }
 
 /// Merges the reports of a generation's steps that not all members have reported yet. Their number
 /// is bounded, because steps are granted only a window ahead of the slowest member.
 #[derive(Debug, Default)]
-pub struct Merger {
+pub struct StepMerger {
     pending: BTreeMap<Place, (usize, StepStatistics)>,
 }
 
-impl Merger {
+impl StepMerger {
     /// Adds one member's report. Returns the step's statistics once all `world` members have
     /// reported it.
     pub fn add(&mut self, world: usize, report: StepStatistics) -> Option<StepStatistics> {
@@ -282,7 +282,7 @@ mod tests {
             let at = v1::Position { stage: 0, step: 1, generation: 1 };
             let read = (0..).zip(&reports).filter_map(|(rank, report)| StepStatistics::read(rank, report, &at).ok());
             let read: Vec<_> = read.collect();
-            let (mut merger, world) = (Merger::default(), read.len());
+            let (mut merger, world) = (StepMerger::default(), read.len());
             let merged: Vec<_> = read.into_iter().filter_map(|report| merger.add(world, report)).collect();
             prop_assert_eq!(merged.len(), usize::from(world > 0));
             let file = testing::run_file(vec![testing::stage("a", 2, 8, None, None)]);
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn shares_merge_into_the_whole() {
         let at = v1::Position { stage: 0, step: 1, generation: 1 };
-        let mut merger = Merger::default();
+        let mut merger = StepMerger::default();
         let read = |rank, report: &v1::StepDone| StepStatistics::read(rank, report, &at).unwrap();
         assert_eq!(merger.add(2, read(7, &report(1.0, &[0.2, 0.4]))), None);
         let step = merger.add(2, read(5, &report(3.0, &[0.6, 0.8]))).unwrap();

@@ -4,7 +4,7 @@ use proto::v1;
 
 use super::{
     Outcome, Phase, Run, Time,
-    membership::{Rates, Standing},
+    membership::{MemberState, Rates},
     statistics::StepStatistics,
 };
 
@@ -128,7 +128,7 @@ impl Run {
                 "workers that hold {at} may be on their way back; without them it goes on from the last checkpoint"
             );
         }
-        let is_busy = |(_, member): &(u32, &super::membership::Member)| member.standing != Standing::Idle;
+        let is_busy = |(_, member): &(u32, &super::membership::Member)| member.standing != MemberState::Idle;
         let mut busy = self.members.iter().filter(is_busy).map(|(rank, _)| rank.to_string());
         let named: Vec<String> = busy.by_ref().take(NAMED).collect();
         let others = match busy.count() {

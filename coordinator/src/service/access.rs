@@ -71,15 +71,15 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// The state of [`receive`].
 #[derive(Clone)]
-pub struct Reception {
+pub struct AuthLayer {
     pub tokens: Arc<Tokens>,
     pub refusals: Refusals,
 }
 
 /// Middleware that refuses calls without the required token. Logs and counts refusals, its own and
 /// those of the services behind it.
-pub async fn receive(State(reception): State<Reception>, request: Request, next: Next) -> Response {
-    let Reception { tokens, refusals } = reception;
+pub async fn receive(State(reception): State<AuthLayer>, request: Request, next: Next) -> Response {
+    let AuthLayer { tokens, refusals } = reception;
     let path = request.uri().path().to_owned();
     let Some(&peer) = request.extensions().get::<Peer>() else {
         return Status::internal("a call that came through no connection").into_http::<axum::body::Body>();

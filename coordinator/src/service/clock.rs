@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Maximal time that one iteration of the event loop counts.
-const LONGEST_TURN: Duration = Duration::from_millis(500);
+const MAX_TURN: Duration = Duration::from_millis(500);
 
 /// Time since the start, without the time in which the coordinator was blocked.
 pub struct Clock {
@@ -25,7 +25,7 @@ impl Clock {
 
     /// Begins an iteration of the event loop at `now`.
     pub fn turn(&mut self, now: Instant) {
-        self.now += (now - self.turn).min(LONGEST_TURN);
+        self.now += (now - self.turn).min(MAX_TURN);
         self.turn = now;
     }
 

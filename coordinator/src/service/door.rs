@@ -29,7 +29,7 @@ use super::refusals::{Reason, Refusals};
 
 /// Maximal number of open connections: two for each of 20,000 workers, because a worker may
 /// reconnect before its last connection is known to be dead, and some for operators.
-const MOST_CONNECTIONS: usize = 50_000;
+const MAX_CONNECTIONS: usize = 50_000;
 /// Maximal number of accepted connections that wait for the server.
 const WAITING: usize = 64;
 /// Time limit for the TLS handshake and the HTTP/2 preface.
@@ -71,14 +71,14 @@ pub struct Connection {
 }
 
 /// The acceptor of a listener.
-pub struct Door {
+pub struct Acceptor {
     pub listener: TcpListener,
     /// The TLS settings; none for plain text.
     pub tls: Option<Arc<ServerConfig>>,
     pub refusals: Refusals,
 }
 
-impl Door {
+impl Acceptor {
     /// Starts accepting. Returns the stream of accepted connections; accepting ends when it is
     /// dropped.
     pub fn open(self) -> ReceiverStream<io::Result<Connection>> {
@@ -90,7 +90,7 @@ impl Door {
     async fn watch(self, entered: mpsc::Sender<io::Result<Connection>>) {
         let Self { listener, tls, refusals } = self;
         let tls = tls.map(TlsAcceptor::from);
-        let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -107,7 +107,7 @@ impl Door {
                 }
             };
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                refusals.note(peer, Reason::Busy, format_args!("{MOST_CONNECTIONS} connections are open"));
+                refusals.note(peer, Reason::Busy, format_args!("{MAX_CONNECTIONS} connections are open"));
                 continue;
             };
             let (tls, refusals, entered) = (tls.clone(), refusals.clone(), entered.clone());

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::{
     clock::Clock,
-    evaluations::Written,
+    evaluations::WrittenEvaluation,
     http::Readiness,
     metrics::Metrics,
     recorder::Recorder,
@@ -47,7 +47,7 @@ pub enum Input {
         reply: oneshot::Sender<Result<v1::JoinResponse, Status>>,
     },
     /// A worker opens its stream.
-    Attach { session: SessionId, attach: v1::Attach, line: Line },
+    Attach { session: SessionId, attach: v1::Attach, line: Outbox },
     /// Another event of the run.
     Event(Event),
     /// An operator sends a command; the reply says what will happen.
@@ -59,7 +59,7 @@ pub enum Input {
 }
 
 /// The outbox of a worker's stream. Dropping it ends the stream.
-pub struct Line {
+pub struct Outbox {
     pub peer: SocketAddr,
     pub outbound: mpsc::Sender<Result<v1::Directive, Status>>,
     /// Dropped with the outbox: tells the task that reads the worker's messages to end.
@@ -93,7 +93,7 @@ impl Driver {
     pub async fn drive(self, mut waiting: mpsc::Receiver<Input>) -> anyhow::Result<Outcome> {
         let mut ticks = time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut turn = Turn {
+        let mut turn = EventLoop {
             driver: self,
             clock: Clock::start(Instant::now()),
             asked: BTreeMap::new(),
@@ -142,18 +142,18 @@ impl Driver {
 }
 
 /// A request that waits for an answer.
-enum Asked {
+enum PendingRequest {
     Join(oneshot::Sender<Result<v1::JoinResponse, Status>>),
     Control(oneshot::Sender<Result<String, Status>>),
 }
 
-struct Turn {
+struct EventLoop {
     driver: Driver,
     clock: Clock,
-    asked: BTreeMap<RequestId, Asked>,
+    asked: BTreeMap<RequestId, PendingRequest>,
     /// The last request id.
     last: u64,
-    lines: BTreeMap<SessionId, Line>,
+    lines: BTreeMap<SessionId, Outbox>,
     /// The task that saves and scores captions.
     examination: Option<AbortHandle>,
     /// When progress was last logged.
@@ -162,17 +162,17 @@ struct Turn {
     noted: bool,
 }
 
-impl Turn {
+impl EventLoop {
     async fn take(&mut self, input: Input) -> anyhow::Result<Option<Outcome>> {
         let event = match input {
             Input::Join { address, token, join, reply } => {
                 let request = self.number();
-                self.asked.insert(request, Asked::Join(reply));
+                self.asked.insert(request, PendingRequest::Join(reply));
                 Event::Join { request, address, token, join }
             }
             Input::Control { command, reply } => {
                 let request = self.number();
-                self.asked.insert(request, Asked::Control(reply));
+                self.asked.insert(request, PendingRequest::Control(reply));
                 Event::Control { request, command }
             }
             Input::Attach { session, attach, line } => {
@@ -208,18 +208,18 @@ impl Turn {
             match action {
                 // If the worker has disconnected, its reservation expires.
                 Action::Admit { request, response } => {
-                    if let Some(Asked::Join(reply)) = self.asked.remove(&request) {
+                    if let Some(PendingRequest::Join(reply)) = self.asked.remove(&request) {
                         _ = reply.send(Ok(response));
                     }
                 }
                 Action::Done { request, message } => {
-                    if let Some(Asked::Control(reply)) = self.asked.remove(&request) {
+                    if let Some(PendingRequest::Control(reply)) = self.asked.remove(&request) {
                         _ = reply.send(Ok(message));
                     }
                 }
                 Action::Refuse { request, refusal } => match self.asked.remove(&request) {
-                    Some(Asked::Join(reply)) => _ = reply.send(Err(refusal.into())),
-                    Some(Asked::Control(reply)) => _ = reply.send(Err(refusal.into())),
+                    Some(PendingRequest::Join(reply)) => _ = reply.send(Err(refusal.into())),
+                    Some(PendingRequest::Control(reply)) => _ = reply.send(Err(refusal.into())),
                     None => {}
                 },
                 Action::Send { session, mut directive } => {
@@ -249,7 +249,7 @@ impl Turn {
                 }
                 Action::Score { evaluation, items, captions: path } => {
                     let (inputs, scoring) = (self.driver.inputs.clone(), Arc::clone(&self.driver.scoring));
-                    let task = tokio::spawn(Written { evaluation, items, path }.examine(scoring, inputs));
+                    let task = tokio::spawn(WrittenEvaluation { evaluation, items, path }.examine(scoring, inputs));
                     // There is one evaluation at a time: an unfinished earlier one was cancelled.
                     if let Some(earlier) = self.examination.replace(task.abort_handle()) {
                         earlier.abort();

@@ -14,7 +14,7 @@ use crate::run::{Event, captions::Item};
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The complete captions of an evaluation.
-pub struct Written {
+pub struct WrittenEvaluation {
     /// The number of the evaluation.
     pub evaluation: u64,
     /// All captions, by image name.
@@ -23,7 +23,7 @@ pub struct Written {
     pub path: PathBuf,
 }
 
-impl Written {
+impl WrittenEvaluation {
     /// Saves and scores the captions, and sends the results to the driver.
     pub async fn examine(self, scoring: Arc<Metrics>, inputs: mpsc::Sender<Input>) {
         let Self { evaluation, items, path } = self;

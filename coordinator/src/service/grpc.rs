@@ -21,7 +21,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     door::Peer,
-    driver::{Input, Line},
+    driver::{Input, Outbox},
     fair_limit::StreamLimit,
     http::Readiness,
     refusals::{Reason, Refusals},
@@ -38,7 +38,7 @@ const WAITING_DIRECTIVES: usize = 1024;
 const ATTACH_WITHIN: Duration = Duration::from_secs(30);
 /// Maximal number of streams without Attach. Workers send it at once; the limit bounds the memory
 /// that other clients can make the coordinator use.
-const MOST_UNATTACHED: usize = 1024;
+const MAX_UNATTACHED: usize = 1024;
 
 /// The read-only calls.
 pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Watch"];
@@ -77,7 +77,7 @@ impl Grpc {
         readiness: watch::Receiver<Readiness>,
         ended: watch::Receiver<Option<v1::StatusResponse>>,
     ) -> Self {
-        let unattached = Arc::new(StreamLimit::new(MOST_UNATTACHED));
+        let unattached = Arc::new(StreamLimit::new(MAX_UNATTACHED));
         let watches = Arc::new(StreamLimit::new(MAX_WATCHES));
         Self { driver, refusals, readiness, ended, last: Arc::default(), unattached, watches }
     }
@@ -254,7 +254,7 @@ impl Session {
         let (session, peer) = (self.id, self.peer);
         let (hold, mut dropped) = oneshot::channel();
         // A weak sender, so that the stream ends when the driver drops the outbox.
-        let line = Line { peer, outbound: outbound.clone(), _hold: hold };
+        let line = Outbox { peer, outbound: outbound.clone(), _hold: hold };
         let outbound = outbound.downgrade();
         if self.driver.send(Input::Attach { session, attach, line }).await.is_err() {
             return;

@@ -44,12 +44,12 @@ use crate::{
     journal::Journal,
     run::{Outcome, Run},
 };
-use access::Reception;
+use access::AuthLayer;
 pub use access::Tokens;
 use disk::Disk;
-use door::Door;
+use door::Acceptor;
 use driver::Driver;
-use http::{AllowedHosts, Desk};
+use http::{AllowedHosts, AppState};
 use metrics::Metrics;
 use recorder::Recorder;
 use scrapes::Scrapes;
@@ -59,9 +59,9 @@ const WAITING_INPUTS: usize = 4096;
 /// How long open connections may take to close after the last answer.
 const CLOSING: time::Duration = time::Duration::from_secs(1);
 /// Maximal number of concurrent calls on one connection.
-const MOST_STREAMS: u32 = 128;
+const MAX_STREAMS: u32 = 128;
 /// Maximal size of a call's headers, in bytes; the token is the longest one.
-const MOST_HEADERS: u32 = 16 << 10;
+const MAX_HEADERS: u32 = 16 << 10;
 /// HTTP/2 keepalive: after this time without traffic the peer is pinged, and it has this long to
 /// answer.
 const ASKED_AFTER: [time::Duration; 2] = [time::Duration::from_secs(30), time::Duration::from_secs(20)];
@@ -102,9 +102,9 @@ pub struct Security {
 
 /// A handle that stops a coordinator.
 #[derive(Clone, Debug)]
-pub struct Stop(mpsc::Sender<driver::Input>);
+pub struct StopHandle(mpsc::Sender<driver::Input>);
 
-impl Stop {
+impl StopHandle {
     /// Asks the coordinator to save, release its workers and exit.
     pub async fn stop(&self) {
         // Fails if it has stopped already.
@@ -114,9 +114,9 @@ impl Stop {
 
 impl Service {
     /// Starts the service. The handle stops it; the future serves until the run is over.
-    pub fn start(self) -> (Stop, impl Future<Output = anyhow::Result<Outcome>>) {
+    pub fn start(self) -> (StopHandle, impl Future<Output = anyhow::Result<Outcome>>) {
         let (inputs, waiting) = mpsc::channel(WAITING_INPUTS);
-        let stop = Stop(inputs.clone());
+        let stop = StopHandle(inputs.clone());
         (stop, self.serve(inputs, waiting))
     }
 
@@ -129,7 +129,7 @@ impl Service {
         let Security { tls, tokens } = self.security;
         let (tokens, refusals) = (Arc::new(tokens), metrics.refusals());
         let desk =
-            Desk::new(self.file.clone(), self.state.clone(), inputs.clone(), Arc::clone(&tokens), refusals.clone());
+            AppState::new(self.file.clone(), self.state.clone(), inputs.clone(), Arc::clone(&tokens), refusals.clone());
         let run = self.run;
         // Metrics and readiness are available from the first request on.
         metrics.publish(&run);
@@ -146,8 +146,8 @@ impl Service {
         let routes = http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready], grpc_port, hosts);
         let routes = scrapes.noted(routes);
         let http = tokio::spawn(http::serve(self.http, routes, refusals.clone(), closing.clone()));
-        let door = Door { listener: self.grpc, tls, refusals: refusals.clone() };
-        let reception = Reception { tokens, refusals: refusals.clone() };
+        let door = Acceptor { listener: self.grpc, tls, refusals: refusals.clone() };
+        let reception = AuthLayer { tokens, refusals: refusals.clone() };
         let (ended, last_status) = watch::channel(None);
         let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), disk, last_status);
         let workers = CoordinatorServer::new(grpc.clone()).max_decoding_message_size(proto::MAX_BYTES_TO_COORDINATOR);
@@ -155,8 +155,8 @@ impl Service {
         let routes = routes.layer(middleware::from_fn_with_state(reception, access::receive));
         let [idle, patience] = ASKED_AFTER.map(Some);
         let grpc = Server::builder()
-            .max_concurrent_streams(MOST_STREAMS)
-            .http2_max_header_list_size(MOST_HEADERS)
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_max_header_list_size(MAX_HEADERS)
             .http2_keepalive_interval(idle)
             .http2_keepalive_timeout(patience)
             .add_routes(routes.into())

@@ -19,7 +19,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Maximal number of records in one transaction.
 const BATCH: usize = 1024;
 
-enum Order {
+enum WriteRequest {
     Write(Box<Record>),
     /// Reply with the last record when everything before is on disk.
     Sync(oneshot::Sender<JournalHead>),
@@ -27,7 +27,7 @@ enum Order {
 
 /// The handle of the thread.
 pub struct Recorder {
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<WriteRequest>,
     thread: Option<std::thread::JoinHandle<Result<(), Error>>>,
     /// The last record; none while records wait for the disk.
     head: Option<JournalHead>,
@@ -44,7 +44,7 @@ impl Recorder {
     /// Queues a record. Fails if the thread has ended.
     pub async fn write(&mut self, record: Record) -> Result<(), Error> {
         self.head = None;
-        match self.orders.send(Order::Write(Box::new(record))).await {
+        match self.orders.send(WriteRequest::Write(Box::new(record))).await {
             Ok(()) => Ok(()),
             Err(_) => self.broken(),
         }
@@ -53,7 +53,7 @@ impl Recorder {
     /// Waits until all records are on disk.
     pub async fn sync(&mut self) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
-        if self.orders.send(Order::Sync(answer)).await.is_err() {
+        if self.orders.send(WriteRequest::Sync(answer)).await.is_err() {
             return self.broken();
         }
         match answered.await {
@@ -97,7 +97,7 @@ impl Recorder {
 
 fn write(
     mut journal: Journal,
-    mut waiting: mpsc::Receiver<Order>,
+    mut waiting: mpsc::Receiver<WriteRequest>,
     readiness: &watch::Sender<Readiness>,
 ) -> Result<(), Error> {
     let mut orders = Vec::new();
@@ -105,8 +105,8 @@ fn write(
         let (mut records, mut answers) = (Vec::new(), Vec::new());
         for order in orders.drain(..) {
             match order {
-                Order::Write(record) => records.push(*record),
-                Order::Sync(answer) => answers.push(answer),
+                WriteRequest::Write(record) => records.push(*record),
+                WriteRequest::Sync(answer) => answers.push(answer),
             }
         }
         if !records.is_empty() {

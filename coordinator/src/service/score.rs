@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use caption_metrics::{Examined, Metrics};
+use caption_metrics::{ImageEvaluation, Metrics};
 
 use crate::run::captions::Item;
 
@@ -11,7 +11,7 @@ use crate::run::captions::Item;
 /// which are only needed for retrieval metrics.
 #[must_use]
 pub fn score(metrics: &Metrics, items: Vec<Item>) -> (BTreeMap<String, f64>, Vec<Item>) {
-    let (mut items, examined): (Vec<Item>, Vec<Examined>) = items.into_iter().map(examined).unzip();
+    let (mut items, examined): (Vec<Item>, Vec<ImageEvaluation>) = items.into_iter().map(examined).unzip();
     let report = metrics.evaluate(&examined);
     report.notes.iter().for_each(|note| tracing::warn!("evaluation: {note}"));
     for (name, scores) in report.items {
@@ -22,8 +22,8 @@ pub fn score(metrics: &Metrics, items: Vec<Item>) -> (BTreeMap<String, f64>, Vec
     (report.corpus.into_iter().map(|(name, score)| (name.into_owned(), score)).collect(), items)
 }
 
-fn examined(mut item: Item) -> (Item, Examined) {
-    let examined = Examined {
+fn examined(mut item: Item) -> (Item, ImageEvaluation) {
+    let examined = ImageEvaluation {
         item: caption_metrics::Item { candidate: item.caption.clone(), references: item.references.clone() },
         scores: item.scores.clone(),
         embeddings: std::mem::take(&mut item.embeddings),

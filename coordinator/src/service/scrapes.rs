@@ -18,11 +18,11 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The time of the last scrape, and the interval between it and the one before.
-type Last = Option<(Instant, Option<Duration>)>;
+type LastScrape = Option<(Instant, Option<Duration>)>;
 
 /// Tracks scrapes of `/metrics`.
 #[derive(Clone)]
-pub struct Scrapes(watch::Sender<Last>);
+pub struct Scrapes(watch::Sender<LastScrape>);
 
 impl Scrapes {
     /// A tracker without scrapes.

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{Security, Service, Stop, grpc};
+use super::{Security, Service, StopHandle, grpc};
 use crate::{
     journal::Journal,
     run::{Outcome, Run, testing},
@@ -32,7 +32,7 @@ struct Running {
     client: CoordinatorClient<Channel>,
     admin: AdminClient<Channel>,
     http: std::net::SocketAddr,
-    stop: Stop,
+    stop: StopHandle,
     served: JoinHandle<anyhow::Result<Outcome>>,
     output: tempfile::TempDir,
 }
@@ -41,7 +41,7 @@ struct Running {
 struct Served {
     grpc: std::net::SocketAddr,
     http: std::net::SocketAddr,
-    stop: Stop,
+    stop: StopHandle,
     served: JoinHandle<anyhow::Result<Outcome>>,
     output: tempfile::TempDir,
 }

@@ -19,12 +19,12 @@ pub struct Event {
     wall_time: f64,
     #[prost(int64, tag = "2")]
     pub(super) step: i64,
-    #[prost(oneof = "What", tags = "3, 5, 7")]
-    pub(super) what: Option<What>,
+    #[prost(oneof = "EventContent", tags = "3, 5, 7")]
+    pub(super) what: Option<EventContent>,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
-pub(super) enum What {
+pub(super) enum EventContent {
     #[prost(string, tag = "3")]
     FileVersion(String),
     #[prost(message, tag = "5")]
@@ -97,19 +97,19 @@ impl Event {
     /// The first event of a file.
     #[must_use]
     pub fn version(wall_time: f64) -> Self {
-        Self { wall_time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) }
+        Self { wall_time, step: 0, what: Some(EventContent::FileVersion(FILE_VERSION.to_owned())) }
     }
 
     /// A START event: everything that was written for this step and later ones is purged.
     #[must_use]
     pub fn start(wall_time: f64, step: i64) -> Self {
-        Self { wall_time, step, what: Some(What::SessionLog(SessionLog { status: START })) }
+        Self { wall_time, step, what: Some(EventContent::SessionLog(SessionLog { status: START })) }
     }
 
     /// An event with the values of a step.
     #[must_use]
     pub fn summary(wall_time: f64, step: i64, summary: Summary) -> Self {
-        Self { wall_time, step, what: Some(What::Summary(summary)) }
+        Self { wall_time, step, what: Some(EventContent::Summary(summary)) }
     }
 }
 

@@ -21,7 +21,7 @@ use anyhow::{Context, bail};
 use event::{Event, Summary, Value};
 
 use crate::{
-    journal::history::{Caption, Cut, Evaluation, History, Measured},
+    journal::history::{Caption, Evaluation, History, LineageCursor, MeasuredStep},
     run::plan::Place,
 };
 
@@ -43,12 +43,12 @@ pub struct Export {
     /// The last step that was written.
     step: Place,
     evaluation: Option<Place>,
-    cut: Cut,
+    cut: LineageCursor,
 }
 
 /// The numbers of items written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Written {
+pub struct WrittenCounts {
     /// Steps.
     pub steps: u64,
     /// Evaluations.
@@ -61,7 +61,7 @@ impl Export {
     ///
     /// # Errors
     /// The journal cannot be read, the folder cannot be written, or another process writes to it.
-    pub fn create(folder: &Path, history: &History) -> anyhow::Result<(Self, Written)> {
+    pub fn create(folder: &Path, history: &History) -> anyhow::Result<(Self, WrittenCounts)> {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let older = own_files(folder).with_context(|| folder.display().to_string())?;
         for path in &older {
@@ -89,7 +89,7 @@ impl Export {
             stages: run_file.stages.iter().map(|stage| stage.name.clone()).collect(),
             step: Place::default(),
             evaluation: None,
-            cut: Cut::default(),
+            cut: LineageCursor::default(),
         };
         history.given_up_since(&mut export.cut)?;
         export.write(&Event::version(begun))?;
@@ -108,11 +108,11 @@ impl Export {
     ///
     /// # Errors
     /// The journal cannot be read, or the file cannot be written.
-    pub fn catch_up(&mut self, history: &History) -> anyhow::Result<Written> {
+    pub fn catch_up(&mut self, history: &History) -> anyhow::Result<WrittenCounts> {
         if let Some(place) = history.given_up_since(&mut self.cut)? {
             self.rewind(place)?;
         }
-        let mut written = Written::default();
+        let mut written = WrittenCounts::default();
         let mut failed = None;
         history.measured(self.step, |step| {
             if failed.is_none() {
@@ -149,8 +149,8 @@ impl Export {
         Ok(())
     }
 
-    fn step(&mut self, step: &Measured) -> anyhow::Result<()> {
-        let Measured { place, at, learning, speed, .. } = step;
+    fn step(&mut self, step: &MeasuredStep) -> anyhow::Result<()> {
+        let MeasuredStep { place, at, learning, speed, .. } = step;
         let learning = learning.iter().map(|(name, value)| Value::scalar(format!("train/{name}"), *value));
         let speed = speed.iter().map(|(name, value)| Value::scalar(format!("speed/{name}"), *value));
         let run = [("run/stage", f64::from(place.stage)), ("run/generation", step.generation as f64)];

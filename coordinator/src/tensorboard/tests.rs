@@ -6,7 +6,7 @@ use serde_json::json;
 use statistics::Summary as Distribution;
 
 use super::{
-    event::{Content, What},
+    event::{Content, EventContent},
     *,
 };
 use crate::{
@@ -64,8 +64,8 @@ impl TwoStages {
         let mut curve = BTreeMap::new();
         for event in self.events() {
             match event.what {
-                Some(What::SessionLog(_)) => curve.retain(|step, _| *step < event.step),
-                Some(What::Summary(summary)) => {
+                Some(EventContent::SessionLog(_)) => curve.retain(|step, _| *step < event.step),
+                Some(EventContent::Summary(summary)) => {
                     for value in summary.value.into_iter().filter(|value| value.tag == tag) {
                         let Some(Content::SimpleValue(value)) = value.content else { panic!("{tag} is a number") };
                         curve.insert(event.step, value);
@@ -117,7 +117,7 @@ fn steps_of_all_stages_are_in_one_order_and_hold_what_was_measured() {
     place.write((1..=8).map(|n| step(0, n, 1, n as f64)).chain((1..=3).map(|n| step(1, n, 1, f64::NAN))));
     place.write([evaluated(1, 3, "a | <b>dog</b>")]);
     let (export, written) = Export::create(&place.out(), &place.history()).unwrap();
-    assert_eq!(written, Written { steps: 11, evaluations: 1 });
+    assert_eq!(written, WrittenCounts { steps: 11, evaluations: 1 });
     let steps: Vec<i64> = place.curve("run/stage").into_keys().collect();
     assert_eq!(steps, [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13]);
     // NaN values are left out.
@@ -126,9 +126,9 @@ fn steps_of_all_stages_are_in_one_order_and_hold_what_was_measured() {
     assert!((place.curve("train/reward_chosen_p50")[&13] - 0.5).abs() < 0.01);
     assert_eq!((place.curve("evaluation/cider"), place.curve("evaluation/pac_s")), ([(13, 1.5)].into(), [].into()));
     let events = place.events();
-    assert!(matches!(&events[0].what, Some(What::FileVersion(version)) if version == "brain.Event:2"));
+    assert!(matches!(&events[0].what, Some(EventContent::FileVersion(version)) if version == "brain.Event:2"));
     let mut texts = events.iter().filter_map(|event| match &event.what {
-        Some(What::Summary(summary)) => summary.value.iter().find(|value| value.tag == "captions"),
+        Some(EventContent::Summary(summary)) => summary.value.iter().find(|value| value.tag == "captions"),
         _ => None,
     });
     let Some(Content::Tensor(tensor)) = &texts.next_back().unwrap().content else { panic!("captions are text") };
@@ -151,12 +151,12 @@ fn what_is_given_up_is_purged_and_nothing_is_written_twice() {
     place.write([evaluated(0, 5, "a dog")]);
     let history = place.history();
     let (mut export, _) = Export::create(&place.out(), &history).unwrap();
-    assert_eq!(export.catch_up(&history).unwrap(), Written::default());
+    assert_eq!(export.catch_up(&history).unwrap(), WrittenCounts::default());
     place.write([step(0, 7, 1, 1.0)]);
-    assert_eq!(export.catch_up(&history).unwrap(), Written { steps: 1, evaluations: 0 });
+    assert_eq!(export.catch_up(&history).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
     // The next generation gives up the steps after 4.
     place.write([formed(2, Place { stage: 0, step: 4 }), step(0, 5, 2, 2.0)]);
-    assert_eq!(export.catch_up(&history).unwrap(), Written { steps: 1, evaluations: 0 });
+    assert_eq!(export.catch_up(&history).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
     let losses =
         |of: &TwoStages| of.curve("train/loss").into_iter().map(|(step, loss)| (step, loss as i64)).collect::<Vec<_>>();
     assert_eq!(losses(&place), [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]);
@@ -167,7 +167,7 @@ fn what_is_given_up_is_purged_and_nothing_is_written_twice() {
     place.write([step(1, 1, 3, 3.0)]);
     export.catch_up(&history).unwrap();
     assert_eq!(losses(&place), [(1, 1), (2, 1), (11, 3)]);
-    let purges = place.events().iter().filter(|event| matches!(event.what, Some(What::SessionLog(_)))).count();
+    let purges = place.events().iter().filter(|event| matches!(event.what, Some(EventContent::SessionLog(_)))).count();
     assert_eq!(purges, 3, "one at the beginning, and one each time that something was given up");
 }
 

@@ -2,11 +2,11 @@
 
 use std::{fmt::Write, time::Duration};
 
-use super::Seen;
+use super::CollectedStatus;
 use crate::text::{duration, number, plural};
 
 /// The status in one line; unchanged unless something important changes.
-pub fn line(seen: &Seen, now: Duration) -> String {
+pub fn line(seen: &CollectedStatus, now: Duration) -> String {
     if let Some((_, reason)) = seen.problem(now) {
         return format!("away: {reason}");
     }
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn a_line_says_it_all() {
-        let mut seen = Seen::default();
+        let mut seen = CollectedStatus::default();
         assert_eq!(line(&seen, Duration::ZERO), "waiting for the coordinator");
         seen.miss(Duration::ZERO, "http://here:1: no answer".into());
         assert_eq!(line(&seen, Duration::from_secs(3)), "away: http://here:1: no answer");

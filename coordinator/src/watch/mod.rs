@@ -5,5 +5,5 @@ mod screen;
 mod seen;
 
 pub use lines::line;
-pub use screen::{Screen, Turn};
-pub use seen::Seen;
+pub use screen::{Screen, Scroll};
+pub use seen::CollectedStatus;

@@ -11,7 +11,7 @@ use ratatui::{
     widgets::{LineGauge, Paragraph, Row, Sparkline, SparklineBar, Table},
 };
 
-use super::{Seen, seen::Point};
+use super::{CollectedStatus, seen::StepValues};
 use crate::text::{count, duration, number, phase};
 
 /// A worker without heartbeat for this many seconds is highlighted.
@@ -53,7 +53,7 @@ pub struct Screen {
 
 /// A scroll command in the worker table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum Scroll {
     /// One row up.
     Up,
     /// One row down.
@@ -75,19 +75,19 @@ impl Screen {
     }
 
     /// Scrolls the worker table.
-    pub fn turn(&mut self, turn: Turn) {
+    pub fn turn(&mut self, turn: Scroll) {
         self.first = match turn {
-            Turn::Up => self.first.saturating_sub(1),
-            Turn::Down => self.first.saturating_add(1),
-            Turn::PageUp => self.first.saturating_sub(self.rows),
-            Turn::PageDown => self.first.saturating_add(self.rows),
-            Turn::Home => 0,
-            Turn::End => usize::MAX,
+            Scroll::Up => self.first.saturating_sub(1),
+            Scroll::Down => self.first.saturating_add(1),
+            Scroll::PageUp => self.first.saturating_sub(self.rows),
+            Scroll::PageDown => self.first.saturating_add(self.rows),
+            Scroll::Home => 0,
+            Scroll::End => usize::MAX,
         };
     }
 
     /// Draws the present data.
-    pub fn draw(&mut self, frame: &mut Frame<'_>, seen: &Seen, now: Duration) {
+    pub fn draw(&mut self, frame: &mut Frame<'_>, seen: &CollectedStatus, now: Duration) {
         let curves = if frame.area().height >= CURVES_FROM { CURVE_HEIGHT } else { 0 };
         let heights = [1, 1, 1, 1, curves].map(Constraint::Length);
         let [title, reason, progress, numbers, sparks, table, keys] =
@@ -116,7 +116,7 @@ impl Screen {
         if self.colours { Style::new().fg(colour) } else { Style::new() }
     }
 
-    fn title<'a>(&self, status: &'a StatusResponse, seen: &Seen, now: Duration) -> Line<'a> {
+    fn title<'a>(&self, status: &'a StatusResponse, seen: &CollectedStatus, now: Duration) -> Line<'a> {
         let colour = match status.state.as_str() {
             "running" | "finished" => Color::Green,
             "failed" => Color::Red,
@@ -132,7 +132,7 @@ impl Screen {
     }
 
     /// The reason for the run's state, or why it is unknown.
-    fn reason<'a>(&self, seen: &'a Seen, now: Duration) -> Line<'a> {
+    fn reason<'a>(&self, seen: &'a CollectedStatus, now: Duration) -> Line<'a> {
         match (seen.problem(now), seen.status()) {
             (Some((away, reason)), _) => {
                 let text = format!(" the coordinator is away for {}: {reason}", duration(away.as_secs() as f64));
@@ -144,7 +144,7 @@ impl Screen {
         }
     }
 
-    fn progress(&self, frame: &mut Frame<'_>, area: Rect, status: &StatusResponse, seen: &Seen) {
+    fn progress(&self, frame: &mut Frame<'_>, area: Rect, status: &StatusResponse, seen: &CollectedStatus) {
         let StatusResponse { stage, stage_name, step, steps, .. } = status;
         let left = seen.left().map(|left| format!(", {} left", duration(left.round()))).unwrap_or_default();
         let name = format!(" stage {stage} {stage_name} ");
@@ -162,7 +162,14 @@ impl Screen {
         frame.render_widget(Line::from(text), after);
     }
 
-    fn curve(&self, frame: &mut Frame<'_>, area: Rect, name: &str, seen: &Seen, value: impl Fn(Point) -> Option<f64>) {
+    fn curve(
+        &self,
+        frame: &mut Frame<'_>,
+        area: Rect,
+        name: &str,
+        seen: &CollectedStatus,
+        value: impl Fn(StepValues) -> Option<f64>,
+    ) {
         if area.height < 2 || area.width < 2 {
             return;
         }

@@ -9,16 +9,16 @@ const CURVE: usize = 512;
 
 /// The collected data. Times are since the first request.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct CollectedStatus {
     status: Option<StatusResponse>,
     heard: Duration,
     problem: Option<(Duration, String)>,
-    curve: VecDeque<Point>,
+    curve: VecDeque<StepValues>,
 }
 
 /// The values of a step that are shown.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Point {
+pub struct StepValues {
     /// The number of the step in its stage.
     step: u64,
     /// The loss of the step.
@@ -27,7 +27,7 @@ pub struct Point {
     pub reward: Option<f64>,
 }
 
-impl Seen {
+impl CollectedStatus {
     /// Adds a status.
     pub fn hear(&mut self, now: Duration, status: StatusResponse) {
         let of = |status: &StatusResponse| (status.run.clone(), status.stage);
@@ -41,7 +41,7 @@ impl Seen {
                 self.curve.pop_back();
             }
             if status.step > 0 {
-                self.curve.push_back(Point { step: status.step, loss: status.loss, reward: status.reward });
+                self.curve.push_back(StepValues { step: status.step, loss: status.loss, reward: status.reward });
             }
         }
         if self.curve.len() > CURVE {
@@ -80,7 +80,7 @@ impl Seen {
     }
 
     /// The last `most` steps of the stage that were seen.
-    pub fn curve(&self, most: usize) -> impl Iterator<Item = Point> {
+    pub fn curve(&self, most: usize) -> impl Iterator<Item = StepValues> {
         self.curve.iter().skip(self.curve.len().saturating_sub(most)).copied()
     }
 }
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn nothing_is_said_of_the_end_while_the_run_stands_still() {
-        let mut seen = Seen::default();
+        let mut seen = CollectedStatus::default();
         let left = Some(80.0);
         seen.hear(seconds(0), StatusResponse { seconds_left: left, ..at("running", 0, 20) });
         assert_eq!(seen.left(), left);
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_curve_is_of_one_stage_and_has_each_step_once() {
-        let mut seen = Seen::default();
+        let mut seen = CollectedStatus::default();
         for step in [0, 1, 1, 2, 4] {
             seen.hear(seconds(step), at("running", 0, step));
         }
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_curve_has_nothing_that_was_given_up() {
-        let mut seen = Seen::default();
+        let mut seen = CollectedStatus::default();
         for step in [1, 2, 3, 4, 2, 3] {
             seen.hear(seconds(step), at("running", 0, step));
         }
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_curve_is_of_one_run() {
-        let mut seen = Seen::default();
+        let mut seen = CollectedStatus::default();
         let of = |run: &str, step| StatusResponse { run: run.into(), ..at("running", 0, step) };
         (1..5).for_each(|step| seen.hear(seconds(step), of("first", step)));
         // Another coordinator at the same address.
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_coordinator_is_away_since_it_was_first_missed() {
-        let mut seen = Seen::default();
+        let mut seen = CollectedStatus::default();
         seen.hear(seconds(1), at("running", 0, 1));
         seen.miss(seconds(2), "no answer".into());
         seen.miss(seconds(5), "refused".into());

@@ -4,7 +4,7 @@ use crate::{Item, Metrics, Report, Scores, retrieval};
 
 /// One image of an evaluation, with what could be said of it without looking at the others.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Examined {
+pub struct ImageEvaluation {
     /// Candidate and references.
     pub item: Item,
     /// Its scores by name.
@@ -26,7 +26,7 @@ impl Metrics {
     /// All scores of an evaluation: those that the items bring, what their embeddings say of retrieval, and all metrics of
     /// captions against references.
     #[must_use]
-    pub fn evaluate(&self, examined: &[Examined]) -> Report {
+    pub fn evaluate(&self, examined: &[ImageEvaluation]) -> Report {
         let items: Vec<Item> = examined.iter().map(|one| one.item.clone()).collect();
         let mut report = self.score(&items);
         let names: BTreeSet<&String> = examined.iter().flat_map(|one| one.scores.keys()).collect();
@@ -48,7 +48,7 @@ impl Metrics {
 }
 
 /// None unless all images have embeddings of one width by this evaluator.
-fn ranks(examined: &[Examined], prefix: &str) -> Option<Vec<usize>> {
+fn ranks(examined: &[ImageEvaluation], prefix: &str) -> Option<Vec<usize>> {
     let all: Vec<&Embeddings> = examined.iter().map(|one| one.embeddings.get(prefix)).collect::<Option<_>>()?;
     let width = all.first()?.image.len();
     if width == 0 || all.iter().any(|one| one.image.len() != width || one.text.len() != width) {
@@ -63,8 +63,8 @@ mod tests {
     use super::*;
     use crate::Files;
 
-    fn examined(caption: &str, score: Option<f64>, image: [f32; 2], text: [f32; 2]) -> Examined {
-        Examined {
+    fn examined(caption: &str, score: Option<f64>, image: [f32; 2], text: [f32; 2]) -> ImageEvaluation {
+        ImageEvaluation {
             item: Item { candidate: caption.into(), references: vec!["a red kite".into()] },
             scores: score.map(|score| ("pac_s".to_owned(), score)).into_iter().collect(),
             embeddings: [(String::new(), Embeddings { image: image.into(), text: text.into() })].into(),
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(report.items["retrieval_mrr"], [0.5, 1.0]);
         assert!(report.corpus["bleu_1"] > 0.0);
 
-        let without = Examined { scores: BTreeMap::new(), embeddings: BTreeMap::new(), ..second };
+        let without = ImageEvaluation { scores: BTreeMap::new(), embeddings: BTreeMap::new(), ..second };
         // Whichever of the two has none.
         for both in [[first.clone(), without.clone()], [without, first]] {
             let report = metrics.evaluate(&both);

@@ -35,9 +35,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 pub use self::matching::Names;
-use self::matching::{Matched, matched};
+use self::matching::{MatchedCaptions, matched};
 pub use self::references::ReferenceImage;
-use self::references::{Image, Mark, References};
+use self::references::{Image, References, VizWizFlag};
 use crate::{Error, Item, Metrics, Report};
 
 /// Candidates with their references.
@@ -92,7 +92,7 @@ impl Captions {
 
     fn pair(source: &Path, references: References, candidates: HashMap<String, String>) -> Result<Self, Error> {
         let References { images, namings, captions: groups, domains, marked } = references;
-        let Matched { names, mut candidates, note, examples } = matched(namings, candidates);
+        let MatchedCaptions { names, mut candidates, note, examples } = matched(namings, candidates);
         let mut captions =
             Self { ids: vec![], images: vec![], items: vec![], domains: vec![], left_out: 0, notes: vec![] };
         captions.notes.extend(note);
@@ -356,9 +356,9 @@ enum Element {
         caption: String,
         /// VizWiz's marks of captions that describe no image.
         #[serde(default)]
-        is_rejected: Mark,
+        is_rejected: VizWizFlag,
         #[serde(default)]
-        is_precanned: Mark,
+        is_precanned: VizWizFlag,
     },
     Image(Box<Image>),
     Other(IgnoredAny),

@@ -28,7 +28,7 @@ pub use bleu::bleu;
 pub use cider::cider_d;
 pub use corpus::Corpus;
 pub use error::Error;
-pub use evaluation::{Embeddings, Examined};
+pub use evaluation::{Embeddings, ImageEvaluation};
 pub use fluency::{Fluency, fluency};
 pub use metrics::{Files, Metrics};
 pub use report::{Form, Name, Report};

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::files::{AT_ONCE, PART};
-use crate::seal::{self, Broken, Entry};
+use crate::seal::{self, Entry, SealError};
 use crate::{Error, Files, names};
 use object_io::{Access, Blocking, Location};
 
@@ -163,17 +163,17 @@ impl Checkpoints {
         let damaged = |problem| Error::Damaged { place: place.clone(), problem };
         let sealed = self.blocking.wait(async {
             let found = self.store.get(&self.key(name, seal::FILE)).await?;
-            if found.meta.size > seal::LARGEST { Ok(None) } else { found.bytes().await.map(Some) }
+            if found.meta.size > seal::MAX_BYTES { Ok(None) } else { found.bytes().await.map(Some) }
         });
         let sealed = match sealed {
             Ok(Some(sealed)) => sealed,
-            Ok(None) => return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::LARGEST))),
+            Ok(None) => return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::MAX_BYTES))),
             Err(object_store::Error::NotFound { .. }) => return Err(Error::Missing { place }),
             Err(error) => return Err(Error::store(place, &error)),
         };
         seal::read(&sealed).map_err(|broken| match broken {
-            Broken::Damaged(problem) => damaged(problem),
-            Broken::Version(found) => Error::Version { place: place.clone(), found, known: seal::FORMAT },
+            SealError::Damaged(problem) => damaged(problem),
+            SealError::Version(found) => Error::Version { place: place.clone(), found, known: seal::FORMAT },
         })
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::seal::{self, Broken, Entry};
+use crate::seal::{self, Entry, SealError};
 use crate::{Error, names};
 
 /// Writes a seal for all files in a folder.
@@ -38,17 +38,17 @@ pub fn verify(folder: &Path) -> Result<(), Error> {
     let damaged = |problem: String| Error::Damaged { place: place.clone(), problem };
     let path = folder.join(seal::FILE);
     let mut sealed = Vec::new();
-    match File::open(&path).and_then(|file| file.take(seal::LARGEST + 1).read_to_end(&mut sealed)) {
-        Ok(length) if length as u64 > seal::LARGEST => {
-            return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::LARGEST)));
+    match File::open(&path).and_then(|file| file.take(seal::MAX_BYTES + 1).read_to_end(&mut sealed)) {
+        Ok(length) if length as u64 > seal::MAX_BYTES => {
+            return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::MAX_BYTES)));
         }
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Unsealed { place }),
         Err(error) => return Err(Error::system(path.display().to_string(), &error)),
     }
     let files = seal::read(&sealed).map_err(|broken| match broken {
-        Broken::Damaged(problem) => damaged(problem),
-        Broken::Version(found) => Error::Version { place: place.clone(), found, known: seal::FORMAT },
+        SealError::Damaged(problem) => damaged(problem),
+        SealError::Version(found) => Error::Version { place: place.clone(), found, known: seal::FORMAT },
     })?;
     for Entry { name, size, sha256 } in &files {
         let path = folder.join(name);

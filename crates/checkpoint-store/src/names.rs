@@ -1,7 +1,7 @@
 use crate::Error;
 
 /// Maximal length of a name, in bytes: that of file names in common file systems.
-const LONGEST: usize = 255;
+const MAX_LENGTH: usize = 255;
 
 /// Checks the name of a checkpoint or of a file in one: a single path component that is not hidden
 /// and is spelled the same in a folder and in a URL.
@@ -10,8 +10,8 @@ const LONGEST: usize = 255;
 /// It is no such name.
 pub fn check(name: &str) -> Result<(), Error> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if name.is_empty() || name.len() > LONGEST || name.starts_with('.') || !name.bytes().all(known) {
-        return Err(Error::Name { name: name.chars().take(LONGEST).collect() });
+    if name.is_empty() || name.len() > MAX_LENGTH || name.starts_with('.') || !name.bytes().all(known) {
+        return Err(Error::Name { name: name.chars().take(MAX_LENGTH).collect() });
     }
     Ok(())
 }
@@ -24,7 +24,7 @@ mod tests {
 
     #[test]
     fn names_of_checkpoints_and_their_files_pass() {
-        for name in ["2-dico-00000050", "captioner.safetensors", "a", &"x".repeat(LONGEST)] {
+        for name in ["2-dico-00000050", "captioner.safetensors", "a", &"x".repeat(MAX_LENGTH)] {
             check(name).unwrap();
         }
     }
@@ -32,7 +32,7 @@ mod tests {
     #[test]
     fn what_leads_elsewhere_does_not() {
         for name in
-            ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a\0", "a b", "ä", "a%2Fb", &"x".repeat(LONGEST + 1)]
+            ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a\0", "a b", "ä", "a%2Fb", &"x".repeat(MAX_LENGTH + 1)]
         {
             assert!(matches!(check(name), Err(Error::Name { .. })), "{name:?}");
         }

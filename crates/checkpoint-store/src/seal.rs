@@ -12,7 +12,7 @@ use crate::names;
 /// The name of the seal's file in a checkpoint.
 pub const FILE: &str = "checkpoint.json";
 /// Maximal size that is read, in bytes; real seals have a few hundred.
-pub const LARGEST: u64 = 1 << 20;
+pub const MAX_BYTES: u64 = 1 << 20;
 /// The version of the format; incremented when older programs cannot read newer checkpoints.
 pub const FORMAT: u64 = 1;
 /// The key of the checksum over all other keys.
@@ -32,7 +32,7 @@ pub struct Entry {
 
 /// Why a seal cannot be used.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Broken {
+pub enum SealError {
     /// It does not match its checksum, or is invalid.
     Damaged(String),
     /// It has this format version.
@@ -50,8 +50,8 @@ pub fn write(files: &[Entry]) -> serde_json::Result<Vec<u8>> {
 }
 
 /// Reads the files that a seal lists.
-pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, Broken> {
-    let damaged = |problem: String| Broken::Damaged(format!("{FILE}: {problem}"));
+pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, SealError> {
+    let damaged = |problem: String| SealError::Damaged(format!("{FILE}: {problem}"));
     let unreadable = |error: serde_json::Error| damaged(error.to_string());
     let mut seal: BTreeMap<String, Value> = serde_json::from_slice(bytes).map_err(unreadable)?;
     let stated = seal.remove(SUM);
@@ -60,7 +60,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, Broken> {
     }
     match seal.get("format").and_then(Value::as_u64) {
         Some(FORMAT) => {}
-        Some(other) => return Err(Broken::Version(other)),
+        Some(other) => return Err(SealError::Version(other)),
         None => return Err(damaged("it has no format".to_owned())),
     }
     let files: Vec<Entry> = serde_json::from_value(seal.remove("files").unwrap_or_default()).map_err(unreadable)?;
@@ -91,12 +91,12 @@ mod tests {
         let whole = write(&files).unwrap();
         assert_eq!(read(&whole).unwrap(), files);
         for length in 0..whole.len() {
-            assert!(matches!(read(&whole[..length]), Err(Broken::Damaged(_))), "{length} bytes");
+            assert!(matches!(read(&whole[..length]), Err(SealError::Damaged(_))), "{length} bytes");
         }
         for bit in 0..whole.len() * 8 {
             let mut flipped = whole.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(matches!(read(&flipped), Err(Broken::Damaged(_))), "bit {bit}");
+            assert!(matches!(read(&flipped), Err(SealError::Damaged(_))), "bit {bit}");
         }
     }
 
@@ -104,13 +104,13 @@ mod tests {
     fn another_format_is_no_damage() {
         let mut seal = BTreeMap::from([("format".to_owned(), Value::from(2)), ("news".to_owned(), Value::from("x"))]);
         seal.insert(SUM.to_owned(), sum(&seal).unwrap().into());
-        assert_eq!(read(&serde_json::to_vec(&seal).unwrap()), Err(Broken::Version(2)));
+        assert_eq!(read(&serde_json::to_vec(&seal).unwrap()), Err(SealError::Version(2)));
     }
 
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
         for name in ["../a", "/etc/passwd", "a/b", ""] {
-            let Err(Broken::Damaged(problem)) = read(&write(&[entry(name)]).unwrap()) else { panic!("{name}") };
+            let Err(SealError::Damaged(problem)) = read(&write(&[entry(name)]).unwrap()) else { panic!("{name}") };
             assert!(problem.contains(&format!("{name:?}")), "{problem}");
         }
     }

@@ -30,12 +30,12 @@ pub enum Error {
     },
     /// A value is out of its range, does not fit another, or cannot be meant.
     #[error("{0}")]
-    Value(Finding),
+    Value(Diagnostic),
 }
 
 /// What is wrong, or looks wrong, with the value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct Diagnostic {
     /// The run file.
     pub path: PathBuf,
     /// Line of the value, or of what should contain it, from 1.
@@ -48,14 +48,14 @@ pub struct Finding {
     pub problem: String,
 }
 
-impl std::fmt::Display for Finding {
+impl std::fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { path, line, column, key, problem } = self;
         write!(f, "{}:{line}:{column}: {key}: {problem}", path.display())
     }
 }
 
-impl Finding {
+impl Diagnostic {
     pub(crate) fn new(path: &Path, locations: &Locations, (key, problem): Problem) -> Self {
         let (line, column) = locations.of(&key);
         Self { path: path.to_owned(), line, column, key, problem }

@@ -23,7 +23,7 @@ mod reference;
 mod schema;
 
 pub use changes::{Change, changes, continuation};
-pub use error::{Error, Finding};
+pub use error::{Diagnostic, Error};
 pub use keys::{KEYS, Key, Mutability};
 pub use metrics::{METRICS, Metric, Source, metric};
 pub use reference::{reference, schema_json};
@@ -52,7 +52,7 @@ impl RunFile {
     ///
     /// # Errors
     /// Names the file, line and column.
-    pub fn load_with_warnings(path: &Path) -> Result<(Self, Vec<Finding>), Error> {
+    pub fn load_with_warnings(path: &Path) -> Result<(Self, Vec<Diagnostic>), Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         let (mut run, warnings) = Self::parse_with_warnings(path, &text)?;
         run.resolve_paths(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
@@ -81,11 +81,11 @@ impl RunFile {
         Ok(run)
     }
 
-    fn parse_with_warnings(path: &Path, text: &str) -> Result<(Self, Vec<Finding>), Error> {
+    fn parse_with_warnings(path: &Path, text: &str) -> Result<(Self, Vec<Diagnostic>), Error> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut run: Self = serde_saphyr::from_str(text).map_err(|error| Error::from_yaml(path, text, &error))?;
         let locations = Locations::read(text);
-        let finding = |problem| Finding::new(path, &locations, problem);
+        let finding = |problem| Diagnostic::new(path, &locations, problem);
         run.check().map_err(|problem| Error::Value(finding(problem)))?;
         run.complete_scores();
         let bytes = serde_json::to_string(&run).map_or(0, |json| json.len());

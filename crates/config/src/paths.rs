@@ -14,7 +14,7 @@ impl RunFile {
         let folder = run_file.parent().unwrap_or(&run_file).to_owned();
         // A current folder that was removed is no reason to refuse absolute paths.
         let current = std::env::current_dir().unwrap_or_else(|_| folder.clone());
-        let base = Base { folder, current };
+        let base = PathBase { folder, current };
         for path in self.paths_mut() {
             *path = base.resolve(path, Path::exists)?;
         }
@@ -66,14 +66,14 @@ impl Evaluator {
 }
 
 /// Where relative paths start.
-struct Base {
+struct PathBase {
     /// The folder of the run file.
     folder: PathBuf,
     /// The current folder, from which earlier versions took relative paths.
     current: PathBuf,
 }
 
-impl Base {
+impl PathBase {
     /// The absolute form of `path`. What does not exist (by `exists`) below the run file's folder
     /// but does below the current one is taken from there, with a warning: run files of earlier
     /// versions were written so.
@@ -152,7 +152,7 @@ stages:
 
     #[test]
     fn what_only_the_current_folder_has_is_taken_from_there() {
-        let base = Base { folder: "/runs/configs".into(), current: "/runs".into() };
+        let base = PathBase { folder: "/runs/configs".into(), current: "/runs".into() };
         let resolved = |path: &str, existing: &[&str]| {
             let exists = |path: &Path| existing.iter().any(|existing| Path::new(existing) == path);
             base.resolve(Path::new(path), exists).unwrap().to_string_lossy().into_owned()

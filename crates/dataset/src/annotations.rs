@@ -56,14 +56,14 @@ pub fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
 /// A value whose type differs between data sets, or that another data set uses differently.
 #[derive(Deserialize)]
 #[serde(untagged)]
-pub enum Loose {
+pub enum LenientValue {
     Flag(bool),
     Number(i64),
     Text(String),
     Other(IgnoredAny),
 }
 
-impl Loose {
+impl LenientValue {
     /// Whether it is `true` or a number other than 0.
     pub fn is_set(&self) -> bool {
         matches!(self, Self::Flag(true)) || matches!(self, Self::Number(number) if *number != 0)
@@ -147,10 +147,10 @@ mod tests {
 
     #[test]
     fn values_of_any_type_are_read() {
-        let values: Vec<Loose> =
+        let values: Vec<LenientValue> =
             serde_json::from_str(r#"[true, 1, 0, "7", "x", null, {"a": [1]}, -3, 1.5, "99999999999999999999"]"#)
                 .unwrap();
-        let numbers: Vec<_> = values.iter().map(Loose::number).collect();
+        let numbers: Vec<_> = values.iter().map(LenientValue::number).collect();
         assert_eq!(numbers, [None, Some(1), Some(0), Some(7), None, None, None, None, None, None]);
         assert_eq!(values.iter().filter(|value| value.is_set()).count(), 3);
         assert_eq!(values[4].text(), Some("x"));

@@ -4,9 +4,9 @@
 //! pattern they are a mistake.
 
 /// Maximal number of names; more than the tars of any data set.
-const MOST_NAMES: usize = 100_000;
+const MAX_NAMES: usize = 100_000;
 /// Maximal length of a pattern in bytes; longer than any path.
-const LONGEST_PATTERN: usize = 4096;
+const MAX_PATTERN_LENGTH: usize = 4096;
 
 /// All names that `pattern` expands to, the leftmost group varying slowest; itself if it has no
 /// braces.
@@ -14,8 +14,8 @@ const LONGEST_PATTERN: usize = 4096;
 /// # Errors
 /// The braces do not match, or there are more than 100,000 names.
 pub fn expand(pattern: &str) -> Result<Vec<String>, String> {
-    if pattern.len() > LONGEST_PATTERN {
-        return Err(format!("pattern of more than {LONGEST_PATTERN} bytes"));
+    if pattern.len() > MAX_PATTERN_LENGTH {
+        return Err(format!("pattern of more than {MAX_PATTERN_LENGTH} bytes"));
     }
     sequence(pattern)
 }
@@ -126,7 +126,7 @@ fn steps(first: i64, last: i64, step: i64) -> Result<impl Iterator<Item = i64>, 
 }
 
 fn bounded(names: usize) -> Result<(), String> {
-    if names > MOST_NAMES { Err(format!("pattern of more than {MOST_NAMES} names")) } else { Ok(()) }
+    if names > MAX_NAMES { Err(format!("pattern of more than {MAX_NAMES} names")) } else { Ok(()) }
 }
 
 fn unmatched(brace: char) -> String {
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_limit_is_named() {
-        assert_eq!(expand("{1..100000}").unwrap().len(), MOST_NAMES);
+        assert_eq!(expand("{1..100000}").unwrap().len(), MAX_NAMES);
         let ten = "{0..9}";
         for pattern in [
             "{0..100000}".to_owned(),
@@ -243,7 +243,7 @@ mod tests {
         fn expansion_follows_the_construction((pattern, names) in patterns()) {
             match expand(&pattern) {
                 Ok(found) => prop_assert_eq!(found, names),
-                Err(problem) => prop_assert!(problem.contains("100000 names") && names.len() > MOST_NAMES, "{}", problem),
+                Err(problem) => prop_assert!(problem.contains("100000 names") && names.len() > MAX_NAMES, "{}", problem),
             }
         }
 

@@ -13,7 +13,7 @@ use config::{Coco, CocoSplit};
 use serde::Deserialize;
 use statistics::names::DOMAINS;
 
-use crate::annotations::{Loose, below, read, tidy};
+use crate::annotations::{LenientValue, below, read, tidy};
 use crate::{Error, ImageRef, Item, Split, Splits, names};
 
 #[derive(Deserialize)]
@@ -29,7 +29,7 @@ struct Image {
     id: i64,
     file_name: PathBuf,
     #[serde(default)]
-    domain: Option<Loose>,
+    domain: Option<LenientValue>,
 }
 
 #[derive(Deserialize)]
@@ -37,15 +37,15 @@ struct Annotation {
     image_id: i64,
     caption: String,
     #[serde(default)]
-    is_rejected: Option<Loose>,
+    is_rejected: Option<LenientValue>,
     #[serde(default)]
-    is_precanned: Option<Loose>,
+    is_precanned: Option<LenientValue>,
 }
 
 impl Annotation {
     /// Whether VizWiz marks the caption as rejected or precanned.
     fn is_marked(&self) -> bool {
-        [&self.is_rejected, &self.is_precanned].into_iter().flatten().any(Loose::is_set)
+        [&self.is_rejected, &self.is_precanned].into_iter().flatten().any(LenientValue::is_set)
     }
 }
 
@@ -113,7 +113,7 @@ fn read_split(settings: &CocoSplit) -> Result<(Vec<Item>, Vec<String>), Error> {
             silent.get_or_insert_with(|| name.into_owned());
             continue;
         }
-        let domain = domain.as_ref().and_then(Loose::text);
+        let domain = domain.as_ref().and_then(LenientValue::text);
         let domain = domain.and_then(|domain| DOMAINS.into_iter().find(|known| *known == domain));
         let item = Item::new(&name, captions, ImageRef::File(path));
         items.push(Item { id: u64::try_from(id).ok(), domain, ..item });

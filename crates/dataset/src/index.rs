@@ -8,7 +8,7 @@ use std::io::Cursor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::annotations::{Loose, tidy, without_byte_order_mark};
+use crate::annotations::{LenientValue, tidy, without_byte_order_mark};
 use crate::members::{Forward, Found, Members};
 use crate::store::Version;
 use image_preprocess::{MAX_ENCODED_BYTES, Oddities};
@@ -16,9 +16,9 @@ use image_preprocess::{MAX_ENCODED_BYTES, Oddities};
 /// The format version of index files; indices of other versions are rebuilt.
 const FORMAT: u32 = 3;
 /// Maximal size of a `.txt` member, in bytes.
-const LONGEST_TEXT: u64 = 1 << 20;
+const MAX_TEXT_LENGTH: u64 = 1 << 20;
 /// Maximal size of a `.json` member, in bytes: the maximal number of captions of maximal length.
-const LONGEST_JSON: u64 = 128 << 20;
+const MAX_JSON_LENGTH: u64 = 128 << 20;
 /// Maximal number of unknown extensions that are counted separately; others are counted together.
 const MAX_UNKNOWN: usize = 16;
 /// Maximal length of an unknown extension, or of a path with one, that is stored, in characters.
@@ -219,7 +219,7 @@ impl Json {
     }
 
     fn of_object(object: &Map<String, Value>) -> Self {
-        let number = |key| Loose::deserialize(object.get(key)?).ok()?.number();
+        let number = |key| LenientValue::deserialize(object.get(key)?).ok()?.number();
         let id = ["image_id", "cocoid", "id"].into_iter().find_map(number);
         let mut found = CAPTION_KEYS.into_iter().filter_map(|key| texts(object.get(key)?));
         let captions = found.find(|captions| !captions.is_empty());
@@ -246,8 +246,8 @@ fn texts(value: &Value) -> Option<Vec<String>> {
 fn take<R: Forward>(members: &mut Members<R>, found: &Found, role: Role) -> Result<Result<Content, String>, String> {
     let most = match role {
         Role::Image => MAX_ENCODED_BYTES,
-        Role::Text => LONGEST_TEXT,
-        Role::Json => LONGEST_JSON,
+        Role::Text => MAX_TEXT_LENGTH,
+        Role::Json => MAX_JSON_LENGTH,
     };
     if !found.plain {
         return Ok(Err("is no plain file".to_owned()));
@@ -272,7 +272,7 @@ fn take<R: Forward>(members: &mut Members<R>, found: &Found, role: Role) -> Resu
 
 /// A sample that may not be complete yet.
 #[derive(Default)]
-struct Pieces {
+struct PartialSample {
     key: String,
     image: Option<(Extent, Oddities)>,
     text: Option<String>,
@@ -282,7 +282,7 @@ struct Pieces {
     problem: Option<String>,
 }
 
-impl Pieces {
+impl PartialSample {
     fn add(&mut self, content: Content) {
         let repeated = match content {
             Content::Image(extent, oddities) => self.image.replace((extent, oddities)).map(|_| "image"),
@@ -316,16 +316,16 @@ impl Pieces {
 
 #[derive(Default)]
 struct Gathered {
-    pieces: Vec<Pieces>,
+    pieces: Vec<PartialSample>,
     places: HashMap<String, usize>,
 }
 
 impl Gathered {
-    fn of(&mut self, key: &str) -> &mut Pieces {
+    fn of(&mut self, key: &str) -> &mut PartialSample {
         let place = match self.places.entry(key.to_owned()) {
             Entry::Occupied(place) => *place.get(),
             Entry::Vacant(vacant) => {
-                self.pieces.push(Pieces { key: key.to_owned(), ..Pieces::default() });
+                self.pieces.push(PartialSample { key: key.to_owned(), ..PartialSample::default() });
                 *vacant.insert(self.pieces.len() - 1)
             }
         };
@@ -333,7 +333,7 @@ impl Gathered {
     }
 
     fn finish(self) -> Vec<Sample> {
-        self.pieces.into_iter().map(Pieces::finish).collect()
+        self.pieces.into_iter().map(PartialSample::finish).collect()
     }
 }
 

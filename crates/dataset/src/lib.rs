@@ -197,7 +197,7 @@ pub struct DataSet {
 
 /// Which checks of images are made when a data set is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+enum ImageChecks {
     /// The header and end of each image, unless a feature store replaces the images.
     Images,
     /// None: only annotations are read.
@@ -236,7 +236,7 @@ impl DataSet {
     /// # Errors
     /// As for `load`.
     pub fn load_split(settings: &config::Data, split: Split) -> Result<Self, Error> {
-        let data = Self::read_splits(settings, &[split], Look::Images)?;
+        let data = Self::read_splits(settings, &[split], ImageChecks::Images)?;
         data.report(settings)?;
         data.not_empty(split, settings)?;
         Ok(data)
@@ -256,7 +256,7 @@ impl DataSet {
     /// # Errors
     /// As for `survey`.
     pub fn survey_splits(settings: &config::Data, wanted: &[Split]) -> Result<Self, Error> {
-        let mut data = Self::read_splits(settings, wanted, Look::Images)?;
+        let mut data = Self::read_splits(settings, wanted, ImageChecks::Images)?;
         if let Some(positives) = settings.positives.as_ref().filter(|_| wanted.contains(&Split::Train)) {
             data.find_positives(positives)?;
         }
@@ -268,12 +268,12 @@ impl DataSet {
     /// # Errors
     /// Annotations or tars cannot be read or have a wrong format.
     pub fn annotated(settings: &config::Data, split: Split) -> Result<Self, Error> {
-        Self::read_splits(settings, &[split], Look::Nothing)
+        Self::read_splits(settings, &[split], ImageChecks::Nothing)
     }
 
-    fn read_splits(settings: &config::Data, wanted: &[Split], look: Look) -> Result<Self, Error> {
+    fn read_splits(settings: &config::Data, wanted: &[Split], look: ImageChecks) -> Result<Self, Error> {
         // A feature store replaces the images, unless skipped images have to be known.
-        let looks = look == Look::Images && (settings.features.is_none() || settings.skip_corrupt);
+        let looks = look == ImageChecks::Images && (settings.features.is_none() || settings.skip_corrupt);
         let mut data = if let Some(tars) = &settings.webdataset {
             webdataset::load(tars, wanted, object_io::Access::environment().streaming())?
         } else if let Some(karpathy) = &settings.karpathy {

@@ -10,7 +10,7 @@ use tar::{EntryType, Header};
 /// The block size of tars, in bytes.
 const BLOCK: u64 = 512;
 /// Maximal size of long names and pax records, in bytes.
-const LONGEST_RECORD: u64 = 1 << 20;
+const MAX_RECORD_LENGTH: u64 = 1 << 20;
 
 /// A reader that only moves forward.
 pub trait Forward: Read {
@@ -51,7 +51,7 @@ impl<R: Forward> Members<R> {
     /// # Errors
     /// The data are not a tar, the tar is truncated, or it cannot be read.
     pub fn advance(&mut self) -> Result<Option<Found>, String> {
-        let mut told = Told::default();
+        let mut told = PaxOverrides::default();
         loop {
             let start = self.next;
             let Some(header) = self.header()? else { return Ok(None) };
@@ -63,8 +63,8 @@ impl<R: Forward> Members<R> {
             })?;
             self.next = end.next_multiple_of(BLOCK);
             match header.entry_type() {
-                EntryType::GNULongName => told.long_name = Some(until_zero(self.read(length, LONGEST_RECORD)?)),
-                EntryType::XHeader => told.read(&self.read(length, LONGEST_RECORD)?)?,
+                EntryType::GNULongName => told.long_name = Some(until_zero(self.read(length, MAX_RECORD_LENGTH)?)),
+                EntryType::XHeader => told.read(&self.read(length, MAX_RECORD_LENGTH)?)?,
                 EntryType::GNULongLink | EntryType::XGlobalHeader => {}
                 kind => {
                     let plain = matches!(kind, EntryType::Regular | EntryType::Continuous) && !told.sparse;
@@ -125,7 +125,7 @@ impl<R: Forward> Members<R> {
 
     /// The size of the data after a header. Only files and unknown types have any, whatever their
     /// headers say.
-    fn length(&self, header: &Header, told: &Told, start: u64) -> Result<u64, String> {
+    fn length(&self, header: &Header, told: &PaxOverrides, start: u64) -> Result<u64, String> {
         use EntryType::{Block, Char, Directory, Fifo, Link, Symlink};
         if matches!(header.entry_type(), Link | Symlink | Char | Block | Directory | Fifo) {
             return Ok(0);
@@ -162,14 +162,14 @@ fn sound(header: &Header) -> bool {
 
 /// Properties of the next member from preceding headers.
 #[derive(Default)]
-struct Told {
+struct PaxOverrides {
     long_name: Option<Vec<u8>>,
     path: Option<Vec<u8>>,
     size: Option<u64>,
     sparse: bool,
 }
 
-impl Told {
+impl PaxOverrides {
     /// Parses records of the form `length key=value\n`, whose length includes itself.
     fn read(&mut self, mut records: &[u8]) -> Result<(), String> {
         while !records.is_empty() {

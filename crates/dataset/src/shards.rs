@@ -13,7 +13,7 @@ const AT_ONCE: usize = 8;
 /// The suffix of a tar's index file, beside the tar.
 const ENDING: &str = ".index.json";
 /// Indices above this many bytes are not read but rebuilt.
-const LARGEST_INDEX: u64 = 256 << 20;
+const MAX_INDEX_BYTES: u64 = 256 << 20;
 
 /// An image in a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +112,7 @@ impl Indexer<'_> {
     fn one(&self, tar: &Object) -> Result<(Version, Index), Error> {
         let version = self.stores.version(tar)?;
         let kept = tar.with_ending(ENDING)?;
-        if let Some(bytes) = self.stores.small(&kept, LARGEST_INDEX)?
+        if let Some(bytes) = self.stores.small(&kept, MAX_INDEX_BYTES)?
             && let Some(index) =
                 Index::parse(&bytes, &version).map_err(|problem| Error::format(&kept.place, problem))?
         {

@@ -9,9 +9,9 @@ use crate::{Error, MANIFEST};
 /// The version of the format; incremented when older programs cannot read newer stores.
 const FORMAT: u32 = 1;
 /// Maximal size of a manifest, in bytes.
-const LONGEST: u64 = 1 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 /// More than any row needs; bounds the sizes that an invalid manifest can request.
-const LARGEST_SIDE: u64 = 1 << 24;
+const MAX_SIDE: u64 = 1 << 24;
 
 /// The number type of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +143,7 @@ impl Manifest {
         match std::fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
-            Ok(file) if file.len() > LONGEST => return Err(wrong(format!("{} bytes are no manifest", file.len()))),
+            Ok(file) if file.len() > MAX_BYTES => return Err(wrong(format!("{} bytes are no manifest", file.len()))),
             Ok(_) => {}
         }
         let bytes = std::fs::read(&path).map_err(failed)?;
@@ -152,8 +152,8 @@ impl Manifest {
             return Err(wrong(format!("it has format {}, this program reads {FORMAT}", manifest.format)));
         }
         let Self { images, tokens, width, embedding, .. } = manifest;
-        let row = [tokens, width, embedding].iter().all(|side| (1..LARGEST_SIDE).contains(side));
-        if !row || tokens * width >= LARGEST_SIDE * 256 || images > u64::from(u32::MAX) {
+        let row = [tokens, width, embedding].iter().all(|side| (1..MAX_SIDE).contains(side));
+        if !row || tokens * width >= MAX_SIDE * 256 || images > u64::from(u32::MAX) {
             return Err(wrong(format!("{images} images of {tokens} x {width} + {embedding} numbers cannot be")));
         }
         Ok(Some(manifest))

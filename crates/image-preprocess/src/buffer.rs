@@ -5,9 +5,9 @@ use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
 /// Maximal number of buffers that a thread keeps.
-const MOST: usize = 8;
+const MAX_BUFFERS: usize = 8;
 /// Maximal size of a buffer that is kept: larger images are rare.
-const LARGEST: usize = 8 << 20;
+const MAX_BUFFER_BYTES: usize = 8 << 20;
 
 thread_local! {
     static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
@@ -29,11 +29,11 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.0.capacity() <= LARGEST {
+        if self.0.capacity() <= MAX_BUFFER_BYTES {
             // Fails if the thread is ending; then the buffer is freed.
             _ = KEPT.try_with(|kept| {
                 let mut kept = kept.borrow_mut();
-                if kept.len() < MOST {
+                if kept.len() < MAX_BUFFERS {
                     kept.push(std::mem::take(&mut self.0));
                 }
             });
@@ -69,7 +69,7 @@ mod tests {
         let again = Buffer::new(2000);
         assert_eq!((again.len(), again.as_ptr()), (2000, place));
         assert!(Buffer::new(4000).iter().all(|&byte| byte == 0), "the first is taken");
-        let large = Buffer::new(LARGEST + 1).as_ptr();
+        let large = Buffer::new(MAX_BUFFER_BYTES + 1).as_ptr();
         assert!(KEPT.with_borrow(|kept| kept.iter().all(|bytes| bytes.as_ptr() != large)));
     }
 }

@@ -12,14 +12,14 @@ use proto::v1;
 use crate::usage::Usage;
 
 /// Shared by all workers; read when all have finished. Times are relative to its creation.
-pub struct Account {
+pub struct Recorder {
     started: Instant,
-    seen: Mutex<Seen>,
+    seen: Mutex<Measurements>,
 }
 
 /// The measurements.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Measurements {
     /// The time at which each worker had joined.
     pub joined: Vec<Duration>,
     /// When the last worker received its rendezvous.
@@ -53,14 +53,14 @@ pub struct Grant {
     pub last: Duration,
 }
 
-impl Account {
+impl Recorder {
     /// An empty account.
     pub fn new() -> Self {
         Self { started: Instant::now(), seen: Mutex::default() }
     }
 
     /// The measurements so far.
-    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+    pub fn seen(&self) -> MutexGuard<'_, Measurements> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tonic::transport::Endpoint;
 
-use crate::account::Account;
+use crate::account::Recorder;
 use crate::daemon::Daemon;
 use crate::report::Report;
 use crate::script::Script;
@@ -37,7 +37,7 @@ impl Load {
         let daemon = Daemon::start(&self)?;
         let endpoint = Endpoint::from_shared(daemon.url().to_owned())?.tcp_nodelay(true);
         let admin = AdminClient::new(endpoint.connect().await?);
-        let account = Arc::new(Account::new());
+        let account = Arc::new(Recorder::new());
         let cluster = Arc::new(Cluster {
             load: self,
             endpoint,

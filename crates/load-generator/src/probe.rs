@@ -6,7 +6,7 @@ use proto::v1::{Command, ControlRequest, admin_client::AdminClient};
 use tokio::{task::JoinSet, time};
 use tonic::{Code, transport::Channel};
 
-use crate::{account::Account, usage::Usage};
+use crate::{account::Recorder, usage::Usage};
 
 /// Interval of requests.
 const EVERY: Duration = Duration::from_millis(50);
@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_millis(50);
 /// Sends requests and reads the resource usage of the coordinator's process, until it is dropped.
 /// (The request is to resume the run, which is refused: it takes the same way, and its answer is
 /// short.)
-pub async fn probe(admin: AdminClient<Channel>, process: u32, account: Arc<Account>) {
+pub async fn probe(admin: AdminClient<Channel>, process: u32, account: Arc<Recorder>) {
     let mut ticks = time::interval(EVERY);
     // Each one in its own task: no request waits for the answer to the one before.
     let mut questions = JoinSet::new();

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::Serialize;
 
 use crate::{
-    account::{Grant, Seen},
+    account::{Grant, Measurements},
     daemon::Recorded,
     load::Load,
     usage::Usage,
@@ -128,7 +128,7 @@ impl Percentiles {
 
 impl Report {
     /// The results from the measurements, the journal and the workers' resource usage.
-    pub(super) fn new(load: Load, window: u32, seen: &Seen, recorded: Recorded, workers: Usage) -> Self {
+    pub(super) fn new(load: Load, window: u32, seen: &Measurements, recorded: Recorded, workers: Usage) -> Self {
         let Load { workers: count, steps, step, connections } = load;
         let training = seen.grants.values().map(|grant| grant.first).min().unwrap_or_default();
         let end = seen.reported.values().max().copied().unwrap_or_default();
@@ -172,7 +172,7 @@ impl Report {
 /// The times from a worker's report to the delivery of the directive that it triggered. A grant of
 /// half a window, as most are, is sent when the report of a step leaves that much open; other
 /// grants wait for something else, or reach up to a boundary.
-fn triggered(seen: &Seen, window: u32) -> Vec<Duration> {
+fn triggered(seen: &Measurements, window: u32) -> Vec<Duration> {
     let since_report = |(first_step, grant): (&u64, &Grant)| {
         let report = (first_step + u64::from(grant.steps)).checked_sub(window.into())?;
         let reported = seen.reported.get(&report).filter(|_| grant.steps == window.div_ceil(2))?;
@@ -252,7 +252,7 @@ mod tests {
         // eight after it.
         let grants = BTreeMap::from([(0, grant(8, 10)), (8, grant(4, 50)), (12, grant(2, 90)), (14, grant(8, 200))]);
         let reported = (1..=14).map(|step| (step, ms(10 * step))).collect();
-        let seen = Seen { grants, reported, ..Seen::default() };
+        let seen = Measurements { grants, reported, ..Measurements::default() };
         assert_eq!(triggered(&seen, 8), [ms(10)]);
     }
 }

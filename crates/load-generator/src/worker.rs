@@ -18,7 +18,7 @@ use tonic::{
 };
 
 use crate::{
-    account::Account,
+    account::Recorder,
     load::Load,
     script::{self, Script},
 };
@@ -48,7 +48,7 @@ pub struct Cluster {
     /// The prepared messages.
     pub script: Script,
     /// The measurements.
-    pub account: Arc<Account>,
+    pub account: Arc<Recorder>,
 }
 
 /// Takes part in the run until it is complete.

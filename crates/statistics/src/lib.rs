@@ -12,9 +12,9 @@ pub mod names;
 /// The relative accuracy of quantiles.
 const ACCURACY: f64 = 0.01;
 /// Values nearer to zero count as zero.
-const SMALLEST: f64 = 1e-9;
+const MIN_MAGNITUDE: f64 = 1e-9;
 /// Values farther from zero are clamped to this: their squares can still be summed.
-const LARGEST: f64 = 1e100;
+const MAX_MAGNITUDE: f64 = 1e100;
 /// Buckets beyond these are clamped, so a sketch never holds more than 2 x 2,000 of them; covers 1e-9 to beyond 1e9.
 const BUCKETS: std::ops::RangeInclusive<i32> = -1040..=1040;
 
@@ -77,10 +77,10 @@ impl Summary {
         if !x.is_finite() {
             return;
         }
-        let x = x.clamp(-LARGEST, LARGEST);
+        let x = x.clamp(-MAX_MAGNITUDE, MAX_MAGNITUDE);
         let mut one = Parts { count: 1, mean: x, m2: 0.0, min: x, max: x, ..Parts::default() };
         match x.abs() {
-            magnitude if magnitude < SMALLEST => one.zero = 1,
+            magnitude if magnitude < MIN_MAGNITUDE => one.zero = 1,
             magnitude if x > 0.0 => _ = one.positive.insert(bucket(magnitude), 1),
             magnitude => _ = one.negative.insert(bucket(magnitude), 1),
         }
@@ -210,7 +210,7 @@ mod tests {
             let estimate = Summary::of(values.iter().copied()).quantile(q).unwrap();
             values.sort_by(f64::total_cmp);
             let exact = values[(q * (values.len() - 1) as f64) as usize];
-            prop_assert!((estimate - exact).abs() <= ACCURACY * exact.abs() + SMALLEST, "{} for {}", estimate, exact);
+            prop_assert!((estimate - exact).abs() <= ACCURACY * exact.abs() + MIN_MAGNITUDE, "{} for {}", estimate, exact);
         }
 
         #[test]

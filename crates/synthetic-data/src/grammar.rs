@@ -14,7 +14,7 @@ use crate::scene::{Colour, Relation, Shape, Size};
 use crate::words::{AND, INTROS, article};
 
 /// Longer texts are not read: what a model babbles must not cost time. The writer needs half of it.
-const LONGEST: usize = 64;
+const MAX_LENGTH: usize = 64;
 
 /// What a caption claims of a scene.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +61,8 @@ impl Claims {
 /// none at either end.
 #[must_use]
 pub fn parse(caption: &str) -> Option<Claims> {
-    let words: Vec<&str> = caption.split(' ').take(LONGEST + 1).collect();
-    if words.len() > LONGEST {
+    let words: Vec<&str> = caption.split(' ').take(MAX_LENGTH + 1).collect();
+    if words.len() > MAX_LENGTH {
         return None;
     }
     let mut reader = Reader { words: &words };

@@ -7,7 +7,7 @@ use crate::scene::{Object, Scene};
 
 /// What there is to say of a caption.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct Judgement {
     /// It is of the caption language.
     pub grammatical: bool,
     /// Everything it says holds of the scene. Never so of an ungrammatical one.
@@ -21,8 +21,8 @@ pub struct Verdict {
 /// A caption is truthful if its noun phrases can be matched to objects, each to one of its own, so that every named
 /// attribute and relation holds: "a star and a red star" needs two stars.
 #[must_use]
-pub fn judge(caption: &str, scene: &Scene) -> Verdict {
-    parse(caption).map_or_else(Verdict::default, |claims| Verdict {
+pub fn judge(caption: &str, scene: &Scene) -> Judgement {
+    parse(caption).map_or_else(Judgement::default, |claims| Judgement {
         grammatical: true,
         truthful: holds(&claims, scene),
         details: claims.details(),

@@ -43,7 +43,7 @@ pub use dataset::{Split, Summary, synthesize, synthesize_positives};
 pub use draw::draw;
 pub use error::Error;
 pub use grammar::{Claims, Link, Phrase, parse};
-pub use judge::{Verdict, judge};
+pub use judge::{Judgement, judge};
 pub use scene::{
     ACCEPTED_FROM, ASSERTED_FROM, Colour, OBJECTS, Object, Relation, SIDE, Scene, SceneError, Shape, Size,
 };

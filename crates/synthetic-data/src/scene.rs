@@ -144,7 +144,7 @@ impl Relation {
 
 /// Objects on a 64×64 image: [`OBJECTS`] many, each of its own kind, with centres inside the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Unchecked")]
+#[serde(try_from = "UncheckedScene")]
 pub struct Scene {
     objects: Vec<Object>,
 }
@@ -193,14 +193,14 @@ impl Scene {
 /// A scene as it comes from a file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Unchecked {
+struct UncheckedScene {
     objects: Vec<Object>,
 }
 
-impl TryFrom<Unchecked> for Scene {
+impl TryFrom<UncheckedScene> for Scene {
     type Error = SceneError;
 
-    fn try_from(scene: Unchecked) -> Result<Self, SceneError> {
+    fn try_from(scene: UncheckedScene) -> Result<Self, SceneError> {
         Self::new(scene.objects)
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use synthetic_data::{
-    Claims, Colour, LEVELS, Level, Link, Object, Phrase, Relation, Scene, Shape, Size, Verdict, captions, compose,
+    Claims, Colour, Judgement, LEVELS, Level, Link, Object, Phrase, Relation, Scene, Shape, Size, captions, compose,
     judge, parse,
 };
 
@@ -32,7 +32,7 @@ fn truths() {
         ("a circle to the left of a star to the left of a square", 5),
         ("a drawing of a large red circle on the left of a little blue square and a small red star", 10),
     ] {
-        assert_eq!(judge(caption, &scene()), Verdict { grammatical: true, truthful: true, details }, "{caption}");
+        assert_eq!(judge(caption, &scene()), Judgement { grammatical: true, truthful: true, details }, "{caption}");
     }
 }
 
@@ -50,7 +50,7 @@ fn lies() {
         ("a circle and a square and a star and a star", 4),
         ("a picture of a circle and a square and a star and a triangle and a cross", 5),
     ] {
-        assert_eq!(judge(caption, &scene()), Verdict { grammatical: true, truthful: false, details }, "{caption}");
+        assert_eq!(judge(caption, &scene()), Judgement { grammatical: true, truthful: false, details }, "{caption}");
     }
 }
 
@@ -58,7 +58,7 @@ fn lies() {
 fn nonsense_says_nothing() {
     for caption in ["", "red", "a", "star a", "a star a star", "a star above", "red a star", "a star and and a circle"]
     {
-        assert_eq!(judge(caption, &scene()), Verdict::default(), "{caption}");
+        assert_eq!(judge(caption, &scene()), Judgement::default(), "{caption}");
     }
 }
 
@@ -200,7 +200,7 @@ proptest! {
     #[test]
     fn any_text_is_judged(caption: String, seed: u64) {
         let verdict = judge(&caption, &compose(seed));
-        prop_assert!(verdict.grammatical || verdict == Verdict::default());
+        prop_assert!(verdict.grammatical || verdict == Judgement::default());
     }
 
     /// Whatever is accepted says exactly what its words say: the words of its claims, articles and links are all there.

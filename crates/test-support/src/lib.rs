@@ -74,7 +74,7 @@ pub fn error_line(output: &Output) -> String {
 }
 
 /// A folder with a small synthetic data set and run files.
-pub struct Place {
+pub struct Workspace {
     folder: PathBuf,
     /// Deletes the folder with the test.
     _temporary: Option<TempDir>,
@@ -82,13 +82,13 @@ pub struct Place {
     pub environment: Vec<(&'static str, String)>,
 }
 
-impl Default for Place {
+impl Default for Workspace {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Place {
+impl Workspace {
     /// A folder with a data set of 60 images.
     #[must_use]
     pub fn new() -> Self {
@@ -117,8 +117,8 @@ impl Place {
 
     fn draw(images: u32, more: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let place = Self::kept(folder.path(), images, more);
-        Self { _temporary: Some(folder), ..place }
+        let workspace = Self::kept(folder.path(), images, more);
+        Self { _temporary: Some(folder), ..workspace }
     }
 
     /// A data set in a folder that is not deleted.
@@ -328,17 +328,17 @@ pub struct Coordinator {
 impl Coordinator {
     /// Starts a coordinator, and waits until it listens.
     #[must_use]
-    pub fn start(place: &Place, run_file: &Path) -> Self {
-        Self::start_with(place, run_file, "http", &[])
+    pub fn start(workspace: &Workspace, run_file: &Path) -> Self {
+        Self::start_with(workspace, run_file, "http", &[])
     }
 
     /// Starts a coordinator with more options and this scheme of its URL, and waits until it
     /// listens.
     #[must_use]
-    pub fn start_with(place: &Place, run_file: &Path, scheme: &str, more: &[&str]) -> Self {
+    pub fn start_with(workspace: &Workspace, run_file: &Path, scheme: &str, more: &[&str]) -> Self {
         let mut command = command("coordinator");
-        command.envs(place.environment.iter().cloned());
-        let started = local_cluster::Coordinator::start(command, run_file, more, place.path("coordinator.log"));
+        command.envs(workspace.environment.iter().cloned());
+        let started = local_cluster::Coordinator::start(command, run_file, more, workspace.path("coordinator.log"));
         let local_cluster::Coordinator { process, grpc, http } = started.unwrap_or_else(|error| panic!("{error}"));
         Self { url: format!("{scheme}://{grpc}"), http, process: Process(process) }
     }
@@ -355,17 +355,17 @@ impl Coordinator {
 
     /// A worker of this coordinator.
     #[must_use]
-    pub fn worker(&self, place: &Place, rank: u32) -> Process {
-        self.worker_with(place, rank, &[])
+    pub fn worker(&self, workspace: &Workspace, rank: u32) -> Process {
+        self.worker_with(workspace, rank, &[])
     }
 
     /// A worker of this coordinator with more options.
     #[must_use]
-    pub fn worker_with(&self, place: &Place, rank: u32, more: &[&str]) -> Process {
+    pub fn worker_with(&self, workspace: &Workspace, rank: u32, more: &[&str]) -> Process {
         let mut command = command("worker");
         command.args(["join", "--coordinator", &self.url, "--rank", &rank.to_string(), "--threads", "1"]);
-        command.args(more).envs(place.environment.iter().cloned());
-        Process::start(&mut command, place.path(&format!("worker-{rank}.log")))
+        command.args(more).envs(workspace.environment.iter().cloned());
+        Process::start(&mut command, workspace.path(&format!("worker-{rank}.log")))
     }
 }
 
@@ -376,9 +376,9 @@ pub fn printed_hash(printed: &str) -> Option<String> {
 }
 
 /// Runs a run file to its end. Returns the hash of each worker's parameters.
-pub fn complete(place: &Place, run_file: &Path, workers: u32) -> Vec<String> {
-    let coordinator = Coordinator::start(place, run_file);
-    let workers: Vec<Process> = (0..workers).map(|rank| coordinator.worker(place, rank)).collect();
+pub fn complete(workspace: &Workspace, run_file: &Path, workers: u32) -> Vec<String> {
+    let coordinator = Coordinator::start(workspace, run_file);
+    let workers: Vec<Process> = (0..workers).map(|rank| coordinator.worker(workspace, rank)).collect();
     let hashes = workers.into_iter().map(|worker| {
         let (well, printed) = worker.finish();
         assert!(well);

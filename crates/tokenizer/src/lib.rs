@@ -34,7 +34,7 @@ const LONG_S: &str = "'ſ";
 const LONG_S_TOKENS: [u16; 3] = [6, 129, 379];
 /// Maximal length of a word in bytes. Merging takes time quadratic in it, and the context length is
 /// far below.
-const LONGEST_WORD: usize = 2048;
+const MAX_WORD_LENGTH: usize = 2048;
 /// Maximal size of a decoded token in bytes: the longest has 32, and an invalid byte becomes a
 /// replacement character of three.
 pub const MAX_TOKEN_BYTES: usize = 96;
@@ -97,7 +97,7 @@ impl Bpe {
             }
             word => {
                 let mut tokens = Vec::new();
-                self.merges.encode(&word[..word.floor_char_boundary(LONGEST_WORD)], &mut tokens);
+                self.merges.encode(&word[..word.floor_char_boundary(MAX_WORD_LENGTH)], &mut tokens);
                 take(&tokens)
             }
         }

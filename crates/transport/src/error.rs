@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use crate::token::{LEAST, MOST};
+use crate::token::{MAX_BYTES, MIN_BYTES};
 
 /// Why connection settings are invalid.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +57,7 @@ pub enum Error {
     },
     /// A token is invalid.
     #[error(
-        "{origin}: a token has {LEAST} to {MOST} visible ASCII characters; `openssl rand -hex 32` prints a good one"
+        "{origin}: a token has {MIN_BYTES} to {MAX_BYTES} visible ASCII characters; `openssl rand -hex 32` prints a good one"
     )]
     Token {
         /// The source of the token.

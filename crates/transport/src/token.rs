@@ -10,9 +10,9 @@ pub const JOIN_TOKEN: &str = "DICO_JOIN_TOKEN";
 pub const ADMIN_TOKEN: &str = "DICO_ADMIN_TOKEN";
 
 /// Minimal length of a token in characters: shorter ones can be guessed.
-pub(crate) const LEAST: usize = 16;
+pub(crate) const MIN_BYTES: usize = 16;
 /// Maximal length of a token in characters: longer ones do not fit into a header.
-pub(crate) const MOST: usize = 1024;
+pub(crate) const MAX_BYTES: usize = 1024;
 
 /// Maximal size of a token's file, including white space, in bytes.
 const MAX_FILE_BYTES: u64 = 64 << 10;
@@ -50,7 +50,7 @@ impl Token {
     /// source.
     pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
         let text = text.trim_start_matches('\u{feff}').trim();
-        if !(LEAST..=MOST).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if !(MIN_BYTES..=MAX_BYTES).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Error::Token { origin: origin.to_owned() });
         }
         Ok(Self(text.to_owned()))
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_token_is_refused_without_saying_what_it_was() {
-        let long = "x".repeat(MOST + 1);
+        let long = "x".repeat(MAX_BYTES + 1);
         for text in ["", "0123456789abcde", "0123456789 abcdef", "0123456789äabcdef", long.as_str()] {
             let Err(error) = Token::parse(text, "token.txt").map(|_| ()) else { panic!("{text:?} is no token") };
             let error = error.to_string();

@@ -32,7 +32,7 @@ pub enum Error {
     },
     /// The tensors are not those of the model.
     #[error("{}: {problem}", path.display())]
-    Misfit {
+    TensorMismatch {
         /// The file or folder.
         path: PathBuf,
         /// All tensors that are missing, unknown, or of a wrong shape.
@@ -83,9 +83,9 @@ impl Error {
 
 /// Text from a file, made safe for a log line: without control characters, and of limited length.
 pub(crate) fn printable(text: &str) -> String {
-    const LONGEST: usize = 400;
-    let mut line: String = text.chars().take(LONGEST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if text.chars().nth(LONGEST).is_some() {
+    const MAX_LENGTH: usize = 400;
+    let mut line: String = text.chars().take(MAX_LENGTH).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(MAX_LENGTH).is_some() {
         line.push('…');
     }
     line

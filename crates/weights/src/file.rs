@@ -11,7 +11,7 @@ use crate::error::Error;
 
 /// Maximal size of a JSON file, in bytes: the index of the largest published model has a few
 /// hundred thousand.
-const LONGEST_JSON: u64 = 64 << 20;
+const MAX_JSON_LENGTH: u64 = 64 << 20;
 
 /// A memory-mapped file.
 pub(crate) struct MappedFile {
@@ -51,9 +51,9 @@ fn open(path: &Path) -> Result<File, Error> {
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let mut bytes = Vec::new();
     let file = open(path)?;
-    file.take(LONGEST_JSON + 1).read_to_end(&mut bytes).map_err(Error::file(path))?;
-    if bytes.len() as u64 > LONGEST_JSON {
-        return Err(Error::format(path, format!("is longer than {LONGEST_JSON} bytes")));
+    file.take(MAX_JSON_LENGTH + 1).read_to_end(&mut bytes).map_err(Error::file(path))?;
+    if bytes.len() as u64 > MAX_JSON_LENGTH {
+        return Err(Error::format(path, format!("is longer than {MAX_JSON_LENGTH} bytes")));
     }
     serde_json::from_slice(&bytes).map_err(|error| Error::format(path, error))
 }

@@ -27,7 +27,7 @@ mod testing;
 
 pub use archive::{Archive, write_torch};
 pub use captioner::{
-    CaptionerArchitecture, MODELING_MODULE, Released, VISION_PREFIX, VisionArchitecture, config_json,
+    CaptionerArchitecture, MODELING_MODULE, ReleasedFolder, VISION_PREFIX, VisionArchitecture, config_json,
     safetensors_start, vision_to_released, write_safetensors,
 };
 pub use clip::{Activation, Architecture, Clip, Conventions, Lora, Normalization, Text, Vision};

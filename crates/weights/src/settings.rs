@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::Error;
 
 /// Maximal size in a config; sizes are checked against the weights, too.
-const LARGEST: usize = 1 << 24;
+const MAX_VALUE: usize = 1 << 24;
 
 /// An object of the file.
 pub(crate) struct Section<'a> {
@@ -70,8 +70,8 @@ impl<'a> Section<'a> {
             Some(found) => found,
         };
         let size = found.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.filter(|size| (1..=LARGEST).contains(size))
-            .ok_or_else(|| self.wrong(key, format!("is {found}; it has to be from 1 to {LARGEST}")))
+        size.filter(|size| (1..=MAX_VALUE).contains(size))
+            .ok_or_else(|| self.wrong(key, format!("is {found}; it has to be from 1 to {MAX_VALUE}")))
     }
 
     /// The number of attention heads of a model of this width.

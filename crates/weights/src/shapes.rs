@@ -13,15 +13,15 @@ use crate::error::{Error, printable};
 pub type Shapes = BTreeMap<String, Vec<usize>>;
 
 /// Maximal number of layers; keeps a malicious file from requesting an endless list.
-const MOST_LAYERS: usize = 1024;
+const MAX_LAYERS: usize = 1024;
 /// Maximal number of names in a message, for each kind of difference.
-const MOST_TOLD: usize = 500;
+const MAX_TOLD: usize = 500;
 
 /// The parameters that a model of some config needs.
 #[derive(Default)]
-struct Needed(Shapes);
+struct RequiredParameters(Shapes);
 
-impl Needed {
+impl RequiredParameters {
     fn one(&mut self, name: impl Into<String>, shape: &[usize]) {
         self.0.insert(name.into(), shape.to_vec());
     }
@@ -66,7 +66,7 @@ impl CaptionerArchitecture {
         let Self { decoder_inner, positions, vocabulary_size, .. } = *self;
         few(self.encoder_layers.max(self.decoder_layers))?;
         let [twice, thrice] = [2, 3].map(|times| width.saturating_mul(times));
-        let mut needed = Needed::default();
+        let mut needed = RequiredParameters::default();
         needed.pair("encoder.vis_enc_to_enc_proj", &[width, vision_width], width);
         let embeddings = "encoder.encoder.embeddings";
         needed.one(format!("{embeddings}.position_embeddings.weight"), &[encoder_positions, width]);
@@ -109,7 +109,7 @@ impl VisionArchitecture {
     /// # Errors
     /// It has too many layers.
     pub fn shapes(&self) -> Result<Shapes, String> {
-        let mut needed = Needed::default();
+        let mut needed = RequiredParameters::default();
         match self.vision {
             Vision::Transformer { patch_size, width, layers, .. } => {
                 few(layers)?;
@@ -155,7 +155,7 @@ impl Architecture {
     /// # Errors
     /// An encoder has too many layers.
     pub fn shapes(&self) -> Result<Shapes, String> {
-        let mut needed = Needed(self.tower().shapes()?);
+        let mut needed = RequiredParameters(self.tower().shapes()?);
         let (embedding, width) = (self.embedding, self.vision_width());
         match self.vision {
             Vision::Transformer { .. } => {
@@ -185,7 +185,7 @@ impl Architecture {
 }
 
 fn few(layers: usize) -> Result<(), String> {
-    if layers > MOST_LAYERS { Err(format!("{layers} layers are more than any such model has")) } else { Ok(()) }
+    if layers > MAX_LAYERS { Err(format!("{layers} layers are more than any such model has")) } else { Ok(()) }
 }
 
 /// Refuses weights that differ from `needed`, and lists all that are missing, unknown, or of a
@@ -201,19 +201,19 @@ pub(crate) fn compare(path: &Path, needed: &Shapes, found: &Shapes) -> Result<()
     tell(&mut problem, "missing", missing.collect());
     tell(&mut problem, "extra", extra.collect());
     tell(&mut problem, "misshapen", misshapen.collect());
-    if problem.is_empty() { Ok(()) } else { Err(Error::Misfit { path: path.to_owned(), problem }) }
+    if problem.is_empty() { Ok(()) } else { Err(Error::TensorMismatch { path: path.to_owned(), problem }) }
 }
 
 fn tell(problem: &mut String, what: &str, names: Vec<String>) {
     if names.is_empty() {
         return;
     }
-    let told: Vec<String> = names.iter().take(MOST_TOLD).map(|name| printable(name)).collect();
+    let told: Vec<String> = names.iter().take(MAX_TOLD).map(|name| printable(name)).collect();
     let separator = if problem.is_empty() { "" } else { "; " };
     // Writing to a string does not fail.
     _ = write!(problem, "{separator}{what}: {}", told.join(", "));
-    if names.len() > MOST_TOLD {
-        _ = write!(problem, " and {} more", names.len() - MOST_TOLD);
+    if names.len() > MAX_TOLD {
+        _ = write!(problem, " and {} more", names.len() - MAX_TOLD);
     }
 }
 

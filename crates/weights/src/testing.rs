@@ -13,7 +13,7 @@ use crate::tensor::{Dtype, Tensor};
 
 thread_local! {
     static TAKEN: Cell<usize> = const { Cell::new(0) };
-    static MOST_TAKEN: Cell<usize> = const { Cell::new(0) };
+    static MAX_TAKEN: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Counts what each thread takes.
@@ -28,7 +28,7 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let taken = TAKEN.get().wrapping_add(layout.size());
         TAKEN.set(taken);
-        MOST_TAKEN.set(MOST_TAKEN.get().max(taken));
+        MAX_TAKEN.set(MAX_TAKEN.get().max(taken));
         // SAFETY: the caller's promises are the system allocator's.
         unsafe { System.alloc(layout) }
     }
@@ -44,9 +44,9 @@ unsafe impl GlobalAlloc for Counting {
 /// Most bytes that `work` holds at any one time beyond what was held before.
 pub fn most_taken<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = TAKEN.get();
-    MOST_TAKEN.set(before);
+    MAX_TAKEN.set(before);
     let result = work();
-    (result, MOST_TAKEN.get().saturating_sub(before))
+    (result, MAX_TAKEN.get().saturating_sub(before))
 }
 
 /// A ZIP archive of uncompressed files.

@@ -19,7 +19,7 @@ use tokenizer::Vocabulary;
 use weights::Architecture;
 
 use crate::clip::{self, Clip};
-use crate::data::{Loader, Sizes, Source, Views, normalise};
+use crate::data::{BatchImages, Loader, Sizes, Source, normalise};
 use crate::models::open_evaluator;
 use crate::tensors;
 
@@ -170,7 +170,7 @@ impl CaptionScorer {
         let loader = Loader::new(source, threads);
         let ranges = (0..missing.len()).step_by(BATCH).map(|from| from..missing.len().min(from + BATCH));
         for (range, batch) in loader.ranges(Split::Test, ranges) {
-            let Views::Pixels(pixels) = batch?.views else { unreachable!("there are no stores") };
+            let BatchImages::Pixels(pixels) = batch?.views else { unreachable!("there are no stores") };
             let device = self.clip.parameters().flat().device();
             let by = &self.clip.architecture().normalization;
             let images = normalise(&pixels[&size], 0..range.len(), device, by);

@@ -27,9 +27,9 @@ pub trait Steps {
     fn next(&mut self, tokens: &[i64], sources: Option<&[i64]>) -> Tensor;
 
     /// Like [`Steps::next`], but returns only the `count` likeliest tokens.
-    fn likeliest(&mut self, tokens: &[i64], sources: Option<&[i64]>, count: i64) -> Likeliest {
+    fn likeliest(&mut self, tokens: &[i64], sources: Option<&[i64]>, count: i64) -> TopTokens {
         let (log_probabilities, tokens) = likeliest(&self.next(tokens, sources), count);
-        Likeliest {
+        TopTokens {
             each: tokens.size()[1] as usize,
             log_probabilities: Vec::try_from(log_probabilities.flatten(0, 1)).expect("log-probabilities are f32"),
             tokens: Vec::try_from(tokens.flatten(0, 1)).expect("indices are i64"),
@@ -38,7 +38,7 @@ pub trait Steps {
 }
 
 /// The most likely next tokens of each caption, best first.
-pub struct Likeliest {
+pub struct TopTokens {
     /// `[rows * each]`.
     pub log_probabilities: Vec<f32>,
     /// `[rows * each]`.
@@ -89,8 +89,8 @@ struct Candidate {
 
 /// The 2k best candidates of each image, best first. At most k of them end, so k always remain
 /// open. `sums` are the log-probabilities of the beams, `[images * k]`.
-fn following(likeliest: &Likeliest, sums: &[f32], k: usize) -> Vec<Vec<Candidate>> {
-    let Likeliest { log_probabilities, tokens, each } = likeliest;
+fn following(likeliest: &TopTokens, sums: &[f32], k: usize) -> Vec<Vec<Candidate>> {
+    let TopTokens { log_probabilities, tokens, each } = likeliest;
     let rows = log_probabilities.chunks(*each).zip(tokens.chunks(*each)).zip(sums);
     let of_rows: Vec<Vec<(f32, i64)>> = rows
         .map(|((best, tokens), sum)| best.iter().map(|own| own + sum).zip(tokens.iter().copied()).collect())

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use tch::{Device, Tensor};
 
-use crate::prefix_tree::{Forest, Tree};
+use crate::prefix_tree::{PrefixTrees, Tree};
 
 /// Captions to be scored: equally many for each image, each with begin and end tokens.
 pub struct Captions {
     /// The inputs: all tokens of each caption but the last, one prefix tree per image.
-    pub(super) inputs: Forest,
+    pub(super) inputs: PrefixTrees,
     /// The indices of the nodes in `inputs`, without padding, `[nodes]`.
     pub(super) nodes: Tensor,
     /// The distinct predictions: the node after which a token is predicted, as an index of `nodes`,
@@ -32,7 +32,7 @@ impl Captions {
         let of_images = sequences.chunks(each);
         let trees: Vec<Tree> =
             of_images.clone().map(|captions| Tree::build(captions.iter().map(|caption| inputs(caption)))).collect();
-        let forest = Forest::new(&trees, device);
+        let forest = PrefixTrees::new(&trees, device);
         let mut nodes = Vec::new();
         let [mut after, mut targets, mut pairs, mut row] = [(); 4].map(|()| Vec::<i64>::new());
         let mut known = HashMap::new();

@@ -6,12 +6,12 @@ use std::cell::RefCell;
 
 use tch::{Kind, Tensor};
 
-use super::{CaptionerArchitecture, Initial, beam::Steps};
+use super::{CaptionerArchitecture, CaptionerInit, beam::Steps};
 use crate::nn::{
     self, Builder, Conv1d, Embedding, LayerNorm, Mode, Parameter, attention, attention_mask, merge_heads, split_heads,
     split_parts, stack_parts, takes_gpu_path,
 };
-use crate::prefix_tree::Forest;
+use crate::prefix_tree::PrefixTrees;
 use replayed::{Replayed, Workspace};
 
 /// The decoder, parameters `decoder.transformer.*`. The output projection is tied to the token
@@ -47,7 +47,7 @@ struct KeyValue {
 }
 
 impl Decoder {
-    pub fn new(builder: &mut Builder, sizes: &CaptionerArchitecture, initial: Initial) -> Self {
+    pub fn new(builder: &mut Builder, sizes: &CaptionerArchitecture, initial: CaptionerInit) -> Self {
         let name = "decoder.transformer";
         let [width, vocabulary, positions] =
             [sizes.width, sizes.vocabulary_size, sizes.positions].map(|size| size as i64);
@@ -64,7 +64,7 @@ impl Decoder {
 
     /// Maps the captions of each image, as a prefix tree, to hidden states `[images, nodes,
     /// width]`. They attend to `memory` `[images, memory length, width]`, the encoder's output.
-    pub fn forward(&self, captions: &Forest, memory: &Tensor, mode: Mode) -> Tensor {
+    pub fn forward(&self, captions: &PrefixTrees, memory: &Tensor, mode: Mode) -> Tensor {
         let x = mode.drop(self.tokens.forward(&captions.ids) + self.positions.forward(&captions.positions));
         let mask = attention_mask(&captions.mask, self.output().working.kind());
         let x = self.blocks.iter().fold(x, |x, block| {
@@ -130,7 +130,7 @@ impl Decoder {
 }
 
 impl Block {
-    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerArchitecture, initial: Initial) -> Self {
+    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerArchitecture, initial: CaptionerInit) -> Self {
         let (width, inner) = (sizes.width as i64, sizes.decoder_inner as i64);
         let norm = |builder: &mut Builder, part: &str| LayerNorm::new(builder, &format!("{name}.{part}"), width, 1e-5);
         let linear = |builder: &mut Builder, part: &str, inputs, outputs| {

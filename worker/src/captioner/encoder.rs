@@ -3,7 +3,7 @@
 use config::ProjectionInit;
 use tch::Tensor;
 
-use super::{CaptionerArchitecture, Initial};
+use super::{CaptionerArchitecture, CaptionerInit};
 use crate::nn::{Builder, Embedding, LayerNorm, Linear, Mode, attention, merge_heads, split_heads};
 
 /// The epsilon of BERT's layer norms.
@@ -32,7 +32,7 @@ struct Layer {
 }
 
 impl Encoder {
-    pub fn new(builder: &mut Builder, sizes: &CaptionerArchitecture, initial: Initial) -> Self {
+    pub fn new(builder: &mut Builder, sizes: &CaptionerArchitecture, initial: CaptionerInit) -> Self {
         let [vision_width, width, positions] =
             [sizes.vision_width, sizes.width, sizes.encoder_positions].map(|size| size as i64);
         let mut table = |part: &str, entries, deviation| {
@@ -65,7 +65,7 @@ impl Encoder {
 }
 
 impl Layer {
-    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerArchitecture, initial: Initial) -> Self {
+    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerArchitecture, initial: CaptionerInit) -> Self {
         let (width, inner) = (sizes.width as i64, sizes.encoder_inner as i64);
         let mut linear = |part: &str, inputs, outputs| {
             Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weights)

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::*;
 use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
-use crate::prefix_tree::{Forest, Tree};
+use crate::prefix_tree::{PrefixTrees, Tree};
 use crate::testing;
 
 #[derive(Deserialize)]
@@ -90,9 +90,9 @@ fn case(backend: Backend) -> (Golden, Captioner) {
 
 /// A forest with one tree per caption; the indices of its tokens in the forest, and in the expected
 /// values, `[captions * longest]`.
-fn whole(captions: &[Vec<i64>]) -> (Forest, Tensor, Tensor) {
+fn whole(captions: &[Vec<i64>]) -> (PrefixTrees, Tensor, Tensor) {
     let trees: Vec<Tree> = captions.iter().map(|caption| Tree::build([&caption[..]])).collect();
-    let forest = Forest::new(&trees, testing::device());
+    let forest = PrefixTrees::new(&trees, testing::device());
     let longest = captions.iter().map(Vec::len).max().unwrap_or(0);
     let tokens = captions.iter().enumerate();
     let tokens = tokens.flat_map(|(tree, caption)| (0..caption.len()).map(move |node| (tree, node)));
@@ -378,7 +378,7 @@ fn released_folders_load_and_compute_what_transformers_does() {
     let golden: ReleasedGolden = golden::json("released/released.json");
     let expected = golden::tensors("released/released.safetensors");
     for folder in ["pickle", "shards"] {
-        let released = weights::Released::open(&golden::path(&format!("released/{folder}"))).unwrap();
+        let released = weights::ReleasedFolder::open(&golden::path(&format!("released/{folder}"))).unwrap();
         let vision = crate::tensors::from_weights(released.vision_tensors().unwrap());
         let vision_encoder =
             crate::clip::VisionEncoder::new(released.vision().clone(), &vision, testing::device()).unwrap();

@@ -28,7 +28,7 @@ use encoder::Encoder;
 
 /// The initialization of a captioner that is trained from scratch.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Initial {
+struct CaptionerInit {
     /// The standard deviation of the weights.
     weights: f64,
     /// The standard deviation of the encoder's position embeddings.
@@ -74,7 +74,7 @@ pub fn preset(
     }
 }
 
-impl Initial {
+impl CaptionerInit {
     /// 0.02 at the width of the published captioner, as in BERT and GPT-2, and more for narrower
     /// ones.
     fn of(architecture: &CaptionerArchitecture, projection: ProjectionInit) -> Self {
@@ -138,13 +138,13 @@ impl Captioner {
         seed: u64,
         backend: impl Into<Backend>,
     ) -> Self {
-        let initial = Initial::of(&architecture, projection);
+        let initial = CaptionerInit::of(&architecture, projection);
         Self::build(architecture, initial, Builder::new(seed, backend))
     }
 
     /// A model whose parameters will be overwritten.
     fn blank(architecture: CaptionerArchitecture, backend: impl Into<Backend>) -> Self {
-        let initial = Initial::of(&architecture, ProjectionInit::default());
+        let initial = CaptionerInit::of(&architecture, ProjectionInit::default());
         Self::build(architecture, initial, Builder::blank(backend))
     }
 
@@ -171,7 +171,7 @@ impl Captioner {
         copy
     }
 
-    fn build(architecture: CaptionerArchitecture, initial: Initial, mut builder: Builder) -> Self {
+    fn build(architecture: CaptionerArchitecture, initial: CaptionerInit, mut builder: Builder) -> Self {
         let encoder = Encoder::new(&mut builder, &architecture, initial);
         let decoder = Decoder::new(&mut builder, &architecture, initial);
         Self { architecture, encoder, decoder, parameters: builder.finish() }

@@ -3,7 +3,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use caption_metrics::correlation::{accuracy, kendall};
-use caption_metrics::files::judgements::{Judged, Judgements};
+use caption_metrics::files::judgements::{JudgedCaption, Judgements};
 use caption_metrics::{Files, Item, Metrics, Report};
 use dataset::DataSet;
 use dataset::image_folder::ImageFolder;
@@ -86,7 +86,7 @@ impl Correlate {
     fn score_by_evaluators(
         &self,
         folder: &ImageFolder,
-        captions: &[&Judged],
+        captions: &[&JudgedCaption],
         items: &[Item],
         device: tch::Device,
         report: &mut Report,
@@ -109,7 +109,7 @@ impl Correlate {
             bar.finish_and_clear();
             let embedded = embedded?;
             let width = embedded.len() / files.len();
-            let of_caption = |judged: &&Judged| &embedded[numbers[judged.image.as_str()] * width..][..width];
+            let of_caption = |judged: &&JudgedCaption| &embedded[numbers[judged.image.as_str()] * width..][..width];
             let images: Vec<f32> = captions.iter().flat_map(of_caption).copied().collect();
             let progress = cli_support::spinner("reading captions");
             scorer.score(&images, items, |_| {}).add(&evaluator, report);

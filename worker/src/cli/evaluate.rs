@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use caption_metrics::results::{self, Captioned};
-use caption_metrics::{Examined, Files, Item, Metrics};
+use caption_metrics::{Files, ImageEvaluation, Item, Metrics};
 use config::{Captioner, RunFile};
 use dataset::{DataSet, Split};
 use proto::{EVALUATION_RANGE, v1};
@@ -60,7 +60,7 @@ impl Evaluate {
             let captions: Vec<Captioned> = items.iter().map(captioned).collect();
             results::write(path, &captions).map_err(|error| format!("{}: {error}", path.display()))?;
         }
-        let (names, examined): (Vec<String>, Vec<Examined>) = items.into_iter().map(examined).unzip();
+        let (names, examined): (Vec<String>, Vec<ImageEvaluation>) = items.into_iter().map(examined).unzip();
         let progress = cli_support::spinner(format!("scoring {} captions", names.len()));
         let mut report = metrics.evaluate(&examined);
         let known: HashMap<&str, Option<&'static str>> =
@@ -145,11 +145,11 @@ impl Evaluate {
     }
 }
 
-fn examined(item: v1::EvaluationItem) -> (String, Examined) {
+fn examined(item: v1::EvaluationItem) -> (String, ImageEvaluation) {
     let v1::EvaluationItem { image, caption, references, scores, embeddings, .. } = item;
     let item = Item { candidate: caption, references };
     let by_evaluator =
         |v1::Embeddings { prefix, image, text }: v1::Embeddings| (prefix, caption_metrics::Embeddings { image, text });
     let embeddings = embeddings.into_iter().map(by_evaluator).collect();
-    (image, Examined { item, scores: scores.into_iter().collect(), embeddings })
+    (image, ImageEvaluation { item, scores: scores.into_iter().collect(), embeddings })
 }

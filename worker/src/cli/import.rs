@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use weights::Released;
+use weights::ReleasedFolder;
 use weights::folder::{self, Manifest, VisionTower};
 use weights::write_safetensors;
 
@@ -25,7 +25,7 @@ impl Import {
     pub fn run(self) -> Result<(), String> {
         let text = |error: weights::Error| error.to_string();
         let progress = cli_support::spinner("reading, translating and writing the weights");
-        let released = Released::open(&self.from).map_err(text)?;
+        let released = ReleasedFolder::open(&self.from).map_err(text)?;
         let vocabulary = released.vocabulary().map_err(text)?;
         files::new_folder(&self.to, |folder| {
             let vision = released.vision_tensors().map_err(text)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use transport::Address;
 
 use super::{device::Compute, launcher};
-use crate::session::{self, Ending, Options, RankSource, WantedRank};
+use crate::session::{self, Options, RankSource, RequestedId, WorkerExit};
 
 #[derive(clap::Args)]
 /// Take part in a run until it is complete.
@@ -39,7 +39,7 @@ impl Join {
     pub fn run(self) -> Result<ExitCode, String> {
         cli_support::share_new_files_with_group();
         let rank = match self.rank {
-            Some(rank) => Some(WantedRank { rank, source: RankSource::Flag }),
+            Some(rank) => Some(RequestedId { rank, source: RankSource::Flag }),
             None => launcher::rank(|name| std::env::var(name).ok())?,
         };
         let options = Options {
@@ -51,8 +51,8 @@ impl Join {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         match runtime.map_err(|error| error.to_string())?.block_on(session::run(options))? {
-            Ending::Finished => Ok(ExitCode::SUCCESS),
-            Ending::Left => Ok(ExitCode::from(self.left_status)),
+            WorkerExit::Finished => Ok(ExitCode::SUCCESS),
+            WorkerExit::Left => Ok(ExitCode::from(self.left_status)),
         }
     }
 }

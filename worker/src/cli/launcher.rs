@@ -4,7 +4,7 @@
 //! task that the shell is, such as `SLURM_PROCID=0` of a batch script. So a launcher's rank counts
 //! only where it started several tasks, each with a rank of its own.
 
-use crate::session::{RankSource, WantedRank};
+use crate::session::{RankSource, RequestedId};
 
 /// The environment variables of a launcher.
 struct Launcher {
@@ -31,7 +31,7 @@ const LAUNCHERS: [Launcher; 5] = [
 ///
 /// # Errors
 /// A variable of it is no rank.
-pub fn rank(variable: impl Fn(&str) -> Option<String>) -> Result<Option<WantedRank>, String> {
+pub fn rank(variable: impl Fn(&str) -> Option<String>) -> Result<Option<RequestedId>, String> {
     let value = |name: &str| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
     for Launcher { rank: name, tasks } in LAUNCHERS {
         let Some(rank) = value(name) else { continue };
@@ -52,7 +52,7 @@ pub fn rank(variable: impl Fn(&str) -> Option<String>) -> Result<Option<WantedRa
                 "environment variable {name} is {rank:?}, not a rank{below}: unset it, or pass --rank"
             ));
         };
-        return Ok(Some(WantedRank { rank, source: RankSource::Variable(name) }));
+        return Ok(Some(RequestedId { rank, source: RankSource::Variable(name) }));
     }
     Ok(None)
 }

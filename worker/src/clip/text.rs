@@ -5,7 +5,7 @@ use weights::clip::Architecture;
 
 use super::{transformer::Transformer, unit};
 use crate::nn::{Builder, Embedding, LayerNorm, takes_gpu_path};
-use crate::prefix_tree::{Forest, Tree};
+use crate::prefix_tree::{PrefixTrees, Tree};
 
 /// Number of texts in one forward pass on a CPU. The texts' prefix trees are padded to the largest
 /// one; small groups keep padding low.
@@ -63,7 +63,7 @@ impl Text {
     }
 
     fn embed_group<'a>(&self, trees: impl Iterator<Item = &'a Tree> + Clone, device: Device) -> Tensor {
-        let forest = Forest::new(trees.clone(), device);
+        let forest = PrefixTrees::new(trees.clone(), device);
         let positions = self.positional_embedding.index_select(0, &forest.positions.flatten(0, 1));
         let x = self.token_embedding.forward(&forest.ids);
         let x = &x + positions.view_as(&x);

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use tch::Tensor;
 
 use super::store::{ERROR_LENGTH, Handle, c_string, text};
-use super::{Broken, Collective, Flag, Meeting, POLL};
+use super::{Collective, CollectiveError, Flag, POLL, RendezvousPlan};
 
 // SAFETY: declarations of the functions in gloo/shim.cpp, with the same types.
 unsafe extern "C" {
@@ -48,7 +48,7 @@ impl Gloo {
     ///
     /// # Errors
     /// The other ranks did not join in time, or the generation was abandoned.
-    pub fn meet(meeting: &Meeting<'_>, own_host: IpAddr) -> Result<Self, Broken> {
+    pub fn meet(meeting: &RendezvousPlan<'_>, own_host: IpAddr) -> Result<Self, CollectiveError> {
         let (rank, world_size) = (meeting.rank, meeting.world_size);
         let timeout = meeting.patience.as_millis() as i64;
         let group = meeting.apart(move |store| {
@@ -66,19 +66,19 @@ impl Gloo {
         self.group.as_ref().expect("the group is only taken by drop").pointer
     }
 
-    fn run(&self, start: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<(), Broken> {
+    fn run(&self, start: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<(), CollectiveError> {
         if self.abandon.is_raised() {
-            return Err(Broken::Abandoned);
+            return Err(CollectiveError::Abandoned);
         }
-        let work = Handle::new(dico_work_free, start).map_err(Broken::Failed)?;
+        let work = Handle::new(dico_work_free, start).map_err(CollectiveError::Failed)?;
         let mut error = [0 as c_char; ERROR_LENGTH];
         loop {
             // SAFETY: the work lives until the end of this function; the buffer has the length that the shim expects.
             match unsafe { dico_work_wait(work.pointer, POLL.as_millis() as i64, error.as_mut_ptr()) } {
                 1 => return Ok(()),
-                0 if self.abandon.is_raised() => return Err(Broken::Abandoned),
+                0 if self.abandon.is_raised() => return Err(CollectiveError::Abandoned),
                 0 => {}
-                _ => return Err(Broken::Failed(text(&error))),
+                _ => return Err(CollectiveError::Failed(text(&error))),
             }
         }
     }
@@ -100,17 +100,17 @@ impl Collective for Gloo {
         self.world_size
     }
 
-    fn all_reduce(&self, tensor: &Tensor) -> Result<(), Broken> {
+    fn all_reduce(&self, tensor: &Tensor) -> Result<(), CollectiveError> {
         // SAFETY: tch's tensors are at::Tensor; the shim keeps the tensor alive while the work runs.
         self.run(|error| unsafe { dico_gloo_all_reduce(self.group(), tensor.as_ptr().cast(), error) })
     }
 
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), Broken> {
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CollectiveError> {
         // SAFETY: as above.
         self.run(|error| unsafe { dico_gloo_broadcast(self.group(), tensor.as_ptr().cast(), root as c_int, error) })
     }
 
-    fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, Broken> {
+    fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, CollectiveError> {
         let tensor = tensor.contiguous();
         let gathered: Vec<Tensor> = (0..self.world_size).map(|_| tensor.zeros_like()).collect();
         let pointers: Vec<*const c_void> = gathered.iter().map(|output| output.as_ptr().cast()).collect();
@@ -144,7 +144,7 @@ mod tests {
                     scope.spawn(move || {
                         let patience = Duration::from_secs(30);
                         let abandon = Flag::default();
-                        let meeting = Meeting {
+                        let meeting = RendezvousPlan {
                             store_address: address,
                             generation: 1,
                             term: 0,
@@ -198,7 +198,7 @@ mod tests {
         let store = Store::serve(HOST).unwrap();
         let flag = Flag::default();
         flag.raise();
-        let meeting = Meeting {
+        let meeting = RendezvousPlan {
             store_address: store.address(),
             generation: 1,
             term: 0,
@@ -207,6 +207,6 @@ mod tests {
             patience: Duration::from_secs(2),
             abandon: flag,
         };
-        assert_eq!(Gloo::meet(&meeting, HOST).err(), Some(Broken::Abandoned));
+        assert_eq!(Gloo::meet(&meeting, HOST).err(), Some(CollectiveError::Abandoned));
     }
 }

@@ -33,22 +33,22 @@ pub trait Collective {
     /// # Errors
     /// A peer has failed, or the generation was abandoned. The collective cannot be used
     /// afterwards.
-    fn all_reduce(&self, tensor: &Tensor) -> Result<(), Broken>;
+    fn all_reduce(&self, tensor: &Tensor) -> Result<(), CollectiveError>;
     /// Overwrites `tensor` with the tensor of rank `root`.
     ///
     /// # Errors
     /// As for `all_reduce`.
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), Broken>;
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CollectiveError>;
     /// The tensors of all ranks, in order of rank. All must have the same shape.
     ///
     /// # Errors
     /// As for `all_reduce`.
-    fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, Broken>;
+    fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, CollectiveError>;
 }
 
 /// Why a collective can no longer be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
+pub enum CollectiveError {
     /// The generation was abandoned: by the coordinator, or by this worker itself.
     #[error("the generation was abandoned")]
     Abandoned,
@@ -76,7 +76,7 @@ impl Flag {
 }
 
 /// The parameters of a generation's rendezvous.
-pub struct Meeting<'a> {
+pub struct RendezvousPlan<'a> {
     /// The address (host:port) of rank 0's store.
     pub store_address: &'a str,
     /// The number of the generation.
@@ -93,13 +93,13 @@ pub struct Meeting<'a> {
     pub abandon: Flag,
 }
 
-impl Meeting<'_> {
+impl RendezvousPlan<'_> {
     /// Joins the rendezvous, with the backend for this device; all members of a run have the same
     /// type of device. Other ranks connect to this one at `host`.
     ///
     /// # Errors
     /// The other ranks did not join in time, or the generation was abandoned.
-    pub fn hold(&self, device: Device, host: IpAddr) -> Result<Box<dyn Collective>, Broken> {
+    pub fn hold(&self, device: Device, host: IpAddr) -> Result<Box<dyn Collective>, CollectiveError> {
         Ok(match device {
             _ if self.world_size == 1 => Box::new(Solo),
             Device::Cuda(gpu) => Box::new(Nccl::meet(self, gpu)?),
@@ -117,7 +117,7 @@ impl Meeting<'_> {
     fn apart<T: Send + 'static>(
         &self,
         work: impl FnOnce(&store::Client) -> Result<T, String> + Send + 'static,
-    ) -> Result<T, Broken> {
+    ) -> Result<T, CollectiveError> {
         let (address, name, patience) = (self.store_address.to_owned(), self.name(), self.patience);
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
@@ -127,9 +127,13 @@ impl Meeting<'_> {
         });
         loop {
             match receiver.recv_timeout(POLL) {
-                Ok(done) => return done.map_err(Broken::Failed),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(Broken::Failed("meeting thread died".into())),
-                Err(mpsc::RecvTimeoutError::Timeout) if self.abandon.is_raised() => return Err(Broken::Abandoned),
+                Ok(done) => return done.map_err(CollectiveError::Failed),
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(CollectiveError::Failed("meeting thread died".into()));
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) if self.abandon.is_raised() => {
+                    return Err(CollectiveError::Abandoned);
+                }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
         }

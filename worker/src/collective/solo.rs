@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Broken, Collective};
+use super::{Collective, CollectiveError};
 
 /// The collective of a single rank: operations change nothing.
 pub struct Solo;
@@ -14,15 +14,15 @@ impl Collective for Solo {
         1
     }
 
-    fn all_reduce(&self, _: &Tensor) -> Result<(), Broken> {
+    fn all_reduce(&self, _: &Tensor) -> Result<(), CollectiveError> {
         Ok(())
     }
 
-    fn broadcast(&self, _: &Tensor, _: usize) -> Result<(), Broken> {
+    fn broadcast(&self, _: &Tensor, _: usize) -> Result<(), CollectiveError> {
         Ok(())
     }
 
-    fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, Broken> {
+    fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, CollectiveError> {
         Ok(vec![tensor.shallow_clone()])
     }
 }

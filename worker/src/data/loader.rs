@@ -56,7 +56,7 @@ pub struct Source {
 /// A batch of prepared samples.
 pub struct Batch {
     /// The images as pixels or features.
-    pub views: Views,
+    pub views: BatchImages,
     /// Generated images for the same samples as bytes `[batch, size, size, 3]`, in the evaluator's
     /// size; none unless requested.
     pub generated: Option<Tensor>,
@@ -67,7 +67,7 @@ pub struct Batch {
 }
 
 /// The images of a batch.
-pub enum Views {
+pub enum BatchImages {
     /// Pixels: bytes `[batch, size, size, 3]`, by size.
     Pixels(BTreeMap<u32, Tensor>),
     /// Features: outputs of the frozen encoders, in the store's type.
@@ -239,7 +239,7 @@ impl Reader {
             samples.push(sample);
         }
         let (kind, images) = (kind(manifest.dtype), samples.len() as i64);
-        let views = Views::Features {
+        let views = BatchImages::Features {
             hidden: Tensor::from_data_size(&hidden, &[images, tokens, width], kind),
             embeddings: Tensor::from_data_size(&embeddings, &[images, embedding], kind),
         };
@@ -273,7 +273,7 @@ impl Reader {
             Tensor::from_slice(pixels).view([samples.len() as i64, side, side, 3])
         };
         let views = pixels.iter().zip(sizes).map(|(pixels, &size)| (size, tensor(pixels, size)));
-        let views = Views::Pixels(views.collect());
+        let views = BatchImages::Pixels(views.collect());
         let generated = generated.map(|pixels| tensor(&pixels, *generated_size));
         let skipped = (job.samples.len() - samples.len()) as u64;
         Ok(Batch { views, generated, samples, skipped })
@@ -350,7 +350,7 @@ mod tests {
         let (_folder, data) = undecodable(true);
         let batch = loader(&data, None, true).train(samples()).wait().unwrap();
         assert_eq!((batch.samples.len(), batch.skipped), (0, 2));
-        let Views::Pixels(pixels) = batch.views else { panic!("not pixels") };
+        let BatchImages::Pixels(pixels) = batch.views else { panic!("not pixels") };
         let sizes: Vec<Vec<i64>> = pixels.values().map(Tensor::size).collect();
         assert_eq!(sizes, [[0, 4, 4, 3], [0, 6, 6, 3]]);
     }
@@ -383,7 +383,7 @@ mod tests {
         };
         let batch = loader(&data, Some(stores()), true).train(samples()).wait().unwrap();
         assert_eq!((batch.samples.len(), batch.skipped), (0, 2));
-        let Views::Features { hidden, embeddings } = batch.views else { panic!("not features") };
+        let BatchImages::Features { hidden, embeddings } = batch.views else { panic!("not features") };
         assert_eq!((hidden.size(), embeddings.size()), (vec![0, 3, 2], vec![0, 5]));
         let error = loader(&data, Some(stores()), false).train(samples()).wait().err().unwrap();
         assert!(error.contains("a.png: ") && error.contains("data.skip_corrupt"), "{error}");

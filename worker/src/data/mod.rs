@@ -3,4 +3,4 @@
 mod loader;
 pub mod permutation;
 
-pub use loader::{Batch, Loader, Pending, Sample, Sizes, Source, Views, kind, normalise};
+pub use loader::{Batch, BatchImages, Loader, Pending, Sample, Sizes, Source, kind, normalise};

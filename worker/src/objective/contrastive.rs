@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor, no_grad};
 
 use super::Outcome;
-use crate::collective::{Broken, Collective};
+use crate::collective::{Collective, CollectiveError};
 
 /// This rank's unit embeddings, all `[share, embedding]`. The share may be empty.
 pub struct Pairs {
@@ -32,7 +32,7 @@ pub struct Pairs {
 ///
 /// # Errors
 /// The collective has failed.
-pub fn outcome(pairs: &Pairs, scale: &Tensor, collective: &dyn Collective) -> Result<Outcome, Broken> {
+pub fn outcome(pairs: &Pairs, scale: &Tensor, collective: &dyn Collective) -> Result<Outcome, CollectiveError> {
     let share = pairs.images.size()[0];
     let (images, texts) = (gather(&pairs.images, collective)?, gather(&pairs.texts, collective)?);
     // All ranks compute the same gradient of the scale, and their gradients will be summed.
@@ -70,7 +70,7 @@ fn symmetric_cross_entropy(logits: &Tensor) -> Tensor {
 
 /// The rows of all ranks, in order of rank; only this rank's have gradients. Shares may differ in
 /// size, and may be empty.
-fn gather(own: &Tensor, collective: &dyn Collective) -> Result<Tensor, Broken> {
+fn gather(own: &Tensor, collective: &dyn Collective) -> Result<Tensor, CollectiveError> {
     let share = own.size()[0];
     let counts = collective.all_gather(&Tensor::from_slice(&[share]).to_device(own.device()))?;
     let counts: Vec<i64> = counts.iter().map(|count| count.int64_value(&[0])).collect();
@@ -119,13 +119,13 @@ mod tests {
         fn world_size(&self) -> usize {
             2
         }
-        fn all_reduce(&self, _: &Tensor) -> Result<(), Broken> {
+        fn all_reduce(&self, _: &Tensor) -> Result<(), CollectiveError> {
             Ok(())
         }
-        fn broadcast(&self, _: &Tensor, _: usize) -> Result<(), Broken> {
+        fn broadcast(&self, _: &Tensor, _: usize) -> Result<(), CollectiveError> {
             Ok(())
         }
-        fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, Broken> {
+        fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, CollectiveError> {
             let mut both = vec![self.other.borrow_mut().remove(0)];
             both.insert(self.rank, tensor.shallow_clone());
             Ok(both)

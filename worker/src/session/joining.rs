@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use super::place::Place;
-use super::{MAX_REASON_CHARS, Options, RankSource, WantedRank, client};
+use super::place::Membership;
+use super::{MAX_REASON_CHARS, Options, RankSource, RequestedId, client};
 
 /// The first and the longest pause between attempts to reach the coordinator.
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
@@ -25,7 +25,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// A reservation of an id, which lasts as long as it is renewed.
 pub struct Reservation {
     /// The coordinator's answer.
-    pub place: Place,
+    pub place: Membership,
     /// The request to repeat for renewal.
     request: v1::JoinRequest,
 }
@@ -33,7 +33,7 @@ pub struct Reservation {
 /// The local address of the route to the coordinator. Retries, because a host name may not resolve
 /// yet when a cluster starts.
 pub async fn route_to(options: &Options) -> Result<IpAddr, String> {
-    let mut attempts = Attempts::new(options);
+    let mut attempts = RetryPolicy::new(options);
     loop {
         let connected = timeout(CONNECT, local_address(options.coordinator.host_and_port())).await;
         match connected.unwrap_or_else(|_| Err("no answer: timed out".to_owned())) {
@@ -76,7 +76,7 @@ pub async fn rejoin(options: &Options, host: IpAddr, rank: u32, lost_after: Dura
 /// that is not renewed expires; then the coordinator refuses the session, and the worker joins
 /// again.
 pub async fn renew(options: &Options, reservation: &Reservation) -> Infallible {
-    let Place { rank, heartbeat, lost_after, .. } = reservation.place;
+    let Membership { rank, heartbeat, lost_after, .. } = reservation.place;
     let request = v1::JoinRequest { rank: Some(rank), waited_ms: 0, ..reservation.request.clone() };
     let mut connection = None;
     loop {
@@ -114,14 +114,14 @@ async fn ask(
     mut request: v1::JoinRequest,
     own_until: Option<Instant>,
 ) -> Result<Reservation, String> {
-    let mut attempts = Attempts::new(options);
+    let mut attempts = RetryPolicy::new(options);
     let mut held_since = None;
     loop {
         request.waited_ms = held_since.map_or(0, |since: Instant| since.elapsed().as_millis() as u64);
         let ask = options.coordinator.ask(async |channel| client(channel).join(request.clone()).await);
         let status = match ask.await {
             Ok(answer) => {
-                let place = Place::read(answer, request.rank);
+                let place = Membership::read(answer, request.rank);
                 let place = place.map_err(|violation| format!("{}: {violation}", options.coordinator.url()))?;
                 return Ok(Reservation { place, request });
             }
@@ -148,14 +148,14 @@ async fn ask(
 }
 
 /// Attempts to reach the coordinator, with exponential backoff, for `patience` at most.
-pub struct Attempts<'a> {
+pub struct RetryPolicy<'a> {
     options: &'a Options,
     /// The start, or the coordinator's last answer.
     since: Instant,
     pause: Duration,
 }
 
-impl<'a> Attempts<'a> {
+impl<'a> RetryPolicy<'a> {
     /// No attempts so far.
     pub fn new(options: &'a Options) -> Self {
         Self { options, since: Instant::now(), pause: BACK_OFF[0] }
@@ -201,10 +201,10 @@ fn refusal(options: &Options, status: &Status) -> String {
     match (status.code(), options.rank) {
         // The answer did not come from a coordinator.
         (Code::Internal, _) => format!("{url}: {reason}"),
-        (Code::AlreadyExists, Some(WantedRank { source: RankSource::Flag, .. })) => {
+        (Code::AlreadyExists, Some(RequestedId { source: RankSource::Flag, .. })) => {
             format!("{url} refused: {reason}; choose another --rank, or none to be given one")
         }
-        (Code::AlreadyExists, Some(WantedRank { rank, source: RankSource::Variable(name) })) => format!(
+        (Code::AlreadyExists, Some(RequestedId { rank, source: RankSource::Variable(name) })) => format!(
             "{url} refused: {reason}; rank {rank} came from the environment variable {name}: pass --rank, or unset {name} to be \
              given one"
         ),

@@ -25,10 +25,10 @@ use transport::{Channel, Link};
 
 use crate::collective::Store;
 use crate::trainer::End;
-use joining::{Attempts, Reservation};
-use place::Place;
-use stream::Over;
-use training::{Held, Training, training_died};
+use joining::{Reservation, RetryPolicy};
+use place::Membership;
+use stream::SessionEnd;
+use training::{ReleasedState, Training, training_died};
 
 /// Maximal number of characters of the coordinator's reasons that are shown.
 const MAX_REASON_CHARS: usize = 1_000;
@@ -45,7 +45,7 @@ pub struct Options {
     /// The connection settings for the coordinator.
     pub coordinator: Link,
     /// The wanted id; none to let the coordinator choose.
-    pub rank: Option<WantedRank>,
+    pub rank: Option<RequestedId>,
     /// The device to compute on.
     pub device: Device,
     /// The address for other workers; none for the address of the route to the coordinator.
@@ -56,7 +56,7 @@ pub struct Options {
 
 /// The id that a worker asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WantedRank {
+pub struct RequestedId {
     /// The id.
     pub rank: u32,
     /// The source of this setting, for messages.
@@ -83,7 +83,7 @@ impl fmt::Display for RankSource {
 
 /// How a worker ends without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum WorkerExit {
     /// The run is complete.
     Finished,
     /// The worker left before that: on a shutdown signal, a drain or the coordinator's stop. No
@@ -95,12 +95,12 @@ pub enum Ending {
 ///
 /// # Errors
 /// The reason why this worker cannot continue, in one line.
-pub async fn run(options: Options) -> Result<Ending, String> {
+pub async fn run(options: Options) -> Result<WorkerExit, String> {
     run_until(options, leaving::wish()?).await
 }
 
 /// As [`run`], with `wish` as the shutdown signal.
-async fn run_until(options: Options, mut wish: watch::Receiver<bool>) -> Result<Ending, String> {
+async fn run_until(options: Options, mut wish: watch::Receiver<bool>) -> Result<WorkerExit, String> {
     let begin = async {
         let host = match options.host {
             Some(host) => host,
@@ -117,7 +117,7 @@ async fn run_until(options: Options, mut wish: watch::Receiver<bool>) -> Result<
     let (host, place, store, mut training) = tokio::select! {
         begun = begin => begun?,
         // The worker is no member yet: it can leave at once.
-        Ok(_) = wish.wait_for(|wish| *wish) => return Ok(Ending::Left),
+        Ok(_) = wish.wait_for(|wish| *wish) => return Ok(WorkerExit::Left),
     };
     let over = take_part(&options, host, place, store, &mut training, &wish).await;
     training.saved().await;
@@ -129,14 +129,14 @@ async fn run_until(options: Options, mut wish: watch::Receiver<bool>) -> Result<
 async fn take_part(
     options: &Options,
     host: IpAddr,
-    mut place: Place,
+    mut place: Membership,
     mut store: Store,
     training: &mut Training,
     wish: &watch::Receiver<bool>,
-) -> Result<Ending, String> {
+) -> Result<WorkerExit, String> {
     let mut holds = None;
     // Retries over several sessions, until one of them lasts.
-    let mut attempts = Attempts::new(options);
+    let mut attempts = RetryPolicy::new(options);
     loop {
         let begun = Instant::now();
         let attach = v1::Attach {
@@ -149,19 +149,19 @@ async fn take_part(
             term: training.term(),
         };
         match stream::serve(&options.coordinator, &place, attach, training, wish.clone()).await {
-            Over::Finished => return finish(place.rank, training).await,
-            Over::Left(reason) => {
+            SessionEnd::Finished => return finish(place.rank, training).await,
+            SessionEnd::Left(reason) => {
                 tracing::info!(rank = place.rank, reason, "left");
                 cli_support::tell(format_args!("left rank={}", place.rank));
-                return Ok(Ending::Left);
+                return Ok(WorkerExit::Left);
             }
-            Over::Failed(reason) => return Err(reason),
-            Over::Disconnected(reason) => {
+            SessionEnd::Failed(reason) => return Err(reason),
+            SessionEnd::Disconnected(reason) => {
                 tracing::warn!("connection to the coordinator lost ({reason}): holding the state, and rejoining");
                 let lost_after = place.lost_after;
                 holds = match training.let_go(lost_after).await? {
-                    Held::State(position) => position,
-                    Held::Result => return finish(place.rank, training).await,
+                    ReleasedState::State(position) => position,
+                    ReleasedState::Result => return finish(place.rank, training).await,
                 };
                 let reservation = come_back(options, host, &place, &mut attempts, begun, &reason).await?;
                 if let Err(reason) = training.take_settings(&reservation.place) {
@@ -171,7 +171,7 @@ async fn take_part(
                 }
                 place = reservation.place;
             }
-            Over::Disowned(reason) => {
+            SessionEnd::Disowned(reason) => {
                 tracing::warn!("giving up the state that was held, and joining anew: {reason}");
                 let reservation = come_back(options, host, &place, &mut attempts, begun, &reason).await?;
                 store = begin_anew(options, host, &reservation, training).await?;
@@ -186,14 +186,14 @@ async fn take_part(
 async fn come_back<'a>(
     options: &'a Options,
     host: IpAddr,
-    place: &Place,
-    attempts: &mut Attempts<'a>,
+    place: &Membership,
+    attempts: &mut RetryPolicy<'a>,
     begun: Instant,
     reason: &str,
 ) -> Result<Reservation, String> {
     match begun.elapsed() < MIN_SESSION {
         true => attempts.retry(reason).await?,
-        false => *attempts = Attempts::new(options),
+        false => *attempts = RetryPolicy::new(options),
     }
     let asked = Instant::now();
     let reservation = joining::rejoin(options, host, place.rank, place.lost_after).await?;
@@ -216,10 +216,10 @@ async fn begin_anew(
     Store::serve(host)
 }
 
-async fn finish(rank: u32, training: &mut Training) -> Result<Ending, String> {
+async fn finish(rank: u32, training: &mut Training) -> Result<WorkerExit, String> {
     let End::Finished(sha256) = training.end().await else { return Err(training_died()) };
     cli_support::tell(format_args!("finished rank={rank} parameters_sha256={sha256}"));
-    Ok(Ending::Finished)
+    Ok(WorkerExit::Finished)
 }
 
 fn client(channel: Channel) -> CoordinatorClient<Channel> {

@@ -6,7 +6,7 @@ use config::{MAX_WORKERS, RunFile};
 use proto::{PROTOCOL_VERSION, v1};
 
 use super::MAX_REASON_CHARS;
-use crate::protocol::Violation;
+use crate::protocol::ProtocolViolation;
 
 /// Maximal length of the session token and of a run's name, in bytes. The token consists of at most
 /// 512 bytes that the worker chose, and its id.
@@ -15,7 +15,7 @@ const MAX_NAME_BYTES: usize = 1_024;
 const MAX_LOST_AFTER: Duration = Duration::from_secs(2_592_000);
 
 /// The settings of a worker's membership in a run.
-pub struct Place {
+pub struct Membership {
     /// The worker's id.
     pub rank: u32,
     /// The secret that opens a session.
@@ -30,12 +30,12 @@ pub struct Place {
     pub lost_after: Duration,
 }
 
-impl Place {
+impl Membership {
     /// Validates the answer to a worker that wants this id, or any.
     ///
     /// # Errors
     /// What is invalid in it.
-    pub fn read(answer: v1::JoinResponse, wanted: Option<u32>) -> Result<Self, Violation> {
+    pub fn read(answer: v1::JoinResponse, wanted: Option<u32>) -> Result<Self, ProtocolViolation> {
         let v1::JoinResponse { protocol_version, rank, session_token, run_file, run_id, .. } = answer;
         let [heartbeat, lost_after] = [answer.heartbeat_interval_ms, answer.lost_after_ms].map(Duration::from_millis);
         need(protocol_version == PROTOCOL_VERSION, || {
@@ -66,12 +66,12 @@ impl Place {
     }
 }
 
-fn need(holds: bool, problem: impl FnOnce() -> String) -> Result<(), Violation> {
+fn need(holds: bool, problem: impl FnOnce() -> String) -> Result<(), ProtocolViolation> {
     if holds { Ok(()) } else { Err(violation(&problem())) }
 }
 
-fn violation(problem: &str) -> Violation {
-    Violation::new(format!("in the answer to a join, {problem}"))
+fn violation(problem: &str) -> ProtocolViolation {
+    ProtocolViolation::new(format!("in the answer to a join, {problem}"))
 }
 
 #[cfg(test)]
@@ -101,13 +101,13 @@ mod tests {
 
     #[test]
     fn a_place_is_what_was_asked_for() {
-        let place = Place::read(answer(), Some(1)).ok().unwrap();
+        let place = Membership::read(answer(), Some(1)).ok().unwrap();
         assert_eq!((place.rank, place.run.stages.len(), place.run_id.as_str()), (1, 1, "3fa2"));
         assert_eq!([place.heartbeat, place.lost_after], [100, 500].map(Duration::from_millis));
-        let error = Place::read(answer(), Some(0)).err().unwrap().to_string();
+        let error = Membership::read(answer(), Some(0)).err().unwrap().to_string();
         assert!(error.contains("it gives rank 1 to a worker that asked for rank 0"), "{error}");
         let long = v1::JoinResponse { run_file: format!("{{\"{}\": 1}}", "\u{1b}x".repeat(9_999)), ..answer() };
-        let error = Place::read(long, None).err().unwrap().to_string();
+        let error = Membership::read(long, None).err().unwrap().to_string();
         assert!(error.contains("its run file does not fit this version") && error.len() < 2_000, "{error}");
     }
 
@@ -134,7 +134,7 @@ mod tests {
                 lost_after_ms: if good[4] { sane.lost_after_ms } else { lost_after },
                 run_id: if good[5] { sane.run_id } else { text },
             };
-            match Place::read(answer, None) {
+            match Membership::read(answer, None) {
                 Ok(place) => {
                     prop_assert!(place.rank < MAX_WORKERS && !place.heartbeat.is_zero());
                     prop_assert!(place.heartbeat <= place.lost_after && place.lost_after <= MAX_LOST_AFTER);

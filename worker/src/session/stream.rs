@@ -9,10 +9,10 @@ use tonic::{Code, Status};
 use transport::Link;
 
 use super::joining::MIN_HEARTBEAT;
-use super::place::Place;
+use super::place::Membership;
 use super::training::Training;
 use super::{MAX_REASON_CHARS, REPORTS, client, leaving};
-use crate::protocol::Violation;
+use crate::protocol::ProtocolViolation;
 
 /// How long a coordinator may take to accept a session or a message, unless the heartbeat timeout
 /// is longer.
@@ -21,7 +21,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// How a session ended.
-pub enum Over {
+pub enum SessionEnd {
     /// The run is complete.
     Finished,
     /// This worker was released, after a shutdown signal or because it is not needed; the reason.
@@ -37,11 +37,11 @@ pub enum Over {
 /// Runs one session, from Attach to its end.
 pub async fn serve(
     link: &Link,
-    place: &Place,
+    place: &Membership,
     attach: v1::Attach,
     training: &mut Training,
     mut wish: watch::Receiver<bool>,
-) -> Over {
+) -> SessionEnd {
     let (outgoing, messages) = mpsc::channel(REPORTS);
     let lost_after = place.lost_after;
     let send = async |message| {
@@ -57,7 +57,7 @@ pub async fn serve(
     let mut directives = match tokio::time::timeout(lost_after.max(ANSWER), session).await {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return broken(&status),
-        Err(_) => return Over::Disconnected("the coordinator does not answer".to_owned()),
+        Err(_) => return SessionEnd::Disconnected("the coordinator does not answer".to_owned()),
     };
     let mut heartbeat = tokio::time::interval(place.heartbeat.max(MIN_HEARTBEAT));
     let (mut finished, mut leaves) = (false, false);
@@ -69,11 +69,11 @@ pub async fn serve(
                     Ok(()) => continue,
                     Err(violation) => {
                         _ = send(failed(&violation, training.generation())).await;
-                        return close(outgoing, directives, Over::Failed(violation.to_string())).await;
+                        return close(outgoing, directives, SessionEnd::Failed(violation.to_string())).await;
                     }
                 },
-                Ok(None) | Err(_) if finished => return Over::Finished,
-                Ok(None) => return Over::Disconnected("stream closed".to_owned()),
+                Ok(None) | Err(_) if finished => return SessionEnd::Finished,
+                Ok(None) => return SessionEnd::Disconnected("stream closed".to_owned()),
                 Err(status) => return broken(&status),
             },
             report = training.report(), if !finished => match report {
@@ -81,7 +81,7 @@ pub async fn serve(
                     finished = matches!(report, Message::Finished(_));
                     report
                 }
-                None => return Over::Failed(training.why_ended().await),
+                None => return SessionEnd::Failed(training.why_ended().await),
             },
             Ok(_) = wish.wait_for(|wish| *wish), if !leaves => {
                 leaves = true;
@@ -92,15 +92,15 @@ pub async fn serve(
         };
         let fatal = matches!(&message, Message::Failed(failed) if failed.fatal);
         let Ok(sent) = send(message).await else {
-            return Over::Disconnected("the coordinator does not listen".to_owned());
+            return SessionEnd::Disconnected("the coordinator does not listen".to_owned());
         };
         if finished {
             // Closing this side tells the coordinator that no more messages follow.
-            return close(outgoing, directives, Over::Finished).await;
+            return close(outgoing, directives, SessionEnd::Finished).await;
         }
         if fatal {
             let reason = training.why_ended().await;
-            return close(outgoing, directives, Over::Failed(reason)).await;
+            return close(outgoing, directives, SessionEnd::Failed(reason)).await;
         }
         if !sent {
             // The coordinator has closed the stream, perhaps after a Leave that was not read yet.
@@ -110,7 +110,7 @@ pub async fn serve(
 }
 
 /// Reads the rest of a closed stream: whether the coordinator told this worker to leave.
-async fn last_words(mut directives: tonic::Streaming<v1::Directive>, leaves: bool) -> Over {
+async fn last_words(mut directives: tonic::Streaming<v1::Directive>, leaves: bool) -> SessionEnd {
     let leave = async {
         while let Ok(Some(directive)) = directives.message().await {
             if let Some(Kind::Leave(leave)) = directive.directive {
@@ -121,18 +121,18 @@ async fn last_words(mut directives: tonic::Streaming<v1::Directive>, leaves: boo
     };
     match tokio::time::timeout(FAREWELL, leave).await {
         Ok(Some(leave)) => left(&leave, leaves),
-        _ => Over::Disconnected("stream closed".to_owned()),
+        _ => SessionEnd::Disconnected("stream closed".to_owned()),
     }
 }
 
 /// How a session ends after a Leave; `leaves` is whether this worker had asked to leave.
-fn left(leave: &v1::Leave, leaves: bool) -> Over {
+fn left(leave: &v1::Leave, leaves: bool) -> SessionEnd {
     let reason = cli_support::one_line(&leave.reason, MAX_REASON_CHARS);
-    if leaves || leave.orderly { Over::Left(reason) } else { Over::Failed(reason) }
+    if leaves || leave.orderly { SessionEnd::Left(reason) } else { SessionEnd::Failed(reason) }
 }
 
 /// The report that the coordinator has broken the protocol.
-fn failed(violation: &Violation, generation: u64) -> Message {
+fn failed(violation: &ProtocolViolation, generation: u64) -> Message {
     Message::Failed(v1::Failed { generation, reason: violation.to_string(), fatal: true, ..Default::default() })
 }
 
@@ -141,15 +141,15 @@ fn failed(violation: &Violation, generation: u64) -> Message {
 async fn close(
     outgoing: mpsc::Sender<v1::WorkerMessage>,
     mut directives: tonic::Streaming<v1::Directive>,
-    over: Over,
-) -> Over {
+    over: SessionEnd,
+) -> SessionEnd {
     drop(outgoing);
     let drained = async { while let Ok(Some(_)) = directives.message().await {} };
     _ = tokio::time::timeout(FAREWELL, drained).await;
     over
 }
 
-fn broken(status: &Status) -> Over {
+fn broken(status: &Status) -> SessionEnd {
     let reason = cli_support::one_line(status.message(), MAX_REASON_CHARS);
     match status.code() {
         // The coordinator has refused this worker, and would refuse it again.
@@ -157,9 +157,9 @@ fn broken(status: &Status) -> Over {
         | Code::FailedPrecondition
         | Code::NotFound
         | Code::PermissionDenied
-        | Code::OutOfRange => Over::Failed(reason),
-        Code::DataLoss => Over::Disowned(reason),
-        _ => Over::Disconnected(reason),
+        | Code::OutOfRange => SessionEnd::Failed(reason),
+        Code::DataLoss => SessionEnd::Disowned(reason),
+        _ => SessionEnd::Disconnected(reason),
     }
 }
 
@@ -200,7 +200,7 @@ mod tests {
     }
 
     /// How the session ends for a worker that can no longer send, after these directives.
-    async fn after(said: &[Kind], leaves: bool) -> Over {
+    async fn after(said: &[Kind], leaves: bool) -> SessionEnd {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = Server::builder().add_service(CoordinatorServer::new(Says(said.to_vec())));
@@ -217,12 +217,12 @@ mod tests {
     async fn a_leave_is_heeded_though_nothing_can_be_sent_any_more() {
         let leave = |orderly| Kind::Leave(v1::Leave { reason: "drained".into(), orderly });
         let before = Kind::Abandon(v1::Abandon::default());
-        assert!(matches!(after(&[leave(true)], false).await, Over::Left(reason) if reason == "drained"));
-        assert!(matches!(after(&[before.clone(), leave(true)], false).await, Over::Left(_)));
-        assert!(matches!(after(&[leave(false)], false).await, Over::Failed(reason) if reason == "drained"));
+        assert!(matches!(after(&[leave(true)], false).await, SessionEnd::Left(reason) if reason == "drained"));
+        assert!(matches!(after(&[before.clone(), leave(true)], false).await, SessionEnd::Left(_)));
+        assert!(matches!(after(&[leave(false)], false).await, SessionEnd::Failed(reason) if reason == "drained"));
         // No error for a worker that wanted to leave.
-        assert!(matches!(after(&[leave(false)], true).await, Over::Left(_)));
-        assert!(matches!(after(&[before], false).await, Over::Disconnected(_)));
-        assert!(matches!(after(&[], true).await, Over::Disconnected(_)));
+        assert!(matches!(after(&[leave(false)], true).await, SessionEnd::Left(_)));
+        assert!(matches!(after(&[before], false).await, SessionEnd::Disconnected(_)));
+        assert!(matches!(after(&[], true).await, SessionEnd::Disconnected(_)));
     }
 }

@@ -19,7 +19,7 @@ use super::*;
 /// More than a worker needs to end on a busy machine; a failure if reached.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Maximal length of the line that a worker ends with, in bytes.
-const LONGEST_LINE: usize = 8_000;
+const MAX_LINE_LENGTH: usize = 8_000;
 
 /// A coordinator that gives each join the same answer, and sends the same directives in each
 /// session.
@@ -90,7 +90,12 @@ impl Scene {
     }
 
     /// How a worker ends with this answer to its join and these directives.
-    async fn end(&self, answer: v1::JoinResponse, says: Vec<v1::Directive>, closes: bool) -> Result<Ending, String> {
+    async fn end(
+        &self,
+        answer: v1::JoinResponse,
+        says: Vec<v1::Directive>,
+        closes: bool,
+    ) -> Result<WorkerExit, String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = Server::builder().add_service(CoordinatorServer::new(Liar { answer, says, closes }));
@@ -117,7 +122,7 @@ impl Scene {
     async fn error_of(&self, answer: v1::JoinResponse, says: Vec<v1::Directive>) -> String {
         match self.end(answer, says, false).await {
             Ok(ending) => format!("no error, but {ending:?}"),
-            Err(error) if error.len() > LONGEST_LINE => format!("an error of {} bytes", error.len()),
+            Err(error) if error.len() > MAX_LINE_LENGTH => format!("an error of {} bytes", error.len()),
             Err(error) if error.contains(char::is_control) => format!("control characters in {error:?}"),
             Err(error) => error,
         }

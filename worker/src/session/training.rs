@@ -11,12 +11,12 @@ use tch::Device;
 use tokio::sync::{mpsc, oneshot};
 
 use super::REPORTS;
-use super::place::Place;
-use crate::protocol::{Checked, Protocol, Violation};
+use super::place::Membership;
+use crate::protocol::{CheckedDirective, Protocol, ProtocolViolation};
 use crate::trainer::{End, Flags, Order, Progress, Saving, Trainer, is_applied_in_place};
 
 /// The state of a worker that has released its generation.
-pub enum Held {
+pub enum ReleasedState {
     /// The training state at this point; none if there is none.
     State(Option<v1::Position>),
     /// The final result: the run was complete.
@@ -48,7 +48,7 @@ pub struct Training {
 
 impl Training {
     /// Starts the thread. Waits until data and models are loaded; fails if they cannot be.
-    pub async fn start(place: &Place, device: Device, host: IpAddr) -> Result<Self, String> {
+    pub async fn start(place: &Membership, device: Device, host: IpAddr) -> Result<Self, String> {
         let run = place.run.clone();
         let progress = Progress::default();
         let (orders, received) = blocking::channel();
@@ -88,7 +88,7 @@ impl Training {
     /// # Errors
     /// Why data and models have to be loaded again: a changed setting requires it, or it is another
     /// run.
-    pub fn take_settings(&mut self, place: &Place) -> Result<(), String> {
+    pub fn take_settings(&mut self, place: &Membership) -> Result<(), String> {
         if self.run_id != place.run_id {
             return Err("the coordinator has another run: the state that was held is of no use to it".to_owned());
         }
@@ -113,7 +113,7 @@ impl Training {
     ///
     /// # Errors
     /// The data or the models are invalid.
-    pub async fn restart(&mut self, place: &Place, device: Device, host: IpAddr) -> Result<(), String> {
+    pub async fn restart(&mut self, place: &Membership, device: Device, host: IpAddr) -> Result<(), String> {
         self.saved().await;
         // The thread ends when its order channel is closed. That frees the memory of its models for
         // the new ones.
@@ -127,7 +127,7 @@ impl Training {
     ///
     /// # Errors
     /// The directive breaks the protocol.
-    pub fn order(&mut self, directive: v1::Directive) -> Result<(), Violation> {
+    pub fn order(&mut self, directive: v1::Directive) -> Result<(), ProtocolViolation> {
         let Some(directive) = self.protocol.check(directive)? else { return Ok(()) };
         match directive.kind() {
             Kind::Rendezvous(order) => {
@@ -162,7 +162,7 @@ impl Training {
         report
     }
 
-    fn pass_on(&self, directive: Checked) {
+    fn pass_on(&self, directive: CheckedDirective) {
         // If the thread has ended, `end` has the reason.
         _ = self.orders.send(Order::Directive { directive: Box::new(directive), flags: self.flags.clone() });
     }
@@ -175,9 +175,9 @@ impl Training {
     /// Releases the current generation without an order of the coordinator. The step in flight is
     /// finished if the other members finish it within `patience`: they may have lost the
     /// coordinator, too.
-    pub async fn let_go(&mut self, patience: Duration) -> Result<Held, String> {
+    pub async fn let_go(&mut self, patience: Duration) -> Result<ReleasedState, String> {
         self.halt();
-        self.pass_on(Checked::abandon(self.generation));
+        self.pass_on(CheckedDirective::abandon(self.generation));
         if let Ok(held) = tokio::time::timeout(patience, self.held()).await {
             return held;
         }
@@ -186,14 +186,14 @@ impl Training {
     }
 
     /// Waits until the generation is released. Returns the state that is kept.
-    async fn held(&mut self) -> Result<Held, String> {
+    async fn held(&mut self) -> Result<ReleasedState, String> {
         loop {
             match self.report().await {
                 // A report on an earlier generation may still be queued.
                 Some(Message::Idle(idle)) if idle.generation >= self.generation => {
-                    return Ok(Held::State(idle.position));
+                    return Ok(ReleasedState::State(idle.position));
                 }
-                Some(Message::Finished(_)) => return Ok(Held::Result),
+                Some(Message::Finished(_)) => return Ok(ReleasedState::Result),
                 Some(_) => {}
                 None => return Err(self.why_ended().await),
             }

@@ -15,7 +15,7 @@ use weights::Archive;
 
 use super::state::State;
 use super::{Stop, Trainer};
-use crate::collective::Broken;
+use crate::collective::CollectiveError;
 use crate::models::WeightSources;
 use crate::tensors;
 
@@ -104,7 +104,7 @@ fn stop(name: &str, error: checkpoint_store::Error) -> Stop {
         error if error.is_damage() => Stop::Damaged { checkpoint: name.to_owned(), reason },
         checkpoint_store::Error::Version { .. } | checkpoint_store::Error::Name { .. } => Stop::Fatal(reason),
         // Other errors may be transient: the next generation tries again.
-        _ => Stop::Broken(Broken::Failed(reason)),
+        _ => Stop::CollectiveError(CollectiveError::Failed(reason)),
     }
 }
 

@@ -33,18 +33,18 @@ use tch::Device;
 use tokenizer::MAX_TOKEN_BYTES;
 
 use crate::captioner::Search;
-use crate::collective::{Broken, Collective, Flag, Meeting};
+use crate::collective::{Collective, CollectiveError, Flag, RendezvousPlan};
 use crate::data::{Loader, Source};
 use crate::feature_source;
 use crate::memory;
 use crate::models::{self, WeightSources};
-use crate::protocol::Checked;
+use crate::protocol::CheckedDirective;
 pub use checkpoint::stamp;
 pub use saver::Saving;
 use saver::{Save, Saver};
 use snapshot::{Origin, Snapshot};
 use state::State;
-use step::{Ahead, Pairs};
+use step::{Pairs, PrefetchedBatches};
 
 /// How long the members of a generation wait for each other in a rendezvous before they report
 /// failure.
@@ -57,7 +57,7 @@ pub enum Order {
     /// A directive of the coordinator.
     Directive {
         /// The directive.
-        directive: Box<Checked>,
+        directive: Box<CheckedDirective>,
         /// The flags of the directive's generation.
         flags: Flags,
     },
@@ -110,7 +110,7 @@ pub type Reports = tokio::sync::mpsc::Sender<Message>;
 /// Why a directive was not completed.
 enum Stop {
     /// The generation has failed; the worker can join the next one.
-    Broken(Broken),
+    CollectiveError(CollectiveError),
     /// The generation was halted.
     Halted,
     /// The rendezvous failed because these peers, by worker id, are unreachable.
@@ -121,9 +121,9 @@ enum Stop {
     Fatal(String),
 }
 
-impl From<Broken> for Stop {
-    fn from(broken: Broken) -> Self {
-        Self::Broken(broken)
+impl From<CollectiveError> for Stop {
+    fn from(broken: CollectiveError) -> Self {
+        Self::CollectiveError(broken)
     }
 }
 
@@ -158,7 +158,7 @@ pub struct Trainer {
     /// The document frequencies of the training captions, if a stage rewards CIDEr-D.
     cider: Option<Cider>,
     loader: Loader,
-    ahead: Ahead,
+    ahead: PrefetchedBatches,
     /// A stage number, and the start of its current sequence of samples. Other stages start at step
     /// 0.
     sequence_start: (u32, v1::SequenceStart),
@@ -230,7 +230,7 @@ impl Trainer {
             sources,
             cider,
             loader: Loader::new(source, LOADING_THREADS),
-            ahead: Ahead::default(),
+            ahead: PrefetchedBatches::default(),
             sequence_start: (0, v1::SequenceStart::default()),
             state,
             collective: None,
@@ -290,12 +290,12 @@ impl Trainer {
             match self.execute(generation, kind) {
                 Ok(false) => {}
                 Ok(true) => return End::Finished(self.state.parameters_sha256()),
-                Err(Stop::Broken(Broken::Abandoned)) => self.leave_generation(generation),
+                Err(Stop::CollectiveError(CollectiveError::Abandoned)) => self.leave_generation(generation),
                 Err(Stop::Halted) => {
                     self.leave_generation(generation);
                     self.report_idle(generation);
                 }
-                Err(Stop::Broken(Broken::Failed(reason))) => {
+                Err(Stop::CollectiveError(CollectiveError::Failed(reason))) => {
                     self.fail(v1::Failed { generation, reason, ..Default::default() });
                 }
                 Err(Stop::Unreachable(unreachable)) => {
@@ -379,14 +379,14 @@ impl Trainer {
         let sequence_start = (position.stage, order.sequence_start.unwrap_or_default());
         if self.sequence_start != sequence_start {
             self.sequence_start = sequence_start;
-            self.ahead = Ahead::default();
+            self.ahead = PrefetchedBatches::default();
         }
         self.collective = None;
         let unreachable = reach::unreachable(&order.peers);
         if !unreachable.is_empty() {
             return Err(Stop::Unreachable(unreachable));
         }
-        let meeting = Meeting {
+        let meeting = RendezvousPlan {
             store_address: &order.store_address,
             generation,
             term: order.term,
@@ -429,7 +429,7 @@ impl Trainer {
         let position = self.state.position.unwrap_or_default();
         if window.stage != position.stage || window.first_step != position.step {
             let reason = format!("told to train from {window:?} at {position:?}");
-            return Err(Stop::Broken(Broken::Failed(reason)));
+            return Err(Stop::CollectiveError(CollectiveError::Failed(reason)));
         }
         for _ in 0..window.steps {
             let (done, halting) = self.step(generation, window)?;
@@ -444,11 +444,11 @@ impl Trainer {
     /// Fails if the generation was abandoned. Called during long work, because the coordinator
     /// evicts a member that does not release its generation.
     fn not_abandoned(&self) -> Result<(), Stop> {
-        if self.abandon.is_raised() { Err(Broken::Abandoned.into()) } else { Ok(()) }
+        if self.abandon.is_raised() { Err(CollectiveError::Abandoned.into()) } else { Ok(()) }
     }
 
     fn collective(&self) -> Result<&dyn Collective, Stop> {
-        let missing = || Stop::Broken(Broken::Failed("directive outside a generation".into()));
+        let missing = || Stop::CollectiveError(CollectiveError::Failed("directive outside a generation".into()));
         self.collective.as_deref().ok_or_else(missing)
     }
 

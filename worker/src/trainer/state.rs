@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
 
 use crate::captioner::Captioner;
-use crate::collective::{Broken, Collective};
+use crate::collective::{Collective, CollectiveError};
 use crate::models::{Models, WeightSources};
 use crate::nn::Parameters;
 use crate::optimizer::{Adam, AveragedGradient};
@@ -118,7 +118,7 @@ impl State {
         position: v1::Position,
         source: usize,
         collective: &dyn Collective,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollectiveError> {
         let here = self.position.is_some_and(|own| own == position);
         let flag = Tensor::from_slice(&[i64::from(!here)]).to_device(self.optimizer.first.device());
         collective.all_reduce(&flag)?;
@@ -185,19 +185,19 @@ stages:
             2
         }
 
-        fn all_reduce(&self, _: &Tensor) -> Result<(), Broken> {
+        fn all_reduce(&self, _: &Tensor) -> Result<(), CollectiveError> {
             Ok(())
         }
 
-        fn broadcast(&self, tensor: &Tensor, _: usize) -> Result<(), Broken> {
-            let left = self.0.get().checked_sub(1).ok_or_else(|| Broken::Failed("the source died".into()))?;
+        fn broadcast(&self, tensor: &Tensor, _: usize) -> Result<(), CollectiveError> {
+            let left = self.0.get().checked_sub(1).ok_or_else(|| CollectiveError::Failed("the source died".into()))?;
             self.0.set(left);
             _ = tensor.shallow_clone().fill_(0.5);
             Ok(())
         }
 
-        fn all_gather(&self, _: &Tensor) -> Result<Vec<Tensor>, Broken> {
-            Err(Broken::Failed("not asked for here".into()))
+        fn all_gather(&self, _: &Tensor) -> Result<Vec<Tensor>, CollectiveError> {
+            Err(CollectiveError::Failed("not asked for here".into()))
         }
     }
 

@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 use super::state::State;
 use super::{Stop, Trainer};
 use crate::captioner::Captions;
-use crate::collective::{Broken, Collective};
+use crate::collective::{Collective, CollectiveError};
 use crate::data::{Batch, Pending, Sample, permutation};
 use crate::models::Evaluator;
 use crate::nn::{Gradient, Mode};
@@ -28,11 +28,11 @@ use crate::seeds;
 const AHEAD: u64 = 4;
 
 /// The key of a batch: stage, step and this rank's share (begin and end).
-type Place = (u32, u64, u32, u32);
+type BatchKey = (u32, u64, u32, u32);
 
 /// Batches that are being prefetched, in order of step.
 #[derive(Default)]
-pub struct Ahead(VecDeque<(Place, Pending)>);
+pub struct PrefetchedBatches(VecDeque<(BatchKey, Pending)>);
 
 impl Trainer {
     /// Executes one update of the stage's model. Also returns whether a rank has asked for this
@@ -154,7 +154,7 @@ impl Trainer {
     /// The samples of a batch. Cross-entropy goes through all pairs of image and caption; the other
     /// objectives go through all images, the contrastive one with another caption of an image in
     /// each epoch.
-    fn samples(&self, (stage, step, begin, end): Place) -> Vec<Sample> {
+    fn samples(&self, (stage, step, begin, end): BatchKey) -> Vec<Sample> {
         let settings = &self.run.stages[stage as usize];
         let key = seeds::combine(self.run.seed, &[u64::from(stage)]);
         let v1::SequenceStart { step: start, epoch: first } = self.sequence_start(stage);
@@ -334,7 +334,7 @@ fn parts(settings: &Stage, samples: usize) -> Vec<Range<usize>> {
 }
 
 /// Sums a gradient over all ranks, together with the extra values.
-fn sum(gradient: &mut Gradient, collective: &dyn Collective, wire: Precision) -> Result<(), Broken> {
+fn sum(gradient: &mut Gradient, collective: &dyn Collective, wire: Precision) -> Result<(), CollectiveError> {
     let Gradient { whole, values, extra } = gradient;
     match wire {
         Precision::F32 => collective.all_reduce(whole),
@@ -417,17 +417,17 @@ mod tests {
             3
         }
 
-        fn all_reduce(&self, tensor: &Tensor) -> Result<(), Broken> {
+        fn all_reduce(&self, tensor: &Tensor) -> Result<(), CollectiveError> {
             _ = tensor.shallow_clone().g_mul_scalar_(3.0);
             Ok(())
         }
 
-        fn broadcast(&self, _: &Tensor, _: usize) -> Result<(), Broken> {
-            Err(Broken::Failed("not asked for here".into()))
+        fn broadcast(&self, _: &Tensor, _: usize) -> Result<(), CollectiveError> {
+            Err(CollectiveError::Failed("not asked for here".into()))
         }
 
-        fn all_gather(&self, _: &Tensor) -> Result<Vec<Tensor>, Broken> {
-            Err(Broken::Failed("not asked for here".into()))
+        fn all_gather(&self, _: &Tensor) -> Result<Vec<Tensor>, CollectiveError> {
+            Err(CollectiveError::Failed("not asked for here".into()))
         }
     }
 

@@ -40,7 +40,7 @@ const MEANS: [&str; 6] = [
 
 /// A step and its measurements that are finite, by name.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Measured {
+pub struct MeasuredStep {
     /// The point that the step reached.
     pub place: Place,
     /// The generation that trained it.
@@ -115,7 +115,7 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn measured(&self, after: Place, mut take: impl FnMut(Measured)) -> Result<(), Error> {
+    pub fn measured(&self, after: Place, mut take: impl FnMut(MeasuredStep)) -> Result<(), Error> {
         let query = format!(
             "SELECT stage, step, generation, at, samples, loss, learning_rate, gradient_norm, seconds, all_reduce_seconds,
             lag_seconds, summaries_json FROM steps AS own
@@ -218,10 +218,10 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read it.
-    pub fn given_up_since(&self, known: &mut Cut) -> Result<Option<Place>, Error> {
+    pub fn given_up_since(&self, known: &mut LineageCursor) -> Result<Option<Place>, Error> {
         let query = "SELECT count(*) FROM generations UNION ALL SELECT count(*) FROM events WHERE kind = 'stage_ended'";
         let counts = self.all(query, |row| unsigned(row, 0))?;
-        let now = Cut { generations: counts[0], ends: counts[1] };
+        let now = LineageCursor { generations: counts[0], ends: counts[1] };
         let before = std::mem::replace(known, now);
         let query = "SELECT stage, step FROM (SELECT stage, step FROM generations ORDER BY number LIMIT -1 OFFSET ?)
             UNION ALL SELECT detail_json ->> 'stage', detail_json ->> 'step' FROM (
@@ -235,12 +235,12 @@ impl History {
 /// A cursor: the numbers of generations and of ended stages, each of which may have given up
 /// history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cut {
+pub struct LineageCursor {
     generations: u64,
     ends: u64,
 }
 
-fn measured(row: &Row<'_>) -> rusqlite::Result<Measured> {
+fn measured(row: &Row<'_>) -> rusqlite::Result<MeasuredStep> {
     let number = |column| row.get::<_, Option<f64>>(column);
     let (samples, seconds) = (unsigned(row, 4)?, number(8)?);
     let images_per_second = seconds.filter(|seconds| *seconds > 0.0).map(|seconds| samples as f64 / seconds);
@@ -264,7 +264,7 @@ fn measured(row: &Row<'_>) -> rusqlite::Result<Measured> {
         let values = values.into_iter().filter_map(|(name, value)| Some((name, value?)));
         values.filter(|(_, value)| value.is_finite()).collect()
     };
-    Ok(Measured {
+    Ok(MeasuredStep {
         place: place(row, 0)?,
         generation: unsigned(row, 2)?,
         at: row.get(3)?,

@@ -20,7 +20,7 @@ const WAITER_TTL: Duration = Duration::from_secs(15);
 
 /// A worker that waits for a place.
 #[derive(Debug)]
-pub struct Waiter {
+pub struct WaitingWorker {
     key: Secret,
     address: IpAddr,
     /// The rank that it asks for; none if any rank will do.
@@ -31,7 +31,7 @@ pub struct Waiter {
 
 /// Workers that wait for a place, in the order of their arrival.
 #[derive(Debug, Default)]
-pub struct WaitQueue(Vec<Waiter>);
+pub struct WaitQueue(Vec<WaitingWorker>);
 
 impl WaitQueue {
     /// Adds a worker that was told to ask again; a worker in the queue keeps its position.
@@ -42,7 +42,7 @@ impl WaitQueue {
         }
         let of_address = self.0.iter().filter(|waiter| waiter.address == address).count();
         if self.0.len() < MAX_WAITERS && of_address < MAX_WAITERS_PER_ADDRESS {
-            self.0.push(Waiter { key, address, wanted, asked: now });
+            self.0.push(WaitingWorker { key, address, wanted, asked: now });
         }
     }
 
@@ -63,10 +63,11 @@ impl WaitQueue {
         key: Secret,
         address: IpAddr,
         reservations: impl Fn(IpAddr) -> usize,
-    ) -> impl Iterator<Item = &Waiter> {
+    ) -> impl Iterator<Item = &WaitingWorker> {
         let position = self.0.iter().position(|waiter| waiter.key == key).unwrap_or(self.0.len());
         let own = (reservations(address), position);
-        let is_ahead = move |(position, waiter): &(usize, &Waiter)| (reservations(waiter.address), *position) < own;
+        let is_ahead =
+            move |(position, waiter): &(usize, &WaitingWorker)| (reservations(waiter.address), *position) < own;
         self.0.iter().enumerate().filter(is_ahead).map(|(_, waiter)| waiter)
     }
 }

@@ -11,9 +11,9 @@ use rand::Rng;
 
 use super::{
     History, WorkerId,
-    network::Way,
-    worker::{Doing, Wake},
-    world::World,
+    network::Direction,
+    worker::{Activity, Wake},
+    world::SimWorld,
 };
 
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl Collective {
     }
 }
 
-impl World {
+impl SimWorld {
     /// A worker enters the rendezvous.
     pub fn meet(&mut self, id: WorkerId, generation: u64, world: u32) {
         self.collectives.entry(generation).or_default().world = world;
@@ -63,7 +63,7 @@ impl World {
         let collective = &self.collectives[&generation];
         let Some(round) = collective.common() else { return };
         let members: Vec<WorkerId> = collective.arrived.keys().copied().collect();
-        if members.len() > 1 && members.iter().any(|id| self.network.is_cut(*id, Way::Peers)) {
+        if members.len() > 1 && members.iter().any(|id| self.network.is_cut(*id, Direction::Peers)) {
             return;
         }
         self.check_shares(&members);
@@ -71,14 +71,14 @@ impl World {
             let arrived = self.collectives[&generation].arrived[&id];
             let Some(worker) = self.workers.get_mut(&id).filter(|_| arrived == round) else { continue };
             worker.doing = match std::mem::take(&mut worker.doing) {
-                Doing::Meeting(rendezvous) => Doing::Adopting(rendezvous),
-                Doing::Reducing(train) => Doing::Applying(train),
+                Activity::Meeting(rendezvous) => Activity::Adopting(rendezvous),
+                Activity::Reducing(train) => Activity::Applying(train),
                 other => {
                     worker.doing = other;
                     continue;
                 }
             };
-            if let Doing::Adopting(rendezvous) = &worker.doing {
+            if let Activity::Adopting(rendezvous) = &worker.doing {
                 let rendezvous = rendezvous.clone();
                 self.lay_out_state(id, generation, &rendezvous);
             }
@@ -126,7 +126,7 @@ impl World {
         let others: Vec<WorkerId> = collective.arrived.keys().copied().filter(|other| *other != id).collect();
         for other in others.into_iter().filter(|_| first) {
             // A member that has received everything may still complete the round.
-            let complete = matches!(self.workers.get(&other).map(|worker| &worker.doing), Some(Doing::Applying(_)));
+            let complete = matches!(self.workers.get(&other).map(|worker| &worker.doing), Some(Activity::Applying(_)));
             if !complete || self.rng.random() {
                 self.notice(other);
             }
@@ -135,8 +135,11 @@ impl World {
 
     /// A worker that waits in a collective notices that it is broken.
     fn notice(&mut self, id: WorkerId) {
-        let waits = |doing: &Doing| {
-            matches!(doing, Doing::Meeting(_) | Doing::Adopting(_) | Doing::Reducing(_) | Doing::Applying(_))
+        let waits = |doing: &Activity| {
+            matches!(
+                doing,
+                Activity::Meeting(_) | Activity::Adopting(_) | Activity::Reducing(_) | Activity::Applying(_)
+            )
         };
         if self.workers.get(&id).is_some_and(|worker| waits(&worker.doing)) {
             let latency = self.latency();

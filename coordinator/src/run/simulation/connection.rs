@@ -6,9 +6,9 @@ use rand::Rng;
 
 use super::{
     IMAGES, WorkerId,
-    network::{Down, Up, Way},
-    worker::{Doing, Link, Wake},
-    world::{Due, World},
+    network::{Direction, Down, Up},
+    worker::{Activity, Link, Wake},
+    world::{SimEvent, SimWorld},
 };
 use crate::run::{RefusalKind, RequestId, SessionId, Time};
 
@@ -24,7 +24,7 @@ fn data_set() -> v1::DataSet {
     v1::DataSet { train_images: 7, train_captions: 31, validation_images: IMAGES, ..Default::default() }
 }
 
-impl World {
+impl SimWorld {
     /// Begins to join again.
     pub fn come_back(&mut self, id: WorkerId) {
         let now = self.agenda.now();
@@ -36,7 +36,7 @@ impl World {
     /// Sends a join request. Request and answer may both be lost.
     fn ask(&mut self, id: WorkerId) {
         let request = RequestId(self.next_number());
-        let (now, latency, lost) = (self.agenda.now(), self.latency(), self.is_lost(id, Way::Up));
+        let (now, latency, lost) = (self.agenda.now(), self.latency(), self.is_lost(id, Direction::Up));
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.link = Link::Asking(request);
         let join = v1::JoinRequest {
@@ -48,20 +48,20 @@ impl World {
             ..Default::default()
         };
         if !lost {
-            self.agenda.after(latency, Due::Ask { worker: id, request, join });
+            self.agenda.after(latency, SimEvent::Ask { worker: id, request, join });
         }
-        self.agenda.after(ANSWER_WITHIN, Due::Connection { worker: id, wake: Wake::Unanswered(request) });
+        self.agenda.after(ANSWER_WITHIN, SimEvent::Connection { worker: id, wake: Wake::Unanswered(request) });
     }
 
-    fn is_lost(&mut self, id: WorkerId, way: Way) -> bool {
+    fn is_lost(&mut self, id: WorkerId, way: Direction) -> bool {
         self.network.is_cut(id, way) || (self.network.lossy && self.rng.random_ratio(1, 4))
     }
 
     /// Sends the coordinator's answer.
     pub fn answer(&mut self, id: WorkerId, request: RequestId, answer: Result<v1::JoinResponse, RefusalKind>) {
-        if !self.is_lost(id, Way::Down) {
+        if !self.is_lost(id, Direction::Down) {
             let latency = self.latency();
-            self.agenda.after(latency, Due::Answer { worker: id, request, answer });
+            self.agenda.after(latency, SimEvent::Answer { worker: id, request, answer });
         }
     }
 
@@ -83,7 +83,7 @@ impl World {
                 } else {
                     worker.link = Link::Loading { token: place.session_token };
                     let takes = Time::from_millis(self.rng.random_range(50..self.scenario.loading));
-                    self.agenda.after(takes, Due::Connection { worker: id, wake: Wake::Loaded });
+                    self.agenda.after(takes, SimEvent::Connection { worker: id, wake: Wake::Loaded });
                 }
             }
             // If the id is still taken by this worker's own lost session, it becomes free soon;
@@ -117,7 +117,7 @@ impl World {
         worker.link = Link::None;
         worker.pause = (worker.pause * 2).clamp(BACK_OFF[0], BACK_OFF[1]);
         let pause = worker.pause;
-        self.agenda.after(pause, Due::Connection { worker: id, wake: Wake::Ask });
+        self.agenda.after(pause, SimEvent::Connection { worker: id, wake: Wake::Ask });
     }
 
     fn attach(&mut self, id: WorkerId, token: String) {
@@ -180,24 +180,24 @@ impl World {
     fn beat(&mut self, id: WorkerId, session: SessionId) {
         let lost_after = self.scenario.lost_after();
         let since = |way| self.network.cuts.get(&(id, way)).copied();
-        let cut = since(Way::Up).into_iter().chain(since(Way::Down)).chain(self.coordinator.frozen).min();
+        let cut = since(Direction::Up).into_iter().chain(since(Direction::Down)).chain(self.coordinator.frozen).min();
         if cut.is_some_and(|since| self.agenda.now() - since >= lost_after) {
             self.disconnected(id);
             return;
         }
         let worker = &self.workers[&id];
         let phase = match &worker.doing {
-            Doing::Nothing | Doing::Finishing => v1::Phase::Idle,
-            Doing::Reaching(_) | Doing::Meeting(_) | Doing::Adopting(_) => v1::Phase::Rendezvous,
-            Doing::Computing(_) => v1::Phase::Compute,
-            Doing::Reducing(_) | Doing::Applying(_) => v1::Phase::AllReduce,
-            Doing::Captioning(_) => v1::Phase::Evaluate,
-            Doing::Copying(_) | Doing::HandingOver => v1::Phase::Checkpoint,
+            Activity::Nothing | Activity::Finishing => v1::Phase::Idle,
+            Activity::Reaching(_) | Activity::Meeting(_) | Activity::Adopting(_) => v1::Phase::Rendezvous,
+            Activity::Computing(_) => v1::Phase::Compute,
+            Activity::Reducing(_) | Activity::Applying(_) => v1::Phase::AllReduce,
+            Activity::Captioning(_) => v1::Phase::Evaluate,
+            Activity::Copying(_) | Activity::HandingOver => v1::Phase::Checkpoint,
         };
         let beat = v1::Heartbeat { phase: phase.into(), position: worker.position };
         self.send_up(session, Up::Message(Message::Heartbeat(beat)));
         let interval = (lost_after / 5).min(Time::from_secs(1));
-        self.agenda.after(interval, Due::Connection { worker: id, wake: Wake::Beat(session) });
+        self.agenda.after(interval, SimEvent::Connection { worker: id, wake: Wake::Beat(session) });
     }
 
     /// Handles a message of the coordinator.
@@ -252,7 +252,7 @@ impl World {
         let directive = Some(Directive::Abandon(v1::Abandon::default()));
         let abandon = v1::Directive { generation: worker.told, directive };
         self.send_up(session, Up::End);
-        self.agenda.after(self.scenario.lost_after(), Due::Connection { worker: id, wake: Wake::LetGo(session) });
+        self.agenda.after(self.scenario.lost_after(), SimEvent::Connection { worker: id, wake: Wake::LetGo(session) });
         self.order(id, abandon);
     }
 

@@ -16,7 +16,7 @@ use super::{
     WorkerId,
     network::{Down, Up},
     score,
-    world::{Due, World},
+    world::{SimEvent, SimWorld},
 };
 use crate::{
     checkpoints,
@@ -43,7 +43,7 @@ pub struct Coordinator {
     /// Whether the process waits for the journal.
     pub held_up: bool,
     /// Messages that arrive while it is suspended or waits.
-    unread: Vec<Due>,
+    unread: Vec<SimEvent>,
     pub records: Vec<Record>,
     /// The index of the first record that may be lost in a crash.
     durable: usize,
@@ -76,7 +76,7 @@ impl Coordinator {
     }
 }
 
-impl World {
+impl SimWorld {
     /// Starts a coordinator process with the content of the journal.
     pub fn start_coordinator(&mut self) {
         let Coordinator { journal, records, durable, unwritten, .. } = &mut self.coordinator;
@@ -97,7 +97,7 @@ impl World {
         self.coordinator.life += 1;
         (self.coordinator.clock, self.coordinator.turn) = (Time::ZERO, self.agenda.now());
         self.check_restored();
-        self.agenda.after(TICK, Due::Tick { life: self.coordinator.life });
+        self.agenda.after(TICK, SimEvent::Tick { life: self.coordinator.life });
     }
 
     /// The journal with all records.
@@ -134,13 +134,19 @@ impl World {
                 self.send_down(session, Down::End(None));
             }
         }
-        self.agenda.after(back_after, Due::Start);
+        self.agenda.after(back_after, SimEvent::Start);
     }
 
     /// Stores a message for a suspended coordinator until it resumes.
-    pub fn unless_unread(&mut self, due: Due) -> Option<Due> {
-        let heard =
-            matches!(due, Due::Tick { .. } | Due::Stop { .. } | Due::Scored { .. } | Due::Ask { .. } | Due::Up { .. });
+    pub fn unless_unread(&mut self, due: SimEvent) -> Option<SimEvent> {
+        let heard = matches!(
+            due,
+            SimEvent::Tick { .. }
+                | SimEvent::Stop { .. }
+                | SimEvent::Scored { .. }
+                | SimEvent::Ask { .. }
+                | SimEvent::Up { .. }
+        );
         if heard && (self.coordinator.frozen.is_some() || self.coordinator.held_up) {
             self.coordinator.unread.push(due);
             return None;
@@ -163,7 +169,7 @@ impl World {
                 self.steer(Command::Resume);
             }
             self.check_progress();
-            self.agenda.after(TICK, Due::Tick { life });
+            self.agenda.after(TICK, SimEvent::Tick { life });
         }
     }
 
@@ -259,7 +265,7 @@ impl World {
                 self.check_captions(&scored);
                 let metrics = [("cider".to_owned(), score(self.scenario.salt, scored.place))].into();
                 let event = Event::Scored { evaluation, metrics, items };
-                self.agenda.after(self.scenario.scoring, Due::Scored { life: self.coordinator.life, event });
+                self.agenda.after(self.scenario.scoring, SimEvent::Scored { life: self.coordinator.life, event });
             }
             Action::DeleteCheckpoint(name) => self.delete_checkpoint(&name),
             Action::Exit(outcome) => self.exit(outcome),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use checkpoint_store::Listing;
 use rand::Rng;
 
-use super::{History, world::World};
+use super::{History, world::SimWorld};
 use crate::run::{checkpoint::Saving, record::Record};
 
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ pub struct Disk {
     late: BTreeSet<String>,
 }
 
-impl World {
+impl SimWorld {
     /// A worker begins to write a checkpoint, which removes an earlier one of that name.
     pub fn begin_checkpoint(&mut self, name: String) {
         self.note_late(&name);

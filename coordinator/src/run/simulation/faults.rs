@@ -10,9 +10,9 @@ use rand::{
 
 use super::{
     WorkerId,
-    network::Way,
-    worker::{Doing, Wake},
-    world::{Due, World},
+    network::Direction,
+    worker::{Activity, Wake},
+    world::{SimEvent, SimWorld},
 };
 use crate::run::{Command, Time};
 
@@ -105,12 +105,12 @@ impl Fault {
     /// Faults that cost no training work.
     pub const HARMLESS: [Self; 5] = [Self::Leave, Self::Slow, Self::FillDisk, Self::HoldUpJournal, Self::Meddle];
 
-    fn ways(self) -> &'static [Way] {
+    fn ways(self) -> &'static [Direction] {
         match self {
-            Self::CutUp => &[Way::Up],
-            Self::CutDown => &[Way::Down],
-            Self::CutOff => &[Way::Up, Way::Down],
-            Self::CutPeers => &[Way::Peers],
+            Self::CutUp => &[Direction::Up],
+            Self::CutDown => &[Direction::Down],
+            Self::CutOff => &[Direction::Up, Direction::Down],
+            Self::CutPeers => &[Direction::Peers],
             _ => &[],
         }
     }
@@ -125,21 +125,21 @@ pub struct Faults {
     pub counts: BTreeMap<Fault, u64>,
 }
 
-impl World {
+impl SimWorld {
     /// Starts a worker on each machine, and schedules faults.
     pub fn begin(&mut self) {
         for machine in 0..self.scenario.machines.len() {
-            self.agenda.after(Time::from_millis(self.rng.random_range(0..2_000)), Due::Hire { machine });
+            self.agenda.after(Time::from_millis(self.rng.random_range(0..2_000)), SimEvent::Hire { machine });
         }
         if !self.scenario.faults.is_empty() {
             self.next_fault();
         }
-        self.agenda.after(self.scenario.calm_from, Due::Calm);
+        self.agenda.after(self.scenario.calm_from, SimEvent::Calm);
     }
 
     fn next_fault(&mut self) {
         let wait = self.scenario.fault_every.mul_f64(self.rng.random_range(0.0..2.0));
-        self.agenda.after(wait, Due::Fault);
+        self.agenda.after(wait, SimEvent::Fault);
     }
 
     /// Frees the machine of a worker that has ended.
@@ -147,7 +147,7 @@ impl World {
         let machine = (0..self.scenario.machines.len()).find(|machine| host_of(*machine) == host);
         if let Some(machine) = machine {
             let after = self.some_time();
-            self.agenda.after(after, Due::Hire { machine });
+            self.agenda.after(after, SimEvent::Hire { machine });
         }
     }
 
@@ -188,7 +188,11 @@ impl World {
                 if !matches!(
                     doing,
                     None | Some(
-                        Doing::Nothing | Doing::Reaching(_) | Doing::Copying(_) | Doing::HandingOver | Doing::Finishing
+                        Activity::Nothing
+                            | Activity::Reaching(_)
+                            | Activity::Copying(_)
+                            | Activity::HandingOver
+                            | Activity::Finishing
                     )
                 ) {
                     self.wake(victim, Time::ZERO, Wake::Broken);
@@ -221,14 +225,14 @@ impl World {
                 self.kill_coordinator(back_after);
             }
             Fault::Doom => self.coordinator.doomed = Some(self.rng.random_range(0..40)),
-            Fault::Stop => self.agenda.after(Time::ZERO, Due::Stop { life: self.coordinator.life }),
+            Fault::Stop => self.agenda.after(Time::ZERO, SimEvent::Stop { life: self.coordinator.life }),
             Fault::Duplicate => {
                 if let Some(rank) = self.workers[&victim].rank {
                     self.start_worker(format!("duplicate of {victim:?}"), Some(rank));
                 }
             }
             Fault::Leave => {
-                self.agenda.after(Time::ZERO, Due::Connection { worker: victim, wake: Wake::Leave });
+                self.agenda.after(Time::ZERO, SimEvent::Connection { worker: victim, wake: Wake::Leave });
             }
             Fault::FillDisk => {
                 self.disk.full = true;
@@ -265,7 +269,7 @@ impl World {
             _ => Time::from_millis(self.rng.random_range(50..most)),
         };
         self.faults.under_way += u32::from(fault != Fault::Hang);
-        self.agenda.after(lasts, Due::Mend(fault, victim));
+        self.agenda.after(lasts, SimEvent::Mend(fault, victim));
     }
 
     pub fn put_right(&mut self, fault: Fault, victim: WorkerId) {

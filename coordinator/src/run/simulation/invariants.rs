@@ -12,18 +12,18 @@ use super::{
     History, Step, WorkerId,
     coordinator::Captioned,
     disk::Disk,
-    network::Way,
+    network::Direction,
     score,
     training::digest,
-    worker::{Doing, Worker},
-    world::{Trace, World},
+    worker::{Activity, Worker},
+    world::{SimWorld, Trace},
 };
 use config::GuardAction;
 
 use crate::run::{
     Phase, SessionId, Time,
     model_selection::EndCause,
-    plan::{Ends, Place},
+    plan::{Place, StageEnds},
     record::{Checkpoint, EventKind, Record, Source},
 };
 
@@ -57,7 +57,7 @@ pub struct Invariants {
     /// be evaluated again.
     pub evaluated: BTreeMap<Place, (usize, bool)>,
     /// The ends of stages.
-    pub ends: Ends,
+    pub ends: StageEnds,
     pub paused: bool,
     /// States whose evaluation an operator requested.
     pub asked: BTreeSet<Place>,
@@ -115,14 +115,14 @@ pub struct Backup {
 
 impl Backup {
     /// Whether the copy knows all checkpoints on disk: otherwise a coordinator refuses the copy.
-    pub fn agrees(&self, world: &World) -> bool {
+    pub fn agrees(&self, world: &SimWorld) -> bool {
         let saved = |name: &String| self.invariants.saved.values().any(|saved| saved == name);
         let mut on_disk = world.disk.checkpoints.iter();
         on_disk.all(|(name, state)| saved(name) && self.checkpoints.get(name) == Some(state))
     }
 }
 
-impl World {
+impl SimWorld {
     /// A copy of the present journal.
     pub fn back_up(&self) -> Backup {
         let (records, checkpoints) = (self.coordinator.records.clone(), self.disk.checkpoints.clone());
@@ -192,7 +192,7 @@ impl World {
     pub fn check_shares(&self, members: &[WorkerId]) {
         let reducing = |id: &WorkerId| {
             let worker = self.workers.get(id)?;
-            let Doing::Reducing(train) = &worker.doing else { return None };
+            let Activity::Reducing(train) = &worker.doing else { return None };
             Some((worker.rank_within, train.stage, train.share_begin..train.share_end))
         };
         // None: some have died since, or are in a rendezvous.
@@ -465,7 +465,7 @@ impl World {
         let Some(session) = worker.session() else { return };
         let now = self.agenda.now();
         let shortly = |since: Time| now - since < self.scenario.lost_after() + UNWELL_FOR;
-        let cut = [Way::Up, Way::Down, Way::Peers].iter().any(|way| self.network.is_cut(*id, *way));
+        let cut = [Direction::Up, Direction::Down, Direction::Peers].iter().any(|way| self.network.is_cut(*id, *way));
         let unwell = worker.stuck || worker.frozen || cut || shortly(worker.well_since);
         let unheard = self.network.is_reset(session) || self.network.erratic || shortly(self.network.erratic_until);
         assert!(unwell || (ends[1] && unheard), "{id:?} is well: {reason}");

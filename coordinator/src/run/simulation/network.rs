@@ -12,13 +12,13 @@ use rand::Rng;
 
 use super::{
     WorkerId,
-    world::{Due, World},
+    world::{SimEvent, SimWorld},
 };
 use crate::run::{RefusalKind, SessionId, Time};
 
 /// The direction of a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Way {
+pub enum Direction {
     /// From a worker to the coordinator.
     Up,
     /// From the coordinator to a worker.
@@ -71,7 +71,7 @@ pub struct Session {
 pub struct Network {
     pub sessions: BTreeMap<SessionId, Session>,
     /// The cuts, each with its begin.
-    pub cuts: BTreeMap<(WorkerId, Way), Time>,
+    pub cuts: BTreeMap<(WorkerId, Direction), Time>,
     /// Whether some messages have long delays.
     pub erratic: bool,
     /// When such delays last ended.
@@ -86,7 +86,7 @@ impl Network {
         self.sessions.get(&session).is_none_or(|session| session.up.reset)
     }
 
-    pub fn is_cut(&self, worker: WorkerId, way: Way) -> bool {
+    pub fn is_cut(&self, worker: WorkerId, way: Direction) -> bool {
         self.cuts.contains_key(&(worker, way))
     }
 
@@ -101,7 +101,7 @@ impl Network {
     }
 }
 
-impl World {
+impl SimWorld {
     pub fn latency(&mut self) -> Time {
         if self.network.erratic && self.rng.random_ratio(1, 50) {
             Time::from_millis(self.rng.random_range(100..3_000))
@@ -118,22 +118,22 @@ impl World {
     pub fn send_up(&mut self, session: SessionId, packet: Up) {
         let latency = self.latency();
         let Some(Session { worker, up, .. }) = self.network.sessions.get_mut(&session) else { return };
-        if self.network.cuts.contains_key(&(*worker, Way::Up)) {
+        if self.network.cuts.contains_key(&(*worker, Direction::Up)) {
             up.held.push_back(packet);
         } else {
             up.last = up.last.max(self.agenda.now() + latency);
-            self.agenda.at(up.last, Due::Up { session, packet });
+            self.agenda.at(up.last, SimEvent::Up { session, packet });
         }
     }
 
     pub fn send_down(&mut self, session: SessionId, packet: Down) {
         let latency = self.latency();
         let Some(Session { worker, down, .. }) = self.network.sessions.get_mut(&session) else { return };
-        if self.network.cuts.contains_key(&(*worker, Way::Down)) {
+        if self.network.cuts.contains_key(&(*worker, Direction::Down)) {
             down.held.push_back(packet);
         } else {
             down.last = down.last.max(self.agenda.now() + latency);
-            self.agenda.at(down.last, Due::Down { session, packet });
+            self.agenda.at(down.last, SimEvent::Down { session, packet });
         }
     }
 
@@ -151,13 +151,13 @@ impl World {
         }
     }
 
-    pub fn cut(&mut self, worker: WorkerId, way: Way) {
+    pub fn cut(&mut self, worker: WorkerId, way: Direction) {
         let now = self.agenda.now();
         self.network.cuts.entry((worker, way)).or_insert(now);
     }
 
     /// Ends a cut: messages that were held up are sent on.
-    pub fn mend(&mut self, worker: WorkerId, way: Way) {
+    pub fn mend(&mut self, worker: WorkerId, way: Direction) {
         if self.network.cuts.remove(&(worker, way)).is_none() {
             return;
         }
@@ -165,14 +165,16 @@ impl World {
         for session in own.map(|(session, _)| *session).collect::<Vec<_>>() {
             let Some(Session { up, down, .. }) = self.network.sessions.get_mut(&session) else { continue };
             match way {
-                Way::Up => std::mem::take(&mut up.held).into_iter().for_each(|packet| self.send_up(session, packet)),
-                Way::Down => {
+                Direction::Up => {
+                    std::mem::take(&mut up.held).into_iter().for_each(|packet| self.send_up(session, packet))
+                }
+                Direction::Down => {
                     std::mem::take(&mut down.held).into_iter().for_each(|packet| self.send_down(session, packet));
                 }
-                Way::Peers => {}
+                Direction::Peers => {}
             }
         }
-        if way == Way::Peers {
+        if way == Direction::Peers {
             self.release_all();
         }
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
 
 use super::{HERE, stories::admitted};
-use crate::run::{Action, Event, Phase, RequestId, Run, SessionId, Time, record::Restored, testing};
+use crate::run::{Action, Event, Phase, RequestId, Run, SessionId, Time, record::RestoredRun, testing};
 
 /// Any message with arbitrary numbers.
 fn nonsense() -> impl Strategy<Value = Message> {
@@ -81,7 +81,7 @@ proptest! {
         said in prop::collection::vec((0..4_u64, nonsense(), any::<bool>()), 0..150),
     ) {
         let stages = vec![testing::stage("a", 2, 8, Some(1), Some(1)), testing::stage("b", 1, 8, None, None)];
-        let mut run = Run::new(testing::run_file(stages), Restored::default(), 0);
+        let mut run = Run::new(testing::run_file(stages), RestoredRun::default(), 0);
         let (mut sessions, mut next) = (vec![SessionId(0); 4], 0);
         for (peer, message, honest) in said {
             let session = &mut sessions[peer as usize];

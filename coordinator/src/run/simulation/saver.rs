@@ -9,8 +9,8 @@ use rand::Rng;
 use super::{
     History, WorkerId,
     training::digest,
-    worker::{Doing, Wake},
-    world::{Due, World},
+    worker::{Activity, Wake},
+    world::{SimEvent, SimWorld},
 };
 use crate::run::{SessionId, Time};
 
@@ -30,7 +30,7 @@ pub struct Save {
 /// The queue of a saver: the save in progress, then those that wait.
 pub type Saves = VecDeque<Save>;
 
-impl World {
+impl SimWorld {
     /// The training thread passes a copy to the saver. It waits while the saver is busy.
     pub fn hand_over(&mut self, id: WorkerId, generation: u64, checkpoint: v1::Checkpoint) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
@@ -40,7 +40,7 @@ impl World {
         let saves = self.savers.entry(id).or_default();
         saves.push_back(Save { generation, number, name, history, writes, session });
         if saves.len() > 1 {
-            worker.doing = Doing::HandingOver;
+            worker.doing = Activity::HandingOver;
         } else {
             self.begin_save(id);
         }
@@ -54,7 +54,7 @@ impl World {
             self.begin_checkpoint(name);
         }
         let takes = most.mul_f64(self.rng.random_range(0.1..1.0));
-        self.agenda.after(takes, Due::Saved { worker: id });
+        self.agenda.after(takes, SimEvent::Saved { worker: id });
     }
 
     /// The saver has finished a copy.
@@ -74,10 +74,10 @@ impl World {
         };
         self.report(id, report);
         self.begin_save(id);
-        let waits = |doing: &Doing| matches!(doing, Doing::HandingOver | Doing::Finishing);
+        let waits = |doing: &Activity| matches!(doing, Activity::HandingOver | Activity::Finishing);
         if let Some(worker) = self.workers.get_mut(&id).filter(|worker| waits(&worker.doing)) {
             let task = worker.task;
-            self.agenda.after(Time::ZERO, Due::Training { worker: id, task, wake: Wake::Done });
+            self.agenda.after(Time::ZERO, SimEvent::Training { worker: id, task, wake: Wake::Done });
         }
     }
 

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{faults::Fault, score};
 use crate::run::{
     Time,
-    plan::{Ends, Place},
+    plan::{Place, StageEnds},
     testing,
 };
 
@@ -115,7 +115,7 @@ impl Scenario {
     }
 
     /// Asserts that stages end where sequential code computes.
-    pub fn check_ends(&self, ends: &Ends) {
+    pub fn check_ends(&self, ends: &StageEnds) {
         for (number, stage) in (0..).zip(&self.file.stages) {
             let end = ends.get(&number).copied();
             let rollback = stage.guard.iter().any(|rule| rule.action == GuardAction::Rollback);

@@ -20,7 +20,7 @@ use super::{
     faults::Fault,
     scenario::Scenario,
     worker::Worker,
-    world::{Trace, World},
+    world::{SimWorld, Trace},
 };
 use crate::{
     audit::audit,
@@ -31,15 +31,15 @@ use crate::{
 /// The default number of seeds.
 const SEEDS: u64 = 10_000;
 /// No more seeds are run after this many failures.
-const MOST_FAILURES: usize = 5;
+const MAX_FAILURES: usize = 5;
 /// One seed in this many is run twice.
 const REPEATED: usize = 100;
 /// The virtual time by which each run has to be over.
 const OVER_BY: Time = Time::from_secs(3_600);
 
 /// Runs a seed to the end of its run.
-fn live(seed: u64, trace: Trace) -> World {
-    let mut world = World::new(seed, trace, Scenario::any);
+fn live(seed: u64, trace: Trace) -> SimWorld {
+    let mut world = SimWorld::new(seed, trace, Scenario::any);
     world.begin();
     finish(&mut world);
     check_audit(&mut world);
@@ -47,14 +47,14 @@ fn live(seed: u64, trace: Trace) -> World {
 }
 
 /// Runs a world to the end of its run.
-fn finish(world: &mut World) {
+fn finish(world: &mut SimWorld) {
     while world.outcome.is_none() && world.step(OVER_BY) {}
     assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
     world.check_end();
 }
 
 /// Asserts that the audit of a finished run's journal is clean.
-fn check_audit(world: &mut World) {
+fn check_audit(world: &mut SimWorld) {
     let audit = audit(&world.record()).expect("a whole journal");
     assert!(audit.clean && audit.finished, "the record shows something else: {audit:?}");
 }
@@ -72,12 +72,12 @@ struct LeftOver {
 /// Interrupts a seed's run, and serves another run to its end, which the workers of the first one
 /// join.
 fn follow(seed: u64, trace: Trace) -> LeftOver {
-    let mut former = World::new(seed, Trace::Dropped, Scenario::any);
+    let mut former = SimWorld::new(seed, Trace::Dropped, Scenario::any);
     former.begin();
     let events = former.rng.random_range(0..3_000);
     while former.outcome.is_none() && former.events < events && former.step(OVER_BY) {}
 
-    let mut world = World::new(!seed, trace, Scenario::any);
+    let mut world = SimWorld::new(!seed, trace, Scenario::any);
     // As many as there are machines.
     let machines = world.scenario.machines.len();
     for (id, mut worker) in std::mem::take(&mut former.workers).into_iter().take(machines) {
@@ -99,10 +99,10 @@ fn follow(seed: u64, trace: Trace) -> LeftOver {
 /// Restores an older copy of a seed's journal, and runs it to the end. None if checkpoints on disk
 /// show that it is old; else the number of workers whose states the copy does not know.
 fn go_on_with_backup(seed: u64, trace: Trace) -> Option<u64> {
-    let mut world = World::new(seed, Trace::Dropped, Scenario::any);
+    let mut world = SimWorld::new(seed, Trace::Dropped, Scenario::any);
     world.begin();
     let (before, lost) = (world.rng.random_range(0..2_000), world.rng.random_range(1..1_000));
-    let run_on = |world: &mut World, events: u64| {
+    let run_on = |world: &mut SimWorld, events: u64| {
         while world.outcome.is_none() && world.events < events && world.step(OVER_BY) {}
     };
     run_on(&mut world, before);
@@ -120,7 +120,7 @@ fn go_on_with_backup(seed: u64, trace: Trace) -> Option<u64> {
 
 /// The journal of a seed's run after this many events, or at its end.
 pub fn recorded(seed: u64, events: u64) -> History {
-    let mut world = World::new(seed, Trace::Dropped, Scenario::any);
+    let mut world = SimWorld::new(seed, Trace::Dropped, Scenario::any);
     world.begin();
     while world.outcome.is_none() && world.events < events && world.step(OVER_BY) {}
     world.record()
@@ -153,7 +153,7 @@ struct Totals {
 }
 
 impl Totals {
-    fn add(&mut self, world: &World) {
+    fn add(&mut self, world: &SimWorld) {
         self.seeds += 1;
         self.events += world.events;
         self.seconds += world.agenda.now().as_secs();
@@ -214,7 +214,7 @@ fn with_all_seeds(run: impl Fn(u64) + Sync) {
         if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| run(seed))) {
             let mut failures = failures.lock().expect("whole");
             failures.insert(seed, said(&*panic).to_owned());
-            if failures.len() >= MOST_FAILURES {
+            if failures.len() >= MAX_FAILURES {
                 next.store(seeds, Ordering::Relaxed);
             }
         }

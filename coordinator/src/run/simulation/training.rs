@@ -11,10 +11,10 @@ use statistics::Summary;
 
 use super::{
     Step, WorkerId,
-    network::Way,
+    network::Direction,
     score,
-    worker::{Doing, Wake},
-    world::World,
+    worker::{Activity, Wake},
+    world::SimWorld,
 };
 use crate::run::{Time, plan::Place};
 
@@ -30,7 +30,7 @@ pub fn digest(history: &[Step]) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-impl World {
+impl SimWorld {
     /// Queues a directive for the training thread.
     pub fn order(&mut self, id: WorkerId, directive: v1::Directive) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
@@ -42,7 +42,7 @@ impl World {
     pub fn abandon(&mut self, id: WorkerId, generation: u64) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.abandoned = worker.abandoned.max(generation);
-        if matches!(&worker.doing, Doing::Meeting(_) | Doing::Adopting(_) | Doing::Reducing(_)) {
+        if matches!(&worker.doing, Activity::Meeting(_) | Activity::Adopting(_) | Activity::Reducing(_)) {
             self.wake(id, Time::ZERO, Wake::Broken);
         }
     }
@@ -50,7 +50,7 @@ impl World {
     /// Executes the next directives, while the thread is idle.
     pub fn go_on(&mut self, id: WorkerId) {
         while let Some(worker) = self.workers.get_mut(&id) {
-            if worker.frozen || worker.stuck || !matches!(worker.doing, Doing::Nothing) {
+            if worker.frozen || worker.stuck || !matches!(worker.doing, Activity::Nothing) {
                 return;
             }
             let Some(v1::Directive { generation, directive: Some(directive) }) = worker.orders.pop_front() else {
@@ -73,7 +73,7 @@ impl World {
                 (worker.rank_within, worker.rounds) = (rendezvous.rank, 0);
                 let takes = if self.unreachable(id, &rendezvous.peers).is_empty() { self.latency() } else { ANSWER };
                 if let Some(worker) = self.workers.get_mut(&id) {
-                    worker.doing = Doing::Reaching(rendezvous);
+                    worker.doing = Activity::Reaching(rendezvous);
                 }
                 if let Some(earlier) = earlier {
                     self.let_go(id, earlier, false);
@@ -83,7 +83,7 @@ impl World {
             Directive::Train(train) => self.compute(id, train),
             Directive::Evaluate(evaluate) => self.caption(id, generation, evaluate),
             Directive::Checkpoint(checkpoint) => {
-                worker.doing = Doing::Copying(checkpoint);
+                worker.doing = Activity::Copying(checkpoint);
                 let takes = self.rng.random_range(5..20);
                 self.wake(id, Time::from_millis(takes), Wake::Done);
             }
@@ -96,7 +96,7 @@ impl World {
                 self.report_idle(id, generation);
             }
             Directive::Finish(_) if has_saved => self.report(id, Message::Finished(v1::Finished {})),
-            Directive::Finish(_) => worker.doing = Doing::Finishing,
+            Directive::Finish(_) => worker.doing = Activity::Finishing,
             // The connection handles these.
             Directive::Leave(_) | Directive::Halt(_) => {}
         }
@@ -104,7 +104,7 @@ impl World {
 
     /// The peers that are unreachable.
     fn unreachable(&self, id: WorkerId, peers: &[v1::Peer]) -> Vec<u32> {
-        let cut = |id: WorkerId| self.network.is_cut(id, Way::Peers);
+        let cut = |id: WorkerId| self.network.is_cut(id, Direction::Peers);
         let other = |peer: &v1::Peer| peer.store_address.split_once(':')?.1.parse().ok().map(WorkerId);
         let there = |other: WorkerId| !cut(id) && !cut(other) && self.workers.contains_key(&other);
         let out_of_reach = |peer: &&v1::Peer| !other(peer).is_some_and(there);
@@ -116,7 +116,7 @@ impl World {
         let (unreachable, world) = (self.unreachable(id, &rendezvous.peers), rendezvous.world_size);
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if unreachable.is_empty() {
-            worker.doing = Doing::Meeting(rendezvous);
+            worker.doing = Activity::Meeting(rendezvous);
             let patience = if worker.abandoned >= generation { Time::ZERO } else { MEETING_PATIENCE };
             self.wake(id, patience, Wake::Broken);
             self.meet(id, generation, world);
@@ -135,7 +135,7 @@ impl World {
         assert!(at.stage == train.stage && granted.contains(&at.step), "told {train:?} at {at}");
         worker.share = (train.share_begin, train.share_end);
         let samples = f64::from(train.share_end - train.share_begin);
-        worker.doing = Doing::Computing(train);
+        worker.doing = Activity::Computing(train);
         // In proportion to the share of one of two workers.
         worker.computed = worker.pace.mul_f64(self.rng.random_range(0.5..1.5) * samples / 4.0);
         let takes = worker.computed;
@@ -150,9 +150,9 @@ impl World {
         let abandoned = worker.abandoned >= generation;
         let doing = std::mem::take(&mut worker.doing);
         match doing {
-            Doing::Nothing => {}
-            Doing::Reaching(rendezvous) => self.go_to_meeting(id, generation, rendezvous),
-            Doing::Adopting(rendezvous) if wake == Wake::Broken => {
+            Activity::Nothing => {}
+            Activity::Reaching(rendezvous) => self.go_to_meeting(id, generation, rendezvous),
+            Activity::Adopting(rendezvous) if wake == Wake::Broken => {
                 // The source's state may have arrived in part.
                 if rendezvous.source_rank != Some(rendezvous.rank) && self.rng.random() {
                     worker.position = None;
@@ -160,21 +160,21 @@ impl World {
                 self.break_off(id, abandoned);
             }
             _ if wake == Wake::Broken => self.break_off(id, abandoned),
-            Doing::Computing(_) if abandoned => self.break_off(id, true),
-            Doing::Computing(train) => {
-                worker.doing = Doing::Reducing(train);
+            Activity::Computing(_) if abandoned => self.break_off(id, true),
+            Activity::Computing(train) => {
+                worker.doing = Activity::Reducing(train);
                 worker.rounds += 1;
                 let round = worker.rounds;
                 self.arrive(id, generation, round);
             }
-            Doing::Adopting(rendezvous) => self.adopt(id, generation, &rendezvous),
-            Doing::Applying(train) => self.apply(id, generation, train),
-            Doing::Captioning(evaluate) => self.report_captions(id, generation, evaluate),
-            Doing::Copying(checkpoint) => self.hand_over(id, generation, checkpoint),
-            Doing::HandingOver => {}
-            Doing::Finishing if has_saved => self.report(id, Message::Finished(v1::Finished {})),
-            Doing::Finishing => worker.doing = Doing::Finishing,
-            Doing::Meeting(_) | Doing::Reducing(_) => unreachable!("waits for others"),
+            Activity::Adopting(rendezvous) => self.adopt(id, generation, &rendezvous),
+            Activity::Applying(train) => self.apply(id, generation, train),
+            Activity::Captioning(evaluate) => self.report_captions(id, generation, evaluate),
+            Activity::Copying(checkpoint) => self.hand_over(id, generation, checkpoint),
+            Activity::HandingOver => {}
+            Activity::Finishing if has_saved => self.report(id, Message::Finished(v1::Finished {})),
+            Activity::Finishing => worker.doing = Activity::Finishing,
+            Activity::Meeting(_) | Activity::Reducing(_) => unreachable!("waits for others"),
         }
         self.go_on(id);
     }
@@ -187,7 +187,7 @@ impl World {
                 self.fail(id, v1::Failed { generation, reason, damaged_checkpoint, ..Default::default() });
             } else if let Some(worker) = self.workers.get_mut(&id) {
                 // Waits for the state.
-                worker.doing = Doing::Adopting(rendezvous.clone());
+                worker.doing = Activity::Adopting(rendezvous.clone());
             }
             return;
         };
@@ -233,7 +233,7 @@ impl World {
             self.break_off(id, true);
             return;
         }
-        worker.doing = Doing::Captioning(evaluate);
+        worker.doing = Activity::Captioning(evaluate);
         let pace = worker.pace;
         let takes = pace.mul_f64(self.rng.random_range(1.0..1.5));
         self.wake(id, takes, Wake::Done);

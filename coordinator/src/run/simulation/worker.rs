@@ -9,7 +9,7 @@ use rand::Rng;
 
 use super::{
     History, WorkerId,
-    world::{Due, World},
+    world::{SimEvent, SimWorld},
 };
 use crate::run::{RequestId, SessionId, Time};
 
@@ -31,7 +31,7 @@ pub struct Worker {
     pub held_since: Option<Time>,
 
     pub orders: VecDeque<v1::Directive>,
-    pub doing: Doing,
+    pub doing: Activity,
     /// Reports that wait for a session.
     pub unsent: Vec<Message>,
     /// The number of the current wake-up of the training thread; earlier ones are ignored.
@@ -74,7 +74,7 @@ pub struct Worker {
     /// Whether the training thread is blocked.
     pub stuck: bool,
     /// Events that were due meanwhile.
-    pub missed: Vec<Due>,
+    pub missed: Vec<SimEvent>,
     /// When its last fault was repaired.
     pub well_since: Time,
 }
@@ -95,7 +95,7 @@ pub enum Link {
 
 /// The activity of the training thread.
 #[derive(Debug, Default)]
-pub enum Doing {
+pub enum Activity {
     #[default]
     Nothing,
     /// Checks that peers are reachable.
@@ -150,7 +150,7 @@ impl Worker {
             pause: Time::ZERO,
             held_since: None,
             orders: VecDeque::new(),
-            doing: Doing::Nothing,
+            doing: Activity::Nothing,
             task: 0,
             told: 0,
             term: 0,
@@ -198,7 +198,7 @@ impl Worker {
     }
 }
 
-impl World {
+impl SimWorld {
     /// Starts a worker process.
     pub fn start_worker(&mut self, host: String, wanted: Option<u32>) -> WorkerId {
         self.last_worker += 1;
@@ -244,13 +244,13 @@ impl World {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.task += 1;
         let task = worker.task;
-        self.agenda.after(delay, Due::Training { worker: id, task, wake });
+        self.agenda.after(delay, SimEvent::Training { worker: id, task, wake });
     }
 
     /// Stores an event for a blocked worker until it resumes.
-    pub fn unless_missed(&mut self, id: Option<WorkerId>, due: Due) -> Option<Due> {
+    pub fn unless_missed(&mut self, id: Option<WorkerId>, due: SimEvent) -> Option<SimEvent> {
         let Some(worker) = id.and_then(|id| self.workers.get_mut(&id)) else { return Some(due) };
-        if worker.frozen || (worker.stuck && matches!(due, Due::Training { .. })) {
+        if worker.frozen || (worker.stuck && matches!(due, SimEvent::Training { .. })) {
             worker.missed.push(due);
             return None;
         }

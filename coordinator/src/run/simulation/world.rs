@@ -27,7 +27,7 @@ use crate::run::{Event, Outcome, RefusalKind, RequestId, Run, SessionId, Time, c
 
 /// An event in the queue.
 #[derive(Debug)]
-pub enum Due {
+pub enum SimEvent {
     /// The coordinator's clock.
     Tick { life: u64 },
     /// The coordinator is asked to stop.
@@ -67,10 +67,10 @@ pub enum Trace {
     Hashed(DefaultHasher),
 }
 
-pub struct World {
+pub struct SimWorld {
     pub scenario: Scenario,
     pub rng: ChaCha8Rng,
-    pub agenda: Agenda<Due>,
+    pub agenda: Agenda<SimEvent>,
     pub trace: Trace,
     pub events: u64,
     number: u64,
@@ -97,7 +97,7 @@ pub struct World {
     pub left_over: Vec<Worker>,
 }
 
-impl World {
+impl SimWorld {
     /// A new world with a running coordinator.
     pub fn new(seed: u64, trace: Trace, scenario: impl FnOnce(&mut ChaCha8Rng) -> Scenario) -> Self {
         let mut world = Self::without_coordinator(seed, trace, scenario);
@@ -164,38 +164,40 @@ impl World {
         true
     }
 
-    fn happen(&mut self, due: Due) {
+    fn happen(&mut self, due: SimEvent) {
         let worker = match &due {
-            Due::Answer { worker, .. }
-            | Due::Connection { worker, .. }
-            | Due::Training { worker, .. }
-            | Due::Saved { worker } => Some(*worker),
-            Due::Down { session, .. } => self.network.sessions.get(session).map(|session| session.worker),
+            SimEvent::Answer { worker, .. }
+            | SimEvent::Connection { worker, .. }
+            | SimEvent::Training { worker, .. }
+            | SimEvent::Saved { worker } => Some(*worker),
+            SimEvent::Down { session, .. } => self.network.sessions.get(session).map(|session| session.worker),
             _ => None,
         };
         let Some(due) = self.unless_missed(worker, due).and_then(|due| self.unless_unread(due)) else { return };
         match due {
-            Due::Tick { life } => self.tick(life),
-            Due::Start => self.start_coordinator(),
-            Due::Stop { life } if life == self.coordinator.life => self.tell(Event::Shutdown),
-            Due::Scored { life, event } if life == self.coordinator.life => self.tell(event),
-            Due::Stop { .. } | Due::Scored { .. } => {}
-            Due::Ask { worker, request, join } => self.asked(worker, request, join),
-            Due::Answer { worker, request, answer } => self.hear_answer(worker, request, answer),
-            Due::Up { session, packet } if !self.network.is_lost_up(session, &packet) => self.told(session, packet),
-            Due::Down { session, packet } if !self.network.is_lost_down(session, &packet) => {
+            SimEvent::Tick { life } => self.tick(life),
+            SimEvent::Start => self.start_coordinator(),
+            SimEvent::Stop { life } if life == self.coordinator.life => self.tell(Event::Shutdown),
+            SimEvent::Scored { life, event } if life == self.coordinator.life => self.tell(event),
+            SimEvent::Stop { .. } | SimEvent::Scored { .. } => {}
+            SimEvent::Ask { worker, request, join } => self.asked(worker, request, join),
+            SimEvent::Answer { worker, request, answer } => self.hear_answer(worker, request, answer),
+            SimEvent::Up { session, packet } if !self.network.is_lost_up(session, &packet) => {
+                self.told(session, packet)
+            }
+            SimEvent::Down { session, packet } if !self.network.is_lost_down(session, &packet) => {
                 if let Some(worker) = worker {
                     self.hear(worker, session, packet);
                 }
             }
-            Due::Up { .. } | Due::Down { .. } => {}
-            Due::Connection { worker, wake } => self.woken(worker, wake),
-            Due::Training { worker, task, wake } => self.work(worker, task, wake),
-            Due::Saved { worker } => self.saved(worker),
-            Due::Hire { machine } => self.hire(machine),
-            Due::Fault => self.strike(),
-            Due::Mend(fault, worker) => self.put_right(fault, worker),
-            Due::Calm => self.calm_down(),
+            SimEvent::Up { .. } | SimEvent::Down { .. } => {}
+            SimEvent::Connection { worker, wake } => self.woken(worker, wake),
+            SimEvent::Training { worker, task, wake } => self.work(worker, task, wake),
+            SimEvent::Saved { worker } => self.saved(worker),
+            SimEvent::Hire { machine } => self.hire(machine),
+            SimEvent::Fault => self.strike(),
+            SimEvent::Mend(fault, worker) => self.put_right(fault, worker),
+            SimEvent::Calm => self.calm_down(),
         }
     }
 }

@@ -20,7 +20,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use tonic::{Code, Status};
 
-use super::{Desk, Problem, limits::RequestBody};
+use super::{AppState, Problem, limits::RequestBody};
 use crate::{
     run::Command,
     service::{access::bearer, door::Peer, driver::Input, refusals::Reason},
@@ -50,9 +50,9 @@ fn drain(body: &[u8]) -> Result<Command, String> {
 }
 
 /// The routes of all commands.
-pub fn routes() -> Router<Arc<Desk>> {
+pub fn routes() -> Router<Arc<AppState>> {
     COMMANDS.into_iter().fold(Router::new(), |routes, (path, read)| {
-        let handler = async move |State(desk): State<Arc<Desk>>, peer: Extension<Peer>, request: Request| {
+        let handler = async move |State(desk): State<Arc<AppState>>, peer: Extension<Peer>, request: Request| {
             let steered = steer(&desk, read, request).await;
             steered.map_err(|(reason, problem)| {
                 desk.refusals.note(peer.0.0, reason, format_args!("/api{path}: {}", problem.why));
@@ -64,7 +64,7 @@ pub fn routes() -> Router<Arc<Desk>> {
 }
 
 /// Carries out the command of a request. It checks the token before it reads the body.
-async fn steer(desk: &Desk, read: Read, request: Request) -> Result<impl IntoResponse + use<>, (Reason, Problem)> {
+async fn steer(desk: &AppState, read: Read, request: Request) -> Result<impl IntoResponse + use<>, (Reason, Problem)> {
     let refuse = |reason, code, why: &str| (reason, Problem::new(code, why));
     let Some(admin) = &desk.tokens.admin else {
         let why = "this coordinator takes no commands here: serve with --admin-token-file or DICO_ADMIN_TOKEN";

@@ -1,6 +1,6 @@
 //! Curves of a run in bounded memory: aggregates the journal's steps into buckets.
 //!
-//! A stage has at most [`MOST_BUCKETS`] buckets; when there would be more, each two neighbours are
+//! A stage has at most [`MAX_BUCKETS`] buckets; when there would be more, each two neighbours are
 //! merged. Memory and the time of an answer are therefore the same for a stage of any length.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,13 +15,13 @@ use crate::{
         history::History,
     },
     run::{
-        lineage::{Fate, Lineage, Selection},
+        lineage::{Lineage, Selection, StateFate},
         plan::Place,
     },
 };
 
 /// Maximal number of buckets of a stage, and of its recent steps.
-pub const MOST_BUCKETS: usize = 512;
+pub const MAX_BUCKETS: usize = 512;
 /// Maximal number of steps read in one query.
 const CHUNK: usize = 4096;
 /// Distributions whose quantiles are shown.
@@ -56,14 +56,14 @@ fn values(step: &Recorded) -> [Option<f64>; SERIES] {
 
 /// The aggregate of one series in a bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Cell {
+struct BucketAggregate {
     count: u32,
     sum: f64,
     min: f64,
     max: f64,
 }
 
-impl Cell {
+impl BucketAggregate {
     fn of(value: Option<f64>) -> Self {
         value.map_or_else(Self::default, |value| Self { count: 1, sum: value, min: value, max: value })
     }
@@ -91,13 +91,13 @@ struct Bucket {
     last: u64,
     /// When the last step was recorded.
     at: f64,
-    cells: [Cell; SERIES],
+    cells: [BucketAggregate; SERIES],
 }
 
 impl Bucket {
     fn of(step: &Recorded) -> Self {
         let Place { step: number, .. } = step.place;
-        Self { first: number, last: number, at: step.at, cells: values(step).map(Cell::of) }
+        Self { first: number, last: number, at: step.at, cells: values(step).map(BucketAggregate::of) }
     }
 
     fn merge(&mut self, later: &Self) {
@@ -112,7 +112,7 @@ impl Bucket {
 
 /// The curves of a stage.
 #[derive(Clone, Debug)]
-struct Course {
+struct StageCurves {
     /// The number of steps per bucket.
     width: u64,
     buckets: Vec<Bucket>,
@@ -120,18 +120,18 @@ struct Course {
     recent: VecDeque<Bucket>,
 }
 
-impl Course {
+impl StageCurves {
     fn new() -> Self {
         Self { width: 1, buckets: Vec::new(), recent: VecDeque::new() }
     }
 
     fn add(&mut self, step: Bucket) {
-        if self.recent.len() == MOST_BUCKETS {
+        if self.recent.len() == MAX_BUCKETS {
             self.recent.pop_front();
         }
         self.recent.push_back(step.clone());
         self.put(step);
-        while self.buckets.len() > MOST_BUCKETS {
+        while self.buckets.len() > MAX_BUCKETS {
             self.width *= 2;
             for bucket in std::mem::take(&mut self.buckets) {
                 self.put(bucket);
@@ -163,7 +163,7 @@ pub enum Span {
     /// The whole stage, in buckets.
     #[default]
     Whole,
-    /// The last [`MOST_BUCKETS`] steps, one per bucket.
+    /// The last [`MAX_BUCKETS`] steps, one per bucket.
     Recent,
 }
 
@@ -178,7 +178,7 @@ pub struct Version {
 
 /// An answer, full or delta: columns of equal length with one element per bucket.
 #[derive(Debug, Serialize)]
-pub struct Piece {
+pub struct CurveDelta {
     stage: u32,
     span: Span,
     #[serde(flatten)]
@@ -210,7 +210,7 @@ struct Columns {
 
 /// The client's cursor. If it does not fit the present curves, the client gets a full answer.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Held {
+pub struct CurveCursor {
     /// The era of the client's data.
     pub era: u64,
     /// The number of steps per bucket.
@@ -221,7 +221,7 @@ pub struct Held {
 
 /// A batch read from the journal.
 #[derive(Default)]
-pub struct News {
+pub struct CurveBatch {
     /// The starts of generations and the ends of stages.
     pub cuts: BTreeSet<(u64, Place)>,
     /// The stages that ended with their best state.
@@ -233,7 +233,7 @@ pub struct News {
 /// The curves of all stages.
 #[derive(Debug)]
 pub struct Curves {
-    courses: BTreeMap<u32, Course>,
+    courses: BTreeMap<u32, StageCurves>,
     cuts: BTreeSet<(u64, Place)>,
     /// The last step that was read.
     reached: Place,
@@ -253,16 +253,16 @@ impl Curves {
     }
 
     /// The query for the next batch.
-    pub fn next(&self) -> impl FnOnce(&History) -> Result<News, Error> + use<> {
+    pub fn next(&self) -> impl FnOnce(&History) -> Result<CurveBatch, Error> + use<> {
         let reached = self.reached;
         move |history| {
             let (cuts, selections) = (history.cuts()?, history.selections()?);
-            Ok(News { cuts, selections, steps: history.recorded(reached, CHUNK)? })
+            Ok(CurveBatch { cuts, selections, steps: history.recorded(reached, CHUNK)? })
         }
     }
 
     /// Adds a batch. Returns whether there may be more.
-    pub fn take(&mut self, News { cuts: known, selections, steps }: News) -> bool {
+    pub fn take(&mut self, CurveBatch { cuts: known, selections, steps }: CurveBatch) -> bool {
         let cut = known.difference(&self.cuts).map(|(_, place)| *place).min();
         self.cuts = known;
         if let Some(place) = cut.filter(|place| *place < self.reached) {
@@ -271,13 +271,13 @@ impl Curves {
         }
         let lineage = Lineage::new(&self.cuts, &selections);
         let more = steps.len() == CHUNK;
-        let is_shown = |step: &Recorded| lineage.fate(step.place, step.generation) != Fate::GivenUp;
+        let is_shown = |step: &Recorded| lineage.fate(step.place, step.generation) != StateFate::GivenUp;
         let mut steps = steps.into_iter().filter(is_shown).peekable();
         while let Some(step) = steps.next() {
             self.reached = step.place;
             // If a step was recorded more than once, the last record counts.
             if steps.peek().is_none_or(|later| later.place != step.place) {
-                self.courses.entry(step.place.stage).or_insert_with(Course::new).add(Bucket::of(&step));
+                self.courses.entry(step.place.stage).or_insert_with(StageCurves::new).add(Bucket::of(&step));
                 self.version.steps += 1;
             }
         }
@@ -292,8 +292,8 @@ impl Curves {
     }
 
     /// The data of a stage that the client does not have.
-    pub fn piece(&self, stage: u32, span: Span, held: Held) -> Piece {
-        let none = Course::new();
+    pub fn piece(&self, stage: u32, span: Span, held: CurveCursor) -> CurveDelta {
+        let none = StageCurves::new();
         let course = self.courses.get(&stage).unwrap_or(&none);
         let width = if span == Span::Whole { course.width } else { 1 };
         let mut buckets: Vec<&Bucket> = match span {
@@ -305,7 +305,7 @@ impl Curves {
         let last_held = buckets.iter().position(|bucket| same && bucket.first == held.from);
         let continues = last_held.is_some();
         buckets.drain(..last_held.unwrap_or(0));
-        let column = |series: usize, of: fn(&Cell) -> f64| {
+        let column = |series: usize, of: fn(&BucketAggregate) -> f64| {
             let value = |bucket: &&Bucket| {
                 let cell = &bucket.cells[series];
                 (cell.count > 0).then(|| of(cell) as f32).filter(|value| value.is_finite())
@@ -315,11 +315,11 @@ impl Curves {
         let columns = |series: usize| {
             let (name, extremes) = name(series);
             let extreme = |of| (extremes && width > 1).then(|| column(series, of));
-            let mean = column(series, Cell::mean);
+            let mean = column(series, BucketAggregate::mean);
             let some = mean.iter().any(Option::is_some);
             some.then(|| (name, Columns { mean, min: extreme(|cell| cell.min), max: extreme(|cell| cell.max) }))
         };
-        Piece {
+        CurveDelta {
             stage,
             span,
             version: self.version,

@@ -20,10 +20,10 @@ use serde::Deserialize;
 use tokio::sync::{OnceCell, Semaphore};
 use tracing::warn;
 
-use super::{Desk, Problem, limits::QueryParameters, records};
+use super::{AppState, Problem, limits::QueryParameters, records};
 
 /// Maximal size of an image that is served, in bytes.
-const LARGEST: u64 = 16 << 20;
+const MAX_BYTES: u64 = 16 << 20;
 /// Maximal number of images that are read at a time.
 const AT_ONCE: usize = 4;
 
@@ -37,7 +37,7 @@ pub struct Pictures {
 
 /// The query parameters of the request.
 #[derive(Deserialize)]
-pub struct Asked {
+pub struct ImageQuery {
     evaluation: String,
     index: u32,
 }
@@ -72,9 +72,9 @@ async fn index(data: Data) -> HashMap<String, PathBuf> {
 
 fn bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(io::Error::other(format!("it has more than {LARGEST} bytes")));
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other(format!("it has more than {MAX_BYTES} bytes")));
     }
     Ok(bytes)
 }
@@ -91,8 +91,8 @@ fn kind(bytes: &[u8]) -> Option<&'static str> {
 
 /// `GET /api/image`.
 pub async fn answer(
-    State(desk): State<Arc<Desk>>,
-    QueryParameters(asked): QueryParameters<Asked>,
+    State(desk): State<Arc<AppState>>,
+    QueryParameters(asked): QueryParameters<ImageQuery>,
 ) -> Result<impl IntoResponse, Problem> {
     let absent = |why: String| Problem::new(StatusCode::NOT_FOUND, why);
     let evaluation = records::evaluation(&asked.evaluation)?;
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn a_file_that_is_too_large_is_not_read() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(LARGEST + 1).unwrap();
+        file.as_file().set_len(MAX_BYTES + 1).unwrap();
         assert!(bounded(file.path()).unwrap_err().to_string().contains("more than"));
     }
 }

@@ -16,14 +16,14 @@ use tokio::{
 };
 use tokio_stream::wrappers::WatchStream;
 
-use super::{Desk, Problem, status};
+use super::{AppState, Problem, status};
 use crate::{
     run::Outcome,
     service::{door::Peer, fair_limit::StreamLimit},
 };
 
 /// Maximal number of open streams.
-const MOST_VIEWERS: usize = 64;
+const MAX_VIEWERS: usize = 64;
 /// Interval between snapshots.
 const LOOK: Duration = Duration::from_millis(500);
 /// Without viewers, the curves are updated only once in this number of intervals, so that they are
@@ -44,7 +44,7 @@ pub struct Viewers {
 impl Default for Viewers {
     fn default() -> Self {
         let said = std::sync::Mutex::new(Some(watch::channel(None).0));
-        Self { streams: StreamLimit::new(MOST_VIEWERS), said }
+        Self { streams: StreamLimit::new(MAX_VIEWERS), said }
     }
 }
 
@@ -81,7 +81,7 @@ impl Viewers {
 }
 
 /// Takes and sends snapshots, for ever.
-pub async fn keep(desk: &Arc<Desk>) {
+pub async fn keep(desk: &Arc<AppState>) {
     let mut looks = time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Whether the journal has more records than were read.
@@ -108,7 +108,7 @@ pub async fn keep(desk: &Arc<Desk>) {
     }
 }
 
-async fn tell(desk: &Arc<Desk>) {
+async fn tell(desk: &Arc<AppState>) {
     // On a timeout viewers get no update; the next interval tries again.
     if let Ok(snapshot) = status::look(desk).await
         && let Ok(text) = serde_json::to_string(&snapshot)
@@ -119,12 +119,12 @@ async fn tell(desk: &Arc<Desk>) {
 
 /// `GET /api/stream`.
 pub async fn stream(
-    State(desk): State<Arc<Desk>>,
+    State(desk): State<Arc<AppState>>,
     Extension(peer): Extension<Peer>,
 ) -> Result<impl IntoResponse, Problem> {
     let unavailable = |why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, why);
     let evicted = desk.viewers.streams.try_open(peer);
-    let busy = || unavailable(format!("{MOST_VIEWERS} others follow this run: close a page of it, or try again"));
+    let busy = || unavailable(format!("{MAX_VIEWERS} others follow this run: close a page of it, or try again"));
     let evicted = evicted.ok_or_else(busy)?;
     let said = desk.viewers.with(watch::Sender::subscribe);
     let said = said.ok_or_else(|| unavailable("the coordinator is shutting down".into()))?;

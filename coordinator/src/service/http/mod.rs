@@ -7,7 +7,7 @@
 //! | `GET /`, `/page/...` | the page |
 //! | `GET /api/status` | how the run stands: [`status::Snapshot`] |
 //! | `GET /api/stream` | the same as server-sent events, twice a second |
-//! | `GET /api/history?stage=N&span=whole` | the course of a stage: [`curves::Piece`]; `span=recent` for its last steps one by one; `era`, `width` and `from` of what is held already |
+//! | `GET /api/history?stage=N&span=whole` | the course of a stage: [`curves::CurveDelta`]; `span=recent` for its last steps one by one; `era`, `width` and `from` of what is held already |
 //! | `GET /api/events` | the last that happened, the newest first: `[{at, kind, detail}]` |
 //! | `GET /api/evaluations` | evaluations, but for what was given up: [`records::Evaluations`] |
 //! | `GET /api/captions?before=ID&after=ID&from=0` | captions of two evaluations side by side: [`records::Captions`] |
@@ -54,7 +54,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{access::Tokens, driver::Input, refusals::Refusals};
 use crate::run::Outcome;
-use curves::{Curves, Held, Span};
+use curves::{CurveCursor, Curves, Span};
 pub use hosts::AllowedHosts;
 use hosts::HeadCheck;
 use images::Pictures;
@@ -67,7 +67,7 @@ pub use server::serve;
 pub type Readiness = Result<(), String>;
 
 /// The state of all handlers.
-pub struct Desk {
+pub struct AppState {
     file: Arc<RunFile>,
     driver: mpsc::Sender<Input>,
     tokens: Arc<Tokens>,
@@ -78,7 +78,7 @@ pub struct Desk {
     viewers: Viewers,
 }
 
-impl Desk {
+impl AppState {
     /// The state for a run whose journal is in the folder `state`.
     pub fn new(
         file: RunFile,
@@ -121,7 +121,7 @@ impl Desk {
 /// All routes. Readiness reports the journal's problem first, then the run's. A worker that joins
 /// at this port by mistake finds the gRPC port in a header of `/healthz`.
 pub fn routes(
-    desk: Arc<Desk>,
+    desk: Arc<AppState>,
     metrics: PrometheusHandle,
     readiness: [watch::Receiver<Readiness>; 2],
     grpc_port: u16,
@@ -167,7 +167,7 @@ async fn ready([journal, run]: [watch::Receiver<Readiness>; 2]) -> impl IntoResp
 }
 
 #[derive(Deserialize)]
-struct Course {
+struct StageCurves {
     stage: u32,
     #[serde(default)]
     span: Span,
@@ -179,8 +179,11 @@ struct Course {
     from: u64,
 }
 
-async fn history(State(desk): State<Arc<Desk>>, QueryParameters(asked): QueryParameters<Course>) -> impl IntoResponse {
-    let held = Held { era: asked.era, width: asked.width, from: asked.from };
+async fn history(
+    State(desk): State<Arc<AppState>>,
+    QueryParameters(asked): QueryParameters<StageCurves>,
+) -> impl IntoResponse {
+    let held = CurveCursor { era: asked.era, width: asked.width, from: asked.from };
     let piece = desk.curves().piece(asked.stage, asked.span, held);
     Json(piece)
 }

@@ -10,22 +10,22 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use statistics::names::{self, Better};
 
-use super::{Desk, Problem, limits::QueryParameters};
+use super::{AppState, Problem, limits::QueryParameters};
 use crate::{
     journal::browse::{Compared, EvaluationId},
-    run::lineage::Fate,
+    run::lineage::StateFate,
 };
 
 /// Maximal number of events in an answer.
-const MOST_EVENTS: usize = 100;
+const MAX_EVENTS: usize = 100;
 /// Maximal number of evaluations in an answer.
-const MOST_EVALUATIONS: usize = 1000;
+const MAX_EVALUATIONS: usize = 1000;
 /// Maximal number of captions in an answer.
-const MOST_CAPTIONS: u64 = 12;
+const MAX_CAPTIONS: u64 = 12;
 
 /// `GET /api/events`.
-pub async fn events(State(desk): State<Arc<Desk>>) -> Result<impl IntoResponse, Problem> {
-    let events = desk.journal.ask(|history| history.latest_events(MOST_EVENTS)).await?;
+pub async fn events(State(desk): State<Arc<AppState>>) -> Result<impl IntoResponse, Problem> {
+    let events = desk.journal.ask(|history| history.latest_events(MAX_EVENTS)).await?;
     let event =
         |event: crate::journal::history::Event| json!({ "at": event.at, "kind": event.kind, "detail": event.detail });
     Ok(Json(events.into_iter().map(event).collect::<Vec<_>>()))
@@ -52,15 +52,15 @@ struct Evaluation {
 }
 
 /// `GET /api/evaluations`.
-pub async fn evaluations(State(desk): State<Arc<Desk>>) -> Result<impl IntoResponse, Problem> {
-    let evaluations = desk.journal.ask(|history| history.latest_evaluations(MOST_EVALUATIONS)).await?;
+pub async fn evaluations(State(desk): State<Arc<AppState>>) -> Result<impl IntoResponse, Problem> {
+    let evaluations = desk.journal.ask(|history| history.latest_evaluations(MAX_EVALUATIONS)).await?;
     let evaluation = |evaluated: crate::journal::browse::Evaluated| Evaluation {
         id: evaluated.id.to_string(),
         stage: evaluated.id.place.stage,
         step: evaluated.id.place.step,
         at: evaluated.at,
         metrics: evaluated.metrics,
-        not_selected: evaluated.fate == Fate::NotSelected,
+        not_selected: evaluated.fate == StateFate::NotSelected,
     };
     let names: BTreeSet<&String> = evaluations.iter().flat_map(|evaluated| evaluated.metrics.keys()).collect();
     let better = names.into_iter().filter_map(|name| match names::better(name) {
@@ -75,7 +75,7 @@ pub async fn evaluations(State(desk): State<Arc<Desk>>) -> Result<impl IntoRespo
 
 /// The query parameters of `GET /api/captions`.
 #[derive(Deserialize)]
-pub struct Asked {
+pub struct CaptionsQuery {
     before: String,
     after: String,
     #[serde(default)]
@@ -92,12 +92,12 @@ pub struct Captions {
 
 /// `GET /api/captions`.
 pub async fn captions(
-    State(desk): State<Arc<Desk>>,
-    QueryParameters(asked): QueryParameters<Asked>,
+    State(desk): State<Arc<AppState>>,
+    QueryParameters(asked): QueryParameters<CaptionsQuery>,
 ) -> Result<impl IntoResponse, Problem> {
     let (before, after) = (evaluation(&asked.before)?, evaluation(&asked.after)?);
     let from = asked.from.into();
-    let captions = desk.journal.ask(move |history| history.compare(before, after, from, MOST_CAPTIONS)).await?;
+    let captions = desk.journal.ask(move |history| history.compare(before, after, from, MAX_CAPTIONS)).await?;
     let (images, items) = captions;
     Ok(Json(Captions { images, items }))
 }

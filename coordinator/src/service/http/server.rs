@@ -24,7 +24,7 @@ use crate::service::{
 };
 
 /// Maximal number of open connections.
-const MOST_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
 /// Time limit for the headers of a request, and for the pause between two requests.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// How long a response may wait for a client that does not read.
@@ -37,7 +37,7 @@ const RECOVERY: Duration = Duration::from_secs(1);
 /// Serves until `closing`, then until all pending requests are answered.
 pub async fn serve(listener: TcpListener, routes: Router, refusals: Refusals, mut closing: watch::Receiver<()>) {
     let mut connections = JoinSet::new();
-    let mut open = FairLimit::new(MOST_CONNECTIONS);
+    let mut open = FairLimit::new(MAX_CONNECTIONS);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -57,7 +57,7 @@ pub async fn serve(listener: TcpListener, routes: Router, refusals: Refusals, mu
         open.retain(|connection: &AbortHandle| !connection.is_finished());
         if let Some((peer, connection)) = open.insert(peer, connection) {
             let why = format_args!(
-                "more than {MOST_CONNECTIONS} HTTP connections: closed the oldest of the address with the most"
+                "more than {MAX_CONNECTIONS} HTTP connections: closed the oldest of the address with the most"
             );
             refusals.note(peer.0, Reason::Busy, why);
             connection.abort();

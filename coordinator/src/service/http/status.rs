@@ -11,13 +11,13 @@ use proto::v1;
 use serde::Serialize;
 use tokio::{sync::oneshot, time};
 
-use super::{Desk, Problem, curves::Version};
-use crate::{journal::browse::Marks, service::driver::Input};
+use super::{AppState, Problem, curves::Version};
+use crate::{journal::browse::RowCounters, service::driver::Input};
 
 /// How long to wait for the driver, which may be waiting for its disk.
 const WITHIN: Duration = Duration::from_secs(3);
 /// Maximal number of members in a snapshot.
-const MOST_MEMBERS: usize = 256;
+const MAX_MEMBERS: usize = 256;
 
 /// A snapshot of the run's status.
 #[derive(Debug, Serialize)]
@@ -49,7 +49,7 @@ pub struct Snapshot {
     members: Vec<Member>,
     stages: Vec<Stage>,
     curves: Version,
-    marks: Marks,
+    marks: RowCounters,
     /// The candidates of one image in the last step, with DiCO's weights.
     example: Option<Example>,
     /// Whether the coordinator has an admin token, without which it refuses commands over HTTP.
@@ -120,7 +120,7 @@ impl From<v1::Member> for Member {
 }
 
 impl Snapshot {
-    fn new(status: v1::StatusResponse, file: &RunFile, curves: Version, marks: Marks, commands: bool) -> Self {
+    fn new(status: v1::StatusResponse, file: &RunFile, curves: Version, marks: RowCounters, commands: bool) -> Self {
         let stages = file.stages.iter().map(|stage| Stage {
             name: stage.name.clone(),
             objective: stage.objective,
@@ -146,7 +146,7 @@ impl Snapshot {
             lag_seconds: status.lag_seconds,
             min_workers: status.min_workers,
             workers: status.members.len(),
-            members: status.members.into_iter().take(MOST_MEMBERS).map(Member::from).collect(),
+            members: status.members.into_iter().take(MAX_MEMBERS).map(Member::from).collect(),
             stages: stages.collect(),
             curves,
             marks,
@@ -157,7 +157,7 @@ impl Snapshot {
 }
 
 /// Takes a snapshot. Fails if the driver does not answer in time, or if the journal cannot be read.
-pub async fn look(desk: &Arc<Desk>) -> Result<Snapshot, Problem> {
+pub async fn look(desk: &Arc<AppState>) -> Result<Snapshot, Problem> {
     let silent = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the coordinator does not answer: see /readyz");
     let ask = async {
         let (reply, answer) = oneshot::channel();
@@ -171,6 +171,6 @@ pub async fn look(desk: &Arc<Desk>) -> Result<Snapshot, Problem> {
 }
 
 /// `GET /api/status`.
-pub async fn answer(State(desk): State<Arc<Desk>>) -> Result<impl IntoResponse, Problem> {
+pub async fn answer(State(desk): State<Arc<AppState>>) -> Result<impl IntoResponse, Problem> {
     look(&desk).await.map(Json)
 }

@@ -31,7 +31,7 @@ use crate::{
     },
     service::metrics::Metrics,
 };
-use curves::{News, Piece};
+use curves::{CurveBatch, CurveDelta};
 use proto::v1;
 use transport::Token;
 
@@ -65,7 +65,7 @@ impl Site {
         let metrics = Metrics::new(&file);
         let admin = admin.map(|token| Token::parse(token, "a test").unwrap());
         let tokens = Arc::new(Tokens { join: None, admin });
-        let desk = Arc::new(Desk::new(file, output.path().join("state"), inputs, tokens, metrics.refusals()));
+        let desk = Arc::new(AppState::new(file, output.path().join("state"), inputs, tokens, metrics.refusals()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let http = listener.local_addr().unwrap();
         let (closing, closed) = watch::channel(());
@@ -151,7 +151,7 @@ fn read_all(curves: &mut Curves, state: &Path) {
     while curves.take(curves.next()(&history).unwrap()) {}
 }
 
-fn as_json(piece: &Piece) -> Value {
+fn as_json(piece: &CurveDelta) -> Value {
     serde_json::to_value(piece).unwrap()
 }
 
@@ -175,11 +175,11 @@ proptest! {
         let mut curves = Curves::new(1);
         let all: Vec<Recorded> = (1..).zip(&losses).map(|(step, loss)| recorded(step, *loss)).collect();
         for steps in all.chunks(at_once) {
-            curves.take(News { steps: steps.to_vec(), ..News::default() });
+            curves.take(CurveBatch { steps: steps.to_vec(), ..CurveBatch::default() });
         }
-        let piece = as_json(&curves.piece(0, Span::Whole, Held::default()));
+        let piece = as_json(&curves.piece(0, Span::Whole, CurveCursor::default()));
         let width = piece["width"].as_u64().unwrap() as usize;
-        prop_assert_eq!(width, losses.len().div_ceil(curves::MOST_BUCKETS).next_power_of_two());
+        prop_assert_eq!(width, losses.len().div_ceil(curves::MAX_BUCKETS).next_power_of_two());
         let expected: Vec<Vec<f64>> = losses.chunks(width).map(|chunk| chunk.iter().copied().flatten().collect()).collect();
         let close = |found: &Value, expected: Option<f64>| match (found.as_f64(), expected) {
             (Some(found), Some(expected)) => (found - expected).abs() < 1e-5,
@@ -206,20 +206,20 @@ proptest! {
 fn whoever_holds_a_piece_is_told_what_came_after() {
     let mut curves = Curves::new(5);
     let steps = |range: std::ops::RangeInclusive<u64>| range.map(|step| recorded(step, Some(1.0))).collect();
-    curves.take(News { steps: steps(1..=10), ..News::default() });
-    curves.take(News { steps: steps(11..=12), ..News::default() });
-    let held = Held { era: 5, width: 1, from: 10 };
+    curves.take(CurveBatch { steps: steps(1..=10), ..CurveBatch::default() });
+    curves.take(CurveBatch { steps: steps(11..=12), ..CurveBatch::default() });
+    let held = CurveCursor { era: 5, width: 1, from: 10 };
     for span in [Span::Whole, Span::Recent] {
         let piece = as_json(&curves.piece(0, span, held));
         assert_eq!((&piece["continues"], &piece["first"]), (&true.into(), &serde_json::json!([10, 11, 12])));
-        let all = as_json(&curves.piece(0, span, Held { era: 4, ..held }));
+        let all = as_json(&curves.piece(0, span, CurveCursor { era: 4, ..held }));
         assert_eq!((&all["continues"], all["first"].as_array().unwrap().len()), (&false.into(), 12));
     }
     // The buckets have become wider meanwhile.
-    curves.take(News { steps: steps(13..=600), ..News::default() });
+    curves.take(CurveBatch { steps: steps(13..=600), ..CurveBatch::default() });
     let piece = as_json(&curves.piece(0, Span::Whole, held));
     assert_eq!((&piece["continues"], &piece["width"]), (&false.into(), &2.into()));
-    let recent = as_json(&curves.piece(0, Span::Recent, Held::default()));
+    let recent = as_json(&curves.piece(0, Span::Recent, CurveCursor::default()));
     assert_eq!((&recent["first"][0], &recent["width"]), (&89.into(), &1.into()));
     // Step 10 is no longer among the recent steps: the client's data end before the first of them.
     let recent = as_json(&curves.piece(0, Span::Recent, held));
@@ -229,7 +229,7 @@ fn whoever_holds_a_piece_is_told_what_came_after() {
 /// A client that asks for deltas, as the page's course.js does. It stores columns by name.
 #[derive(Debug, Default)]
 struct Client {
-    held: Held,
+    held: CurveCursor,
     columns: BTreeMap<String, Vec<Value>>,
 }
 
@@ -253,9 +253,9 @@ impl Client {
             column.truncate(kept);
             column.extend(more.get(name).cloned().unwrap_or_else(|| vec![Value::Null; length]));
         }
-        let surplus = self.columns["first"].len().saturating_sub(curves::MOST_BUCKETS);
+        let surplus = self.columns["first"].len().saturating_sub(curves::MAX_BUCKETS);
         self.columns.values_mut().for_each(|column| _ = column.drain(..surplus));
-        self.held = Held {
+        self.held = CurveCursor {
             era: piece["era"].as_u64().unwrap(),
             width: piece["width"].as_u64().unwrap(),
             from: self.columns["first"].last().map_or(0, |first| first.as_u64().unwrap()),
@@ -292,22 +292,22 @@ proptest! {
                 generation += 1;
                 step = (step as f64 * share) as u64;
                 cuts.insert((generation, Place { stage: 0, step }));
-                let kept = curves.take(News { cuts: cuts.clone(), ..News::default() });
+                let kept = curves.take(CurveBatch { cuts: cuts.clone(), ..CurveBatch::default() });
                 // The steps before the cut whose bucket was removed are read again.
                 if kept {
-                    let last = curves.piece(0, Span::Whole, Held::default());
+                    let last = curves.piece(0, Span::Whole, CurveCursor::default());
                     let last = as_json(&last)["last"].as_array().unwrap().last().map_or(0, |last| last.as_u64().unwrap());
                     let steps = (last + 1..=step).map(|step| Recorded { generation: 1, ..recorded(step, Some(0.5)) });
-                    curves.take(News { cuts: cuts.clone(), steps: steps.collect(), ..News::default() });
+                    curves.take(CurveBatch { cuts: cuts.clone(), steps: steps.collect(), ..CurveBatch::default() });
                 }
             }
             let loss = |step: u64| (!step.is_multiple_of(7)).then_some(step as f64);
             let steps = (step + 1..=step + more).map(|step| Recorded { generation, ..recorded(step, loss(step)) });
-            curves.take(News { cuts: cuts.clone(), steps: steps.collect(), ..News::default() });
+            curves.take(CurveBatch { cuts: cuts.clone(), steps: steps.collect(), ..CurveBatch::default() });
             step += more;
             if asks {
                 client.ask(&curves, span);
-                let all = columns(&as_json(&curves.piece(0, span, Held::default())));
+                let all = columns(&as_json(&curves.piece(0, span, CurveCursor::default())));
                 let null = |column: &Vec<Value>| column.iter().all(Value::is_null);
                 let held: BTreeMap<_, _> =
                     client.columns.clone().into_iter().filter(|(_, column)| column.is_empty() || !null(column)).collect();
@@ -336,7 +336,7 @@ fn what_was_trained_beyond_the_selected_state_is_shown() {
     let mut anew = Curves::new(1);
     read_all(&mut anew, folder.path());
     for curves in [&curves, &anew] {
-        let piece = as_json(&curves.piece(0, Span::Whole, Held::default()));
+        let piece = as_json(&curves.piece(0, Span::Whole, CurveCursor::default()));
         assert_eq!(piece["last"], json!((1..=12).collect::<Vec<u64>>()));
         let losses: Vec<f64> = serde_json::from_value(piece["series"]["loss"]["mean"].clone()).unwrap();
         assert_eq!(losses, [[1.0; 4], [2.0; 4], [2.0; 4]].concat());
@@ -359,7 +359,7 @@ fn what_was_given_up_is_not_shown() {
     read_all(&mut curves, folder.path());
     assert!(curves.version().era > before.era);
     let expect = |curves: &Curves| {
-        let recent = as_json(&curves.piece(0, Span::Recent, Held::default()));
+        let recent = as_json(&curves.piece(0, Span::Recent, CurveCursor::default()));
         let (steps, losses) =
             (recent["last"].as_array().unwrap(), recent["series"]["loss"]["mean"].as_array().unwrap());
         let last =
@@ -372,7 +372,7 @@ fn what_was_given_up_is_not_shown() {
     read_all(&mut anew, folder.path());
     expect(&anew);
     // The bucket has only the steps of the old branch before the cut.
-    let whole = as_json(&curves.piece(0, Span::Whole, Held::default()));
+    let whole = as_json(&curves.piece(0, Span::Whole, CurveCursor::default()));
     let last = |values: &Value| values.as_array().unwrap().last().unwrap().as_f64().unwrap();
     assert_eq!((last(&whole["first"]), last(&whole["last"])), (1001.0, 1003.0));
     assert!((last(&whole["series"]["loss"]["mean"]) - 11.0 / 3.0).abs() < 1e-6);

@@ -47,12 +47,12 @@ pub struct Metrics {
     /// The metric for which `dico_best_score` is set.
     best: Option<String>,
     ranks: Ranks,
-    broken: Broken,
+    broken: FailedGeneration,
 }
 
 /// Measures the recovery from a failed generation.
 #[derive(Clone, Copy, Debug)]
-enum Broken {
+enum FailedGeneration {
     /// No generation has ended, or the run has recovered.
     Not,
     /// A generation has ended, for any reason, at this time.
@@ -86,7 +86,7 @@ impl Metrics {
             }
             Ranks::default()
         });
-        Self { recorder, run: file.name.clone(), stage: None, best: None, ranks, broken: Broken::Not }
+        Self { recorder, run: file.name.clone(), stage: None, best: None, ranks, broken: FailedGeneration::Not }
     }
 
     /// Renders the metrics as text.
@@ -114,25 +114,25 @@ impl Metrics {
                 expose_step(step);
                 // Steps of the ended generation that only some members reported are recorded after
                 // its end; they do not complete a recovery.
-                if let Broken::Mended(since) = *broken {
+                if let FailedGeneration::Mended(since) = *broken {
                     histogram!("dico_recovery_seconds").record(since.elapsed().as_secs_f64());
-                    *broken = Broken::Not;
+                    *broken = FailedGeneration::Not;
                 }
             }
             Record::Ended { .. } => {
-                if let Broken::Not = broken {
-                    *broken = Broken::Since(Instant::now());
+                if let FailedGeneration::Not = broken {
+                    *broken = FailedGeneration::Since(Instant::now());
                 }
             }
             Record::Ready { recovery: true, .. } => {
                 counter!("dico_recoveries_total").increment(1);
-                if let Broken::Since(since) = *broken {
-                    *broken = Broken::Mended(since);
+                if let FailedGeneration::Since(since) = *broken {
+                    *broken = FailedGeneration::Mended(since);
                 }
             }
             Record::Ready { recovery: false, .. } => {
-                if let Broken::Since(_) = *broken {
-                    *broken = Broken::Not;
+                if let FailedGeneration::Since(_) = *broken {
+                    *broken = FailedGeneration::Not;
                 }
             }
             Record::Saved(_) => {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proto::v1;
 
 use super::{catalogue::Kind, *};
-use crate::run::{Command, Event, RequestId, Time, record::Restored, testing};
+use crate::run::{Command, Event, RequestId, Time, record::RestoredRun, testing};
 
 const RUN_BOOK: &str = include_str!("../../../../docs/operations.md");
 
@@ -34,7 +34,7 @@ fn nothing_is_exposed_that_is_not_described() {
     let mut metrics = Metrics::new(&file);
     let _refusals = metrics.refusals();
     metrics.disk("state").iter().for_each(|gauge| gauge.set(1.0));
-    let mut run = Run::new(file, Restored::default(), 0);
+    let mut run = Run::new(file, RestoredRun::default(), 0);
     for action in run.on_event(Time::ZERO, Event::Control { request: RequestId(1), command: Command::Pause }) {
         if let crate::run::Action::Record(record) = action {
             metrics.record(&record);

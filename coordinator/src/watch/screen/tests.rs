@@ -36,13 +36,13 @@ fn status(members: u32, step: u64) -> StatusResponse {
     }
 }
 
-fn seen(members: u32) -> Seen {
-    let mut seen = Seen::default();
+fn seen(members: u32) -> CollectedStatus {
+    let mut seen = CollectedStatus::default();
     (1..=4).for_each(|step| seen.hear(Duration::from_secs(step), status(members, step)));
     seen
 }
 
-fn draw(screen: &mut Screen, seen: &Seen, (width, height): (u16, u16), now: u64) -> Buffer {
+fn draw(screen: &mut Screen, seen: &CollectedStatus, (width, height): (u16, u16), now: u64) -> Buffer {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     terminal.draw(|frame| screen.draw(frame, seen, Duration::from_secs(now))).unwrap();
     terminal.backend().buffer().clone()
@@ -82,7 +82,7 @@ fn all_that_matters_is_on_the_screen() {
 #[test]
 fn a_coordinator_that_is_away_is_said_to_be_and_what_was_known_stays() {
     let mut screen = Screen::new(true);
-    let mut seen = Seen::default();
+    let mut seen = CollectedStatus::default();
     assert_eq!(lines(&draw(&mut screen, &seen, (80, 24), 0))[..2], [" dico", " asking the coordinator"]);
     seen.hear(Duration::from_secs(1), status(2, 1));
     seen.miss(Duration::from_secs(3), "http://here:1: no answer".into());
@@ -99,7 +99,7 @@ fn a_coordinator_that_is_away_is_said_to_be_and_what_was_known_stays() {
 #[test]
 fn workers_are_gone_through_and_there_is_an_end() {
     let (mut screen, seen) = (Screen::new(true), seen(1_000));
-    let mut first = |turns: &[Turn]| {
+    let mut first = |turns: &[Scroll]| {
         turns.iter().for_each(|turn| screen.turn(*turn));
         let lines = lines(&draw(&mut screen, &seen, (80, 24), 4));
         let rank = |line: &str| line.split_whitespace().next().unwrap().to_owned();
@@ -108,12 +108,12 @@ fn workers_are_gone_through_and_there_is_an_end() {
     let (top, bottom, keys) = first(&[]);
     assert_eq!((top.as_str(), bottom.as_str()), ("0", "13"));
     assert!(keys.ends_with("workers 1 to 14 of 1000"), "{keys}");
-    assert_eq!(first(&[Turn::Down, Turn::Down, Turn::Up]).0, "1");
-    assert_eq!(first(&[Turn::PageDown]).0, "15");
-    assert_eq!(first(&[Turn::End]).1, "999");
-    assert_eq!(first(&[Turn::Down]).1, "999");
-    assert_eq!(first(&[Turn::PageUp]).0, "972");
-    assert_eq!(first(&[Turn::Home, Turn::Up]).0, "0");
+    assert_eq!(first(&[Scroll::Down, Scroll::Down, Scroll::Up]).0, "1");
+    assert_eq!(first(&[Scroll::PageDown]).0, "15");
+    assert_eq!(first(&[Scroll::End]).1, "999");
+    assert_eq!(first(&[Scroll::Down]).1, "999");
+    assert_eq!(first(&[Scroll::PageUp]).0, "972");
+    assert_eq!(first(&[Scroll::Home, Scroll::Up]).0, "0");
 }
 
 #[test]
@@ -127,9 +127,9 @@ fn a_narrow_terminal_has_what_matters_most() {
 fn any_size_can_be_drawn_on() {
     for width in [1, 2, 7, 20, 79, 300] {
         for height in [1, 2, 3, 8, 13, 14, 100] {
-            for seen in [Seen::default(), seen(3)] {
+            for seen in [CollectedStatus::default(), seen(3)] {
                 let mut screen = Screen::new(true);
-                screen.turn(Turn::End);
+                screen.turn(Scroll::End);
                 draw(&mut screen, &seen, (width, height), 9);
             }
         }

@@ -18,7 +18,7 @@ use crate::{Error, Item};
 
 /// A caption that people judged.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Judged {
+pub struct JudgedCaption {
     /// Path or name of its image.
     pub image: String,
     /// The caption, and others of its image.
@@ -29,13 +29,13 @@ pub struct Judged {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Judgements {
     /// Captions, each with its rating.
-    Ratings(Vec<(Judged, f64)>),
+    Ratings(Vec<(JudgedCaption, f64)>),
     /// Pairs of captions, the preferred one first, and the category of the pair.
-    Pairs(Vec<([Judged; 2], String)>),
+    Pairs(Vec<([JudgedCaption; 2], String)>),
 }
 
 #[derive(Deserialize)]
-struct OfImage {
+struct ImageJudgements {
     image_path: String,
     ground_truth: Vec<String>,
     human_judgement: Vec<Rated>,
@@ -72,7 +72,7 @@ struct Pair {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum File {
-    ByImage(BTreeMap<String, OfImage>),
+    ByImage(BTreeMap<String, ImageJudgements>),
     Pairs(Vec<Pair>),
     Ratings(Vec<One>),
 }
@@ -89,7 +89,7 @@ impl Judgements {
         let file = serde_json::from_str(&without_nan(text.trim_start_matches('\u{feff}')))
             .map_err(|error| wrong(format!("has none of the forms of judgements: {error}")))?;
         let found = match file {
-            File::ByImage(images) => Self::Ratings(images.into_values().flat_map(OfImage::rated).collect()),
+            File::ByImage(images) => Self::Ratings(images.into_values().flat_map(ImageJudgements::rated).collect()),
             File::Ratings(rated) => Self::Ratings(rated.into_iter().filter_map(One::rated).collect()),
             File::Pairs(pairs) => {
                 let pair = |(number, pair): (usize, Pair)| {
@@ -114,7 +114,7 @@ impl Judgements {
 
     /// All captions, in order; of a pair both.
     #[must_use]
-    pub fn captions(&self) -> Vec<&Judged> {
+    pub fn captions(&self) -> Vec<&JudgedCaption> {
         match self {
             Self::Ratings(rated) => rated.iter().map(|(judged, _)| judged).collect(),
             Self::Pairs(pairs) => pairs.iter().flat_map(|(pair, _)| pair).collect(),
@@ -122,13 +122,13 @@ impl Judgements {
     }
 }
 
-fn judged(image: &str, caption: &str, references: &[String]) -> Judged {
+fn judged(image: &str, caption: &str, references: &[String]) -> JudgedCaption {
     let references = references.iter().map(|text| one_line(text)).collect();
-    Judged { image: image.to_owned(), item: Item { candidate: one_line(caption), references } }
+    JudgedCaption { image: image.to_owned(), item: Item { candidate: one_line(caption), references } }
 }
 
-impl OfImage {
-    fn rated(self) -> Vec<(Judged, f64)> {
+impl ImageJudgements {
+    fn rated(self) -> Vec<(JudgedCaption, f64)> {
         let Self { image_path, ground_truth, human_judgement } = self;
         let rated = human_judgement.into_iter().filter_map(|Rated { caption, rating }| {
             Some((judged(&image_path, &caption, &ground_truth), rating.filter(|rating| rating.is_finite())?))
@@ -138,14 +138,14 @@ impl OfImage {
 }
 
 impl One {
-    fn rated(self) -> Option<(Judged, f64)> {
+    fn rated(self) -> Option<(JudgedCaption, f64)> {
         let rating = self.rating.filter(|rating| rating.is_finite())?;
         Some((judged(&self.image, &self.caption, &self.references), rating))
     }
 }
 
 impl Pair {
-    fn judged(self) -> Option<([Judged; 2], String)> {
+    fn judged(self) -> Option<([JudgedCaption; 2], String)> {
         let Self { image, captions, references, preferred, category } = self;
         let mut pair = captions.map(|caption| judged(&image, &caption, &references));
         match preferred {

@@ -41,20 +41,20 @@ pub(super) fn namings(images: &[Names]) -> Vec<Naming> {
 }
 
 /// How the name of a candidate is looked up.
-struct Form {
+struct NameForm {
     /// Describes the shortened name in messages; none where it is not shortened.
     kind: Option<&'static str>,
     shorten: fn(&str) -> &str,
 }
 
-const FORMS: [Form; 3] = [
-    Form { kind: None, shorten: |name| name },
-    Form { kind: Some("file name"), shorten: file_name },
-    Form { kind: Some("file name without extension"), shorten: stem },
+const FORMS: [NameForm; 3] = [
+    NameForm { kind: None, shorten: |name| name },
+    NameForm { kind: Some("file name"), shorten: file_name },
+    NameForm { kind: Some("file name without extension"), shorten: stem },
 ];
 
 /// References and candidates under the same names.
-pub(super) struct Matched {
+pub(super) struct MatchedCaptions {
     /// Names of the images with references, in their order.
     pub names: Vec<String>,
     /// Candidates by name.
@@ -67,7 +67,7 @@ pub(super) struct Matched {
 
 /// Names both sides in the way in which most candidates have references; the first one of several.
 /// `namings` are those of the references, at least one.
-pub(super) fn matched(mut namings: Vec<Naming>, candidates: HashMap<String, String>) -> Matched {
+pub(super) fn matched(mut namings: Vec<Naming>, candidates: HashMap<String, String>) -> MatchedCaptions {
     let (mut most, mut chosen, mut shortest) = (0, 0, &FORMS[0]);
     for form in &FORMS {
         let shortened: HashSet<&str> = candidates.keys().map(|name| (form.shorten)(name)).collect();
@@ -87,7 +87,7 @@ pub(super) fn matched(mut namings: Vec<Naming>, candidates: HashMap<String, Stri
     let kind = shortest.kind.unwrap_or(kind);
     let note = (most > 0 && kind != "id").then(|| format!("images are matched by {kind}"));
     let shorten = |(name, caption): (String, String)| ((shortest.shorten)(&name).to_owned(), caption);
-    Matched { names, candidates: candidates.into_iter().map(shorten).collect(), note, examples }
+    MatchedCaptions { names, candidates: candidates.into_iter().map(shorten).collect(), note, examples }
 }
 
 fn file_name(path: &str) -> &str {
@@ -111,7 +111,7 @@ mod tests {
     /// The names that were found of candidates, in the order of the references, and the note.
     fn found(images: &[Names], candidates: &[&str]) -> (Vec<String>, String) {
         let candidates = candidates.iter().map(|name| ((*name).to_owned(), format!("of {name}"))).collect();
-        let Matched { names, candidates, note, .. } = matched(namings(images), candidates);
+        let MatchedCaptions { names, candidates, note, .. } = matched(namings(images), candidates);
         let found = names.iter().filter_map(|name| candidates.get(name).cloned()).collect();
         (found, note.unwrap_or_default())
     }

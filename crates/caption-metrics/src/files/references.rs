@@ -17,7 +17,7 @@ const RESTVAL: &str = "restval";
 /// A mark of VizWiz: `true`, or a number other than 0.
 #[derive(Default, Deserialize)]
 #[serde(untagged)]
-pub(super) enum Mark {
+pub(super) enum VizWizFlag {
     Flag(bool),
     Number(i64),
     Other(IgnoredAny),
@@ -25,7 +25,7 @@ pub(super) enum Mark {
     Absent,
 }
 
-impl Mark {
+impl VizWizFlag {
     fn is_set(&self) -> bool {
         matches!(self, Self::Flag(true)) || matches!(self, Self::Number(number) if *number != 0)
     }

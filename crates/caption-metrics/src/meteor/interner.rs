@@ -26,7 +26,7 @@ struct Slot {
 
 /// More texts than there are numbers.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Full;
+pub(super) struct InternerFull;
 
 impl Interner {
     pub fn len(&self) -> usize {
@@ -40,19 +40,20 @@ impl Interner {
     }
 
     /// The number of `text`, which it may get now.
-    pub fn intern(&mut self, text: &[u8]) -> Result<u32, Full> {
+    pub fn intern(&mut self, text: &[u8]) -> Result<u32, InternerFull> {
         // At most half full, so that texts that share a slot are few.
         if self.slots.len() <= 2 * self.len() {
             self.grow();
         }
         let hash = self.hash(text);
-        let (index, slot) = self.slot(text, hash).ok_or(Full)?;
+        let (index, slot) = self.slot(text, hash).ok_or(InternerFull)?;
         if let Some(slot) = slot {
             return Ok(slot.number);
         }
-        let [start, length] = [self.bytes.len(), text.len()].map(|bytes| u32::try_from(bytes).map_err(|_| Full));
+        let [start, length] =
+            [self.bytes.len(), text.len()].map(|bytes| u32::try_from(bytes).map_err(|_| InternerFull));
         let (number, start, length) = (self.len, start?, length?);
-        self.len = number.checked_add(1).ok_or(Full)?;
+        self.len = number.checked_add(1).ok_or(InternerFull)?;
         self.bytes.extend_from_slice(text);
         self.slots[index] = Some(Slot { number, hash, start, length });
         Ok(number)

@@ -27,7 +27,7 @@ pub use tables::{Stage, Tables};
 
 /// Words of a caption that are looked at: more than captions have, and few enough for two that repeat one word, whose every
 /// word matches every other's.
-const MOST_WORDS: usize = 300;
+const MAX_WORDS: usize = 300;
 
 /// METEOR of `items`; the corpus value comes from the statistics of the best references together. From 0 to 1.
 pub fn meteor(items: &[Item], tables: &Tables) -> Scores {
@@ -89,7 +89,7 @@ impl<'a> Meteor<'a> {
 
     fn caption(&mut self, text: &str) -> Caption {
         let mut words = normalise::normalise(text, &self.tables.prefixes);
-        words.truncate(MOST_WORDS);
+        words.truncate(MAX_WORDS);
         Caption::new(&words, &mut self.lexicon, self.tables)
     }
 

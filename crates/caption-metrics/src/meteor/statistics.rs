@@ -19,14 +19,14 @@ const WEIGHTS: [f64; 4] = [1.0, 0.6, 0.8, 0.6];
 /// Of candidates and the references that they are aligned with.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Statistics {
-    candidate: Side,
-    reference: Side,
+    candidate: SideStatistics,
+    reference: SideStatistics,
     chunks: u64,
 }
 
 /// Of the captions of one side.
 #[derive(Debug, Clone, Default)]
-struct Side {
+struct SideStatistics {
     words: Words,
     /// By stage.
     matched: [Words; WEIGHTS.len()],
@@ -43,8 +43,8 @@ impl Statistics {
     pub fn of(candidate: &Caption, reference: &Caption, alignment: &Alignment) -> Self {
         let matches = || alignment.matches.iter();
         Self {
-            candidate: Side::of(candidate, matches().map(|found| (found.stage, found.candidate))),
-            reference: Side::of(reference, matches().map(|found| (found.stage, found.reference))),
+            candidate: SideStatistics::of(candidate, matches().map(|found| (found.stage, found.candidate))),
+            reference: SideStatistics::of(reference, matches().map(|found| (found.stage, found.reference))),
             chunks: alignment.chunks as u64,
         }
     }
@@ -78,7 +78,7 @@ impl Statistics {
     }
 }
 
-impl Side {
+impl SideStatistics {
     fn of(caption: &Caption, matched: impl Iterator<Item = (Stage, Span)>) -> Self {
         let mut side = Self::default();
         caption.is_function_word.iter().for_each(|&is| side.words.count(is));

@@ -1,6 +1,6 @@
 //! The synonym stage's table: sets of synonyms from WordNet 3, and base forms of inflected words.
 
-use super::interner::{Full, Interner};
+use super::interner::{Interner, InternerFull};
 use super::lists::Lists;
 
 /// How an ending becomes that of a base form, in WordNet's order: the first that leads to a word with synonyms holds.
@@ -86,7 +86,7 @@ impl Synonyms {
     }
 }
 
-fn too_many(Full: Full) -> String {
+fn too_many(InternerFull: InternerFull) -> String {
     "too many words".into()
 }
 

@@ -14,10 +14,10 @@ use super::synonyms::Synonyms;
 use crate::Error;
 
 /// The largest file of the archive that is read, in bytes; the largest of METEOR 1.5 that counts has 3.7 million.
-const LARGEST_IN_JAR: u64 = 1 << 25;
+const MAX_IN_JAR_BYTES: u64 = 1 << 25;
 
 /// The most that the table of paraphrases may be without its compression, in bytes; that of METEOR 1.5 has 272 million.
-const LARGEST_PARAPHRASES: u64 = 1 << 29;
+const MAX_PARAPHRASES_BYTES: u64 = 1 << 29;
 
 /// By what words and phrases match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Tables {
             tables.read_jar(path)?;
         }
         if let Some(path) = paraphrases {
-            tables.paraphrases = Some(read_paraphrases(path, LARGEST_PARAPHRASES)?);
+            tables.paraphrases = Some(read_paraphrases(path, MAX_PARAPHRASES_BYTES)?);
         }
         Ok(tables)
     }
@@ -90,9 +90,9 @@ fn open(path: &Path) -> Result<File, Error> {
 fn read_member(archive: &mut ZipArchive<BufReader<File>>, name: &str) -> Result<String, String> {
     let member = archive.by_name(name).map_err(|error| error.to_string())?;
     let mut bytes = Vec::new();
-    member.take(LARGEST_IN_JAR + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > LARGEST_IN_JAR {
-        return Err(format!("larger than {LARGEST_IN_JAR} bytes"));
+    member.take(MAX_IN_JAR_BYTES + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > MAX_IN_JAR_BYTES {
+        return Err(format!("larger than {MAX_IN_JAR_BYTES} bytes"));
     }
     String::from_utf8(bytes).map_err(|_| "not UTF-8".into())
 }
@@ -203,7 +203,7 @@ mod tests {
         };
         assert_eq!(with(0, b"\xff"), "function/english.words: not UTF-8");
         assert_eq!(with(2, b"dog\n"), "table of synonyms: ends within an entry");
-        let large = vec![b'\n'; LARGEST_IN_JAR as usize + 1];
+        let large = vec![b'\n'; MAX_IN_JAR_BYTES as usize + 1];
         let large = problem(&jar(&[(MEMBERS[0].0, &large)]), true);
         assert_eq!(large, "function/english.words: larger than 33554432 bytes");
     }

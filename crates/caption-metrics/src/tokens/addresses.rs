@@ -1,6 +1,6 @@
 //! Addresses of pages and people, names and topics of networks, XML tags.
 
-use super::longest::{Form, Longest, one_of, run, run_up_to, starts_with};
+use super::longest::{LongestMatch, TokenForm, one_of, run, run_up_to, starts_with};
 use super::lookahead::{Cached, Lookahead, RunEnd};
 use super::words::letters;
 
@@ -15,13 +15,13 @@ fn ends_sentence(c: char) -> bool {
 }
 
 /// Offers a page's address at the start of `text`.
-pub(super) fn offer_page(text: &str, lookahead: &mut Lookahead, longest: &mut Longest) {
+pub(super) fn offer_page(text: &str, lookahead: &mut Lookahead, longest: &mut LongestMatch) {
     if let Some(scheme) = one_of(text, &["https://", "http://"]) {
         let address = &text[scheme..];
         let address = &address[..run(address, |c| !ends_address(c) && !matches!(c, '{' | '}'))];
         let address = address.trim_end_matches(ends_sentence);
         if address.chars().nth(1).is_some() {
-            longest.offer(scheme + address.len(), Form::Verbatim);
+            longest.offer(scheme + address.len(), TokenForm::Verbatim);
         }
     }
     if starts_with(text, "www.") {
@@ -56,7 +56,7 @@ impl Hosts {
         start: usize,
         part: impl Fn(char) -> bool,
         domain: impl Fn(&str) -> Option<usize>,
-        longest: &mut Longest,
+        longest: &mut LongestMatch,
     ) {
         let names = &text[start..];
         if !names.starts_with(&part) {
@@ -66,7 +66,7 @@ impl Hosts {
         let domains = domains.get(names, || find_domains(names, part, domain, path));
         let next = domains.partition_point(|&(stop, _)| stop >= names.len());
         if let Some(&(_, end)) = domains.get(next) {
-            longest.offer(text.len() - end, Form::Verbatim);
+            longest.offer(text.len() - end, TokenForm::Verbatim);
         }
     }
 }
@@ -113,13 +113,13 @@ fn path(text: &str, ends: &mut Cached<usize>) -> Option<usize> {
 
 /// The positions of an e-mail address's `@` and end, as in [`Cached`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Mail {
+pub(super) struct EmailAddress {
     at: usize,
     end: usize,
 }
 
 /// Offers an e-mail address, maybe in angle brackets, at the start of `text`.
-pub(super) fn offer_mail(text: &str, lookahead: &mut Lookahead, longest: &mut Longest) {
+pub(super) fn offer_mail(text: &str, lookahead: &mut Lookahead, longest: &mut LongestMatch) {
     let opening = one_of(text, &["&lt;", "<"]).unwrap_or(0);
     let address = &text[opening..];
     if !address.starts_with(|c: char| c.is_ascii_alphanumeric()) {
@@ -129,11 +129,11 @@ pub(super) fn offer_mail(text: &str, lookahead: &mut Lookahead, longest: &mut Lo
         let belongs = |c| !ends_address(c) && !matches!(c, '{' | '}' | '\u{a0}');
         let length = run(address, belongs);
         let position = |at| address.len() - at;
-        (length, last_mail(&address[..length]).map(|(at, end)| Mail { at: position(at), end: position(end) }))
+        (length, last_mail(&address[..length]).map(|(at, end)| EmailAddress { at: position(at), end: position(end) }))
     });
-    if let Some(Mail { end, .. }) = mail.filter(|mail| mail.at < address.len()) {
+    if let Some(EmailAddress { end, .. }) = mail.filter(|mail| mail.at < address.len()) {
         let end = text.len() - end;
-        longest.offer(end + one_of(&text[end..], &["&gt;", ">"]).unwrap_or(0), Form::Verbatim);
+        longest.offer(end + one_of(&text[end..], &["&gt;", ">"]).unwrap_or(0), TokenForm::Verbatim);
     }
 }
 
@@ -150,21 +150,21 @@ fn last_mail(text: &str) -> Option<(usize, usize)> {
 }
 
 /// Offers `@name` and `#topic`.
-pub(super) fn offer_handle(text: &str, longest: &mut Longest) {
+pub(super) fn offer_handle(text: &str, longest: &mut LongestMatch) {
     let rest = &text[1..];
     if text.starts_with('@') && rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
-        longest.offer(1 + run(rest, |c| c.is_ascii_alphanumeric() || c == '_'), Form::Verbatim);
+        longest.offer(1 + run(rest, |c| c.is_ascii_alphanumeric() || c == '_'), TokenForm::Verbatim);
     }
     let letters = letters(rest, |_| false);
     if text.starts_with('#') && letters > 0 {
-        longest.offer(1 + letters, Form::Verbatim);
+        longest.offer(1 + letters, TokenForm::Verbatim);
     }
 }
 
 /// Offers the XML tag or comment at the start of `text`.
-pub(super) fn offer_tag(text: &str, lookahead: &mut Lookahead, longest: &mut Longest) {
+pub(super) fn offer_tag(text: &str, lookahead: &mut Lookahead, longest: &mut LongestMatch) {
     if let Some(length) = tag(text, &mut lookahead.declaration) {
-        longest.offer(length, Form::Spaced);
+        longest.offer(length, TokenForm::Spaced);
     }
 }
 

@@ -2,7 +2,7 @@
 
 /// What becomes of a token's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum TokenForm {
     /// Not a token of the result: white space, punctuation, what the reference cannot read.
     Dropped,
     /// Without soft hyphens.
@@ -25,26 +25,26 @@ pub(super) enum Form {
 
 /// The offer that reaches farthest so far; of equals, the first.
 #[derive(Debug)]
-pub(super) struct Longest {
+pub(super) struct LongestMatch {
     reach: usize,
     /// How many bytes the token has.
     pub(super) length: usize,
-    pub(super) form: Form,
+    pub(super) form: TokenForm,
 }
 
-impl Longest {
+impl LongestMatch {
     /// Nothing yet, if there must be something: a character of `length` that is no token.
     pub(super) fn at_least(length: usize) -> Self {
-        Self { reach: 0, length, form: Form::Dropped }
+        Self { reach: 0, length, form: TokenForm::Dropped }
     }
 
     /// A token of `length`.
-    pub(super) fn offer(&mut self, length: usize, form: Form) {
+    pub(super) fn offer(&mut self, length: usize, form: TokenForm) {
         self.offer_within(length, length, form);
     }
 
     /// A token of `length` whose rule also looked at what follows, up to `reach`.
-    pub(super) fn offer_within(&mut self, reach: usize, length: usize, form: Form) {
+    pub(super) fn offer_within(&mut self, reach: usize, length: usize, form: TokenForm) {
         if reach > self.reach {
             *self = Self { reach, length, form };
         }

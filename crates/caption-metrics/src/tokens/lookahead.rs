@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::addresses::{Hosts, Mail};
+use super::addresses::{EmailAddress, Hosts};
 use super::longest::run;
 use super::words::File;
 
@@ -19,7 +19,7 @@ pub(super) struct Lookahead {
     /// Names that end with a well-known domain.
     pub(super) hosts: Hosts,
     /// The last e-mail address of a run.
-    pub(super) mail: Cached<Option<Mail>>,
+    pub(super) mail: Cached<Option<EmailAddress>>,
     /// Where declarations in angle brackets end.
     pub(super) declaration: RunEnd,
     /// The last name of a file of a run.

@@ -27,7 +27,7 @@ mod numbers;
 mod words;
 
 use characters::{SOFT_HYPHEN, is_digit, is_letter, is_space};
-use longest::{Form, Longest, first, run};
+use longest::{LongestMatch, TokenForm, first, run};
 use lookahead::Lookahead;
 
 /// The tokens of `caption`, in lower case and without punctuation.
@@ -57,7 +57,7 @@ impl Tokeniser {
             let (length, form) = next(rest, &mut lookahead);
             let (token, after) = rest.split_at(length);
             rest = after;
-            if form != Form::Dropped {
+            if form != TokenForm::Dropped {
                 self.write(token, form);
                 if !self.token.is_empty() {
                     emit(&self.token);
@@ -67,28 +67,28 @@ impl Tokeniser {
     }
 
     /// Puts the token that `text` becomes into the buffer; none if that is empty then.
-    fn write(&mut self, text: &str, form: Form) {
+    fn write(&mut self, text: &str, form: TokenForm) {
         self.token.clear();
         match form {
-            Form::Dropped => {}
-            Form::As(other) => self.token.push_str(other),
-            Form::Word | Form::Verbatim if text.is_ascii() => {
+            TokenForm::Dropped => {}
+            TokenForm::As(other) => self.token.push_str(other),
+            TokenForm::Word | TokenForm::Verbatim if text.is_ascii() => {
                 self.token.push_str(text);
                 self.token.make_ascii_lowercase();
             }
-            Form::Word if text.contains(SOFT_HYPHEN) => self.push_lower(&text.replace(SOFT_HYPHEN, "")),
-            Form::Word | Form::Verbatim => self.push_lower(text),
-            Form::Clitic => {
+            TokenForm::Word if text.contains(SOFT_HYPHEN) => self.push_lower(&text.replace(SOFT_HYPHEN, "")),
+            TokenForm::Word | TokenForm::Verbatim => self.push_lower(text),
+            TokenForm::Clitic => {
                 let (before, rest) = text.split_at(run(text, |c| c.is_ascii_alphabetic()));
                 let (apostrophe, after) = rest.split_at(words::any_apostrophe(rest).unwrap_or(0));
                 self.push_lower(before);
                 self.token.push_str(marks::plain_quote(first(apostrophe)).unwrap_or("'"));
                 self.push_lower(after);
             }
-            Form::Quotes => self.push_quotes(text),
-            Form::Ampersand => self.push_lower(&text.to_ascii_lowercase().replace("&amp;", "&")),
-            Form::Spaced => self.push_lower(&text.replace(' ', "\u{a0}")),
-            Form::Bracketed => {
+            TokenForm::Quotes => self.push_quotes(text),
+            TokenForm::Ampersand => self.push_lower(&text.to_ascii_lowercase().replace("&amp;", "&")),
+            TokenForm::Spaced => self.push_lower(&text.replace(' ', "\u{a0}")),
+            TokenForm::Bracketed => {
                 self.push_lower(&text.replace(' ', "\u{a0}").replace('(', "-lrb-").replace(')', "-rrb-"));
             }
         }
@@ -123,17 +123,17 @@ impl Tokeniser {
 
 /// The length of what comes next in `text`, which is not empty, and what becomes of it. `lookahead`
 /// is what earlier calls have cached of the rest of the caption.
-fn next(text: &str, lookahead: &mut Lookahead) -> (usize, Form) {
+fn next(text: &str, lookahead: &mut Lookahead) -> (usize, TokenForm) {
     let initial = first(text);
     if matches!(initial, ' ' | '\t') {
-        return (run(text, is_space), Form::Dropped);
+        return (run(text, is_space), TokenForm::Dropped);
     }
     if let Some(length) = ordinary(text) {
-        return (length, Form::Word);
+        return (length, TokenForm::Word);
     }
-    let mut longest = Longest::at_least(initial.len_utf8());
+    let mut longest = LongestMatch::at_least(initial.len_utf8());
     // An address could start with white space that is not ASCII.
-    longest.offer(run(text, is_space), Form::Dropped);
+    longest.offer(run(text, is_space), TokenForm::Dropped);
     addresses::offer_page(text, lookahead, &mut longest);
     addresses::offer_mail(text, lookahead, &mut longest);
     let apostrophe = words::apostrophe(text);
@@ -145,7 +145,7 @@ fn next(text: &str, lookahead: &mut Lookahead) -> (usize, Form) {
     }
     if let Some(length) = apostrophe {
         if text.starts_with("''") {
-            longest.offer(2, Form::Dropped);
+            longest.offer(2, TokenForm::Dropped);
         }
         words::offer_apostrophe(text, length, &mut longest);
     }

@@ -1,22 +1,22 @@
 //! Numbers, dates, fractions and telephone numbers.
 
 use super::characters::{SOFT_HYPHEN, is_digit};
-use super::longest::{Form, Longest, run, run_up_to};
+use super::longest::{LongestMatch, TokenForm, run, run_up_to};
 
 /// Offers what starts with the digit, sign, point or bracket at the start of `text`.
-pub(super) fn offer(text: &str, longest: &mut Longest) {
+pub(super) fn offer(text: &str, longest: &mut LongestMatch) {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     if let Some(length) = number(unsigned) {
-        longest.offer(text.len() - unsigned.len() + length, Form::Word);
+        longest.offer(text.len() - unsigned.len() + length, TokenForm::Word);
     }
     if let Some(length) = date(text) {
-        longest.offer(length, Form::Word);
+        longest.offer(length, TokenForm::Word);
     }
     if let Some(length) = fraction(text) {
-        longest.offer(length, Form::Spaced);
+        longest.offer(length, TokenForm::Spaced);
     }
     if let Some(length) = telephone(text) {
-        longest.offer(length, Form::Bracketed);
+        longest.offer(length, TokenForm::Bracketed);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::addresses::tag;
 use super::characters::{SOFT_HYPHEN, is_digit, is_letter, is_line_end, is_space, is_whole_letter};
-use super::longest::{Form, Longest, first, one_of, run, run_up_to, starts_with};
+use super::longest::{LongestMatch, TokenForm, first, one_of, run, run_up_to, starts_with};
 use super::lookahead::{Lookahead, RunEnd};
 
 /// Words that keep their full stop.
@@ -112,32 +112,32 @@ pub(super) fn split(word: &str) -> Option<usize> {
 }
 
 /// Offers what starts with the letter, digit or letter's entity at the start of `text`.
-pub(super) fn offer(text: &str, lookahead: &mut Lookahead, longest: &mut Longest) {
+pub(super) fn offer(text: &str, lookahead: &mut Lookahead, longest: &mut LongestMatch) {
     let initial = run_up_to(text, text.len(), |byte| byte.is_ascii_alphabetic());
     if let Some(first) = split(&text[..initial]) {
-        longest.offer_within(initial, first, Form::Word);
+        longest.offer_within(initial, first, TokenForm::Word);
     }
     let word = plain(text);
     offer_before_clitic(text, word, longest);
-    longest.offer(word, Form::Word);
+    longest.offer(word, TokenForm::Word);
     offer_abbreviation(text, initial, &mut lookahead.declaration, longest);
-    offer_with_full_stop(text, word, Form::Word, longest);
+    offer_with_full_stop(text, word, TokenForm::Word, longest);
     offer_file(text, lookahead, longest);
-    longest.offer(with_apostrophe(text), Form::Word);
+    longest.offer(with_apostrophe(text), TokenForm::Word);
     for length in [compound(text), listed(text, &mut lookahead.list)] {
-        longest.offer(length, Form::Word);
-        offer_with_full_stop(text, length, Form::Word, longest);
+        longest.offer(length, TokenForm::Word);
+        offer_with_full_stop(text, length, TokenForm::Word, longest);
     }
     offer_negation(text, longest);
-    longest.offer(alternatives(text), Form::Word);
+    longest.offer(alternatives(text), TokenForm::Word);
     let length = joined_capitals(text);
-    longest.offer(length, Form::Ampersand);
-    offer_with_full_stop(text, length, Form::Ampersand, longest);
+    longest.offer(length, TokenForm::Ampersand);
+    offer_with_full_stop(text, length, TokenForm::Ampersand, longest);
     offer_odd(text, initial, longest);
 }
 
 /// Offers the token of `length` with a full stop that is not the end of a sentence, as more of it follows.
-fn offer_with_full_stop(text: &str, length: usize, form: Form, longest: &mut Longest) {
+fn offer_with_full_stop(text: &str, length: usize, form: TokenForm, longest: &mut LongestMatch) {
     if length > 0
         && let Some(after) = text[length..].strip_prefix('.')
         && let c @ (',' | ';' | ':' | '\u{3001}') = first(after)
@@ -171,12 +171,12 @@ pub(super) fn letters(text: &str, belongs: impl Fn(char) -> bool) -> usize {
 }
 
 /// Offers the name of a file before white space or the end of a sentence.
-fn offer_file(text: &str, lookahead: &mut Lookahead, longest: &mut Longest) {
+fn offer_file(text: &str, lookahead: &mut Lookahead, longest: &mut LongestMatch) {
     let extensions = &text[letters(text, is_digit)..];
     let file = *lookahead.file.get(extensions, || last_file(extensions));
     if let Some(File { end, context, .. }) = file.filter(|file| file.stop <= extensions.len()) {
         let length = text.len() - end;
-        longest.offer_within(length + context, length, Form::Word);
+        longest.offer_within(length + context, length, TokenForm::Word);
     }
 }
 
@@ -253,14 +253,14 @@ fn negation(text: &str) -> Option<usize> {
 }
 
 /// Offers the word of length `word`, or what is before its `n`, if a clitic follows.
-fn offer_before_clitic(text: &str, word: usize, longest: &mut Longest) {
+fn offer_before_clitic(text: &str, word: usize, longest: &mut LongestMatch) {
     let (word, after) = text.split_at(word);
     let length = word.len();
     if length == 0 {
         return;
     }
     if let Some(clitic) = clitic(after) {
-        longest.offer_within(length + clitic, length, Form::Word);
+        longest.offer_within(length + clitic, length, TokenForm::Word);
     }
     if word.len() > 1
         && let Some(before) = word.strip_suffix(['n', 'N'])
@@ -268,31 +268,31 @@ fn offer_before_clitic(text: &str, word: usize, longest: &mut Longest) {
         && before.chars().all(|c| c.is_ascii_alphabetic() || c == SOFT_HYPHEN)
         && let Some(negation) = negation(after)
     {
-        longest.offer_within(length + negation, length - 1, Form::Word);
+        longest.offer_within(length + negation, length - 1, TokenForm::Word);
     }
 }
 
 /// Offers `n't`.
-fn offer_negation(text: &str, longest: &mut Longest) {
+fn offer_negation(text: &str, longest: &mut LongestMatch) {
     if text.starts_with(['n', 'N'])
         && let Some(negation) = negation(&text[1..])
     {
         let length = 1 + negation;
         let next = first(&text[length..]);
         let context = if next.is_ascii_alphabetic() { 0 } else { next.len_utf8() };
-        longest.offer_within(length + context, length, Form::Clitic);
+        longest.offer_within(length + context, length, TokenForm::Clitic);
     }
 }
 
 /// Offers the abbreviation that starts with `initial` letters, and single letters with full stops after each.
-fn offer_abbreviation(text: &str, initial: usize, declarations: &mut RunEnd, longest: &mut Longest) {
+fn offer_abbreviation(text: &str, initial: usize, declarations: &mut RunEnd, longest: &mut LongestMatch) {
     let acronym = acronym(text);
-    longest.offer(acronym, Form::Word);
+    longest.offer(acronym, TokenForm::Word);
     if acronym > 0
         && let Some(reach) = opener(&text[acronym..], declarations)
     {
         // The last full stop is a token of its own, and the acronym's, too, if it has others.
-        longest.offer_within(acronym + reach, if acronym > 2 { acronym } else { 1 }, Form::Word);
+        longest.offer_within(acronym + reach, if acronym > 2 { acronym } else { 1 }, TokenForm::Word);
     }
     let dotted = one_of(text, &["ed.d", "ph.d"]).unwrap_or(initial);
     for length in [initial, dotted] {
@@ -307,15 +307,15 @@ fn offer_abbreviation(text: &str, initial: usize, declarations: &mut RunEnd, lon
                 (Some(one), two) => one.len_utf8() + two.map_or(1, char::len_utf8),
                 (None, _) => 0,
             };
-            longest.offer_within(length + context, length, Form::Word);
+            longest.offer_within(length + context, length, TokenForm::Word);
         }
         if is_in(TITLES) {
-            longest.offer(length, Form::Word);
+            longest.offer(length, TokenForm::Word);
         }
         if is_in(BEFORE_NUMBERS) {
             let number = after.strip_prefix(|c| is_space(c) || is_line_end(c)).unwrap_or(after);
             if is_digit(first(number)) {
-                longest.offer_within(text.len() - number.len() + 1, length, Form::Word);
+                longest.offer_within(text.len() - number.len() + 1, length, TokenForm::Word);
             }
         }
     }
@@ -465,52 +465,52 @@ fn last_length(word: &str) -> usize {
 }
 
 /// Offers what is in no pattern.
-fn offer_odd(text: &str, initial: usize, longest: &mut Longest) {
+fn offer_odd(text: &str, initial: usize, longest: &mut LongestMatch) {
     if let Some(length) = one_of(text, APOSTROPHISED).or_else(|| one_of(text, WHOLE)) {
-        longest.offer(length, if text[..length].contains('&') { Form::Ampersand } else { Form::Word });
+        longest.offer(length, if text[..length].contains('&') { TokenForm::Ampersand } else { TokenForm::Word });
     }
     let (word, after) = text.split_at(initial);
     if let Some(apostrophe) = any_apostrophe(after) {
         let next = initial + apostrophe;
         for (head, tail) in [("c", "mon"), ("o", "o")] {
             if word.eq_ignore_ascii_case(head) && starts_with(&text[next..], tail) {
-                longest.offer(next + tail.len(), Form::Word);
+                longest.offer(next + tail.len(), TokenForm::Word);
             }
         }
     }
     if let Some(length) = one_of(text, &["c#", "f#", "c++"]) {
-        longest.offer(length, Form::Word);
+        longest.offer(length, TokenForm::Word);
     }
     if let Some(apostrophe) = apostrophe(after) {
         let next = &after[apostrophe..];
         let is = |whole: &str| word.eq_ignore_ascii_case(whole);
         let with_apostrophe = initial + apostrophe;
         if is("y") && is_whole_letter(first(next)) {
-            longest.offer_within(with_apostrophe + first(next).len_utf8(), with_apostrophe, Form::Word);
+            longest.offer_within(with_apostrophe + first(next).len_utf8(), with_apostrophe, TokenForm::Word);
         }
         if CLIPPED.iter().any(|entry| is(entry)) {
-            longest.offer(with_apostrophe, Form::Word);
+            longest.offer(with_apostrophe, TokenForm::Word);
         }
         if let Some(length) = [("c", "est"), ("cap", "n")]
             .iter()
             .find(|(head, tail)| is(head) && starts_with(next, tail))
             .map(|(_, tail)| tail.len())
         {
-            longest.offer(with_apostrophe + length, Form::Word);
+            longest.offer(with_apostrophe + length, TokenForm::Word);
         }
     }
 }
 
 /// Offers what starts with the apostrophe, of `length`, at the start of `text`.
-pub(super) fn offer_apostrophe(text: &str, length: usize, longest: &mut Longest) {
+pub(super) fn offer_apostrophe(text: &str, length: usize, longest: &mut LongestMatch) {
     let after = &text[length..];
     if let Some(&(whole, first)) = SPLIT.iter().find(|(whole, _)| starts_with(text, whole)) {
-        longest.offer_within(whole.len(), first, Form::Word);
+        longest.offer_within(whole.len(), first, TokenForm::Word);
     }
     if let Some(clitic) = clitic(text) {
         let next = first(&text[clitic..]);
         if !next.is_ascii_alphabetic() {
-            longest.offer_within(clitic + next.len_utf8(), clitic, Form::Clitic);
+            longest.offer_within(clitic + next.len_utf8(), clitic, TokenForm::Clitic);
         }
     }
     let year = after.as_bytes();
@@ -518,18 +518,18 @@ pub(super) fn offer_apostrophe(text: &str, length: usize, longest: &mut Longest)
         && let next = first(&after[2..])
         && (is_space(next) || is_line_end(next))
     {
-        longest.offer_within(length + 2 + next.len_utf8(), length + 2, Form::Word);
+        longest.offer_within(length + 2 + next.len_utf8(), length + 2, TokenForm::Word);
     }
     if let [b'2'..=b'9', b'0', b's' | b'S', ..] = year {
-        longest.offer(length + 3, Form::Word);
+        longest.offer(length + 3, TokenForm::Word);
     }
     if let Some(elision) = one_of(after, ELISIONS) {
-        longest.offer(length + elision, Form::Word);
+        longest.offer(length + elision, TokenForm::Word);
     }
     if starts_with(after, "n")
         && let Some(closing) = apostrophe(&after[1..])
     {
-        longest.offer(length + 1 + closing, Form::Word);
+        longest.offer(length + 1 + closing, TokenForm::Word);
     }
     // A quotation, unless something above is as long.
     let mut next = after.chars();
@@ -538,9 +538,9 @@ pub(super) fn offer_apostrophe(text: &str, length: usize, longest: &mut Longest)
         && letter.is_ascii_alphabetic()
         && !matches!(c, ' ' | '\t' | '\n' | '\r' | '\u{a0}')
     {
-        longest.offer_within(length + 1 + c.len_utf8(), length, Form::Dropped);
+        longest.offer_within(length + 1 + c.len_utf8(), length, TokenForm::Dropped);
     }
     if let Some(clitic) = clitic(text) {
-        longest.offer(clitic, Form::Clitic);
+        longest.offer(clitic, TokenForm::Clitic);
     }
 }

@@ -13,7 +13,7 @@ const NEEDS_EVALUATOR: &str = "nothing has trained the evaluator: put a stage wi
                                evaluator.weights";
 
 /// A stage, and what the run has when it begins.
-struct Begun<'a> {
+struct StageStart<'a> {
     stage: &'a Stage,
     run: &'a RunFile,
     captioner_is_trained: bool,
@@ -21,7 +21,7 @@ struct Begun<'a> {
     has_trained_evaluator: bool,
 }
 
-impl Begun<'_> {
+impl StageStart<'_> {
     fn is_trained(&self, evaluator: &NamedEvaluator<'_>) -> bool {
         evaluator.settings.weights.is_some() || self.has_trained_evaluator
     }
@@ -171,7 +171,7 @@ impl Stage {
 
 impl RunFile {
     /// The stages, each with what the run has when it begins.
-    fn begun(&self) -> impl Iterator<Item = (usize, Begun<'_>)> {
+    fn begun(&self) -> impl Iterator<Item = (usize, StageStart<'_>)> {
         let has_trained =
             |stages: &[Stage], trains: fn(Objective) -> bool| stages.iter().any(|stage| trains(stage.objective));
         self.stages.iter().enumerate().map(move |(i, stage)| {
@@ -179,7 +179,7 @@ impl RunFile {
             let captioner_is_trained = self.captioner.weights.is_some()
                 || has_trained(before, |objective| objective == Objective::CrossEntropy);
             let has_trained_evaluator = has_trained(before, |objective| objective == Objective::Contrastive);
-            (i, Begun { stage, run: self, captioner_is_trained, has_trained_evaluator })
+            (i, StageStart { stage, run: self, captioner_is_trained, has_trained_evaluator })
         })
     }
 

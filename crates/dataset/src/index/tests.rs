@@ -177,7 +177,7 @@ fn an_empty_tar_has_no_samples() {
 
 #[test]
 fn broken_samples_are_noted_and_the_others_kept() {
-    let (image, long) = (png(3), vec![b'a'; (LONGEST_TEXT + 1) as usize]);
+    let (image, long) = (png(3), vec![b'a'; (MAX_TEXT_LENGTH + 1) as usize]);
     let samples = build(&[
         ("silent.png", &image),
         ("blank.png", &image),

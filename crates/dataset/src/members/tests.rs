@@ -160,7 +160,7 @@ fn members_that_claim_too_much_are_errors() {
 #[test]
 fn long_records_are_not_read_into_memory() {
     let mut tar = Builder::new(Vec::new());
-    append_raw(&mut tar, EntryType::GNULongName, "name", &vec![b'a'; (LONGEST_RECORD + 1) as usize]);
+    append_raw(&mut tar, EntryType::GNULongName, "name", &vec![b'a'; (MAX_RECORD_LENGTH + 1) as usize]);
     assert!(walk(&tar.into_inner().unwrap()).unwrap_err().contains("record of 1048577 bytes"));
 }
 

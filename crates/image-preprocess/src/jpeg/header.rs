@@ -3,7 +3,7 @@
 use super::huffman::{Class, Table};
 
 /// libjpeg's `JPEG_MAX_DIMENSION`.
-const LONGEST_SIDE: usize = 65_500;
+const MAX_SIDE: usize = 65_500;
 
 /// What comes before the scan.
 #[derive(Default)]
@@ -85,7 +85,7 @@ impl Header<'_> {
         self.components = [(id0, steps0), (id1, steps1), (id2, steps2)].map(component);
         // Colours of narrow pictures are interpolated in another way.
         let is_wide = self.ratio.across == 1 || self.width > 4;
-        let is_side = |length| (1..=LONGEST_SIDE).contains(&length);
+        let is_side = |length| (1..=MAX_SIDE).contains(&length);
         (is_wide && is_side(self.width) && is_side(self.height)).then_some(())
     }
 

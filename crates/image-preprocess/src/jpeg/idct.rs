@@ -10,10 +10,10 @@ const CONST_BITS: u32 = 13;
 /// Fractional bits between the passes.
 const PASS1_BITS: u32 = 2;
 /// Of numbers of so many bits, sign aside, a pass stays within 32 bits: no factor is larger than 86,387. Those of pictures have less.
-const MOST_BITS: u32 = 14;
+const MAX_BITS: u32 = 14;
 /// Samples of so many bits, sign aside, are cut off where they are too bright or too dark. Larger ones, which pictures do not have,
 /// are cut off only by libjpeg-turbo's vectors: its C code lets them wrap around.
-const MOST_SAMPLE_BITS: u32 = 9;
+const MAX_SAMPLE_BITS: u32 = 9;
 
 /// The bits, sign aside, of all numbers that were transformed.
 #[derive(Default)]
@@ -22,7 +22,7 @@ pub struct Reach([i32; 8]);
 impl Reach {
     /// Whether all that was computed is right.
     pub fn is_within(&self) -> bool {
-        self.0.iter().all(|&bits| bits >> MOST_BITS == 0)
+        self.0.iter().all(|&bits| bits >> MAX_BITS == 0)
     }
 }
 
@@ -106,10 +106,10 @@ fn bits(value: i32) -> i32 {
     value ^ (value >> 31)
 }
 
-/// Makes more than `MOST_BITS` of more than `MOST_SAMPLE_BITS`.
+/// Makes more than `MAX_BITS` of more than `MAX_SAMPLE_BITS`.
 #[inline(always)]
 fn of_sample(bits: i32) -> i32 {
-    bits << (MOST_BITS - MOST_SAMPLE_BITS)
+    bits << (MAX_BITS - MAX_SAMPLE_BITS)
 }
 
 #[inline(always)]

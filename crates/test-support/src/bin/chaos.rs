@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use serde_json::json;
-use test_support::Place;
+use test_support::Workspace;
 use test_support::chaos::{Chaos, Fault};
 
 /// Cross-entropy steps per minute of the run.
@@ -55,11 +55,11 @@ fn main() -> std::process::ExitCode {
     for left in ["world", "chaos", "chaos.logs", "quiet", "quiet.logs"] {
         _ = std::fs::remove_dir_all(out.join(left));
     }
-    let place = Place::kept(&out, 300, &[]);
-    let summary = chaos.run(&place, "chaos");
+    let workspace = Workspace::kept(&out, 300, &[]);
+    let summary = chaos.run(&workspace, "chaos");
     let mut account = serde_json::to_value(&summary).expect("a summary is plain data");
     if !no_quiet {
-        account["scores_without_faults"] = chaos.quiet(&place, "quiet");
+        account["scores_without_faults"] = chaos.quiet(&workspace, "quiet");
     }
     account["settings"] = json!({ "minutes": minutes, "steps": steps, "workers": workers, "seed": seed });
     let text = serde_json::to_string_pretty(&account).expect("a summary is plain data");

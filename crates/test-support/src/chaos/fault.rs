@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::cluster::Cluster;
 
 /// The longest time that a process is down.
-const LONGEST_AWAY: Duration = Duration::from_millis(500);
+const MAX_AWAY: Duration = Duration::from_millis(500);
 
 /// Something that happens to processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, clap::ValueEnum)]
@@ -28,7 +28,7 @@ pub enum Fault {
 impl Fault {
     /// Injects the fault. Returns whether that ends the generation.
     pub fn strike(self, cluster: &mut Cluster, victim: u32, random: &mut ChaCha8Rng) -> bool {
-        let away = random.random_range(Duration::ZERO..LONGEST_AWAY);
+        let away = random.random_range(Duration::ZERO..MAX_AWAY);
         match self {
             Self::Kill => cluster.signal(victim, "KILL", away),
             Self::Leave => cluster.signal(victim, "TERM", away),

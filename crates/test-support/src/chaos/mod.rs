@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Place, wait_for};
+use crate::{Workspace, wait_for};
 use cluster::Cluster;
 pub use fault::Fault;
 use record::Record;
@@ -30,7 +30,7 @@ pub use summary::{Spread, Summary};
 /// The heartbeat timeout of these runs, in seconds.
 const LOST_AFTER: f64 = 2.0;
 /// The longest time between a recovery and the next fault.
-const LONGEST_PAUSE: Duration = Duration::from_millis(1500);
+const MAX_PAUSE: Duration = Duration::from_millis(1500);
 
 /// The parameters of a chaos test.
 pub struct Chaos {
@@ -54,9 +54,9 @@ impl Chaos {
     /// # Panics
     /// If the run does not finish.
     #[must_use]
-    pub fn quiet(&self, place: &Place, name: &str) -> serde_json::Value {
-        let mut cluster = Cluster::start(&self.run_file(place, name), self.workers);
-        let record = wait_for("a journal", || Record::try_open(place, name));
+    pub fn quiet(&self, workspace: &Workspace, name: &str) -> serde_json::Value {
+        let mut cluster = Cluster::start(&self.run_file(workspace, name), self.workers);
+        let record = wait_for("a journal", || Record::try_open(workspace, name));
         cluster.finish(|| record.steps());
         record.last_scores()
     }
@@ -66,15 +66,15 @@ impl Chaos {
     /// # Panics
     /// If the run does not finish, or does not recover.
     #[must_use]
-    pub fn run(&self, place: &Place, name: &str) -> Summary {
-        let run_file = self.run_file(place, name);
+    pub fn run(&self, workspace: &Workspace, name: &str) -> Summary {
+        let run_file = self.run_file(workspace, name);
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let mut cluster = Cluster::start(&run_file, self.workers);
-        let record = wait_for("a journal", || Record::try_open(place, name));
+        let record = wait_for("a journal", || Record::try_open(workspace, name));
         let started = Instant::now();
         let mut costs = Vec::new();
         while costs.len() < self.most && started.elapsed() < self.limit {
-            let pause = random.random_range(Duration::ZERO..LONGEST_PAUSE);
+            let pause = random.random_range(Duration::ZERO..MAX_PAUSE);
             let Some((generation, members)) = self.calm(&mut cluster, &record, pause) else { break };
             let fault = self.kinds[random.random_range(0..self.kinds.len())];
             let victim = members[random.random_range(0..members.len())];
@@ -118,8 +118,8 @@ impl Chaos {
         })
     }
 
-    fn run_file(&self, place: &Place, name: &str) -> std::path::PathBuf {
-        let folder = place.path("");
+    fn run_file(&self, workspace: &Workspace, name: &str) -> std::path::PathBuf {
+        let folder = workspace.path("");
         let (folder, workers, steps) = (folder.display(), self.workers, self.steps);
         let optimizer = "optimizer: { learning_rate: 1.0e-3 }";
         let text = format!(
@@ -134,7 +134,7 @@ impl Chaos {
             (steps / 3).max(1),
             (steps / 20).max(1),
         );
-        let path = place.path(&format!("{name}.yaml"));
+        let path = workspace.path(&format!("{name}.yaml"));
         std::fs::write(&path, text).expect("the run file can be written");
         path
     }

@@ -3,15 +3,15 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, OptionalExtension, ToSql};
 use serde_json::Value;
 
-use crate::Place;
+use crate::Workspace;
 
 /// The journal of a run in progress.
 pub struct Record(Connection);
 
 impl Record {
     /// Opens the journal; none if it does not exist yet.
-    pub fn try_open(place: &Place, name: &str) -> Option<Self> {
-        place.try_journal(name).map(Self)
+    pub fn try_open(workspace: &Workspace, name: &str) -> Option<Self> {
+        workspace.try_journal(name).map(Self)
     }
 
     fn ask<T: rusqlite::types::FromSql>(&self, query: &str, of: &[&dyn ToSql]) -> Option<T> {

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::file::{MappedFile, read_json};
 
 /// Maximal number of shards: the largest published models have some hundred.
-const MOST_SHARDS: usize = 1024;
+const MAX_SHARDS: usize = 1024;
 
 /// The supported files, in order of preference.
 const CANDIDATES: [&str; 6] = [
@@ -50,8 +50,8 @@ pub fn open(path: &Path) -> Result<Archive, Error> {
 fn add_shards(archive: &mut Archive, index: &Path) -> Result<(), Error> {
     let Index { weight_map } = read_json(index)?;
     let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
-    if shards.len() > MOST_SHARDS {
-        return Err(Error::format(index, format!("names more than {MOST_SHARDS} shards")));
+    if shards.len() > MAX_SHARDS {
+        return Err(Error::format(index, format!("names more than {MAX_SHARDS} shards")));
     }
     for shard in shards {
         // Links inside the folder are followed: download caches use them.

@@ -27,7 +27,7 @@ use view::Layout;
 
 /// Maximal ratio of the bytes of all tensors to those of their files. Tensors can share memory, and
 /// a malicious file could use that without limit.
-const MOST_SHARING: usize = 8;
+const MAX_SHARING: usize = 8;
 
 /// An opened file, or a folder of several files.
 ///
@@ -104,10 +104,10 @@ impl Archive {
             .tensors
             .values()
             .try_fold(0_usize, |sum, entry| sum.checked_add(byte_length(entry.dtype, &entry.shape)?));
-        if asked.is_some_and(|asked| asked <= there.saturating_mul(MOST_SHARING)) {
+        if asked.is_some_and(|asked| asked <= there.saturating_mul(MAX_SHARING)) {
             return Ok(());
         }
-        Err(Error::format(&self.path, format!("its tensors would take more than {MOST_SHARING} times its bytes")))
+        Err(Error::format(&self.path, format!("its tensors would take more than {MAX_SHARING} times its bytes")))
     }
 
     /// The path of the file or folder.

@@ -17,7 +17,7 @@ use super::{Found, pickle};
 use crate::error::Error;
 
 /// Maximal number of files in an archive: the largest published models have some thousand storages.
-const MOST_FILES: usize = 1 << 17;
+const MAX_FILES: usize = 1 << 17;
 const PICKLE: &str = "data.pkl";
 
 /// The tensors of the file `path`, whose content is `bytes`.
@@ -52,8 +52,8 @@ impl Directory {
     fn read(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
         let damaged = |problem: &dyn std::fmt::Display| Error::format(path, format!("damaged ZIP archive: {problem}"));
         let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| damaged(&error))?;
-        if archive.len() > MOST_FILES {
-            return Err(damaged(&format!("more than {MOST_FILES} files")));
+        if archive.len() > MAX_FILES {
+            return Err(damaged(&format!("more than {MAX_FILES} files")));
         }
         let folder = folder(path, &archive)?;
         let mut places = HashMap::new();

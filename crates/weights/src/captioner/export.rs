@@ -13,8 +13,8 @@ use crate::file::write_whole;
 use crate::tensor::{Dtype, Tensor};
 
 /// The vision encoder's tensors under their published names, which begin with `prefix`
-/// ([`super::VISION_PREFIX`], or that of [`super::Released::vision_prefix`]): the inverse of
-/// [`super::Released::vision_tensors`]. `visual.proj` is not part of that layout and is left out.
+/// ([`super::VISION_PREFIX`], or that of [`super::ReleasedFolder::vision_prefix`]): the inverse of
+/// [`super::ReleasedFolder::vision_tensors`]. `visual.proj` is not part of that layout and is left out.
 ///
 /// # Errors
 /// A tensor is not one of a vision transformer, or cannot be split into query, key and value; the

@@ -104,7 +104,7 @@ impl VisionArchitecture {
 }
 
 /// An opened folder, whose config and weights are consistent.
-pub struct Released {
+pub struct ReleasedFolder {
     archive: Archive,
     config: Value,
     captioner: CaptionerArchitecture,
@@ -116,7 +116,7 @@ pub struct Released {
     unused: Vec<String>,
 }
 
-impl Released {
+impl ReleasedFolder {
     /// Opens the folder.
     ///
     /// # Errors

@@ -57,8 +57,8 @@ fn folder(config: &Value, shapes: &[(String, Vec<usize>)]) -> tempfile::TempDir 
     folder
 }
 
-fn open(config: &Value, shapes: &[(String, Vec<usize>)]) -> Result<Released, Error> {
-    Released::open(folder(config, shapes).path())
+fn open(config: &Value, shapes: &[(String, Vec<usize>)]) -> Result<ReleasedFolder, Error> {
+    ReleasedFolder::open(folder(config, shapes).path())
 }
 
 fn config() -> Value {
@@ -74,7 +74,7 @@ fn problem(config: &Value, shapes: &[(String, Vec<usize>)]) -> String {
 fn a_published_folder_is_taken_apart_and_put_together_again() {
     for prefix in [VISION_PREFIX, "encoder.vision_encoder.vision_model."] {
         let published = folder(&config(), &shapes(prefix));
-        let released = Released::open(published.path()).unwrap();
+        let released = ReleasedFolder::open(published.path()).unwrap();
         assert_eq!((released.captioner(), released.vision()), (&sizes().0, &sizes().1));
         assert_eq!((released.config(), released.vision_prefix()), (&config(), prefix));
         let vision: BTreeMap<_, _> = released.vision_tensors().unwrap().into_iter().collect();

@@ -134,7 +134,7 @@ impl Architecture {
     /// The error is the tensor that does not fit, and why.
     ///
     /// [`Conventions::complete`]: super::conventions::Conventions::complete
-    pub(super) fn from_shapes(shapes: &Shapes) -> Result<Self, Misfit> {
+    pub(super) fn from_shapes(shapes: &Shapes) -> Result<Self, TensorMismatch> {
         let shapes = Named(shapes);
         let (image_size, vision) = if shapes.0.contains_key("visual.layer1.0.conv1.weight") {
             shapes.resnet()?
@@ -149,13 +149,13 @@ impl Architecture {
 /// The shapes of tensors by name.
 pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
 /// The name of a tensor that does not fit, and the reason.
-pub(crate) type Misfit = (String, String);
+pub(crate) type TensorMismatch = (String, String);
 
 struct Named<'a>(&'a Shapes);
 
 impl Named<'_> {
     /// The shape of a tensor with `N` dimensions, none of them zero.
-    fn of<const N: usize>(&self, name: &str) -> Result<[usize; N], Misfit> {
+    fn of<const N: usize>(&self, name: &str) -> Result<[usize; N], TensorMismatch> {
         let shape = self.0.get(name).ok_or_else(|| (name.to_owned(), "is missing".to_owned()))?;
         match <[usize; N]>::try_from(shape.as_slice()) {
             Ok(sides) if !sides.contains(&0) => Ok(sides),
@@ -166,7 +166,7 @@ impl Named<'_> {
         }
     }
 
-    fn transformer(&self) -> Result<(usize, Vision), Misfit> {
+    fn transformer(&self) -> Result<(usize, Vision), TensorMismatch> {
         let name = "visual.conv1.weight";
         let [width, _, _, patch_size] = self.of(name)?;
         let side = self.side("visual.positional_embedding")?;
@@ -175,7 +175,7 @@ impl Named<'_> {
         Ok((image_size, Vision::Transformer { patch_size, width, layers, heads: 1 }))
     }
 
-    fn resnet(&self) -> Result<(usize, Vision), Misfit> {
+    fn resnet(&self) -> Result<(usize, Vision), TensorMismatch> {
         let name = "visual.layer1.0.conv1.weight";
         let [width, ..] = self.of::<4>(name)?;
         let pooled = "visual.attnpool.positional_embedding";
@@ -190,7 +190,7 @@ impl Named<'_> {
         Ok((image_size, Vision::ResNet { blocks, width, heads: 1 }))
     }
 
-    fn text(&self) -> Result<Text, Misfit> {
+    fn text(&self) -> Result<Text, TensorMismatch> {
         let [context_length, _] = self.of("positional_embedding")?;
         let [vocabulary_size, _] = self.of("token_embedding.weight")?;
         let [width] = self.of("ln_final.weight")?;
@@ -198,12 +198,12 @@ impl Named<'_> {
         Ok(Text { width, layers, heads: 1, context_length, vocabulary_size })
     }
 
-    fn count(&self, prefix: &str) -> Result<usize, Misfit> {
+    fn count(&self, prefix: &str) -> Result<usize, TensorMismatch> {
         count_blocks(self.0.keys().map(String::as_str), prefix)
     }
 
     /// The side of the square grid of positions, of which there is one more for the class token.
-    fn side(&self, name: &str) -> Result<usize, Misfit> {
+    fn side(&self, name: &str) -> Result<usize, TensorMismatch> {
         let [positions, _] = self.of(name)?;
         let side = (positions - 1).isqrt();
         if side == 0 || side * side + 1 != positions {
@@ -214,7 +214,7 @@ impl Named<'_> {
 }
 
 /// The number of blocks below `prefix`, which have to be numbered from 0 without gaps.
-fn count_blocks<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Result<usize, Misfit> {
+fn count_blocks<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Result<usize, TensorMismatch> {
     let below = names.filter_map(|name| name.strip_prefix(prefix));
     let numbers: BTreeSet<&str> = below.filter_map(|rest| rest.split('.').next()).collect();
     match (0..numbers.len()).find(|number| !numbers.contains(number.to_string().as_str())) {

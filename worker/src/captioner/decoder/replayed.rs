@@ -9,7 +9,7 @@ use std::cell::RefMut;
 use tch::{Kind, Tensor};
 
 use super::{Cache, Decoder};
-use crate::captioner::beam::{Likeliest, Steps, likeliest};
+use crate::captioner::beam::{Steps, TopTokens, likeliest};
 use crate::nn::{GraphPool, Mode, Replay, attention_length};
 
 /// Maximal number of workspaces: for training, for evaluation, and for the last batch of an
@@ -136,7 +136,7 @@ impl Steps for Replayed<'_> {
         self.decoder.logits(&self.workspace.tensors.hidden(self.decoder, position))
     }
 
-    fn likeliest(&mut self, tokens: &[i64], sources: Option<&[i64]>, count: i64) -> Likeliest {
+    fn likeliest(&mut self, tokens: &[i64], sources: Option<&[i64]>, count: i64) -> TopTokens {
         let position = self.begin_step(tokens, sources);
         let Workspace { tensors, steps, pool, .. } = &mut *self.workspace;
         let (_, rows, each) = tensors.likeliest.size3().expect("it is [2, rows, count]");
@@ -145,7 +145,7 @@ impl Steps for Replayed<'_> {
         steps[position as usize].run(device, pool, || tensors.write_likeliest(self.decoder, position));
         let values = Vec::<f32>::try_from(tensors.likeliest.flatten(0, -1)).expect("it is f32");
         let (log_probabilities, tokens) = values.split_at((rows * each) as usize);
-        Likeliest {
+        TopTokens {
             log_probabilities: log_probabilities.to_vec(),
             tokens: tokens.iter().map(|&token| token as i64).collect(),
             each: each as usize,

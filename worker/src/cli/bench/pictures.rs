@@ -11,7 +11,7 @@ const WIDTH: usize = 640;
 const HEIGHT: usize = 480;
 const QUALITY: f32 = 95.0;
 /// Pixels across the largest and the smallest things.
-const LARGEST: usize = 256;
+const MAX_IMAGES: usize = 256;
 const SMALLEST: usize = 1;
 /// Levels by which brightness varies, for each pixel across a thing to this power.
 const STRENGTH: f32 = 8.0;
@@ -49,8 +49,8 @@ fn jpeg(number: u64) -> std::io::Result<Vec<u8>> {
 /// Noise of all sizes, `[height, width]`; of colours only large ones.
 fn plane(seed: u64, is_bright: bool) -> Vec<f32> {
     let mut plane = vec![0.0; WIDTH * HEIGHT];
-    let smallest = if is_bright { SMALLEST } else { LARGEST / 8 };
-    for cell in (0..).map(|times| LARGEST >> times).take_while(|&cell| cell >= smallest) {
+    let smallest = if is_bright { SMALLEST } else { MAX_IMAGES / 8 };
+    for cell in (0..).map(|times| MAX_IMAGES >> times).take_while(|&cell| cell >= smallest) {
         let strength = STRENGTH * (cell as f32).powf(POWER) * if is_bright { 1.0 } else { 0.3 };
         let across = WIDTH / cell + 2;
         let corner = |x: usize, y: usize| {

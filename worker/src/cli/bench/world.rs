@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Cuda, Device};
 
-use crate::collective::{Collective, Flag, Meeting, Solo, Store};
+use crate::collective::{Collective, Flag, RendezvousPlan, Solo, Store};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// How long ranks wait for each other at first: each has to start, and to load libtorch.
@@ -66,7 +66,7 @@ fn take_part<T: Serialize>(
         set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| error.to_string())?;
         let device = own(device, rank);
         let (patience, abandon) = (PATIENCE, Flag::default());
-        let meeting = Meeting { store_address, generation: 1, term: 0, rank, world_size, patience, abandon };
+        let meeting = RendezvousPlan { store_address, generation: 1, term: 0, rank, world_size, patience, abandon };
         let collective = meeting.hold(device, LOOPBACK).map_err(|broken| broken.to_string())?;
         body(device, &*collective)
     })();

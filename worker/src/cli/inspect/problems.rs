@@ -14,7 +14,7 @@ use super::summary::spread;
 /// Images of each split that are decoded, unless all are to be.
 const DECODED: usize = 1_000;
 /// Default of `captioner.max_target_length`: the positions of CLIP's text tower.
-const LONGEST_CAPTION: usize = 77;
+const MAX_CAPTION_LENGTH: usize = 77;
 
 /// Findings about a data set, one line each.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -114,7 +114,7 @@ impl Findings {
     pub fn add_limits(&mut self, source: &Source, read: &Read) {
         let (limit, of) = match &source.run {
             Some(run) => (run.captioner.max_target_length as usize, "captioner.max_target_length"),
-            None => (LONGEST_CAPTION, "the default of captioner.max_target_length"),
+            None => (MAX_CAPTION_LENGTH, "the default of captioner.max_target_length"),
         };
         let Some((split, data)) = read.iter().find(|(split, _)| *split == Split::Train) else { return };
         let vocabulary = Vocabulary::full();

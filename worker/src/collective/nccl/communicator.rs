@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use cudarc::nccl::sys::{ncclComm_t, ncclConfig_t, ncclUniqueId};
 
 use super::api::{Api, Code, IN_PROGRESS, SUCCESS};
-use crate::collective::{Broken, Flag};
+use crate::collective::{CollectiveError, Flag};
 
 /// Waits spin for this long: an all-reduce between GPUs seldom takes longer.
 const SPIN: Duration = Duration::from_millis(2);
@@ -70,11 +70,11 @@ impl Communicator {
 }
 
 /// Polls until `is_done` returns true. Fails if it fails, or if the generation is abandoned.
-pub fn poll(abandon: &Flag, is_done: impl Fn() -> Result<bool, String>) -> Result<(), Broken> {
+pub fn poll(abandon: &Flag, is_done: impl Fn() -> Result<bool, String>) -> Result<(), CollectiveError> {
     let started = Instant::now();
-    while !is_done().map_err(Broken::Failed)? {
+    while !is_done().map_err(CollectiveError::Failed)? {
         if abandon.is_raised() {
-            return Err(Broken::Abandoned);
+            return Err(CollectiveError::Abandoned);
         }
         if started.elapsed() < SPIN { std::hint::spin_loop() } else { std::thread::sleep(POLL) }
     }
@@ -219,7 +219,7 @@ pub(super) mod tests {
         assert_eq!(wait(), Ok(()));
         own.state.store(REMOTE_ERROR, Ordering::Relaxed);
         let text = "NCCL: remote process exited: connection closed by 10.0.0.2";
-        assert_eq!(wait(), Err(Broken::Failed(text.to_owned())));
+        assert_eq!(wait(), Err(CollectiveError::Failed(text.to_owned())));
         own.state.store(IN_PROGRESS, Ordering::Relaxed);
         std::thread::scope(|scope| {
             scope.spawn(|| own.state.store(SUCCESS, Ordering::Relaxed));
@@ -227,7 +227,7 @@ pub(super) mod tests {
         });
         own.state.store(IN_PROGRESS, Ordering::Relaxed);
         flag.raise();
-        assert_eq!(wait(), Err(Broken::Abandoned));
+        assert_eq!(wait(), Err(CollectiveError::Abandoned));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError};
 use cudarc::nccl::sys::{cudaStream_t, ncclDataType_t, ncclUniqueId};
 use tch::{Device, Kind, Tensor};
 
-use super::{Broken, Collective, Flag, Meeting};
+use super::{Collective, CollectiveError, Flag, RendezvousPlan};
 use api::{Api, Code, SUCCESS, SUM};
 use communicator::{Communicator, poll};
 
@@ -52,15 +52,15 @@ impl Nccl {
     /// # Errors
     /// The other ranks did not join in time, the generation was abandoned, or NCCL does not work
     /// here.
-    pub fn meet(meeting: &Meeting<'_>, gpu: usize) -> Result<Self, Broken> {
+    pub fn meet(meeting: &RendezvousPlan<'_>, gpu: usize) -> Result<Self, CollectiveError> {
         let deadline = Instant::now() + meeting.patience;
         let (rank, world_size, abandon) = (meeting.rank, meeting.world_size, meeting.abandon.clone());
-        let api = Api::get().map_err(Broken::Failed)?;
+        let api = Api::get().map_err(CollectiveError::Failed)?;
         let id = unique_id(api, meeting)?;
         let context = CudaContext::new(gpu).map_err(driver)?;
         let stream = context.new_stream().map_err(driver)?;
         // The CUDA context is current on this thread now.
-        let communicator = Communicator::start(api, id, rank, world_size).map_err(Broken::Failed)?;
+        let communicator = Communicator::start(api, id, rank, world_size).map_err(CollectiveError::Failed)?;
         let link = Link { communicator, context, stream };
         let (link, is_sound) = (Some(link), Cell::new(false));
         let nccl = Self { link, under_way: RefCell::default(), is_sound, abandon, rank, world_size };
@@ -81,16 +81,20 @@ impl Nccl {
 
     /// Starts an operation on the stream, after all work that libtorch has queued, and waits until
     /// it has completed.
-    fn run(&self, tensors: &[&Tensor], start: impl FnOnce(&Communicator, cudaStream_t) -> Code) -> Result<(), Broken> {
+    fn run(
+        &self,
+        tensors: &[&Tensor],
+        start: impl FnOnce(&Communicator, cudaStream_t) -> Code,
+    ) -> Result<(), CollectiveError> {
         let Link { communicator, context, stream } = self.link();
         if self.abandon.is_raised() {
-            return Err(Broken::Abandoned);
+            return Err(CollectiveError::Abandoned);
         }
         self.is_sound.set(false);
         *self.under_way.borrow_mut() = tensors.iter().map(|tensor| tensor.shallow_clone()).collect();
         // libtorch computes on the default stream.
         stream.join(&context.default_stream()).map_err(driver)?;
-        communicator.accepted(start(communicator, stream.cu_stream().cast())).map_err(Broken::Failed)?;
+        communicator.accepted(start(communicator, stream.cu_stream().cast())).map_err(CollectiveError::Failed)?;
         poll(&self.abandon, || communicator.is_ready())?;
         let done = stream.record_event(None).map_err(driver)?;
         poll(&self.abandon, || {
@@ -127,7 +131,7 @@ impl Collective for Nccl {
         self.world_size
     }
 
-    fn all_reduce(&self, tensor: &Tensor) -> Result<(), Broken> {
+    fn all_reduce(&self, tensor: &Tensor) -> Result<(), CollectiveError> {
         let (data, count, kind) = memory(tensor)?;
         self.run(&[tensor], |Communicator { api, pointer }, stream| {
             // SAFETY: the memory is that of the tensor, which is kept while the communicator may use it.
@@ -135,7 +139,7 @@ impl Collective for Nccl {
         })
     }
 
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), Broken> {
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CollectiveError> {
         let (data, count, kind) = memory(tensor)?;
         self.run(&[tensor], |Communicator { api, pointer }, stream| {
             // SAFETY: as above.
@@ -143,7 +147,7 @@ impl Collective for Nccl {
         })
     }
 
-    fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, Broken> {
+    fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, CollectiveError> {
         let tensor = tensor.contiguous();
         let shape: Vec<i64> = std::iter::once(self.world_size as i64).chain(tensor.size()).collect();
         let gathered = Tensor::empty(shape, (tensor.kind(), tensor.device()));
@@ -158,7 +162,7 @@ impl Collective for Nccl {
 
 /// The communicator's unique id: rank 0 creates it and puts it in the store, the others read it
 /// there.
-fn unique_id(api: &'static Api, meeting: &Meeting<'_>) -> Result<ncclUniqueId, Broken> {
+fn unique_id(api: &'static Api, meeting: &RendezvousPlan<'_>) -> Result<ncclUniqueId, CollectiveError> {
     let is_first = meeting.rank == 0;
     meeting.apart(move |store| {
         let mut id = ncclUniqueId { internal: [0; 128] };
@@ -179,8 +183,8 @@ fn unique_id(api: &'static Api, meeting: &Meeting<'_>) -> Result<ncclUniqueId, B
 }
 
 /// The address, length and type of a contiguous tensor's values.
-fn memory(tensor: &Tensor) -> Result<(*mut c_void, usize, ncclDataType_t), Broken> {
-    let unfit = |what: String| Err(Broken::Failed(format!("NCCL cannot take a tensor {what}")));
+fn memory(tensor: &Tensor) -> Result<(*mut c_void, usize, ncclDataType_t), CollectiveError> {
+    let unfit = |what: String| Err(CollectiveError::Failed(format!("NCCL cannot take a tensor {what}")));
     let kind = match tensor.kind() {
         Kind::Uint8 => ncclDataType_t::ncclUint8,
         Kind::Int => ncclDataType_t::ncclInt32,
@@ -198,8 +202,8 @@ fn memory(tensor: &Tensor) -> Result<(*mut c_void, usize, ncclDataType_t), Broke
     }
 }
 
-fn driver(error: DriverError) -> Broken {
-    Broken::Failed(format!("CUDA: {error}"))
+fn driver(error: DriverError) -> CollectiveError {
+    CollectiveError::Failed(format!("CUDA: {error}"))
 }
 
 #[cfg(test)]
@@ -217,7 +221,8 @@ mod tests {
         let store_address = store.address();
         let named = |rank| {
             let (patience, abandon) = (Duration::from_secs(30), Flag::default());
-            let meeting = Meeting { store_address, generation: 7, term: 0, rank, world_size: 2, patience, abandon };
+            let meeting =
+                RendezvousPlan { store_address, generation: 7, term: 0, rank, world_size: 2, patience, abandon };
             unique_id(api, &meeting).unwrap()
         };
         std::thread::scope(|scope| {

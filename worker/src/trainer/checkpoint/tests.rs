@@ -142,7 +142,7 @@ fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
     std::fs::remove_file(&seal).unwrap();
     // A symbolic link to itself is an I/O error, not damage.
     std::os::unix::fs::symlink(&seal, &seal).unwrap();
-    assert!(matches!(fetch(&place.checkpoints, NAME), Err(Stop::Broken(Broken::Failed(_)))));
+    assert!(matches!(fetch(&place.checkpoints, NAME), Err(Stop::CollectiveError(CollectiveError::Failed(_)))));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::admitted;
 use crate::run::{
     Action, Event, RefusalKind, RequestId, Run, SessionId, Time,
     plan::{Boundary, Place},
-    record::Restored,
+    record::RestoredRun,
     simulation::HERE,
     terms::TermLog,
     testing,
@@ -18,16 +18,16 @@ const RUN_ID: &str = "3fa2";
 /// The term of the coordinator before.
 const TERM: u64 = 12;
 
-fn restored(last_generation: u64, step: u64) -> Restored {
+fn restored(last_generation: u64, step: u64) -> RestoredRun {
     let committed = Place { stage: 0, step };
     let done = [(Place { stage: 0, step: 10 }, Boundary::Evaluation)].into_iter().filter(|_| step >= 10).collect();
     let mut terms = TermLog::default();
     (1..=last_generation).for_each(|generation| terms.record(generation, TERM));
-    Restored { run_id: RUN_ID.into(), last_generation, terms, committed, done, ..Restored::default() }
+    RestoredRun { run_id: RUN_ID.into(), last_generation, terms, committed, done, ..RestoredRun::default() }
 }
 
 /// A run whose first stage is evaluated every ten steps, resumed from there.
-fn run(restored: Restored) -> Run {
+fn run(restored: RestoredRun) -> Run {
     let stages = vec![testing::stage("a", 50, 8, None, Some(10)), testing::stage("b", 50, 8, None, None)];
     Run::new(testing::run_file(stages), restored, TERM + 1)
 }

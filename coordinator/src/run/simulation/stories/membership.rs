@@ -8,20 +8,20 @@ use super::{admitted, at};
 use crate::run::{
     Action, Event, Outcome, RequestId, Run, SessionId, Time,
     plan::Place,
-    record::{Checkpoint, EventKind, Record, Restored, Source},
+    record::{Checkpoint, EventKind, Record, RestoredRun, Source},
     simulation::{
         HERE,
-        network::Way,
+        network::Direction,
         scenario::Scenario,
-        worker::{Doing, Wake},
-        world::{Due, Trace, World},
+        worker::{Activity, Wake},
+        world::{SimEvent, SimWorld, Trace},
     },
     testing,
 };
 
 #[test]
 fn a_quiet_run_goes_straight_to_its_end() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(10), None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(10), None)]));
     world.join();
     world.finish();
     assert_eq!(world.count(|record| matches!(record, Record::Step(_))), 20);
@@ -32,9 +32,9 @@ fn a_quiet_run_goes_straight_to_its_end() {
 
 #[test]
 fn a_newcomer_is_taken_in_after_the_step_in_flight() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
     let first = world.join();
-    world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
+    world.until(|world| matches!(world.workers[&first].doing, Activity::Computing(_)));
     assert_eq!(world.run().generation.as_ref().unwrap().granted.step, 8);
     world.join();
     world.until(|world| world.origins().len() == 2);
@@ -45,9 +45,9 @@ fn a_newcomer_is_taken_in_after_the_step_in_flight() {
 
 #[test]
 fn asked_to_stop_it_saves_first() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
     let first = world.join();
-    world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
+    world.until(|world| matches!(world.workers[&first].doing, Activity::Computing(_)));
     world.tell(Event::Shutdown);
     world.until(|world| world.outcome.is_some());
     assert_eq!(world.outcome, Some(Outcome::Stopped));
@@ -58,11 +58,11 @@ fn asked_to_stop_it_saves_first() {
 
 #[test]
 fn asked_to_stop_while_a_worker_leaves_it_saves_first() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
     let first = world.join();
     world.until(|world| world.run().committed.step == 2);
     // Both get a shutdown signal, as when a whole job is stopped.
-    world.agenda.after(Time::ZERO, Due::Connection { worker: first, wake: Wake::Leave });
+    world.agenda.after(Time::ZERO, SimEvent::Connection { worker: first, wake: Wake::Leave });
     world.until(|world| world.happened(EventKind::Leaving) == 1);
     world.tell(Event::Shutdown);
     world.until(|world| world.outcome.is_some());
@@ -75,7 +75,7 @@ fn asked_to_stop_while_a_worker_leaves_it_saves_first() {
 fn who_is_not_heard_is_lost_and_who_brings_other_data_is_sent_away() {
     let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
     file.workers.min = 2;
-    let mut run = Run::new(file, Restored::default(), 0);
+    let mut run = Run::new(file, RestoredRun::default(), 0);
     let enter = |run: &mut Run, session: u64, fingerprint: &str, now| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
         let session_token = admitted(
@@ -113,7 +113,7 @@ fn validation_data_may_change_between_two_coordinators_and_training_data_only_wh
         validation_fingerprint: validation.into(),
         ..Default::default()
     };
-    let restored = || Restored { last_generation: 1, data_set: Some(of("t", "v")), ..Restored::default() };
+    let restored = || RestoredRun { last_generation: 1, data_set: Some(of("t", "v")), ..RestoredRun::default() };
     let mut run = Run::new(file, restored(), 0);
     let enter = |run: &mut Run, session: u64, data_set: v1::DataSet| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
@@ -163,12 +163,12 @@ fn exchanged_data_begin_a_sequence_of_samples_where_the_run_goes_on() {
         train_captions: train_images,
         ..Default::default()
     };
-    let restored = Restored {
+    let restored = RestoredRun {
         last_generation: 1,
         committed: place,
         checkpoints: vec![Checkpoint { place, generation: 1, name, ..Checkpoint::default() }],
         data_set: Some(of("t", 9)),
-        ..Restored::default()
+        ..RestoredRun::default()
     };
     let mut run = Run::new(file, restored, 0).exchanging_data();
     let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
@@ -188,18 +188,18 @@ fn exchanged_data_begin_a_sequence_of_samples_where_the_run_goes_on() {
 }
 
 /// The number of workers that were evicted for a stall.
-fn sent_away(world: &World) -> usize {
+fn sent_away(world: &SimWorld) -> usize {
     let stalled =
         |detail: &serde_json::Value| detail["reason"].as_str().is_some_and(|why| why.contains("did not move"));
     world.count(|record| matches!(record, Record::Event { what: EventKind::Lost, detail } if stalled(detail)))
 }
 
 /// Two workers; the second one hangs from a certain activity on, and no operator kills it.
-fn with_one_that_hangs(file: RunFile, at: impl Fn(&Doing) -> bool) {
-    let mut world = World::of(file);
+fn with_one_that_hangs(file: RunFile, at: impl Fn(&Activity) -> bool) {
+    let mut world = SimWorld::of(file);
     world.join();
     world.join();
-    let is_apt = |world: &World| world.workers.iter().find(|(_, worker)| at(&worker.doing)).map(|(id, _)| *id);
+    let is_apt = |world: &SimWorld| world.workers.iter().find(|(_, worker)| at(&worker.doing)).map(|(id, _)| *id);
     world.until(|world| world.run().members.len() == 2 && is_apt(world).is_some());
     let hangs = is_apt(&world).unwrap();
     world.workers.get_mut(&hangs).unwrap().stuck = true;
@@ -214,13 +214,13 @@ fn who_hangs_is_sent_away_whatever_it_was_at() {
     let mut file =
         testing::run_file(vec![testing::stage("a", 50, 8, Some(5), Some(5)), testing::stage("b", 5, 8, None, None)]);
     (file.workers.min, file.control.stall_after) = (2, 20.0);
-    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Meeting(_)));
-    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Adopting(_)));
-    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Computing(_)));
-    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Applying(_)));
-    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Captioning(_)));
-    with_one_that_hangs(file.clone(), |doing| matches!(doing, Doing::Copying(_)));
-    with_one_that_hangs(file, |doing| matches!(doing, Doing::Nothing));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Activity::Meeting(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Activity::Adopting(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Activity::Computing(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Activity::Applying(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Activity::Captioning(_)));
+    with_one_that_hangs(file.clone(), |doing| matches!(doing, Activity::Copying(_)));
+    with_one_that_hangs(file, |doing| matches!(doing, Activity::Nothing));
 }
 
 /// The last state can be saved only after one of the two has stopped responding.
@@ -228,7 +228,7 @@ fn who_hangs_is_sent_away_whatever_it_was_at() {
 fn who_hangs_while_all_wait_for_a_checkpoint_is_sent_away() {
     let mut file = testing::run_file(vec![testing::stage("a", 10, 8, None, None)]);
     (file.workers.min, file.control.stall_after) = (2, 20.0);
-    let mut world = World::of(file);
+    let mut world = SimWorld::of(file);
     let hangs = [world.join(), world.join()][1];
     world.disk.full = true;
     world.until(|world| world.happened(EventKind::SaveFailed) == 1);
@@ -245,9 +245,9 @@ fn who_hangs_while_all_wait_for_a_checkpoint_is_sent_away() {
 fn who_hangs_alone_is_sent_away_when_another_comes() {
     let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
     file.control.stall_after = 20.0;
-    let mut world = World::of(file);
+    let mut world = SimWorld::of(file);
     let first = world.join();
-    world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
+    world.until(|world| matches!(world.workers[&first].doing, Activity::Computing(_)));
     world.workers.get_mut(&first).unwrap().stuck = true;
     world.pass(Time::from_secs(100));
     assert_eq!(world.happened(EventKind::Lost), 0);
@@ -260,11 +260,11 @@ fn who_hangs_alone_is_sent_away_when_another_comes() {
 fn who_captions_for_long_does_not_stand_still() {
     let mut file = testing::run_file(vec![testing::stage("a", 1, 8, None, None)]);
     (file.workers.min, file.control.stall_after) = (2, 10.0);
-    let mut world = World::of(file);
+    let mut world = SimWorld::of(file);
     let slow = world.join();
     world.join();
     // Two ranges are assigned to it, and one to the other.
-    world.until(|world| matches!(world.workers[&slow].doing, Doing::Applying(_)));
+    world.until(|world| matches!(world.workers[&slow].doing, Activity::Applying(_)));
     world.workers.get_mut(&slow).unwrap().pace = Time::from_secs(6);
     world.finish();
     assert_eq!(world.happened(EventKind::Lost), 0);
@@ -272,9 +272,10 @@ fn who_captions_for_long_does_not_stand_still() {
 
 #[test]
 fn nothing_is_lost_with_those_who_leave() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
-    let leave =
-        |world: &mut World, id| world.agenda.after(Time::ZERO, Due::Connection { worker: id, wake: Wake::Leave });
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let leave = |world: &mut SimWorld, id| {
+        world.agenda.after(Time::ZERO, SimEvent::Connection { worker: id, wake: Wake::Leave })
+    };
     let (first, second) = (world.join(), world.join());
     world.until(|world| world.run().committed.step == 5);
     leave(&mut world, first);
@@ -292,11 +293,11 @@ fn nothing_is_lost_with_those_who_leave() {
 
 #[test]
 fn whoever_comes_without_a_way_to_the_others_has_to_go_again() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
     let first = world.start_worker("host".into(), Some(1));
     world.until(|world| world.run().committed.step == 5);
     let second = world.start_worker("elsewhere".into(), Some(0));
-    world.cut(second, Way::Peers);
+    world.cut(second, Direction::Peers);
     world.finish();
     assert!(!world.workers.contains_key(&second));
     assert_eq!((world.happened(EventKind::Lost), world.happened(EventKind::RolledBack)), (1, 0));
@@ -304,7 +305,7 @@ fn whoever_comes_without_a_way_to_the_others_has_to_go_again() {
 }
 
 /// The reasons for which members left or were evicted.
-fn farewells(world: &World) -> String {
+fn farewells(world: &SimWorld) -> String {
     let reason = |record: &Record| match record {
         Record::Event { what: EventKind::Lost | EventKind::Left, detail } => Some(detail["reason"].to_string()),
         _ => None,
@@ -317,10 +318,10 @@ fn farewells(world: &World) -> String {
 fn who_advertises_a_loopback_address_to_other_machines_has_to_go() {
     let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
     file.workers.min = 2;
-    let mut world = World::of(file);
+    let mut world = SimWorld::of(file);
     let local = world.start_worker("127.0.0.1".into(), Some(0));
     let other = world.start_worker("10.0.0.2".into(), Some(1));
-    world.cut(local, Way::Peers);
+    world.cut(local, Direction::Peers);
     world.until(|world| !world.workers.contains_key(&local));
     assert!(world.is_member(other));
     let said = farewells(&world);
@@ -332,11 +333,11 @@ fn who_advertises_a_loopback_address_to_other_machines_has_to_go() {
 
 #[test]
 fn the_only_state_is_saved_before_its_holder_has_to_go() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
     let local = world.start_worker("127.0.0.1".into(), Some(0));
     world.until(|world| world.run().committed.step == 5);
     let other = world.start_worker("10.0.0.2".into(), Some(1));
-    world.cut(local, Way::Peers);
+    world.cut(local, Direction::Peers);
     world.until(|world| !world.workers.contains_key(&local));
     assert!(world.is_member(other) && farewells(&world).contains("--host"), "{}", farewells(&world));
     let saved = world.run().committed;
@@ -350,11 +351,11 @@ fn the_only_state_is_saved_before_its_holder_has_to_go() {
 /// once.
 #[test]
 fn several_of_one_machine_have_to_go_for_one_of_another() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
     let local = [0, 1].map(|rank| world.start_worker("127.0.0.1".into(), Some(rank)));
     world.until(|world| world.run().committed.step >= 5 && world.run().members.len() == 2);
     world.start_worker("10.0.0.2".into(), Some(2));
-    local.iter().for_each(|id| world.cut(*id, Way::Peers));
+    local.iter().for_each(|id| world.cut(*id, Direction::Peers));
     world.until(|world| local.iter().all(|id| !world.workers.contains_key(id)));
     world.finish();
     assert_eq!((world.happened(EventKind::Lost), world.happened(EventKind::RolledBack)), (1, 0));
@@ -364,7 +365,7 @@ fn several_of_one_machine_have_to_go_for_one_of_another() {
 /// A machine vanishes, and its worker is restarted on another one at once.
 #[test]
 fn who_takes_the_place_of_a_lost_machine_waits_until_it_is_free() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 500, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 500, 8, None, None)]));
     let lost = world.start_worker("first".into(), Some(0));
     let stays = world.start_worker("second".into(), Some(1));
     world.until(|world| world.run().committed.step >= 5 && world.run().members.len() == 2);
@@ -389,7 +390,7 @@ fn whose_disk_is_slow_does_not_stand_still() {
         let mut file = testing::run_file(vec![testing::stage("a", 50, 8, Some(2), None)]);
         (file.workers.min, file.control.stall_after) = (2, 20.0);
         let slow = Scenario { saving: Time::from_secs(19), ..Scenario::quiet(file) };
-        let mut world = World::new(seed, Trace::Dropped, |_| slow);
+        let mut world = SimWorld::new(seed, Trace::Dropped, |_| slow);
         let first = world.join();
         world.join();
         world.until(|world| !world.has_saved(first));

@@ -12,7 +12,7 @@ use super::{
     WorkerId,
     scenario::Scenario,
     worker::Worker,
-    world::{Trace, World},
+    world::{SimWorld, Trace},
 };
 use crate::run::{
     Action, Command, Outcome, Time,
@@ -23,7 +23,7 @@ use crate::run::{
 /// Longer than any activity.
 const LONG: Time = Time::from_secs(600);
 
-impl World {
+impl SimWorld {
     fn of(file: RunFile) -> Self {
         Self::with(Scenario::quiet(file))
     }

@@ -8,9 +8,9 @@ use crate::run::{
     Action, Command, Event, Outcome, RefusalKind, RequestId, Time,
     captions::{Images, Item},
     plan::Place,
-    progress::Awaiting,
+    progress::PendingBoundary,
     record::{EventKind, Record, Source},
-    simulation::{WorkerId, network::Way, scenario::Scenario, score, worker::Doing, world::World},
+    simulation::{WorkerId, network::Direction, scenario::Scenario, score, worker::Activity, world::SimWorld},
     testing,
 };
 
@@ -19,7 +19,7 @@ fn broken(action: GuardAction) -> Rule {
     Rule { metric: "kl".into(), above: None, below: Some(7.0), for_: 1, action }
 }
 
-fn evaluations(world: &World) -> Vec<(Place, Vec<Item>)> {
+fn evaluations(world: &SimWorld) -> Vec<(Place, Vec<Item>)> {
     let evaluated = |record: &Record| match record {
         Record::Evaluated { place, items, .. } => Some((*place, items.clone())),
         _ => None,
@@ -28,17 +28,17 @@ fn evaluations(world: &World) -> Vec<(Place, Vec<Item>)> {
 }
 
 /// A world in which scoring takes a minute.
-fn with_slow_scores(stage: Stage) -> World {
-    World::with(Scenario { scoring: Time::from_secs(60), ..Scenario::quiet(testing::run_file(vec![stage])) })
+fn with_slow_scores(stage: Stage) -> SimWorld {
+    SimWorld::with(Scenario { scoring: Time::from_secs(60), ..Scenario::quiet(testing::run_file(vec![stage])) })
 }
 
-fn is_scored(world: &World) -> bool {
+fn is_scored(world: &SimWorld) -> bool {
     let awaiting = world.run().generation.as_ref().and_then(|generation| generation.awaiting.as_ref());
-    matches!(awaiting, Some(Awaiting::Scores))
+    matches!(awaiting, Some(PendingBoundary::Scores))
 }
 
-fn is_captioning(world: &World, worker: WorkerId) -> bool {
-    matches!(world.workers[&worker].doing, Doing::Captioning(_))
+fn is_captioning(world: &SimWorld, worker: WorkerId) -> bool {
+    matches!(world.workers[&worker].doing, Activity::Captioning(_))
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn an_evaluation_does_not_depend_on_how_many_do_it() {
     let by = |workers: u32| {
         let mut file = testing::run_file(vec![testing::stage("a", 4, 8, None, Some(2))]);
         file.workers.min = workers;
-        let mut world = World::of(file);
+        let mut world = SimWorld::of(file);
         (0..workers).for_each(|_| _ = world.join());
         world.finish();
         evaluations(&world).into_iter().map(|(place, items)| (place.step, items.len())).collect::<Vec<_>>()
@@ -60,7 +60,7 @@ fn an_evaluation_does_not_depend_on_how_many_do_it() {
 fn when_a_member_dies_only_what_is_missing_is_captioned_again() {
     let mut file = testing::run_file(vec![testing::stage("a", 1, 8, None, None)]);
     file.workers.min = 2;
-    let mut world = World::of(file);
+    let mut world = SimWorld::of(file);
     let (first, second) = (world.join(), world.join());
     world.until(|world| is_captioning(world, first) && is_captioning(world, second));
     world.workers.get_mut(&second).unwrap().stuck = true;
@@ -103,7 +103,7 @@ fn captions_of_a_state_that_is_lost_are_dropped() {
 }
 
 /// A run of a stage whose best state is the first one evaluated.
-fn with_its_best_first(patience: Option<u32>) -> World {
+fn with_its_best_first(patience: Option<u32>) -> SimWorld {
     let stage = Stage { metric: Some("cider".into()), patience, ..testing::stage("a", 20, 8, None, Some(5)) };
     let mut file = testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]);
     file.checkpoints.keep = 1;
@@ -112,7 +112,7 @@ fn with_its_best_first(patience: Option<u32>) -> World {
         let stage = Stage { patience: None, ..scenario.file.stages[0].clone() };
         scenario.best_end(&stage, 0) == 5
     };
-    World::with((0..).map(with).find(is_apt).unwrap())
+    SimWorld::with((0..).map(with).find(is_apt).unwrap())
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn patience_ends_a_stage_early() {
 #[test]
 fn the_status_of_a_stage_that_was_ended_early_has_as_many_steps_as_it_has() {
     let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
-    let mut world = World::of(testing::run_file(vec![stage]));
+    let mut world = SimWorld::of(testing::run_file(vec![stage]));
     assert_eq!(world.status().steps, 50);
     world.join();
     world.finish();
@@ -152,7 +152,7 @@ fn the_status_of_a_stage_that_was_ended_early_has_as_many_steps_as_it_has() {
 }
 
 /// A world in which all captions of the last step are written and being scored, which takes long.
-fn being_scored() -> World {
+fn being_scored() -> SimWorld {
     let mut world = with_slow_scores(testing::stage("a", 1, 8, None, None));
     world.join();
     world.until(is_scored);
@@ -195,7 +195,7 @@ fn a_decision_that_a_dying_coordinator_did_not_take_is_taken_when_it_is_back() {
 #[test]
 fn a_paused_run_waits_whoever_comes_and_goes() {
     let stage = Stage { guard: vec![broken(GuardAction::Pause)], ..testing::stage("a", 50, 8, None, None) };
-    let mut world = World::of(testing::run_file(vec![stage]));
+    let mut world = SimWorld::of(testing::run_file(vec![stage]));
     let some = Time::from_secs(20);
     let first = world.join();
     world.pass(some);
@@ -224,7 +224,7 @@ fn a_paused_run_waits_whoever_comes_and_goes() {
 #[test]
 fn a_paused_run_can_be_stopped_and_only_a_paused_one_resumed() {
     let stage = Stage { guard: vec![broken(GuardAction::Pause)], ..testing::stage("a", 50, 8, None, None) };
-    let mut world = World::of(testing::run_file(vec![stage]));
+    let mut world = SimWorld::of(testing::run_file(vec![stage]));
     let resume = Event::Control { request: RequestId(0), command: Command::Resume };
     let actions = world.coordinator.run.as_mut().unwrap().on_event(Time::ZERO, resume);
     let [Action::Refuse { refusal, .. }] = &actions[..] else { panic!("{actions:?}") };
@@ -241,7 +241,7 @@ fn a_paused_run_can_be_stopped_and_only_a_paused_one_resumed() {
 #[test]
 fn a_rollback_ends_the_stage_where_no_rule_was_broken() {
     let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("b", 50, 8, Some(1), None) };
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 4, 8, None, None), stage]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 4, 8, None, None), stage]));
     world.join();
     world.finish();
     // The statistics of the first step are of the initial state of the stage, the final one of the
@@ -263,7 +263,7 @@ fn a_rule_that_warns_or_pauses_takes_no_state_away() {
             Stage { metric: Some("cider".into()), guard: vec![rule], ..testing::stage("a", 20, 8, None, Some(5)) };
         let with = |salt| Scenario { salt, ..Scenario::quiet(testing::run_file(vec![stage.clone()])) };
         let is_apt = |scenario: &Scenario| scenario.best_end(&stage, 0) == 20;
-        let mut world = World::with((0..).map(with).find(is_apt).unwrap());
+        let mut world = SimWorld::with((0..).map(with).find(is_apt).unwrap());
         world.join();
         if action == GuardAction::Pause {
             world.until(|world| world.status().state == "paused");
@@ -290,7 +290,7 @@ fn rolled_back_to(stage: Stage, keep: u32, is_apt: impl Fn(u64) -> bool) -> u64 
     let mut file = testing::run_file(vec![stage]);
     file.checkpoints.keep = keep;
     let salt = (0..).find(|salt| is_apt(*salt)).unwrap();
-    let mut world = World::with(Scenario { salt, ..Scenario::quiet(file) });
+    let mut world = SimWorld::with(Scenario { salt, ..Scenario::quiet(file) });
     world.join();
     world.finish();
     world.invariants.ends[&0]
@@ -327,14 +327,14 @@ fn what_a_rollback_would_need_is_kept_while_a_rule_is_about_to_fire() {
 #[test]
 fn a_checkpoint_that_a_stages_end_overtook_is_kept_as_its_last() {
     let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("a", 4, 8, Some(1), None) };
-    let mut world = World::of(testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]));
     let first = world.join();
-    world.until(|world| matches!(world.workers[&first].doing, Doing::Computing(_)));
+    world.until(|world| matches!(world.workers[&first].doing, Activity::Computing(_)));
     // The step and the checkpoint: it is written before the report that ends the stage arrives.
-    world.cut(first, Way::Up);
+    world.cut(first, Direction::Up);
     world.until(|world| world.disk.checkpoints.len() == 1);
     assert!(world.invariants.ends.is_empty());
-    world.mend(first, Way::Up);
+    world.mend(first, Direction::Up);
     world.until(|world| !world.invariants.ends.is_empty());
     assert_eq!((world.invariants.ends.clone(), world.disk.checkpoints.len()), ([(0, 0)].into(), 1));
     world.finish();
@@ -344,7 +344,7 @@ fn a_checkpoint_that_a_stages_end_overtook_is_kept_as_its_last() {
 #[test]
 fn without_any_checkpoint_a_rollback_leaves_the_seed() {
     let stage = Stage { guard: vec![broken(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
-    let mut world = World::of(testing::run_file(vec![stage]));
+    let mut world = SimWorld::of(testing::run_file(vec![stage]));
     world.join();
     world.finish();
     assert_eq!(world.origins().last(), Some(&(at(0, 0), Source::Seed)));
@@ -354,7 +354,7 @@ fn without_any_checkpoint_a_rollback_leaves_the_seed() {
 #[test]
 fn a_warning_is_recorded_and_nothing_else() {
     let stage = Stage { guard: vec![broken(GuardAction::Warn)], ..testing::stage("a", 5, 8, None, None) };
-    let mut world = World::of(testing::run_file(vec![stage]));
+    let mut world = SimWorld::of(testing::run_file(vec![stage]));
     world.join();
     world.finish();
     assert_eq!(world.count(|record| matches!(record, Record::Guard { .. })), 1);
@@ -364,11 +364,12 @@ fn a_warning_is_recorded_and_nothing_else() {
 #[test]
 fn captions_that_were_not_asked_for_break_the_protocol() {
     let answer = |range: Option<(u64, u64)>, times: usize| {
-        let mut world = World::of(testing::run_file(vec![testing::stage("a", 1, 8, None, None)]));
+        let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 1, 8, None, None)]));
         let first = world.join();
         world.until(|world| is_captioning(world, first));
         let worker = &world.workers[&first];
-        let (session, Doing::Captioning(v1::Evaluate { evaluation, .. })) = (worker.session().unwrap(), &worker.doing)
+        let (session, Activity::Captioning(v1::Evaluate { evaluation, .. })) =
+            (worker.session().unwrap(), &worker.doing)
         else {
             unreachable!("seen above")
         };
@@ -390,7 +391,7 @@ fn captions_that_were_not_asked_for_break_the_protocol() {
 
 #[test]
 fn what_is_asked_for_comes_after_what_is_granted() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 30, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 30, 8, None, None)]));
     world.join();
     world.until(|world| world.status().step >= 5);
     let ahead = world.run().ahead();
@@ -405,7 +406,7 @@ fn what_is_asked_for_comes_after_what_is_granted() {
 
 #[test]
 fn somebody_pauses_and_drains() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 60, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 60, 8, None, None)]));
     world.join();
     world.join();
     world.until(|world| world.status().step >= 5);

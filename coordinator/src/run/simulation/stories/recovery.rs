@@ -9,17 +9,17 @@ use crate::run::{
     record::{EventKind, Record, Source},
     simulation::{
         History, WorkerId,
-        network::Way,
+        network::Direction,
         scenario::Scenario,
-        worker::Doing,
-        world::{Trace, World},
+        worker::Activity,
+        world::{SimWorld, Trace},
     },
     testing,
 };
 
 #[test]
 fn when_all_state_dies_the_last_checkpoint_is_taken() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(10), None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(10), None)]));
     let first = world.join();
     world.until(|world| world.run().committed.step == 13);
     world.end_worker(first, false);
@@ -34,10 +34,10 @@ fn when_all_state_dies_the_last_checkpoint_is_taken() {
 fn parameters_that_differ_fail_the_run() {
     let mut file = testing::run_file(vec![testing::stage("a", 2, 8, None, None)]);
     file.workers.min = 2;
-    let mut world = World::of(file);
+    let mut world = SimWorld::of(file);
     world.join();
     let spoilt = world.join();
-    world.until(|world| matches!(world.workers[&spoilt].doing, Doing::Copying(_)));
+    world.until(|world| matches!(world.workers[&spoilt].doing, Activity::Copying(_)));
     world.workers.get_mut(&spoilt).unwrap().history[0].generation = 99;
     world.until(|world| world.outcome.is_some());
     let Some(Outcome::Failed(reason)) = world.outcome else { panic!("{:?}", world.outcome) };
@@ -46,7 +46,7 @@ fn parameters_that_differ_fail_the_run() {
 
 #[test]
 fn the_same_fatal_failure_again_and_again_fails_the_run() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 2, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 2, 8, None, None)]));
     for generation in 1..=3 {
         assert_eq!(world.outcome, None);
         let worker = world.join();
@@ -63,10 +63,10 @@ fn the_same_fatal_failure_again_and_again_fails_the_run() {
 
 /// Two workers: the first is about to save when the coordinator evicts it or dies; the second saves
 /// the same state.
-fn saved_by_two(meanwhile: impl Fn(&mut World, WorkerId)) {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 9, 8, Some(3), None)]));
+fn saved_by_two(meanwhile: impl Fn(&mut SimWorld, WorkerId)) {
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 9, 8, Some(3), None)]));
     let first = world.join();
-    world.until(|world| matches!(world.workers[&first].doing, Doing::Copying(_)));
+    world.until(|world| matches!(world.workers[&first].doing, Activity::Copying(_)));
     world.workers.get_mut(&first).unwrap().stuck = true;
     meanwhile(&mut world, first);
     world.join();
@@ -101,10 +101,10 @@ fn nor_does_one_that_was_told_to_save_by_a_coordinator_that_has_died() {
 /// run from an older state.
 #[test]
 fn a_state_that_went_another_way_is_not_taken_up() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 500, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 500, 8, None, None)]));
     let (first, second) = (world.join(), world.join());
-    let cut_off = |world: &mut World, worker| [Way::Up, Way::Down].map(|way| world.cut(worker, way));
-    let reach = |world: &mut World, worker| [Way::Up, Way::Down].map(|way| world.mend(worker, way));
+    let cut_off = |world: &mut SimWorld, worker| [Direction::Up, Direction::Down].map(|way| world.cut(worker, way));
+    let reach = |world: &mut SimWorld, worker| [Direction::Up, Direction::Down].map(|way| world.mend(worker, way));
     world.until(|world| world.run().committed.step >= 10 && world.run().members.len() == 2);
     cut_off(&mut world, second);
     world.until(|world| world.run().last_generation == 3);
@@ -120,7 +120,7 @@ fn a_state_that_went_another_way_is_not_taken_up() {
 
 #[test]
 fn a_checkpoint_that_is_damaged_is_replaced_by_the_one_before() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]));
     let first = world.join();
     world.until(|world| world.run().committed.step == 13);
     world.disk.damaged.insert("0-a-00000010".into());
@@ -135,7 +135,7 @@ fn a_checkpoint_that_is_damaged_is_replaced_by_the_one_before() {
 
 #[test]
 fn a_run_that_cannot_save_holds_until_it_can() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 20, 8, Some(5), None)]));
     world.join();
     world.disk.full = true;
     world.pass(Time::from_secs(100));
@@ -154,7 +154,7 @@ fn a_run_that_cannot_save_holds_until_it_can() {
 fn what_was_saved_for_a_coordinator_that_has_died_means_nothing_to_the_next() {
     let mut file = testing::run_file(vec![testing::stage("a", 20, 8, Some(5), Some(2))]);
     file.workers.min = 2;
-    let mut world = World::with(Scenario { saving: Time::from_secs(60), ..Scenario::quiet(file) });
+    let mut world = SimWorld::with(Scenario { saving: Time::from_secs(60), ..Scenario::quiet(file) });
     let (first, second) = (world.join(), world.join());
     world.until(|world| !world.has_saved(first));
     world.kill_coordinator(Time::from_secs(1));
@@ -172,7 +172,7 @@ fn what_was_saved_for_a_coordinator_that_has_died_means_nothing_to_the_next() {
 fn a_coordinator_that_waits_for_its_disk_takes_nobody_for_lost() {
     let mut file = testing::run_file(vec![testing::stage("a", 200, 8, Some(10), None)]);
     file.workers.min = 2;
-    let mut world = World::of(file);
+    let mut world = SimWorld::of(file);
     world.join();
     world.join();
     world.until(|world| world.run().committed.step == 13);
@@ -187,7 +187,7 @@ fn a_coordinator_that_waits_for_its_disk_takes_nobody_for_lost() {
 fn a_coordinator_that_stood_still_finds_its_workers_with_all_that_they_have_done() {
     let mut file = testing::run_file(vec![testing::stage("a", 200, 8, Some(10), None)]);
     file.workers.min = 2;
-    let mut world = World::of(file);
+    let mut world = SimWorld::of(file);
     world.join();
     world.join();
     world.until(|world| world.run().committed.step == 13);
@@ -206,7 +206,7 @@ fn whoever_is_new_does_not_begin_without_those_who_hold_the_state() {
     let mut firsts = 0;
     for seed in 0..20 {
         let file = testing::run_file(vec![testing::stage("a", 200, 8, Some(10), None)]);
-        let mut world = World::new(seed, Trace::Dropped, |_| Scenario::quiet(file));
+        let mut world = SimWorld::new(seed, Trace::Dropped, |_| Scenario::quiet(file));
         let holder = world.join();
         world.until(|world| world.run().committed.step == 13);
         world.kill_coordinator(Time::from_secs(30));
@@ -223,7 +223,7 @@ fn whoever_is_new_does_not_begin_without_those_who_hold_the_state() {
 
 #[test]
 fn a_coordinator_that_comes_back_to_a_finished_run_clears_away_what_was_left() {
-    let mut world = World::of(testing::run_file(vec![testing::stage("a", 5, 8, None, None)]));
+    let mut world = SimWorld::of(testing::run_file(vec![testing::stage("a", 5, 8, None, None)]));
     world.join();
     world.until(|world| world.happened(EventKind::Finished) == 1);
     // Written by an evicted worker.
@@ -239,10 +239,11 @@ fn an_evaluation_is_given_up_with_the_beginning_of_the_stage_that_it_is_of() {
     let stage = Stage { evaluate_first: true, metric: Some("cider".into()), ..testing::stage("b", 6, 5, None, None) };
     let file = testing::run_file(vec![testing::stage("a", 4, 8, Some(4), None), stage]);
     let saving = Time::from_secs(5);
-    let mut world = World::with(Scenario { saving, ..Scenario::quiet(file) });
+    let mut world = SimWorld::with(Scenario { saving, ..Scenario::quiet(file) });
     let first = world.join();
-    let evaluations =
-        |world: &World| world.count(|record| matches!(record, Record::Evaluated { place, .. } if *place == at(1, 0)));
+    let evaluations = |world: &SimWorld| {
+        world.count(|record| matches!(record, Record::Evaluated { place, .. } if *place == at(1, 0)))
+    };
     world.until(|world| evaluations(world) == 1);
     world.end_worker(first, false);
     world.kill_coordinator(Time::from_secs(1));

@@ -8,7 +8,7 @@ pub const INCORRECT_ENDINGS: f64 = 0.02;
 
 /// Which of the two evaluators an arm is rewarded by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Judge {
+pub enum RewardEvaluator {
     /// The one that was trained with positive augmentation.
     Pac,
     /// The plain one.
@@ -22,7 +22,7 @@ pub struct Arm {
     /// For people.
     pub title: &'static str,
     /// Whose reward it is.
-    pub judge: Judge,
+    pub judge: RewardEvaluator,
     /// The score that is maximised.
     pub reward: &'static str,
     objective: fn(&mut Stage),
@@ -50,47 +50,53 @@ pub const ARMS: [Arm; 8] = [
     Arm {
         name: "scst_cider",
         title: "SCST, CIDEr-D",
-        judge: Judge::Pac,
+        judge: RewardEvaluator::Pac,
         reward: "cider",
         objective: |stage| scst(stage, Reward::Cider),
     },
     Arm {
         name: "scst_clip_s",
         title: "SCST, CLIP-S",
-        judge: Judge::Clip,
+        judge: RewardEvaluator::Clip,
         reward: "clip_s",
         objective: |stage| scst(stage, EvaluatorScore::ClipS.into()),
     },
     Arm {
         name: "scst_pac_s",
         title: "SCST, PAC-S",
-        judge: Judge::Pac,
+        judge: RewardEvaluator::Pac,
         reward: "pac_s",
         objective: |stage| scst(stage, EvaluatorScore::PacS.into()),
     },
-    Arm { name: "dico", title: "DiCO", judge: Judge::Pac, reward: "pac_s", objective: |_| {} },
+    Arm { name: "dico", title: "DiCO", judge: RewardEvaluator::Pac, reward: "pac_s", objective: |_| {} },
     Arm {
         name: "dico_uniform",
         title: "DiCO, uniform weights",
-        judge: Judge::Pac,
+        judge: RewardEvaluator::Pac,
         reward: "pac_s",
         objective: |stage| stage.dico.weights = Weights::Uniform,
     },
     Arm {
         name: "dico_worst",
         title: "DiCO, best against worst",
-        judge: Judge::Pac,
+        judge: RewardEvaluator::Pac,
         reward: "pac_s",
         objective: |stage| stage.dico.weights = Weights::Worst,
     },
     Arm {
         name: "dico_no_reference",
         title: "DiCO, no reference",
-        judge: Judge::Pac,
+        judge: RewardEvaluator::Pac,
         reward: "pac_s",
         objective: |stage| stage.dico.reference = false,
     },
-    Arm { name: "scst_guarded", title: "SCST, PAC-S, guarded", judge: Judge::Pac, reward: "pac_s", objective: guarded },
+    Arm {
+        name: "scst_guarded",
+        title: "SCST, PAC-S, guarded",
+        judge: RewardEvaluator::Pac,
+        reward: "pac_s",
+        objective: guarded,
+    },
 ];
 
 fn scst(stage: &mut Stage, reward: Reward) {

@@ -9,7 +9,7 @@ use demos::journal::Journal;
 use demos::progress::Progress;
 use serde::{Deserialize, Serialize};
 
-use crate::arms::{ARMS, Arm, Judge};
+use crate::arms::{ARMS, Arm, RewardEvaluator};
 
 /// The captioner that all arms start from.
 pub const START: &str = "xe";
@@ -110,11 +110,11 @@ impl Seed {
         self.judged_by(run, arm.judge)
     }
 
-    fn judged_by(&self, mut run: RunFile, judge: Judge) -> RunFile {
+    fn judged_by(&self, mut run: RunFile, judge: RewardEvaluator) -> RunFile {
         let (stage, score) = match judge {
-            Judge::Clip => (0, EvaluatorScore::ClipS),
+            RewardEvaluator::Clip => (0, EvaluatorScore::ClipS),
             // Teacher forcing leaves the evaluator as it is, and the captioner sees through the same.
-            Judge::Pac => (2, EvaluatorScore::PacS),
+            RewardEvaluator::Pac => (2, EvaluatorScore::PacS),
         };
         let weights = Some(self.checkpoint_of_base(stage));
         let evaluator = run.primary_evaluator_mut();
@@ -149,7 +149,7 @@ impl Seed {
         let curve = curve.collect();
         let checkpoint = last_checkpoint(&run.output)?;
         let mut test = BTreeMap::new();
-        for judge in [Judge::Clip, Judge::Pac] {
+        for judge in [RewardEvaluator::Clip, RewardEvaluator::Pac] {
             let config = self.folder.join("judge.yaml");
             // Teacher forcing goes with either judge.
             let run = RunFile { stages: vec![self.base.stages[2].clone()], ..run.clone() };

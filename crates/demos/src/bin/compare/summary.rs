@@ -89,12 +89,12 @@ impl Summary {
 }
 
 /// A claim's two sides in a seed, and whether it holds there; none where what it is about did not happen.
-type Verdict = ([f64; 2], Option<bool>);
+type ClaimResult = ([f64; 2], Option<bool>);
 
 /// The paper's claims, in terms of this world, and that of the reward's end token. Each compares
 /// two numbers of one seed; scores are of test images.
 fn claims(results: &[SeedResult]) -> Vec<Claim> {
-    let of = |claim: String, verdict: &dyn Fn(&SeedResult) -> Verdict| judge(results, claim, verdict);
+    let of = |claim: String, verdict: &dyn Fn(&SeedResult) -> ClaimResult| judge(results, claim, verdict);
     let falls = |arm: &'static str, title: &str| {
         of(format!("{title} ends with a share of grammatical captions below {GRAMMATICAL}"), &move |result| {
             let sides = [score(result, arm, "grammatical"), GRAMMATICAL];
@@ -147,8 +147,8 @@ fn score(result: &SeedResult, arm: &str, metric: &str) -> f64 {
     result.arms[arm].test.get(metric).copied().unwrap_or(f64::NAN)
 }
 
-fn judge(results: &[SeedResult], claim: String, verdict: &dyn Fn(&SeedResult) -> Verdict) -> Claim {
-    let verdicts: BTreeMap<u64, Verdict> = results.iter().map(|result| (result.seed, verdict(result))).collect();
+fn judge(results: &[SeedResult], claim: String, verdict: &dyn Fn(&SeedResult) -> ClaimResult) -> Claim {
+    let verdicts: BTreeMap<u64, ClaimResult> = results.iter().map(|result| (result.seed, verdict(result))).collect();
     let seeds = |wanted: Option<bool>| {
         verdicts.iter().filter(|(_, (_, holds))| *holds == wanted).map(|(&seed, _)| seed).collect()
     };

@@ -1,6 +1,6 @@
 //! The names that a pickle may refer to.
 
-use super::Fault;
+use super::PickleError;
 use crate::error::printable;
 use crate::tensor::Dtype;
 
@@ -31,7 +31,7 @@ impl Global {
     ///
     /// # Errors
     /// The name is not on the list; the message names it.
-    pub fn named(module: &str, name: &str) -> Result<Self, Fault> {
+    pub fn named(module: &str, name: &str) -> Result<Self, PickleError> {
         let found = match (module, name) {
             ("collections", "OrderedDict") => Some(Self::OrderedDict),
             ("torch._utils", "_rebuild_tensor_v2") => Some(Self::RebuildTensor),
@@ -49,7 +49,7 @@ impl Global {
             (module, _) if module == "__torch__" || module.starts_with("__torch__.") => Some(Self::Class),
             _ => None,
         };
-        found.ok_or_else(|| Fault::Asked(printable(&format!("{module}.{name}"))))
+        found.ok_or_else(|| PickleError::Asked(printable(&format!("{module}.{name}"))))
     }
 }
 

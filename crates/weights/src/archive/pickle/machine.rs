@@ -3,17 +3,17 @@ use std::collections::HashMap;
 use super::global::Global;
 use super::reader::{Reader, text};
 use super::value::{Ref, Storage, Value, Values, View};
-use super::{Fault, MOST_VALUES, opcode as op};
+use super::{MAX_VALUES, PickleError, opcode as op};
 use crate::tensor::Dtype;
 
 /// Maximal number of dimensions of a tensor: limits the cost of a long tuple that many tensors use
 /// as their shape.
-const MOST_DIMENSIONS: usize = 8;
+const MAX_DIMENSIONS: usize = 8;
 /// The latest supported protocol.
 const PROTOCOL: u8 = 5;
 
 /// Runs a pickle to its end. Returns all values, and the result.
-pub fn run(bytes: &[u8]) -> Result<(Values<'_>, Ref), Fault> {
+pub fn run(bytes: &[u8]) -> Result<(Values<'_>, Ref), PickleError> {
     let mut machine = Machine {
         reader: Reader::new(bytes),
         values: Values::new(),
@@ -43,9 +43,9 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    fn step(&mut self, opcode: u8) -> Result<(), Fault> {
+    fn step(&mut self, opcode: u8) -> Result<(), PickleError> {
         match opcode {
-            op::PROTO if self.reader.byte()? > PROTOCOL => Err(Fault::Malformed("its protocol is newer than 5")),
+            op::PROTO if self.reader.byte()? > PROTOCOL => Err(PickleError::Malformed("its protocol is newer than 5")),
             op::PROTO => Ok(()),
             // Frames are hints for reading ahead, which is not needed.
             op::FRAME => self.reader.array::<8>().map(drop),
@@ -92,13 +92,13 @@ impl<'a> Machine<'a> {
             // Refused in any case; the message names what it refers to.
             op::INST => {
                 let (module, name) = (self.reader.line()?, self.reader.line()?);
-                Global::named(module, name).and(Err(Fault::Opcode(opcode)))
+                Global::named(module, name).and(Err(PickleError::Opcode(opcode)))
             }
-            _ => Err(Fault::Opcode(opcode)),
+            _ => Err(PickleError::Opcode(opcode)),
         }
     }
 
-    fn push(&mut self, value: Value<'a>) -> Result<(), Fault> {
+    fn push(&mut self, value: Value<'a>) -> Result<(), PickleError> {
         let made = self.values.add(value)?;
         self.stack.push(made);
         Ok(())
@@ -109,18 +109,18 @@ impl<'a> Machine<'a> {
         self.stack.len() <= self.marks.last().copied().unwrap_or(0)
     }
 
-    fn top(&self) -> Result<Ref, Fault> {
-        self.stack.last().copied().filter(|_| !self.is_empty()).ok_or(Fault::Malformed("the stack is empty"))
+    fn top(&self) -> Result<Ref, PickleError> {
+        self.stack.last().copied().filter(|_| !self.is_empty()).ok_or(PickleError::Malformed("the stack is empty"))
     }
 
-    fn pop(&mut self) -> Result<Ref, Fault> {
+    fn pop(&mut self) -> Result<Ref, PickleError> {
         let top = self.top()?;
         self.stack.pop();
         Ok(top)
     }
 
     /// Pops the last `N` values; returns them in the order in which they were pushed.
-    fn pop_last<const N: usize>(&mut self) -> Result<[Ref; N], Fault> {
+    fn pop_last<const N: usize>(&mut self) -> Result<[Ref; N], PickleError> {
         let mut last = [Values::OPAQUE; N];
         for place in last.iter_mut().rev() {
             *place = self.pop()?;
@@ -128,12 +128,12 @@ impl<'a> Machine<'a> {
         Ok(last)
     }
 
-    fn pop_to_mark(&mut self) -> Result<Vec<Ref>, Fault> {
-        let mark = self.marks.pop().ok_or(Fault::Malformed("there is no mark"))?;
+    fn pop_to_mark(&mut self) -> Result<Vec<Ref>, PickleError> {
+        let mark = self.marks.pop().ok_or(PickleError::Malformed("there is no mark"))?;
         Ok(self.stack.drain(mark.min(self.stack.len())..).collect())
     }
 
-    fn rearrange(&mut self, opcode: u8) -> Result<(), Fault> {
+    fn rearrange(&mut self, opcode: u8) -> Result<(), PickleError> {
         match opcode {
             op::DUP => {
                 let top = self.top()?;
@@ -145,31 +145,31 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn recall(&mut self, opcode: u8) -> Result<(), Fault> {
+    fn recall(&mut self, opcode: u8) -> Result<(), PickleError> {
         let number = self.memo_number(opcode == op::LONG_BINGET)?;
-        let remembered = self.memo.get(&number).ok_or(Fault::Malformed("it recalls what it never remembered"))?;
+        let remembered = self.memo.get(&number).ok_or(PickleError::Malformed("it recalls what it never remembered"))?;
         self.stack.push(*remembered);
         Ok(())
     }
 
-    fn memorise(&mut self, opcode: u8) -> Result<(), Fault> {
+    fn memorise(&mut self, opcode: u8) -> Result<(), PickleError> {
         let number = match opcode {
             op::MEMOIZE => self.memo.len(),
             opcode => self.memo_number(opcode == op::LONG_BINPUT)?,
         };
         let top = self.top()?;
         self.memo.insert(number, top);
-        if self.memo.len() > MOST_VALUES { Err(Fault::TooMany("memories")) } else { Ok(()) }
+        if self.memo.len() > MAX_VALUES { Err(PickleError::TooMany("memories")) } else { Ok(()) }
     }
 
-    fn memo_number(&mut self, long: bool) -> Result<usize, Fault> {
+    fn memo_number(&mut self, long: bool) -> Result<usize, PickleError> {
         if !long {
             return self.reader.byte().map(usize::from);
         }
-        usize::try_from(u32::from_le_bytes(self.reader.array()?)).map_err(|_| Fault::Truncated)
+        usize::try_from(u32::from_le_bytes(self.reader.array()?)).map_err(|_| PickleError::Truncated)
     }
 
-    fn opaque(&mut self, opcode: u8) -> Result<(), Fault> {
+    fn opaque(&mut self, opcode: u8) -> Result<(), PickleError> {
         match opcode {
             op::BINFLOAT => self.reader.take(8)?,
             op::SHORT_BINBYTES => self.reader.counted::<1>()?,
@@ -181,7 +181,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn integer(&mut self, opcode: u8) -> Result<(), Fault> {
+    fn integer(&mut self, opcode: u8) -> Result<(), PickleError> {
         let integer = match opcode {
             op::NEWTRUE => Some(1),
             op::NEWFALSE => Some(0),
@@ -200,12 +200,12 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn text<const N: usize>(&mut self) -> Result<(), Fault> {
+    fn text<const N: usize>(&mut self) -> Result<(), PickleError> {
         let text = text(self.reader.counted::<N>()?)?;
         self.push(Value::Text(text))
     }
 
-    fn tuple(&mut self, opcode: u8) -> Result<(), Fault> {
+    fn tuple(&mut self, opcode: u8) -> Result<(), PickleError> {
         let items = match opcode {
             op::EMPTY_TUPLE => Vec::new(),
             op::TUPLE1 => self.pop_last::<1>()?.to_vec(),
@@ -216,7 +216,7 @@ impl<'a> Machine<'a> {
         self.push(Value::Tuple(items))
     }
 
-    fn append(&mut self, opcode: u8) -> Result<(), Fault> {
+    fn append(&mut self, opcode: u8) -> Result<(), PickleError> {
         let new = if opcode == op::APPEND { vec![self.pop()?] } else { self.pop_to_mark()? };
         let list = self.top()?;
         match self.values.get_mut(list) {
@@ -224,11 +224,11 @@ impl<'a> Machine<'a> {
                 items.extend(new);
                 Ok(())
             }
-            _ => Err(Fault::Malformed("it appends to what is no list")),
+            _ => Err(PickleError::Malformed("it appends to what is no list")),
         }
     }
 
-    fn set_items(&mut self, opcode: u8) -> Result<(), Fault> {
+    fn set_items(&mut self, opcode: u8) -> Result<(), PickleError> {
         let new = if opcode == op::SETITEM { self.pop_last::<2>()?.to_vec() } else { self.pop_to_mark()? };
         let new = pairs(&new)?;
         let dict = self.top()?;
@@ -237,21 +237,21 @@ impl<'a> Machine<'a> {
                 items.extend(new);
                 Ok(())
             }
-            _ => Err(Fault::Malformed("it sets items of what is no dictionary")),
+            _ => Err(PickleError::Malformed("it sets items of what is no dictionary")),
         }
     }
 
-    fn stack_global(&mut self) -> Result<(), Fault> {
+    fn stack_global(&mut self) -> Result<(), PickleError> {
         let [module, name] = self.pop_last()?;
         match (self.values.get(module), self.values.get(name)) {
             (Value::Text(module), Value::Text(name)) => self.push(Value::Global(Global::named(module, name)?)),
-            _ => Err(Fault::Malformed("it asks for a name that is no text")),
+            _ => Err(PickleError::Malformed("it asks for a name that is no text")),
         }
     }
 
     /// Handles the persistent id `("storage", type, key, device, elements)`.
-    fn storage(&mut self) -> Result<(), Fault> {
-        let malformed = Fault::Malformed("a storage is not described as PyTorch does it");
+    fn storage(&mut self) -> Result<(), PickleError> {
+        let malformed = PickleError::Malformed("a storage is not described as PyTorch does it");
         let id = self.pop()?;
         let Value::Tuple(id) = self.values.get(id) else { return Err(malformed) };
         let &[kind, class, key, _, elements] = id.as_slice() else { return Err(malformed) };
@@ -264,9 +264,9 @@ impl<'a> Machine<'a> {
         self.push(Value::Storage(storage))
     }
 
-    fn call(&mut self) -> Result<(), Fault> {
+    fn call(&mut self) -> Result<(), PickleError> {
         let [function, arguments] = self.pop_last()?;
-        let malformed = Fault::Malformed("it calls what is no function, or with arguments that are none");
+        let malformed = PickleError::Malformed("it calls what is no function, or with arguments that are none");
         let (Value::Global(global), Value::Tuple(arguments)) = (self.values.get(function), self.values.get(arguments))
         else {
             return Err(malformed);
@@ -290,44 +290,44 @@ impl<'a> Machine<'a> {
         self.push(made)
     }
 
-    fn tensor(&self, [storage, offset, shape, strides]: [Ref; 4], dtype: Option<Ref>) -> Result<View<'a>, Fault> {
+    fn tensor(&self, [storage, offset, shape, strides]: [Ref; 4], dtype: Option<Ref>) -> Result<View<'a>, PickleError> {
         let Value::Storage(storage) = self.values.get(storage) else {
-            return Err(Fault::Malformed("a tensor has no storage"));
+            return Err(PickleError::Malformed("a tensor has no storage"));
         };
         let dtype = match dtype.map(|dtype| self.values.get(dtype)) {
             None => storage.dtype,
             Some(Value::Global(Global::Dtype(dtype))) => Some(*dtype),
             Some(_) => None,
         };
-        let dtype = dtype.ok_or(Fault::Malformed("a tensor has no type"))?;
+        let dtype = dtype.ok_or(PickleError::Malformed("a tensor has no type"))?;
         let (shape, strides) = (self.sizes(shape)?, self.sizes(strides)?);
         if shape.len() != strides.len() {
-            return Err(Fault::Malformed("a tensor has not as many strides as dimensions"));
+            return Err(PickleError::Malformed("a tensor has not as many strides as dimensions"));
         }
         let storage_bytes = storage.elements.checked_mul(storage.dtype.map_or(1, Dtype::size));
         Ok(View { dtype, key: storage.key, storage_bytes, offset: size(self.values.get(offset))?, shape, strides })
     }
 
-    fn sizes(&self, of: Ref) -> Result<Vec<usize>, Fault> {
+    fn sizes(&self, of: Ref) -> Result<Vec<usize>, PickleError> {
         let (Value::Tuple(sizes) | Value::List(sizes)) = self.values.get(of) else {
-            return Err(Fault::Malformed("a shape is no tuple"));
+            return Err(PickleError::Malformed("a shape is no tuple"));
         };
-        if sizes.len() > MOST_DIMENSIONS {
-            return Err(Fault::Malformed("a tensor has more than 8 dimensions"));
+        if sizes.len() > MAX_DIMENSIONS {
+            return Err(PickleError::Malformed("a tensor has more than 8 dimensions"));
         }
         sizes.iter().map(|&one| size(self.values.get(one))).collect()
     }
 
-    fn new_object(&mut self) -> Result<(), Fault> {
+    fn new_object(&mut self) -> Result<(), PickleError> {
         let [class, _] = self.pop_last()?;
         match self.values.get(class) {
             Value::Global(Global::Class) => self.push(Value::Object(None)),
             Value::Global(Global::OrderedDict) => self.push(Value::Dict(Vec::new())),
-            _ => Err(Fault::Malformed("it makes an instance of what is no class")),
+            _ => Err(PickleError::Malformed("it makes an instance of what is no class")),
         }
     }
 
-    fn build(&mut self) -> Result<(), Fault> {
+    fn build(&mut self) -> Result<(), PickleError> {
         let state = self.pop()?;
         let top = self.top()?;
         match self.values.get_mut(top) {
@@ -337,24 +337,24 @@ impl<'a> Machine<'a> {
             }
             // A state dict has the version numbers of its modules as attributes.
             Some(Value::Dict(_)) => Ok(()),
-            _ => Err(Fault::Malformed("it gives attributes to what has none")),
+            _ => Err(PickleError::Malformed("it gives attributes to what has none")),
         }
     }
 }
 
-fn pairs(items: &[Ref]) -> Result<Vec<(Ref, Ref)>, Fault> {
+fn pairs(items: &[Ref]) -> Result<Vec<(Ref, Ref)>, PickleError> {
     let (pairs, rest) = items.as_chunks::<2>();
     if rest.is_empty() {
         Ok(pairs.iter().map(|&[key, value]| (key, value)).collect())
     } else {
-        Err(Fault::Malformed("a key has no value"))
+        Err(PickleError::Malformed("a key has no value"))
     }
 }
 
-fn size(value: &Value<'_>) -> Result<usize, Fault> {
+fn size(value: &Value<'_>) -> Result<usize, PickleError> {
     match value {
-        Value::Integer(integer) => usize::try_from(*integer).map_err(|_| Fault::Malformed("a size is negative")),
-        _ => Err(Fault::Malformed("a size is no integer")),
+        Value::Integer(integer) => usize::try_from(*integer).map_err(|_| PickleError::Malformed("a size is negative")),
+        _ => Err(PickleError::Malformed("a size is no integer")),
     }
 }
 

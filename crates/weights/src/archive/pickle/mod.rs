@@ -22,19 +22,19 @@ use std::collections::BTreeMap;
 pub(super) use value::View;
 
 /// Maximal size of a pickle in bytes: a state dict has some hundred bytes per tensor.
-const LONGEST: usize = 16 << 20;
+const MAX_BYTES: usize = 16 << 20;
 /// Maximal number of values that a pickle may create.
-const MOST_VALUES: usize = 1 << 20;
+const MAX_VALUES: usize = 1 << 20;
 /// Maximal number of tensors and modules that a pickle may name.
-const MOST_NAMES: usize = 1 << 16;
+const MAX_NAMES: usize = 1 << 16;
 
 /// Why a pickle is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum PickleError {
     #[error("the pickle ends too early")]
     Truncated,
     #[error(
-        "the pickle is longer than {LONGEST} bytes: save a state dict alone, without the rest of a training's state"
+        "the pickle is longer than {MAX_BYTES} bytes: save a state dict alone, without the rest of a training's state"
     )]
     TooLong,
     #[error("the pickle makes too many {0}: save a state dict alone, without the rest of a training's state")]
@@ -55,9 +55,9 @@ pub(super) enum Fault {
 ///
 /// They are searched for in a dictionary at the top, under `state_dict` or under `model`, or in the
 /// attributes of a TorchScript module, where a name is the path of attributes.
-pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, View<'_>>, Fault> {
-    if bytes.len() > LONGEST {
-        return Err(Fault::TooLong);
+pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, View<'_>>, PickleError> {
+    if bytes.len() > MAX_BYTES {
+        return Err(PickleError::TooLong);
     }
     let (values, root) = machine::run(bytes)?;
     search::named_tensors(&values, root)

@@ -3,25 +3,25 @@
 use std::collections::BTreeMap;
 
 use super::value::{Ref, Value, Values, View};
-use super::{Fault, MOST_NAMES, MOST_VALUES};
+use super::{MAX_NAMES, MAX_VALUES, PickleError};
 
 /// Maximal length of a tensor's name, in bytes.
-const LONGEST_NAME: usize = 512;
+const MAX_NAME_LENGTH: usize = 512;
 /// Maximal depth of a state dict below the top, e.g. `{"model": {"state_dict": ..}}`.
 const DEEPEST_STATE_DICT: usize = 3;
 
 type Tensors<'a> = BTreeMap<String, View<'a>>;
 
 /// The tensors below `root`, by name.
-pub fn named_tensors<'a>(values: &Values<'a>, root: Ref) -> Result<Tensors<'a>, Fault> {
+pub fn named_tensors<'a>(values: &Values<'a>, root: Ref) -> Result<Tensors<'a>, PickleError> {
     let found = match values.get(root) {
         Value::Object(_) => in_module(values, root)?,
         _ => in_state_dict(values, root)?,
     };
-    if found.is_empty() { Err(Fault::NoTensors) } else { Ok(found) }
+    if found.is_empty() { Err(PickleError::NoTensors) } else { Ok(found) }
 }
 
-fn in_state_dict<'a>(values: &Values<'a>, root: Ref) -> Result<Tensors<'a>, Fault> {
+fn in_state_dict<'a>(values: &Values<'a>, root: Ref) -> Result<Tensors<'a>, PickleError> {
     let mut found = Tensors::new();
     let mut at = root;
     for _ in 0..DEEPEST_STATE_DICT {
@@ -49,17 +49,17 @@ fn is_text(value: &Value<'_>, wanted: &str) -> bool {
 
 /// The tensors of a module and of its submodules. A module that is reachable on several paths is
 /// visited several times, and a cycle would be endless, so the visits are limited.
-fn in_module<'a>(values: &Values<'a>, root: Ref) -> Result<Tensors<'a>, Fault> {
+fn in_module<'a>(values: &Values<'a>, root: Ref) -> Result<Tensors<'a>, PickleError> {
     let mut found = Tensors::new();
     let mut modules = vec![(String::new(), root)];
     let (mut named, mut seen) = (0, 0);
-    let too_many = Fault::TooMany("modules and tensors");
+    let too_many = PickleError::TooMany("modules and tensors");
     while let Some((path, module)) = modules.pop() {
         let Value::Object(Some(attributes)) = values.get(module) else { continue };
         let Value::Dict(items) = values.get(*attributes) else { continue };
         for &(key, value) in items {
             seen += 1;
-            if seen > MOST_VALUES {
+            if seen > MAX_VALUES {
                 return Err(too_many);
             }
             let Value::Text(name) = values.get(key) else { continue };
@@ -69,7 +69,7 @@ fn in_module<'a>(values: &Values<'a>, root: Ref) -> Result<Tensors<'a>, Fault> {
                 _ => continue,
             }
             named += 1;
-            if named > MOST_NAMES {
+            if named > MAX_NAMES {
                 return Err(too_many);
             }
         }
@@ -77,12 +77,16 @@ fn in_module<'a>(values: &Values<'a>, root: Ref) -> Result<Tensors<'a>, Fault> {
     Ok(found)
 }
 
-fn add<'a>(found: &mut Tensors<'a>, path: &str, name: &str, tensor: &View<'a>) -> Result<(), Fault> {
+fn add<'a>(found: &mut Tensors<'a>, path: &str, name: &str, tensor: &View<'a>) -> Result<(), PickleError> {
     found.insert(dotted(path, name)?, tensor.clone());
-    if found.len() > MOST_NAMES { Err(Fault::TooMany("tensors")) } else { Ok(()) }
+    if found.len() > MAX_NAMES { Err(PickleError::TooMany("tensors")) } else { Ok(()) }
 }
 
-fn dotted(path: &str, name: &str) -> Result<String, Fault> {
+fn dotted(path: &str, name: &str) -> Result<String, PickleError> {
     let whole = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-    if whole.len() > LONGEST_NAME { Err(Fault::Malformed("the name of a tensor is too long")) } else { Ok(whole) }
+    if whole.len() > MAX_NAME_LENGTH {
+        Err(PickleError::Malformed("the name of a tensor is too long"))
+    } else {
+        Ok(whole)
+    }
 }

@@ -1,4 +1,4 @@
-use super::{Fault, MOST_VALUES, global::Global};
+use super::{MAX_VALUES, PickleError, global::Global};
 use crate::tensor::Dtype;
 
 /// A value of the machine. Values refer to each other by index, so that they can be nested to any
@@ -63,9 +63,9 @@ impl<'a> Values<'a> {
         Self(vec![Value::Opaque])
     }
 
-    pub fn add(&mut self, value: Value<'a>) -> Result<Ref, Fault> {
-        if self.0.len() >= MOST_VALUES {
-            return Err(Fault::TooMany("values"));
+    pub fn add(&mut self, value: Value<'a>) -> Result<Ref, PickleError> {
+        if self.0.len() >= MAX_VALUES {
+            return Err(PickleError::TooMany("values"));
         }
         self.0.push(value);
         Ok(Ref(self.0.len() - 1))
