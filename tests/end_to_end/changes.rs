@@ -21,7 +21,7 @@ fn head(workspace: &Workspace) -> String {
     format!(
         "workers: {{ min: 1, max: 2 }}\nseed: 11\n\
          data:\n  karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}\n\
-         vocabulary: corpus\ndecoding: {{ beams: 2, max_length: 8 }}\ncontrol: {{ lost_after: 2 }}\n"
+         vocabulary: corpus\ndecoding: {{ beams: 2, max_length: 8 }}\ncontrol: {{ heartbeat_timeout: 2 }}\n"
     )
 }
 

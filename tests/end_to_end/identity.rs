@@ -28,7 +28,7 @@ fn worker(workspace: &Workspace, port: u16, rank: u32) -> Process {
 
 /// A run that does not end by itself, of two workers.
 fn endless(workspace: &Workspace) -> PathBuf {
-    let path = workspace.run_file("endless", 2, "control: { lost_after: 3 }\n");
+    let path = workspace.run_file("endless", 2, "control: { heartbeat_timeout: 3 }\n");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("steps: 6, batch: 12, micro_batch: 4", "steps: 1000000, batch: 12")).unwrap();
     path

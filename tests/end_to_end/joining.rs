@@ -10,8 +10,9 @@ use test_support::network::Network;
 use test_support::{Coordinator, Process, Workspace, command, error_line, run, wait_for};
 
 /// A run that does not end by itself.
-fn endless(workspace: &Workspace, workers: u32, lost_after: f64) -> PathBuf {
-    let path = workspace.run_file("run", workers, &format!("control: {{ lost_after: {lost_after:.1} }}\n"));
+fn endless(workspace: &Workspace, workers: u32, heartbeat_timeout: f64) -> PathBuf {
+    let path =
+        workspace.run_file("run", workers, &format!("control: {{ heartbeat_timeout: {heartbeat_timeout:.1} }}\n"));
     let text = std::fs::read_to_string(&path).unwrap();
     let one_of_few = format!("workers: {{ min: {workers}, max: {workers} }}");
     let text = text.replace("steps: 4, batch: 12", "steps: 100000, batch: 12");

@@ -15,7 +15,7 @@ fn run_file(workspace: &Workspace, workers: u32) -> PathBuf {
         "name: test\nseed: 11\noutput: {folder}/run\nworkers: {{ min: 1, max: {workers} }}\n\
          data:\n  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}\n\
          vocabulary: corpus\nevaluator: {{ preset: tiny }}\ncaptioner: {{ preset: tiny, dropout: 0.0 }}\n\
-         decoding: {{ beams: 2, max_length: 8 }}\ncontrol: {{ lost_after: 1.5 }}\nstages:\n  \
+         decoding: {{ beams: 2, max_length: 8 }}\ncontrol: {{ heartbeat_timeout: 1.5 }}\nstages:\n  \
          - {{ name: xe, objective: cross_entropy, steps: 100000, batch: 12, optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
     );
     let path = workspace.path("run.yaml");

@@ -28,7 +28,7 @@ fn workspace() -> (Workspace, String) {
     let workspace = Workspace::new();
     clip::write(&workspace.path("evaluator.safetensors"), 1);
     clip::write(&workspace.path("eyes.safetensors"), 2);
-    let scratch = format!("preset: tiny, vision: {}", workspace.path("eyes.safetensors").display());
+    let scratch = format!("preset: tiny, vision_encoder: {}", workspace.path("eyes.safetensors").display());
     (workspace, scratch)
 }
 
@@ -262,7 +262,7 @@ fn validation_names_what_is_missing_or_does_not_fit() {
     let error = error_line(&validate(&good.replace("evaluator.safetensors", "nowhere.pth")));
     assert!(error.contains("evaluator.weights") && error.contains("nowhere.pth"), "{error}");
     let error = error_line(&validate(&good.replace("eyes.safetensors", "world/dataset.json")));
-    assert!(error.contains("captioner.vision") && error.contains("dataset.json"), "{error}");
+    assert!(error.contains("captioner.vision_encoder") && error.contains("dataset.json"), "{error}");
     let error = error_line(&validate(&good.replace("data:\n", "data:\n  features: nowhere\n")));
     assert!(error.contains("data.features") && error.contains("nowhere/train"), "{error}");
     let error =

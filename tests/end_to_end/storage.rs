@@ -10,7 +10,7 @@ fn a_run_goes_on_from_a_checkpoint_in_a_bucket_as_if_it_had_never_stopped() {
     workspace.environment = bucket.environment();
     let whole = complete(&workspace, &workspace.run_file("whole", 2, "control: { window: 1 }\n"), 2);
 
-    let kept = "control: { window: 1 }\ncheckpoints: { to: \"s3://data/runs/a\" }\n";
+    let kept = "control: { window: 1 }\ncheckpoints: { url: \"s3://data/runs/a\" }\n";
     let run_file = workspace.run_file("stopped", 2, kept);
     let coordinator = Coordinator::start(&workspace, &run_file);
     let workers: Vec<_> = (0..2).map(|rank| coordinator.worker(&workspace, rank)).collect();
@@ -34,7 +34,7 @@ fn a_place_that_cannot_be_used_is_named_before_anybody_trains() {
     let workspace = Workspace::new();
     std::fs::write(workspace.path("file"), "").unwrap();
     let to = format!("file://{}", workspace.path("file/below").display());
-    let run_file = workspace.run_file("run", 1, &format!("checkpoints: {{ to: \"{to}\" }}\n"));
+    let run_file = workspace.run_file("run", 1, &format!("checkpoints: {{ url: \"{to}\" }}\n"));
     let config = run_file.to_string_lossy();
     let listen = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     for arguments in [&["validate", "--config", &config][..], &[&["serve", "--config", &config][..], &listen].concat()]

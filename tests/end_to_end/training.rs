@@ -30,7 +30,7 @@ fn two_workers_do_what_one_does_at_the_same_global_batch() {
 #[test]
 fn sixteen_bits_give_the_same_bits_again_and_nearly_what_thirty_two_do() {
     let workspace = Workspace::new();
-    let settings = "precision: bf16\nwire: bf16\n";
+    let settings = "compute_dtype: bf16\ngradient_dtype: bf16\n";
     let first = complete(&workspace, &workspace.run_file("first", 2, settings), 2);
     let second = complete(&workspace, &workspace.run_file("second", 2, settings), 2);
     assert_eq!(first[0], first[1], "ranks differ");

@@ -31,8 +31,8 @@ vocabulary: corpus
 evaluator: {{ preset: tiny }}
 captioner: {{ preset: tiny, dropout: 0.0 }}
 decoding: {{ beams: 3, max_length: 12 }}
-precision: {precision}
-wire: {precision}
+compute_dtype: {precision}
+gradient_dtype: {precision}
 stages:
   - {{ name: evaluator, objective: contrastive, steps: 4, batch: 12, {optimizer} }}
   - {{ name: xe, objective: cross_entropy, steps: 6, batch: 12, micro_batch: 4, checkpoint_every: 4, {optimizer} }}

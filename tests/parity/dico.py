@@ -39,7 +39,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs between the steps: ``begin_counts_when_cut``, ``cut_candidates`` and ``tau`` of the run file.
+    """What differs between the steps: ``cut_length_includes_bos``, ``cut_candidates`` and ``tau`` of the run file.
 
     ``cut_candidates`` says what CLIP reads of a candidate without an end token: ``as_released``, its tokens without an
     end; ``closed``, the same with an end.

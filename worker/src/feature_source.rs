@@ -21,7 +21,7 @@ pub fn manifest(
     dtype: Dtype,
 ) -> Result<Manifest, String> {
     let towers: (Tower, Vec<Tower>) = sources.towers().ok_or(
-        "features can only be stored of frozen towers: give evaluator.weights, and captioner.vision if it differs",
+        "features can only be stored of frozen towers: give evaluator.weights, and captioner.vision_encoder if it differs",
     )?;
     let seen = models.seen();
     let shape = [seen.tokens(), seen.width(), models.embedding_numbers()].map(|size| size as u64);

@@ -153,7 +153,7 @@ impl WeightSources {
             WeightSource::Seed(_) => Arc::clone(&of_run),
         };
         let evaluator_vocabulary = evaluator_vocabulary.unwrap_or(of_run);
-        let vision = run.captioner.vision.as_deref().map(clip).transpose()?;
+        let vision = run.captioner.vision_encoder.as_deref().map(clip).transpose()?;
         let evaluator_tower = match &evaluator {
             WeightSource::Weights(clip) if !run.trains_evaluator() => Some(of_clip(clip)),
             _ => None,
@@ -190,7 +190,7 @@ impl WeightSources {
         };
         Ok(Self {
             seed: run.seed,
-            precision: run.precision,
+            precision: run.compute_dtype,
             evaluator,
             further,
             trainables: Trainables::of(run),

@@ -122,8 +122,8 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
     let is_primary = file.primary_evaluator().settings.weights.is_some();
     let primary = evaluators.first().filter(|_| is_primary);
     let mut vision = primary.map(|clip| (clip.architecture().tower(), of_clip(clip)));
-    if let Some(path) = &file.captioner.vision {
-        let clip = clip(path, &file.captioner.vision_clip).context("captioner.vision")?;
+    if let Some(path) = &file.captioner.vision_encoder {
+        let clip = clip(path, &file.captioner.vision_clip).context("captioner.vision_encoder")?;
         found.push(format!("captioner: sees {} through {}", tower(&clip.architecture().tower()), path.display()));
         found.extend(clip.description().map(|line| format!("  {line}")));
         vision = Some((clip.architecture().tower(), of_clip(&clip)));

@@ -243,8 +243,8 @@ mod tests {
         begun(&path);
         assert_eq!(recorded(&path).len(), 1);
         let mut slower = file();
-        slower.control.lost_after = 60.0;
+        slower.control.heartbeat_timeout = 60.0;
         drop(open(&path, &slower, AcceptedChanges::Free).unwrap());
-        assert_eq!(recorded(&path)[1]["changes"][0]["key"], "control.lost_after");
+        assert_eq!(recorded(&path)[1]["changes"][0]["key"], "control.heartbeat_timeout");
     }
 }

@@ -14,7 +14,7 @@ use super::{
     record::EventKind,
 };
 
-/// Upper bound of the heartbeats per second of all workers together, as far as `lost_after` allows.
+/// Upper bound of the heartbeats per second of all workers together, as far as `heartbeat_timeout` allows.
 const HEARTBEATS_A_SECOND: f64 = 5_000.0;
 
 impl Run {
@@ -35,11 +35,11 @@ impl Run {
         if let Some(refusal) = self.closed_to_workers() {
             return Err(refusal);
         }
-        let (max_workers, lost_after) = (self.file.workers.max, self.lost_after());
+        let (max_workers, heartbeat_timeout) = (self.file.workers.max, self.heartbeat_timeout());
         let calm = Duration::from_secs_f64(f64::from(max_workers) / HEARTBEATS_A_SECOND);
-        let heartbeat = (lost_after / 5).min(calm.max(Duration::from_secs(1))).max(Duration::from_millis(1));
+        let heartbeat = (heartbeat_timeout / 5).min(calm.max(Duration::from_secs(1))).max(Duration::from_millis(1));
         let (rank, session_token) =
-            self.members.reserve(now, address, join, token, &Terms { max_workers, heartbeat, lost_after })?;
+            self.members.reserve(now, address, join, token, &Terms { max_workers, heartbeat, heartbeat_timeout })?;
         Ok(v1::JoinResponse {
             protocol_version: PROTOCOL_VERSION,
             rank,
@@ -47,7 +47,7 @@ impl Run {
             run_file: self.file_json.clone(),
             heartbeat_interval_ms: heartbeat.as_millis() as u64,
             run_id: self.id.clone(),
-            lost_after_ms: u64::try_from(self.lost_after().as_millis()).unwrap_or(u64::MAX),
+            heartbeat_timeout_ms: u64::try_from(self.heartbeat_timeout().as_millis()).unwrap_or(u64::MAX),
         })
     }
 

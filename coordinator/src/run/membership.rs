@@ -169,7 +169,7 @@ pub struct Terms {
     /// The heartbeat interval of workers.
     pub heartbeat: Duration,
     /// A holder that was silent for this long counts as lost.
-    pub lost_after: Duration,
+    pub heartbeat_timeout: Duration,
 }
 
 /// The holder of an id, as far as it concerns a worker that asks for that id.
@@ -293,7 +293,7 @@ impl Membership {
         let held = |reason| Err(Refusal::new(RefusalKind::Held, reason));
         let waited = Duration::from_millis(request.waited_ms);
         let stays = |holder: &IdHolder<'_>| holder.stays(now, waited, terms.heartbeat);
-        let lost_after = terms.lost_after.as_secs_f64();
+        let heartbeat_timeout = terms.heartbeat_timeout.as_secs_f64();
         if let Some((rank, holder)) = request.rank.and_then(|rank| Some((rank, self.holder(rank)?))) {
             let [host, device] = [&holder.machine.host, &holder.machine.device].map(|name| name.escape_debug());
             let heard = now.saturating_sub(holder.heard).as_secs_f64();
@@ -302,7 +302,8 @@ impl Membership {
                 HolderState::Leaving => (RefusalKind::Held, "is about to leave".to_owned()),
                 HolderState::Loading => (RefusalKind::Held, "is loading its data and models".to_owned()),
                 HolderState::Active => {
-                    let what = format!("was heard {heard:.1} s ago; it is lost if it is silent for {lost_after} s");
+                    let what =
+                        format!("was heard {heard:.1} s ago; it is lost if it is silent for {heartbeat_timeout} s");
                     (RefusalKind::Held, what)
                 }
             };
@@ -312,16 +313,17 @@ impl Membership {
         let max = terms.max_workers;
         let free = (max as usize).saturating_sub(self.reserved.len() + self.members.len());
         if free == 0 {
-            let (kind, what) =
-                match self.reserved.len() == 0 && self.members.values().all(|member| stays(&member.as_holder())) {
-                    true => (RefusalKind::ResourceExhausted, "as many have joined".to_owned()),
-                    false => {
-                        let what = format!(
-                            "a place is free once a worker leaves, gives up loading or was not heard for {lost_after} s"
-                        );
-                        (RefusalKind::Held, what)
-                    }
-                };
+            let (kind, what) = match self.reserved.len() == 0
+                && self.members.values().all(|member| stays(&member.as_holder()))
+            {
+                true => (RefusalKind::ResourceExhausted, "as many have joined".to_owned()),
+                false => {
+                    let what = format!(
+                        "a place is free once a worker leaves, gives up loading or was not heard for {heartbeat_timeout} s"
+                    );
+                    (RefusalKind::Held, what)
+                }
+            };
             return Err(Refusal::new(kind, format!("the run is full: workers.max is {max}, and {what}")));
         }
         let loading = self.reserved.count_of(address);
@@ -503,13 +505,15 @@ impl Membership {
         self.members.is_empty()
     }
 
-    /// Members that were not heard from for `lost_after`, and members that do not release their
+    /// Members that were not heard from for `heartbeat_timeout`, and members that do not release their
     /// generation.
     #[must_use]
-    pub fn overdue(&self, now: Time, lost_after: Duration) -> Vec<(u32, OverdueReason)> {
+    pub fn overdue(&self, now: Time, heartbeat_timeout: Duration) -> Vec<(u32, OverdueReason)> {
         let overdue = |(&rank, member): (&u32, &Member)| match member.standing {
-            _ if now.saturating_sub(member.heard) >= lost_after => Some((rank, OverdueReason::Silent)),
-            MemberState::LettingGo { generation, since } if now.saturating_sub(since) >= PATIENCE.max(lost_after) => {
+            _ if now.saturating_sub(member.heard) >= heartbeat_timeout => Some((rank, OverdueReason::Silent)),
+            MemberState::LettingGo { generation, since }
+                if now.saturating_sub(since) >= PATIENCE.max(heartbeat_timeout) =>
+            {
                 Some((rank, OverdueReason::HoldingOn(generation)))
             }
             _ => None,
@@ -524,14 +528,14 @@ impl Membership {
         }
     }
 
-    /// Whether a generation has made no progress for `stall_after` (for `hung_after` if all members
+    /// Whether a generation has made no progress for `stall_timeout` (for `hung_after` if all members
     /// are in the all-reduce), and which members cause that. A long computation is no stall while
     /// no other member waits for it.
     #[must_use]
     pub fn stalled(
         &self,
         now: Time,
-        stall_after: Duration,
+        stall_timeout: Duration,
         hung_after: Duration,
         waits_for_others: impl Fn(&Member) -> bool,
         owes: impl Fn(u32) -> bool,
@@ -540,12 +544,12 @@ impl Membership {
         let (busy, free): (Vec<_>, Vec<_>) = self.iter().partition(|(rank, _)| owes(*rank));
         let (waiting, working): (Vec<_>, Vec<_>) = busy.into_iter().partition(|(_, member)| waits_for_others(member));
         let stuck: Vec<u32> =
-            working.iter().filter(|(_, member)| still(member, stall_after)).map(|(rank, _)| *rank).collect();
+            working.iter().filter(|(_, member)| still(member, stall_timeout)).map(|(rank, _)| *rank).collect();
         if !stuck.is_empty() {
             return (!waiting.is_empty() || !free.is_empty()).then_some(Stall::Of(stuck));
         }
         let hangs = |member: &Member| {
-            still(member, if member.phase == v1::Phase::AllReduce { hung_after } else { stall_after })
+            still(member, if member.phase == v1::Phase::AllReduce { hung_after } else { stall_timeout })
         };
         let all = !waiting.is_empty() && working.is_empty() && waiting.iter().all(|(_, member)| hangs(member));
         all.then_some(Stall::OfAll)
@@ -564,7 +568,7 @@ pub enum Stall {
 /// Why a member is overdue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OverdueReason {
-    /// It was silent for `lost_after`.
+    /// It was silent for `heartbeat_timeout`.
     Silent,
     /// It does not release this generation.
     HoldingOn(u64),
@@ -575,7 +579,7 @@ mod tests {
     use super::*;
 
     const TERMS: Terms =
-        Terms { max_workers: 3, heartbeat: Duration::from_secs(1), lost_after: Duration::from_secs(10) };
+        Terms { max_workers: 3, heartbeat: Duration::from_secs(1), heartbeat_timeout: Duration::from_secs(10) };
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 

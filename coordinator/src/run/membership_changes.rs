@@ -59,10 +59,10 @@ impl Run {
 
     /// Whether a generation that starts from `start` would give up steps that a disconnected member
     /// may still hold. The coordinator waits for such a member for as long as a worker needs to
-    /// notice that its connection is lost (`lost_after`) and to join again ([`BACK_OFF`]).
+    /// notice that its connection is lost (`heartbeat_timeout`) and to join again ([`BACK_OFF`]).
     pub(super) fn is_missed(&self, now: Time, start: Place) -> bool {
         let given_up = start < self.committed && self.cuts.allow(self.committed, self.last_generation);
-        given_up && now < self.missed_since.saturating_add(self.lost_after()).saturating_add(BACK_OFF)
+        given_up && now < self.missed_since.saturating_add(self.heartbeat_timeout()).saturating_add(BACK_OFF)
     }
 
     /// The member that leaves, or is stopped with the coordinator, while it holds the only copy of

@@ -469,8 +469,8 @@ impl Run {
         std::mem::take(&mut self.actions)
     }
 
-    fn lost_after(&self) -> Duration {
-        Duration::try_from_secs_f64(self.file.control.lost_after).unwrap_or(Duration::MAX)
+    fn heartbeat_timeout(&self) -> Duration {
+        Duration::try_from_secs_f64(self.file.control.heartbeat_timeout).unwrap_or(Duration::MAX)
     }
 
     // ----------------------------------------------------------------------------------------------------- messages
@@ -535,12 +535,12 @@ impl Run {
     // ------------------------------------------------------------------------------------------------------ leaving
 
     fn tick(&mut self, now: Time) {
-        let lost_after = self.lost_after();
+        let heartbeat_timeout = self.heartbeat_timeout();
         self.members.expire(now);
-        for (rank, overdue) in self.members.overdue(now, lost_after) {
+        for (rank, overdue) in self.members.overdue(now, heartbeat_timeout) {
             match overdue {
                 OverdueReason::Silent => {
-                    let reason = format!("it was not heard for {} s", lost_after.as_secs_f64());
+                    let reason = format!("it was not heard for {} s", heartbeat_timeout.as_secs_f64());
                     let session = self.members.get(rank).map(|member| member.session);
                     self.lose(now, rank, &reason);
                     self.actions.extend(session.map(|session| Action::Close { session, refusal: None }));

@@ -11,15 +11,15 @@ use super::{
     progress::PendingBoundary,
 };
 
-/// An all-reduce that all members have entered counts as hung after this multiple of `lost_after`
-/// (or after `stall_after`, if that is shorter).
+/// An all-reduce that all members have entered counts as hung after this multiple of `heartbeat_timeout`
+/// (or after `stall_timeout`, if that is shorter).
 const HUNG: u32 = 3;
 
 impl Run {
-    /// Evicts the members that the others have waited for longer than `stall_after`. Ends the
+    /// Evicts the members that the others have waited for longer than `stall_timeout`. Ends the
     /// generation if all members wait for each other.
     pub(super) fn unstall(&mut self, now: Time) {
-        let stall_after = Duration::try_from_secs_f64(self.file.control.stall_after).unwrap_or(Duration::MAX);
+        let stall_timeout = Duration::try_from_secs_f64(self.file.control.stall_timeout).unwrap_or(Duration::MAX);
         let debtors = self.debtors();
         // Progress in training counts, too: a member whose save delays no other member is not
         // evicted for it.
@@ -33,9 +33,9 @@ impl Run {
             v1::Phase::Rendezvous => meets,
             _ => false,
         };
-        let seconds = stall_after.as_secs_f64();
-        let hung_after = stall_after.min(HUNG * self.lost_after());
-        match self.members.stalled(now, stall_after, hung_after, waits_for_others, owes) {
+        let seconds = stall_timeout.as_secs_f64();
+        let hung_after = stall_timeout.min(HUNG * self.heartbeat_timeout());
+        match self.members.stalled(now, stall_timeout, hung_after, waits_for_others, owes) {
             Some(Stall::Of(ranks)) => {
                 for rank in ranks {
                     self.evict(now, rank, &format!("it did not move for {seconds} s while others waited for it"));
@@ -43,7 +43,8 @@ impl Run {
             }
             Some(Stall::OfAll) => {
                 let seconds = hung_after.as_secs_f64();
-                let reason = format!("all ranks have waited for each other for {seconds} s (see control.lost_after)");
+                let reason =
+                    format!("all ranks have waited for each other for {seconds} s (see control.heartbeat_timeout)");
                 let too_many = self.failures.count(self.progress, self.last_generation, &reason, false);
                 self.end_generation(now, &reason, true);
                 if too_many {

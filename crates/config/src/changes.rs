@@ -123,7 +123,7 @@ workers: { min: 1, max: 2 }
 data: { karpathy: { annotations: annotations.json, images: images } }
 captioner: { preset: tiny }
 evaluator: { preset: tiny }
-checkpoints: { to: 's3://bucket/a' }
+checkpoints: { url: 's3://bucket/a' }
 stages:
   - { name: clip, objective: contrastive, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
   - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }

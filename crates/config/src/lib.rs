@@ -11,6 +11,7 @@
 //! | `keys`      | one table of all keys: units, and which may change while a run is under way              |
 //! | `changes`   | what differs between two run files ([`changes`]), and how a new run continues an old one |
 //! | `metrics`   | what a run measures ([`METRICS`])                                                        |
+//! | `renamed`   | keys that had other names in earlier versions                                            |
 //! | `reference` | the JSON Schema for editors and `docs/run-file.md`, both generated from the above        |
 
 mod changes;
@@ -20,6 +21,7 @@ mod locations;
 mod metrics;
 mod paths;
 mod reference;
+mod renamed;
 mod schema;
 
 pub use changes::{Change, changes, continuation};
@@ -84,7 +86,8 @@ impl RunFile {
     fn parse_with_warnings(path: &Path, text: &str) -> Result<(Self, Vec<Diagnostic>), Error> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut run: Self = serde_saphyr::from_str(text).map_err(|error| Error::from_yaml(path, text, &error))?;
-        let locations = Locations::read(text);
+        let mut locations = Locations::read(text);
+        let renamed = locations.rename_keys();
         let finding = |problem| Diagnostic::new(path, &locations, problem);
         run.check().map_err(|problem| Error::Value(finding(problem)))?;
         run.complete_scores();
@@ -93,7 +96,7 @@ impl RunFile {
             let problem = format!("make the run file {bytes} bytes long as JSON, {MAX_BYTES} at most");
             return Err(Error::Value(finding(("stages".to_owned(), problem))));
         }
-        let warnings = run.warnings().into_iter().map(finding).collect();
+        let warnings = renamed.into_iter().chain(run.warnings()).map(finding).collect();
         Ok((run, warnings))
     }
 }

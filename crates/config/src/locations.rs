@@ -7,6 +7,9 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::options::NonFiniteFloatPolicy;
 use serde_saphyr::{Location, Spanned};
 
+use crate::renamed::{self, RENAMED};
+use crate::schema::Problem;
+
 /// A line and a column, both from 1.
 pub type LineColumn = (u64, u64);
 
@@ -51,6 +54,36 @@ impl Locations {
             (found, node) = (at.unwrap_or(found), next);
         }
         found
+    }
+}
+
+impl Locations {
+    /// Gives keys that have the names of an earlier version their present ones. Returns a warning
+    /// for each.
+    pub fn rename_keys(&mut self) -> Vec<Problem> {
+        let mut warnings = Vec::new();
+        for &(earlier, name) in RENAMED {
+            let (parent, own) = earlier.rsplit_once('.').map_or((None, earlier), |(parent, own)| (Some(parent), own));
+            let Some(Node::Map(entries)) = self.node_mut(parent) else { continue };
+            if let Some((key, _)) = entries.iter_mut().find(|(key, _)| key.value == own) {
+                name.clone_into(&mut key.value);
+                let path = parent.map_or_else(|| name.to_owned(), |parent| format!("{parent}.{name}"));
+                warnings.push((path, renamed::warning(earlier, name)));
+            }
+        }
+        warnings
+    }
+
+    /// The value of a key of the document, or the document itself.
+    fn node_mut(&mut self, key: Option<&str>) -> Option<&mut Node> {
+        let document = &mut self.0.as_mut()?.value;
+        match (key, document) {
+            (None, document) => Some(document),
+            (Some(key), Node::Map(entries)) => {
+                entries.iter_mut().find(|(found, _)| found.value == key).map(|(_, value)| &mut value.value)
+            }
+            (Some(_), _) => None,
+        }
     }
 }
 

@@ -37,7 +37,7 @@ impl RunFile {
         let positives = positives.as_mut().map(|Positives { images, captions }| [images, captions]);
         let Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &mut self.scoring;
         let evaluators = self.evaluator.iter_mut().chain(self.evaluators.values_mut());
-        let models = [&mut self.captioner.weights, &mut self.captioner.vision].into_iter();
+        let models = [&mut self.captioner.weights, &mut self.captioner.vision_encoder].into_iter();
         let models = models.chain(evaluators.map(|evaluator| &mut evaluator.weights));
         let optional = [scenes, features, meteor_jar, meteor_paraphrases, spice_jar].into_iter().chain(models);
         std::iter::once(&mut self.output)

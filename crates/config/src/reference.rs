@@ -53,9 +53,9 @@ captions have. All workers of a run need the same data. Before its first generat
 in every respect.
 
 `coordinator stop` before a change loses nothing: workers save the state and leave. Workers that
-outlived a coordinator take the new settings when they join the next one. If `data`, `precision`,
-`output` or `checkpoints.to` has changed, they load data and models again, and the run continues
-from its last checkpoint.
+outlived a coordinator take the new settings when they join the next one. If `data`,
+`compute_dtype`, `output` or `checkpoints.url` has changed, they load data and models again, and the
+run continues from its last checkpoint.
 
 ## Keys
 

@@ -13,7 +13,7 @@ use crate::{Error, TlsFiles, Token, probe};
 const CONNECT: Duration = Duration::from_secs(5);
 /// Time limit of the coordinator's answer to a unary call.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Keepalive pings are sent after `lost_after` divided by this, without traffic.
+/// Keepalive pings are sent after `heartbeat_timeout` divided by this, without traffic.
 const ASKS: u32 = 5;
 /// The text by which tonic reports an answer that is not gRPC, before the HTTP status.
 const HTTP_STATUS: &str = "mapped from HTTP status code ";
@@ -116,14 +116,14 @@ impl Link {
         Err(self.mismatch().await.unwrap_or_else(|| Status::unavailable(format!("no answer: {}", status.message()))))
     }
 
-    /// A connection for a long-lived stream. It fails when nothing is received for `lost_after`.
+    /// A connection for a long-lived stream. It fails when nothing is received for `heartbeat_timeout`.
     ///
     /// # Errors
     /// [`Code::Unavailable`] if there is no answer, [`Code::Unauthenticated`] for an invalid
     /// certificate.
-    pub async fn stay(&self, lost_after: Duration) -> Result<Channel, Status> {
-        let endpoint = self.endpoint.clone().http2_keep_alive_interval(lost_after / ASKS);
-        self.connect(&endpoint.keep_alive_timeout(lost_after).keep_alive_while_idle(true)).await
+    pub async fn stay(&self, heartbeat_timeout: Duration) -> Result<Channel, Status> {
+        let endpoint = self.endpoint.clone().http2_keep_alive_interval(heartbeat_timeout / ASKS);
+        self.connect(&endpoint.keep_alive_timeout(heartbeat_timeout).keep_alive_while_idle(true)).await
     }
 
     /// The error message if something other than a coordinator listens at the address; else none.

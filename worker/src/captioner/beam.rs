@@ -166,7 +166,7 @@ impl Image {
     fn finish(mut self, search: &Search) -> Vec<Hypothesis> {
         if !self.done {
             for beam in std::mem::take(&mut self.open) {
-                let length = beam.tokens.len() + usize::from(search.begin_counts_when_cut);
+                let length = beam.tokens.len() + usize::from(search.cut_length_includes_bos);
                 self.add(beam.tokens, score(beam.log_probability, length, search), search);
             }
         }
@@ -188,7 +188,7 @@ mod tests {
     const VOCABULARY: usize = 4;
 
     fn search_for(beams: usize, max_length: usize, length_penalty: f64) -> Search {
-        Search { beams, max_length, length_penalty, begin_counts_when_cut: false, begin: BEGIN, end: END }
+        Search { beams, max_length, length_penalty, cut_length_includes_bos: false, begin: BEGIN, end: END }
     }
 
     /// A toy language model: the next token's distribution is a fixed function of all tokens so

@@ -160,9 +160,9 @@ fn beams_are_those_of_generate_token_for_token() {
 fn check_beams() {
     let (Golden { sizes, searches, .. }, captioner) = case(testing::device().into());
     for Searched { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
-        let begin_counts_when_cut = cut_counts_begin;
+        let cut_length_includes_bos = cut_counts_begin;
         let (begin, end) = (sizes.begin, sizes.end);
-        let settings = Search { beams, max_length, length_penalty, begin_counts_when_cut, begin, end };
+        let settings = Search { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
         // On a GPU the first search computes, the second captures graphs, and the third replays
         // them.
         for round in 0..3 {
@@ -266,8 +266,8 @@ fn check_dropout() {
     let golden: DropoutGolden = golden::json("captioner/dropout.json");
     let captioner = by_formula(&golden.sizes, &golden.prefix, &golden.gains, testing::device());
     let DropoutSearch { beams, max_length, length_penalty, cut_counts_begin } = golden.search;
-    let (begin_counts_when_cut, begin, end) = (cut_counts_begin, golden.sizes.begin, golden.sizes.end);
-    let settings = Search { beams, max_length, length_penalty, begin_counts_when_cut, begin, end };
+    let (cut_length_includes_bos, begin, end) = (cut_counts_begin, golden.sizes.begin, golden.sizes.end);
+    let settings = Search { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
     for (image, expected) in golden.images.iter().enumerate() {
         let hidden = hidden(&golden.sizes, std::iter::once(format!("image{image}"))).repeat([DRAWS, 1, 1]);
         tch::manual_seed(image as i64);
@@ -332,8 +332,8 @@ fn sixteen_bit_beams_are_those_of_generate_wherever_that_is_clear() {
         let (Golden { sizes, searches, .. }, captioner) = case(backend);
         let mut clear = 0;
         for Searched { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
-            let (begin_counts_when_cut, begin, end) = (cut_counts_begin, sizes.begin, sizes.end);
-            let settings = Search { beams, max_length, length_penalty, begin_counts_when_cut, begin, end };
+            let (cut_length_includes_bos, begin, end) = (cut_counts_begin, sizes.begin, sizes.end);
+            let settings = Search { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
             let hidden = hidden(&sizes, images.iter().map(|found| format!("image{}", found.image)));
             let found = captioner.search(&hidden, &settings, Mode::Evaluate);
             // The probability with which a caption is found step by step equals that of reading it
@@ -345,7 +345,7 @@ fn sixteen_bit_beams_are_those_of_generate_wherever_that_is_clear() {
             let sums = Vec::<f32>::try_from(sums).unwrap();
             for (hypothesis, sum) in found.iter().flatten().zip(sums) {
                 let is_cut = hypothesis.tokens.last() != Some(&end);
-                let length = hypothesis.tokens.len() + usize::from(begin_counts_when_cut && is_cut);
+                let length = hypothesis.tokens.len() + usize::from(cut_length_includes_bos && is_cut);
                 let score = beam::score(sum, length, &settings);
                 let allowed = 2.0 * of_token * hypothesis.tokens.len() as f64 / (length as f64).powf(length_penalty);
                 let difference = (hypothesis.score - score).abs();

@@ -99,7 +99,7 @@ pub struct Search {
     pub length_penalty: f64,
     /// Whether the begin token counts in the length of captions that were cut at the limit, as in
     /// transformers up to 4.35, which the DiCO release uses.
-    pub begin_counts_when_cut: bool,
+    pub cut_length_includes_bos: bool,
     /// The token that begins a caption.
     pub begin: i64,
     /// The token that ends a caption.
@@ -114,7 +114,7 @@ impl Search {
             beams: decoding.beams as usize,
             max_length: decoding.max_length as usize,
             length_penalty: decoding.length_penalty,
-            begin_counts_when_cut: decoding.begin_counts_when_cut,
+            cut_length_includes_bos: decoding.cut_length_includes_bos,
             begin: vocabulary.begin(),
             end: vocabulary.end(),
         }

@@ -64,7 +64,7 @@ mod tests {
             beams: 4000,
             max_length: 4,
             length_penalty: 0.0,
-            begin_counts_when_cut: false,
+            cut_length_includes_bos: false,
             begin: 3,
             end: END,
         };

@@ -43,7 +43,7 @@ pub struct Caption {
     /// Count the begin token in the length of captions that were cut at --max-length, as the DiCO
     /// release does.
     #[arg(long)]
-    begin_counts_when_cut: bool,
+    cut_length_includes_bos: bool,
     /// One JSON object a line and image, with every beam and its score.
     #[arg(long)]
     json: bool,
@@ -91,7 +91,7 @@ impl Caption {
             beams: self.beams.into(),
             max_length: self.max_length.into(),
             length_penalty: self.length_penalty,
-            begin_counts_when_cut: self.begin_counts_when_cut,
+            cut_length_includes_bos: self.cut_length_includes_bos,
             begin: vocabulary.begin(),
             end: vocabulary.end(),
         };

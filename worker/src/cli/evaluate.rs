@@ -77,8 +77,13 @@ impl Evaluate {
     fn run_of_checkpoint(&self) -> Result<RunFile, String> {
         let mut run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
         let weights = Some(self.checkpoint.clone());
-        run.captioner =
-            Captioner { preset: None, weights, vision: None, vision_clip: Conventions::default(), ..run.captioner };
+        run.captioner = Captioner {
+            preset: None,
+            weights,
+            vision_encoder: None,
+            vision_clip: Conventions::default(),
+            ..run.captioner
+        };
         let trained = run.trains_evaluator();
         let evaluator = run.primary_evaluator_mut();
         if evaluator.preset.take().is_some() || trained {

@@ -64,10 +64,16 @@ pub async fn join(options: &Options, host: IpAddr) -> Result<Reservation, String
 }
 
 /// Joins again under this worker's previous id. The id counts as taken until the coordinator
-/// notices that the old session is lost, at most `lost_after`. If it is still taken then, another
+/// notices that the old session is lost, at most `heartbeat_timeout`. If it is still taken then, another
 /// worker has it. If the coordinator chose the id, the worker accepts any other.
-pub async fn rejoin(options: &Options, host: IpAddr, rank: u32, lost_after: Duration) -> Result<Reservation, String> {
-    let reservation = ask(options, request(options, host, Some(rank))?, Some(Instant::now() + 2 * lost_after)).await?;
+pub async fn rejoin(
+    options: &Options,
+    host: IpAddr,
+    rank: u32,
+    heartbeat_timeout: Duration,
+) -> Result<Reservation, String> {
+    let reservation =
+        ask(options, request(options, host, Some(rank))?, Some(Instant::now() + 2 * heartbeat_timeout)).await?;
     tracing::info!(rank = reservation.place.rank, coordinator = options.coordinator.url(), "rejoined");
     Ok(reservation)
 }
@@ -76,13 +82,13 @@ pub async fn rejoin(options: &Options, host: IpAddr, rank: u32, lost_after: Dura
 /// that is not renewed expires; then the coordinator refuses the session, and the worker joins
 /// again.
 pub async fn renew(options: &Options, reservation: &Reservation) -> Infallible {
-    let Membership { rank, heartbeat, lost_after, .. } = reservation.place;
+    let Membership { rank, heartbeat, heartbeat_timeout, .. } = reservation.place;
     let request = v1::JoinRequest { rank: Some(rank), waited_ms: 0, ..reservation.request.clone() };
     let mut connection = None;
     loop {
         tokio::time::sleep(heartbeat.max(MIN_HEARTBEAT)).await;
         if connection.is_none() {
-            connection = options.coordinator.stay(lost_after).await.ok();
+            connection = options.coordinator.stay(heartbeat_timeout).await.ok();
         }
         if let Some(channel) = connection.clone()
             && client(channel).join(request.clone()).await.is_err()

@@ -158,8 +158,8 @@ async fn take_part(
             SessionEnd::Failed(reason) => return Err(reason),
             SessionEnd::Disconnected(reason) => {
                 tracing::warn!("connection to the coordinator lost ({reason}): holding the state, and rejoining");
-                let lost_after = place.lost_after;
-                holds = match training.let_go(lost_after).await? {
+                let heartbeat_timeout = place.heartbeat_timeout;
+                holds = match training.let_go(heartbeat_timeout).await? {
                     ReleasedState::State(position) => position,
                     ReleasedState::Result => return finish(place.rank, training).await,
                 };
@@ -196,7 +196,7 @@ async fn come_back<'a>(
         false => *attempts = RetryPolicy::new(options),
     }
     let asked = Instant::now();
-    let reservation = joining::rejoin(options, host, place.rank, place.lost_after).await?;
+    let reservation = joining::rejoin(options, host, place.rank, place.heartbeat_timeout).await?;
     attempts.leave_out(asked.elapsed());
     Ok(reservation)
 }

@@ -12,7 +12,7 @@ use crate::protocol::ProtocolViolation;
 /// 512 bytes that the worker chose, and its id.
 const MAX_NAME_BYTES: usize = 1_024;
 /// Maximal heartbeat timeout: that of a run file, 30 days.
-const MAX_LOST_AFTER: Duration = Duration::from_secs(2_592_000);
+const MAX_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2_592_000);
 
 /// The settings of a worker's membership in a run.
 pub struct Membership {
@@ -27,7 +27,7 @@ pub struct Membership {
     /// The interval of heartbeats.
     pub heartbeat: Duration,
     /// The heartbeat timeout: a connection without messages for this long counts as lost.
-    pub lost_after: Duration,
+    pub heartbeat_timeout: Duration,
 }
 
 impl Membership {
@@ -37,7 +37,8 @@ impl Membership {
     /// What is invalid in it.
     pub fn read(answer: v1::JoinResponse, wanted: Option<u32>) -> Result<Self, ProtocolViolation> {
         let v1::JoinResponse { protocol_version, rank, session_token, run_file, run_id, .. } = answer;
-        let [heartbeat, lost_after] = [answer.heartbeat_interval_ms, answer.lost_after_ms].map(Duration::from_millis);
+        let [heartbeat, heartbeat_timeout] =
+            [answer.heartbeat_interval_ms, answer.heartbeat_timeout_ms].map(Duration::from_millis);
         need(protocol_version == PROTOCOL_VERSION, || {
             format!("its protocol version is {protocol_version}, that of this worker {PROTOCOL_VERSION}")
         })?;
@@ -53,16 +54,19 @@ impl Membership {
                 format!("its {what} has other characters than visible ASCII")
             })?;
         }
-        let is_sane = !heartbeat.is_zero() && heartbeat <= lost_after && lost_after <= MAX_LOST_AFTER;
+        let is_sane =
+            !heartbeat.is_zero() && heartbeat <= heartbeat_timeout && heartbeat_timeout <= MAX_HEARTBEAT_TIMEOUT;
         need(is_sane, || {
-            let [heartbeat, lost_after] = [heartbeat, lost_after].map(|time| time.as_millis());
-            format!("it wants a heartbeat each {heartbeat} ms, and counts a connection as lost after {lost_after} ms")
+            let [heartbeat, heartbeat_timeout] = [heartbeat, heartbeat_timeout].map(|time| time.as_millis());
+            format!(
+                "it wants a heartbeat each {heartbeat} ms, and counts a connection as lost after {heartbeat_timeout} ms"
+            )
         })?;
         let run = RunFile::from_json(&run_file).map_err(|problem| {
             let problem = cli_support::one_line(&problem, MAX_REASON_CHARS);
             violation(&format!("its run file does not fit this version: {problem}"))
         })?;
-        Ok(Self { rank, session_token, run, run_id, heartbeat, lost_after })
+        Ok(Self { rank, session_token, run, run_id, heartbeat, heartbeat_timeout })
     }
 }
 
@@ -94,7 +98,7 @@ mod tests {
             session_token: "1.secret".to_owned(),
             run_file: serde_json::to_string(&run).unwrap(),
             heartbeat_interval_ms: 100,
-            lost_after_ms: 500,
+            heartbeat_timeout_ms: 500,
             run_id: "3fa2".to_owned(),
         }
     }
@@ -103,7 +107,7 @@ mod tests {
     fn a_place_is_what_was_asked_for() {
         let place = Membership::read(answer(), Some(1)).ok().unwrap();
         assert_eq!((place.rank, place.run.stages.len(), place.run_id.as_str()), (1, 1, "3fa2"));
-        assert_eq!([place.heartbeat, place.lost_after], [100, 500].map(Duration::from_millis));
+        assert_eq!([place.heartbeat, place.heartbeat_timeout], [100, 500].map(Duration::from_millis));
         let error = Membership::read(answer(), Some(0)).err().unwrap().to_string();
         assert!(error.contains("it gives rank 1 to a worker that asked for rank 0"), "{error}");
         let long = v1::JoinResponse { run_file: format!("{{\"{}\": 1}}", "\u{1b}x".repeat(9_999)), ..answer() };
@@ -118,7 +122,7 @@ mod tests {
             rank: u32,
             version in PROTOCOL_VERSION..PROTOCOL_VERSION + 2,
             heartbeat in prop_oneof![0..9_u64, any::<u64>()],
-            lost_after in prop_oneof![0..9_u64, any::<u64>()],
+            heartbeat_timeout in prop_oneof![0..9_u64, any::<u64>()],
             text in ".{0,9}",
             cut: prop::sample::Index,
             good: [bool; 6],
@@ -131,13 +135,13 @@ mod tests {
                 session_token: if good[2] { sane.session_token } else { text.clone() },
                 run_file: if good[3] { sane.run_file } else { run_file },
                 heartbeat_interval_ms: if good[4] { sane.heartbeat_interval_ms } else { heartbeat },
-                lost_after_ms: if good[4] { sane.lost_after_ms } else { lost_after },
+                heartbeat_timeout_ms: if good[4] { sane.heartbeat_timeout_ms } else { heartbeat_timeout },
                 run_id: if good[5] { sane.run_id } else { text },
             };
             match Membership::read(answer, None) {
                 Ok(place) => {
                     prop_assert!(place.rank < MAX_WORKERS && !place.heartbeat.is_zero());
-                    prop_assert!(place.heartbeat <= place.lost_after && place.lost_after <= MAX_LOST_AFTER);
+                    prop_assert!(place.heartbeat <= place.heartbeat_timeout && place.heartbeat_timeout <= MAX_HEARTBEAT_TIMEOUT);
                     prop_assert!(place.session_token.len() <= MAX_NAME_BYTES && place.run_id.len() <= MAX_NAME_BYTES);
                 }
                 Err(violation) => {

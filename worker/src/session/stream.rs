@@ -43,18 +43,18 @@ pub async fn serve(
     mut wish: watch::Receiver<bool>,
 ) -> SessionEnd {
     let (outgoing, messages) = mpsc::channel(REPORTS);
-    let lost_after = place.lost_after;
+    let heartbeat_timeout = place.heartbeat_timeout;
     let send = async |message| {
         let sent = outgoing.send(v1::WorkerMessage { message: Some(message) });
-        tokio::time::timeout(lost_after.max(ANSWER), sent).await.map(|sent| sent.is_ok())
+        tokio::time::timeout(heartbeat_timeout.max(ANSWER), sent).await.map(|sent| sent.is_ok())
     };
     // There is room for the first message.
     _ = send(Message::Attach(attach)).await;
     let session = async {
-        let channel = link.stay(lost_after).await?;
+        let channel = link.stay(heartbeat_timeout).await?;
         client(channel).session(ReceiverStream::new(messages)).await
     };
-    let mut directives = match tokio::time::timeout(lost_after.max(ANSWER), session).await {
+    let mut directives = match tokio::time::timeout(heartbeat_timeout.max(ANSWER), session).await {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return broken(&status),
         Err(_) => return SessionEnd::Disconnected("the coordinator does not answer".to_owned()),

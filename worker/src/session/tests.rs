@@ -83,7 +83,7 @@ impl Scene {
             session_token: "1.secret".to_owned(),
             run_file: serde_json::to_string(&run).unwrap(),
             heartbeat_interval_ms: 100,
-            lost_after_ms: 10_000,
+            heartbeat_timeout_ms: 10_000,
             run_id: "3fa2".to_owned(),
         };
         Self { _folder: folder, answer }
@@ -244,12 +244,15 @@ async fn answers_to_a_join_that_make_no_sense_end_a_worker() {
         (v1::JoinResponse { run_file: run_file("\"xe\"", "\"../xe\""), ..scene.answer.clone() }, "name"),
         (v1::JoinResponse { run_file: control("window:4294967295"), ..scene.answer.clone() }, "control.window"),
         (v1::JoinResponse { run_file: control("window:0"), ..scene.answer.clone() }, "control.window"),
-        (v1::JoinResponse { run_file: control("lost_after:1e300"), ..scene.answer.clone() }, "control.lost_after"),
-        (v1::JoinResponse { run_file: control("stall_after:-1"), ..scene.answer.clone() }, "control.stall_after"),
+        (
+            v1::JoinResponse { run_file: control("heartbeat_timeout:1e300"), ..scene.answer.clone() },
+            "control.heartbeat_timeout",
+        ),
+        (v1::JoinResponse { run_file: control("stall_timeout:-1"), ..scene.answer.clone() }, "control.stall_timeout"),
         (v1::JoinResponse { heartbeat_interval_ms: 0, ..scene.answer.clone() }, "heartbeat"),
         (v1::JoinResponse { heartbeat_interval_ms: u64::MAX, ..scene.answer.clone() }, "18446744073709551615"),
-        (v1::JoinResponse { lost_after_ms: 0, ..scene.answer.clone() }, "heartbeat"),
-        (v1::JoinResponse { lost_after_ms: u64::MAX, ..scene.answer.clone() }, "18446744073709551615"),
+        (v1::JoinResponse { heartbeat_timeout_ms: 0, ..scene.answer.clone() }, "heartbeat"),
+        (v1::JoinResponse { heartbeat_timeout_ms: u64::MAX, ..scene.answer.clone() }, "18446744073709551615"),
         (v1::JoinResponse { session_token: "x".repeat(1 << 20), ..scene.answer.clone() }, "session token"),
         (v1::JoinResponse { rank: u32::MAX, ..scene.answer.clone() }, "4294967295"),
         (v1::JoinResponse { protocol_version: 99, ..scene.answer.clone() }, "99"),

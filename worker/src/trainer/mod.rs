@@ -72,7 +72,8 @@ pub fn is_applied_in_place(Change { key, mutability, .. }: &Change) -> bool {
     let is_loaded = |loaded| key.strip_prefix(loaded).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     // Before its first generation a run may change in every respect, and the coordinator may have
     // another run.
-    *mutability != Mutability::Fixed && !["data", "precision", "output", "checkpoints.to"].into_iter().any(is_loaded)
+    *mutability != Mutability::Fixed
+        && !["data", "compute_dtype", "output", "checkpoints.url"].into_iter().any(is_loaded)
 }
 
 /// Signals of the session to the training thread within a generation.

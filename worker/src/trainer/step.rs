@@ -69,7 +69,7 @@ impl Trainer {
         let halting = if self.halt.is_raised() { 1.0 } else { 0.0 };
         gradient.extra.copy_(&Tensor::from_slice(&[total.weight, halting]));
         let reducing = Instant::now();
-        if let Err(broken) = sum(&mut gradient, self.collective()?, self.run.wire) {
+        if let Err(broken) = sum(&mut gradient, self.collective()?, self.run.gradient_dtype) {
             self.state.renew_gradients();
             return Err(broken.into());
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const LOST_AFTER: Duration = Duration::from_secs(60);
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Last byte of the attacker's address.
 const ATTACKER: u8 = 66;
 
@@ -16,7 +16,7 @@ struct Places {
 
 impl Places {
     fn new(max_workers: u32) -> Self {
-        let terms = Terms { max_workers, heartbeat: Duration::from_secs(1), lost_after: LOST_AFTER };
+        let terms = Terms { max_workers, heartbeat: Duration::from_secs(1), heartbeat_timeout: HEARTBEAT_TIMEOUT };
         Self { members: Membership::default(), terms, now: 0, sessions: 0 }
     }
 

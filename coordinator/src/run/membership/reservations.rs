@@ -52,7 +52,7 @@ impl Reservation {
 
 /// How long a reservation lasts without renewal.
 fn ttl(terms: &Terms) -> Duration {
-    TTL.max(terms.heartbeat.saturating_mul(TTL_HEARTBEATS)).min(terms.lost_after)
+    TTL.max(terms.heartbeat.saturating_mul(TTL_HEARTBEATS)).min(terms.heartbeat_timeout)
 }
 
 /// All reservations of a run, by rank.

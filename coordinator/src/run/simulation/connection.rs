@@ -89,7 +89,7 @@ impl SimWorld {
             // If the id is still taken by this worker's own lost session, it becomes free soon;
             // otherwise another worker has it.
             Err(RefusalKind::AlreadyExists) if worker.loaded => {
-                if self.agenda.now() - worker.asks_since >= 2 * self.scenario.lost_after() {
+                if self.agenda.now() - worker.asks_since >= 2 * self.scenario.heartbeat_timeout() {
                     worker.rank = worker.wanted;
                 }
                 self.ask_later(id);
@@ -178,10 +178,10 @@ impl SimWorld {
 
     /// Sends a heartbeat, and checks the heartbeat timeout.
     fn beat(&mut self, id: WorkerId, session: SessionId) {
-        let lost_after = self.scenario.lost_after();
+        let heartbeat_timeout = self.scenario.heartbeat_timeout();
         let since = |way| self.network.cuts.get(&(id, way)).copied();
         let cut = since(Direction::Up).into_iter().chain(since(Direction::Down)).chain(self.coordinator.frozen).min();
-        if cut.is_some_and(|since| self.agenda.now() - since >= lost_after) {
+        if cut.is_some_and(|since| self.agenda.now() - since >= heartbeat_timeout) {
             self.disconnected(id);
             return;
         }
@@ -196,7 +196,7 @@ impl SimWorld {
         };
         let beat = v1::Heartbeat { phase: phase.into(), position: worker.position };
         self.send_up(session, Up::Message(Message::Heartbeat(beat)));
-        let interval = (lost_after / 5).min(Time::from_secs(1));
+        let interval = (heartbeat_timeout / 5).min(Time::from_secs(1));
         self.agenda.after(interval, SimEvent::Connection { worker: id, wake: Wake::Beat(session) });
     }
 
@@ -252,7 +252,8 @@ impl SimWorld {
         let directive = Some(Directive::Abandon(v1::Abandon::default()));
         let abandon = v1::Directive { generation: worker.told, directive };
         self.send_up(session, Up::End);
-        self.agenda.after(self.scenario.lost_after(), SimEvent::Connection { worker: id, wake: Wake::LetGo(session) });
+        self.agenda
+            .after(self.scenario.heartbeat_timeout(), SimEvent::Connection { worker: id, wake: Wake::LetGo(session) });
         self.order(id, abandon);
     }
 

@@ -464,7 +464,7 @@ impl SimWorld {
         };
         let Some(session) = worker.session() else { return };
         let now = self.agenda.now();
-        let shortly = |since: Time| now - since < self.scenario.lost_after() + UNWELL_FOR;
+        let shortly = |since: Time| now - since < self.scenario.heartbeat_timeout() + UNWELL_FOR;
         let cut = [Direction::Up, Direction::Down, Direction::Peers].iter().any(|way| self.network.is_cut(*id, *way));
         let unwell = worker.stuck || worker.frozen || cut || shortly(worker.well_since);
         let unheard = self.network.is_reset(session) || self.network.erratic || shortly(self.network.erratic_until);

@@ -67,8 +67,8 @@ impl Scenario {
         file.workers.min = rng.random_range(1..=3);
         file.workers.max = rng.random_range(file.workers.min + 1..=5);
         file.control.window = rng.random_range(1..=6);
-        file.control.lost_after = f64::from(rng.random_range(2..=6_u32));
-        file.control.stall_after = f64::from(rng.random_range(20..=60_u32));
+        file.control.heartbeat_timeout = f64::from(rng.random_range(2..=6_u32));
+        file.control.stall_timeout = f64::from(rng.random_range(20..=60_u32));
         if rng.random() {
             file.control.sharding = Sharding::Proportional;
         }
@@ -102,8 +102,8 @@ impl Scenario {
         self.goes_on && self.faults.iter().all(|fault| Fault::HARMLESS.contains(fault))
     }
 
-    pub fn lost_after(&self) -> Time {
-        Time::from_secs_f64(self.file.control.lost_after)
+    pub fn heartbeat_timeout(&self) -> Time {
+        Time::from_secs_f64(self.file.control.heartbeat_timeout)
     }
 
     /// Whether a stage that continues beyond a step, or ends there, is evaluated at it.

@@ -40,11 +40,11 @@ impl RunFile {
         let too_many = format!("is {}, a run can have {MAX_WORKERS} workers at most", self.workers.max);
         need(self.workers.max <= MAX_WORKERS, "workers.max", &too_many)?;
         need(self.data.sources() == 1, "data", "needs exactly one of `karpathy`, `coco` and `webdataset`")?;
-        let Captioner { preset, weights, vision, vision_clip, .. } = &self.captioner;
+        let Captioner { preset, weights, vision_encoder: vision, vision_clip, .. } = &self.captioner;
         need(preset.is_some() != weights.is_some(), "captioner", "needs either `preset` or `weights`")?;
         need(
             weights.is_none() || vision.is_none(),
-            "captioner.vision",
+            "captioner.vision_encoder",
             "comes with captioner.weights: take one of the two out",
         )?;
         let said_of_nothing = "is of the weights beside it, and there are none";
@@ -64,15 +64,15 @@ impl RunFile {
             self.check_lengths(preset.captioner_positions())?;
         }
         need(self.decoding.length_penalty.is_finite(), "decoding.length_penalty", "must be finite")?;
-        let Control { lost_after, stall_after, window, .. } = &self.control;
+        let Control { heartbeat_timeout, stall_timeout, window, .. } = &self.control;
         let in_range = "must be from 0.01 to 2592000 seconds (30 days)";
-        need(TIMEOUTS.contains(lost_after), "control.lost_after", in_range)?;
+        need(TIMEOUTS.contains(heartbeat_timeout), "control.heartbeat_timeout", in_range)?;
         need((1..=MAX_WINDOW).contains(window), "control.window", &format!("must be in 1..={MAX_WINDOW}"))?;
-        need(TIMEOUTS.contains(stall_after), "control.stall_after", in_range)?;
+        need(TIMEOUTS.contains(stall_timeout), "control.stall_timeout", in_range)?;
         need(self.checkpoints.keep >= 1, "checkpoints.keep", "must be at least 1")?;
-        let to = self.checkpoints.to.as_deref();
+        let to = self.checkpoints.url.as_deref();
         let known = to.is_none_or(|to| to.starts_with("file:///") || to.starts_with("s3://"));
-        need(known, "checkpoints.to", "must be file:///FOLDER or s3://BUCKET/PREFIX")?;
+        need(known, "checkpoints.url", "must be file:///FOLDER or s3://BUCKET/PREFIX")?;
         need(!self.stages.is_empty(), "stages", "must name at least one stage")?;
         let too_many = format!("are {}, a run can have {MAX_STAGES} at most", self.stages.len());
         need(self.stages.len() <= MAX_STAGES, "stages", &too_many)?;
@@ -340,10 +340,11 @@ stages:
             Err(error) => error.to_string(),
         };
         let control = |setting: &str| problem("name: test", &format!("name: test\ncontrol: {{ {setting} }}"));
-        for setting in ["lost_after: 0.01", "lost_after: 2592000", "stall_after: 0.5", "window: 10000"] {
+        for setting in ["heartbeat_timeout: 0.01", "heartbeat_timeout: 2592000", "stall_timeout: 0.5", "window: 10000"]
+        {
             assert_eq!(control(setting), "", "{setting}");
         }
-        for setting in ["lost_after", "stall_after"] {
+        for setting in ["heartbeat_timeout", "stall_timeout"] {
             for value in ["0", "0.001", "-1", "1.0e300", ".nan", ".inf"] {
                 let found = control(&format!("{setting}: {value}"));
                 assert!(found.contains(&format!("control.{setting}: must be from 0.01 to 2592000 seconds")), "{found}");

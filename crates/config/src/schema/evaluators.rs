@@ -247,8 +247,7 @@ impl RunFile {
         let problem = "has several with weights, and which of them `contrastive` stages train is not said: name that one under \
                        `evaluator` instead";
         need(!unclear || !self.trains_evaluator(), "evaluators", problem)?;
-        let problem =
-            "has several with weights, and the captioner has no vision encoder of its own: set captioner.vision";
+        let problem = "has several with weights, and the captioner has no vision encoder of its own: set captioner.vision_encoder";
         need(!unclear || !self.shares_vision_encoder(), "evaluators", problem)
     }
 }
@@ -383,6 +382,6 @@ stages:
         let text = RUN.replace("EVALUATORS", BOTH).replace("{ weights: folder }", "{ preset: tiny }");
         let text = text.replace("REWARD", "{ clip_s: 1 }").replace("METRIC", "cider");
         let error = RunFile::parse(Path::new("run.yaml"), &text).unwrap_err().to_string();
-        assert!(error.contains("set captioner.vision"), "{error}");
+        assert!(error.contains("set captioner.vision_encoder"), "{error}");
     }
 }

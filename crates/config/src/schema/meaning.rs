@@ -185,7 +185,7 @@ impl RunFile {
 
     /// Whether the captioner uses the evaluator's vision encoder.
     pub(super) fn shares_vision_encoder(&self) -> bool {
-        self.captioner.weights.is_none() && self.captioner.vision.is_none()
+        self.captioner.weights.is_none() && self.captioner.vision_encoder.is_none()
     }
 
     /// Refuses combinations that nobody means.
@@ -201,7 +201,7 @@ impl RunFile {
             {
                 let problem = format!(
                     "`contrastive` changes the vision encoder that stage {} has trained the captioner with: put the stage before \
-                     it, or set captioner.vision",
+                     it, or set captioner.vision_encoder",
                     earlier.name
                 );
                 return Err((format!("stages[{i}].objective"), problem));
@@ -374,7 +374,7 @@ stages:
             found.contains("stages[1].objective: `contrastive` changes the vision encoder that stage xe"),
             "{found}"
         );
-        let own = RUN.replace("captioner: { preset: tiny }", "captioner: { preset: tiny, vision: clip.pt }");
+        let own = RUN.replace("captioner: { preset: tiny }", "captioner: { preset: tiny, vision_encoder: clip.pt }");
         assert_eq!(problem(&run(&own, &stages)), "");
         let trainable = |what: &str| with(CLIP, &format!("contrastive: {{ trainable: {what} }}"));
         assert_eq!(problem(&run(RUN, &[XE.to_owned(), trainable("projections")])), "");
@@ -511,7 +511,7 @@ stages:
                 .enumerate()
                 .map(|(i, kind)| [CLIP, XE, SCST, DICO][*kind].replacen("name: ", &format!("name: s{i}-"), 1))
                 .collect();
-            let head = if vision { RUN.replace("preset: tiny }\nev", "preset: tiny, vision: clip.pt }\nev") } else { RUN.to_owned() };
+            let head = if vision { RUN.replace("preset: tiny }\nev", "preset: tiny, vision_encoder: clip.pt }\nev") } else { RUN.to_owned() };
             let before = |i: usize, kind: usize| kinds[..i].contains(&kind);
             let is_good = (0..kinds.len()).all(|i| match kinds[i] {
                 0 => vision || kinds[..i].iter().all(|kind| *kind == 0),

@@ -35,7 +35,7 @@ pub struct RunFile {
     /// captions.
     #[serde(default)]
     pub seed: u64,
-    /// Folder for captions of evaluations, for checkpoints (unless `checkpoints.to` says otherwise)
+    /// Folder for captions of evaluations, for checkpoints (unless `checkpoints.url` says otherwise)
     /// and for the coordinator's journal (unless `serve --state` says otherwise).
     pub output: PathBuf,
     /// Number of workers.
@@ -64,11 +64,11 @@ pub struct RunFile {
     /// Stages of training, in order. At least one.
     pub stages: Vec<Stage>,
     /// Number format of matrix products.
-    #[serde(default)]
-    pub precision: Precision,
+    #[serde(default, alias = "precision")]
+    pub compute_dtype: Precision,
     /// Number format of gradients in the all-reduce between workers.
-    #[serde(default)]
-    pub wire: Precision,
+    #[serde(default, alias = "wire")]
+    pub gradient_dtype: Precision,
     /// Checkpoints: where they are saved, and how many are kept.
     #[serde(default)]
     pub checkpoints: Checkpoints,
@@ -125,7 +125,8 @@ pub struct Checkpoints {
     /// `file:///folder` or `s3://bucket/prefix` (with settings from the usual `AWS_*` variables).
     /// If absent, the folder `checkpoints` in `output`. The coordinator and all workers must reach
     /// the same location.
-    pub to: Option<String>,
+    #[serde(alias = "to")]
+    pub url: Option<String>,
     /// Newest checkpoints that are kept. The last of each stage, the best of the current stage and
     /// those that a guard may go back to are kept as well. At least 1.
     pub keep: u32,
@@ -142,13 +143,13 @@ impl RunFile {
     #[must_use]
     pub fn checkpoint_place(&self) -> String {
         let beside = || self.output.join("checkpoints").to_string_lossy().into_owned();
-        self.checkpoints.to.clone().unwrap_or_else(beside)
+        self.checkpoints.url.clone().unwrap_or_else(beside)
     }
 }
 
 impl Default for Checkpoints {
     fn default() -> Self {
-        Self { to: None, keep: 2 }
+        Self { url: None, keep: 2 }
     }
 }
 
@@ -157,10 +158,12 @@ impl Default for Checkpoints {
 #[serde(deny_unknown_fields, default)]
 pub struct Control {
     /// The coordinator counts a worker as lost when it has sent no heartbeat for this long.
-    pub lost_after: f64,
+    #[serde(alias = "lost_after")]
+    pub heartbeat_timeout: f64,
     /// The coordinator evicts a worker that makes no progress for this long while others wait for
     /// it, even if it sends heartbeats.
-    pub stall_after: f64,
+    #[serde(alias = "stall_after")]
+    pub stall_timeout: f64,
     /// Steps that workers may take beyond the last one that all have reported. At least 1.
     pub window: u32,
     /// How a batch is distributed over the workers.
@@ -181,6 +184,6 @@ pub enum Sharding {
 
 impl Default for Control {
     fn default() -> Self {
-        Self { lost_after: 10.0, stall_after: 300.0, window: 8, sharding: Sharding::Equal }
+        Self { heartbeat_timeout: 10.0, stall_timeout: 300.0, window: 8, sharding: Sharding::Equal }
     }
 }

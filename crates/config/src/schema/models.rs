@@ -61,8 +61,8 @@ pub struct Captioner {
     pub weights: Option<PathBuf>,
     /// CLIP weights with the frozen vision encoder of the captioner. If absent, it uses the
     /// evaluator's vision encoder.
-    #[serde(default)]
-    pub vision: Option<PathBuf>,
+    #[serde(default, alias = "vision")]
+    pub vision_encoder: Option<PathBuf>,
     /// How the model of `vision` computes, where its file does not say.
     #[serde(default, skip_serializing_if = "Conventions::is_empty")]
     pub vision_clip: Conventions,
@@ -205,9 +205,10 @@ pub struct Decoding {
     pub max_length: u32,
     /// Exponent of the length that a beam's score is divided by.
     pub length_penalty: f64,
-    /// Count the begin token in the length of captions that were cut at `max_length`, as the DiCO
+    /// Count the begin token (BOS) in the length of captions that were cut at `max_length`, as the DiCO
     /// release does.
-    pub begin_counts_when_cut: bool,
+    #[serde(alias = "begin_counts_when_cut")]
+    pub cut_length_includes_bos: bool,
     /// Generate the candidates of rewarded stages with dropout (`captioner.dropout`), as the DiCO
     /// release does. The masks of an image follow from `seed`, stage, step and image. Each image is
     /// searched by itself, which takes longer. Evaluations and the baseline `greedy` have no
@@ -251,6 +252,6 @@ fn default_prefix() -> String {
 
 impl Default for Decoding {
     fn default() -> Self {
-        Self { beams: 5, max_length: 30, length_penalty: 1.0, begin_counts_when_cut: false, candidate_dropout: false }
+        Self { beams: 5, max_length: 30, length_penalty: 1.0, cut_length_includes_bos: false, candidate_dropout: false }
     }
 }

@@ -28,7 +28,7 @@ use record::Record;
 pub use summary::{Spread, Summary};
 
 /// The heartbeat timeout of these runs, in seconds.
-const LOST_AFTER: f64 = 2.0;
+const HEARTBEAT_TIMEOUT: f64 = 2.0;
 /// The longest time between a recovery and the next fault.
 const MAX_PAUSE: Duration = Duration::from_millis(1500);
 
@@ -81,7 +81,7 @@ impl Chaos {
             let at = now();
             let ends = fault.strike(&mut cluster, victim, &mut random);
             let since = match fault {
-                // The time until its eviction is determined by `lost_after`; the recovery after it
+                // The time until its eviction is determined by `heartbeat_timeout`; the recovery after it
                 // is measured.
                 Fault::Stop => wait_for("the end of the stopped worker's generation", || record.ended(generation)),
                 Fault::StopCoordinator => now(),
@@ -127,7 +127,7 @@ impl Chaos {
              data:\n  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}\n  \
              scenes: {folder}/world/scenes.json\nvocabulary: corpus\nevaluator: {{ preset: tiny, prefix: \"\" }}\n\
              captioner: {{ preset: tiny, dropout: 0.0 }}\ndecoding: {{ beams: 3, max_length: 20 }}\n\
-             control: {{ lost_after: {LOST_AFTER:.1} }}\nstages:\n  \
+             control: {{ heartbeat_timeout: {HEARTBEAT_TIMEOUT:.1} }}\nstages:\n  \
              - {{ name: evaluator, objective: contrastive, steps: 30, batch: 24, {optimizer} }}\n  \
              - {{ name: xe, objective: cross_entropy, steps: {steps}, batch: 24, checkpoint_every: 100, evaluate_every: {}, {optimizer} }}\n  \
              - {{ name: dico, objective: dico, steps: {}, batch: 12, checkpoint_every: 20, optimizer: {{ learning_rate: 1.0e-5 }} }}\n",

@@ -247,7 +247,7 @@ impl Step {
             beams: self.beams.into(),
             max_length: self.max_length.into(),
             length_penalty: 1.0,
-            begin_counts_when_cut: false,
+            cut_length_includes_bos: false,
             begin: vocabulary.begin(),
             // No token has this number.
             end: if self.min_length.is_some() { -1 } else { vocabulary.end() },

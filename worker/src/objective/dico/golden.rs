@@ -214,8 +214,8 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
     let mut run = run(&setting.name);
     // The golden captioner is small: its captions are cut earlier.
     run.decoding.max_length = max_length as u32;
-    let Decoding { beams: of_run, length_penalty: penalty, begin_counts_when_cut, .. } = run.decoding;
-    assert_eq!((of_run as usize, penalty, begin_counts_when_cut), (beams, length_penalty, cut_counts_begin));
+    let Decoding { beams: of_run, length_penalty: penalty, cut_length_includes_bos, .. } = run.decoding;
+    assert_eq!((of_run as usize, penalty, cut_length_includes_bos), (beams, length_penalty, cut_counts_begin));
     assert_eq!(
         (run.primary_evaluator().settings.cut_candidates, stage(&run).dico.beta),
         (setting.cut_candidates, golden.beta)

@@ -213,7 +213,7 @@ fn with_one_that_hangs(file: RunFile, at: impl Fn(&Activity) -> bool) {
 fn who_hangs_is_sent_away_whatever_it_was_at() {
     let mut file =
         testing::run_file(vec![testing::stage("a", 50, 8, Some(5), Some(5)), testing::stage("b", 5, 8, None, None)]);
-    (file.workers.min, file.control.stall_after) = (2, 20.0);
+    (file.workers.min, file.control.stall_timeout) = (2, 20.0);
     with_one_that_hangs(file.clone(), |doing| matches!(doing, Activity::Meeting(_)));
     with_one_that_hangs(file.clone(), |doing| matches!(doing, Activity::Adopting(_)));
     with_one_that_hangs(file.clone(), |doing| matches!(doing, Activity::Computing(_)));
@@ -227,7 +227,7 @@ fn who_hangs_is_sent_away_whatever_it_was_at() {
 #[test]
 fn who_hangs_while_all_wait_for_a_checkpoint_is_sent_away() {
     let mut file = testing::run_file(vec![testing::stage("a", 10, 8, None, None)]);
-    (file.workers.min, file.control.stall_after) = (2, 20.0);
+    (file.workers.min, file.control.stall_timeout) = (2, 20.0);
     let mut world = SimWorld::of(file);
     let hangs = [world.join(), world.join()][1];
     world.disk.full = true;
@@ -244,7 +244,7 @@ fn who_hangs_while_all_wait_for_a_checkpoint_is_sent_away() {
 #[test]
 fn who_hangs_alone_is_sent_away_when_another_comes() {
     let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
-    file.control.stall_after = 20.0;
+    file.control.stall_timeout = 20.0;
     let mut world = SimWorld::of(file);
     let first = world.join();
     world.until(|world| matches!(world.workers[&first].doing, Activity::Computing(_)));
@@ -259,7 +259,7 @@ fn who_hangs_alone_is_sent_away_when_another_comes() {
 #[test]
 fn who_captions_for_long_does_not_stand_still() {
     let mut file = testing::run_file(vec![testing::stage("a", 1, 8, None, None)]);
-    (file.workers.min, file.control.stall_after) = (2, 10.0);
+    (file.workers.min, file.control.stall_timeout) = (2, 10.0);
     let mut world = SimWorld::of(file);
     let slow = world.join();
     world.join();
@@ -378,7 +378,7 @@ fn who_takes_the_place_of_a_lost_machine_waits_until_it_is_free() {
     let asked = world.agenda.now();
     let second = world.start_worker("fourth".into(), Some(1));
     world.until(|world| !world.workers.contains_key(&second));
-    assert!(world.agenda.now() - asked < world.scenario.lost_after(), "{:?}", world.agenda.now() - asked);
+    assert!(world.agenda.now() - asked < world.scenario.heartbeat_timeout(), "{:?}", world.agenda.now() - asked);
     assert!(world.is_member(stays) && world.is_member(replacement));
     assert_eq!(world.happened(EventKind::Lost), 1);
 }
@@ -388,7 +388,7 @@ fn who_takes_the_place_of_a_lost_machine_waits_until_it_is_free() {
 fn whose_disk_is_slow_does_not_stand_still() {
     let stop_while_saving = |seed: u64| {
         let mut file = testing::run_file(vec![testing::stage("a", 50, 8, Some(2), None)]);
-        (file.workers.min, file.control.stall_after) = (2, 20.0);
+        (file.workers.min, file.control.stall_timeout) = (2, 20.0);
         let slow = Scenario { saving: Time::from_secs(19), ..Scenario::quiet(file) };
         let mut world = SimWorld::new(seed, Trace::Dropped, |_| slow);
         let first = world.join();
